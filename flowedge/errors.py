@@ -1,0 +1,53 @@
+"""Every error a user can act on.
+
+FlowEdgeError
+├── CheckpointError           the checkpoint cannot be read, is not of a known model, or lacks something
+│   └── UnsafeCheckpointError the file asks to run code or to build a class that is not on the allow-list
+├── ExportError               the exported graph could not be made, or is not equal to its reference
+├── BundleError               the bundle on disk cannot be trusted, read or written
+├── ImageError                an image or a frame cannot be read, or is not what the bundle takes
+├── DataError                 a folder of images is not what the command needs
+├── CalibrationError          a constant or a threshold cannot be fitted on the given images
+└── EngineUnavailableError    the requested engine cannot run on this machine
+
+A wrong argument of a Python call is a ``ValueError`` or a ``TypeError``; a bug of ours is an
+``AssertionError``. The command line prints a ``FlowEdgeError`` on one line and ends with status 2.
+"""
+
+from __future__ import annotations
+
+
+class FlowEdgeError(Exception):
+    """Something the user can act on; the message says what, the value and the next step."""
+
+
+class CheckpointError(FlowEdgeError):
+    """The checkpoint cannot be read, is not of a known model, or lacks something."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """The file asks to run code or to build a class that is not on the allow-list."""
+
+
+class ExportError(FlowEdgeError):
+    """The exported graph could not be made, or is not equal to its reference."""
+
+
+class BundleError(FlowEdgeError):
+    """The bundle on disk cannot be trusted, read or written."""
+
+
+class ImageError(FlowEdgeError):
+    """An image or a frame cannot be read, or is not what the bundle takes."""
+
+
+class DataError(FlowEdgeError):
+    """A folder of images is not what the command needs."""
+
+
+class CalibrationError(FlowEdgeError):
+    """A constant or a threshold cannot be fitted on the given images."""
+
+
+class EngineUnavailableError(FlowEdgeError):
+    """The requested engine cannot run on this machine."""

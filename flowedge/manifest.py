@@ -1,0 +1,288 @@
+"""What a bundle says of itself: plain frozen data, its JSON form, and its schema number.
+
+The manifest is the contract between the exporter and every runtime, so unknown fields and unknown schema
+numbers are errors, never guesses. All numbers are finite: JSON has no NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Final, Literal, TypeAlias
+
+import msgspec
+
+from flowedge.errors import BundleError
+
+SCHEMA: Final = 1
+
+Family: TypeAlias = Literal["cflow", "csflow", "fastflow", "uflow", "msflow"]
+PrecisionName: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+ResizeMethod: TypeAlias = Literal["float_bilinear", "pil_bilinear", "pil_lanczos", "cv2_bilinear"]
+ScoreNormalisation: TypeAlias = Literal["none", "per_image", "fixed_reference"]
+ThresholdMethod: TypeAlias = Literal["quantile", "target-fpr", "f1", "manual"]
+Scalar: TypeAlias = str | int | float | bool
+Pixels: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=16384)]
+Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Sha256: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Frozen and closed to unknown fields; msgspec wants ``kw_only`` said again by each subclass."""
+
+
+class Assumed(_Record, kw_only=True):
+    """One value that the checkpoint does not hold.
+
+    Attributes:
+        name: What ``--set name=value`` or the named option changes.
+        value: The value that was used.
+        given: True when the user gave it, false when it is the default.
+        why: One sentence: where the default comes from.
+    """
+
+    name: Name
+    value: Scalar | list[Scalar]
+    given: bool
+    why: str
+
+
+class Source(_Record, kw_only=True):
+    """Where the checkpoint comes from.
+
+    Attributes:
+        repository: ``"anomalib"`` or the official repository, such as ``"gudovskiy/cflow-ad"``.
+        generation: The version or the generation within that repository, such as ``"2.7"`` or ``"official"``.
+        file: The checkpoint's file name, without folders.
+        sha256: The checkpoint's hash.
+    """
+
+    repository: Name
+    generation: Name
+    file: Name
+    sha256: Sha256
+
+
+class Preprocessing(_Record, kw_only=True):
+    """How a frame (uint8, RGB, any size) becomes the network's input, in this order.
+
+    Attributes:
+        resize: ``[height, width]`` in pixels to resize to, whatever the frame's aspect; with ``keep_aspect``
+            only the first is used, for the shorter side.
+        keep_aspect: Resize the shorter side, keep the aspect ratio.
+        method: ``float_bilinear``: float32 in [0, 1], antialiased bilinear as torchvision computes it on
+            tensors. ``pil_bilinear`` and ``pil_lanczos``: uint8 in, uint8 out, as PIL computes them.
+            ``cv2_bilinear``: uint8 in, uint8 out, OpenCV's INTER_LINEAR, not antialiased.
+        crop: ``[height, width]`` of a centre crop after the resize, or None.
+        mean: Per RGB channel, in units of the [0, 1] range.
+        std: Per RGB channel, in units of the [0, 1] range.
+    """
+
+    resize: tuple[Pixels, Pixels]
+    keep_aspect: bool = False
+    method: ResizeMethod
+    crop: tuple[Pixels, Pixels] | None = None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class FixedReference(_Record, kw_only=True):
+    """The constants that ``fixed_reference`` scores are normalised by, fitted on good images.
+
+    Attributes:
+        level_max: Per level, the largest log-likelihood per dimension (constants dropped, as the graph's
+            ``level_*``).
+        map_max: The largest sum of the levels' exponentials (CFLOW: S*; MSFlow: of the additive map).
+        mul_max: MSFlow only: the largest sum of the levels' likelihoods.
+    """
+
+    level_max: tuple[float, ...]
+    map_max: float
+    mul_max: float | None = None
+
+
+class Scoring(_Record, kw_only=True):
+    """How the levels become the map and the image score (families.md 4.4, 5.5, 6.3, 7.4, 8.5).
+
+    Attributes:
+        normalisation: ``none`` for the families whose map needs no maximum.
+        reference: Set exactly when ``normalisation`` is ``fixed_reference``.
+        csflow_map: CS-Flow only: ``product`` of the levels (anomalib) or the ``finest`` level (official).
+        top_fraction: MSFlow only: the share of the pixels whose mean is the score.
+    """
+
+    normalisation: ScoreNormalisation
+    reference: FixedReference | None = None
+    csflow_map: Literal["product", "finest"] | None = None
+    top_fraction: float | None = None
+
+
+class Threshold(_Record, kw_only=True):
+    """One fitted decision limit: a value above it is anomalous.
+
+    Attributes:
+        value: In units of the score (or of the anomaly map, for a pixel threshold).
+        method: How it was fitted.
+        parameter: The quantile or the target false-alarm rate, where the method has one.
+        images: On how many images it was fitted; 0 for a manual one.
+    """
+
+    value: float
+    method: ThresholdMethod
+    parameter: float | None = None
+    images: int = 0
+
+
+class Thresholds(_Record, kw_only=True):
+    """The decision limits of one precision."""
+
+    image: Threshold | None = None
+    pixel: Threshold | None = None
+
+
+class GraphFile(_Record, kw_only=True):
+    """One graph of the bundle.
+
+    Attributes:
+        precision: What the graph computes in.
+        file: Its file name in the bundle.
+        opset: Its ONNX opset.
+        fp32_islands: Name prefixes of the nodes that stay in FP32 (empty for fp32 itself).
+        thresholds: The limits fitted with this precision.
+    """
+
+    precision: PrecisionName
+    file: Name
+    opset: int
+    fp32_islands: tuple[str, ...] = ()
+    thresholds: Thresholds = Thresholds()
+
+
+class StoredFile(_Record, kw_only=True):
+    """One file of the bundle, by its path relative to the bundle, with forward slashes."""
+
+    path: Name
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Sha256
+
+
+class LevelInfo(_Record, kw_only=True):
+    """One scale of the flow: channels of its latent and the size of its map."""
+
+    channels: Annotated[int, msgspec.Meta(ge=1)]
+    height: Pixels
+    width: Pixels
+
+
+class Manifest(_Record, kw_only=True):
+    """A bundle's own description.
+
+    Attributes:
+        schema: Always ``SCHEMA``; checked before anything else.
+        flowedge_version: The version that wrote the bundle.
+        created: ISO 8601, UTC.
+        backbone: The network's name, in timm's or torchvision's words.
+        image_size: ``[height, width]`` of the graph's ``image`` input.
+        levels: Fine to coarse.
+        assumed: Every value that the checkpoint did not hold.
+        licence_note: What the weights' origin says about their licence, or an empty string.
+        files: Every file of the bundle but the manifest itself.
+    """
+
+    schema: int
+    flowedge_version: str
+    created: str
+    family: Family
+    source: Source
+    backbone: Name
+    image_size: tuple[Pixels, Pixels]
+    levels: tuple[LevelInfo, ...]
+    preprocessing: Preprocessing
+    scoring: Scoring
+    graphs: tuple[GraphFile, ...]
+    assumed: tuple[Assumed, ...] = ()
+    licence_note: str = ""
+    files: tuple[StoredFile, ...] = ()
+
+    def graph(self, precision: str) -> GraphFile:
+        """The graph of a precision.
+
+        Raises:
+            BundleError: The bundle holds no such graph.
+        """
+        for graph in self.graphs:
+            if graph.precision == precision:
+                return graph
+        have = ", ".join(g.precision for g in self.graphs)
+        raise BundleError(
+            f"the bundle has no {precision} graph; it has {have}. Export again with --{precision}."
+        )
+
+
+def manifest_from_json(data: bytes) -> Manifest:
+    """Parse and check a manifest.
+
+    Raises:
+        BundleError: Not JSON, an unknown schema number, a missing, unknown or ill-typed field, a number that
+            is not finite.
+    """
+    try:
+        schema = msgspec.json.decode(data, type=_SchemaOnly).schema
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BundleError(
+            f"manifest.json is not a FlowEdge manifest: {error}. Export the bundle again."
+        ) from error
+    if schema != SCHEMA:
+        raise BundleError(
+            f"manifest.json has schema {schema}, this FlowEdge reads schema {SCHEMA}. "
+            f"{'Install a newer FlowEdge' if schema > SCHEMA else 'Export the bundle again'}."
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BundleError(f"manifest.json is not valid: {error}. Export the bundle again.") from error
+    _check(manifest)
+    return manifest
+
+
+def json_from_manifest(manifest: Manifest) -> bytes:
+    """The manifest as indented UTF-8 JSON with a stable field order."""
+    _check(manifest)
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+class _SchemaOnly(msgspec.Struct):
+    schema: int
+
+
+def _check(manifest: Manifest) -> None:
+    """What the types cannot say."""
+    scoring = manifest.scoring
+    if (scoring.normalisation == "fixed_reference") != (scoring.reference is not None):
+        raise BundleError(
+            "manifest.json: scoring.reference must be there exactly when normalisation is fixed_reference."
+        )
+    if scoring.reference is not None and len(scoring.reference.level_max) != len(manifest.levels):
+        raise BundleError(
+            f"manifest.json: {len(scoring.reference.level_max)} reference maxima for {len(manifest.levels)} levels."
+        )
+    if not manifest.levels or not manifest.graphs:
+        raise BundleError("manifest.json: a bundle needs at least one level and one graph.")
+    names = [g.precision for g in manifest.graphs]
+    if len(set(names)) != len(names):
+        raise BundleError(f"manifest.json: a precision is listed twice: {', '.join(names)}.")
+    if any(value <= 0 for value in manifest.preprocessing.std):
+        raise BundleError(
+            f"manifest.json: preprocessing.std must be positive, got {manifest.preprocessing.std}."
+        )
+    _check_finite(msgspec.to_builtins(manifest), "manifest.json")
+
+
+def _check_finite(value: object, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BundleError(f"{where} is {value}; only finite numbers are allowed.")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_finite(item, f"{where}: {key}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _check_finite(item, f"{where}[{index}]")
