@@ -263,7 +263,8 @@ def _check(manifest: Manifest) -> None:
         )
     if scoring.reference is not None and len(scoring.reference.level_max) != len(manifest.levels):
         raise BundleError(
-            f"manifest.json: {len(scoring.reference.level_max)} reference maxima for {len(manifest.levels)} levels."
+            f"manifest.json: {len(scoring.reference.level_max)} reference maxima "
+            f"for {len(manifest.levels)} levels."
         )
     if not manifest.levels or not manifest.graphs:
         raise BundleError("manifest.json: a bundle needs at least one level and one graph.")
