@@ -1,0 +1,250 @@
+"""The intermediate representation: five families, one vocabulary of plain frozen data.
+
+A ``FlowModel`` is a backbone that gives one feature map per level, a program of steps over *streams*, and a
+score. Stream ``l`` starts as the features of level ``l`` (levels run from fine, 0, to coarse) and ends as the
+latent z of that level; further streams are made by ``Split``. Every array is float32 or int64 NumPy; nothing here
+knows torch.
+
+The same classes hold a model as its paper writes it and as the passes leave it: a pass turns a field into its
+neutral value (``None``, 1.0) and moves what it held elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.manifest import Family, Scoring
+
+Array: TypeAlias = NDArray[np.float32]
+Index: TypeAlias = NDArray[np.int64]
+
+
+# --- the layers of a coupling's subnet ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Linear:
+    """``y = weight x + bias`` at every position by itself. weight ``(out, in)``, bias ``(out,)``."""
+
+    weight: Array
+    bias: Array | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Conv:
+    """A convolution, stride 1, zero-padded by ``k // 2``. weight ``(out, in, k, k)``, bias ``(out,)``."""
+
+    weight: Array
+    bias: Array | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChannelNorm:
+    """Layer normalisation over the channels of each pixel. weight and bias ``(C,)``."""
+
+    weight: Array
+    bias: Array
+    eps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Relu:
+    """``max(x, 0)``."""
+
+
+SubnetLayer: TypeAlias = Linear | Conv | ChannelNorm | Relu
+
+
+# --- what a subnet sees besides the passive half --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PositionCode:
+    """The sinusoidal code of Vaswani et al. in two dimensions (CFLOW-AD, eq. 7): ``length`` channels.
+
+    Channels ``0 .. length/2`` depend on the column only, the others on the row only.
+    """
+
+    length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PositionBasis:
+    """Constant maps that span the position code: ``columns (r, W)`` and ``rows (s, H)``, so ``r + s`` channels."""
+
+    columns: Array
+    rows: Array
+
+    @property
+    def length(self) -> int:
+        """How many channels the basis has."""
+        return len(self.columns) + len(self.rows)
+
+
+# --- the steps ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Coupling:
+    """The affine coupling of FrEIA's all-in-one block, without its permutation.
+
+    With ``x1 = x[passive]``, ``x2 = x[active]`` and ``r = gain * subnet(concat(x1, condition))``, whose first
+    half is a and whose second half is t::
+
+        g = alpha * tanh(inner * a)
+        y = scale * concat(x1, x2 * exp(g) + t) + offset
+
+    so the passive channels come first in the output. ``inner`` is 1 for FrEIA 0.2 and ``1 / alpha`` for FrEIA's
+    main branch since August 2023.
+
+    Attributes:
+        passive: Channels of the stream that the subnet reads, in its order.
+        active: Channels that are transformed, in the order of the subnet's output.
+        scale: ``(len(passive) + len(active),)`` or None for 1.
+        offset: Likewise, or None for 0.
+        log_det: Whether the score needs the sum of g over channels.
+    """
+
+    stream: int
+    passive: Index
+    active: Index
+    condition: PositionCode | PositionBasis | None
+    subnet: tuple[SubnetLayer, ...]
+    gain: float
+    alpha: float
+    inner: float
+    scale: Array | None
+    offset: Array | None
+    log_det: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChannelMap:
+    """A fixed map of the channels of every pixel: ``y = matrix x + bias``, or the gather ``y_i = x[index_i]``.
+
+    Exactly one of ``index (out,)`` and ``matrix (out, in)`` is set; ``bias (out,)`` goes with a matrix only.
+    """
+
+    stream: int
+    index: Index | None = None
+    matrix: Array | None = None
+    bias: Array | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChannelAffine:
+    """``y = scale * x + shift`` per channel; None is 1 or 0."""
+
+    stream: int
+    scale: Array | None
+    shift: Array | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PositionChannels:
+    """Append the constant maps of a basis to the stream, behind its channels."""
+
+    stream: int
+    basis: PositionBasis
+
+
+Step: TypeAlias = Coupling | ChannelMap | ChannelAffine | PositionChannels
+
+
+# --- the model ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Backbone:
+    """The frozen network that gives the features.
+
+    Attributes:
+        network: The network's name in timm's words, such as ``resnet18``.
+        taps: Which features, fine to coarse, in the network's own names (``layer2``, ``blocks.4``).
+        padding: ``reflect`` where every convolution wider than one pixel pads by reflection (the private ResNets
+            of the official CFLOW and MSFlow), ``zeros`` for the network as timm builds it.
+        weights: State dict of the network, by the network's own names.
+    """
+
+    network: str
+    taps: tuple[str, ...]
+    padding: Literal["zeros", "reflect"]
+    weights: Mapping[str, Array] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Level:
+    """One scale.
+
+    Attributes:
+        channels: Channels of the level's features, and the number of dimensions that the score divides by.
+        height: Rows of the level's map.
+        width: Columns of the level's map.
+        latent_scale: ``z = latent_scale * stream`` at the end of the program, ``(channels of the stream,)``;
+            None is 1. A zero drops a channel from the score.
+    """
+
+    channels: int
+    height: int
+    width: int
+    latent_scale: Array | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FlowModel:
+    """A trained detector, as data.
+
+    Attributes:
+        image_size: ``(height, width)`` of the network's input, pixels.
+        levels: Fine to coarse.
+        steps: The program, in order of execution.
+        scoring: How the levels become the map and the score.
+    """
+
+    family: Family
+    image_size: tuple[int, int]
+    backbone: Backbone
+    levels: tuple[Level, ...]
+    steps: tuple[Step, ...]
+    scoring: Scoring
+
+
+def stream_widths(model: FlowModel) -> list[int]:
+    """Channels of each level's stream at the end of the program."""
+    widths = [level.channels for level in model.levels]
+    for step in model.steps:
+        match step:
+            case Coupling():
+                widths[step.stream] = len(step.passive) + len(step.active)
+            case ChannelMap(index=None, matrix=matrix) if matrix is not None:
+                widths[step.stream] = len(matrix)
+            case ChannelMap(index=index) if index is not None:
+                widths[step.stream] = len(index)
+            case PositionChannels():
+                widths[step.stream] += step.basis.length
+            case _:
+                pass
+    return widths
+
+
+def position_code(length: int, size: int) -> NDArray[np.float64]:
+    """One axis of the position code: ``(length / 2, size)``, rows ``sin(p w_i), cos(p w_i)`` in turn.
+
+    The frequencies ``w_i = exp(-2 i ln(10000) / (length / 2))`` are rounded to float32, as the original
+    computes them; the rest is float64.
+
+    Raises:
+        ValueError: ``length`` is not a multiple of 4.
+    """
+    if length % 4:
+        raise ValueError(f"a position code needs a multiple of 4 channels, got {length}")
+    half = length // 2
+    exponent = np.arange(0, half, 2, dtype=np.float32) * np.float32(-(np.log(10000.0) / half))
+    frequency = np.exp(exponent).astype(np.float64)
+    phase = np.arange(size)[None, :] * frequency[:, None]
+    return np.stack([np.sin(phase), np.cos(phase)], axis=1).reshape(half, size)

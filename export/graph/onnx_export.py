@@ -1,0 +1,115 @@
+"""From a lowered ``FlowModel`` to a checked ONNX file that honours the graph's contract."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+import torch
+from torch import nn
+
+from flowedge.errors import ExportError
+from flowedge.export.graph import ir
+from flowedge.export.graph.emit import Detector
+from flowedge.export.graph.score import reference_names
+
+OPSETS: Final = range(17, 22)
+DEFAULT_OPSET: Final = 18
+_SCOPES: Final = "pkg.torch.onnx.name_scopes"
+_EXTERNAL_ABOVE: Final = 1_500_000_000  # bytes; a protobuf ends at 2 GiB
+
+
+def output_names(model: ir.FlowModel) -> list[str]:
+    """The graph's outputs, in order."""
+    multiplicative = ["anomaly_map_mul"] if model.family == "msflow" else []
+    return ["score", "anomaly_map", *multiplicative, *(f"level_{n}" for n in range(len(model.levels)))]
+
+
+def onnx_from_model(
+    model: ir.FlowModel, backbone: nn.Module, path: Path, *, opset: int = DEFAULT_OPSET
+) -> None:
+    """Trace the model and write ``path`` (and ``path.data`` where the weights exceed what one protobuf holds).
+
+    Raises:
+        ValueError: ``opset`` is not one of ``OPSETS``.
+        ExportError: The tracer or the checker refused, or the traced graph does not keep the contract.
+    """
+    if opset not in OPSETS:
+        raise ValueError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}, got {opset}")
+    detector = Detector(backbone, model).eval()
+    size = sum(p.numel() * p.element_size() for p in detector.parameters())
+    try:
+        program = _trace(detector, model, opset)
+    except Exception as error:
+        raise ExportError(
+            f"torch could not trace the {model.family} graph at opset {opset}: {error}"
+        ) from error
+    _name_nodes(program.model)
+    program.save(str(path), external_data=size > _EXTERNAL_ABOVE)
+    _check(path, model, opset)
+
+
+def _trace(detector: nn.Module, model: ir.FlowModel, opset: int) -> Any:
+    example = torch.zeros(2, 3, *model.image_size)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # the tracer's own deprecations: nothing the user can act on
+            return torch.onnx.export(
+                detector,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                input_names=["image"],
+                output_names=output_names(model),
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            )
+    finally:
+        logger.setLevel(level)
+
+
+def _name_nodes(model: Any) -> None:
+    """Nodes get their module's path as a name (``backbone/…``, ``flow/…``); the tracer's notes are dropped."""
+    seen: dict[str, int] = {}
+    for node in model.graph.all_nodes():
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "['']"))
+        module = next((scope for scope in reversed(scopes[:-1]) if scope), "")
+        base = "/".join(part for part in (module.replace(".", "/"), node.op_type) if part)
+        count = seen.get(base, 0)
+        seen[base] = count + 1
+        node.name = f"{base}_{count}" if count else base
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.producer_name = "flowedge"
+
+
+def _check(path: Path, model: ir.FlowModel, opset: int) -> None:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the traced graph is not valid ONNX: {error}") from error
+    graph = onnx.load(str(path), load_external_data=False)
+    outputs = [value.name for value in graph.graph.output]
+    if outputs != output_names(model) or [value.name for value in graph.graph.input] != ["image"]:
+        raise ExportError(f"the traced graph's outputs are {outputs}, expected {output_names(model)}")
+    got = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
+    if got != opset:
+        raise ExportError(f"the traced graph has opset {got}, {opset} was asked for; take another --opset")
+    initializers = {tensor.name for tensor in graph.graph.initializer}
+    missing = set(reference_names(model)) - initializers
+    if missing:
+        raise ExportError(f"the traced graph lost its constants {', '.join(sorted(missing))}")

@@ -1,0 +1,260 @@
+"""The lowering: functions ``FlowModel -> FlowModel``, listed in one tuple and run top to bottom.
+
+Each docstring names the pass's exactness: *bitwise* (up to the sign of zero), *re-association* (exact in real
+arithmetic; float32 sums come in another order), or *orthogonality* (relies on a stored matrix being orthogonal,
+which is checked). All folding is done in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.export.graph import ir
+from flowedge.export.graph.affine import fold_affine
+
+_ORTHOGONAL: Final = 1e-5
+_NEGLIGIBLE: Final = 2.0**-25  # of the largest singular value: below what float32 codes can resolve
+_CHANNEL_BLOCK: Final = 16  # engines compute channels in blocks of 8 or 16
+
+
+def drop_unused_log_det(model: ir.FlowModel) -> ir.FlowModel:
+    """The log-determinant goes where the score does not use it: everywhere but in CFLOW. Bitwise."""
+    if model.family == "cflow":
+        return model
+    return _map_couplings(model, lambda step: dataclasses.replace(step, log_det=False))
+
+
+def index_hard_permutations(model: ir.FlowModel) -> ir.FlowModel:
+    """A matrix with a single 1 in each row becomes a gather. Bitwise for finite values."""
+
+    def lowered(step: ir.Step) -> ir.Step:
+        if not isinstance(step, ir.ChannelMap) or step.matrix is None or step.bias is not None:
+            return step
+        matrix = step.matrix
+        hard = np.all((matrix == 0) | (matrix == 1)) and np.all(np.count_nonzero(matrix, axis=1) == 1)
+        return ir.ChannelMap(stream=step.stream, index=matrix.argmax(1).astype(np.int64)) if hard else step
+
+    return dataclasses.replace(model, steps=tuple(lowered(step) for step in model.steps))
+
+
+def absorb_gathers(model: ir.FlowModel) -> ir.FlowModel:
+    """A gather is composed into what reads the stream next; at the end it only reorders a sum. Re-association."""
+    pending: dict[int, ir.Index] = {}
+    steps: list[ir.Step] = []
+    for step in model.steps:
+        stream = step.stream
+        if isinstance(step, ir.ChannelMap) and step.index is not None:
+            pending[stream] = pending[stream][step.index] if stream in pending else step.index
+            continue
+        index = pending.pop(stream, None)
+        if index is None:
+            steps.append(step)
+        elif isinstance(step, ir.Coupling):
+            steps.append(dataclasses.replace(step, passive=index[step.passive], active=index[step.active]))
+        elif isinstance(step, ir.ChannelMap) and step.matrix is not None:
+            matrix = np.zeros_like(step.matrix)
+            matrix[:, index] = step.matrix
+            steps.append(dataclasses.replace(step, matrix=matrix))
+        else:
+            steps += [ir.ChannelMap(stream=stream, index=index), step]
+    return dataclasses.replace(model, steps=tuple(steps))
+
+
+def drop_last_rotation(model: ir.FlowModel) -> ir.FlowModel:
+    """The sum of squares does not see the last orthogonal matrix of a stream. Orthogonality, checked to 1e-5."""
+    steps = list(model.steps)
+    for stream in range(len(model.levels)):
+        last = max((n for n, step in enumerate(steps) if step.stream == stream), default=None)
+        if last is None:
+            continue
+        step = steps[last]
+        if isinstance(step, ir.ChannelMap) and step.matrix is not None and step.bias is None:
+            matrix = step.matrix.astype(np.float64)
+            if matrix.shape[0] == matrix.shape[1]:
+                defect = np.abs(matrix.T @ matrix - np.eye(len(matrix))).max()
+                if defect <= _ORTHOGONAL:
+                    del steps[last]
+    return dataclasses.replace(model, steps=tuple(steps))
+
+
+def linear_layers_become_convolutions(model: ir.FlowModel) -> ir.FlowModel:
+    """A linear layer at every position is a 1x1 convolution over the map. Re-association."""
+
+    def lowered(step: ir.Coupling) -> ir.Coupling:
+        subnet = tuple(
+            ir.Conv(weight=layer.weight[:, :, None, None], bias=layer.bias)
+            if isinstance(layer, ir.Linear)
+            else layer
+            for layer in step.subnet
+        )
+        return dataclasses.replace(step, subnet=subnet)
+
+    return _map_couplings(model, lowered)
+
+
+def fold_gain(model: ir.FlowModel) -> ir.FlowModel:
+    """The factor 0.1 and the clamp's inner factor go into the subnet's last convolution. Re-association."""
+
+    def lowered(step: ir.Coupling) -> ir.Coupling:
+        *before, last = step.subnet
+        if not isinstance(last, ir.Conv):
+            return step
+        factor = np.full(len(last.weight), step.gain)
+        factor[: len(step.active)] *= step.inner
+        return dataclasses.replace(step, subnet=(*before, scale_rows(last, factor)), gain=1.0, inner=1.0)
+
+    return _map_couplings(model, lowered)
+
+
+def reduce_position_code(model: ir.FlowModel) -> ir.FlowModel:
+    """The sinusoids become as many orthonormal maps as float32 can tell apart. Re-association.
+
+    On 32 columns the 64 sinusoids of CFLOW span 17 dimensions to the precision of float32: the slow ones are
+    nearly straight lines. The weights' condition columns absorb the change of basis, and the bias takes the
+    constant part. So the condition costs a few input channels instead of a map per hidden channel, and the graph
+    stores ``r (H + W)`` numbers instead of ``hidden H W``.
+    """
+
+    def lowered(step: ir.Coupling) -> ir.Coupling:
+        first = step.subnet[0]
+        if not isinstance(step.condition, ir.PositionCode) or not isinstance(first, ir.Conv):
+            return step
+        level = model.levels[step.stream]
+        half = step.condition.length // 2
+        seen = len(step.passive)
+        constant_in_bias = first.weight.shape[-1] == 1  # a zero-padded border does not see a constant
+        columns, from_columns, constant_c = _basis(ir.position_code(2 * half, level.width), constant_in_bias)
+        rows, from_rows, constant_r = _basis(ir.position_code(2 * half, level.height), constant_in_bias)
+        columns, from_columns = _padded_rank(columns, from_columns, seen + len(columns) + len(rows))
+        weight = first.weight.astype(np.float64)
+        own, by_column, by_row = np.split(weight, [seen, seen + half], axis=1)
+        condition = [
+            np.einsum("opyx,pr->oryx", by_column, from_columns),
+            np.einsum("opyx,pr->oryx", by_row, from_rows),
+        ]
+        bias = np.zeros(len(weight)) if first.bias is None else first.bias.astype(np.float64)
+        if constant_in_bias:
+            bias = bias + by_column[:, :, 0, 0] @ constant_c + by_row[:, :, 0, 0] @ constant_r
+        conv = ir.Conv(weight=_f32(np.concatenate([own, *condition], axis=1)), bias=_f32(bias))
+        basis = ir.PositionBasis(columns=_f32(columns), rows=_f32(rows))
+        return dataclasses.replace(step, condition=basis, subnet=(conv, *step.subnet[1:]))
+
+    return _map_couplings(model, lowered)
+
+
+def carry_position(model: ir.FlowModel) -> ir.FlowModel:
+    """The position maps ride along in the stream, so that one gather fetches them with the passive half. Bitwise.
+
+    Only where the stream has no dense channel map, which would have to carry them through.
+    """
+    steps = list(model.steps)
+    levels = list(model.levels)
+    for stream, level in enumerate(model.levels):
+        own = [step for step in steps if step.stream == stream]
+        couplings = [step for step in own if isinstance(step, ir.Coupling)]
+        if not couplings or any(isinstance(step, ir.ChannelMap) for step in own):
+            continue
+        basis = couplings[0].condition
+        if not isinstance(basis, ir.PositionBasis):
+            continue
+        assert all(_same_basis(step.condition, basis) for step in couplings)
+        first = next(
+            n for n, step in enumerate(steps) if isinstance(step, ir.Coupling) and step.stream == stream
+        )
+        where = np.arange(level.channels, level.channels + basis.length)
+        known = np.arange(level.channels)  # where channel i of the bare stream is in the carrying one
+        for number, step in enumerate(steps):
+            if step.stream != stream or not isinstance(step, ir.Coupling):
+                continue
+            seen, behind = len(step.passive), basis.length
+            steps[number] = dataclasses.replace(
+                step,
+                passive=np.concatenate([known[step.passive], where]),
+                active=known[step.active],
+                condition=None,
+                scale=_widened(step.scale, seen, behind, 1.0),
+                offset=_widened(step.offset, seen, behind, 0.0),
+            )
+            where = np.arange(seen, seen + behind)
+            known = np.concatenate([np.arange(seen), np.arange(seen + behind, level.channels + behind)])
+        steps.insert(first, ir.PositionChannels(stream=stream, basis=basis))
+        scale = np.ones(level.channels, np.float32) if level.latent_scale is None else level.latent_scale
+        carried = np.zeros(level.channels + basis.length, np.float32)
+        carried[known] = scale
+        levels[stream] = dataclasses.replace(level, latent_scale=carried)
+    return dataclasses.replace(model, steps=tuple(steps), levels=tuple(levels))
+
+
+PASSES: Final[tuple[Callable[[ir.FlowModel], ir.FlowModel], ...]] = (
+    drop_unused_log_det,
+    linear_layers_become_convolutions,
+    index_hard_permutations,
+    absorb_gathers,
+    drop_last_rotation,
+    fold_gain,
+    reduce_position_code,
+    fold_affine,
+    carry_position,
+)
+
+
+def lower(model: ir.FlowModel) -> ir.FlowModel:
+    """Run every pass."""
+    for step in PASSES:
+        model = step(model)
+    return model
+
+
+def scale_rows(conv: ir.Conv, factor: NDArray[np.float64]) -> ir.Conv:
+    """The convolution with its outputs multiplied by ``factor (out,)``."""
+    bias = None if conv.bias is None else _f32(conv.bias * factor)
+    return ir.Conv(weight=_f32(conv.weight * factor[:, None, None, None]), bias=bias)
+
+
+def _map_couplings(model: ir.FlowModel, change: Callable[[ir.Coupling], ir.Coupling]) -> ir.FlowModel:
+    steps = tuple(change(step) if isinstance(step, ir.Coupling) else step for step in model.steps)
+    return dataclasses.replace(model, steps=steps)
+
+
+def _basis(
+    code: NDArray[np.float64], without_constant: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """``code (p, n) = coefficients (p, r) @ basis (r, n) + constant (p,)`` to float32's precision."""
+    constant = code.mean(1) if without_constant else np.zeros(len(code))
+    left, singular, right = np.linalg.svd(code - constant[:, None], full_matrices=False)
+    rank = max(1, int(np.count_nonzero(singular > _NEGLIGIBLE * singular[0])))
+    return right[:rank], left[:, :rank] * singular[:rank], constant
+
+
+def _padded_rank(
+    basis: NDArray[np.float64], coefficients: NDArray[np.float64], channels: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Pad with zero maps to a whole block of channels, when that is a small step."""
+    missing = -channels % _CHANNEL_BLOCK
+    return (
+        np.concatenate([basis, np.zeros((missing, basis.shape[1]))]),
+        np.concatenate([coefficients, np.zeros((len(coefficients), missing))], axis=1),
+    )
+
+
+def _same_basis(one: object, other: ir.PositionBasis) -> bool:
+    return (
+        isinstance(one, ir.PositionBasis)
+        and np.array_equal(one.columns, other.columns)
+        and np.array_equal(one.rows, other.rows)
+    )
+
+
+def _widened(values: ir.Array | None, at: int, count: int, neutral: float) -> ir.Array | None:
+    if values is None:
+        return None
+    return np.insert(values, at, np.full(count, neutral, np.float32)).astype(np.float32)
+
+
+def _f32(values: NDArray[np.float64]) -> ir.Array:
+    return np.ascontiguousarray(values, dtype=np.float32)

@@ -1,0 +1,121 @@
+"""From levels to the anomaly map and the image score, inside the graph.
+
+The constants of a fixed reference are buffers with fixed names, so that calibration can patch them in the ONNX
+file: ``reference.fixed`` (bool: false is ``per_image``), ``reference.level_max_0`` …, ``reference.map_max`` and,
+for MSFlow, ``reference.mul_max``. Upsampling is two products with constant matrices, which every engine computes
+alike.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from flowedge.export.graph import ir
+from flowedge.geometry import bilinear_matrix
+
+_PER_IMAGE: Final = (1, 2, 3)
+
+
+class ScoreModule(nn.Module):
+    """``forward(levels)`` gives ``score (N,)``, ``anomaly_map (N, 1, H, W)`` and, for MSFlow, ``anomaly_map_mul``."""
+
+    def __init__(self, model: ir.FlowModel) -> None:
+        super().__init__()
+        self._rule = _RULES[model.family]
+        self.scoring = model.scoring
+        self.positions = [level.height * level.width for level in model.levels]
+        height, width = model.image_size
+        align = model.family in ("cflow", "msflow")
+        self._upsampled = len(model.levels) if model.scoring.csflow_map != "finest" else 1
+        for number, level in enumerate(model.levels[: self._upsampled]):
+            rows = torch.from_numpy(bilinear_matrix(height, level.height, align_corners=align))
+            columns = torch.from_numpy(bilinear_matrix(width, level.width, align_corners=align))
+            self.register_buffer(f"rows_{number}", rows)
+            self.register_buffer(f"columns_{number}", columns.T.contiguous())
+        if model.scoring.normalisation != "none":
+            self.register_buffer("fixed", torch.tensor(model.scoring.normalisation == "fixed_reference"))
+            for name, value in _reference_constants(model).items():
+                self.register_buffer(name, torch.full((1, 1, 1, 1), value))
+
+    def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return self._rule(self, levels)
+
+    def up(self, number: int, x: Tensor) -> Tensor:
+        """Level ``number``'s map at the input's size."""
+        return self.get_buffer(f"rows_{number}") @ x @ self.get_buffer(f"columns_{number}")
+
+    def maximum(self, x: Tensor, name: str) -> Tensor:
+        """The image's own maximum, or the named constant of the fixed reference; ``(N, 1, 1, 1)``."""
+        return torch.where(self.get_buffer("fixed"), self.get_buffer(name), x.amax(_PER_IMAGE, keepdim=True))
+
+
+def reference_names(model: ir.FlowModel) -> tuple[str, ...]:
+    """The initializers that hold the fixed reference; none for a family that needs none."""
+    if model.scoring.normalisation == "none":
+        return ()
+    return ("reference.fixed", *(f"reference.{name}" for name in _reference_constants(model)))
+
+
+def _reference_constants(model: ir.FlowModel) -> dict[str, float]:
+    reference = model.scoring.reference
+    maxima = reference.level_max if reference is not None else (0.0,) * len(model.levels)
+    constants = {f"level_max_{number}": value for number, value in enumerate(maxima)}
+    constants["map_max"] = reference.map_max if reference is not None else 0.0
+    if model.family == "msflow":
+        constants["mul_max"] = (reference.mul_max or 0.0) if reference is not None else 0.0
+    return constants
+
+
+def _likelihood_sum(score: ScoreModule, levels: Sequence[Tensor]) -> Tensor:
+    """``max S - S`` with ``S = sum over levels of U(exp(l - max l))`` (CFLOW-AD, section 4)."""
+    total = _sum(
+        score.up(n, torch.exp(level - score.maximum(level, f"level_max_{n}")))
+        for n, level in enumerate(levels)
+    )
+    return score.maximum(total, "map_max") - total
+
+
+def _cflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    anomaly_map = _likelihood_sum(score, levels)
+    return anomaly_map.amax(_PER_IMAGE), anomaly_map
+
+
+def _mean_likelihood(score: ScoreModule, levels: Sequence[Tensor]) -> Tensor:
+    """Mean over levels of ``U(exp(-m / 2))`` (FastFlow; U-Flow eq. 6)."""
+    return _sum(score.up(n, torch.exp(-0.5 * level)) for n, level in enumerate(levels)) / len(levels)
+
+
+def _fastflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    anomaly_map = -_mean_likelihood(score, levels)
+    return anomaly_map.amax(_PER_IMAGE), anomaly_map
+
+
+def _uflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    anomaly_map = 1.0 - _mean_likelihood(score, levels)
+    return anomaly_map.amax(_PER_IMAGE), anomaly_map
+
+
+def _csflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    total = _sum(level.sum(_PER_IMAGE) for level in levels)
+    image_score = total / (2 * sum(score.positions))
+    if score.scoring.csflow_map == "finest":
+        return image_score, score.up(0, levels[0])
+    anomaly_map = score.up(0, levels[0])
+    for number, level in enumerate(levels[1:], start=1):
+        anomaly_map = anomaly_map * score.up(number, level)
+    return image_score, anomaly_map
+
+
+_RULES: Final[Mapping[str, Callable[[ScoreModule, Sequence[Tensor]], tuple[Tensor, ...]]]] = MappingProxyType(
+    {"cflow": _cflow, "fastflow": _fastflow, "uflow": _uflow, "csflow": _csflow}
+)
+
+
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, terms)

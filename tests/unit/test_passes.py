@@ -1,0 +1,158 @@
+"""Each pass leaves what the flow computes as it was, on random weights, in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowedge.export.graph import ir
+from flowedge.export.graph.affine import fold_affine
+from flowedge.export.graph.emit import Flow
+from flowedge.export.graph.passes import PASSES, lower
+from support.random_flows import random_cflow, random_features, random_orthogonal
+
+SHAPES = st.tuples(st.integers(2, 13), st.integers(1, 6), st.integers(1, 6))
+MODELS = st.builds(
+    random_cflow,
+    st.integers(0, 2**32 - 1),
+    sizes=st.tuples(SHAPES) | st.tuples(SHAPES, SHAPES),
+    blocks=st.integers(1, 4),
+    condition=st.sampled_from([0, 4, 8, 16]),
+    permutation=st.sampled_from(["hard", "soft"]),
+    inner=st.sampled_from([1.0, 1 / 1.9]),
+)
+
+
+def answers(model: ir.FlowModel, seed: int = 0) -> list[torch.Tensor]:
+    features = [torch.from_numpy(f) for f in random_features(seed, model)]
+    with torch.no_grad():
+        return Flow(model).double()(features)
+
+
+def worst_difference(one: ir.FlowModel, other: ir.FlowModel) -> float:
+    pairs = zip(answers(one), answers(other), strict=True)
+    return max(float((a - b).abs().max() / a.abs().max().clamp(min=1.0)) for a, b in pairs)
+
+
+@settings(max_examples=25, deadline=None)
+@given(MODELS)
+def test_every_pass_leaves_the_levels_as_they_were(model: ir.FlowModel) -> None:
+    for step in PASSES:
+        after = step(model)
+        assert worst_difference(model, after) < 3e-5, step.__name__
+        model = after
+
+
+@pytest.mark.parametrize("permutation", ["hard", "soft"])
+def test_the_lowered_model_holds_no_scale_no_gain_and_no_sinusoids(permutation: str) -> None:
+    model = lower(random_cflow(3, permutation=permutation))  # type: ignore[arg-type]
+    for step in model.steps:
+        if isinstance(step, ir.Coupling):
+            assert step.gain == 1.0
+            assert step.inner == 1.0
+            assert step.scale is None
+            assert not isinstance(step.condition, ir.PositionCode)
+            assert not any(isinstance(layer, ir.Linear) for layer in step.subnet)
+
+
+def test_hard_permutations_leave_no_channel_map_and_no_offset() -> None:
+    model = lower(random_cflow(4, permutation="hard"))
+    assert not any(isinstance(step, ir.ChannelMap) for step in model.steps)
+    assert all(step.offset is None for step in model.steps if isinstance(step, ir.Coupling))
+
+
+def test_soft_permutations_keep_one_matrix_between_two_blocks() -> None:
+    model = lower(random_cflow(5, permutation="soft", blocks=4, sizes=((6, 3, 3),)))
+    assert sum(isinstance(step, ir.ChannelMap) for step in model.steps) == 3
+
+
+def test_a_last_matrix_that_is_not_orthogonal_stays() -> None:
+    model = random_cflow(6, permutation="soft", blocks=1, sizes=((6, 3, 3),))
+    rotation = model.steps[-1]
+    assert isinstance(rotation, ir.ChannelMap)
+    assert rotation.matrix is not None
+    skewed = dataclasses.replace(rotation, matrix=rotation.matrix * np.float32(1.01))
+    model = dataclasses.replace(model, steps=(*model.steps[:-1], skewed))
+    lowered = lower(model)
+    assert sum(isinstance(step, ir.ChannelMap) for step in lowered.steps) == 1
+    assert worst_difference(model, lowered) < 3e-5
+
+
+def test_extreme_scales_stay_where_they_are() -> None:
+    model = random_cflow(7, blocks=4, sizes=((8, 3, 3),))
+    steps = tuple(
+        dataclasses.replace(step, scale=step.scale * np.float32(1e-3))
+        if isinstance(step, ir.Coupling) and step.scale is not None
+        else step
+        for step in model.steps
+    )
+    model = dataclasses.replace(model, steps=steps)
+    lowered = lower(model)
+    assert any(isinstance(step, ir.Coupling) and step.scale is not None for step in lowered.steps)
+    assert worst_difference(model, lowered) < 3e-5
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_offsets_in_front_of_a_padded_convolution_are_exact_at_the_border(kernel: int) -> None:
+    rng = np.random.default_rng(8)
+    model = random_cflow(8, condition=0, sizes=((8, 4, 5),), blocks=4)
+
+    def with_kernel(step: ir.Step) -> ir.Step:
+        if not isinstance(step, ir.Coupling):
+            return step
+        subnet = tuple(
+            ir.Conv(
+                weight=rng.standard_normal((*layer.weight.shape, kernel, kernel)).astype(np.float32) / kernel,
+                bias=layer.bias,
+            )
+            if isinstance(layer, ir.Linear)
+            else layer
+            for layer in step.subnet
+        )
+        return dataclasses.replace(step, subnet=subnet)
+
+    model = dataclasses.replace(model, steps=tuple(with_kernel(step) for step in model.steps))
+    assert worst_difference(model, lower(model)) < 3e-5
+
+
+def test_the_position_basis_is_far_smaller_than_the_code() -> None:
+    model = random_cflow(9, condition=128, sizes=((64, 32, 32),), blocks=1)
+    lowered = lower(model)
+    basis = next(step.basis for step in lowered.steps if isinstance(step, ir.PositionChannels))
+    assert basis.length <= 32
+    assert worst_difference(model, lowered) < 3e-5
+
+
+PASS_PAIRS: list[tuple[str, Callable[[ir.FlowModel], ir.FlowModel]]] = [(p.__name__, p) for p in PASSES]
+
+
+@pytest.mark.parametrize(("name", "step"), PASS_PAIRS)
+def test_a_pass_changes_nothing_the_second_time(
+    name: str, step: Callable[[ir.FlowModel], ir.FlowModel]
+) -> None:
+    model = random_cflow(10)
+    for earlier in PASSES[: PASSES.index(step)]:
+        model = earlier(model)
+    once = step(model)
+    twice = step(once)
+    assert len(twice.steps) == len(once.steps), name
+    assert worst_difference(once, twice) < 1e-6
+
+
+def test_an_offset_that_nobody_can_pay_becomes_one_addition_in_front() -> None:
+    model = random_cflow(11, sizes=((8, 3, 3),), blocks=2, permutation="hard")
+    lowered = lower(model)
+    assert sum(isinstance(step, ir.ChannelAffine) for step in lowered.steps) <= 1
+    untouched = fold_affine(lowered)
+    assert len(untouched.steps) == len(lowered.steps)
+
+
+def test_random_rotations_are_rotations() -> None:
+    matrix = random_orthogonal(np.random.default_rng(0), 9).astype(np.float64)
+    assert np.abs(matrix @ matrix.T - np.eye(9)).max() < 1e-6
