@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import timm
@@ -91,7 +92,7 @@ def _tap_indices(network: str, taps: Sequence[str]) -> list[int]:
     try:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
-            probe = timm.create_model(network, pretrained=False, features_only=True, exportable=True)
+            probe: Any = timm.create_model(network, pretrained=False, features_only=True, exportable=True)
     except (RuntimeError, AttributeError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"timm cannot build the backbone {network!r} as a feature extractor: {error}. "

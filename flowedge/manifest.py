@@ -30,7 +30,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Frozen and closed to unknown fields; msgspec wants ``kw_only`` said again by each subclass."""
 
 
-class Assumed(_Record, kw_only=True):
+class Assumed(_Record, frozen=True, kw_only=True):
     """One value that the checkpoint does not hold.
 
     Attributes:
@@ -46,7 +46,7 @@ class Assumed(_Record, kw_only=True):
     why: str
 
 
-class Source(_Record, kw_only=True):
+class Source(_Record, frozen=True, kw_only=True):
     """Where the checkpoint comes from.
 
     Attributes:
@@ -62,7 +62,7 @@ class Source(_Record, kw_only=True):
     sha256: Sha256
 
 
-class Preprocessing(_Record, kw_only=True):
+class Preprocessing(_Record, frozen=True, kw_only=True):
     """How a frame (uint8, RGB, any size) becomes the network's input, in this order.
 
     Attributes:
@@ -85,7 +85,7 @@ class Preprocessing(_Record, kw_only=True):
     std: tuple[float, float, float]
 
 
-class FixedReference(_Record, kw_only=True):
+class FixedReference(_Record, frozen=True, kw_only=True):
     """The constants that ``fixed_reference`` scores are normalised by, fitted on good images.
 
     Attributes:
@@ -100,7 +100,7 @@ class FixedReference(_Record, kw_only=True):
     mul_max: float | None = None
 
 
-class Scoring(_Record, kw_only=True):
+class Scoring(_Record, frozen=True, kw_only=True):
     """How the levels become the map and the image score (families.md 4.4, 5.5, 6.3, 7.4, 8.5).
 
     Attributes:
@@ -116,7 +116,7 @@ class Scoring(_Record, kw_only=True):
     top_fraction: float | None = None
 
 
-class Threshold(_Record, kw_only=True):
+class Threshold(_Record, frozen=True, kw_only=True):
     """One fitted decision limit: a value above it is anomalous.
 
     Attributes:
@@ -132,14 +132,14 @@ class Threshold(_Record, kw_only=True):
     images: int = 0
 
 
-class Thresholds(_Record, kw_only=True):
+class Thresholds(_Record, frozen=True, kw_only=True):
     """The decision limits of one precision."""
 
     image: Threshold | None = None
     pixel: Threshold | None = None
 
 
-class GraphFile(_Record, kw_only=True):
+class GraphFile(_Record, frozen=True, kw_only=True):
     """One graph of the bundle.
 
     Attributes:
@@ -157,7 +157,7 @@ class GraphFile(_Record, kw_only=True):
     thresholds: Thresholds = Thresholds()
 
 
-class StoredFile(_Record, kw_only=True):
+class StoredFile(_Record, frozen=True, kw_only=True):
     """One file of the bundle, by its path relative to the bundle, with forward slashes."""
 
     path: Name
@@ -165,7 +165,7 @@ class StoredFile(_Record, kw_only=True):
     sha256: Sha256
 
 
-class LevelInfo(_Record, kw_only=True):
+class LevelInfo(_Record, frozen=True, kw_only=True):
     """One scale of the flow: channels of its latent and the size of its map."""
 
     channels: Annotated[int, msgspec.Meta(ge=1)]
@@ -173,7 +173,7 @@ class LevelInfo(_Record, kw_only=True):
     width: Pixels
 
 
-class Manifest(_Record, kw_only=True):
+class Manifest(_Record, frozen=True, kw_only=True):
     """A bundle's own description.
 
     Attributes:

@@ -61,6 +61,7 @@ def _fold_stream(
     scale, shift = np.ones(level.channels), entry
     folded: list[ir.Step] = []
     for step, need in zip(steps, needs[1:], strict=True):
+        lowered: ir.Step
         if isinstance(step, ir.Coupling):
             lowered, scale, shift = _fold_coupling(step, need, scale, shift)
         else:

@@ -80,6 +80,11 @@ class Detector(nn.Module):
 
 
 class _Coupling(nn.Module):
+    passive: Tensor
+    active: Tensor
+    scale: Tensor | None
+    offset: Tensor | None
+
     def __init__(self, step: ir.Coupling, size: tuple[int, int]) -> None:
         super().__init__()
         self._gain, self._alpha, self._inner = step.gain, step.alpha, step.inner
@@ -111,6 +116,9 @@ class _Coupling(nn.Module):
 
 class _Position(nn.Module):
     """The constant maps of a condition, ``(1, P, H, W)``, widened to the batch."""
+
+    columns: Tensor
+    rows: Tensor
 
     def __init__(self, condition: ir.PositionCode | ir.PositionBasis, size: tuple[int, int]) -> None:
         super().__init__()
@@ -145,6 +153,8 @@ class _PositionChannels(nn.Module):
 
 
 class _Gather(nn.Module):
+    index: Tensor
+
     def __init__(self, index: ir.Index) -> None:
         super().__init__()
         self.register_buffer("index", torch.from_numpy(index))
@@ -154,6 +164,9 @@ class _Gather(nn.Module):
 
 
 class _ChannelAffine(nn.Module):
+    scale: Tensor | None
+    shift: Tensor | None
+
     def __init__(self, step: ir.ChannelAffine) -> None:
         super().__init__()
         self.register_buffer("scale", _per_channel(step.scale))
@@ -183,6 +196,9 @@ class _Energy(nn.Module):
 
 class _ChannelNorm(nn.Module):
     """Layer normalisation over axis 1 of ``(N, C, H, W)``."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, layer: ir.ChannelNorm) -> None:
         super().__init__()
