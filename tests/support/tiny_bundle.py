@@ -35,8 +35,8 @@ def tiny_weight(seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=(CHANNELS, 3, 2, 2)).astype(np.float32)
 
 
-def tiny_answer(image: NDArray[np.float32], seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """What the tiny graph computes, in NumPy: the outputs of the contract for ``(N, 3, H, W)`` float32."""
+def tiny_answer(image: NDArray[Any], seed: int = 0) -> dict[str, NDArray[Any]]:
+    """What the tiny graph computes, in NumPy and the image's dtype, for ``(N, 3, H, W)``."""
     n, _, height, width = image.shape
     patches = image.reshape(n, 3, height // 2, 2, width // 2, 2)
     z = np.einsum("nciajb,ocab->noij", patches, tiny_weight(seed))

@@ -1,0 +1,274 @@
+"""What an engine is, which ones there are, and opening one.
+
+``ENGINES`` is the only list: the default, the error messages and ``flowedge doctor`` are read from it. An
+engine's file imports its library plainly at the top, and is itself imported only when it is opened.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.bundle import Bundle
+from flowedge.errors import BundleError, EngineUnavailableError
+from flowedge.manifest import Manifest
+
+
+class Engine(Protocol):
+    """A graph, loaded on a device. Only computes: whoever calls it has checked the image.
+
+    Attributes:
+        name: Its name in ``ENGINES``.
+        output_names: The names of the graph's outputs, in the graph's order.
+    """
+
+    name: str
+    output_names: tuple[str, ...]
+
+    def infer(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Run the graph once.
+
+        Args:
+            image: ``(N, 3, H, W)`` float32, resized and normalised as the manifest says, C-contiguous.
+
+        Returns:
+            Per output name: ``score`` ``(N,)``; ``anomaly_map`` ``(N, 1, H, W)``; ``level_i``
+            ``(N, 1, h, w)``; all float32 and owned by the caller. For scores and maps, larger is more
+            anomalous.
+
+        Raises:
+            EngineUnavailableError: The device stopped, for instance for lack of memory.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; the engine cannot be used after it."""
+        ...
+
+
+class EngineModule(Protocol):
+    """What each file of ``flowedge.runtime.engines`` holds."""
+
+    def load(self, graph: Path, manifest: Manifest, *, threads: int | None) -> Engine:
+        """Load a graph and hold its inputs and outputs to ``check_contract``."""
+        ...
+
+    def probe(self, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run a graph with one input and one output of the same shape."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """The facts of one engine.
+
+    Attributes:
+        name: What the user types.
+        module: The file to import when it is opened.
+        needs: The package that must be importable.
+        extra: The extra of FlowEdge that installs it.
+        device: What it computes on.
+        order: When none is named, the working engine of the lowest order is taken.
+    """
+
+    name: str
+    module: str
+    needs: str
+    extra: str
+    device: str
+    order: int
+
+
+ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            EngineSpec(
+                name="onnxruntime-cpu",
+                module="flowedge.runtime.engines.onnxrt",
+                needs="onnxruntime",
+                extra="ort",
+                device="cpu",
+                order=0,
+            ),
+        )
+    }
+)
+
+
+def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: int | None = None) -> Engine:
+    """Load one graph of a bundle.
+
+    Args:
+        name: A name of ``ENGINES``; None takes the first, by ``order``, that can be imported here.
+        bundle: A verified bundle.
+        precision: Which of its graphs.
+        threads: How many CPU threads one inference uses; None leaves it to the engine.
+
+    Raises:
+        ValueError: ``threads`` is below 1.
+        EngineUnavailableError: The engine is unknown, not installed, not importable, or cannot run the graph.
+        BundleError: There is no graph of this precision, or it is not what the manifest says.
+    """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    graph = bundle.graph_path(precision)
+    module = _first_module() if name is None else _module(name)
+    return module.load(graph, bundle.manifest, threads=threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatus:
+    """What one engine can do on this machine.
+
+    Attributes:
+        spec: The engine.
+        installed: Its package is there.
+        version: The version of the package, None when it cannot be imported.
+        works: It ran a small graph and the answer was right.
+        problem: Why it does not work and what to do; empty when it does.
+    """
+
+    spec: EngineSpec
+    installed: bool
+    version: str | None
+    works: bool
+    problem: str
+
+
+def available_engines() -> tuple[EngineStatus, ...]:
+    """Try every engine of the table on a graph of one addition, in their order."""
+    return tuple(_status(spec) for spec in sorted(ENGINES.values(), key=lambda spec: spec.order))
+
+
+def _status(spec: EngineSpec) -> EngineStatus:
+    version: str | None = None
+    problem = ""
+    x = np.array([1.0, -2.0, 0.5], dtype=np.float32)
+    try:
+        module = _module(spec.name)
+        version = getattr(importlib.import_module(spec.needs), "__version__", "unknown")
+        answer = module.probe(PROBE_GRAPH, x)
+        if not np.array_equal(answer, x + x):
+            problem = f"{spec.name} computed {answer} for {x + x}. Reinstall {spec.needs}."
+    except EngineUnavailableError as error:
+        problem = str(error)
+    return EngineStatus(
+        spec=spec, installed=_is_installed(spec), version=version, works=not problem, problem=problem
+    )
+
+
+def _is_installed(spec: EngineSpec) -> bool:
+    return importlib.util.find_spec(spec.needs) is not None
+
+
+def _first_module() -> EngineModule:
+    problems: list[str] = []
+    for spec in sorted(ENGINES.values(), key=lambda spec: spec.order):
+        try:
+            return _module(spec.name)
+        except EngineUnavailableError as error:
+            problems.append(str(error))
+    raise EngineUnavailableError(" ".join(problems))
+
+
+def _module(name: str) -> EngineModule:
+    """The file of an engine. Installed is not importable: the two are told apart."""
+    spec = ENGINES.get(name)
+    if spec is None:
+        raise EngineUnavailableError(f"there is no engine {name!r}. Choose one of: {', '.join(ENGINES)}.")
+    if not _is_installed(spec):
+        raise EngineUnavailableError(
+            f"the engine {name} needs the package {spec.needs}, which is not installed. "
+            f"Install it with: pip install 'flowedge[{spec.extra}]'"
+        )
+    try:
+        importlib.import_module(spec.needs)
+    except Exception as error:  # a broken native library raises more than ImportError
+        raise EngineUnavailableError(
+            f"the engine {name} needs the package {spec.needs}, which is installed but cannot be imported: "
+            f"{type(error).__name__}: {error}. "
+            f"Reinstall it with: pip install --force-reinstall 'flowedge[{spec.extra}]'"
+        ) from error
+    return cast(EngineModule, importlib.import_module(spec.module))
+
+
+# The graph's contract
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """The type of one input or output; a dimension that the graph leaves open is None."""
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} [{', '.join('N' if size is None else str(size) for size in self.shape)}]"
+
+
+def check_contract(
+    graph: Path, manifest: Manifest, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
+) -> None:
+    """Check that a graph takes and gives what the manifest says. Outputs may leave any dimension open.
+
+    Raises:
+        BundleError: An input or output is missing, is one too many, or has another type or shape.
+    """
+    height, width = manifest.image_size
+    image = {"image": TensorSpec("float32", (None, 3, height, width))}
+    wanted = {
+        "score": TensorSpec("float32", (None,)),
+        "anomaly_map": TensorSpec("float32", (None, 1, height, width)),
+    }
+    for index, level in enumerate(manifest.levels):
+        wanted[f"level_{index}"] = TensorSpec("float32", (None, 1, level.height, level.width))
+    if manifest.family == "msflow":
+        wanted["anomaly_map_mul"] = wanted["anomaly_map"]
+    fits = (
+        dict(inputs) == image
+        and outputs.keys() == wanted.keys()
+        and all(_fits(outputs[name], spec) for name, spec in wanted.items())
+    )
+    if not fits:
+        raise BundleError(
+            f"{graph} is not the graph that its manifest describes: it should take {_listing(image)} and give "
+            f"{_listing(wanted)}; it takes {_listing(inputs)} and gives {_listing(outputs)}. "
+            "Export the bundle again."
+        )
+
+
+def _fits(found: TensorSpec, wanted: TensorSpec) -> bool:
+    return (
+        found.dtype == wanted.dtype
+        and len(found.shape) == len(wanted.shape)
+        and all(
+            one is None or other is None or one == other
+            for one, other in zip(found.shape, wanted.shape, strict=True)
+        )
+    )
+
+
+def _listing(specs: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {spec}" for name, spec in specs.items()) or "nothing"
+
+
+# A whole ONNX model in 61 bytes, so that trying an engine needs neither a file nor the onnx package:
+# y = x + x, float32 [3], opset 17.
+PROBE_GRAPH: Final = (
+    b"\x08\x08"  # ir_version 8
+    b"\x42\x02\x10\x11"  # opset_import: version 17
+    b"\x3a\x35"  # graph
+    b"\x0a\x0e\x0a\x01x\x0a\x01x\x12\x01y\x22\x03Add"  # node: Add(x, x) -> y
+    b"\x12\x01g"  # name
+    b"\x5a\x0f\x0a\x01x\x12\x0a\x0a\x08\x08\x01\x12\x04\x0a\x02\x08\x03"  # input x: float32 [3]
+    b"\x62\x0f\x0a\x01y\x12\x0a\x0a\x08\x08\x01\x12\x04\x0a\x02\x08\x03"  # output y: float32 [3]
+)

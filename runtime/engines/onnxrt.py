@@ -1,0 +1,128 @@
+"""ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from flowedge.errors import BundleError, EngineUnavailableError
+from flowedge.manifest import Manifest
+from flowedge.runtime.engine import Engine, TensorSpec, check_contract
+
+_DTYPES = {"tensor(float)": "float32"}
+
+# The graph asks for an operator or a type that this build lacks, or the machine has not enough of something.
+_CANNOT_RUN = (
+    ort_errors.NotImplemented,
+    ort_errors.EPFail,
+    ort_errors.RuntimeException,
+    ort_errors.EngineError,
+    MemoryError,
+)
+_BROKEN_GRAPH = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
+    ort_errors.NoSuchFile,
+)
+
+
+def load(graph: Path, manifest: Manifest, *, threads: int | None) -> Engine:
+    """Load a graph on the CPU, with its external data from the graph's folder.
+
+    Raises:
+        BundleError: The graph is damaged or is not what the manifest says.
+        EngineUnavailableError: This ONNX Runtime cannot run the graph.
+    """
+    session = _session(str(graph), threads=threads, where=str(graph))
+    check_contract(graph, manifest, _specs(session.get_inputs()), _specs(session.get_outputs()))
+    return _OnnxRuntime(session)
+
+
+def probe(graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run a graph with one input and one output of the same shape.
+
+    Raises:
+        EngineUnavailableError: This ONNX Runtime cannot run it.
+    """
+    try:
+        session = _session(graph, threads=1, where="the probe graph")
+    except BundleError as error:
+        raise EngineUnavailableError(str(error)) from error
+    (answer,) = _run(session, None, {session.get_inputs()[0].name: x})
+    return answer
+
+
+class _OnnxRuntime:
+    name = "onnxruntime-cpu"
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self.output_names: tuple[str, ...] = tuple(output.name for output in session.get_outputs())
+        self._session: ort.InferenceSession | None = session
+
+    def infer(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        if self._session is None:
+            raise ValueError("the engine is closed")
+        answers = _run(self._session, self.output_names, {"image": image})
+        return dict(zip(self.output_names, answers, strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _session(model: str | bytes, *, threads: int | None, where: str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors only; what matters comes as an exception
+    # exp() of very unlikely positions is denormal, and denormals slow a CPU down many times. ONNX Runtime
+    # sets this for the calling thread as well, and leaves it set.
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except _BROKEN_GRAPH as error:
+        raise BundleError(
+            f"ONNX Runtime {ort.__version__} cannot read {where}: {_one_line(error)}. "
+            "Export the bundle again (with a lower --opset, if the reason names the opset)."
+        ) from error
+    except _CANNOT_RUN as error:
+        raise EngineUnavailableError(
+            f"ONNX Runtime {ort.__version__} cannot run {where}: {_one_line(error)}. "
+            "Take another precision, or install a newer onnxruntime."
+        ) from error
+
+
+def _run(
+    session: ort.InferenceSession, names: tuple[str, ...] | None, feed: dict[str, NDArray[np.float32]]
+) -> list[NDArray[np.float32]]:
+    try:
+        answers: list[NDArray[np.float32]] = session.run(names, feed)
+    except (*_CANNOT_RUN, *_BROKEN_GRAPH) as error:
+        shapes = ", ".join(str(array.shape) for array in feed.values())
+        raise EngineUnavailableError(
+            f"ONNX Runtime {ort.__version__} stopped on an input of {shapes}: {_one_line(error)}. "
+            "Try a smaller batch."
+        ) from error
+    return answers
+
+
+def _specs(nodes: list[Any]) -> dict[str, TensorSpec]:
+    return {
+        node.name: TensorSpec(
+            _DTYPES.get(node.type, node.type),
+            tuple(size if isinstance(size, int) else None for size in node.shape),
+        )
+        for node in nodes
+    }
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,384 @@
+"""Engines are opened by name, hold the graph to its contract, and say what they lack."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import flowedge.runtime.engine as engine_file
+from flowedge.bundle import Bundle, write_bundle
+from flowedge.errors import BundleError, EngineUnavailableError
+from flowedge.runtime.engine import (
+    ENGINES,
+    PROBE_GRAPH,
+    EngineSpec,
+    available_engines,
+    open_engine,
+)
+from support.tiny_bundle import (
+    IMAGE_SIZE,
+    tiny_answer,
+    tiny_manifest,
+    tiny_model,
+    tiny_weight,
+    write_tiny_bundle,
+)
+
+ORT = "onnxruntime-cpu"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """The tiny bundle: images of 16 x 24, two levels."""
+    return write_tiny_bundle(tmp_path / "tiny.flowedge")
+
+
+def images(count: int, seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.random.default_rng(seed).normal(size=(count, 3, *IMAGE_SIZE)).astype(np.float32)
+
+
+def bundle_with(folder: Path, model: bytes, **files: bytes) -> Bundle:
+    contents: dict[str, Path | bytes] = {"model.onnx": model, **files}
+    return write_bundle(folder / "made.flowedge", tiny_manifest(), contents)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_computes_what_the_graph_says(bundle: Bundle, name: str) -> None:
+    image = images(3)
+    engine = open_engine(name, bundle, "fp32")
+    found, wanted = engine.infer(image), tiny_answer(image)
+    assert engine.name == name
+    assert set(engine.output_names) == set(found) == set(wanted)
+    for output, value in wanted.items():
+        assert found[output].dtype == np.float32
+        np.testing.assert_allclose(found[output], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_image_has_the_same_answer_alone_and_in_a_batch(bundle: Bundle, name: str) -> None:
+    image = images(4)
+    engine = open_engine(name, bundle, "fp32")
+    together = engine.infer(image)
+    for index in range(len(image)):
+        alone = engine.infer(image[index : index + 1])
+        for output in engine.output_names:
+            np.testing.assert_array_equal(together[output][index], alone[output][0])
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_closed_engine_says_so(bundle: Bundle, name: str) -> None:
+    engine = open_engine(name, bundle, "fp32")
+    engine.close()
+    engine.close()
+    with pytest.raises(ValueError, match="closed"):
+        engine.infer(images(1))
+
+
+def test_denormal_numbers_are_flushed_to_zero(bundle: Bundle) -> None:
+    image = np.full((1, 3, *IMAGE_SIZE), 1e-20, np.float32)
+    assert 0 < tiny_answer(image.astype(np.float64))["score"] < np.finfo(np.float32).tiny
+    assert open_engine(ORT, bundle, "fp32").infer(image)["score"] == 0
+
+
+def test_the_engine_starts_as_many_threads_as_asked(bundle: Bundle) -> None:
+    def threads_of_this_process() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("this system does not list threads in /proc")
+    before = threads_of_this_process()
+    alone = open_engine(ORT, bundle, "fp32", threads=1)
+    assert threads_of_this_process() == before
+    three = open_engine(ORT, bundle, "fp32", threads=3)
+    assert threads_of_this_process() == before + 2
+    alone.close()
+    three.close()
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_fewer_than_one_thread_is_a_wrong_argument(bundle: Bundle, threads: int) -> None:
+    with pytest.raises(ValueError, match=f"at least 1, got {threads}"):
+        open_engine(None, bundle, "fp32", threads=threads)
+
+
+def test_a_precision_that_the_bundle_lacks_is_an_error(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="no fp16 graph"):
+        open_engine(ORT, bundle, "fp16")
+
+
+# Which engines there are
+
+
+def spec(name: str, needs: str, order: int) -> EngineSpec:
+    return EngineSpec(
+        name=name,
+        module="flowedge.runtime.engines.onnxrt",
+        needs=needs,
+        extra="ort",
+        device="cpu",
+        order=order,
+    )
+
+
+def test_no_name_takes_the_first_engine_that_can_be_imported(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {"second": spec("second", "onnxruntime", 2), "first": spec("first", "no_such_package_x", 1)}
+    monkeypatch.setattr(engine_file, "ENGINES", table)
+    assert open_engine(None, bundle, "fp32").name == ORT
+
+
+def test_no_engine_at_all_says_what_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_file, "ENGINES", {"x": spec("x", "no_such_package_x", 0)})
+    with pytest.raises(EngineUnavailableError, match=r"no_such_package_x.*pip install 'flowedge\[ort\]'"):
+        open_engine(None, bundle, "fp32")
+
+
+def test_an_unknown_engine_is_an_error_that_lists_the_known_ones(bundle: Bundle) -> None:
+    with pytest.raises(EngineUnavailableError, match=r"no engine 'abacus'.*onnxruntime-cpu"):
+        open_engine("abacus", bundle, "fp32")
+
+
+def test_a_package_that_is_not_installed_is_one_line_with_the_command(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EngineUnavailableError) as caught:
+        open_engine(ORT, bundle, "fp32")
+    assert str(caught.value) == (
+        "the engine onnxruntime-cpu needs the package onnxruntime, which is not installed. "
+        "Install it with: pip install 'flowedge[ort]'"
+    )
+    (status,) = available_engines()
+    assert (status.installed, status.version, status.works) == (False, None, False)
+    assert status.problem == str(caught.value)
+
+
+def break_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a package before the real one that fails on import as a missing native library does."""
+    (folder / "onnxruntime").mkdir()
+    (folder / "onnxruntime/__init__.py").write_text("raise OSError('libcudart.so.12: cannot open')\n")
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+
+
+def test_a_package_that_is_installed_but_broken_gives_the_real_reason(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_the_package(tmp_path, monkeypatch)
+    reason = r"installed but cannot be imported: OSError: libcudart\.so\.12: cannot open"
+    with pytest.raises(EngineUnavailableError, match=reason):
+        open_engine(ORT, bundle, "fp32")
+    (status,) = available_engines()
+    assert (status.installed, status.version, status.works) == (True, None, False)
+    assert "libcudart.so.12" in status.problem
+
+
+def test_an_engine_works_when_it_adds_up() -> None:
+    (status,) = available_engines()
+    assert (status.spec, status.installed, status.works, status.problem) == (ENGINES[ORT], True, True, "")
+    assert status.version == importlib.import_module("onnxruntime").__version__
+
+
+def test_an_engine_that_adds_wrongly_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(ENGINES[ORT].module)
+    monkeypatch.setattr(module, "probe", lambda graph, x: x)
+    (status,) = available_engines()
+    assert not status.works
+    assert "computed" in status.problem
+
+
+def test_an_engine_that_cannot_run_the_probe_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_file, "PROBE_GRAPH", b"\x08\x08")
+    (status,) = available_engines()
+    assert not status.works
+    assert "ONNX Runtime" in status.problem
+
+
+def test_the_hand_written_probe_graph_is_the_one_the_onnx_package_writes() -> None:
+    node = helper.make_node("Add", ["x", "x"], ["y"])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in "xy"]
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert onnx.load_from_string(PROBE_GRAPH).graph == model.graph
+    onnx.checker.check_model(PROBE_GRAPH, full_check=True)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_table_names_files_that_hold_an_engine(name: str) -> None:
+    module = importlib.import_module(ENGINES[name].module)
+    assert callable(module.load)
+    assert callable(module.probe)
+
+
+# Graphs that cannot be used
+
+
+def renamed_output(model: onnx.ModelProto) -> None:
+    model.graph.node[-1].output[0] = model.graph.output[0].name = "points"
+
+
+def missing_level(model: onnx.ModelProto) -> None:
+    del model.graph.output[3]
+
+
+def one_output_too_many(model: onnx.ModelProto) -> None:
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, None))
+
+
+def other_image_size(model: onnx.ModelProto) -> None:
+    model.CopyFrom(tiny_model(image_size=(32, 24)))
+
+
+def fixed_batch(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def open_image_size(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
+
+
+def renamed_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].name = model.graph.node[0].input[0] = "picture"
+
+
+def half_precision_output(model: onnx.ModelProto) -> None:
+    model.graph.node[-1].output[0] = "score32"
+    model.graph.node.append(helper.make_node("Cast", ["score32"], ["score"], to=TensorProto.FLOAT16))
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+
+
+def score_of_another_rank(model: onnx.ModelProto) -> None:
+    model.graph.node[-1].attribute[0].i = 1  # keepdims
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N", 1, 1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (renamed_output, r"gives points float32 \[N\]"),
+        (missing_level, r"gives .*level_0 float32 \[N, 1, 8, 12\]\."),
+        (one_output_too_many, r"z float32"),
+        (other_image_size, r"takes image float32 \[N, 3, 32, 24\]"),
+        (fixed_batch, r"takes image float32 \[1, 3, 16, 24\]"),
+        (open_image_size, r"takes image float32 \[N, 3, N, 24\]"),
+        (renamed_input, r"takes picture float32"),
+        (half_precision_output, r"gives score tensor\(float16\) \[N\]"),
+        (score_of_another_rank, r"gives score float32 \[N, 1, 1, 1\]"),
+    ],
+)
+def test_a_graph_that_breaks_the_contract_is_refused_with_what_it_has(
+    tmp_path: Path, change: Callable[[onnx.ModelProto], None], found: str
+) -> None:
+    model = tiny_model()
+    change(model)
+    bundle = bundle_with(tmp_path, model.SerializeToString())
+    with pytest.raises(BundleError, match=r"should take image float32 \[N, 3, 16, 24\].*" + found):
+        open_engine(ORT, bundle, "fp32")
+
+
+def test_outputs_may_leave_their_sizes_open(tmp_path: Path) -> None:
+    model = tiny_model()
+    for output in model.graph.output:
+        for dim in output.type.tensor_type.shape.dim:
+            dim.Clear()
+    engine = open_engine(ORT, bundle_with(tmp_path, model.SerializeToString()), "fp32")
+    assert engine.infer(images(2))["level_1"].shape == (2, 1, 4, 6)
+
+
+def test_msflow_must_give_the_map_its_score_is_taken_from(tmp_path: Path) -> None:
+    model = tiny_model()
+    bundle = write_bundle(
+        tmp_path / "a", tiny_manifest(family="msflow"), {"model.onnx": model.SerializeToString()}
+    )
+    with pytest.raises(BundleError, match="anomaly_map_mul"):
+        open_engine(ORT, bundle, "fp32")
+    model.graph.node.append(helper.make_node("Neg", ["anomaly_map"], ["anomaly_map_mul"]))
+    model.graph.output.append(
+        helper.make_tensor_value_info("anomaly_map_mul", TensorProto.FLOAT, ["N", 1, *IMAGE_SIZE])
+    )
+    bundle = write_bundle(
+        tmp_path / "b", tiny_manifest(family="msflow"), {"model.onnx": model.SerializeToString()}
+    )
+    assert "anomaly_map_mul" in open_engine(ORT, bundle, "fp32").output_names
+
+
+def test_a_file_that_is_not_onnx_is_a_bundle_error(tmp_path: Path) -> None:
+    for index, content in enumerate((b"", b"not a graph", tiny_model().SerializeToString()[:-40])):
+        (tmp_path / str(index)).mkdir()
+        with pytest.raises(BundleError, match=r"ONNX Runtime [\d.]+ cannot read .*model\.onnx"):
+            open_engine(ORT, bundle_with(tmp_path / str(index), content), "fp32")
+
+
+def test_an_opset_that_the_engine_does_not_know_is_a_bundle_error_that_says_so(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.opset_import[0].version = 999
+    with pytest.raises(BundleError, match=r"999.*lower --opset"):
+        open_engine(ORT, bundle_with(tmp_path, model.SerializeToString()), "fp32")
+
+
+def test_an_operator_that_the_engine_lacks_makes_it_unavailable(tmp_path: Path) -> None:
+    # Valid ONNX since opset 22, but ONNX Runtime has no CPU kernel for a bfloat16 convolution.
+    model = tiny_model()
+    model.opset_import[0].version = 22
+    model.graph.node[0].input[0] = "image16"
+    model.graph.node[0].input[1] = "weight16"
+    model.graph.node[0].output[0] = "z16"
+    for source, target in (("weight", "weight16"), ("image", "image16")):
+        model.graph.node.insert(0, helper.make_node("Cast", [source], [target], to=TensorProto.BFLOAT16))
+    model.graph.node.insert(3, helper.make_node("Cast", ["z16"], ["z"], to=TensorProto.FLOAT))
+    onnx.checker.check_model(model, full_check=True)
+    with pytest.raises(EngineUnavailableError, match=r"cannot run .*newer onnxruntime"):
+        open_engine(ORT, bundle_with(tmp_path, model.SerializeToString()), "fp32")
+
+
+def test_a_graph_that_stops_while_running_is_an_engine_error(tmp_path: Path) -> None:
+    model = tiny_model()
+    # Sized for exactly two images, which no declared shape tells.
+    model.graph.node[0].input[0] = "pair"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2, 3, *IMAGE_SIZE], np.int64), "two"))
+    model.graph.node.insert(0, helper.make_node("Reshape", ["image", "two"], ["pair"]))
+    for output in model.graph.output:
+        output.type.tensor_type.shape.dim[0].Clear()
+    engine = open_engine(ORT, bundle_with(tmp_path, model.SerializeToString()), "fp32")
+    assert engine.infer(images(2))["score"].shape == (2,)
+    with pytest.raises(EngineUnavailableError, match=r"stopped on an input of \(1, 3, 16, 24\)"):
+        engine.infer(images(1))
+
+
+# Weights beside the graph
+
+
+def with_external_weight(location: str) -> bytes:
+    model = tiny_model()
+    (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == "weight")
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=location)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+WEIGHT = tiny_weight().tobytes()
+
+
+def test_weights_in_a_file_of_the_bundle_are_used(tmp_path: Path) -> None:
+    files: dict[str, Path | bytes] = {"model.onnx": with_external_weight("model.data"), "model.data": WEIGHT}
+    bundle = write_bundle(tmp_path / "b", tiny_manifest(), files)
+    found = open_engine(ORT, bundle, "fp32").infer(images(1))
+    np.testing.assert_allclose(found["score"], tiny_answer(images(1))["score"], rtol=1e-5)
+
+
+def test_weights_outside_of_the_bundle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.data").write_bytes(WEIGHT)
+    bundle = bundle_with(tmp_path, with_external_weight("../model.data"))
+    with pytest.raises(BundleError, match="cannot read"):
+        open_engine(ORT, bundle, "fp32")
