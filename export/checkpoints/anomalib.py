@@ -1,0 +1,304 @@
+"""anomalib's checkpoints of CFLOW, CS-Flow, FastFlow and U-Flow, from 0.3 to 2.7.
+
+All are Lightning checkpoints (or the whole module pickled, as its "torch" export writes it); what changed between
+the generations is where the input pipeline, the hyper-parameters and the thresholds are. Neither the version nor,
+since 1.0, the model's name is stored, so both are told from the keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints.backbone import resnet_channels
+from flowedge.export.checkpoints.blocks import level_widths, take_clamp_variant
+from flowedge.export.checkpoints.contents import Contents, named
+from flowedge.export.checkpoints.family_tensors import (
+    FamilyTensors,
+    cflow_tensors,
+    csflow_tensors,
+    fastflow_tensors,
+    uflow_tensors,
+)
+from flowedge.export.checkpoints.inert_pickle import StandIn
+from flowedge.export.checkpoints.permutations import csflow_permutations
+from flowedge.export.checkpoints.preprocessing import (
+    albumentations_pipeline,
+    fixed_pipeline,
+    transform_pipeline,
+)
+from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.checkpoints.settings import (
+    BACKBONE,
+    CLAMP,
+    EFFICIENTNET_PADDING,
+    LAYERS,
+    PADDING,
+    PERMUTATIONS,
+    USE_GAMMA,
+    Choices,
+)
+from flowedge.manifest import Family, Preprocessing
+
+_TENSORS: Final = {
+    "cflow": cflow_tensors,
+    "csflow": csflow_tensors,
+    "fastflow": fastflow_tensors,
+    "uflow": uflow_tensors,
+}
+# The clamp's default and the hyper-parameter that holds it; FastFlow's is fixed in the code.
+_CLAMPS: Final[Mapping[Family, tuple[float, str]]] = {
+    "cflow": (1.9, "clamp_alpha"),
+    "csflow": (3.0, "clamp"),
+    "fastflow": (2.0, ""),
+    "uflow": (2.0, "affine_clamp"),
+}
+_UNSAID_SIZE: Final = (
+    "Version 2.7 stores no transform both when there was none and when it could not describe it, so the size cannot "
+    "be assumed."
+)
+
+
+def family_of(contents: Contents) -> Family | None:
+    """The family whose module names the state dict has."""
+    keys = tuple(contents.state)
+    if any(key.startswith("graph.graph.module_list.") and ".cross_convolution1." in key for key in keys):
+        return "csflow"
+    if any(key.startswith("decoders.0.module_list.") for key in keys):
+        return "cflow"
+    if any(key.startswith("fast_flow_blocks.0.module_list.") for key in keys):
+        return "fastflow"
+    if any(key.startswith("flow.module_list.") and key.endswith(".downsample_kernel") for key in keys):
+        return "uflow"
+    return None
+
+
+def recognises(contents: Contents) -> bool:
+    """The state dict of one of its four models."""
+    return family_of(contents) is not None
+
+
+def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
+    """Read it.
+
+    Raises:
+        CheckpointError: A tensor is missing or misshapen, the input pipeline cannot be reproduced or is unknown,
+            or a setting is wrong.
+    """
+    family = family_of(contents)
+    assert family is not None, "read() follows recognises()"
+    choices = Choices(family, given)
+    generation = _generation(contents)
+    hyper = hyperparameters_in(contents)
+    model = _TENSORS[family](contents.state)
+    take_network(choices, family, model, hyper)
+    clamp, clamp_name = _CLAMPS[family]
+    choices.take(
+        CLAMP,
+        held=_number(hyper.get(clamp_name)),
+        default=clamp,
+        why="anomalib's default; the checkpoint does not hold it.",
+    )
+    permutations = None
+    if family == "csflow":
+        choices.take(USE_GAMMA, held=True)
+        choices.take(EFFICIENTNET_PADDING, held="symmetric")
+        permutations = _permutations(choices, generation, model)
+    else:
+        take_clamp_variant(choices, model.tensors, known="tanh")
+    preprocessing = _preprocessing(contents, generation, choices, model.input_size)
+    check_input_size(choices, model.input_size)
+    return Checkpoint(
+        repository="anomalib",
+        generation=generation,
+        family=family,
+        tensors=model.tensors,
+        backbone_naming=model.naming,
+        hyperparameters=choices.values,
+        assumed=tuple(choices.assumed),
+        preprocessing=preprocessing,
+        post_processing=_post_processing(contents) or None,
+        permutations=permutations,
+        file=contents.file,
+        sha256=contents.sha256,
+    )
+
+
+def take_network(choices: Choices, family: Family, model: FamilyTensors, hyper: Mapping[str, object]) -> None:
+    """Decide the extractor's name and, for CFLOW, its tapped layers and padding."""
+    stored = hyper.get("backbone")
+    name = choices.take(
+        BACKBONE,
+        held=stored if isinstance(stored, str) else model.backbone,
+        why="Its extractor's tensors are of no network that is known by its shapes.",
+    )
+    if family != "cflow":
+        return
+    choices.take(PADDING, held="zeros")
+    layers = hyper.get("layers")
+    widths = level_widths(model.tensors)
+    held = tuple(map(str, layers)) if isinstance(layers, (list, tuple)) else _resnet_layers(model, widths)
+    taken = choices.take(LAYERS, held=held, why=f"The levels have {widths} channels on {name}.")
+    if len(taken) != len(widths):
+        raise CheckpointError(
+            f"the layers {', '.join(taken)} are {len(taken)}, and the flow has {len(widths)} levels."
+        )
+
+
+def check_input_size(choices: Choices, from_shapes: tuple[int, int] | None) -> None:
+    """Refuse an input size that the model's shapes do not allow."""
+    if from_shapes is not None and choices.values["input_size"] != from_shapes:
+        raise CheckpointError(
+            f"the input size is {choices.values['input_size']}, and the model's norms are for {from_shapes}: "
+            f"it runs at that size only. Use --set input_size={from_shapes[0]}x{from_shapes[1]}."
+        )
+
+
+def hyperparameters_in(contents: Contents) -> dict[str, object]:
+    """The model's hyper-parameters as plain data; of 0.x the ``model`` part of its configuration."""
+    everything = _configuration(contents)
+    inner = everything.get("model")
+    return dict(named(inner)) if isinstance(inner, dict) else everything
+
+
+def _configuration(contents: Contents) -> dict[str, object]:
+    value = contents.get("hyper_parameters")
+    module = _module(contents)
+    if value is None and module is not None:
+        value = module.attributes.get("_hparams")
+    return dict(named(_plain(value)))
+
+
+def _generation(contents: Contents) -> str:
+    stored = contents.get("hyper_parameters")
+    configuration = _configuration(contents)
+    if isinstance(configuration.get("dataset"), dict) and isinstance(configuration.get("model"), dict):
+        return "0.x"
+    if contents.get("anomalib_components_enabled") is not None or "anomalib_pre_processor_config" in dict(
+        named(contents.root)
+    ):
+        return "2.7"
+    if contents.has("post_processor."):
+        return "2.0-2.6" if stored is not None else "2.x"
+    if "pre_processor" in configuration:
+        return "2.0-2.6"
+    if stored is not None or contents.has("_class"):
+        return "1.x"
+    return "unknown"
+
+
+def _module(contents: Contents) -> StandIn | None:
+    """The pickled module of a "torch" export."""
+    value = contents.get("model") if isinstance(contents.root, dict) else contents.root
+    return value if isinstance(value, StandIn) else None
+
+
+def _permutations(
+    choices: Choices, generation: str, model: FamilyTensors
+) -> tuple[tuple[NDArray[np.int64], ...], ...]:
+    scheme = choices.take(
+        PERMUTATIONS,
+        held=None if generation == "unknown" else "per_level" if generation == "0.x" else "shared",
+        default="shared",
+        why="A bare state dict does not say whether anomalib 0.x (per_level) or a later one trained it.",
+    )
+    return csflow_permutations(scheme, model.tensors)
+
+
+def _plain(value: object, depth: int = 0) -> object:
+    """OmegaConf nodes and Lightning's attribute dicts as what they hold; other stand-ins stay."""
+    if depth > 32:
+        raise CheckpointError("the hyper-parameters are nested more than 32 deep.")
+    if isinstance(value, StandIn):
+        attributes = value.attributes
+        if value.kind.module.startswith("omegaconf."):
+            return _plain(attributes.get("_content", attributes.get("_val")), depth + 1)
+        pairs = [item for item in value.items if isinstance(item, tuple) and len(item) == 2]
+        return _plain(dict(pairs), depth + 1) if pairs else value
+    if isinstance(value, dict):
+        return {key: _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, depth + 1) for item in value]
+    return value
+
+
+def _resnet_layers(model: FamilyTensors, widths: tuple[int, ...]) -> tuple[str, ...] | None:
+    """Layers with the levels' channels, where the network is a ResNet."""
+    if model.backbone is None or not model.backbone.startswith(("resnet", "wide_resnet", "resnext")):
+        return None
+    channels = resnet_channels(model.backbone)
+    if not set(widths) <= set(channels):
+        return None
+    return tuple(f"layer{channels.index(width) + 1}" for width in widths)
+
+
+def _preprocessing(
+    contents: Contents, generation: str, choices: Choices, from_shapes: tuple[int, int] | None
+) -> Preprocessing:
+    configuration = _configuration(contents)
+    if generation == "0.x":
+        return albumentations_pipeline(choices, configuration.get("dataset"))
+    transform = _transform(contents, configuration)
+    if transform is not None:
+        return transform_pipeline(choices, transform)
+    return fixed_pipeline(
+        choices,
+        size=from_shapes,
+        default_size=None if generation == "2.7" else (256, 256),
+        size_why=_UNSAID_SIZE if generation == "2.7" else "anomalib's default for this model since 1.0.",
+        method="float_bilinear",
+        why="anomalib's default; the checkpoint does not say its transform.",
+    )
+
+
+def _transform(contents: Contents, configuration: Mapping[str, object]) -> object:
+    """The description or the stand-in of the input transform, or None."""
+    described = dict(named(contents.get("anomalib_pre_processor_config"))).get("transform")
+    owners = [described, contents.get("transform")]
+    processors = [configuration.get("pre_processor")]
+    module = _module(contents)
+    if module is not None:
+        children = dict(named(module.attributes.get("_modules")))
+        owners.append(children.get("transform"))
+        processors.append(children.get("pre_processor"))
+    for processor in processors:
+        if isinstance(processor, StandIn):
+            children = dict(named(processor.attributes.get("_modules")))
+            owners.append(children.get("transform", processor.attributes.get("transform")))
+    return next((owner for owner in owners if owner is not None), None)
+
+
+def _post_processing(contents: Contents) -> dict[str, float]:
+    """Thresholds and ranges under one naming; what was never fitted (NaN) is left out."""
+    state = contents.state
+    names: dict[str, tuple[str, ...]] = {}
+    for part, maps in (("image", "pred_scores"), ("pixel", "anomaly_maps")):
+        names[f"{part}_threshold"] = (f"post_processor._{part}_threshold", f"{part}_threshold.value")
+        for bound in ("min", "max"):
+            names[f"{part}_{bound}"] = (
+                f"post_processor.{part}_{bound}",
+                f"normalization_metrics.{maps}.{bound}",
+                f"normalization_metrics.{bound}",
+            )
+        for moment in ("mean", "std"):
+            names[f"{part}_{moment}"] = (f"normalization_metrics.{part}_{moment}",)
+    values: dict[str, float] = {}
+    for name, sources in names.items():
+        tensor = next((state[source] for source in sources if source in state), None)
+        if tensor is not None and tensor.numel() == 1 and math.isfinite(float(tensor)):
+            values[name] = float(tensor)
+    config = dict(named(contents.get("anomalib_post_processor_config")))
+    for name in ("image_sensitivity", "pixel_sensitivity"):
+        value = _number(config.get(name))
+        if value is not None:
+            values[name] = value
+    return values
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -1,0 +1,194 @@
+"""All-in-one coupling blocks: from a file's names to one naming, with every shape checked.
+
+The block is FrEIA's ``AllInOneBlock`` (CFLOW, FastFlow, U-Flow and MSFlow's parallel flows); its shapes say all of
+the network but the clamp.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints.contents import State, arrays_of
+from flowedge.export.checkpoints.record import Array, Tensors
+from flowedge.export.checkpoints.settings import CLAMP_VARIANT, Choices
+
+PermutationKind: TypeAlias = Literal["index", "hard", "soft"]
+
+_PER_CHANNEL: Final = ("global_scale", "global_offset")
+_SUBNET: Final = re.compile(r"subnet\.(\w+)\.(weight|bias)")
+_SUBNET_NAMES: Final[Mapping[str, int]] = {"conv1": 0, "ln": 1, "conv2": 2}
+
+
+def permutation_kind(w_perm: Array) -> PermutationKind:
+    """What a block's ``w_perm`` is: int64 ``(C,)`` an index, a 0/1 matrix ``(C, C)`` hard, another matrix soft."""
+    if w_perm.ndim == 1:
+        return "index"
+    return "hard" if bool(((w_perm == 0) | (w_perm == 1)).all()) else "soft"
+
+
+def sequence_tensors(levels: Iterable[State]) -> dict[str, Array]:
+    """Rename and check the blocks of one FrEIA ``SequenceINN`` per level.
+
+    Args:
+        levels: Fine to coarse, names ``module_list.{k}.NAME``.
+
+    Returns:
+        ``flow.{l}.{k}.NAME`` as `record` lists them.
+
+    Raises:
+        CheckpointError: A block is missing or incomplete, a shape disagrees, a value is not finite.
+    """
+    tensors: dict[str, Array] = {}
+    for level, state in enumerate(levels):
+        blocks: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in state.items():
+            match = re.fullmatch(r"module_list\.(\d+)\.(.+)", name)
+            if match:
+                blocks.setdefault(int(match[1]), {})[match[2]] = tensor
+        if sorted(blocks) != list(range(len(blocks))) or not blocks:
+            raise CheckpointError(
+                f"level {level} of the flow has the blocks {sorted(blocks)}, not 0, 1, 2, …"
+            )
+        tensors |= level_tensors(level, [blocks[k] for k in range(len(blocks))])
+    return tensors
+
+
+def level_tensors(level: int, blocks: list[dict[str, torch.Tensor]]) -> dict[str, Array]:
+    """Rename and check the blocks of one level, given in order of application; see `sequence_tensors`."""
+    tensors: dict[str, Array] = {}
+    shapes: set[tuple[int, int]] = set()
+    for k, state in enumerate(blocks):
+        prefix = f"flow.{level}.{k}."
+        block = _block(prefix, state)
+        shapes.add((len(block["global_scale"]), block["subnet.0.weight"].shape[1]))
+        tensors |= {prefix + name: array for name, array in block.items()}
+    if len(shapes) > 1:
+        raise CheckpointError(
+            f"the blocks of level {level} disagree on (channels, inputs of the subnet): {sorted(shapes)}."
+        )
+    return tensors
+
+
+def level_widths(tensors: Tensors) -> tuple[int, ...]:
+    """Channels of the flow's levels, fine to coarse, from the tensors that `sequence_tensors` returns."""
+    widths: list[int] = []
+    while (name := f"flow.{len(widths)}.0.global_scale") in tensors:
+        widths.append(tensors[name].size)
+    return tuple(widths)
+
+
+def take_clamp_variant(choices: Choices, tensors: Tensors, *, known: str | None = None) -> None:
+    """Decide between the clamps of FrEIA 0.2 and of its main branch since August 2023.
+
+    Args:
+        choices: Where the decision goes.
+        tensors: As `sequence_tensors` returns them.
+        known: The variant, where the source settles it.
+    """
+    kinds = {permutation_kind(a) for name, a in tensors.items() if name.endswith(".w_perm")}
+    if known is not None or kinds == {"hard"}:
+        choices.take(CLAMP_VARIANT, held=known or "tanh")
+    elif "index" in kinds:
+        choices.take(
+            CLAMP_VARIANT,
+            default="tanh_over_alpha",
+            why="Permutations are stored as indices: FrEIA's main branch since June 2023; from 2023-06-20 to "
+            "2023-08-16 it still had tanh.",
+        )
+    else:
+        choices.take(
+            CLAMP_VARIANT,
+            default="tanh",
+            why="FrEIA 0.2's; a file with soft permutations does not say which FrEIA trained it.",
+        )
+
+
+def _block(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    """One block under its normalised names, checked."""
+    arrays = arrays_of({prefix + name: tensor for name, tensor in state.items() if name != "w_perm_inv"})
+    arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
+    block: dict[str, Array] = {}
+    for name in _PER_CHANNEL:
+        array = _held(arrays, name, prefix)
+        if array.ndim < 2 or array.shape[0] != 1 or array.size != array.shape[1]:
+            raise CheckpointError(f"{prefix}{name} has shape {array.shape}, expected (1, C) or (1, C, 1, 1).")
+        block[name] = array.reshape(-1)
+    channels = block["global_scale"].size
+    _expect(prefix + "global_offset", block["global_offset"], (channels,))
+    block |= _permutation(arrays, channels, prefix)
+    block |= _subnet(arrays, channels, prefix)
+    return block
+
+
+def _permutation(arrays: Tensors, channels: int, prefix: str) -> dict[str, Array]:
+    if "w_perm" not in arrays and "vk_householder" in arrays:
+        vectors, start = arrays["vk_householder"], _held(arrays, "w_0", prefix)
+        start = start.reshape(start.shape[:2])
+        _expect(prefix + "vk_householder", vectors, (len(vectors), channels))
+        _expect(prefix + "w_0", start, (channels, channels))
+        return {"vk_householder": vectors, "w_0": start}
+    w_perm = _held(arrays, "w_perm", prefix)
+    if w_perm.ndim == 1:
+        if not np.array_equal(np.sort(w_perm), np.arange(channels)):
+            raise CheckpointError(f"{prefix}w_perm is no permutation of {channels} channels.")
+        return {"w_perm": w_perm}
+    matrix = w_perm.reshape(w_perm.shape[:2]) if w_perm.shape[2:] in ((), (1, 1)) else w_perm
+    _expect(prefix + "w_perm", matrix, (channels, channels))
+    if permutation_kind(matrix) == "hard" and not ((matrix.sum(0) == 1).all() and (matrix.sum(1) == 1).all()):
+        raise CheckpointError(f"{prefix}w_perm has only zeros and ones but is no permutation matrix.")
+    return {"w_perm": matrix}
+
+
+def _subnet(arrays: Tensors, channels: int, prefix: str) -> dict[str, Array]:
+    layers: dict[int, dict[str, Array]] = {}
+    for name, array in arrays.items():
+        match = _SUBNET.fullmatch(name)
+        if match:
+            index = int(match[1]) if match[1].isdigit() else _SUBNET_NAMES.get(match[1], -1)
+            layers.setdefault(index, {})[match[2]] = array
+    if -1 in layers or len(layers) < 2 or any("weight" not in layer for layer in layers.values()):
+        names = sorted(name for name in arrays if name.startswith("subnet."))
+        raise CheckpointError(f"{prefix}subnet has the tensors {names}, not those of a known subnet.")
+    subnet: dict[str, Array] = {}
+    width: int | None = None
+    for i, index in enumerate(sorted(layers)):
+        weight, bias = layers[index]["weight"], layers[index].get("bias")
+        name = f"{prefix}subnet.{i}.weight"
+        inputs = weight.shape[-1] if weight.ndim == 1 else weight.shape[1] if weight.ndim in (2, 4) else None
+        square = weight.ndim < 4 or (weight.shape[2] == weight.shape[3] and weight.shape[2] % 2 == 1)
+        if inputs is None or not square or width not in (None, inputs):
+            raise CheckpointError(
+                f"{name} has shape {weight.shape}; expected an odd square kernel on {width or 'any'} channels."
+            )
+        width = weight.shape[0]
+        subnet[f"subnet.{i}.weight"] = weight
+        if bias is not None:
+            _expect(f"{prefix}subnet.{i}.bias", bias, (width,))
+            subnet[f"subnet.{i}.bias"] = bias
+    passive, first = channels - channels // 2, subnet["subnet.0.weight"]
+    if first.ndim == 1 or first.shape[1] < passive:
+        raise CheckpointError(
+            f"{prefix}subnet.0.weight has shape {first.shape}; it must take at least {passive} channels."
+        )
+    if width != 2 * (channels // 2):
+        raise CheckpointError(
+            f"{prefix}subnet gives {width} channels, expected {2 * (channels // 2)} for {channels} channels."
+        )
+    return subnet
+
+
+def _held(arrays: Tensors, name: str, prefix: str) -> Array:
+    if name not in arrays:
+        raise CheckpointError(f"the checkpoint lacks {prefix}{name}. Copy or train it again.")
+    return arrays[name]
+
+
+def _expect(name: str, array: Array, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise CheckpointError(f"{name} has shape {array.shape}, expected {shape}.")

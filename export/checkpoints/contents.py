@@ -1,0 +1,129 @@
+"""What lies in a checkpoint file, before anyone knows whose it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+import torch
+
+from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints.inert_pickle import StandIn
+from flowedge.export.checkpoints.record import Array, Tensors
+
+State: TypeAlias = Mapping[str, torch.Tensor]
+
+# Where sources put their state dict, or the module that they pickled whole.
+_STATE_KEYS: Final = ("state_dict", "model_state_dict", "model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """One file, loaded.
+
+    Attributes:
+        file: The file's name without folders.
+        sha256: The file's hash.
+        root: What was saved.
+        state: The tensors of the state dict found in it, without the prefixes ``module.`` and ``model.``; empty
+            if there is none.
+        entries: The keys of the state dict as they stand in the file, those of other values included.
+    """
+
+    file: str
+    sha256: str
+    root: object
+    state: State
+    entries: tuple[str, ...]
+
+    def get(self, key: str) -> object:
+        """The value of a key of the saved dict, or None."""
+        return self.root.get(key) if isinstance(self.root, dict) else None
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether the model is an attribute ``model`` of a trainer's module, as Lightning saves it."""
+        return any(key.startswith("model.") for key in self.entries)
+
+    def has(self, *parts: str) -> bool:
+        """Whether a name of the state dict, in the file's words, contains one of the parts."""
+        return any(part in key for key in self.entries for part in parts)
+
+
+def contents_of(root: object, *, file: str, sha256: str) -> Contents:
+    """Find the state dict in what `safe_load.load_untrusted` gave."""
+    found = dict(_entries(root))
+    state = {key.removeprefix("model."): v for key, v in found.items() if isinstance(v, torch.Tensor)}
+    return Contents(file=file, sha256=sha256, root=root, state=state, entries=tuple(found))
+
+
+def module_state(module: StandIn) -> dict[str, torch.Tensor]:
+    """The state dict of a pickled ``torch.nn.Module``; empty if the object is none."""
+    state: dict[str, torch.Tensor] = {}
+    pending: list[tuple[str, StandIn, int]] = [("", module, 0)]
+    while pending:
+        prefix, current, depth = pending.pop()
+        if depth > 64:
+            raise CheckpointError("the pickled module is nested more than 64 deep: it is no detector.")
+        attributes = current.attributes
+        for group in ("_parameters", "_buffers"):
+            for name, value in named(attributes.get(group)):
+                if isinstance(value, torch.Tensor):
+                    state[prefix + name] = value
+        children = [
+            (name, child) for name, child in named(attributes.get("_modules")) if isinstance(child, StandIn)
+        ]
+        pending.extend((f"{prefix}{name}.", child, depth + 1) for name, child in reversed(children))
+    return state
+
+
+def named(value: object) -> Iterator[tuple[str, object]]:
+    """The items of a dict that have text keys; nothing of anything else."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(key, str):
+                yield key, item
+
+
+def arrays_of(state: Mapping[str, torch.Tensor]) -> Tensors:
+    """Tensors as NumPy arrays: floating point as float32, integers as int64, without a copy where possible.
+
+    Raises:
+        CheckpointError: A value is NaN or infinite, or a tensor is neither dense nor real.
+    """
+    return {name: _array(name, tensor) for name, tensor in state.items()}
+
+
+def _array(name: str, tensor: torch.Tensor) -> Array:
+    if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
+        raise CheckpointError(
+            f"{name} is a {tensor.dtype} tensor of layout {tensor.layout}, not a dense real one."
+        )
+    if not tensor.is_floating_point():
+        return tensor.detach().to(torch.int64).numpy()
+    array = tensor.detach().to(torch.float32).numpy()
+    if not np.isfinite(array).all():
+        bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+        raise CheckpointError(
+            f"{name} has {bad} of {array.size} values that are NaN or infinite: the training diverged. "
+            "Export an earlier checkpoint."
+        )
+    return array
+
+
+def _entries(root: object) -> Iterator[tuple[str, object]]:
+    if isinstance(root, StandIn):
+        yield from module_state(root).items()
+        return
+    for key in _STATE_KEYS:
+        value = root.get(key) if isinstance(root, dict) else None
+        if isinstance(value, (dict, StandIn)):
+            items = dict(named(value)) if isinstance(value, dict) else dict[str, object](module_state(value))
+            break
+    else:
+        items = dict(named(root))
+    parallel = bool(items) and all(key.startswith("module.") for key in items)
+    for key, item in items.items():
+        yield key.removeprefix("module.") if parallel else key, item

@@ -1,0 +1,231 @@
+"""The tensors of CFLOW, CS-Flow, FastFlow and U-Flow, renamed as `record` says, wherever they come from.
+
+anomalib, the official repositories and TVTVision differ in prefixes and in the subnets' layer numbers only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints.backbone import recognise_backbone, without_prefix
+from flowedge.export.checkpoints.blocks import level_tensors, level_widths, sequence_tensors
+from flowedge.export.checkpoints.contents import State, arrays_of
+from flowedge.export.checkpoints.record import Array, BackboneNaming
+
+_CSFLOW_NETS: Final[Mapping[str, str]] = {
+    "s1": "net1",
+    "s2": "net2",
+    "cross_convolution1": "net1",
+    "cross_convolution2": "net2",
+}
+_CSFLOW_CONVOLUTIONS: Final = (
+    "conv_scale0_1",
+    "conv_scale1_1",
+    "conv_scale2_1",
+    "up_conv10",
+    "up_conv21",
+    "down_conv01",
+    "down_conv12",
+)
+_CAIT_PATCH: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyTensors:
+    """A model's tensors and what their shapes say.
+
+    Attributes:
+        tensors: As `record` names them, the extractor's included.
+        backbone: The extractor's name, or None if its tensors do not settle it.
+        naming: Whose words its tensors are in, or None if there are none.
+        input_size: Height and width that the shapes imply, or None if they imply none.
+    """
+
+    tensors: dict[str, Array]
+    backbone: str | None
+    naming: BackboneNaming | None
+    input_size: tuple[int, int] | None = None
+
+
+def cflow_tensors(state: State) -> FamilyTensors:
+    """CFLOW as anomalib and TVTVision name it: ``decoders.{l}.`` and ``encoder.feature_extractor.``."""
+    flow = sequence_tensors(_by_number(state, r"decoders"))
+    return _with_extractor(flow, without_prefix(state, "encoder.feature_extractor."))
+
+
+def fastflow_tensors(state: State) -> FamilyTensors:
+    """FastFlow: ``nf_flows.{l}.`` or ``fast_flow_blocks.{l}.``, ``norms.{l}.`` and ``feature_extractor.``."""
+    flow = sequence_tensors(_by_number(state, r"nf_flows|fast_flow_blocks"))
+    norms = _norms(without_prefix(state, "norms."), level_widths(flow))
+    extractor = without_prefix(state, "feature_extractor.")
+    size = _norm_size(norms)
+    if "pos_embed" in extractor:
+        code = extractor["pos_embed"]
+        prefix_tokens = ("cls_token" in extractor and "blocks_token_only.0.norm1.weight" not in extractor) + (
+            "dist_token" in extractor
+        )
+        size = _token_size(code, int(prefix_tokens))
+    return _with_extractor({**norms, **flow}, extractor, input_size=size)
+
+
+def uflow_tensors(state: State) -> FamilyTensors:
+    """U-Flow: one FrEIA graph ``flow.module_list.{n}.``, coarsest stage first, and its extractors."""
+    blocks, kernels = _graph_nodes(without_prefix(state, "flow.module_list."))
+    steps, levels = kernels[0] - 1, len(kernels) + 1
+    expected = [stage * (steps + 3) + step for stage in range(levels) for step in range(steps)]
+    if sorted(blocks) != expected or kernels != [s * (steps + 3) + steps + 1 for s in range(levels - 1)]:
+        raise CheckpointError(
+            f"the U-Flow graph has blocks at {sorted(blocks)} and up-samplings at {kernels}, "
+            f"not {steps} blocks for each of {levels} stages."
+        )
+    flow: dict[str, Array] = {}
+    for stage in range(levels):
+        nodes = [blocks[n] for n in expected[stage * steps : (stage + 1) * steps]]
+        flow |= level_tensors(levels - 1 - stage, nodes)
+    extractors = without_prefix(state, "feature_extractor.")
+    norms = _norms(without_prefix(extractors, "feature_normalizations."), None)
+    if any(name.startswith("extractor1.") for name in extractors):
+        held = {n: t for n, t in extractors.items() if n.startswith(("extractor1.", "extractor2."))}
+        size = _token_size(held["extractor1.pos_embed"], 0) if "extractor1.pos_embed" in held else None
+        tensors = {**flow, **arrays_of({f"backbone.{name}": tensor for name, tensor in held.items()})}
+        return FamilyTensors(tensors=tensors, backbone="mcait", naming="timm", input_size=size)
+    extractor = without_prefix(extractors, "extractor.") or without_prefix(extractors, "feature_extractor.")
+    return _with_extractor({**norms, **flow}, extractor, input_size=_norm_size(norms))
+
+
+def csflow_tensors(state: State) -> FamilyTensors:
+    """CS-Flow's couplings in order of their numbers, and anomalib's extractor where there is one."""
+    pattern = re.compile(r"(?:graph\.graph\.)?module_list\.(\d+)\.(s[12]|cross_convolution[12])\.(.+)")
+    numbers: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in state.items():
+        match = pattern.fullmatch(name)
+        if match:
+            numbers.setdefault(int(match[1]), {})[f"{_CSFLOW_NETS[match[2]]}.{match[3]}"] = tensor
+    flow: dict[str, Array] = {}
+    for k, number in enumerate(sorted(numbers)):
+        block = arrays_of({f"flow.{k}.{name}": tensor for name, tensor in numbers[number].items()})
+        _check_coupling(f"flow.{k}.", block)
+        flow |= block
+    extractor = without_prefix(state, "feature_extractor.feature_extractor.")
+    pruned = without_prefix(extractor, "feature_extractor.") or extractor  # 2.x saves the network twice
+    return _with_extractor(flow, {name: t for name, t in pruned.items() if name.startswith("features.")})
+
+
+def _with_extractor(
+    tensors: dict[str, Array], extractor: State, *, input_size: tuple[int, int] | None = None
+) -> FamilyTensors:
+    backbone = arrays_of({f"backbone.{name}": tensor for name, tensor in extractor.items()})
+    name, naming = recognise_backbone({n.removeprefix("backbone."): array for n, array in backbone.items()})
+    return FamilyTensors(
+        tensors={**backbone, **tensors},
+        backbone=name,
+        naming=naming if backbone else None,
+        input_size=input_size,
+    )
+
+
+def _by_number(state: State, prefixes: str) -> Iterable[State]:
+    """The states under ``PREFIX.0.``, ``PREFIX.1.``, … without their prefixes."""
+    levels: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in state.items():
+        match = re.fullmatch(rf"(?:{prefixes})\.(\d+)\.(.+)", name)
+        if match:
+            levels.setdefault(int(match[1]), {})[match[2]] = tensor
+    if sorted(levels) != list(range(len(levels))):
+        raise CheckpointError(f"the checkpoint has the levels {sorted(levels)}, not 0, 1, 2, …")
+    return [levels[level] for level in range(len(levels))]
+
+
+def _graph_nodes(state: State) -> tuple[dict[int, dict[str, torch.Tensor]], list[int]]:
+    """Of a FrEIA graph: its all-in-one blocks and its up-samplings, by node number."""
+    nodes: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in state.items():
+        number, _, rest = name.partition(".")
+        if number.isdigit():
+            nodes.setdefault(int(number), {})[rest] = tensor
+    kernels = sorted(n for n, node in nodes.items() if "downsample_kernel" in node)
+    return {n: node for n, node in nodes.items() if n not in kernels}, kernels
+
+
+def _norms(state: State, widths: tuple[int, ...] | None) -> dict[str, Array]:
+    norms = dict(arrays_of({f"norms.{name}": tensor for name, tensor in state.items()}))
+    for level in range(len(norms) // 2):
+        weight, bias = (norms.get(f"norms.{level}.{part}") for part in ("weight", "bias"))
+        if weight is None or bias is None or weight.ndim != 3 or weight.shape != bias.shape:
+            raise CheckpointError(
+                f"norms.{level} has shapes {getattr(weight, 'shape', None)} and {getattr(bias, 'shape', None)}, "
+                "expected (C, H, W) twice."
+            )
+        if widths is not None and weight.shape[0] != widths[level]:
+            raise CheckpointError(
+                f"norms.{level}.weight has shape {weight.shape}, and the flow of its level {widths[level]} channels."
+            )
+    return norms
+
+
+def _norm_size(norms: Mapping[str, Array]) -> tuple[int, int] | None:
+    """Four times the finest level's size: its stride is 4 in every network that has such norms."""
+    if "norms.0.weight" not in norms:
+        return None
+    _, height, width = norms["norms.0.weight"].shape
+    return 4 * height, 4 * width
+
+
+def _token_size(position_code: torch.Tensor, prefix_tokens: int) -> tuple[int, int]:
+    tokens = position_code.shape[1] - prefix_tokens
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise CheckpointError(f"pos_embed has {tokens} positions, which is no square.")
+    return _CAIT_PATCH * side, _CAIT_PATCH * side
+
+
+def _check_coupling(prefix: str, block: Mapping[str, Array]) -> None:
+    """Shapes of one cross-scale coupling; net1 reads the first, smaller half and net2 the second."""
+    widths: dict[str, int] = {}
+    for net in ("net1", "net2"):
+        start = f"{prefix}{net}."
+        missing = [
+            f"{start}{conv}.{part}"
+            for conv in (*(f"conv_scale{level}_0" for level in range(3)), *_CSFLOW_CONVOLUTIONS)
+            for part in ("weight", "bias")
+            if f"{start}{conv}.{part}" not in block
+        ]
+        if missing:
+            raise CheckpointError(f"the checkpoint lacks {missing[0]}. Copy or train it again.")
+        hidden, width, kernel, _ = _kernel(block, f"{start}conv_scale0_0.weight")
+        widths[net] = width
+        for level in range(3):
+            _expect(block, f"{start}conv_scale{level}_0.weight", (hidden, width, kernel, kernel))
+        outputs = block[f"{start}conv_scale0_1.weight"].shape[0]
+        for conv in _CSFLOW_CONVOLUTIONS:
+            _expect(block, f"{start}{conv}.weight", (outputs, hidden, kernel, kernel))
+    channels = sum(widths.values())
+    for net, other in (("net1", "net2"), ("net2", "net1")):
+        name = f"{prefix}{net}.conv_scale0_1.weight"
+        if block[name].shape[0] != 2 * widths[other] or widths["net1"] != channels // 2:
+            raise CheckpointError(
+                f"{name} has shape {block[name].shape}; expected {2 * widths[other]} outputs for halves of "
+                f"{widths['net1']} and {widths['net2']} channels."
+            )
+
+
+def _kernel(block: Mapping[str, Array], name: str) -> tuple[int, ...]:
+    shape = block[name].shape
+    if len(shape) != 4 or shape[2] % 2 == 0:
+        raise CheckpointError(f"{name} has shape {shape}, expected (out, in, K, K) with odd K.")
+    return shape
+
+
+def _expect(block: Mapping[str, Array], name: str, shape: tuple[int, ...]) -> None:
+    if block[name].shape != shape:
+        raise CheckpointError(f"{name} has shape {block[name].shape}, expected {shape}.")
+    bias = name.removesuffix("weight") + "bias"
+    if block[bias].shape != shape[:1]:
+        raise CheckpointError(f"{bias} has shape {block[bias].shape}, expected {shape[:1]}.")

@@ -1,0 +1,186 @@
+"""The input pipelines of the sources, as `flowedge.manifest.Preprocessing`.
+
+anomalib's are torchvision transforms (1.x, 2.x) or Albumentations' (0.x) and are stored, in one form or another;
+the official repositories' are fixed in code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, TypeAlias
+
+from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints.contents import named
+from flowedge.export.checkpoints.inert_pickle import Name, StandIn
+from flowedge.export.checkpoints.settings import INPUT_SIZE, MEAN, RESIZE_METHOD, STD, Choices
+from flowedge.manifest import Preprocessing, ResizeMethod
+
+Size: TypeAlias = tuple[int, int]
+Triple: TypeAlias = tuple[float, float, float]
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+# Steps that only change the type, which every pipeline here does anyway.
+_CASTS: Final = frozenset(
+    {"ToImage", "ToDtype", "ToTensor", "PILToTensor", "ToImageTensor", "ConvertImageDtype"}
+)
+
+
+def fixed_pipeline(
+    choices: Choices,
+    *,
+    size: Size | None = None,
+    default_size: Size | None = None,
+    size_why: str = "",
+    method: ResizeMethod,
+    mean: Triple = IMAGENET_MEAN,
+    std: Triple = IMAGENET_STD,
+    keep_aspect: bool = False,
+    why: str,
+) -> Preprocessing:
+    """A pipeline that a repository fixes in its code: resize, scale to [0, 1], normalise.
+
+    ``size`` is the height and width that the file holds or its shapes imply, ``default_size`` what to assume
+    otherwise and ``size_why`` on whose authority; ``why`` says the same of method, mean and std. ``keep_aspect``
+    resizes the shorter side, so the size is the network's only for square frames.
+    """
+    height, width = choices.take(INPUT_SIZE, held=size, default=default_size, why=size_why)
+    return Preprocessing(
+        resize=(height, width),
+        keep_aspect=keep_aspect,
+        method=choices.take(RESIZE_METHOD, default=method, why=why),
+        mean=choices.take(MEAN, default=mean, why=why),
+        std=choices.take(STD, default=std, why=why),
+    )
+
+
+def transform_pipeline(choices: Choices, transform: object) -> Preprocessing:
+    """A torchvision transform: anomalib 2.7's description of it, or the stand-in of the pickled object.
+
+    Raises:
+        CheckpointError: It has a step that cannot be reproduced.
+    """
+    resize: object = None
+    crop: Size | None = None
+    mean: Triple = (0.0, 0.0, 0.0)
+    std: Triple = (1.0, 1.0, 1.0)
+    method: ResizeMethod | None = "float_bilinear"
+    for kind, args in _steps(transform):
+        match kind:
+            case "Resize" if crop is None and args.get("max_size") is None:
+                resize = args.get("size")
+                if (
+                    args.get("interpolation", "bilinear") != "bilinear"
+                    or args.get("antialias", True) is not True
+                ):
+                    method = None
+            case "CenterCrop" | "ExportableCenterCrop":
+                crop = size_of(args.get("size"))
+            case "Normalize":
+                mean, std = _triple(args.get("mean")), _triple(args.get("std"))
+            case _ if kind in _CASTS:
+                pass
+            case _:
+                raise CheckpointError(
+                    f"the checkpoint's transform has the step {kind}({args!s:.120}), which FlowEdge cannot "
+                    "reproduce. Train with Resize, CenterCrop and Normalize only, in this order."
+                )
+    keep_aspect = isinstance(resize, int) or (isinstance(resize, (list, tuple)) and len(resize) == 1)
+    resized = None if resize is None else size_of(resize)
+    size = choices.take(INPUT_SIZE, held=crop or resized, why="The checkpoint's transform has no Resize.")
+    if size != (crop or resized):
+        resized, crop, keep_aspect = size, None, False
+    return Preprocessing(
+        resize=resized or size,
+        keep_aspect=keep_aspect,
+        method=choices.take(
+            RESIZE_METHOD,
+            held=method,
+            why="Its Resize is not the antialiased bilinear one; name the nearest.",
+        ),
+        crop=crop,
+        mean=choices.take(MEAN, held=mean),
+        std=choices.take(STD, held=std),
+    )
+
+
+def albumentations_pipeline(choices: Choices, dataset: object) -> Preprocessing:
+    """The pipeline of anomalib 0.x: resize with OpenCV, centre crop, normalise; as the ``dataset`` configuration says.
+
+    Raises:
+        CheckpointError: It names a configuration file of its own, and the user has not given the input size.
+    """
+    config = dict(named(dataset))
+    resized = size_of(config.get("image_size"))
+    crop = None if config.get("center_crop") is None else size_of(config["center_crop"])
+    paths = dict(named(config.get("transform_config")))
+    custom = paths.get("eval") or paths.get("val") or paths.get("train")
+    size = choices.take(
+        INPUT_SIZE,
+        held=None if custom else crop or resized,
+        why=f"Its pipeline is in the file {custom}, which the checkpoint does not hold.",
+    )
+    if size != (crop or resized):
+        resized, crop = size, None
+    plain = config.get("normalization") == "none"
+    return Preprocessing(
+        resize=resized,
+        method=choices.take(RESIZE_METHOD, held="cv2_bilinear"),
+        crop=crop,
+        mean=choices.take(MEAN, held=(0.0, 0.0, 0.0) if plain else IMAGENET_MEAN),
+        std=choices.take(STD, held=(1.0, 1.0, 1.0) if plain else IMAGENET_STD),
+    )
+
+
+def size_of(value: object) -> Size:
+    """``[height, width]``, ``[side]`` or ``side`` in pixels.
+
+    Raises:
+        CheckpointError: It is none of these.
+    """
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    sides = [side for side in items if isinstance(side, int) and side > 0]
+    if len(sides) == len(items) and len(sides) in (1, 2):
+        return sides[0], sides[-1]
+    raise CheckpointError(f"the checkpoint's image size is {value!r:.80}, not one or two sides in pixels.")
+
+
+def _steps(transform: object) -> Iterator[tuple[str, dict[str, object]]]:
+    """The steps of a transform, composed ones taken apart, with enums and tuples made plain."""
+    if isinstance(transform, StandIn):
+        kind, args = transform.kind.qualname, dict(transform.attributes)
+    else:
+        described = dict(named(transform))
+        kind = str(described.get("class_path", "")).rpartition(".")[2]
+        args = dict(named(described.get("init_args")))
+    if kind != "Compose":
+        yield kind, {name: _plain(value) for name, value in args.items() if not name.startswith("_")}
+        return
+    inner = args.get("transforms")
+    if isinstance(inner, StandIn):  # a ModuleList
+        inner = [child for _, child in named(inner.attributes.get("_modules"))]
+    if not isinstance(inner, (list, tuple)):
+        raise CheckpointError("the checkpoint's transform is a Compose without steps.")
+    for step in inner:
+        if isinstance(step, StandIn) and step.kind.qualname == "Compose":
+            raise CheckpointError("the checkpoint's transform has a Compose inside a Compose.")
+        yield from _steps(step)
+
+
+def _plain(value: object) -> object:
+    """An enum's value in place of the enum."""
+    if isinstance(value, StandIn) and value.kind.qualname == "InterpolationMode":
+        return value.args[0] if value.args else None
+    if isinstance(value, Name):
+        return value.qualname.rpartition(".")[2].lower()
+    return value
+
+
+def _triple(value: object) -> Triple:
+    if (
+        isinstance(value, (list, tuple))
+        and len(value) == 3
+        and all(isinstance(v, (int, float)) for v in value)
+    ):
+        return float(value[0]), float(value[1]), float(value[2])
+    raise CheckpointError(f"the checkpoint's Normalize has {value!r:.80}, not three numbers.")

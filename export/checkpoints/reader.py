@@ -1,0 +1,54 @@
+"""The table of sources, and the one function that goes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints import anomalib, cflow_official
+from flowedge.export.checkpoints.contents import Contents, contents_of
+from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.checkpoints.safe_load import file_sha256, load_untrusted
+from flowedge.export.checkpoints.settings import FAMILY_SETTINGS
+
+_Recognises: TypeAlias = Callable[[Contents], bool]
+_Reads: TypeAlias = Callable[[Contents, Mapping[str, str]], Checkpoint]
+
+# The first that recognises a file reads it.
+READERS: Final[tuple[tuple[_Recognises, _Reads], ...]] = (
+    (cflow_official.recognises, cflow_official.read),
+    (anomalib.recognises, anomalib.read),
+)
+_NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def read_checkpoint(path: Path, *, settings: Mapping[str, str] = _NO_SETTINGS) -> Checkpoint:
+    """Read a detector's checkpoint, of whichever repository and generation, without running anything in it.
+
+    Args:
+        path: The file as the repository wrote it, a state dict alone, or one under ``state_dict``,
+            ``model_state_dict`` or ``model``.
+        settings: The user's ``--set name=value``: values that the file does not hold. The names depend on the
+            family; an unknown one is an error that lists them.
+
+    Returns:
+        The record; its tensors may be views of the file, mapped copy on write.
+
+    Raises:
+        UnsafeCheckpointError: The file asks for a class or a function that no checkpoint needs.
+        CheckpointError: It cannot be read, is of no known model, lacks a tensor or a value, has a misshapen
+            tensor or one with NaN or infinities; or a setting is unknown or misspelt.
+    """
+    contents = contents_of(load_untrusted(path), file=path.name, sha256=file_sha256(path))
+    for recognises, read in READERS:
+        if recognises(contents):
+            return read(contents, settings)
+    keys = list(contents.entries) or list(contents.root if isinstance(contents.root, dict) else [])
+    found = f"its keys begin with {', '.join(map(repr, keys[:5]))}" if keys else "it holds no tensors by name"
+    raise CheckpointError(
+        f"{path} is no checkpoint of a known model: {found}. FlowEdge reads {', '.join(FAMILY_SETTINGS)}, as "
+        "anomalib or the official repositories save them."
+    )

@@ -1,0 +1,192 @@
+"""The values that a checkpoint may not hold: their names, how the user writes them, and who decided.
+
+A value is, in this order, what the user gave with ``--set name=value``, what the file holds, or a default; all
+but the second are recorded as `flowedge.manifest.Assumed`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Generic, TypeVar, cast
+
+from flowedge.errors import CheckpointError
+from flowedge.manifest import Assumed, Family, ResizeMethod, Scalar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting(Generic[T]):
+    """One name of ``--set``.
+
+    Attributes:
+        name: What the user writes before the equals sign.
+        form: What must follow it, in words.
+        parse: From the user's text; raises ValueError for anything else.
+    """
+
+    name: str
+    form: str
+    parse: Callable[[str], T]
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(text)
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = _positive(text)
+    if value > 1:
+        raise ValueError(text)
+    return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = [int(side) for side in text.lower().replace("x", ",").split(",")]
+    if len(sides) not in (1, 2) or not all(1 <= side <= 16384 for side in sides):
+        raise ValueError(text)
+    return sides[0], sides[-1]
+
+
+def _three(text: str) -> tuple[float, float, float]:
+    red, green, blue = (float(part) for part in text.split(","))
+    if not all(map(math.isfinite, (red, green, blue))):
+        raise ValueError(text)
+    return red, green, blue
+
+
+def _three_positive(text: str) -> tuple[float, float, float]:
+    values = _three(text)
+    if min(values) <= 0:
+        raise ValueError(text)
+    return values
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise ValueError(text)
+    return names
+
+
+def _name(text: str) -> str:
+    if not text.strip():
+        raise ValueError(text)
+    return text.strip()
+
+
+def _flag(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+def _one_of(*choices: str) -> tuple[str, Callable[[str], str]]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(text)
+        return text
+
+    return " or ".join(choices), parse
+
+
+BACKBONE: Final = Setting("backbone", "a network's name, such as wide_resnet50_2", _name)
+LAYERS: Final = Setting("layers", "layer names, fine to coarse, such as layer2,layer3,layer4", _names)
+CLAMP: Final = Setting("clamp", "a positive number", _positive)
+CLAMP_VARIANT: Final = Setting("clamp_variant", *_one_of("tanh", "tanh_over_alpha"))
+INPUT_SIZE: Final = Setting("input_size", "pixels: one side, or height and width as 256x320", _size)
+PADDING: Final = Setting("padding", *_one_of("zeros", "reflect"))
+EFFICIENTNET_PADDING: Final = Setting("padding", *_one_of("symmetric", "static_0.7", "static_0.6"))
+USE_GAMMA: Final = Setting("use_gamma", "true or false", _flag)
+PERMUTATIONS: Final = Setting("permutations", *_one_of("per_level", "shared"))
+POOL_TYPE: Final = Setting("pool_type", *_one_of("avg", "max", "none"))
+TOP_K: Final = Setting("top_k", "a fraction of the pixels, such as 0.03", _fraction)
+_METHODS: Final = _one_of("float_bilinear", "pil_bilinear", "pil_lanczos", "cv2_bilinear")
+RESIZE_METHOD: Final = Setting(
+    "resize_method", _METHODS[0], cast("Callable[[str], ResizeMethod]", _METHODS[1])
+)
+MEAN: Final = Setting("mean", "three numbers in the [0, 1] range, such as 0.485,0.456,0.406", _three)
+STD: Final = Setting("std", "three positive numbers in the [0, 1] range", _three_positive)
+
+_COMMON: Final = (BACKBONE, CLAMP, INPUT_SIZE, RESIZE_METHOD, MEAN, STD)
+FAMILY_SETTINGS: Final[Mapping[Family, tuple[Setting[object], ...]]] = MappingProxyType(
+    cast(
+        "dict[Family, tuple[Setting[object], ...]]",
+        {
+            "cflow": (*_COMMON, CLAMP_VARIANT, LAYERS, PADDING),
+            "csflow": (*_COMMON, EFFICIENTNET_PADDING, USE_GAMMA, PERMUTATIONS),
+            "fastflow": (*_COMMON, CLAMP_VARIANT),
+            "uflow": (*_COMMON, CLAMP_VARIANT),
+            "msflow": (*_COMMON, CLAMP_VARIANT, PADDING, POOL_TYPE, TOP_K),
+        },
+    )
+)
+
+
+class Choices:
+    """Decides the values of one checkpoint and keeps account of how.
+
+    Attributes:
+        values: What was decided so far, by name.
+        assumed: The account, in the order of the decisions.
+    """
+
+    def __init__(self, family: Family, given: Mapping[str, str]) -> None:
+        """Take the user's words.
+
+        Raises:
+            CheckpointError: One of them is no setting of the family.
+        """
+        known = [setting.name for setting in FAMILY_SETTINGS[family]]
+        for name in given:
+            if name not in known:
+                raise CheckpointError(
+                    f"--set {name}={given[name]}: {family} has no setting {name!r}; it has {', '.join(known)}."
+                )
+        self._given = given
+        self.values: dict[str, object] = {}
+        self.assumed: list[Assumed] = []
+
+    def take(
+        self, setting: Setting[T], *, held: T | None = None, default: T | None = None, why: str = ""
+    ) -> T:
+        """Decide one value.
+
+        Args:
+            setting: Which one.
+            held: What the file says, or None.
+            default: What to assume otherwise, or None if nothing can be.
+            why: One sentence: where the default comes from, or why there is none.
+
+        Raises:
+            CheckpointError: The user's text is not of the setting's form; or nobody knows the value.
+        """
+        name = setting.name
+        if name in self._given:
+            try:
+                value = setting.parse(self._given[name])
+            except (ValueError, KeyError) as error:
+                raise CheckpointError(
+                    f"--set {name}={self._given[name]}: {name} is {setting.form}."
+                ) from error
+            reason = why if held is None else f"The file says {held}."
+            self.assumed.append(Assumed(name=name, value=_plain(value), given=True, why=reason))
+        elif held is not None:
+            value = held
+        elif default is not None:
+            value = default
+            self.assumed.append(Assumed(name=name, value=_plain(value), given=False, why=why))
+        else:
+            raise CheckpointError(
+                f"the checkpoint does not say its {name}. {why} Give it with --set {name}=VALUE ({setting.form})."
+            )
+        self.values[name] = value
+        return value
+
+
+def _plain(value: object) -> Scalar | list[Scalar]:
+    return list(value) if isinstance(value, tuple) else cast("Scalar", value)
