@@ -1,0 +1,196 @@
+"""A labelled folder of images, as the MVTec AD dataset lays it out, and a plain folder of good ones.
+
+    dataset/train/good/*.png
+    dataset/test/good/*.png
+    dataset/test/<defect>/*.png
+    dataset/ground_truth/<defect>/<stem>_mask.png    or <stem>.png; not zero where the defect is
+
+Only file names are kept; images and masks are read one at a time, when they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.errors import DataError
+
+IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+# Not JPEG: it smears a mask's edges, and every pixel that is not zero counts as defect.
+MASK_SUFFIXES: Final = frozenset({".png", ".bmp", ".tif", ".tiff"})
+GOOD: Final = "good"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One labelled image.
+
+    Attributes:
+        path: The image file.
+        label: Its folder's name: ``"good"`` or a kind of defect.
+        is_anomalous: False exactly when the label is ``"good"``.
+        mask: The file that marks its defect pixels; None for a good image, and for every image of a class
+            that has no masks.
+    """
+
+    path: Path
+    label: str
+    is_anomalous: bool
+    mask: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """The test images of a dataset, by class and name.
+
+    Attributes:
+        root: The folder that holds ``test``.
+        samples: Not empty.
+        classes_without_masks: The defect classes that have no mask at all; pixel metrics need it empty.
+    """
+
+    root: Path
+    samples: tuple[Sample, ...]
+    classes_without_masks: tuple[str, ...]
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """List the test images of a dataset in MVTec AD's layout, with their labels and masks.
+
+    Args:
+        folder: The dataset's root, or its ``test`` folder.
+
+    Raises:
+        DataError: There is no ``test`` folder or no image in it, an image of a class with masks lacks its
+            own, or two files could be the mask of one image.
+    """
+    root = folder.parent if folder.name == "test" and not (folder / "test").is_dir() else folder
+    test = root / "test"
+    if not test.is_dir():
+        raise DataError(
+            f"{folder} has no test folder. Name the folder that holds test/good, test/<defect> and "
+            "ground_truth/<defect>, as the MVTec AD dataset lays them out."
+        )
+    samples: list[Sample] = []
+    without_masks: list[str] = []
+    for class_folder in sorted(path for path in test.iterdir() if path.is_dir()):
+        label = class_folder.name
+        images = _files(class_folder, IMAGE_SUFFIXES)
+        masks = {} if label == GOOD else _masks(images, root / "ground_truth" / label)
+        if label != GOOD and images and not masks:
+            without_masks.append(label)
+        samples.extend(
+            Sample(path=image, label=label, is_anomalous=label != GOOD, mask=masks.get(image))
+            for image in images
+        )
+    if not samples:
+        raise DataError(
+            f"{test} has no images in class folders. Put good images in {test / GOOD} and each kind of defect "
+            f"in a folder of its own; readable are {_listed(IMAGE_SUFFIXES)}."
+        )
+    return Dataset(root=root, samples=tuple(samples), classes_without_masks=tuple(without_masks))
+
+
+def good_images(folder: Path) -> tuple[Path, ...]:
+    """The good images to fit on, by name.
+
+    Args:
+        folder: A folder of good images, or a dataset's root, whose ``train/good`` is taken.
+
+    Raises:
+        DataError: There is no such folder, or no image in it. A dataset's ``test`` folder is never taken
+            instead: what is fitted on test images says nothing about them.
+    """
+    train = folder / "train" / GOOD
+    chosen = train if train.is_dir() else folder
+    if not chosen.is_dir():
+        raise DataError(f"{folder} is not a folder. Name a folder of good images.")
+    images = _files(chosen, IMAGE_SUFFIXES)
+    if not images:
+        raise DataError(
+            f"{chosen} holds no images. Name a folder of good images, or a dataset with {Path('train', GOOD)}; "
+            f"readable are {_listed(IMAGE_SUFFIXES)}."
+        )
+    return tuple(images)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read an image as ``(H, W, 3)`` uint8 RGB; grey is repeated, transparency dropped, 16 bits become 8.
+
+    Raises:
+        DataError: The file cannot be read as an image.
+    """
+    return np.ascontiguousarray(_decoded(path, cv2.IMREAD_COLOR)[..., ::-1], np.uint8)
+
+
+def read_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Read a mask as ``(H, W)`` booleans, true wherever the file is not zero.
+
+    Args:
+        path: The mask.
+        image: ``(H, W, 3)``: the image it belongs to.
+
+    Raises:
+        DataError: The file cannot be read as an image, or has another size than the image.
+    """
+    # Unchanged: a conversion to 8 bits or to grey would round small label numbers to zero.
+    pixels = _decoded(path, cv2.IMREAD_UNCHANGED)
+    defects: NDArray[np.bool_] = np.atleast_3d(pixels)[..., :3].max(axis=2) > 0
+    if defects.shape != image.shape[:2]:
+        raise DataError(
+            f"{path} is {defects.shape[1]}x{defects.shape[0]} pixels, its image "
+            f"{image.shape[1]}x{image.shape[0]}. A mask must have its image's size: export the mask again."
+        )
+    return defects
+
+
+def _masks(images: list[Path], folder: Path) -> Mapping[Path, Path]:
+    """Each image's mask; empty when the class has none at all."""
+    by_stem: dict[str, Path] = {}
+    for file in _files(folder, MASK_SUFFIXES) if folder.is_dir() else []:
+        stem = file.stem.removesuffix("_mask")
+        if stem in by_stem:
+            raise DataError(
+                f"{by_stem[stem]} and {file} could both be the mask of {stem}. Remove one of them."
+            )
+        by_stem[stem] = file
+    if not by_stem:
+        return {}
+    for image in images:
+        if image.stem not in by_stem:
+            raise DataError(
+                f"{image} has no mask: {folder / f'{image.stem}_mask.png'} is missing, and other images of "
+                f"{folder.name} have theirs. Add it, or remove the folder {folder} to go without pixel metrics."
+            )
+    return {image: by_stem[image.stem] for image in images}
+
+
+def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    """The folder's visible files with one of the suffixes, in any case, by name."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _decoded(path: Path, flags: int) -> NDArray[Any]:
+    """An image file's pixels in OpenCV's channel order, ``(H, W)`` or ``(H, W, C)``."""
+    try:
+        data = np.fromfile(path, np.uint8)
+        pixels = cv2.imdecode(data, flags) if data.size else None
+    except (OSError, cv2.error) as error:
+        raise DataError(f"{path} cannot be read: {error}. Check or remove the file.") from error
+    if pixels is None:
+        raise DataError(f"{path} is not an image OpenCV can decode. Check or remove the file.")
+    return pixels
+
+
+def _listed(suffixes: frozenset[str]) -> str:
+    return ", ".join(sorted(suffixes))
