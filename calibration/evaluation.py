@@ -1,0 +1,268 @@
+"""Measure a detector on a labelled dataset, one image at a time.
+
+Nothing is kept of an image but counts: the metrics' memory does not depend on the number of images. (The list
+of the dataset's file names does, by a few hundred bytes an image.) Image scores are compared as float32 and
+their metrics are exact up to 65,536 images of a class; ``metrics`` says how close the pixel metrics are.
+
+Pixel metrics are computed at the size of the network's input, on the map as the network gives it: the masks
+come to the map, not the map to the masks. Published figures differ by this choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol, TypeAlias
+
+import cv2
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.calibration.dataset import Dataset, Sample, read_image, read_mask
+from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, curve_from_histograms
+from flowedge.errors import CalibrationError
+from flowedge.manifest import Threshold, Thresholds
+
+PlaceMask: TypeAlias = Callable[[NDArray[np.bool_], tuple[int, int]], NDArray[np.bool_]]
+NAMED_FAILURES: Final = 10
+LARGEST_SCORE: Final = float(np.finfo(np.float32).max)
+
+
+class Detection(Protocol):
+    """What a detector says of one image.
+
+    Attributes:
+        score: Larger is more anomalous.
+        network_map: ``(H, W)`` float32 at the network's input size; larger is more anomalous.
+    """
+
+    @property
+    def score(self) -> float: ...
+
+    @property
+    def network_map(self) -> NDArray[np.float32]: ...
+
+
+class ClassResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of defect against all good images.
+
+    Attributes:
+        images: How many of its images were inspected.
+        image_auroc: None when there is no good image, or none of this class.
+        detection_rate: The share of its images above the image threshold.
+    """
+
+    label: str
+    images: int
+    image_auroc: float | None
+    detection_rate: float | None
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """The metrics of one dataset; every rate and metric is in 0..1, and None where it is not defined.
+
+    Attributes:
+        good_images: How many were inspected.
+        anomalous_images: How many were inspected.
+        not_inspected: Images whose score or map was not finite; they are in no metric.
+        not_inspected_files: The first few of them, relative to the dataset.
+        image_auroc: Area under the ROC curve of the image scores; ties count half.
+        image_f1: The largest over all thresholds.
+        pixel_auroc: As ``image_auroc``, of all pixels of all images.
+        aupro: Mean overlap of the defect regions, over false-alarm shares of 0 to 0.3.
+        pixel_f1: The largest over all thresholds.
+        image_threshold: The one that the rates belong to: the given one, else the one of ``image_f1``.
+        pixel_threshold: The same for pixels.
+        false_alarm_rate: The share of the good images above the image threshold.
+        detection_rate: The share of the anomalous images above it.
+        pixel_false_alarm_rate: The share of the normal pixels above the pixel threshold.
+        pixel_detection_rate: The share of the defect pixels above it.
+        classes: The kinds of defect, by name.
+        notes: One sentence each: why a metric is None, and what weakens the others.
+    """
+
+    good_images: int
+    anomalous_images: int
+    not_inspected: int
+    not_inspected_files: tuple[str, ...]
+    image_auroc: float | None
+    image_f1: float | None
+    pixel_auroc: float | None
+    aupro: float | None
+    pixel_f1: float | None
+    image_threshold: Threshold | None
+    pixel_threshold: Threshold | None
+    false_alarm_rate: float | None
+    detection_rate: float | None
+    pixel_false_alarm_rate: float | None
+    pixel_detection_rate: float | None
+    classes: tuple[ClassResult, ...]
+    notes: tuple[str, ...]
+
+
+def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask at another size by nearest neighbour: pixel i takes pixel floor(i * from / to).
+
+    Args:
+        mask: ``(h, w)``.
+        size: Height and width wanted.
+
+    Returns:
+        ``(H, W)``. A defect thinner than the reduction can lose pixels, or vanish.
+    """
+    resized = cv2.resize(mask.astype(np.uint8), (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+    return resized.astype(np.bool_)
+
+
+def evaluate(
+    detect: Callable[[NDArray[np.uint8]], Detection],
+    dataset: Dataset,
+    *,
+    thresholds: Thresholds = Thresholds(),  # noqa: B008 - frozen
+    place_mask: PlaceMask = resize_mask,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Run a detector over a dataset and measure it.
+
+    Args:
+        detect: From ``(H, W, 3)`` uint8 RGB to the score and the map.
+        dataset: Labels and masks.
+        thresholds: The bundle's. Where there is none, the threshold of the best F1 of this dataset is used,
+            and a note says so.
+        place_mask: From a mask of the image's size to one of the map's ``(H, W)``. Give one that crops where
+            the preprocessing does.
+        on_progress: Called after each image with how many are done, and of how many.
+
+    Raises:
+        DataError: An image or a mask cannot be read, or their sizes differ.
+        CalibrationError: No image gave a finite score and map.
+        ValueError: A placed mask has another size than the map.
+    """
+    tally = _Tally(has_masks=not dataset.classes_without_masks)
+    for done, sample in enumerate(dataset.samples, start=1):
+        image = read_image(sample.path)
+        tally.add(sample, image, detect(image), place_mask)
+        if on_progress is not None:
+            on_progress(done, len(dataset.samples))
+    return tally.evaluation(dataset, thresholds)
+
+
+class _Tally:
+    """What is counted while the images pass."""
+
+    def __init__(self, *, has_masks: bool) -> None:
+        self.good = ValueHistogram()
+        self.anomalous = ValueHistogram()
+        self.classes: dict[str, ValueHistogram] = {}
+        self.pixels = PixelMetrics() if has_masks else None
+        self.not_inspected = 0
+        self.not_inspected_samples: list[Sample] = []
+        self.unmarked = 0
+
+    def add(
+        self, sample: Sample, image: NDArray[np.uint8], detection: Detection, place_mask: PlaceMask
+    ) -> None:
+        if sample.is_anomalous:
+            self.classes.setdefault(sample.label, ValueHistogram())
+        anomaly_map = np.asarray(detection.network_map, np.float32)
+        if not (abs(detection.score) <= LARGEST_SCORE and np.isfinite(anomaly_map).all()):
+            self.not_inspected += 1
+            if len(self.not_inspected_samples) < NAMED_FAILURES:
+                self.not_inspected_samples.append(sample)
+            return
+        if sample.is_anomalous:
+            self.anomalous.add(detection.score)
+            self.classes[sample.label].add(detection.score)
+        else:
+            self.good.add(detection.score)
+        if self.pixels is None:
+            return
+        if sample.mask is None:
+            self.pixels.add(anomaly_map, None)
+            return
+        height, width = anomaly_map.shape
+        defects = place_mask(read_mask(sample.mask, image), (height, width))
+        self.unmarked += not defects.any()
+        self.pixels.add(anomaly_map, defects)
+
+    def evaluation(self, dataset: Dataset, thresholds: Thresholds) -> Evaluation:
+        images = int(self.good.total + self.anomalous.total)
+        if images == 0:
+            raise CalibrationError(
+                f"none of the {self.not_inspected} images of {dataset.root} gave a finite score and map. Run "
+                "flowedge verify to see whether the precision is the cause."
+            )
+        notes: list[str] = []
+        curve = curve_from_histograms(self.good, self.anomalous)
+        if not curve.has_both_classes:
+            missing = "good" if self.good.total == 0 else "anomalous"
+            notes.append(f"No image metric: the dataset has no {missing} image that was inspected.")
+        image_f1, image_threshold = _best_or_given(curve, thresholds.image, images, "image", notes)
+        pixel_auroc = aupro = pixel_f1 = pixel_false_alarms = pixel_detections = None
+        pixel_threshold = thresholds.pixel
+        if self.pixels is None:
+            notes.append(f"No pixel metric: no masks for {', '.join(dataset.classes_without_masks)}.")
+        else:
+            pixel_curve = curve_from_histograms(self.pixels.normal, self.pixels.defect)
+            if not pixel_curve.has_both_classes:
+                missing = "normal" if self.pixels.normal.total == 0 else "defect"
+                notes.append(f"No pixel metric: there is no {missing} pixel.")
+            pixel_auroc, aupro = pixel_curve.auroc(), self.pixels.aupro()
+            pixel_f1, pixel_threshold = _best_or_given(pixel_curve, thresholds.pixel, images, "pixel", notes)
+            pixel_false_alarms = _share_above(self.pixels.normal, pixel_threshold)
+            pixel_detections = _share_above(self.pixels.defect, pixel_threshold)
+        if self.unmarked:
+            notes.append(
+                f"{self.unmarked} anomalous images have no defect pixel at the network's size; their pixels "
+                "count as normal."
+            )
+        if self.not_inspected:
+            notes.append(f"{self.not_inspected} images were not inspected: score or map not finite.")
+        return Evaluation(
+            good_images=int(self.good.total),
+            anomalous_images=int(self.anomalous.total),
+            not_inspected=self.not_inspected,
+            not_inspected_files=tuple(
+                sample.path.relative_to(dataset.root).as_posix() for sample in self.not_inspected_samples
+            ),
+            image_auroc=curve.auroc(),
+            image_f1=image_f1,
+            pixel_auroc=pixel_auroc,
+            aupro=aupro,
+            pixel_f1=pixel_f1,
+            image_threshold=image_threshold,
+            pixel_threshold=pixel_threshold,
+            false_alarm_rate=_share_above(self.good, image_threshold),
+            detection_rate=_share_above(self.anomalous, image_threshold),
+            pixel_false_alarm_rate=pixel_false_alarms,
+            pixel_detection_rate=pixel_detections,
+            classes=tuple(
+                ClassResult(
+                    label=label,
+                    images=int(scores.total),
+                    image_auroc=curve_from_histograms(self.good, scores).auroc(),
+                    detection_rate=_share_above(scores, image_threshold),
+                )
+                for label, scores in sorted(self.classes.items())
+            ),
+            notes=tuple(notes),
+        )
+
+
+def _best_or_given(
+    curve: Curve, given: Threshold | None, images: int, noun: str, notes: list[str]
+) -> tuple[float | None, Threshold | None]:
+    """The best F1, and the threshold to report rates at."""
+    best = curve.best_f1()
+    if best is None:
+        return None, given
+    if given is not None:
+        return best[0], given
+    notes.append(
+        f"The bundle has no {noun} threshold: rates are at the best F1 of this very dataset, and optimistic."
+    )
+    return best[0], Threshold(value=best[1], method="f1", images=images)
+
+
+def _share_above(values: ValueHistogram, threshold: Threshold | None) -> float | None:
+    return None if threshold is None else values.share_above(threshold.value)

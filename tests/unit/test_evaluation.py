@@ -1,0 +1,284 @@
+"""Evaluation with detectors whose answers are known beforehand."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score
+
+from flowedge.calibration.dataset import Dataset, Sample, read_dataset
+from flowedge.calibration.evaluation import Evaluation, evaluate, resize_mask
+from flowedge.calibration.metrics import PixelMetrics
+from flowedge.errors import CalibrationError
+from flowedge.manifest import Threshold, Thresholds
+
+SIZE = (16, 24)
+
+
+@dataclass(frozen=True)
+class Answer:
+    score: float
+    network_map: NDArray[np.float32]
+
+
+def noisy_map(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """A 16x24 map that depends on the image only, higher where the image is bright."""
+    small = cv2.resize(image[..., 0], SIZE[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
+    noise = np.random.default_rng(int(image.sum())).normal(0, 60, SIZE)
+    return (small + noise).astype(np.float32)
+
+
+def detect(image: NDArray[np.uint8]) -> Answer:
+    anomaly_map = noisy_map(image)
+    return Answer(score=float(anomaly_map.max()), network_map=anomaly_map)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Twelve good images, eight with a bright square and six with a bright line, of varying size."""
+    rng = np.random.default_rng(1)
+    for label, count in (("good", 12), ("square", 8), ("line", 6)):
+        for index in range(count):
+            image = rng.integers(0, 90, (32 + index, 48)).astype(np.uint8)
+            mask = np.zeros_like(image)
+            if label == "square":
+                mask[4:18, 10 : 20 + index] = 255
+            elif label == "line":
+                mask[20:22, :30] = 255
+            image[mask > 0] = 200
+            (tmp_path / "test" / label).mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(tmp_path / "test" / label / f"{index:03}.png"), image)
+            if label != "good":
+                (tmp_path / "ground_truth" / label).mkdir(parents=True, exist_ok=True)
+                assert cv2.imwrite(str(tmp_path / "ground_truth" / label / f"{index:03}_mask.png"), mask)
+    return tmp_path
+
+
+@dataclass
+class Recorded:
+    """Every answer of ``detect`` on a dataset, kept for direct computations."""
+
+    labels: NDArray[np.str_]
+    scores: NDArray[np.float64]
+    maps: NDArray[np.float32]
+    masks: NDArray[np.bool_]
+
+
+def recorded(root: Path) -> Recorded:
+    labels, scores, maps, masks = [], [], [], []
+    for path in sorted((root / "test").glob("*/*.png")):
+        image = cv2.imread(str(path))
+        assert image is not None
+        answer = detect(np.asarray(image, np.uint8))
+        mask = np.zeros(image.shape[:2], np.uint8)
+        file = root / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+        if file.is_file():
+            pixels = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+            assert pixels is not None
+            mask = np.asarray(pixels, np.uint8)
+        rows = (np.arange(SIZE[0]) * mask.shape[0]) // SIZE[0]
+        columns = (np.arange(SIZE[1]) * mask.shape[1]) // SIZE[1]
+        labels.append(path.parent.name)
+        scores.append(answer.score)
+        maps.append(answer.network_map)
+        masks.append(mask[np.ix_(rows, columns)] > 0)
+    return Recorded(np.array(labels), np.array(scores), np.stack(maps), np.stack(masks))
+
+
+def test_the_metrics_are_those_of_all_answers_together(root: Path) -> None:
+    every = recorded(root)
+    anomalous = every.labels != "good"
+    result = evaluate(detect, read_dataset(root))
+    assert (result.good_images, result.anomalous_images, result.not_inspected) == (12, 14, 0)
+    assert result.image_auroc == pytest.approx(roc_auc_score(anomalous, every.scores), abs=1e-12)
+    assert result.pixel_auroc == pytest.approx(
+        roc_auc_score(every.masks.ravel(), every.maps.ravel()), abs=1e-9
+    )
+    direct = PixelMetrics()
+    for anomaly_map, mask in zip(every.maps, every.masks, strict=True):
+        direct.add(anomaly_map, mask)
+    assert result.aupro == direct.aupro()
+    for f1, threshold, values, truth in (
+        (result.image_f1, result.image_threshold, every.scores, anomalous),
+        (result.pixel_f1, result.pixel_threshold, every.maps.ravel(), every.masks.ravel()),
+    ):
+        assert threshold is not None
+        assert f1 == pytest.approx(f1_score(truth, values > threshold.value))
+        precision, recall, _ = precision_recall_curve(truth, values)
+        assert f1 == pytest.approx(np.max(2 * precision * recall / (precision + recall + 1e-300)))
+
+
+def test_each_class_is_measured_against_all_good_images(root: Path) -> None:
+    every = recorded(root)
+    result = evaluate(detect, read_dataset(root))
+    assert [row.label for row in result.classes] == ["line", "square"]
+    assert result.image_threshold is not None
+    for row in result.classes:
+        chosen = np.isin(every.labels, ["good", row.label])
+        assert row.images == np.sum(every.labels == row.label)
+        assert row.image_auroc == pytest.approx(
+            roc_auc_score(every.labels[chosen] != "good", every.scores[chosen]), abs=1e-12
+        )
+        above = every.scores[every.labels == row.label] > result.image_threshold.value
+        assert row.detection_rate == pytest.approx(np.mean(above))
+
+
+def test_rates_belong_to_the_bundles_thresholds_when_it_has_them(root: Path) -> None:
+    every = recorded(root)
+    image, pixel = float(np.median(every.scores)), float(np.quantile(every.maps, 0.9))
+    given = Thresholds(
+        image=Threshold(value=image, method="manual"), pixel=Threshold(value=pixel, method="manual")
+    )
+    result = evaluate(detect, read_dataset(root), thresholds=given)
+    good = every.labels == "good"
+    assert (result.image_threshold, result.pixel_threshold) == (given.image, given.pixel)
+    assert result.false_alarm_rate == pytest.approx(np.mean(every.scores[good] > image))
+    assert result.detection_rate == pytest.approx(np.mean(every.scores[~good] > image))
+    assert result.pixel_false_alarm_rate == pytest.approx(np.mean(every.maps[~every.masks] > pixel))
+    assert result.pixel_detection_rate == pytest.approx(np.mean(every.maps[every.masks] > pixel))
+    assert result.notes == ()
+
+
+def test_a_threshold_found_on_the_test_images_is_said_to_be_optimistic(root: Path) -> None:
+    notes = " ".join(evaluate(detect, read_dataset(root)).notes)
+    assert "no image threshold" in notes
+    assert "no pixel threshold" in notes
+    assert "optimistic" in notes
+
+
+def test_without_masks_pixel_metrics_are_unavailable_with_the_reason(root: Path) -> None:
+    for path in (root / "ground_truth/line").iterdir():
+        path.unlink()
+    result = evaluate(detect, read_dataset(root))
+    assert result.image_auroc == evaluate(detect, read_dataset(root)).image_auroc is not None
+    assert (result.pixel_auroc, result.aupro, result.pixel_f1, result.pixel_threshold) == (None,) * 4
+    assert "No pixel metric: no masks for line." in result.notes
+
+
+@pytest.mark.parametrize("missing", ["good", "anomalous"])
+def test_one_class_only_leaves_image_metrics_unavailable_with_the_reason(root: Path, missing: str) -> None:
+    dataset = read_dataset(root)
+    kept = tuple(sample for sample in dataset.samples if sample.is_anomalous == (missing == "good"))
+    result = evaluate(detect, only(dataset, kept))
+    assert (result.image_auroc, result.image_f1, result.image_threshold) == (None, None, None)
+    assert f"No image metric: the dataset has no {missing} image that was inspected." in result.notes
+
+
+def only(dataset: Dataset, samples: tuple[Sample, ...]) -> Dataset:
+    return Dataset(root=dataset.root, samples=samples, classes_without_masks=dataset.classes_without_masks)
+
+
+def failing(bad: Callable[[Answer], Answer], *, every: int) -> Callable[[NDArray[np.uint8]], Answer]:
+    count = 0
+
+    def detect_or_fail(image: NDArray[np.uint8]) -> Answer:
+        nonlocal count
+        count += 1
+        return bad(detect(image)) if count % every == 0 else detect(image)
+
+    return detect_or_fail
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda answer: Answer(float("nan"), answer.network_map),
+        lambda answer: Answer(float("inf"), answer.network_map),
+        lambda answer: Answer(answer.score, np.where(np.eye(*SIZE), np.nan, answer.network_map)),
+    ],
+    ids=["score NaN", "score infinite", "map NaN"],
+)
+def test_images_without_a_finite_answer_are_left_out_and_counted(
+    root: Path, bad: Callable[[Answer], Answer]
+) -> None:
+    dataset = read_dataset(root)
+    lost = dataset.samples[4::5]
+    result = evaluate(failing(bad, every=5), dataset)
+    rest = evaluate(detect, only(dataset, tuple(s for s in dataset.samples if s not in lost)))
+    assert result.not_inspected == len(lost) == 5
+    assert result.not_inspected_files == tuple(s.path.relative_to(root).as_posix() for s in lost)
+    assert "5 images were not inspected: score or map not finite." in result.notes
+    assert (result.image_auroc, result.pixel_auroc, result.aupro, result.classes) == (
+        rest.image_auroc,
+        rest.pixel_auroc,
+        rest.aupro,
+        rest.classes,
+    )
+
+
+def test_no_finite_answer_at_all_is_an_error(root: Path) -> None:
+    with pytest.raises(CalibrationError, match="none of the 26 images"):
+        evaluate(
+            failing(lambda answer: Answer(float("nan"), answer.network_map), every=1), read_dataset(root)
+        )
+
+
+def test_defects_that_vanish_at_the_networks_size_are_noted(root: Path) -> None:
+    def forget(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+        return resize_mask(mask, size) if mask.sum() > 60 else np.zeros(size, np.bool_)
+
+    result = evaluate(detect, read_dataset(root), place_mask=forget)
+    assert any(note.startswith("6 anomalous images have no defect pixel") for note in result.notes)
+
+
+def test_the_mask_goes_where_the_caller_places_it(root: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def whole(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+        seen.append(size)
+        return np.ones(size, np.bool_)
+
+    result = evaluate(detect, read_dataset(root), place_mask=whole)
+    assert set(seen) == {SIZE}
+    every = recorded(root)
+    truth = np.broadcast_to((every.labels != "good")[:, None, None], every.maps.shape)
+    assert result.pixel_auroc == pytest.approx(roc_auc_score(truth.ravel(), every.maps.ravel()), abs=1e-9)
+
+
+def test_a_mask_is_resized_by_nearest_neighbour() -> None:
+    mask = np.random.default_rng(2).random((37, 61)) < 0.5
+    for height, width in ((16, 16), (37, 61), (74, 122), (50, 20)):
+        rows, columns = (np.arange(height) * 37) // height, (np.arange(width) * 61) // width
+        np.testing.assert_array_equal(resize_mask(mask, (height, width)), mask[np.ix_(rows, columns)])
+
+
+def test_progress_is_told_after_each_image(root: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    evaluate(detect, read_dataset(root), on_progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(done, 26) for done in range(1, 27)]
+
+
+def test_an_evaluation_survives_json(root: Path) -> None:
+    result = evaluate(detect, read_dataset(root))
+    assert msgspec.json.decode(msgspec.json.encode(result), type=Evaluation) == result
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    image, mask = tmp_path / "image.png", tmp_path / "mask.png"
+    assert cv2.imwrite(str(image), np.zeros((48, 48), np.uint8))
+    assert cv2.imwrite(str(mask), np.pad(np.full((10, 10), 255, np.uint8), 19))
+    good = Sample(path=image, label="good", is_anomalous=False, mask=None)
+    bad = Sample(path=image, label="bad", is_anomalous=True, mask=mask)
+    rng = np.random.default_rng(0)
+
+    def answer(_: NDArray[np.uint8]) -> Answer:
+        return Answer(float(rng.random()), rng.integers(0, 999, (24, 24)).astype(np.float32))
+
+    def peak(images: int) -> int:
+        dataset = Dataset(root=tmp_path, samples=(good, bad) * (images // 2), classes_without_masks=())
+        tracemalloc.start()
+        try:
+            evaluate(answer, dataset)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(1800) < peak(200) + 200_000 < 2_000_000
