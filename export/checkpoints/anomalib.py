@@ -15,14 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import CheckpointError
-from flowedge.export.checkpoints.backbone import resnet_channels
-from flowedge.export.checkpoints.blocks import level_widths, take_clamp_variant
+from flowedge.export.checkpoints.blocks import take_clamp_variant
 from flowedge.export.checkpoints.contents import Contents, named
 from flowedge.export.checkpoints.family_tensors import (
     FamilyTensors,
     cflow_tensors,
+    check_input_size,
     csflow_tensors,
     fastflow_tensors,
+    take_network,
     uflow_tensors,
 )
 from flowedge.export.checkpoints.inert_pickle import StandIn
@@ -34,11 +35,8 @@ from flowedge.export.checkpoints.preprocessing import (
 )
 from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.checkpoints.settings import (
-    BACKBONE,
     CLAMP,
     EFFICIENTNET_PADDING,
-    LAYERS,
-    PADDING,
     PERMUTATIONS,
     USE_GAMMA,
     Choices,
@@ -96,7 +94,7 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
     generation = _generation(contents)
     hyper = hyperparameters_in(contents)
     model = _TENSORS[family](contents.state)
-    take_network(choices, family, model, hyper)
+    take_network(choices, model, hyper)
     clamp, clamp_name = _CLAMPS[family]
     choices.take(
         CLAMP,
@@ -127,36 +125,6 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
         file=contents.file,
         sha256=contents.sha256,
     )
-
-
-def take_network(choices: Choices, family: Family, model: FamilyTensors, hyper: Mapping[str, object]) -> None:
-    """Decide the extractor's name and, for CFLOW, its tapped layers and padding."""
-    stored = hyper.get("backbone")
-    name = choices.take(
-        BACKBONE,
-        held=stored if isinstance(stored, str) else model.backbone,
-        why="Its extractor's tensors are of no network that is known by its shapes.",
-    )
-    if family != "cflow":
-        return
-    choices.take(PADDING, held="zeros")
-    layers = hyper.get("layers")
-    widths = level_widths(model.tensors)
-    held = tuple(map(str, layers)) if isinstance(layers, (list, tuple)) else _resnet_layers(model, widths)
-    taken = choices.take(LAYERS, held=held, why=f"The levels have {widths} channels on {name}.")
-    if len(taken) != len(widths):
-        raise CheckpointError(
-            f"the layers {', '.join(taken)} are {len(taken)}, and the flow has {len(widths)} levels."
-        )
-
-
-def check_input_size(choices: Choices, from_shapes: tuple[int, int] | None) -> None:
-    """Refuse an input size that the model's shapes do not allow."""
-    if from_shapes is not None and choices.values["input_size"] != from_shapes:
-        raise CheckpointError(
-            f"the input size is {choices.values['input_size']}, and the model's norms are for {from_shapes}: "
-            f"it runs at that size only. Use --set input_size={from_shapes[0]}x{from_shapes[1]}."
-        )
 
 
 def hyperparameters_in(contents: Contents) -> dict[str, object]:
@@ -225,16 +193,6 @@ def _plain(value: object, depth: int = 0) -> object:
     if isinstance(value, (list, tuple)):
         return [_plain(item, depth + 1) for item in value]
     return value
-
-
-def _resnet_layers(model: FamilyTensors, widths: tuple[int, ...]) -> tuple[str, ...] | None:
-    """Layers with the levels' channels, where the network is a ResNet."""
-    if model.backbone is None or not model.backbone.startswith(("resnet", "wide_resnet", "resnext")):
-        return None
-    channels = resnet_channels(model.backbone)
-    if not set(widths) <= set(channels):
-        return None
-    return tuple(f"layer{channels.index(width) + 1}" for width in widths)
 
 
 def _preprocessing(

@@ -15,7 +15,7 @@ from flowedge.export.checkpoints.backbone import (
     resnet_channels,
 )
 from flowedge.export.checkpoints.blocks import level_widths, sequence_tensors, take_clamp_variant
-from flowedge.export.checkpoints.contents import Contents, arrays_of, named
+from flowedge.export.checkpoints.contents import Contents, arrays_of, state_in
 from flowedge.export.checkpoints.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Triple, fixed_pipeline
 from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.checkpoints.settings import BACKBONE, CLAMP, LAYERS, PADDING, Choices
@@ -86,14 +86,6 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
         file=contents.file,
         sha256=contents.sha256,
     )
-
-
-def state_in(value: object) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict that stands inside another dict."""
-    state = {name: tensor for name, tensor in named(value) if isinstance(tensor, torch.Tensor)}
-    if state and all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return state
 
 
 def _levels(decoders: object) -> Iterator[dict[str, torch.Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.inert_pickle import StandIn
 from flowedge.export.checkpoints.record import Array, Tensors
 
+T = TypeVar("T")
 State: TypeAlias = Mapping[str, torch.Tensor]
 
 # Where sources put their state dict, or the module that they pickled whole.
@@ -87,6 +88,11 @@ def named(value: object) -> Iterator[tuple[str, object]]:
                 yield key, item
 
 
+def state_in(value: object) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict that stands inside another dict."""
+    return _without_parallel({name: item for name, item in named(value) if isinstance(item, torch.Tensor)})
+
+
 def arrays_of(state: Mapping[str, torch.Tensor]) -> Tensors:
     """Tensors as NumPy arrays: floating point as float32, integers as int64, without a copy where possible.
 
@@ -124,6 +130,10 @@ def _entries(root: object) -> Iterator[tuple[str, object]]:
             break
     else:
         items = dict(named(root))
-    parallel = bool(items) and all(key.startswith("module.") for key in items)
-    for key, item in items.items():
-        yield key.removeprefix("module.") if parallel else key, item
+    yield from _without_parallel(items).items()
+
+
+def _without_parallel(items: Mapping[str, T]) -> dict[str, T]:
+    """Names without the ``module.`` that DataParallel puts before all of them."""
+    wrapped = bool(items) and all(name.startswith("module.") for name in items)
+    return {name.removeprefix("module.") if wrapped else name: item for name, item in items.items()}

@@ -1,4 +1,4 @@
-"""The tensors of CFLOW, CS-Flow, FastFlow and U-Flow, renamed as `record` says, wherever they come from.
+"""The tensors of CFLOW, CS-Flow, FastFlow and U-Flow, renamed as `record` says, and what their shapes settle.
 
 anomalib, the official repositories and TVTVision differ in prefixes and in the subnets' layer numbers only.
 """
@@ -14,10 +14,11 @@ from typing import Final
 import torch
 
 from flowedge.errors import CheckpointError
-from flowedge.export.checkpoints.backbone import recognise_backbone, without_prefix
+from flowedge.export.checkpoints.backbone import recognise_backbone, resnet_channels, without_prefix
 from flowedge.export.checkpoints.blocks import level_tensors, level_widths, sequence_tensors
 from flowedge.export.checkpoints.contents import State, arrays_of
 from flowedge.export.checkpoints.record import Array, BackboneNaming
+from flowedge.export.checkpoints.settings import BACKBONE, LAYERS, PADDING, Choices
 
 _CSFLOW_NETS: Final[Mapping[str, str]] = {
     "s1": "net1",
@@ -34,7 +35,7 @@ _CSFLOW_CONVOLUTIONS: Final = (
     "down_conv01",
     "down_conv12",
 )
-_CAIT_PATCH: Final = 16
+_PATCH: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +67,10 @@ def fastflow_tensors(state: State) -> FamilyTensors:
     norms = _norms(without_prefix(state, "norms."), level_widths(flow))
     extractor = without_prefix(state, "feature_extractor.")
     size = _norm_size(norms)
-    if "pos_embed" in extractor:
-        code = extractor["pos_embed"]
-        prefix_tokens = ("cls_token" in extractor and "blocks_token_only.0.norm1.weight" not in extractor) + (
-            "dist_token" in extractor
-        )
-        size = _token_size(code, int(prefix_tokens))
+    if "pos_embed" in extractor:  # CaiT's position code leaves the class token out
+        is_cait = "blocks.0.attn.proj_l.weight" in extractor
+        prefix_tokens = 0 if is_cait else 1 + ("dist_token" in extractor)
+        size = _token_size(extractor["pos_embed"], prefix_tokens)
     return _with_extractor({**norms, **flow}, extractor, input_size=size)
 
 
@@ -116,6 +115,46 @@ def csflow_tensors(state: State) -> FamilyTensors:
     extractor = without_prefix(state, "feature_extractor.feature_extractor.")
     pruned = without_prefix(extractor, "feature_extractor.") or extractor  # 2.x saves the network twice
     return _with_extractor(flow, {name: t for name, t in pruned.items() if name.startswith("features.")})
+
+
+def take_network(choices: Choices, model: FamilyTensors, hyper: Mapping[str, object]) -> None:
+    """Decide the extractor's name and, for CFLOW, its tapped layers and padding.
+
+    ``hyper`` holds the stored ``backbone`` and ``layers``, where there are any.
+
+    Raises:
+        CheckpointError: Nobody knows one of them, or the layers are not as many as the flow's levels.
+    """
+    stored = hyper.get("backbone")
+    name = choices.take(
+        BACKBONE,
+        held=stored if isinstance(stored, str) else model.backbone,
+        why="Its extractor's tensors are of no network that is known by its shapes.",
+    )
+    if choices.family != "cflow":
+        return
+    choices.take(PADDING, held="zeros")
+    layers = hyper.get("layers")
+    widths = level_widths(model.tensors)
+    held = tuple(map(str, layers)) if isinstance(layers, (list, tuple)) else _resnet_layers(model, widths)
+    taken = choices.take(LAYERS, held=held, why=f"The levels have {widths} channels on {name}.")
+    if len(taken) != len(widths):
+        raise CheckpointError(
+            f"the layers {', '.join(taken)} are {len(taken)}, and the flow has {len(widths)} levels."
+        )
+
+
+def check_input_size(choices: Choices, from_shapes: tuple[int, int] | None) -> None:
+    """Refuse an input size that is not ``from_shapes``; None allows any.
+
+    Raises:
+        CheckpointError: The chosen size is another.
+    """
+    if from_shapes is not None and choices.values["input_size"] != from_shapes:
+        raise CheckpointError(
+            f"the input size is {choices.values['input_size']}, and the model's norms are for {from_shapes}: "
+            f"it runs at that size only. Use --set input_size={from_shapes[0]}x{from_shapes[1]}."
+        )
 
 
 def _with_extractor(
@@ -183,7 +222,7 @@ def _token_size(position_code: torch.Tensor, prefix_tokens: int) -> tuple[int, i
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise CheckpointError(f"pos_embed has {tokens} positions, which is no square.")
-    return _CAIT_PATCH * side, _CAIT_PATCH * side
+    return _PATCH * side, _PATCH * side
 
 
 def _check_coupling(prefix: str, block: Mapping[str, Array]) -> None:
@@ -229,3 +268,13 @@ def _expect(block: Mapping[str, Array], name: str, shape: tuple[int, ...]) -> No
     bias = name.removesuffix("weight") + "bias"
     if block[bias].shape != shape[:1]:
         raise CheckpointError(f"{bias} has shape {block[bias].shape}, expected {shape[:1]}.")
+
+
+def _resnet_layers(model: FamilyTensors, widths: tuple[int, ...]) -> tuple[str, ...] | None:
+    """Layers with the levels' channels, where the network is a ResNet."""
+    if model.backbone is None or not model.backbone.startswith(("resnet", "wide_resnet", "resnext")):
+        return None
+    channels = resnet_channels(model.backbone)
+    if not set(widths) <= set(channels):
+        return None
+    return tuple(f"layer{channels.index(width) + 1}" for width in widths)

@@ -8,7 +8,15 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from flowedge.errors import CheckpointError
-from flowedge.export.checkpoints import anomalib, cflow_official
+from flowedge.export.checkpoints import (
+    anomalib,
+    cflow_official,
+    csflow_official,
+    fastflow_official,
+    msflow_official,
+    tv,
+    uflow_official,
+)
 from flowedge.export.checkpoints.contents import Contents, contents_of
 from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.checkpoints.safe_load import file_sha256, load_untrusted
@@ -20,6 +28,11 @@ _Reads: TypeAlias = Callable[[Contents, Mapping[str, str]], Checkpoint]
 # The first that recognises a file reads it.
 READERS: Final[tuple[tuple[_Recognises, _Reads], ...]] = (
     (cflow_official.recognises, cflow_official.read),
+    (msflow_official.recognises, msflow_official.read),
+    (csflow_official.recognises, csflow_official.read),
+    (fastflow_official.recognises, fastflow_official.read),
+    (uflow_official.recognises, uflow_official.read),
+    (tv.recognises, tv.read),
     (anomalib.recognises, anomalib.read),
 )
 _NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})

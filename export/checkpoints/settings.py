@@ -131,6 +131,7 @@ class Choices:
     """Decides the values of one checkpoint and keeps account of how.
 
     Attributes:
+        family: Whose settings they are.
         values: What was decided so far, by name.
         assumed: The account, in the order of the decisions.
     """
@@ -147,6 +148,7 @@ class Choices:
                 raise CheckpointError(
                     f"--set {name}={given[name]}: {family} has no setting {name!r}; it has {', '.join(known)}."
                 )
+        self.family = family
         self._given = given
         self.values: dict[str, object] = {}
         self.assumed: list[Assumed] = []

@@ -1,0 +1,68 @@
+"""CFLOW and FastFlow as Taitran2202/TVTVision saves them: a dict of step, model, optimizer and best score.
+
+The names are anomalib's without its trainer's prefix, so a bare state dict of anomalib's inner module reads the
+same; ``--set resize_method`` tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from flowedge.export.checkpoints.blocks import take_clamp_variant
+from flowedge.export.checkpoints.contents import Contents
+from flowedge.export.checkpoints.family_tensors import (
+    cflow_tensors,
+    check_input_size,
+    fastflow_tensors,
+    take_network,
+)
+from flowedge.export.checkpoints.inert_pickle import StandIn
+from flowedge.export.checkpoints.preprocessing import fixed_pipeline
+from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.checkpoints.settings import CLAMP, Choices
+
+_UNSTORED: Final = "The default of the repository's configuration, which the checkpoint does not hold."
+
+
+def recognises(contents: Contents) -> bool:
+    """The model's names without anomalib's trainer around them."""
+    names = ("decoders.0.module_list.", "fast_flow_blocks.0.module_list.")
+    has_module = isinstance(contents.root, StandIn) or isinstance(contents.get("model"), StandIn)
+    bare = not contents.is_wrapped and not has_module and contents.get("hyper_parameters") is None
+    return bare and any(name.startswith(names) for name in contents.state)
+
+
+def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
+    """Read it.
+
+    Raises:
+        CheckpointError: A tensor is missing or misshapen, the extractor unknown, or a setting wrong.
+    """
+    is_cflow = any(name.startswith("decoders.") for name in contents.state)
+    choices = Choices("cflow" if is_cflow else "fastflow", given)
+    model = (cflow_tensors if is_cflow else fastflow_tensors)(contents.state)
+    take_network(choices, model, {})
+    choices.take(CLAMP, default=1.9 if is_cflow else 2.0, why=_UNSTORED)
+    take_clamp_variant(choices, model.tensors)
+    preprocessing = fixed_pipeline(
+        choices,
+        size=model.input_size,
+        default_size=(256, 256),
+        size_why=_UNSTORED,
+        method="cv2_bilinear",
+        why="Fixed in the repository's code.",
+    )
+    check_input_size(choices, model.input_size)
+    return Checkpoint(
+        repository="Taitran2202/TVTVision",
+        generation="official",
+        family=choices.family,
+        tensors=model.tensors,
+        backbone_naming=model.naming,
+        hyperparameters=choices.values,
+        assumed=tuple(choices.assumed),
+        preprocessing=preprocessing,
+        file=contents.file,
+        sha256=contents.sha256,
+    )

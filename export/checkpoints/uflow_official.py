@@ -1,0 +1,62 @@
+"""U-Flow as mtailanian/uflow saves it: a Lightning checkpoint without hyper-parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from flowedge.export.checkpoints.blocks import take_clamp_variant
+from flowedge.export.checkpoints.contents import Contents
+from flowedge.export.checkpoints.family_tensors import check_input_size, take_network, uflow_tensors
+from flowedge.export.checkpoints.preprocessing import fixed_pipeline
+from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.checkpoints.settings import CLAMP, Choices
+
+
+def recognises(contents: Contents) -> bool:
+    """A U-Flow graph with the official extractor's name, and nothing of anomalib's trainer."""
+    names = list(contents.state)
+    is_uflow = any(re.fullmatch(r"flow\.module_list\.\d+\.downsample_kernel", name) for name in names)
+    official = any(re.match(r"feature_extractor\.extractor[12]?\.", name) for name in names) or contents.has(
+        "aupro"
+    )
+    of_anomalib = bool(contents.get("hyper_parameters")) or contents.has(
+        "post_processor.", "image_threshold", "feature_extractor.feature_extractor."
+    )
+    return is_uflow and official and not of_anomalib
+
+
+def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
+    """Read it.
+
+    Raises:
+        CheckpointError: A tensor is missing or misshapen, the extractor unknown, or a setting wrong.
+    """
+    choices = Choices("uflow", given)
+    model = uflow_tensors(contents.state)
+    take_network(choices, model, {})
+    choices.take(
+        CLAMP, default=2.0, why="The default of the official implementation, which stores it nowhere."
+    )
+    take_clamp_variant(choices, model.tensors)
+    preprocessing = fixed_pipeline(
+        choices,
+        size=model.input_size,
+        size_why="Its extractor has no layer norms that tell.",
+        method="pil_bilinear",
+        keep_aspect=True,
+        why="Fixed in the official implementation's data loader.",
+    )
+    check_input_size(choices, model.input_size)
+    return Checkpoint(
+        repository="mtailanian/uflow",
+        generation="official",
+        family="uflow",
+        tensors=model.tensors,
+        backbone_naming=model.naming,
+        hyperparameters=choices.values,
+        assumed=tuple(choices.assumed),
+        preprocessing=preprocessing,
+        file=contents.file,
+        sha256=contents.sha256,
+    )
