@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import platform
+import struct
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime as ort
@@ -15,6 +21,15 @@ from flowedge.manifest import Manifest
 from flowedge.runtime.engine import Engine, TensorSpec, check_contract
 
 _DTYPES = {"tensor(float)": "float32"}
+
+# C99's <fenv.h>. The bits that flush denormals are FTZ and DAZ of x86-64's MXCSR and FZ of AArch64's FPCR; the
+# offsets are those of Linux's fenv_t. Elsewhere no bit is set, and only the caller's mode is kept.
+_LIBM: Final = ctypes.CDLL(None)
+_FENV_BYTES: Final = 64
+_FLUSH_OFFSET, _FLUSH_BITS = {
+    ("linux", "x86_64"): (28, 0x8040),
+    ("linux", "aarch64"): (0, 1 << 24),
+}.get((sys.platform, platform.machine()), (0, 0))
 
 # The graph asks for an operator or a type that this build lacks, or the machine has not enough of something.
 _CANNOT_RUN = (
@@ -81,13 +96,12 @@ def _session(model: str | bytes, *, threads: int | None, where: str) -> ort.Infe
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors only; what matters comes as an exception
-    # exp() of very unlikely positions is denormal, and denormals slow a CPU down many times. ONNX Runtime
-    # sets this for the calling thread as well, and leaves it set.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        with _flushing_denormals():
+            return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except _BROKEN_GRAPH as error:
         raise BundleError(
             f"ONNX Runtime {ort.__version__} cannot read {where}: {_one_line(error)}. "
@@ -104,7 +118,8 @@ def _run(
     session: ort.InferenceSession, names: tuple[str, ...] | None, feed: dict[str, NDArray[np.float32]]
 ) -> list[NDArray[np.float32]]:
     try:
-        answers: list[NDArray[np.float32]] = session.run(names, feed)
+        with _flushing_denormals():
+            answers: list[NDArray[np.float32]] = session.run(names, feed)
     except (*_CANNOT_RUN, *_BROKEN_GRAPH) as error:
         shapes = ", ".join(str(array.shape) for array in feed.values())
         raise EngineUnavailableError(
@@ -112,6 +127,26 @@ def _run(
             "Try a smaller batch."
         ) from error
     return answers
+
+
+@contextlib.contextmanager
+def _flushing_denormals() -> Iterator[None]:
+    """Flush denormal floats to zero in this thread for a while, then go back to the caller's mode.
+
+    exp() of unlikely positions is denormal, and denormals slow a CPU down many times. ``set_denormal_as_zero``
+    does this for ONNX Runtime's own threads; for the calling thread, which computes as well, it does so only
+    from the first session of the process on, and then for everything else that the thread computes, for good.
+    """
+    callers = ctypes.create_string_buffer(_FENV_BYTES)
+    _LIBM.fegetenv(callers)
+    flushing = ctypes.create_string_buffer(callers.raw, _FENV_BYTES)
+    (word,) = struct.unpack_from("<I", flushing, _FLUSH_OFFSET)
+    struct.pack_into("<I", flushing, _FLUSH_OFFSET, word | _FLUSH_BITS)
+    _LIBM.fesetenv(flushing)
+    try:
+        yield
+    finally:
+        _LIBM.fesetenv(callers)
 
 
 def _specs(nodes: list[Any]) -> dict[str, TensorSpec]:

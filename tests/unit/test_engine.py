@@ -82,10 +82,20 @@ def test_a_closed_engine_says_so(bundle: Bundle, name: str) -> None:
         engine.infer(images(1))
 
 
-def test_denormal_numbers_are_flushed_to_zero(bundle: Bundle) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_denormal_numbers_are_flushed_to_zero_in_the_engine_only(bundle: Bundle, threads: int) -> None:
     image = np.full((1, 3, *IMAGE_SIZE), 1e-20, np.float32)
-    assert 0 < tiny_answer(image.astype(np.float64))["score"] < np.finfo(np.float32).tiny
-    assert open_engine(ORT, bundle, "fp32").infer(image)["score"] == 0
+    engine = open_engine(ORT, bundle, "fp32", threads=threads)
+    found = engine.infer(image)
+    assert not found["level_0"].any()
+    # The caller's own arithmetic keeps them.
+    assert 0 < tiny_answer(image)["score"] < np.finfo(np.float32).tiny
+
+
+def test_the_callers_arithmetic_is_as_before_when_a_graph_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError):
+        open_engine(ORT, bundle_with(tmp_path, b"not a graph"), "fp32")
+    assert np.float32(1e-30) * np.float32(1e-10) > 0
 
 
 def test_the_engine_starts_as_many_threads_as_asked(bundle: Bundle) -> None:
