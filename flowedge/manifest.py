@@ -146,13 +146,17 @@ class GraphFile(_Record, frozen=True, kw_only=True):
         precision: What the graph computes in.
         file: Its file name in the bundle.
         opset: Its ONNX opset.
-        fp32_islands: Name prefixes of the nodes that stay in FP32 (empty for fp32 itself).
+        scoring: How it scores; the constants of a fixed reference are fitted for each precision.
+        half: Patterns of the names of the nodes that compute in half precision; empty for fp32.
+        fp32_islands: Names of nodes that match a pattern of ``half`` and stay in FP32 all the same.
         thresholds: The limits fitted with this precision.
     """
 
     precision: PrecisionName
     file: Name
     opset: int
+    scoring: Scoring
+    half: tuple[str, ...] = ()
     fp32_islands: tuple[str, ...] = ()
     thresholds: Thresholds = Thresholds()
 
@@ -197,7 +201,6 @@ class Manifest(_Record, frozen=True, kw_only=True):
     image_size: tuple[Pixels, Pixels]
     levels: tuple[LevelInfo, ...]
     preprocessing: Preprocessing
-    scoring: Scoring
     graphs: tuple[GraphFile, ...]
     assumed: tuple[Assumed, ...] = ()
     licence_note: str = ""
@@ -256,16 +259,18 @@ class _SchemaOnly(msgspec.Struct):
 
 def _check(manifest: Manifest) -> None:
     """What the types cannot say."""
-    scoring = manifest.scoring
-    if (scoring.normalisation == "fixed_reference") != (scoring.reference is not None):
-        raise BundleError(
-            "manifest.json: scoring.reference must be there exactly when normalisation is fixed_reference."
-        )
-    if scoring.reference is not None and len(scoring.reference.level_max) != len(manifest.levels):
-        raise BundleError(
-            f"manifest.json: {len(scoring.reference.level_max)} reference maxima "
-            f"for {len(manifest.levels)} levels."
-        )
+    for graph in manifest.graphs:
+        scoring = graph.scoring
+        if (scoring.normalisation == "fixed_reference") != (scoring.reference is not None):
+            raise BundleError(
+                f"manifest.json: the {graph.precision} graph's scoring.reference must be there exactly when its "
+                "normalisation is fixed_reference."
+            )
+        if scoring.reference is not None and len(scoring.reference.level_max) != len(manifest.levels):
+            raise BundleError(
+                f"manifest.json: {len(scoring.reference.level_max)} reference maxima for the {graph.precision} "
+                f"graph's {len(manifest.levels)} levels."
+            )
     if not manifest.levels or not manifest.graphs:
         raise BundleError("manifest.json: a bundle needs at least one level and one graph.")
     names = [g.precision for g in manifest.graphs]

@@ -26,7 +26,6 @@ from flowedge.export.checkpoints.family_tensors import (
     take_network,
     uflow_tensors,
 )
-from flowedge.export.checkpoints.inert_pickle import StandIn
 from flowedge.export.checkpoints.permutations import csflow_permutations
 from flowedge.export.checkpoints.preprocessing import (
     albumentations_pipeline,
@@ -41,6 +40,7 @@ from flowedge.export.checkpoints.settings import (
     USE_GAMMA,
     Choices,
 )
+from flowedge.export.checkpoints.stand_ins import StandIn
 from flowedge.manifest import Family, Preprocessing
 
 _TENSORS: Final = {
@@ -139,7 +139,10 @@ def _configuration(contents: Contents) -> dict[str, object]:
     module = _module(contents)
     if value is None and module is not None:
         value = module.attributes.get("_hparams")
-    return dict(named(_plain(value)))
+    try:
+        return dict(named(_plain(value, {})))
+    except RecursionError as error:
+        raise CheckpointError("the hyper-parameters are nested too deep. Do not trust the file.") from error
 
 
 def _generation(contents: Contents) -> str:
@@ -178,21 +181,28 @@ def _permutations(
     return csflow_permutations(scheme, model.tensors)
 
 
-def _plain(value: object, depth: int = 0) -> object:
-    """OmegaConf nodes and Lightning's attribute dicts as what they hold; other stand-ins stay."""
-    if depth > 32:
-        raise CheckpointError("the hyper-parameters are nested more than 32 deep.")
+def _plain(value: object, seen: dict[int, object]) -> object:
+    """OmegaConf nodes and Lightning's attribute dicts as what they hold; other stand-ins stay.
+
+    Each object is converted once (``seen``, by identity): a file may share and nest them as it likes.
+    """
+    if id(value) in seen:
+        return seen[id(value)]
+    seen[id(value)] = None  # what a cycle gets
+    result = value
     if isinstance(value, StandIn):
-        attributes = value.attributes
-        if value.kind.module.startswith("omegaconf."):
-            return _plain(attributes.get("_content", attributes.get("_val")), depth + 1)
         pairs = [item for item in value.items if isinstance(item, tuple) and len(item) == 2]
-        return _plain(dict(pairs), depth + 1) if pairs else value
-    if isinstance(value, dict):
-        return {key: _plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, depth + 1) for item in value]
-    return value
+        if value.kind.module.startswith("omegaconf."):
+            attributes = value.attributes
+            result = _plain(attributes.get("_content", attributes.get("_val")), seen)
+        elif pairs:
+            result = _plain(dict(pairs), seen)
+    elif isinstance(value, dict):
+        result = {key: _plain(item, seen) for key, item in value.items()}
+    elif isinstance(value, (list, tuple)):
+        result = [_plain(item, seen) for item in value]
+    seen[id(value)] = result
+    return result
 
 
 def _preprocessing(
@@ -203,7 +213,7 @@ def _preprocessing(
         return albumentations_pipeline(choices, configuration.get("dataset"))
     transform = _transform(contents, configuration)
     if transform is not None:
-        return transform_pipeline(choices, transform)
+        return transform_pipeline(choices, transform, from_shapes=from_shapes)
     return fixed_pipeline(
         choices,
         size=from_shapes,
@@ -259,4 +269,8 @@ def _post_processing(contents: Contents) -> dict[str, float]:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    if not math.isfinite(value):
+        raise CheckpointError(f"a hyper-parameter of the checkpoint is {value}. Copy or train it again.")
+    return float(value)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from flowedge.errors import CheckpointError
-from flowedge.export.checkpoints.inert_pickle import StandIn
 from flowedge.export.checkpoints.record import Array, Tensors
+from flowedge.export.checkpoints.stand_ins import StandIn
 
 T = TypeVar("T")
 State: TypeAlias = Mapping[str, torch.Tensor]

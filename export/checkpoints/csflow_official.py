@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.contents import Contents, named
 from flowedge.export.checkpoints.family_tensors import csflow_tensors
-from flowedge.export.checkpoints.inert_pickle import StandIn
 from flowedge.export.checkpoints.permutations import csflow_permutations
 from flowedge.export.checkpoints.preprocessing import fixed_pipeline
 from flowedge.export.checkpoints.record import Checkpoint, Tensors
@@ -25,6 +24,7 @@ from flowedge.export.checkpoints.settings import (
     USE_GAMMA,
     Choices,
 )
+from flowedge.export.checkpoints.stand_ins import StandIn
 
 _UNSTORED: Final = "The default of the official implementation, which keeps it in config.py."
 _STRIDE: Final = 32
@@ -57,8 +57,8 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
         default=any(gamma.any() for gamma in gammas),
         why="Read from config.py at run time; gammas that are all zero were not used.",
     )
-    stored = _stored_permutations(nodes)
     scheme = choices.take(PERMUTATIONS, held="per_level")
+    stored = _stored_permutations(nodes) if scheme == "per_level" else ()
     permutations = stored or csflow_permutations(scheme, model.tensors)
     _check_permutations(permutations, model.tensors)
     preprocessing = fixed_pipeline(

@@ -6,13 +6,14 @@ the official repositories' are fixed in code.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.contents import named
-from flowedge.export.checkpoints.inert_pickle import Name, StandIn
 from flowedge.export.checkpoints.settings import INPUT_SIZE, MEAN, RESIZE_METHOD, STD, Choices
+from flowedge.export.checkpoints.stand_ins import Name, StandIn
 from flowedge.manifest import Preprocessing, ResizeMethod
 
 Size: TypeAlias = tuple[int, int]
@@ -20,6 +21,7 @@ Triple: TypeAlias = tuple[float, float, float]
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+_LARGEST: Final = 16384
 # Steps that only change the type, which every pipeline here does anyway.
 _CASTS: Final = frozenset(
     {"ToImage", "ToDtype", "ToTensor", "PILToTensor", "ToImageTensor", "ConvertImageDtype"}
@@ -44,7 +46,8 @@ def fixed_pipeline(
     otherwise and ``size_why`` on whose authority; ``why`` says the same of method, mean and std. ``keep_aspect``
     resizes the shorter side, so the size is the network's only for square frames.
     """
-    height, width = choices.take(INPUT_SIZE, held=size, default=default_size, why=size_why)
+    held = None if size is None else size_of(size)
+    height, width = choices.take(INPUT_SIZE, held=held, default=default_size, why=size_why)
     return Preprocessing(
         resize=(height, width),
         keep_aspect=keep_aspect,
@@ -54,8 +57,12 @@ def fixed_pipeline(
     )
 
 
-def transform_pipeline(choices: Choices, transform: object) -> Preprocessing:
+def transform_pipeline(
+    choices: Choices, transform: object, *, from_shapes: Size | None = None
+) -> Preprocessing:
     """A torchvision transform: anomalib 2.7's description of it, or the stand-in of the pickled object.
+
+    ``from_shapes`` is the size that the model's shapes imply, for a transform that does not resize.
 
     Raises:
         CheckpointError: It has a step that cannot be reproduced.
@@ -82,12 +89,12 @@ def transform_pipeline(choices: Choices, transform: object) -> Preprocessing:
                 pass
             case _:
                 raise CheckpointError(
-                    f"the checkpoint's transform has the step {kind}({args!s:.120}), which FlowEdge cannot "
+                    f"the checkpoint's transform has the step {kind}({reprlib.repr(args)}), which FlowEdge cannot "
                     "reproduce. Train with Resize, CenterCrop and Normalize only, in this order."
                 )
     keep_aspect = isinstance(resize, int) or (isinstance(resize, (list, tuple)) and len(resize) == 1)
     resized = None if resize is None else size_of(resize)
-    size = choices.take(INPUT_SIZE, held=crop or resized, why="The checkpoint's transform has no Resize.")
+    size = choices.take(INPUT_SIZE, held=crop or resized or from_shapes, why="Its transform has no Resize.")
     if size != (crop or resized):
         resized, crop, keep_aspect = size, None, False
     return Preprocessing(
@@ -140,9 +147,11 @@ def size_of(value: object) -> Size:
     """
     items = list(value) if isinstance(value, (list, tuple)) else [value]
     sides = [side for side in items if isinstance(side, int) and side > 0]
-    if len(sides) == len(items) and len(sides) in (1, 2):
+    if len(sides) == len(items) and len(sides) in (1, 2) and max(sides) <= _LARGEST:
         return sides[0], sides[-1]
-    raise CheckpointError(f"the checkpoint's image size is {value!r:.80}, not one or two sides in pixels.")
+    raise CheckpointError(
+        f"the checkpoint's image size is {reprlib.repr(value)}, not one or two sides of 1 to {_LARGEST} pixels."
+    )
 
 
 def _steps(transform: object) -> Iterator[tuple[str, dict[str, object]]]:
@@ -183,4 +192,4 @@ def _triple(value: object) -> Triple:
         and all(isinstance(v, (int, float)) for v in value)
     ):
         return float(value[0]), float(value[1]), float(value[2])
-    raise CheckpointError(f"the checkpoint's Normalize has {value!r:.80}, not three numbers.")
+    raise CheckpointError(f"the checkpoint's Normalize has {reprlib.repr(value)}, not three numbers.")

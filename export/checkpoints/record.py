@@ -32,13 +32,14 @@ Names of `Checkpoint.hyperparameters`, by family (every one is also a ``--set`` 
 
 ====================== ==================================================================================
 all                    ``backbone`` str; ``clamp`` float; ``input_size`` (height, width) of the network's
-                       input, pixels; ``resize_method``, ``mean``, ``std`` as in ``preprocessing``
+                       input, pixels, after any crop; ``resize_method``, ``mean``, ``std`` as in ``preprocessing``
 all but CS-Flow        ``clamp_variant``: ``tanh`` for ``clamp * tanh(a)``, ``tanh_over_alpha`` for
                        ``clamp * tanh(a / clamp)``
 CFLOW                  ``layers``: names of the tapped layers, fine to coarse
 CFLOW, CS-Flow, MSFlow ``padding``: the extractor's: ``zeros`` or ``reflect``; for CS-Flow ``symmetric``
                        (torchvision), ``static_0.7`` or ``static_0.6`` (efficientnet_pytorch)
-CS-Flow                ``use_gamma`` bool
+CS-Flow                ``use_gamma`` bool, false: leave the gammas out; ``permutations`` ``per_level`` or
+                       ``shared``, how they were drawn
 MSFlow                 ``pool_type``: ``avg``, ``max`` or ``none``; ``top_k``: a fraction
 ====================== ==================================================================================
 """
@@ -66,8 +67,8 @@ class Checkpoint:
     Attributes:
         repository: ``anomalib``, ``gudovskiy/cflow-ad``, ``gathierry/FastFlow``, ``mtailanian/uflow``,
             ``cool-xuan/msflow``, ``marco-rudolph/cs-flow`` or ``Taitran2202/TVTVision``.
-        generation: Of anomalib ``0.x``, ``1.x``, ``2.0-2.6`` or ``2.7`` (``2.x`` for a bare state dict); of the
-            others ``official``.
+        generation: Of anomalib ``0.x``, ``1.x``, ``2.0-2.6`` or ``2.7`` (a bare state dict may say no
+            more than ``2.x`` or ``unknown``); of the others ``official``.
         tensors: See the module's documentation.
         backbone_naming: Whose layer names the ``backbone.`` tensors have; None when the file has none.
         hyperparameters: See the module's documentation.

@@ -20,7 +20,8 @@ from typing import Final
 import torch
 
 from flowedge.errors import CheckpointError, UnsafeCheckpointError
-from flowedge.export.checkpoints.inert_pickle import Storage, unpickle_inert
+from flowedge.export.checkpoints.inert_pickle import unpickle_inert
+from flowedge.export.checkpoints.stand_ins import Storage
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 _LOCAL_HEADER: Final = struct.Struct("<4s5H3I2H")
@@ -37,7 +38,7 @@ def load_untrusted(path: Path) -> object:
 
     Returns:
         What was saved: plain data, containers, CPU tensors (their memory is mapped from the file, copy on write,
-        where the format allows it), and `inert_pickle.StandIn` and `inert_pickle.Name` for everything else.
+        where the format allows it), and `stand_ins.StandIn` and `stand_ins.Name` for everything else.
 
     Raises:
         UnsafeCheckpointError: The file asks for a class or a function that is not on the allow-list.

@@ -17,10 +17,10 @@ from flowedge.export.checkpoints.family_tensors import (
     fastflow_tensors,
     take_network,
 )
-from flowedge.export.checkpoints.inert_pickle import StandIn
 from flowedge.export.checkpoints.preprocessing import fixed_pipeline
 from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.checkpoints.settings import CLAMP, Choices
+from flowedge.export.checkpoints.stand_ins import StandIn
 
 _UNSTORED: Final = "The default of the repository's configuration, which the checkpoint does not hold."
 

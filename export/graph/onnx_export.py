@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import onnx
+import onnx_ir
 import torch
 from torch import nn
 
 from flowedge.errors import ExportError
 from flowedge.export.graph import ir
 from flowedge.export.graph.emit import Detector
-from flowedge.export.graph.score import reference_names
+from flowedge.export.graph.score import reference_constants
 
 OPSETS: Final = range(17, 22)
 DEFAULT_OPSET: Final = 18
@@ -49,6 +50,7 @@ def onnx_from_model(
             f"torch could not trace the {model.family} graph at opset {opset}: {error}"
         ) from error
     _name_nodes(program.model)
+    _set_reference(program.model, model)
     program.save(str(path), external_data=size > _EXTERNAL_ABOVE)
     _check(path, model, opset)
 
@@ -80,7 +82,7 @@ def _name_nodes(model: Any) -> None:
     seen: dict[str, int] = {}
     for node in model.graph.all_nodes():
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "['']"))
-        module = next((scope for scope in reversed(scopes[:-1]) if scope), "")
+        module = next((scope for scope in reversed(scopes[:-1]) if scope and not scope.startswith("_")), "")
         base = "/".join(part for part in (module.replace(".", "/"), node.op_type) if part)
         count = seen.get(base, 0)
         seen[base] = count + 1
@@ -97,6 +99,15 @@ def _name_nodes(model: Any) -> None:
     model.producer_name = "flowedge"
 
 
+def _set_reference(graph: Any, model: ir.FlowModel) -> None:
+    constants = reference_constants(model)
+    missing = constants.keys() - graph.graph.initializers.keys()
+    if missing:
+        raise ExportError(f"the traced graph lost its constants {', '.join(sorted(missing))}")
+    for name, value in constants.items():
+        graph.graph.initializers[name].const_value = onnx_ir.tensor(value, name=name)
+
+
 def _check(path: Path, model: ir.FlowModel, opset: int) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
@@ -109,7 +120,3 @@ def _check(path: Path, model: ir.FlowModel, opset: int) -> None:
     got = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
     if got != opset:
         raise ExportError(f"the traced graph has opset {got}, {opset} was asked for; take another --opset")
-    initializers = {tensor.name for tensor in graph.graph.initializer}
-    missing = set(reference_names(model)) - initializers
-    if missing:
-        raise ExportError(f"the traced graph lost its constants {', '.join(sorted(missing))}")

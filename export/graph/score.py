@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowedge.export.graph import ir
@@ -39,9 +41,10 @@ class ScoreModule(nn.Module):
             self.register_buffer(f"rows_{number}", rows)
             self.register_buffer(f"columns_{number}", columns.T.contiguous())
         if model.scoring.normalisation != "none":
-            self.register_buffer("fixed", torch.tensor(model.scoring.normalisation == "fixed_reference"))
-            for name, value in _reference_constants(model).items():
-                self.register_buffer(name, torch.full((1, 1, 1, 1), value))
+            self.register_buffer("fixed", torch.tensor(False))
+            for place, name in enumerate(_constant_names(model)):
+                # Distinct placeholders, because the tracer merges equal constants into one.
+                self.register_buffer(name, torch.full((1, 1, 1, 1), float(place)))
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return self._rule(self, levels)
@@ -55,21 +58,27 @@ class ScoreModule(nn.Module):
         return torch.where(self.get_buffer("fixed"), self.get_buffer(name), x.amax(_PER_IMAGE, keepdim=True))
 
 
-def reference_names(model: ir.FlowModel) -> tuple[str, ...]:
-    """The initializers that hold the fixed reference; none for a family that needs none."""
-    if model.scoring.normalisation == "none":
-        return ()
-    return ("reference.fixed", *(f"reference.{name}" for name in _reference_constants(model)))
+def reference_constants(model: ir.FlowModel) -> dict[str, NDArray[np.generic]]:
+    """The initializers that hold the fixed reference, by name; none for a family that needs none."""
+    scoring = model.scoring
+    if scoring.normalisation == "none":
+        return {}
+    values = [0.0] * len(_constant_names(model))
+    if scoring.reference is not None:
+        values = [*scoring.reference.level_max, scoring.reference.map_max]
+        values += [] if scoring.reference.mul_max is None else [scoring.reference.mul_max]
+    return {
+        "reference.fixed": np.array(scoring.normalisation == "fixed_reference"),
+        **{
+            f"reference.{name}": np.full((1, 1, 1, 1), value, np.float32)
+            for name, value in zip(_constant_names(model), values, strict=True)
+        },
+    }
 
 
-def _reference_constants(model: ir.FlowModel) -> dict[str, float]:
-    reference = model.scoring.reference
-    maxima = reference.level_max if reference is not None else (0.0,) * len(model.levels)
-    constants = {f"level_max_{number}": value for number, value in enumerate(maxima)}
-    constants["map_max"] = reference.map_max if reference is not None else 0.0
-    if model.family == "msflow":
-        constants["mul_max"] = (reference.mul_max or 0.0) if reference is not None else 0.0
-    return constants
+def _constant_names(model: ir.FlowModel) -> list[str]:
+    multiplicative = ["mul_max"] if model.family == "msflow" else []
+    return [*(f"level_max_{number}" for number in range(len(model.levels))), "map_max", *multiplicative]
 
 
 def _likelihood_sum(score: ScoreModule, levels: Sequence[Tensor]) -> Tensor:

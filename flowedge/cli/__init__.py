@@ -1,0 +1,53 @@
+"""The command line: each command parses, imports what it needs, calls the Python API and prints.
+
+Exit status: 0 done, 1 it ran and found a problem, 2 it could not run.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from flowedge import __version__
+from flowedge.cli import calibrate, demo, doctor, evaluate, export, info, run, verify
+from flowedge.cli.output import MESSAGES
+from flowedge.errors import FlowEdgeError
+
+app = typer.Typer(
+    name="flowedge",
+    help="Normalizing-flow anomaly detectors, from a PyTorch checkpoint to an inspection line.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (export, info, verify, calibrate, evaluate, run, doctor, demo):
+    app.command(command.NAME)(command.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; only errors that the user can act on are caught."""
+    try:
+        app()
+    except FlowEdgeError as error:
+        MESSAGES.print(f"flowedge: {error}", markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+__all__ = ["app", "main"]

@@ -126,12 +126,12 @@ def tiny_manifest(
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
         ),
-        scoring=Scoring(normalisation="fixed_reference" if fixed else "none", reference=fixed),
         graphs=tuple(
             GraphFile(
                 precision=precision,
                 file="model.onnx" if precision == "fp32" else f"model.{precision}.onnx",
                 opset=18,
+                scoring=Scoring(normalisation="fixed_reference" if fixed else "none", reference=fixed),
                 thresholds=thresholds or Thresholds(),
             )
             for precision in precisions

@@ -1,0 +1,314 @@
+"""Fit a bundle to the place where it inspects: reference maxima and thresholds, on images of good parts."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+import numpy as np
+from flowedge.runtime.aggregate import map_sum, mul_sum
+from numpy.typing import NDArray
+
+from flowedge.bundle import Bundle, replace_in_bundle
+from flowedge.calibration.dataset import Dataset, read_mask
+from flowedge.calibration.evaluation import resize_mask
+from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, curve_from_scores
+from flowedge.calibration.reference import fit_reference
+from flowedge.calibration.threshold import (
+    FittedThreshold,
+    GoodMethod,
+    fit_f1_threshold,
+    fit_pixel_threshold,
+    fit_threshold,
+)
+from flowedge.errors import CalibrationError
+from flowedge.manifest import FixedReference, GraphFile, Manifest, Thresholds
+from flowedge.onnx_constants import write_constants
+from flowedge.runtime.detector import Detector, Result
+from flowedge.runtime.engine import open_engine
+from flowedge.runtime.images import read_image
+
+RECORD: Final = "calibration.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThresholdRequest:
+    """Which thresholds to fit.
+
+    Attributes:
+        method: ``f1`` needs labelled images.
+        image: The quantile or the largest share of good images above the threshold; None for ``f1``.
+        pixel: The same for pixels.
+    """
+
+    method: Literal["quantile", "target-fpr", "f1"] = "quantile"
+    image: float | None = 0.99
+    pixel: float | None = 0.9995
+
+
+class FittedGraph(msgspec.Struct, frozen=True, kw_only=True):
+    """What was fitted for one precision."""
+
+    precision: str
+    reference: FixedReference | None
+    thresholds: Thresholds
+    notes: tuple[str, ...]
+
+
+class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``calibration.json`` holds.
+
+    Attributes:
+        date: ISO 8601, UTC.
+        engine: The engine that computed the scores.
+        images: How many good images were used.
+        images_sha256: Over the images' own hashes, in the order of their names.
+        labelled_images: How many labelled images ``f1`` was fitted on.
+        graphs: By precision.
+    """
+
+    date: str
+    engine: str
+    images: int
+    images_sha256: str
+    labelled_images: int
+    graphs: tuple[FittedGraph, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """The calibrated bundle and what was fitted."""
+
+    bundle: Bundle
+    record: CalibrationRecord
+
+
+def calibrate_bundle(
+    bundle: Bundle,
+    images: Sequence[Path],
+    *,
+    reference: bool = True,
+    request: ThresholdRequest | None = None,
+    labelled: Dataset | None = None,
+    engine: str | None = None,
+    threads: int | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Calibration:
+    """Fit the fixed reference and the thresholds of every graph of a bundle, and store them in it.
+
+    The reference is patched into the graphs first, and the thresholds are fitted on what the patched graphs
+    answer, so that they hold to the last bit for the graph that inspects.
+
+    Args:
+        bundle: The bundle; it is replaced by its calibrated version, or left as it was.
+        images: Good images.
+        reference: Fit the reference maxima too, where the family's score has them.
+        request: Which thresholds; None fits none.
+        labelled: The labelled images of an ``f1`` request.
+        engine: The engine to compute with; None takes the default.
+        threads: CPU threads of one inference.
+        on_progress: Called with how many inferences are done, and of how many.
+
+    Raises:
+        CalibrationError: No images, an answer that is not finite, or ``f1`` without labels.
+        BundleError: The bundle cannot be written.
+        ImageError: An image cannot be read.
+    """
+    if not images:
+        raise CalibrationError("calibration needs at least one good image, got none.")
+    if request is not None and request.method == "f1" and labelled is None:
+        raise CalibrationError(
+            "f1 needs labelled images: name a dataset with a test folder, or fit a quantile or a target-fpr."
+        )
+    precisions = [graph.precision for graph in bundle.manifest.graphs]
+    fits_reference = reference and bundle.manifest.graphs[0].scoring.normalisation != "none"
+    passes = len(images) * fits_reference
+    if request is not None:
+        passes += len(labelled.samples) if labelled and request.method == "f1" else len(images)
+    progress = _Progress(on_progress, passes * len(precisions))
+
+    def detector(current: Bundle, precision: str) -> Detector:
+        return Detector(current, open_engine(engine, current, precision, threads=threads), precision)
+
+    references: dict[str, FixedReference] = {}
+    if fits_reference:
+        for precision in precisions:
+            with detector(bundle, precision) as detect:
+                references[precision] = _fit_reference(detect, images, bundle.manifest, progress)
+        bundle = _with_references(bundle, references)
+    fitted: list[FittedGraph] = []
+    name = ""
+    for precision in precisions:
+        with detector(bundle, precision) as detect:
+            name = detect.engine.name
+            thresholds, notes = _fit_thresholds(detect, images, request, labelled, progress)
+        fitted.append(
+            FittedGraph(
+                precision=precision, reference=references.get(precision), thresholds=thresholds, notes=notes
+            )
+        )
+    record = CalibrationRecord(
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        engine=name,
+        images=len(images),
+        images_sha256=_hash_of(images),
+        labelled_images=len(labelled.samples) if labelled is not None else 0,
+        graphs=tuple(fitted),
+    )
+    return Calibration(bundle=_with_thresholds(bundle, record, request), record=record)
+
+
+class _Progress:
+    def __init__(self, report: Callable[[int, int], None], total: int) -> None:
+        self._report, self._total, self._done = report, total, 0
+
+    def step(self) -> None:
+        self._done += 1
+        self._report(self._done, self._total)
+
+
+def _results(detect: Detector, images: Sequence[Path], progress: _Progress) -> Iterator[tuple[Path, Result]]:
+    for path in images:
+        result = detect(read_image(path))
+        if result.verdict == "not_inspected":
+            raise CalibrationError(
+                f"the {detect.precision} graph's answer for {path} is not finite. Remove the image, or run "
+                "flowedge verify to see whether the precision is the cause."
+            )
+        yield path, result
+        progress.step()
+
+
+def _fit_reference(
+    detect: Detector, images: Sequence[Path], manifest: Manifest, progress: _Progress
+) -> FixedReference:
+    levels = (
+        tuple(level[None, None] for level in result.levels)
+        for _, result in _results(detect, images, progress)
+    )
+    size = manifest.image_size
+
+    def largest_map(image: tuple[NDArray[np.float32], ...], level_max: tuple[float, ...]) -> float:
+        return float(map_sum(image, level_max, size).max())
+
+    def largest_mul(image: tuple[NDArray[np.float32], ...], level_max: tuple[float, ...]) -> float:
+        return float(mul_sum(image, size).max())
+
+    return fit_reference(
+        levels,
+        map_sum=largest_map,
+        mul_sum=largest_mul if manifest.family == "msflow" else None,
+        names=[str(path) for path in images],
+    )
+
+
+def _fit_thresholds(
+    detect: Detector,
+    images: Sequence[Path],
+    request: ThresholdRequest | None,
+    labelled: Dataset | None,
+    progress: _Progress,
+) -> tuple[Thresholds, tuple[str, ...]]:
+    if request is None:
+        return detect.thresholds, ()
+    if request.method == "f1":
+        assert labelled is not None
+        image, pixel = _fit_f1(detect, labelled, progress)
+    else:
+        image, pixel = _fit_good(detect, images, request, request.method, progress)
+    notes = tuple(fit.note for fit in (image, pixel) if fit is not None and fit.note)
+    return Thresholds(image=image.threshold, pixel=None if pixel is None else pixel.threshold), notes
+
+
+def _fit_good(
+    detect: Detector,
+    images: Sequence[Path],
+    request: ThresholdRequest,
+    method: GoodMethod,
+    progress: _Progress,
+) -> tuple[FittedThreshold, FittedThreshold | None]:
+    scores: list[float] = []
+    pixels = ValueHistogram()
+    for _, result in _results(detect, images, progress):
+        scores.append(result.score)
+        pixels.add(result.network_map)
+    names = [str(path) for path in images]
+    image = fit_threshold(scores, method=method, parameter=request.image, names=names)
+    if request.pixel is None:
+        return image, None
+    return image, fit_pixel_threshold(pixels, method=method, parameter=request.pixel, images=len(images))
+
+
+def _fit_f1(
+    detect: Detector, labelled: Dataset, progress: _Progress
+) -> tuple[FittedThreshold, FittedThreshold | None]:
+    scores: list[float] = []
+    pixels = PixelMetrics()
+    for sample in labelled.samples:
+        frame = read_image(sample.path)
+        result = detect(frame)
+        if result.verdict == "not_inspected":
+            raise CalibrationError(f"the {detect.precision} graph's answer for {sample.path} is not finite.")
+        scores.append(result.score)
+        mask = (
+            None
+            if sample.mask is None
+            else resize_mask(read_mask(sample.mask, frame), result.network_map.shape)
+        )
+        pixels.add(result.network_map, mask)
+        progress.step()
+    curve: Curve = curve_from_scores(scores, [sample.is_anomalous for sample in labelled.samples])
+    image = fit_f1_threshold(curve, images=len(scores))
+    if labelled.classes_without_masks:
+        return image, None
+    return image, fit_f1_threshold(pixels.curve(), images=len(scores))
+
+
+def _with_references(bundle: Bundle, references: dict[str, FixedReference]) -> Bundle:
+    """The bundle with every graph patched; the thresholds that belonged to the old scores are dropped."""
+    graphs: list[GraphFile] = []
+    with tempfile.TemporaryDirectory(dir=bundle.path.resolve().parent, prefix=".flowedge-") as folder:
+        for graph in bundle.manifest.graphs:
+            reference = references[graph.precision]
+            write_constants(bundle.path / graph.file, Path(folder) / graph.file, _constants(reference))
+            scoring = msgspec.structs.replace(
+                graph.scoring, normalisation="fixed_reference", reference=reference
+            )
+            graphs.append(msgspec.structs.replace(graph, scoring=scoring, thresholds=Thresholds()))
+        manifest = msgspec.structs.replace(bundle.manifest, graphs=tuple(graphs))
+        files = {graph.file: Path(folder) / graph.file for graph in graphs}
+        return replace_in_bundle(bundle, manifest=manifest, files=files)
+
+
+def _constants(reference: FixedReference) -> dict[str, NDArray[np.generic]]:
+    values = {f"level_max_{n}": value for n, value in enumerate(reference.level_max)}
+    values["map_max"] = reference.map_max
+    if reference.mul_max is not None:
+        values["mul_max"] = reference.mul_max
+    constants: dict[str, NDArray[np.generic]] = {
+        f"reference.{name}": np.full((1, 1, 1, 1), value, np.float32) for name, value in values.items()
+    }
+    return {"reference.fixed": np.array(True), **constants}
+
+
+def _with_thresholds(bundle: Bundle, record: CalibrationRecord, request: ThresholdRequest | None) -> Bundle:
+    fitted = {graph.precision: graph.thresholds for graph in record.graphs}
+    graphs = bundle.manifest.graphs
+    if request is not None:
+        graphs = tuple(msgspec.structs.replace(g, thresholds=fitted[g.precision]) for g in graphs)
+    manifest = msgspec.structs.replace(bundle.manifest, graphs=graphs)
+    encoded = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+    return replace_in_bundle(bundle, manifest=manifest, files={RECORD: encoded})
+
+
+def _hash_of(images: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(images, key=lambda image: image.name):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,88 @@
+"""The bundle against the checkpoint it was made from, on real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from flowedge.runtime.aggregate import aggregate
+from numpy.typing import NDArray
+
+from flowedge.bundle import Bundle
+from flowedge.errors import CheckpointError
+from flowedge.export.pipeline import ExportOptions, read_model
+from flowedge.runtime.engine import open_engine
+from flowedge.runtime.images import read_image
+from flowedge.runtime.preprocess import Preprocessor
+from flowedge.runtime.selftest import read_selftest
+from flowedge.runtime.verify import PARITY_LIMITS, Check, infer_one_by_one, relative_difference
+
+
+def compare_with_checkpoint(
+    bundle: Bundle,
+    checkpoint: Path,
+    *,
+    images: Sequence[Path] | None = None,
+    engine: str | None = None,
+    precision: str = "fp32",
+    backbone_weights: Path | None = None,
+) -> tuple[Check, ...]:
+    """Levels, maps and scores of the bundle against the checkpoint in real FrEIA and timm modules.
+
+    Args:
+        bundle: The bundle; the values that were assumed when it was exported are used again.
+        checkpoint: The file it was made from.
+        images: What to compare on; the self-test's frames by default.
+        engine: The engine to run the bundle on.
+        precision: Which of its graphs.
+        backbone_weights: As for the export.
+
+    Raises:
+        CheckpointError: The checkpoint is another one than the bundle was made from.
+        ImageError: An image cannot be read.
+    """
+    manifest = bundle.manifest
+    given = {one.name: _text(one.value) for one in manifest.assumed if one.given}
+    given.pop("input_size", None)
+    options = ExportOptions(image_size=manifest.image_size, backbone_weights=backbone_weights, settings=given)
+    read = read_model(checkpoint, options)
+    if read.checkpoint.sha256 != manifest.source.sha256:
+        raise CheckpointError(
+            f"{checkpoint} is not the file that {bundle.path} was made from: its sha256 is "
+            f"{read.checkpoint.sha256[:12]}…, the bundle says {manifest.source.sha256[:12]}… ({manifest.source.file})."
+        )
+    frames: Sequence[NDArray[np.uint8]]
+    frames = read_selftest(bundle).frames if images is None else [read_image(path) for path in images]
+    preprocess = Preprocessor(manifest.preprocessing)
+    inputs = np.stack([preprocess(frame) for frame in frames])
+    reference = read.reference()
+    with torch.inference_mode():
+        answers = [reference(torch.from_numpy(image)[None]) for image in inputs]
+    levels = [torch.cat(level).numpy() for level in zip(*answers, strict=True)]
+    scoring = manifest.graph(precision).scoring
+    wanted = aggregate(levels, scoring, manifest.family, manifest.image_size)
+    session = open_engine(engine, bundle, precision)
+    try:
+        got = infer_one_by_one(session, inputs)
+    finally:
+        session.close()
+    limit = PARITY_LIMITS.get(precision, np.inf)
+    pairs = {
+        **{f"level {n}": (got[f"level_{n}"], level) for n, level in enumerate(levels)},
+        "anomaly_map": (got["anomaly_map"], wanted.anomaly_map),
+        "score": (got["score"], wanted.score),
+    }
+    return tuple(
+        Check(
+            name=f"{name} against the checkpoint, {len(frames)} images",
+            value=relative_difference(one, other),
+            limit=limit,
+        )
+        for name, (one, other) in pairs.items()
+    )
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,264 @@
+"""A checkpoint in, a bundle out: the exporter from top to bottom."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from flowedge import __version__
+from flowedge.bundle import Bundle, write_bundle
+from flowedge.calibration.fp16 import HALF, write_fp16
+from flowedge.errors import BundleError, CheckpointError, ExportError
+from flowedge.export.backbones import feature_shapes, module_from_backbone
+from flowedge.export.checkpoints import read_checkpoint
+from flowedge.export.checkpoints.backbone import with_backbone
+from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.families import FAMILIES, LICENCES
+from flowedge.export.graph import ir
+from flowedge.export.graph.onnx_export import DEFAULT_OPSET, OPSETS, onnx_from_model
+from flowedge.export.graph.passes import lower
+from flowedge.manifest import SCHEMA, GraphFile, LevelInfo, Manifest, Preprocessing, Source
+from flowedge.runtime.preprocess import Preprocessor
+from flowedge.runtime.selftest import files_of_selftest, synthetic_frames
+from flowedge.runtime.verify import Check, verify_bundle
+
+SUFFIX: Final = ".flowedge"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """What a user may choose.
+
+    Attributes:
+        fp16: Also write ``model.fp16.onnx``.
+        image_size: ``(height, width)`` of the network's input; None takes the checkpoint's.
+        backbone_weights: State dict of the feature extractor, for checkpoints that do not hold it.
+        settings: ``--set name=value``.
+        opset: ONNX opset, 17 to 21.
+    """
+
+    fp16: bool = False
+    image_size: tuple[int, int] | None = None
+    backbone_weights: Path | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    opset: int = DEFAULT_OPSET
+
+    def __post_init__(self) -> None:
+        if self.opset not in OPSETS:
+            raise ValueError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}, got {self.opset}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReadModel:
+    """A checkpoint with everything that is needed to export it or to compare with it."""
+
+    checkpoint: Checkpoint
+    model: ir.FlowModel = field(repr=False)
+    backbone: nn.Module = field(repr=False)
+    preprocessing: Preprocessing
+
+    def reference(self) -> nn.Module:
+        """The checkpoint in real FrEIA and timm modules, unlowered: image to levels."""
+        shapes = [(level.channels, level.height, level.width) for level in self.model.levels]
+        return FAMILIES[self.checkpoint.family].reference(self.checkpoint, self.backbone, shapes).eval()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExportResult:
+    """What an export made.
+
+    Attributes:
+        bundle: The bundle, verified.
+        checks: By precision, the comparison with the reference on the bundle's self-test.
+    """
+
+    bundle: Bundle
+    checks: Mapping[str, tuple[Check, ...]]
+
+
+def read_model(path: Path, options: ExportOptions) -> ReadModel:
+    """Read a checkpoint and build its IR.
+
+    Raises:
+        CheckpointError: The file cannot be read, is of no known model, or lacks something.
+    """
+    settings = dict(options.settings)
+    if options.image_size is not None:
+        settings["input_size"] = "x".join(str(side) for side in options.image_size)
+    checkpoint = with_backbone(read_checkpoint(path, settings=settings), options.backbone_weights)
+    family = FAMILIES.get(checkpoint.family)
+    if family is None:
+        raise CheckpointError(
+            f"{path.name} is a {checkpoint.family} model, which this version cannot export yet."
+        )
+    backbone = _backbone(checkpoint)
+    module = module_from_backbone(backbone)
+    image_size = _input_size(checkpoint)
+    shapes = feature_shapes(module, image_size)
+    model = family.flow_model(checkpoint, backbone, shapes, image_size)
+    return ReadModel(
+        checkpoint=checkpoint, model=model, backbone=module, preprocessing=checkpoint.preprocessing
+    )
+
+
+def export_bundle(
+    path: Path, target: Path, options: ExportOptions, *, on_step: Callable[[str], None] = lambda _: None
+) -> ExportResult:
+    """Export a checkpoint.
+
+    Args:
+        path: The checkpoint.
+        target: The bundle's folder; it must not exist, its parent must.
+        options: What the user chose.
+        on_step: Told what is being done, for a progress display.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read or lacks something.
+        ExportError: The graph could not be made or differs from the reference.
+        BundleError: The bundle cannot be written there.
+    """
+    check_target(target)
+    on_step("reading the checkpoint")
+    read = read_model(path, options)
+    on_step("computing the reference's answers")
+    frames = synthetic_frames()
+    answers = _reference_levels(read, frames)
+    on_step("lowering")
+    lowered = lower(read.model)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+            on_step("tracing the graph")
+            graph = Path(folder) / "model.onnx"
+            onnx_from_model(lowered, read.backbone, graph, opset=options.opset)
+            graphs = [
+                GraphFile(precision="fp32", file=graph.name, opset=options.opset, scoring=lowered.scoring)
+            ]
+            if options.fp16:
+                on_step("typing the float16 graph")
+                half = Path(folder) / "model.fp16.onnx"
+                kept = write_fp16(graph, half)
+                graphs.append(
+                    GraphFile(
+                        precision="fp16",
+                        file=half.name,
+                        opset=options.opset,
+                        scoring=lowered.scoring,
+                        half=HALF,
+                        fp32_islands=tuple(kept),
+                    )
+                )
+            on_step("writing the bundle and replaying its self-test")
+            files = {file.name: file for file in sorted(Path(folder).iterdir())}
+            staged = write_bundle(
+                Path(folder) / "bundle",
+                _manifest(read, lowered, tuple(graphs)),
+                {**files, **files_of_selftest(frames, answers)},
+            )
+            checks: dict[str, tuple[Check, ...]] = {
+                g.precision: verify_bundle(staged, precision=g.precision) for g in graphs
+            }
+            _gate(checks)
+            staged.path.rename(target)
+    except OSError as error:
+        raise BundleError(
+            f"cannot write {target}: {error.strerror or error}. Free space or name another -o."
+        ) from error
+    return ExportResult(bundle=Bundle(target, staged.manifest), checks=checks)
+
+
+def default_target(path: Path) -> Path:
+    """Where a bundle goes when the user names no place: beside the user, named after the checkpoint."""
+    return Path(path.stem + SUFFIX)
+
+
+def check_target(target: Path) -> None:
+    """Fail before the work, not after it.
+
+    Raises:
+        BundleError: The target exists, or its parent does not.
+    """
+    if target.exists() or target.is_symlink():
+        raise BundleError(f"{target} exists already. Remove it or name another place with -o.")
+    if not target.parent.is_dir():
+        raise BundleError(f"{target.parent} is not a folder. Make it first or name another place with -o.")
+
+
+def _backbone(checkpoint: Checkpoint) -> ir.Backbone:
+    prefix = "backbone."
+    weights = {
+        name[len(prefix) :]: array for name, array in checkpoint.tensors.items() if name.startswith(prefix)
+    }
+    layers = checkpoint.hyperparameters["layers"]
+    padding = checkpoint.hyperparameters["padding"]
+    assert isinstance(layers, (tuple, list))
+    assert padding in ("zeros", "reflect")
+    return ir.Backbone(
+        network=str(checkpoint.hyperparameters["backbone"]),
+        taps=tuple(str(layer) for layer in layers),
+        padding="reflect" if padding == "reflect" else "zeros",
+        weights=weights,
+    )
+
+
+def _input_size(checkpoint: Checkpoint) -> tuple[int, int]:
+    size = checkpoint.hyperparameters["input_size"]
+    assert isinstance(size, (tuple, list))
+    return int(size[0]), int(size[1])
+
+
+def _reference_levels(read: ReadModel, frames: tuple[NDArray[np.uint8], ...]) -> list[NDArray[np.float32]]:
+    preprocess = Preprocessor(read.preprocessing)
+    reference = read.reference()
+    with torch.inference_mode():
+        answers = [reference(torch.from_numpy(preprocess(frame))[None]) for frame in frames]
+    levels = [torch.cat(level).numpy() for level in zip(*answers, strict=True)]
+    if not all(np.isfinite(level).all() for level in levels):
+        raise CheckpointError(
+            f"{read.checkpoint.file}: the trained network itself answers NaN or infinity on an ordinary image. "
+            "Its training diverged; train it again."
+        )
+    return levels
+
+
+def _manifest(read: ReadModel, model: ir.FlowModel, graphs: tuple[GraphFile, ...]) -> Manifest:
+    checkpoint = read.checkpoint
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return Manifest(
+        schema=SCHEMA,
+        flowedge_version=__version__,
+        created=now.isoformat(timespec="seconds"),
+        family=checkpoint.family,
+        source=Source(
+            repository=checkpoint.repository,
+            generation=checkpoint.generation,
+            file=checkpoint.file,
+            sha256=checkpoint.sha256,
+        ),
+        backbone=model.backbone.network,
+        image_size=model.image_size,
+        levels=tuple(
+            LevelInfo(channels=lv.channels, height=lv.height, width=lv.width) for lv in model.levels
+        ),
+        preprocessing=read.preprocessing,
+        graphs=graphs,
+        assumed=checkpoint.assumed,
+        licence_note=LICENCES.get(checkpoint.repository, ""),
+    )
+
+
+def _gate(checks: Mapping[str, tuple[Check, ...]]) -> None:
+    failed = [
+        (precision, check) for precision, found in checks.items() for check in found if not check.passed
+    ]
+    if failed:
+        listed = "; ".join(f"{p}: {c.name}: {c.value:.2g} (limit {c.limit:.0e})" for p, c in failed)
+        raise ExportError(f"the exported graph differs from the reference, nothing was written: {listed}.")

@@ -1,0 +1,73 @@
+"""CFLOW in real FrEIA modules, position by position, as its paper writes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.reference.blocks import sequence_of_blocks
+
+
+class CflowReference(nn.Module):
+    """``forward(image)``: per level ``(N, 1, h, w)``, the log-likelihood per dimension without its constants."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, backbone: nn.Module, shapes: Sequence[tuple[int, int, int]]
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.flows = nn.ModuleList()
+        self.conditions: list[Tensor | None] = []
+        self._constants: list[float] = []
+        for level, (channels, height, width) in enumerate(shapes):
+            tensors = checkpoint.tensors
+            length = int(tensors[f"flow.{level}.0.subnet.0.weight"].shape[1]) - (channels - channels // 2)
+            hidden = int(tensors[f"flow.{level}.0.subnet.0.weight"].shape[0])
+            flow = sequence_of_blocks(checkpoint, level, (channels,), length, _subnet(hidden))
+            self.flows.append(flow)
+            code = sinusoids(length, height, width) if length else None
+            self.conditions.append(code)
+            blocks: Any = flow.module_list
+            scales = [block.global_scale_activation(block.global_scale).double() for block in blocks]
+            log_scales = sum(float(scale.log().sum()) for scale in scales)
+            self._constants.append(log_scales / channels - 0.5 * math.log(2 * math.pi))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        levels = []
+        with torch.no_grad():
+            for feature, flow, condition, constant in zip(
+                self.backbone(image), self.flows, self.conditions, self._constants, strict=True
+            ):
+                batch, channels, height, width = feature.shape
+                rows = feature.permute(0, 2, 3, 1).reshape(-1, channels)
+                conditions = () if condition is None else (condition.repeat(batch, 1),)
+                z, log_det = flow(rows, conditions)
+                log_likelihood = -0.5 * channels * math.log(2 * math.pi) - 0.5 * (z**2).sum(1) + log_det
+                levels.append((log_likelihood / channels - constant).reshape(batch, 1, height, width))
+        return levels
+
+
+def sinusoids(length: int, height: int, width: int) -> Tensor:
+    """The position code as rows, ``(height * width, length)``: columns in the first half, rows in the second."""
+    half = length // 2
+    frequency = torch.exp(torch.arange(0.0, half, 2) * -(math.log(10000.0) / half))
+    code = torch.zeros(length, height, width)
+    column = torch.arange(0.0, width)[None, :] * frequency[:, None]
+    row = torch.arange(0.0, height)[None, :] * frequency[:, None]
+    code[0:half:2] = torch.sin(column)[:, None, :]
+    code[1:half:2] = torch.cos(column)[:, None, :]
+    code[half::2] = torch.sin(row)[:, :, None]
+    code[half + 1 :: 2] = torch.cos(row)[:, :, None]
+    return code.permute(1, 2, 0).reshape(-1, length)
+
+
+def _subnet(hidden: int) -> Callable[[int], Callable[[int, int], nn.Module]]:
+    def construct(inputs: int, outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+    return lambda _block: construct

@@ -1,0 +1,30 @@
+"""``flowedge demo``: the whole road on bundled photographs, on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json
+from flowedge.cli.packages import explain_missing
+
+NAME = "demo"
+
+
+def command(
+    out: Annotated[
+        Path, typer.Option("--out", help="Where everything goes; made if it is not there.")
+    ] = Path("demo-out"),
+    json: Json = False,
+) -> None:
+    """Train a small CFLOW on real photographs, export, verify, calibrate and run it, and write a report."""
+    with explain_missing("demo"):
+        from flowedge.demo.road import run_demo
+
+        result = run_demo(out, say=lambda line: MESSAGES.print(line, markup=False))
+    if json:
+        print_json(result)
+    else:
+        RESULTS.print(f"report: {result.report}", markup=False)

@@ -1,0 +1,67 @@
+"""``flowedge eval``: how good a bundle is on a labelled dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowedge.cli.output import (
+    MESSAGES,
+    RESULTS,
+    EngineName,
+    Json,
+    PrecisionOption,
+    Threads,
+    number,
+    print_json,
+    progress,
+    table,
+)
+
+NAME = "eval"
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
+    dataset: Annotated[Path, typer.Argument(help="A dataset in MVTec AD's layout.", show_default=False)],
+    engine: EngineName = None,
+    precision: PrecisionOption = "fp32",
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Print image AUROC, pixel AUROC, AUPRO and F1; memory does not grow with the number of images."""
+    import flowedge
+    from flowedge.calibration.dataset import read_dataset
+    from flowedge.calibration.evaluation import evaluate
+
+    samples = read_dataset(dataset)
+    with (
+        flowedge.load(bundle, engine=engine, precision=precision, threads=threads) as detector,
+        progress("evaluating") as on_progress,
+    ):
+        result = evaluate(detector, samples, thresholds=detector.thresholds, on_progress=on_progress)
+    if json:
+        print_json(result)
+        return
+    rows = table("metric", ">image", ">pixel", title=f"{bundle}, {precision}, on {dataset}")
+    rows.add_row("AUROC", number(result.image_auroc), number(result.pixel_auroc))
+    rows.add_row("AUPRO (to 0.3)", "", number(result.aupro))
+    rows.add_row("best F1", number(result.image_f1), number(result.pixel_f1))
+    limits = [None if t is None else t.value for t in (result.image_threshold, result.pixel_threshold)]
+    rows.add_row("threshold", *(number(limit) for limit in limits))
+    rows.add_row("false alarms", number(result.false_alarm_rate), number(result.pixel_false_alarm_rate))
+    rows.add_row("detected", number(result.detection_rate), number(result.pixel_detection_rate))
+    RESULTS.print(rows)
+    classes = table("defect", ">images", ">image AUROC", ">detected")
+    for one in result.classes:
+        classes.add_row(one.label, str(one.images), number(one.image_auroc), number(one.detection_rate))
+    RESULTS.print(classes)
+    RESULTS.print(f"{result.good_images} good and {result.anomalous_images} anomalous images inspected")
+    if result.not_inspected:
+        MESSAGES.print(
+            f"{result.not_inspected} images were not inspected: {', '.join(result.not_inspected_files)}"
+        )
+    for note in result.notes:
+        MESSAGES.print(note)

@@ -1,0 +1,81 @@
+"""What every command shares: where it writes, and how it shows that it is still at work."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Final, TypeAlias
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+MESSAGES: Final = Console(stderr=True, highlight=False)
+RESULTS: Final = Console(highlight=False)
+
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+EngineName: TypeAlias = Annotated[
+    str | None, typer.Option("--engine", help="Which engine computes; see flowedge doctor.")
+]
+PrecisionOption: TypeAlias = Annotated[
+    str, typer.Option("--precision", help="Which graph of the bundle runs.")
+]
+Threads: TypeAlias = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads of one inference.")
+]
+
+
+def print_json(result: Any) -> None:
+    """The result as one line of JSON on stdout."""
+    typer.echo(msgspec.json.encode(result, enc_hook=str).decode())
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """An empty table in the house style; columns whose name starts with ``>`` are right-aligned."""
+    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
+    return made
+
+
+@contextlib.contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr; call what it gives with how many are done, and of how many."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=MESSAGES,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr that says which step is running."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=MESSAGES,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda name: bar.update(task, description=name)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A metric for a table; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"

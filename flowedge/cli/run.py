@@ -1,0 +1,61 @@
+"""``flowedge run``: inspect images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowedge.cli.output import (
+    MESSAGES,
+    RESULTS,
+    EngineName,
+    Json,
+    PrecisionOption,
+    Threads,
+    number,
+    print_json,
+    table,
+)
+
+NAME = "run"
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
+    source: Annotated[str, typer.Argument(help="An image, a folder, or a quoted glob.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write heatmap overlays and masks here, under the images' names.")
+    ] = None,
+    engine: EngineName = None,
+    precision: PrecisionOption = "fp32",
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Inspect images; with --json one line of JSON for each. Exit status 1 when an image was not inspected."""
+    import flowedge
+    from flowedge.runtime.images import find_images
+    from flowedge.runtime.inspection import inspect_images
+
+    images = find_images(source)
+    rows = table("image", ">score", "verdict", ">ms", title=None)
+    verdicts: Counter[str] = Counter()
+    with flowedge.load(bundle, engine=engine, precision=precision, threads=threads) as detector:
+        for inspection in inspect_images(detector, images, out=out):
+            verdicts[inspection.verdict] += 1
+            if json:
+                print_json(inspection)
+            else:
+                rows.add_row(
+                    inspection.image, number(inspection.score), inspection.verdict, number(inspection.latency_ms, 1)
+                )
+            if inspection.problem:
+                MESSAGES.print(f"not inspected: {inspection.problem}", markup=False, soft_wrap=True)
+    if not json:
+        RESULTS.print(rows)
+        RESULTS.print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
+    if verdicts["unknown"]:
+        MESSAGES.print("No image threshold is fitted: run flowedge calibrate to get verdicts.")
+    raise typer.Exit(1 if verdicts["not_inspected"] else 0)

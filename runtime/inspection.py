@@ -1,0 +1,134 @@
+"""Inspect image files one after the other, and write what was found beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from flowedge.errors import ImageError
+from flowedge.runtime.detector import Detector, Result, Verdict
+from flowedge.runtime.images import read_image
+from flowedge.runtime.render import contour, heatmap, write_png
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """One image's line in the report.
+
+    Attributes:
+        image: The file's path as it was found.
+        verdict: ``not_inspected`` also when the file could not be read.
+        score: None when there is none.
+        threshold: The image threshold that the verdict follows, None when there is none.
+        anomalous_share: The share of the frame's pixels above the pixel threshold, 0..1; None without one.
+        latency_ms: Preprocessing, inference and decision; not reading the file.
+        precision: What the graph computed in.
+        engine: What computed it.
+        overlay: The heatmap's file, where one was written.
+        mask: The mask's file, where one was written.
+        problem: Why the image was not inspected; empty otherwise.
+    """
+
+    image: str
+    verdict: Verdict
+    score: float | None
+    threshold: float | None
+    anomalous_share: float | None
+    latency_ms: float | None
+    precision: str
+    engine: str
+    overlay: str | None = None
+    mask: str | None = None
+    problem: str = ""
+
+
+def inspect_images(detector: Detector, images: Sequence[Path], *, out: Path | None = None) -> Iterator[Inspection]:
+    """Inspect images in order.
+
+    An image that cannot be read is reported as ``not_inspected`` and the next one is taken; a single image that
+    cannot be read is an error.
+
+    Args:
+        detector: What inspects.
+        images: Files; their common folder is cut from the names of what is written.
+        out: Where ``NAME.overlay.png`` and, with a pixel threshold, ``NAME.mask.png`` go; made where missing.
+
+    Raises:
+        ImageError: The only image cannot be read, or a picture cannot be written.
+    """
+    names = _names(images)
+    for path, name in zip(images, names, strict=True):
+        try:
+            frame = read_image(path)
+            result = detector(frame)
+        except ImageError as error:
+            if len(images) == 1:
+                raise
+            yield _unread(detector, path, str(error))
+            continue
+        overlay, mask = _write_pictures(frame, result, None if out is None else out / name)
+        yield _inspection(detector, path, result, overlay, mask)
+
+
+def _names(images: Sequence[Path]) -> list[Path]:
+    """A relative name for each image that no other image has."""
+    if not images:
+        return []
+    absolute = [path.resolve() for path in images]
+    root = Path(os.path.commonpath([path.parent for path in absolute]))
+    return [path.relative_to(root) for path in absolute]
+
+
+def _write_pictures(
+    frame: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], result: Result, target: Path | None
+) -> tuple[Path | None, Path | None]:
+    if target is None or result.verdict == "not_inspected":
+        return None, None
+    overlay = target.with_name(f"{target.name}.overlay.png")
+    picture = heatmap(frame, result.anomaly_map, limit=result.pixel_threshold and result.pixel_threshold.value)
+    if result.mask is None:
+        write_png(overlay, picture)
+        return overlay, None
+    write_png(overlay, contour(picture, result.mask))
+    mask = target.with_name(f"{target.name}.mask.png")
+    write_png(mask, result.mask.astype(np.uint8) * 255)
+    return overlay, mask
+
+
+def _inspection(
+    detector: Detector, path: Path, result: Result, overlay: Path | None, mask: Path | None
+) -> Inspection:
+    limit = detector.thresholds.image
+    timings = result.timings
+    finite = result.verdict != "not_inspected"
+    return Inspection(
+        image=str(path),
+        verdict=result.verdict,
+        score=result.score if finite else None,
+        threshold=None if limit is None else limit.value,
+        anomalous_share=None if result.mask is None else float(result.mask.mean()),
+        latency_ms=timings.preprocess_ms + timings.infer_ms + timings.decide_ms,
+        precision=result.precision,
+        engine=result.engine,
+        overlay=None if overlay is None else str(overlay),
+        mask=None if mask is None else str(mask),
+        problem="" if finite else f"{path}: the network's answer is not finite",
+    )
+
+
+def _unread(detector: Detector, path: Path, problem: str) -> Inspection:
+    limit = detector.thresholds.image
+    return Inspection(
+        image=str(path),
+        verdict="not_inspected",
+        score=None,
+        threshold=None if limit is None else limit.value,
+        anomalous_share=None,
+        latency_ms=None,
+        precision=detector.precision,
+        engine=detector.engine.name,
+        problem=problem,
+    )

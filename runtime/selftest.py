@@ -1,0 +1,102 @@
+"""The few frames that travel with a bundle, and the answers they must give.
+
+The frames are synthetic (a textured surface with a blot), so that a bundle carries nobody's photographs. The
+answers are the levels that the reference implementation gave at export. Levels come before any normalisation, so
+they stay right when the bundle is calibrated.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.bundle import Bundle
+from flowedge.errors import BundleError
+
+FRAMES: Final = "selftest/frames.npz"
+ANSWERS: Final = "selftest/answers.npz"
+
+_SIZES: Final = ((120, 160), (203, 151), (96, 96))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SelfTest:
+    """What must come out of a bundle on any machine.
+
+    Attributes:
+        frames: K frames, each ``(H, W, 3)`` uint8 RGB, of different sizes.
+        levels: Per level ``(K, 1, h, w)`` float32, as the graph's ``level_*``.
+    """
+
+    frames: tuple[NDArray[np.uint8], ...]
+    levels: tuple[NDArray[np.float32], ...]
+
+
+def synthetic_frames() -> tuple[NDArray[np.uint8], ...]:
+    """The frames of every self-test: the same on every machine and for every bundle."""
+    return tuple(_frame(number, size) for number, size in enumerate(_SIZES))
+
+
+def files_of_selftest(
+    frames: Sequence[NDArray[np.uint8]], levels: Sequence[NDArray[np.float32]]
+) -> dict[str, bytes]:
+    """The two files of a bundle that hold a self-test."""
+    return {
+        FRAMES: _npz({f"frame_{n}": frame for n, frame in enumerate(frames)}),
+        ANSWERS: _npz({f"level_{n}": level for n, level in enumerate(levels)}),
+    }
+
+
+def read_selftest(bundle: Bundle) -> SelfTest:
+    """The bundle's self-test.
+
+    Raises:
+        BundleError: There is none, or it does not fit the manifest.
+    """
+    frames = _arrays(bundle, FRAMES, "frame_")
+    levels = _arrays(bundle, ANSWERS, "level_")
+    shapes = [(len(frames), 1, level.height, level.width) for level in bundle.manifest.levels]
+    if not frames or any(f.dtype != np.uint8 or f.ndim != 3 or f.shape[2] != 3 for f in frames):
+        raise BundleError(f"{bundle.path / FRAMES} holds no (H, W, 3) uint8 frames. Export the bundle again.")
+    if [level.shape for level in levels] != shapes or any(level.dtype != np.float32 for level in levels):
+        raise BundleError(
+            f"{bundle.path / ANSWERS} holds levels of {[level.shape for level in levels]}, the manifest "
+            f"says {shapes}. Export the bundle again."
+        )
+    return SelfTest(frames=tuple(frames), levels=tuple(levels))
+
+
+def _frame(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(seed)
+    height, width = size
+    coarse = cv2.resize(rng.uniform(0, 1, (7, 9, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
+    grain = cv2.GaussianBlur(rng.normal(0, 1, (height, width, 1)), (0, 0), 1.2)
+    surface = 120 + 60 * (coarse - 0.5) + 25 * grain.reshape(height, width, 1)
+    rows, columns = np.mgrid[0:height, 0:width]
+    centre = rng.uniform(0.3, 0.7, 2) * size
+    blot = np.exp(-((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2) / (2 * (0.05 * width) ** 2))
+    frame: NDArray[np.uint8] = np.clip(surface - 110 * blot[:, :, None], 0, 255).astype(np.uint8)
+    return frame
+
+
+def _npz(arrays: dict[str, NDArray[np.generic]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def _arrays(bundle: Bundle, path: str, prefix: str) -> list[NDArray[Any]]:
+    try:
+        with np.load(io.BytesIO(bundle.read(path)), allow_pickle=False) as stored:
+            return [stored[f"{prefix}{n}"] for n in range(len(stored.files))]
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise BundleError(
+            f"{bundle.path / path} cannot be read: {error}. Export the bundle again."
+        ) from error

@@ -1,0 +1,105 @@
+"""Does a bundle on this machine give the answers it gave where it was exported?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+from flowedge.runtime.aggregate import aggregate
+from numpy.typing import NDArray
+
+from flowedge.bundle import Bundle
+from flowedge.runtime.engine import Engine, open_engine
+from flowedge.runtime.preprocess import Preprocessor
+from flowedge.runtime.selftest import read_selftest
+
+# Largest difference from the reference, relative to the quantity's largest magnitude. fp32 only re-associates
+# sums (about 1e-6 is seen); half precision has 11 bits, and a backbone is tens of layers deep.
+PARITY_LIMITS: Final[Mapping[str, float]] = MappingProxyType({"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1})
+AGGREGATION_LIMIT: Final = 1e-5
+BATCH_LIMIT: Final = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One comparison: passed when ``value <= limit``.
+
+    Attributes:
+        name: What was compared.
+        value: The worst difference, relative to the largest magnitude of what was expected; NaN never passes.
+        limit: The largest value that passes.
+    """
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the limit."""
+        return self.value <= self.limit
+
+
+def verify_bundle(bundle: Bundle, *, engine: str | None = None, precision: str = "fp32") -> tuple[Check, ...]:
+    """Replay the bundle's self-test.
+
+    Compares the levels with the reference's, recorded at export; the graph's map and score with the host's
+    aggregation of the graph's own levels; and each frame alone with the same frame in a batch, in both orders.
+
+    Raises:
+        BundleError: The bundle has no such graph or no self-test.
+        EngineUnavailableError: The engine cannot run here.
+    """
+    selftest = read_selftest(bundle)
+    preprocess = Preprocessor(bundle.manifest.preprocessing)
+    images = np.stack([preprocess(frame) for frame in selftest.frames])
+    session = open_engine(engine, bundle, precision)
+    try:
+        return tuple(_checks(bundle, session, images, selftest.levels, precision))
+    finally:
+        session.close()
+
+
+def relative_difference(got: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
+    """Worst absolute difference over the largest magnitude expected; NaN where either holds one."""
+    difference = np.abs(got.astype(np.float64) - expected.astype(np.float64)).max()
+    return float(difference / max(float(np.abs(expected).max()), 1e-12))
+
+
+def infer_one_by_one(session: Engine, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """Each image alone; the answers stacked along N."""
+    singles = [session.infer(np.ascontiguousarray(image[None])) for image in images]
+    return {name: np.concatenate([single[name] for single in singles]) for name in session.output_names}
+
+
+def _checks(
+    bundle: Bundle,
+    session: Engine,
+    images: NDArray[np.float32],
+    expected: Sequence[NDArray[np.float32]],
+    precision: str,
+) -> Iterator[Check]:
+    manifest = bundle.manifest
+    limit = PARITY_LIMITS.get(precision, np.inf)
+    scoring = manifest.graph(precision).scoring
+    alone = infer_one_by_one(session, images)
+    for number, level in enumerate(expected):
+        value = relative_difference(alone[f"level_{number}"], level)
+        yield Check(name=f"level {number} against the reference", value=value, limit=limit)
+    levels = [alone[f"level_{number}"] for number in range(len(expected))]
+    host = aggregate(levels, scoring, manifest.family, manifest.image_size)
+    for name, answer in (("anomaly_map", host.anomaly_map), ("score", host.score)):
+        value = relative_difference(alone[name], answer)
+        yield Check(name=f"{name}: graph against host", value=value, limit=AGGREGATION_LIMIT)
+    batch = session.infer(images)
+    backwards = session.infer(np.ascontiguousarray(images[::-1]))
+    batch_limit = BATCH_LIMIT if limit <= PARITY_LIMITS["fp32"] else limit
+    for name in ("score", "anomaly_map"):
+        value = max(
+            relative_difference(batch[name], alone[name]),
+            relative_difference(backwards[name][::-1], alone[name]),
+        )
+        yield Check(name=f"{name}: in a batch against alone", value=value, limit=batch_limit)
