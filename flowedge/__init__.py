@@ -1,3 +1,41 @@
 """FlowEdge: normalizing-flow anomaly detectors, from a checkpoint to an inspection line."""
 
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flowedge.runtime.detector import Detector
+
 __version__ = "0.1.0"
+
+__all__ = ["__version__", "load"]
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    engine: str | None = None,
+    precision: str = "fp32",
+    threads: int | None = None,
+) -> Detector:
+    """Open a bundle and load one of its graphs, ready to inspect frames.
+
+    Args:
+        path: The bundle's folder.
+        engine: A name of ``flowedge.runtime.ENGINES``; None takes the first that this machine can import.
+        precision: Which of the bundle's graphs to run.
+        threads: How many CPU threads one inference uses; None leaves it to the engine.
+
+    Raises:
+        BundleError: The bundle cannot be trusted, or has no graph of this precision.
+        EngineUnavailableError: The engine cannot run on this machine; the message says what to install.
+        ValueError: ``threads`` is below 1.
+    """
+    from flowedge.bundle import open_bundle
+    from flowedge.runtime.detector import Detector
+    from flowedge.runtime.engine import open_engine
+
+    bundle = open_bundle(path)
+    return Detector(bundle, open_engine(engine, bundle, precision, threads=threads), precision)
