@@ -13,16 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import DataError
+from flowedge.runtime.images import IMAGE_SUFFIXES, read_image
 
-IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
-# Not JPEG: it smears a mask's edges, and every pixel that is not zero counts as defect.
+# Not JPEG or WebP: they smear a mask's edges, and every pixel that is not zero counts as defect.
 MASK_SUFFIXES: Final = frozenset({".png", ".bmp", ".tif", ".tiff"})
 GOOD: Final = "good"
 
@@ -120,15 +119,6 @@ def good_images(folder: Path) -> tuple[Path, ...]:
     return tuple(images)
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read an image as ``(H, W, 3)`` uint8 RGB; grey is repeated, transparency dropped, 16 bits become 8.
-
-    Raises:
-        DataError: The file cannot be read as an image.
-    """
-    return np.ascontiguousarray(_decoded(path, cv2.IMREAD_COLOR)[..., ::-1], np.uint8)
-
-
 def read_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Read a mask as ``(H, W)`` booleans, true wherever the file is not zero.
 
@@ -137,11 +127,10 @@ def read_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
         image: ``(H, W, 3)``: the image it belongs to.
 
     Raises:
-        DataError: The file cannot be read as an image, or has another size than the image.
+        DataError: The mask has another size than the image.
+        ImageError: The file cannot be read.
     """
-    # Unchanged: a conversion to 8 bits or to grey would round small label numbers to zero.
-    pixels = _decoded(path, cv2.IMREAD_UNCHANGED)
-    defects: NDArray[np.bool_] = np.atleast_3d(pixels)[..., :3].max(axis=2) > 0
+    defects: NDArray[np.bool_] = read_image(path).max(axis=2) > 0
     if defects.shape != image.shape[:2]:
         raise DataError(
             f"{path} is {defects.shape[1]}x{defects.shape[0]} pixels, its image "
@@ -178,18 +167,6 @@ def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
         for path in folder.iterdir()
         if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     )
-
-
-def _decoded(path: Path, flags: int) -> NDArray[Any]:
-    """An image file's pixels in OpenCV's channel order, ``(H, W)`` or ``(H, W, C)``."""
-    try:
-        data = np.fromfile(path, np.uint8)
-        pixels = cv2.imdecode(data, flags) if data.size else None
-    except (OSError, cv2.error) as error:
-        raise DataError(f"{path} cannot be read: {error}. Check or remove the file.") from error
-    if pixels is None:
-        raise DataError(f"{path} is not an image OpenCV can decode. Check or remove the file.")
-    return pixels
 
 
 def _listed(suffixes: frozenset[str]) -> str:

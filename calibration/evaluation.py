@@ -11,19 +11,20 @@ come to the map, not the map to the masks. Published figures differ by this choi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
 import cv2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.calibration.dataset import Dataset, Sample, read_image, read_mask
+from flowedge.calibration.dataset import Dataset, Sample, read_mask
 from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, curve_from_histograms
 from flowedge.errors import CalibrationError
-from flowedge.manifest import Threshold, Thresholds
+from flowedge.geometry import placement
+from flowedge.manifest import Preprocessing, Threshold, Thresholds
+from flowedge.runtime.images import read_image
 
-PlaceMask: TypeAlias = Callable[[NDArray[np.bool_], tuple[int, int]], NDArray[np.bool_]]
 NAMED_FAILURES: Final = 10
 LARGEST_SCORE: Final = float(np.finfo(np.float32).max)
 
@@ -33,7 +34,8 @@ class Detection(Protocol):
 
     Attributes:
         score: Larger is more anomalous.
-        network_map: ``(H, W)`` float32 at the network's input size; larger is more anomalous.
+        network_map: ``(H, W)`` float32 over the network's input; larger is more anomalous.
+        preprocessing: How the image became that input.
     """
 
     @property
@@ -41,6 +43,9 @@ class Detection(Protocol):
 
     @property
     def network_map(self) -> NDArray[np.float32]: ...
+
+    @property
+    def preprocessing(self) -> Preprocessing: ...
 
 
 class ClassResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,12 +119,42 @@ def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bo
     return resized.astype(np.bool_)
 
 
+def mask_on_map(
+    mask: NDArray[np.bool_], preprocessing: Preprocessing, size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Lay a mask over an anomaly map: resized and cropped as its image was, by nearest neighbour.
+
+    Args:
+        mask: ``(h, w)``, at the image's size.
+        preprocessing: How the image became the network's input.
+        size: The map's height and width.
+
+    Returns:
+        ``(H, W)``. What a crop leaves out is in no metric; where it is larger than the image there is no
+        defect.
+
+    Raises:
+        ImageError: The image is too elongated to be resized.
+    """
+    place = placement(preprocessing, (mask.shape[0], mask.shape[1]))
+    resized = resize_mask(mask, place.resized)
+    rows, columns = (
+        np.arange(first, first + count)
+        for first, count in zip((place.top, place.left), place.window, strict=True)
+    )
+    inside = [
+        (index >= 0) & (index < whole) for index, whole in zip((rows, columns), place.resized, strict=True)
+    ]
+    window = np.zeros(place.window, np.bool_)
+    window[np.ix_(*inside)] = resized[np.ix_(rows[inside[0]], columns[inside[1]])]
+    return resize_mask(window, size)
+
+
 def evaluate(
     detect: Callable[[NDArray[np.uint8]], Detection],
     dataset: Dataset,
     *,
     thresholds: Thresholds = Thresholds(),  # noqa: B008 - frozen
-    place_mask: PlaceMask = resize_mask,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Run a detector over a dataset and measure it.
@@ -129,19 +164,17 @@ def evaluate(
         dataset: Labels and masks.
         thresholds: The bundle's. Where there is none, the threshold of the best F1 of this dataset is used,
             and a note says so.
-        place_mask: From a mask of the image's size to one of the map's ``(H, W)``. Give one that crops where
-            the preprocessing does.
         on_progress: Called after each image with how many are done, and of how many.
 
     Raises:
-        DataError: An image or a mask cannot be read, or their sizes differ.
+        DataError: A mask has another size than its image.
+        ImageError: An image or a mask cannot be read.
         CalibrationError: No image gave a finite score and map.
-        ValueError: A placed mask has another size than the map.
     """
     tally = _Tally(has_masks=not dataset.classes_without_masks)
     for done, sample in enumerate(dataset.samples, start=1):
         image = read_image(sample.path)
-        tally.add(sample, image, detect(image), place_mask)
+        tally.add(sample, image, detect(image))
         if on_progress is not None:
             on_progress(done, len(dataset.samples))
     return tally.evaluation(dataset, thresholds)
@@ -159,9 +192,7 @@ class _Tally:
         self.not_inspected_samples: list[Sample] = []
         self.unmarked = 0
 
-    def add(
-        self, sample: Sample, image: NDArray[np.uint8], detection: Detection, place_mask: PlaceMask
-    ) -> None:
+    def add(self, sample: Sample, image: NDArray[np.uint8], detection: Detection) -> None:
         if sample.is_anomalous:
             self.classes.setdefault(sample.label, ValueHistogram())
         anomaly_map = np.asarray(detection.network_map, np.float32)
@@ -181,7 +212,7 @@ class _Tally:
             self.pixels.add(anomaly_map, None)
             return
         height, width = anomaly_map.shape
-        defects = place_mask(read_mask(sample.mask, image), (height, width))
+        defects = mask_on_map(read_mask(sample.mask, image), detection.preprocessing, (height, width))
         self.unmarked += not defects.any()
         self.pixels.add(anomaly_map, defects)
 
