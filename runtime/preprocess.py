@@ -1,0 +1,153 @@
+"""From a camera's frame to the network's input, exactly as the checkpoint's training did it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import ClassVar, Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.errors import ImageError
+from flowedge.geometry import (
+    PIL_FRACTION_BITS,
+    BandedMatrix,
+    Size,
+    input_matrices,
+    pil_fixed_point,
+    pil_resizes_rows_first,
+    placement,
+)
+from flowedge.manifest import Preprocessing, ResizeMethod
+
+_SIZES_KEPT: Final = 16  # frame sizes whose matrices are remembered
+_STRIP_ROWS: Final = 256  # how many rows are resized along x at once
+
+
+def check_frame(frame: NDArray[np.uint8]) -> None:
+    """Check what every later step relies on.
+
+    Args:
+        frame: Must be ``(H, W, 3)`` uint8, RGB, at least one pixel.
+
+    Raises:
+        ImageError: It is something else.
+    """
+    if not isinstance(frame, np.ndarray):
+        raise ImageError(
+            f"a frame must be a NumPy array (H, W, 3) uint8 in RGB, got {type(frame).__name__}. "
+            "Convert it with numpy.asarray."
+        )
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
+        raise ImageError(
+            f"a frame must be (H, W, 3) uint8 in RGB with at least one pixel, got {frame.shape} {frame.dtype}. "
+            "Repeat a grey channel three times, drop alpha, and scale to 0..255."
+        )
+
+
+class Preprocessor:
+    """Resize, crop and normalise frames; threads may share one.
+
+    The matrices of the last few frame sizes are kept, so a stream of equal frames pays for them once. The
+    work is done in strips that fit in the cache.
+    """
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self._preprocessing = preprocessing
+        self._mean = np.array(preprocessing.mean, np.float32)[:, None, None]
+        self._std = np.array(preprocessing.std, np.float32)[:, None, None]
+        self._matrices = lru_cache(maxsize=_SIZES_KEPT)(self._make_matrices)
+
+    def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Make the network's input of a frame.
+
+        Args:
+            frame: ``(H, W, 3)`` uint8, RGB, any size; it is not modified.
+
+        Returns:
+            ``(3, h, w)`` float32, normalised RGB, C-contiguous, owned by the caller. Its size is the crop's or
+            the resize's; with ``keep_aspect`` and no crop it depends on the frame's aspect.
+
+        Raises:
+            ImageError: The frame's type or shape is wrong, or it is too elongated for the resize.
+        """
+        check_frame(frame)
+        planes = self._METHODS[self._preprocessing.method](self, frame)
+        planes /= np.float32(255)
+        planes -= self._mean
+        planes /= self._std
+        return planes
+
+    def _float_bilinear(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Antialiased bilinear in float32, as torchvision resizes a float tensor; ``(3, h, w)`` in 0..255."""
+        height, width, _ = frame.shape
+        rows, columns = self._matrices((height, width))
+        flat = frame.reshape(height, width * 3)
+        planes = np.empty((3, rows.shape[0], columns.shape[0]), np.float32)
+        for outputs, inputs, weights in rows.blocks:
+            strip = weights @ flat[inputs].astype(np.float32)
+            turned = cv2.transpose(strip.reshape(len(weights), width, 3))
+            resized = columns @ turned.reshape(width, -1)
+            planes[:, outputs] = resized.reshape(len(resized), -1, 3).transpose(2, 1, 0)
+        return planes
+
+    def _pil(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """PIL's resize to the last grey level: two passes, in PIL's order, with rounding in between."""
+        size = frame.shape[:2]
+        rows, columns = self._matrices(size)
+        if pil_resizes_rows_first(size, placement(self._preprocessing, size).resized):
+            return _planes(_resize_along_x(columns, _resize_along_y(rows, frame)))
+        return _planes(_resize_along_y(rows, _resize_along_x(columns, frame)))
+
+    def _cv2_bilinear(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """OpenCV's INTER_LINEAR, which does not antialias; then the crop, with black where it sticks out."""
+        place = placement(self._preprocessing, frame.shape[:2])
+        resized = cv2.resize(frame, place.resized[::-1], interpolation=cv2.INTER_LINEAR)
+        height, width = place.window
+        inside = resized[max(place.top, 0) : place.top + height, max(place.left, 0) : place.left + width]
+        window = np.zeros((height, width, 3), np.uint8)
+        window[max(-place.top, 0) :, max(-place.left, 0) :][: len(inside), : inside.shape[1]] = inside
+        return _planes(window)
+
+    def _make_matrices(self, frame: Size) -> tuple[BandedMatrix, BandedMatrix]:
+        rows, columns = input_matrices(self._preprocessing, frame)
+        if self._preprocessing.method == "float_bilinear":
+            return (
+                BandedMatrix(rows.astype(np.float32)),
+                BandedMatrix(columns.astype(np.float32), outputs_at_once=32),
+            )
+        return (
+            BandedMatrix(np.ldexp(pil_fixed_point(rows), -PIL_FRACTION_BITS)),
+            BandedMatrix(np.ldexp(pil_fixed_point(columns), -PIL_FRACTION_BITS)),
+        )
+
+    _METHODS: ClassVar[
+        Mapping[ResizeMethod, Callable[[Preprocessor, NDArray[np.uint8]], NDArray[np.float32]]]
+    ] = {
+        "float_bilinear": _float_bilinear,
+        "pil_bilinear": _pil,
+        "pil_lanczos": _pil,
+        "cv2_bilinear": _cv2_bilinear,
+    }
+
+
+def _resize_along_y(rows: BandedMatrix, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width, _ = image.shape
+    return rows.grey_levels(image.reshape(height, width * 3)).reshape(-1, width, 3)
+
+
+def _resize_along_x(columns: BandedMatrix, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width, _ = image.shape
+    result = np.empty((height, columns.shape[0], 3), np.uint8)
+    for first in range(0, height, _STRIP_ROWS):
+        turned = cv2.transpose(image[first : first + _STRIP_ROWS])
+        resized = columns.grey_levels(turned.reshape(width, -1))
+        result[first : first + _STRIP_ROWS] = cv2.transpose(resized.reshape(len(resized), -1, 3))
+    return result
+
+
+def _planes(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """``(h, w, 3)`` grey levels as ``(3, h, w)`` float32, still in 0..255."""
+    return np.stack(cv2.split(image)).astype(np.float32)
