@@ -1,0 +1,200 @@
+"""From the levels to the anomaly map and the image score, on the host, in NumPy.
+
+The exported graph does the same inside; this is the second, independent way to its answer, and what calibration
+fits references with. Every image is on its own: nothing is shared over the batch. What is not finite stays so: a
+NaN in a level is a NaN in its image's score, never a quiet zero.
+
+Levels are fine to coarse, ``[N, 1, h, w]`` float32: for CFLOW and MSFlow the log-likelihood per dimension without
+its constants, for the others the mean over the channels of the latent's square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.geometry import Size, bilinear_matrix
+from flowedge.manifest import Family, FixedReference, Scoring
+
+Array: TypeAlias = NDArray[np.float32]
+
+_PER_IMAGE: Final = (1, 2, 3)
+_ALIGNED_CORNERS: Final = frozenset({"cflow", "msflow"})  # how a family's source upsamples its levels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Aggregate:
+    """A batch's answers, as the graph's outputs of the same names.
+
+    Attributes:
+        anomaly_map: ``[N, 1, H, W]`` float32; larger is more anomalous.
+        score: ``[N]`` float32; larger is more anomalous.
+        anomaly_map_mul: MSFlow only: ``[N, 1, H, W]`` float32, the map that the score is taken from.
+    """
+
+    anomaly_map: Array
+    score: Array
+    anomaly_map_mul: Array | None = None
+
+
+def aggregate(levels: Sequence[Array], scoring: Scoring, family: Family, image_size: Size) -> Aggregate:
+    """Compute a family's anomaly map and image score.
+
+    CFLOW (Gudovskiy et al., WACV 2022, as anomalib computes it for one image): A = S* - S with
+    S = sum_l U_l(exp(level_l - M_l)); the score is the largest A. MSFlow (Zhou et al., TNNLS 2024): the same A for
+    localisation; A_mul = 1 - exp(Q - Q*) with Q = sum_l U_l(level_l), and the score is the mean of its largest
+    ``top_fraction``. The maxima M_l, S*, Q* are the image's own (``per_image``) or the manifest's constants
+    (``fixed_reference``), for which A is not clipped. FastFlow (Yu et al., 2021) and U-Flow (Tailanian et al.,
+    2022): the mean over the levels of U_l(exp(-level_l / 2)), negated or taken from 1; the score is the largest
+    value. CS-Flow (Rudolph et al., WACV 2022): the product of U_l(level_l) or the finest of them; the score is
+    the mean of z^2 / 2 over all elements of all levels, which have equally many channels. U_l is bilinear.
+
+    Args:
+        levels: As in this file's head.
+        scoring: The manifest's.
+        family: The manifest's.
+        image_size: ``(H, W)`` of the maps to make.
+
+    Raises:
+        ValueError: ``scoring`` does not suit the family or the number of levels.
+    """
+    _check(levels, scoring, family)
+    with np.errstate(invalid="ignore", over="ignore"):  # inf and NaN are passed on for the caller to judge
+        return _RULES[family](levels, scoring, image_size)
+
+
+def largest_levels(levels: Sequence[Array]) -> tuple[float, ...]:
+    """Each level's largest value over the batch: what ``FixedReference.level_max`` is the maximum of."""
+    return tuple(float(level.max()) for level in levels)
+
+
+def largest_sums(
+    levels: Sequence[Array], level_max: Sequence[float], family: Family, image_size: Size
+) -> tuple[float, float | None]:
+    """The largest S and, for MSFlow, Q over the batch: what ``map_max`` and ``mul_max`` are the maxima of.
+
+    Args:
+        levels: As in this file's head, of CFLOW or MSFlow.
+        level_max: The reference's ``level_max``.
+        family: ``cflow`` or ``msflow``.
+        image_size: ``(H, W)`` of the bundle's maps.
+    """
+    likelihood = _sum_of_likelihoods(levels, [np.float32(value) for value in level_max], image_size)
+    product = _upsampled_sum(levels, image_size, "msflow") if family == "msflow" else None
+    return float(likelihood.max()), None if product is None else float(product.max())
+
+
+def _cflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggregate:
+    anomaly_map = _additive_map(levels, scoring.reference, image_size)
+    return Aggregate(anomaly_map=anomaly_map, score=anomaly_map.max(axis=_PER_IMAGE))
+
+
+def _msflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggregate:
+    assert scoring.top_fraction is not None
+    product = _upsampled_sum(levels, image_size, "msflow")
+    reference = scoring.reference
+    largest = (
+        product.max(axis=_PER_IMAGE, keepdims=True)
+        if reference is None or reference.mul_max is None
+        else np.float32(reference.mul_max)
+    )
+    anomaly_map_mul = 1 - np.exp(product - largest)
+    pixels = anomaly_map_mul.reshape(len(anomaly_map_mul), -1)
+    count = max(int(pixels.shape[1] * scoring.top_fraction), 1)
+    top = np.partition(pixels, pixels.shape[1] - count, axis=1)[:, -count:]  # NaN counts as largest
+    return Aggregate(
+        anomaly_map=_additive_map(levels, reference, image_size),
+        score=top.mean(axis=1, dtype=np.float64).astype(np.float32),
+        anomaly_map_mul=anomaly_map_mul,
+    )
+
+
+def _fastflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggregate:
+    anomaly_map = -_mean_likelihood(levels, image_size)
+    return Aggregate(anomaly_map=anomaly_map, score=anomaly_map.max(axis=_PER_IMAGE))
+
+
+def _uflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggregate:
+    anomaly_map = 1 - _mean_likelihood(levels, image_size)
+    return Aggregate(anomaly_map=anomaly_map, score=anomaly_map.max(axis=_PER_IMAGE))
+
+
+def _csflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggregate:
+    anomaly_map = _upsampled(levels[0], image_size, "csflow")
+    if scoring.csflow_map == "product":
+        for level in levels[1:]:
+            anomaly_map = anomaly_map * _upsampled(level, image_size, "csflow")
+    squares = sum(level.sum(axis=_PER_IMAGE, dtype=np.float64) for level in levels)
+    positions = sum(level.shape[2] * level.shape[3] for level in levels)
+    return Aggregate(anomaly_map=anomaly_map, score=np.asarray(squares / (2 * positions), np.float32))
+
+
+_RULES: Final[Mapping[Family, Callable[[Sequence[Array], Scoring, Size], Aggregate]]] = MappingProxyType(
+    {"cflow": _cflow, "csflow": _csflow, "fastflow": _fastflow, "uflow": _uflow, "msflow": _msflow}
+)
+
+
+def _additive_map(levels: Sequence[Array], reference: FixedReference | None, image_size: Size) -> Array:
+    """CFLOW's and MSFlow's S* - S."""
+    if reference is None:
+        maxima = [level.max(axis=_PER_IMAGE, keepdims=True) for level in levels]
+        total = _sum_of_likelihoods(levels, maxima, image_size)
+        return np.asarray(total.max(axis=_PER_IMAGE, keepdims=True) - total, np.float32)
+    total = _sum_of_likelihoods(levels, [np.float32(value) for value in reference.level_max], image_size)
+    return np.asarray(np.float32(reference.map_max) - total, np.float32)
+
+
+def _sum_of_likelihoods(
+    levels: Sequence[Array], maxima: Sequence[Array | np.float32], image_size: Size
+) -> Array:
+    relative = [np.exp(level - largest) for level, largest in zip(levels, maxima, strict=True)]
+    return _upsampled_sum(relative, image_size, "cflow")
+
+
+def _mean_likelihood(levels: Sequence[Array], image_size: Size) -> Array:
+    likelihoods = [np.exp(level * np.float32(-0.5)) for level in levels]
+    return _upsampled_sum(likelihoods, image_size, "fastflow") / np.float32(len(levels))
+
+
+def _upsampled_sum(levels: Sequence[Array], image_size: Size, family: Family) -> Array:
+    total = _upsampled(levels[0], image_size, family)
+    for level in levels[1:]:
+        total += _upsampled(level, image_size, family)
+    return total
+
+
+def _upsampled(level: Array, image_size: Size, family: Family) -> Array:
+    rows, columns = _matrices(image_size, (level.shape[2], level.shape[3]), family in _ALIGNED_CORNERS)
+    return np.asarray(rows @ level @ columns.T, np.float32)
+
+
+@lru_cache(maxsize=32)
+def _matrices(image_size: Size, level_size: Size, align_corners: bool) -> tuple[Array, Array]:
+    rows, columns = (
+        bilinear_matrix(outputs, inputs, align_corners=align_corners)
+        for outputs, inputs in zip(image_size, level_size, strict=True)
+    )
+    return rows, columns
+
+
+def _check(levels: Sequence[Array], scoring: Scoring, family: Family) -> None:
+    normalised = family in ("cflow", "msflow")
+    if normalised == (scoring.normalisation == "none"):
+        raise ValueError(f"normalisation {scoring.normalisation!r} does not suit {family}")
+    reference = scoring.reference
+    if (reference is None) == (scoring.normalisation == "fixed_reference"):
+        raise ValueError("a reference must be there exactly for fixed_reference")
+    if reference is not None and len(reference.level_max) != len(levels):
+        raise ValueError(f"the reference has {len(reference.level_max)} levels, got {len(levels)}")
+    if family == "csflow" and scoring.csflow_map is None:
+        raise ValueError("csflow needs scoring.csflow_map")
+    if family == "msflow" and scoring.top_fraction is None:
+        raise ValueError("msflow needs scoring.top_fraction")
+    if family == "msflow" and reference is not None and reference.mul_max is None:
+        raise ValueError("msflow's reference needs mul_max")
