@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from flowedge.errors import ImageError
+from flowedge.runtime.render import RED, binary_mask, heatmap, outline, overlay, write_png
+
+FRAME: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+RAMP = np.broadcast_to(np.linspace(0, 1, 30, dtype=np.float32), (20, 30))
+
+
+def test_low_is_blue_high_is_red_and_what_is_beyond_looks_the_same() -> None:
+    colours = heatmap(np.array([[-5, 0, 0.25, 1, 9]], np.float32), 0, 1)[0]
+    np.testing.assert_array_equal(colours[0], colours[1])
+    np.testing.assert_array_equal(colours[3], colours[4])
+    assert colours[0].argmax() == 2 or colours[0].max() < 80  # turbo begins in a very dark blue
+    assert colours[2].argmax() == 2
+    assert colours[3].argmax() == 0
+
+
+def test_only_the_place_between_low_and_high_counts() -> None:
+    np.testing.assert_array_equal(heatmap(RAMP * 50 - 7, -7, 43), heatmap(RAMP, 0, 1))
+
+
+def test_an_overlay_mixes_frame_and_colours_by_opacity() -> None:
+    colours = heatmap(RAMP, 0, 1)
+    np.testing.assert_array_equal(overlay(FRAME, RAMP, 0, 1, opacity=0), FRAME)
+    np.testing.assert_array_equal(overlay(FRAME, RAMP, 0, 1, opacity=1), colours)
+    mixed = 0.75 * FRAME + 0.25 * colours.astype(np.float64)
+    np.testing.assert_allclose(overlay(FRAME, RAMP, 0, 1, opacity=0.25), mixed, rtol=0, atol=0.51)
+
+
+def test_what_was_not_inspected_keeps_the_frames_colours() -> None:
+    cropped = RAMP.copy()
+    cropped[:, :10] = np.nan
+    drawn = overlay(FRAME, cropped, 0, 1)
+    np.testing.assert_array_equal(drawn[:, :10], FRAME[:, :10])
+    np.testing.assert_array_equal(drawn[:, 10:], overlay(FRAME, RAMP, 0, 1)[:, 10:])
+
+
+def test_a_mask_holds_what_is_above_the_threshold_and_no_nan() -> None:
+    values = np.array([[0.1, 0.5, np.nan], [0.6, np.inf, -np.inf]], np.float32)
+    mask = binary_mask(values, 0.5)
+    assert mask.dtype == np.uint8
+    assert mask.tolist() == [[0, 0, 0], [255, 255, 0]]
+
+
+def test_an_outline_follows_the_region_and_spares_the_rest() -> None:
+    mask = np.zeros((20, 30), np.uint8)
+    mask[5:15, 8:20] = 255
+    before = FRAME.copy()
+    drawn = outline(FRAME, mask, width_px=1)
+    border = np.zeros((20, 30), bool)
+    border[5:15, 8:20] = True
+    border[6:14, 9:19] = False
+    assert (drawn[border] == RED).all()
+    np.testing.assert_array_equal(drawn[~border], FRAME[~border])
+    np.testing.assert_array_equal(FRAME, before)
+
+
+def test_an_empty_mask_draws_nothing() -> None:
+    np.testing.assert_array_equal(outline(FRAME, np.zeros((20, 30), np.uint8)), FRAME)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 1), (2, 1), (float("nan"), 1)])
+def test_an_empty_range_is_refused(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match="low must be below high"):
+        heatmap(RAMP, low, high)
+
+
+def test_a_map_of_another_size_is_refused_with_both_sizes() -> None:
+    with pytest.raises(ValueError, match=r"frame's size \(20, 30\), got \(20, 29\)"):
+        overlay(FRAME, RAMP[:, 1:], 0, 1)
+    with pytest.raises(ValueError, match=r"got \(1, 30\)"):
+        outline(FRAME, np.zeros((1, 30), np.uint8))
+    with pytest.raises(ValueError, match=r"opacity must be 0 to 1, got 1\.5"):
+        overlay(FRAME, RAMP, 0, 1, opacity=1.5)
+
+
+@pytest.mark.parametrize("image", [FRAME, FRAME[..., 0]], ids=["colour", "grey"])
+def test_a_written_picture_reads_back_and_replaces_the_old_one(
+    image: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    path = tmp_path / "größe.png"
+    path.write_bytes(b"old")
+    write_png(path, image)
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), image)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"a\.png cannot be written: No such file or directory"):
+        write_png(tmp_path / "absent" / "a.png", FRAME)
+    taken = tmp_path / "taken.png"
+    (taken / "by a folder").mkdir(parents=True)
+    with pytest.raises(ImageError, match=r"taken\.png cannot be written"):
+        write_png(taken, FRAME)
+    assert list(tmp_path.iterdir()) == [taken]
