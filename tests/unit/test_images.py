@@ -116,8 +116,8 @@ def test_a_cmyk_jpeg_is_within_one_grey_level_of_pil(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not TILES.is_dir(), reason="the magnetic tile images are not on this machine")
 def test_every_magnetic_tile_is_read_as_pil_reads_it() -> None:
-    paths = [path for path in find_images(TILES) if "ground_truth" not in path.parts]
-    assert len(paths) == 480
+    paths = find_images(TILES / "test")
+    assert len(paths) == 240
     for path in paths:
         np.testing.assert_array_equal(read_image(path), pil_pixels(path), err_msg=str(path))
 
@@ -125,7 +125,7 @@ def test_every_magnetic_tile_is_read_as_pil_reads_it() -> None:
 @pytest.mark.parametrize("missing", [1, 3, 9, 20, 500])
 @pytest.mark.parametrize("name", COMPLETE_ONLY)
 def test_a_truncated_file_is_refused_with_the_reason(name: str, missing: int, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="is damaged: .*it is cut off"):
+    with pytest.raises(ImageError, match=r"is damaged: .*it is cut off"):
         read_image(written(tmp_path, FILES[name][:-missing]))
 
 
