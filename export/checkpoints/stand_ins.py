@@ -103,7 +103,7 @@ _INERT_NAMES: Final = frozenset(
     [Name("torch", name) for name in STORED_TYPES]
     + [Name("torch", str(dtype).removeprefix("torch.")) for dtype in STORED_TYPES.values()]
     + [Name("torch", "device"), Name("datetime", "timedelta"), Name("functools", "partial")]
-    + [Name("builtins", n) for n in ("bool", "bytes", "complex", "float", "int", "object", "slice", "str")]
+    + [Name("builtins", n) for n in ("bool", "complex", "float", "int", "object", "slice", "str")]
     + [Name("freia_funcs", "OutputNode.dummy")]
 )
 # The only attribute look-ups that checkpoints need; the answer is again only a name.
@@ -236,6 +236,7 @@ def _reconstructed(kind: object, *_: object) -> StandIn:
 _BUILDERS: Final[Mapping[Name, Callable[..., object]]] = MappingProxyType(
     {
         Name("_codecs", "encode"): _encoded,
+        Name("builtins", "bytes"): lambda: b"",  # how protocols 0 to 2 write empty bytes
         Name("builtins", "dict"): _dict,
         Name("builtins", "frozenset"): lambda items=(): frozenset(map(plain_key, _iterable(items))),
         Name("builtins", "getattr"): _attribute,
