@@ -1,0 +1,22 @@
+"""Numbers that are fitted on images: reference maxima, thresholds, metrics. Never imports torch."""
+
+from __future__ import annotations
+
+from flowedge.calibration.calibrate import Calibration, CalibrationRecord, ThresholdRequest, calibrate_bundle
+from flowedge.calibration.dataset import Dataset, Sample, good_images, read_dataset
+from flowedge.calibration.evaluation import Evaluation, evaluate
+
+__all__ = [
+    # fitting
+    "Calibration",
+    "CalibrationRecord",
+    "ThresholdRequest",
+    "calibrate_bundle",
+    # measuring
+    "Dataset",
+    "Evaluation",
+    "Sample",
+    "evaluate",
+    "good_images",
+    "read_dataset",
+]

@@ -12,12 +12,11 @@ from typing import Final, Literal
 
 import msgspec
 import numpy as np
-from flowedge.runtime.aggregate import map_sum, mul_sum
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle, replace_in_bundle
 from flowedge.calibration.dataset import Dataset, read_mask
-from flowedge.calibration.evaluation import resize_mask
+from flowedge.calibration.evaluation import mask_on_map
 from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, curve_from_scores
 from flowedge.calibration.reference import fit_reference
 from flowedge.calibration.threshold import (
@@ -30,6 +29,7 @@ from flowedge.calibration.threshold import (
 from flowedge.errors import CalibrationError
 from flowedge.manifest import FixedReference, GraphFile, Manifest, Thresholds
 from flowedge.onnx_constants import write_constants
+from flowedge.runtime.aggregate import largest_sums
 from flowedge.runtime.detector import Detector, Result
 from flowedge.runtime.engine import open_engine
 from flowedge.runtime.images import read_image
@@ -192,13 +192,14 @@ def _fit_reference(
         tuple(level[None, None] for level in result.levels)
         for _, result in _results(detect, images, progress)
     )
-    size = manifest.image_size
 
     def largest_map(image: tuple[NDArray[np.float32], ...], level_max: tuple[float, ...]) -> float:
-        return float(map_sum(image, level_max, size).max())
+        return largest_sums(image, level_max, manifest.family, manifest.image_size)[0]
 
     def largest_mul(image: tuple[NDArray[np.float32], ...], level_max: tuple[float, ...]) -> float:
-        return float(mul_sum(image, size).max())
+        largest = largest_sums(image, level_max, manifest.family, manifest.image_size)[1]
+        assert largest is not None
+        return largest
 
     return fit_reference(
         levels,
@@ -256,11 +257,10 @@ def _fit_f1(
         if result.verdict == "not_inspected":
             raise CalibrationError(f"the {detect.precision} graph's answer for {sample.path} is not finite.")
         scores.append(result.score)
-        mask = (
-            None
-            if sample.mask is None
-            else resize_mask(read_mask(sample.mask, frame), result.network_map.shape)
-        )
+        mask = None
+        if sample.mask is not None:
+            height, width = result.network_map.shape
+            mask = mask_on_map(read_mask(sample.mask, frame), result.preprocessing, (height, width))
         pixels.add(result.network_map, mask)
         progress.step()
     curve: Curve = curve_from_scores(scores, [sample.is_anomalous for sample in labelled.samples])

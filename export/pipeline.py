@@ -59,17 +59,25 @@ class ExportOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReadModel:
-    """A checkpoint with everything that is needed to export it or to compare with it."""
+    """A checkpoint with everything that is needed to export it or to compare with it.
+
+    Attributes:
+        checkpoint: What the reader returned.
+        model: The IR, not lowered.
+        backbone: The feature extractor, filled.
+        shapes: ``(channels, height, width)`` of the backbone's features, fine to coarse.
+        preprocessing: How a frame becomes the network's input.
+    """
 
     checkpoint: Checkpoint
     model: ir.FlowModel = field(repr=False)
     backbone: nn.Module = field(repr=False)
+    shapes: tuple[tuple[int, int, int], ...]
     preprocessing: Preprocessing
 
     def reference(self) -> nn.Module:
         """The checkpoint in real FrEIA and timm modules, unlowered: image to levels."""
-        shapes = [(level.channels, level.height, level.width) for level in self.model.levels]
-        return FAMILIES[self.checkpoint.family].reference(self.checkpoint, self.backbone, shapes).eval()
+        return FAMILIES[self.checkpoint.family].reference(self.checkpoint, self.backbone, self.shapes).eval()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,7 +114,11 @@ def read_model(path: Path, options: ExportOptions) -> ReadModel:
     shapes = feature_shapes(module, image_size)
     model = family.flow_model(checkpoint, backbone, shapes, image_size)
     return ReadModel(
-        checkpoint=checkpoint, model=model, backbone=module, preprocessing=checkpoint.preprocessing
+        checkpoint=checkpoint,
+        model=model,
+        backbone=module,
+        shapes=tuple(shapes),
+        preprocessing=checkpoint.preprocessing,
     )
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
 from flowedge.runtime.detector import Detector, Result, Verdict
 from flowedge.runtime.images import read_image
-from flowedge.runtime.render import contour, heatmap, write_png
+from flowedge.runtime.render import outline, overlay, write_png
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +46,9 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
-def inspect_images(detector: Detector, images: Sequence[Path], *, out: Path | None = None) -> Iterator[Inspection]:
+def inspect_images(
+    detector: Detector, images: Sequence[Path], *, out: Path | None = None
+) -> Iterator[Inspection]:
     """Inspect images in order.
 
     An image that cannot be read is reported as ``not_inspected`` and the next one is taken; a single image that
@@ -83,19 +86,33 @@ def _names(images: Sequence[Path]) -> list[Path]:
 
 
 def _write_pictures(
-    frame: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], result: Result, target: Path | None
+    frame: NDArray[np.uint8], result: Result, target: Path | None
 ) -> tuple[Path | None, Path | None]:
     if target is None or result.verdict == "not_inspected":
         return None, None
-    overlay = target.with_name(f"{target.name}.overlay.png")
-    picture = heatmap(frame, result.anomaly_map, limit=result.pixel_threshold and result.pixel_threshold.value)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImageError(f"{target.parent} cannot be made: {error.strerror}. Name another --out.") from error
+    heat = target.with_name(f"{target.name}.overlay.png")
+    picture = overlay(frame, result.anomaly_map, *_colour_range(result))
     if result.mask is None:
-        write_png(overlay, picture)
-        return overlay, None
-    write_png(overlay, contour(picture, result.mask))
-    mask = target.with_name(f"{target.name}.mask.png")
-    write_png(mask, result.mask.astype(np.uint8) * 255)
-    return overlay, mask
+        write_png(heat, picture)
+        return heat, None
+    mask = result.mask.astype(np.uint8) * np.uint8(255)
+    write_png(heat, outline(picture, mask))
+    marked = target.with_name(f"{target.name}.mask.png")
+    write_png(marked, mask)
+    return heat, marked
+
+
+def _colour_range(result: Result) -> tuple[float, float]:
+    """From the map's smallest value to its largest, or to the pixel threshold where that is higher."""
+    low = float(np.nanmin(result.anomaly_map))
+    high = float(np.nanmax(result.anomaly_map))
+    if result.pixel_threshold is not None:
+        high = max(high, result.pixel_threshold.value)
+    return low, high if high > low else low + 1.0
 
 
 def _inspection(

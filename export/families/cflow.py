@@ -40,7 +40,7 @@ def flow_model(
         family="cflow",
         image_size=image_size,
         backbone=backbone,
-        levels=tuple(ir.Level(channels=c, height=h, width=w) for c, h, w in shapes),
+        levels=tuple(ir.Level(channels=c, height=h, width=w, feature_channels=c) for c, h, w in shapes),
         steps=tuple(step for level in range(levels) for step in steps_of_level(checkpoint, level, level)),
         scoring=Scoring(normalisation="per_image"),
     )

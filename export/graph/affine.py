@@ -14,6 +14,7 @@ that enter the flow, or a passive half between two padded convolutions) becomes 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -30,35 +31,45 @@ _FREE: Final = np.nan  # in a vector of needs: any shift will do
 def fold_affine(model: ir.FlowModel) -> ir.FlowModel:
     """Global scale and offset go into the subnets, the dense channel maps and the score. Re-association.
 
-    A stream whose accumulated scale leaves ``2**±16`` keeps its scales and offsets where they are.
+    Runs of couplings and channel maps on one stream are folded as a whole. Where something else reads the stream
+    behind a run, what is left of the scale is paid there by one multiplication. A run whose accumulated scale
+    leaves ``2**±16`` keeps its scales and offsets where they are.
     """
-    steps: list[tuple[ir.Step, ...]] = [(step,) for step in model.steps]
+    placed: list[list[ir.Step]] = [[step] for step in model.steps]
     levels = list(model.levels)
-    for stream, level in enumerate(model.levels):
-        where = [n for n, step in enumerate(model.steps) if step.stream == stream]
-        own = [model.steps[n] for n in where]
-        if not all(isinstance(step, (ir.Coupling, ir.ChannelMap)) for step in own):
-            continue
-        folded = _fold_stream(own, level)
+    for run in _runs(model):
+        folded = _fold_run([model.steps[n] for n in run])
         if folded is None:
             continue
-        first, replaced, levels[stream] = folded
-        for n, step in zip(where, replaced, strict=True):
-            steps[n] = (step,)
-        if first is not None:
-            steps[where[0]] = (first, *steps[where[0]])
-    return dataclasses.replace(
-        model, steps=tuple(step for group in steps for step in group), levels=tuple(levels)
-    )
+        entry, steps, scale = folded
+        for n, step in zip(run, steps, strict=True):
+            placed[n] = [step]
+        (stream,) = ir.streams_of(model.steps[run[0]])
+        if np.any(entry):
+            _pay_entry(model, placed, stream, run[0], entry)
+        if np.any(scale != 1):
+            _pay_scale(model, placed, levels, stream, run[-1], scale)
+    return dataclasses.replace(model, steps=tuple(s for group in placed for s in group), levels=tuple(levels))
 
 
-def _fold_stream(
-    steps: list[ir.Step], level: ir.Level
-) -> tuple[ir.ChannelAffine | None, list[ir.Step], ir.Level] | None:
-    """The steps of one stream without their affine parts; None where the scales are too extreme to fold."""
-    needs = _needs(steps, level)
+def _runs(model: ir.FlowModel) -> Iterator[list[int]]:
+    """Per stream the maximal runs of steps that can be folded, as places in the program."""
+    open_runs: dict[int, list[int]] = {}
+    for place, step in enumerate(model.steps):
+        if isinstance(step, (ir.Coupling, ir.ChannelMap)):
+            open_runs.setdefault(step.stream, []).append(place)
+            continue
+        for stream in ir.streams_of(step):
+            if stream in open_runs:
+                yield open_runs.pop(stream)
+    yield from open_runs.values()
+
+
+def _fold_run(steps: list[ir.Step]) -> tuple[_Vector, list[ir.Step], _Vector] | None:
+    """Shift that must be subtracted in front, the folded steps, scale that is left; None if too extreme."""
+    needs = _needs(steps)
     entry = np.nan_to_num(needs[0])
-    scale, shift = np.ones(level.channels), entry
+    scale, shift = np.ones(len(entry)), entry
     folded: list[ir.Step] = []
     for step, need in zip(steps, needs[1:], strict=True):
         lowered: ir.Step
@@ -70,41 +81,81 @@ def _fold_stream(
         folded.append(lowered)
         if scale.max() > _LARGEST_PENDING or scale.min() < 1 / _LARGEST_PENDING:
             return None
-    first = None
-    if np.any(entry):
-        first = ir.ChannelAffine(stream=steps[0].stream, scale=None, shift=_f32(-entry))
-    if np.any(scale != 1):
-        old = np.ones(len(scale)) if level.latent_scale is None else level.latent_scale
-        level = dataclasses.replace(level, latent_scale=_f32(scale * old))
-    return first, folded, level
+    return entry, folded, scale
 
 
-def _needs(steps: list[ir.Step], level: ir.Level) -> list[_Vector]:
-    """Per step boundary, the shift that each channel must carry there (``_FREE`` where it does not matter)."""
-    widths = [level.channels]
-    for step in steps:
-        if isinstance(step, ir.Coupling):
-            widths.append(len(step.passive) + len(step.active))
-        else:
-            assert isinstance(step, ir.ChannelMap)
-            widths.append(len(step.matrix) if step.matrix is not None else len(step.index))  # type: ignore[arg-type]
-    need = np.zeros(widths[-1])
+def _pay_entry(
+    model: ir.FlowModel, placed: list[list[ir.Step]], stream: int, first: int, entry: _Vector
+) -> None:
+    """Subtract ``entry`` from what enters the run: in the bias of a layer norm in front of it, or as a step."""
+    before = [n for n in range(first) if stream in ir.streams_of(model.steps[n])]
+    step = placed[before[-1]][-1] if before else None
+    if isinstance(step, ir.LayerNorm) and step.stream == stream:
+        placed[before[-1]][-1] = dataclasses.replace(step, bias=_f32(step.bias - entry[:, None, None]))
+    else:
+        placed[first].insert(0, ir.ChannelAffine(stream=stream, scale=None, shift=_f32(-entry)))
+
+
+def _pay_scale(
+    model: ir.FlowModel,
+    placed: list[list[ir.Step]],
+    levels: list[ir.Level],
+    stream: int,
+    last: int,
+    scale: _Vector,
+) -> None:
+    """The scale that a run leaves: the score takes it at the end of a stream, else a step multiplies."""
+    behind = [n for n in range(last + 1, len(model.steps)) if stream in ir.streams_of(model.steps[n])]
+    split = model.steps[behind[0]] if len(behind) == 1 else None
+    if not behind:
+        _scale_latent(levels, stream, scale)
+    elif isinstance(split, ir.Split):
+        _scale_latent(levels, stream, scale[split.keep])
+        placed[behind[0]].append(
+            ir.ChannelAffine(stream=split.into, scale=_f32(scale[split.send]), shift=None)
+        )
+    else:
+        placed[last].append(ir.ChannelAffine(stream=stream, scale=_f32(scale), shift=None))
+
+
+def _scale_latent(levels: list[ir.Level], stream: int, scale: _Vector) -> None:
+    old = levels[stream].latent_scale
+    levels[stream] = dataclasses.replace(
+        levels[stream], latent_scale=_f32(scale if old is None else scale * old)
+    )
+
+
+def _needs(steps: list[ir.Step]) -> list[_Vector]:
+    """Per boundary between steps, the shift each channel must carry there (``_FREE`` where it does not matter)."""
+    need = np.zeros(_width_behind(steps[-1]))
     needs = [need]
-    for step, width in zip(reversed(steps), reversed(widths[:-1]), strict=True):
-        before = np.full(width, _FREE)
+    for step in reversed(steps):
         if isinstance(step, ir.Coupling):
             scale, offset = _affine_of(step)
             seen = len(step.passive)
-            if _pads(step):
-                before[step.passive] = 0.0
-            else:
+            before = np.zeros(len(need))
+            if not _pads(step):
                 before[step.passive] = (need[:seen] - offset[:seen]) / scale[:seen]
-            before[step.active] = 0.0
-        elif isinstance(step, ir.ChannelMap) and step.index is not None:
-            before[step.index] = need
+        else:
+            assert isinstance(step, ir.ChannelMap)
+            if step.index is not None:
+                before = np.full(len(step.index), _FREE)
+                before[step.index] = need
+            else:
+                assert step.matrix is not None
+                before = np.full(step.matrix.shape[1], _FREE)
         need = before
         needs.append(need)
     return needs[::-1]
+
+
+def _width_behind(step: ir.Step) -> int:
+    if isinstance(step, ir.Coupling):
+        return len(step.passive) + len(step.active)
+    assert isinstance(step, ir.ChannelMap)
+    kept = step.matrix if step.matrix is not None else step.index
+    assert kept is not None
+    return len(kept)
 
 
 def _fold_coupling(

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowedge.export.graph import ir
+from flowedge.export.graph.cross import TwoSided
+from flowedge.export.graph.layers import Convolution, module_of_layer, parameter, per_channel
 from flowedge.export.graph.score import ScoreModule
 
 
@@ -29,26 +31,32 @@ class Flow(nn.Module):
     def __init__(self, model: ir.FlowModel) -> None:
         super().__init__()
         self._levels = model.levels
-        self._streams = [step.stream for step in model.steps]
+        self._program = model.steps
         self._likelihood = model.scoring.normalisation != "none"
         self.steps = nn.ModuleList(_module_of(step, model) for step in model.steps)
         self.energies = nn.ModuleList(_Energy(level) for level in model.levels)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        streams = list(features)
-        exponents: list[list[Tensor]] = [[] for _ in streams]
-        for stream, module in zip(self._streams, self.steps, strict=True):
-            if isinstance(module, _Coupling):
-                streams[stream], squashed = module(streams[stream])
-                if squashed is not None:
-                    exponents[stream].append(squashed)
-            else:
-                streams[stream] = module(streams[stream])
+        streams = dict(enumerate(features))
+        exponents: dict[int, list[Tensor]] = {number: [] for number in streams}
+        for step, module in zip(self._program, self.steps, strict=True):
+            match step:
+                case ir.Coupling():
+                    streams[step.stream], exponent = module(streams[step.stream])
+                    if exponent is not None:
+                        exponents[step.stream].append(exponent)
+                case ir.Split():
+                    streams[step.into], streams[step.stream] = module(streams[step.stream])
+                case ir.Concat():
+                    streams[step.stream] = module(streams[step.stream], streams.pop(step.other))
+                case ir.TwoSidedCoupling():
+                    changed = module([streams[number] for number in step.streams])
+                    streams.update(zip(step.streams, changed, strict=True))
+                case _:
+                    streams[step.stream] = module(streams[step.stream])
         return [
-            self._statistic(energy(x), exponent, level)
-            for x, energy, exponent, level in zip(
-                streams, self.energies, exponents, self._levels, strict=True
-            )
+            self._statistic(energy(streams[number]), exponents[number], level)
+            for number, (energy, level) in enumerate(zip(self.energies, self._levels, strict=True))
         ]
 
     def _statistic(self, energy: Tensor, exponents: list[Tensor], level: ir.Level) -> Tensor:
@@ -92,10 +100,10 @@ class _Coupling(nn.Module):
         self._active = len(step.active)
         self.register_buffer("passive", torch.from_numpy(step.passive))
         self.register_buffer("active", torch.from_numpy(step.active))
-        self.subnet = nn.Sequential(*(_layer(layer) for layer in step.subnet))
+        self.subnet = nn.Sequential(*(module_of_layer(layer) for layer in step.subnet))
         self.condition = None if step.condition is None else _Position(step.condition, size)
-        self.register_buffer("scale", _per_channel(step.scale))
-        self.register_buffer("offset", _per_channel(step.offset))
+        self.register_buffer("scale", per_channel(step.scale))
+        self.register_buffer("offset", per_channel(step.offset))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         passive = torch.index_select(x, 1, self.passive)
@@ -169,13 +177,39 @@ class _ChannelAffine(nn.Module):
 
     def __init__(self, step: ir.ChannelAffine) -> None:
         super().__init__()
-        self.register_buffer("scale", _per_channel(step.scale))
-        self.register_buffer("shift", _per_channel(step.shift))
+        self.register_buffer("scale", per_channel(step.scale))
+        self.register_buffer("shift", per_channel(step.shift))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.scale is not None:
             x = x * self.scale
         return x if self.shift is None else x + self.shift
+
+
+class _LayerNorm(nn.Module):
+    def __init__(self, step: ir.LayerNorm) -> None:
+        super().__init__()
+        self._eps = step.eps
+        self.weight = parameter(step.weight)
+        self.bias = parameter(step.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self._eps)
+
+
+class _Split(nn.Module):
+    def __init__(self, step: ir.Split) -> None:
+        super().__init__()
+        self.send = _Gather(step.send)
+        self.keep = _Gather(step.keep)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.send(x), self.keep(x)
+
+
+class _Concat(nn.Module):
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        return torch.cat([x, other], 1)
 
 
 class _Energy(nn.Module):
@@ -194,80 +228,35 @@ class _Energy(nn.Module):
         return square.sum(1, keepdim=True) if self.weight is None else functional.conv2d(square, self.weight)
 
 
-class _ChannelNorm(nn.Module):
-    """Layer normalisation over axis 1 of ``(N, C, H, W)``."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, layer: ir.ChannelNorm) -> None:
-        super().__init__()
-        self._eps = layer.eps
-        self.register_buffer("weight", _per_channel(layer.weight))
-        self.register_buffer("bias", _per_channel(layer.bias))
-
-    def forward(self, x: Tensor) -> Tensor:
-        centred = x - x.mean(1, keepdim=True)
-        variance = (centred * centred).mean(1, keepdim=True)
-        return centred * torch.rsqrt(variance + self._eps) * self.weight + self.bias
-
-
-class _PerPosition(nn.Module):
-    """``Linear`` as the papers write it: rows are positions."""
-
-    def __init__(self, layer: ir.Linear) -> None:
-        super().__init__()
-        self.weight = _parameter(layer.weight)
-        self.bias = None if layer.bias is None else _parameter(layer.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
-
-
-class _Conv(nn.Module):
-    def __init__(self, weight: ir.Array, bias: ir.Array | None) -> None:
-        super().__init__()
-        self.weight = _parameter(weight)
-        self.bias = None if bias is None else _parameter(bias)
-        self._padding = weight.shape[-1] // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.conv2d(x, self.weight, self.bias, padding=self._padding)
-
-
-def _layer(layer: ir.SubnetLayer) -> nn.Module:
-    match layer:
-        case ir.Linear():
-            return _PerPosition(layer)
-        case ir.Conv():
-            return _Conv(layer.weight, layer.bias)
-        case ir.ChannelNorm():
-            return _ChannelNorm(layer)
-        case ir.Relu():
-            return nn.ReLU()
-
-
 def _module_of(step: ir.Step, model: ir.FlowModel) -> nn.Module:
-    level = model.levels[step.stream]
-    size = (level.height, level.width)
     match step:
         case ir.Coupling():
-            return _Coupling(step, size)
+            return _Coupling(step, _size_of(model, step.stream))
         case ir.ChannelMap(index=None, matrix=matrix, bias=bias) if matrix is not None:
-            return _Conv(matrix[:, :, None, None], bias)
+            return Convolution(matrix[:, :, None, None], bias)
         case ir.ChannelMap(index=index) if index is not None:
             return _Gather(index)
         case ir.ChannelAffine():
             return _ChannelAffine(step)
         case ir.PositionChannels():
-            return _PositionChannels(step, size)
+            return _PositionChannels(step, _size_of(model, step.stream))
+        case ir.LayerNorm():
+            return _LayerNorm(step)
+        case ir.Pool(kind="avg"):
+            return nn.AvgPool2d(3, 2, 1, count_include_pad=True)
+        case ir.Pool():
+            return nn.MaxPool2d(3, 2, 1)
+        case ir.Split():
+            return _Split(step)
+        case ir.PixelShuffle():
+            return nn.PixelShuffle(2)
+        case ir.Concat():
+            return _Concat()
+        case ir.TwoSidedCoupling():
+            return TwoSided(step, [_size_of(model, stream) for stream in step.streams])
         case _:
             raise AssertionError(f"no module for {step}")
 
 
-def _per_channel(values: ir.Array | None) -> Tensor | None:
-    return None if values is None else torch.from_numpy(values)[None, :, None, None]
-
-
-def _parameter(values: ir.Array) -> nn.Parameter:
-    return nn.Parameter(torch.from_numpy(np.ascontiguousarray(values)), requires_grad=False)
+def _size_of(model: ir.FlowModel, stream: int) -> tuple[int, int]:
+    return model.levels[stream].height, model.levels[stream].width

@@ -2,8 +2,8 @@
 
 A ``FlowModel`` is a backbone that gives one feature map per level, a program of steps over *streams*, and a
 score. Stream ``l`` starts as the features of level ``l`` (levels run from fine, 0, to coarse) and ends as the
-latent z of that level; further streams are made by ``Split``. Every array is float32 or int64 NumPy; nothing here
-knows torch.
+latent z of that level; ``Split`` makes further ones, numbered behind the levels. Every array is float32 or
+int64 NumPy; nothing here knows torch.
 
 The same classes hold a model as its paper writes it and as the passes leave it: a pass turns a field into its
 neutral value (``None``, 1.0) and moves what it held elsewhere.
@@ -153,7 +153,140 @@ class PositionChannels:
     basis: PositionBasis
 
 
-Step: TypeAlias = Coupling | ChannelMap | ChannelAffine | PositionChannels
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayerNorm:
+    """Normalise each image over channels, rows and columns together; weight and bias ``(C, H, W)``."""
+
+    stream: int
+    weight: Array
+    bias: Array
+    eps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pool:
+    """Pool by 3x3 windows, stride 2, padding 1. ``avg`` divides by 9 at the border too."""
+
+    stream: int
+    kind: Literal["avg", "max"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Split:
+    """The channels ``send`` leave the stream and become the stream ``into``; the channels ``keep`` stay."""
+
+    stream: int
+    into: int
+    send: Index
+    keep: Index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PixelShuffle:
+    """Four channels become one of twice the size: ``y[g, 2i + a, 2j + b] = x[4g + 2a + b, i, j]``."""
+
+    stream: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Concat:
+    """The channels of the stream ``other``, which ends here, go behind those of the stream."""
+
+    stream: int
+    other: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Route:
+    """One convolution of a ``CrossScaleNet`` between levels.
+
+    Attributes:
+        sources: The levels it reads, concatenated; those coarser than its own are first upsampled by 2.
+        conv: Its weights; zero-padded by ``k // 2``.
+        stride: 2 where it reads a finer level, else 1.
+    """
+
+    sources: tuple[int, ...]
+    conv: Conv
+    stride: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CrossScaleNet:
+    """CS-Flow's subnet: a convolution per level, leaky ReLU 0.1, and convolutions between neighbouring levels.
+
+    Attributes:
+        inner: Per level the first convolution.
+        routes: Per level the convolutions whose sum is its output.
+        gains: Per level the factor of that sum.
+    """
+
+    inner: tuple[Conv, ...]
+    routes: tuple[tuple[Route, ...], ...]
+    gains: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FusionNet:
+    """MSFlow's subnet: all levels pooled to the coarsest one, mixed, upsampled and added to each level.
+
+    ``q = relu(conv2(relu(norm(conv1(concat(pooled levels))))))``; each level adds its share of q, upsampled, and
+    its heads, concatenated, give the output.
+    """
+
+    conv1: Conv
+    norm: ChannelNorm
+    conv2: Conv
+    heads: tuple[tuple[Conv, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TwoSidedCoupling:
+    """Both halves of every level are transformed in turn, each by what all levels' other halves say.
+
+    With ``x1 = x[first]`` and ``x2 = x[second]`` per level, and (S, T) the halves of a net's output::
+
+        y1 = E(S2) x1 + T2     (S2, T2) = net2(all x2)
+        y2 = E(S1) x2 + T1     (S1, T1) = net1(all y1)
+        E(s) = exp(0.636 kappa atan(inner s))
+        y  = clip(concat(y1, y2), -limit, limit)
+
+    ``inner`` is ``1 / kappa``.
+    """
+
+    streams: tuple[int, ...]
+    first: tuple[Index, ...]
+    second: tuple[Index, ...]
+    net1: CrossScaleNet | FusionNet
+    net2: CrossScaleNet | FusionNet
+    kappa: float
+    inner: float
+    limit: float
+
+
+Step: TypeAlias = (
+    Coupling
+    | ChannelMap
+    | ChannelAffine
+    | PositionChannels
+    | LayerNorm
+    | Pool
+    | Split
+    | PixelShuffle
+    | Concat
+    | TwoSidedCoupling
+)
+
+
+def streams_of(step: Step) -> tuple[int, ...]:
+    """The streams that a step reads."""
+    match step:
+        case TwoSidedCoupling():
+            return step.streams
+        case Concat():
+            return (step.stream, step.other)
+        case _:
+            return (step.stream,)
 
 
 # --- the model ------------------------------------------------------------------------------------------------
@@ -164,17 +297,27 @@ class Backbone:
     """The frozen network that gives the features.
 
     Attributes:
-        network: The network's name in timm's words, such as ``resnet18``.
-        taps: Which features, fine to coarse, in the network's own names (``layer2``, ``blocks.4``).
+        network: The network's name in timm's words, such as ``resnet18`` (torchvision's for MobileNetV3), or
+            ``mcait``: a CaiT-M48 on the image and a CaiT-S24 on the image at half its size.
+        taps: Which features, in the order of the levels, in the network's own names: ``layer2`` for that
+            module's output, ``blocks.4`` of a transformer for that block's tokens.
         padding: ``reflect`` where every convolution wider than one pixel pads by reflection (the private ResNets
-            of the official CFLOW and MSFlow), ``zeros`` for the network as timm builds it.
-        weights: State dict of the network, by the network's own names.
+            of the official CFLOW and MSFlow), ``static_0.7`` and ``static_0.6`` as these versions of
+            efficientnet_pytorch pad, ``zeros`` for the network as its library builds it.
+        weights: State dict of the network, by the names that ``naming`` says.
+        naming: Whose names the weights have; taps of a network in efficientnet_pytorch's are in torchvision's.
+        final_norm: Transformers: the network's last layer norm follows each tap.
+        pyramid: On how many scales the network runs, each taking every second pixel of the one before; the
+            features are those of all scales, from the whole image on.
     """
 
     network: str
     taps: tuple[str, ...]
-    padding: Literal["zeros", "reflect"]
+    padding: Literal["zeros", "reflect", "static_0.7", "static_0.6"]
     weights: Mapping[str, Array] = field(repr=False)
+    naming: Literal["timm", "torchvision", "efficientnet_pytorch"] = "timm"
+    final_norm: bool = False
+    pyramid: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -182,9 +325,10 @@ class Level:
     """One scale.
 
     Attributes:
-        channels: Channels of the level's features, and the number of dimensions that the score divides by.
-        height: Rows of the level's map.
-        width: Columns of the level's map.
+        channels: Channels of the level's latent, the number of dimensions that the score divides by.
+        height: Rows of the latent's map.
+        width: Columns of the latent's map.
+        feature_channels: Channels of the level's features.
         latent_scale: ``z = latent_scale * stream`` at the end of the program, ``(channels of the stream,)``;
             None is 1. A zero drops a channel from the score.
     """
@@ -192,6 +336,7 @@ class Level:
     channels: int
     height: int
     width: int
+    feature_channels: int
     latent_scale: Array | None = None
 
 
@@ -212,24 +357,6 @@ class FlowModel:
     levels: tuple[Level, ...]
     steps: tuple[Step, ...]
     scoring: Scoring
-
-
-def stream_widths(model: FlowModel) -> list[int]:
-    """Channels of each level's stream at the end of the program."""
-    widths = [level.channels for level in model.levels]
-    for step in model.steps:
-        match step:
-            case Coupling():
-                widths[step.stream] = len(step.passive) + len(step.active)
-            case ChannelMap(index=None, matrix=matrix) if matrix is not None:
-                widths[step.stream] = len(matrix)
-            case ChannelMap(index=index) if index is not None:
-                widths[step.stream] = len(index)
-            case PositionChannels():
-                widths[step.stream] += step.basis.length
-            case _:
-                pass
-    return widths
 
 
 def position_code(length: int, size: int) -> NDArray[np.float64]:

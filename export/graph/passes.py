@@ -8,7 +8,7 @@ which is checked). All folding is done in float64 and rounded once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
@@ -47,29 +47,56 @@ def absorb_gathers(model: ir.FlowModel) -> ir.FlowModel:
     pending: dict[int, ir.Index] = {}
     steps: list[ir.Step] = []
     for step in model.steps:
-        stream = step.stream
         if isinstance(step, ir.ChannelMap) and step.index is not None:
-            pending[stream] = pending[stream][step.index] if stream in pending else step.index
+            before = pending.get(step.stream)
+            pending[step.stream] = step.index if before is None else before[step.index]
             continue
-        index = pending.pop(stream, None)
-        if index is None:
-            steps.append(step)
-        elif isinstance(step, ir.Coupling):
-            steps.append(dataclasses.replace(step, passive=index[step.passive], active=index[step.active]))
-        elif isinstance(step, ir.ChannelMap) and step.matrix is not None:
-            matrix = np.zeros_like(step.matrix)
-            matrix[:, index] = step.matrix
-            steps.append(dataclasses.replace(step, matrix=matrix))
-        else:
-            steps += [ir.ChannelMap(stream=stream, index=index), step]
+        gathers = {stream: pending.pop(stream) for stream in ir.streams_of(step) if stream in pending}
+        absorbed = _reading_through(step, gathers) if gathers else step
+        if absorbed is None:
+            steps += [ir.ChannelMap(stream=stream, index=index) for stream, index in gathers.items()]
+        steps.append(step if absorbed is None else absorbed)
     return dataclasses.replace(model, steps=tuple(steps))
+
+
+def _reading_through(step: ir.Step, gathers: Mapping[int, ir.Index]) -> ir.Step | None:
+    """The step, reading its streams as they were before the gathers; None where it cannot."""
+    match step:
+        case ir.Coupling(stream=stream):
+            index = gathers[stream]
+            return dataclasses.replace(step, passive=index[step.passive], active=index[step.active])
+        case ir.Split(stream=stream):
+            index = gathers[stream]
+            return dataclasses.replace(step, send=index[step.send], keep=index[step.keep])
+        case ir.ChannelMap(stream=stream, matrix=matrix) if matrix is not None:
+            index = gathers[stream]
+            wide = np.zeros((len(matrix), int(index.max()) + 1), np.float32)
+            wide[:, index] = matrix
+            return dataclasses.replace(step, matrix=wide)
+        case ir.TwoSidedCoupling():
+            return dataclasses.replace(
+                step,
+                first=_through(step.streams, step.first, gathers),
+                second=_through(step.streams, step.second, gathers),
+            )
+        case _:
+            return None
+
+
+def _through(
+    streams: tuple[int, ...], halves: tuple[ir.Index, ...], gathers: Mapping[int, ir.Index]
+) -> tuple[ir.Index, ...]:
+    return tuple(
+        gathers[stream][half] if stream in gathers else half
+        for stream, half in zip(streams, halves, strict=True)
+    )
 
 
 def drop_last_rotation(model: ir.FlowModel) -> ir.FlowModel:
     """The sum of squares does not see the last orthogonal matrix of a stream. Orthogonality, checked to 1e-5."""
     steps = list(model.steps)
     for stream in range(len(model.levels)):
-        last = max((n for n, step in enumerate(steps) if step.stream == stream), default=None)
+        last = max((n for n, step in enumerate(steps) if stream in ir.streams_of(step)), default=None)
         if last is None:
             continue
         step = steps[last]
@@ -137,7 +164,7 @@ def reduce_position_code(model: ir.FlowModel) -> ir.FlowModel:
             np.einsum("opyx,pr->oryx", by_column, from_columns),
             np.einsum("opyx,pr->oryx", by_row, from_rows),
         ]
-        bias = np.zeros(len(weight)) if first.bias is None else first.bias.astype(np.float64)
+        bias = _bias(first)
         if constant_in_bias:
             bias = bias + by_column[:, :, 0, 0] @ constant_c + by_row[:, :, 0, 0] @ constant_r
         conv = ir.Conv(weight=_f32(np.concatenate([own, *condition], axis=1)), bias=_f32(bias))
@@ -155,39 +182,94 @@ def carry_position(model: ir.FlowModel) -> ir.FlowModel:
     steps = list(model.steps)
     levels = list(model.levels)
     for stream, level in enumerate(model.levels):
-        own = [step for step in steps if step.stream == stream]
-        couplings = [step for step in own if isinstance(step, ir.Coupling)]
-        if not couplings or any(isinstance(step, ir.ChannelMap) for step in own):
+        own = [n for n, step in enumerate(steps) if stream in ir.streams_of(step)]
+        couplings = [n for n in own if isinstance(steps[n], ir.Coupling)]
+        if not couplings or any(isinstance(steps[n], (ir.ChannelMap, ir.Split, ir.Concat)) for n in own):
             continue
-        basis = couplings[0].condition
+        first = steps[couplings[0]]
+        assert isinstance(first, ir.Coupling)
+        basis, width = first.condition, len(first.passive) + len(first.active)
         if not isinstance(basis, ir.PositionBasis):
             continue
-        assert all(_same_basis(step.condition, basis) for step in couplings)
-        first = next(
-            n for n, step in enumerate(steps) if isinstance(step, ir.Coupling) and step.stream == stream
-        )
-        where = np.arange(level.channels, level.channels + basis.length)
-        known = np.arange(level.channels)  # where channel i of the bare stream is in the carrying one
-        for number, step in enumerate(steps):
-            if step.stream != stream or not isinstance(step, ir.Coupling):
-                continue
-            seen, behind = len(step.passive), basis.length
-            steps[number] = dataclasses.replace(
-                step,
-                passive=np.concatenate([known[step.passive], where]),
-                active=known[step.active],
-                condition=None,
-                scale=_widened(step.scale, seen, behind, 1.0),
-                offset=_widened(step.offset, seen, behind, 0.0),
+        where = np.arange(width, width + basis.length)
+        known = np.arange(width)  # where channel i of the bare stream is in the carrying one
+        for number in own[own.index(couplings[0]) :]:
+            step = steps[number]
+            if isinstance(step, ir.Coupling):
+                assert _same_basis(step.condition, basis)
+                seen, behind = len(step.passive), basis.length
+                steps[number] = dataclasses.replace(
+                    step,
+                    passive=np.concatenate([known[step.passive], where]),
+                    active=known[step.active],
+                    condition=None,
+                    scale=_widened(step.scale, seen, behind, 1.0),
+                    offset=_widened(step.offset, seen, behind, 0.0),
+                )
+                where = np.arange(seen, seen + behind)
+                known = np.concatenate([np.arange(seen), np.arange(seen + behind, width + behind)])
+            elif isinstance(step, ir.ChannelAffine):
+                steps[number] = dataclasses.replace(
+                    step,
+                    scale=_spread(step.scale, known, width + basis.length, 1.0),
+                    shift=_spread(step.shift, known, width + basis.length, 0.0),
+                )
+            else:
+                through = _reading_through(step, {stream: known})
+                assert through is not None
+                steps[number] = through
+                break
+        else:
+            scale = np.ones(width, np.float32) if level.latent_scale is None else level.latent_scale
+            levels[stream] = dataclasses.replace(
+                level, latent_scale=_spread(scale, known, width + basis.length, 0.0)
             )
-            where = np.arange(seen, seen + behind)
-            known = np.concatenate([np.arange(seen), np.arange(seen + behind, level.channels + behind)])
-        steps.insert(first, ir.PositionChannels(stream=stream, basis=basis))
-        scale = np.ones(level.channels, np.float32) if level.latent_scale is None else level.latent_scale
-        carried = np.zeros(level.channels + basis.length, np.float32)
-        carried[known] = scale
-        levels[stream] = dataclasses.replace(level, latent_scale=carried)
+        steps.insert(couplings[0], ir.PositionChannels(stream=stream, basis=basis))
     return dataclasses.replace(model, steps=tuple(steps), levels=tuple(levels))
+
+
+def merge_scale_and_shift_heads(model: ir.FlowModel) -> ir.FlowModel:
+    """MSFlow's two convolutions of one input become one with their outputs concatenated. Re-association."""
+
+    def merged(net: ir.CrossScaleNet | ir.FusionNet) -> ir.CrossScaleNet | ir.FusionNet:
+        if isinstance(net, ir.CrossScaleNet):
+            return net
+        return dataclasses.replace(net, heads=tuple((_stacked(heads),) for heads in net.heads))
+
+    return _map_nets(model, merged)
+
+
+def merge_cross_convolutions(model: ir.FlowModel) -> ir.FlowModel:
+    """CS-Flow's gammas go into the weights, and convolutions of one stride into one over all their inputs.
+
+    Re-association.
+    """
+
+    def merged(net: ir.CrossScaleNet | ir.FusionNet) -> ir.CrossScaleNet | ir.FusionNet:
+        if isinstance(net, ir.FusionNet):
+            return net
+        routes = tuple(
+            tuple(
+                _joined(routes, stride, gain) for stride in (1, 2) if any(r.stride == stride for r in routes)
+            )
+            for routes, gain in zip(net.routes, net.gains, strict=True)
+        )
+        return dataclasses.replace(net, routes=routes, gains=(1.0,) * len(net.gains))
+
+    return _map_nets(model, merged)
+
+
+def fold_soft_clamp(model: ir.FlowModel) -> ir.FlowModel:
+    """``1 / kappa`` in the arctangent goes into the rows that give S. Re-association."""
+
+    def lowered(step: ir.Step) -> ir.Step:
+        if not isinstance(step, ir.TwoSidedCoupling) or step.inner == 1.0:
+            return step
+        net1 = _with_scaled_outputs(step.net1, [len(half) for half in step.second], step.inner)
+        net2 = _with_scaled_outputs(step.net2, [len(half) for half in step.first], step.inner)
+        return dataclasses.replace(step, net1=net1, net2=net2, inner=1.0)
+
+    return dataclasses.replace(model, steps=tuple(lowered(step) for step in model.steps))
 
 
 PASSES: Final[tuple[Callable[[ir.FlowModel], ir.FlowModel], ...]] = (
@@ -200,6 +282,9 @@ PASSES: Final[tuple[Callable[[ir.FlowModel], ir.FlowModel], ...]] = (
     reduce_position_code,
     fold_affine,
     carry_position,
+    merge_scale_and_shift_heads,
+    merge_cross_convolutions,
+    fold_soft_clamp,
 )
 
 
@@ -248,6 +333,71 @@ def _same_basis(one: object, other: ir.PositionBasis) -> bool:
         and np.array_equal(one.columns, other.columns)
         and np.array_equal(one.rows, other.rows)
     )
+
+
+def _map_nets(
+    model: ir.FlowModel,
+    change: Callable[[ir.CrossScaleNet | ir.FusionNet], ir.CrossScaleNet | ir.FusionNet],
+) -> ir.FlowModel:
+    steps = tuple(
+        dataclasses.replace(step, net1=change(step.net1), net2=change(step.net2))
+        if isinstance(step, ir.TwoSidedCoupling)
+        else step
+        for step in model.steps
+    )
+    return dataclasses.replace(model, steps=steps)
+
+
+def _stacked(convs: tuple[ir.Conv, ...]) -> ir.Conv:
+    """Convolutions of one input, as one that gives their outputs one behind the other."""
+    if len(convs) == 1:
+        return convs[0]
+    return ir.Conv(
+        weight=np.concatenate([conv.weight for conv in convs]),
+        bias=_f32(np.concatenate([_bias(c) for c in convs])),
+    )
+
+
+def _joined(routes: tuple[ir.Route, ...], stride: int, gain: float) -> ir.Route:
+    """The routes of one stride as one route over all their sources, times ``gain``."""
+    chosen = [route for route in routes if route.stride == stride]
+    weight = np.concatenate([route.conv.weight for route in chosen], axis=1)
+    bias = sum((_bias(route.conv) for route in chosen), np.zeros(len(weight)))
+    conv = scale_rows(ir.Conv(weight=weight, bias=_f32(bias)), np.full(len(weight), gain))
+    return ir.Route(sources=tuple(s for route in chosen for s in route.sources), conv=conv, stride=stride)
+
+
+def _with_scaled_outputs(
+    net: ir.CrossScaleNet | ir.FusionNet, halves: list[int], factor: float
+) -> ir.CrossScaleNet | ir.FusionNet:
+    """The net with the first ``halves[l]`` outputs of level l multiplied."""
+
+    def scaled(conv: ir.Conv, rows: int) -> ir.Conv:
+        factors = np.ones(len(conv.weight))
+        factors[:rows] = factor
+        return scale_rows(conv, factors)
+
+    if isinstance(net, ir.FusionNet):
+        heads = tuple((scaled(one[0], rows), *one[1:]) for one, rows in zip(net.heads, halves, strict=True))
+        return dataclasses.replace(net, heads=heads)
+    routes = tuple(
+        tuple(dataclasses.replace(route, conv=scaled(route.conv, rows)) for route in routes)
+        for routes, rows in zip(net.routes, halves, strict=True)
+    )
+    return dataclasses.replace(net, routes=routes)
+
+
+def _bias(conv: ir.Conv) -> NDArray[np.float64]:
+    return np.zeros(len(conv.weight)) if conv.bias is None else conv.bias.astype(np.float64)
+
+
+def _spread(values: ir.Array | None, at: ir.Index, width: int, neutral: float) -> ir.Array | None:
+    """``values`` at the places ``at`` of a vector that is neutral elsewhere."""
+    if values is None:
+        return None
+    wide = np.full(width, neutral, np.float32)
+    wide[at] = values
+    return wide
 
 
 def _widened(values: ir.Array | None, at: int, count: int, neutral: float) -> ir.Array | None:

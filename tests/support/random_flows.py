@@ -40,7 +40,7 @@ def random_cflow(
         for _ in range(blocks):
             steps += _block(rng, stream, channels, condition, permutation, alpha, inner)
     backbone = ir.Backbone(network="none", taps=(), padding="zeros", weights={})
-    levels = tuple(ir.Level(channels=c, height=h, width=w) for c, h, w in sizes)
+    levels = tuple(ir.Level(channels=c, height=h, width=w, feature_channels=c) for c, h, w in sizes)
     return ir.FlowModel(
         family="cflow",
         image_size=(24, 20),
@@ -88,7 +88,9 @@ def _block(
 def random_features(seed: int, model: ir.FlowModel, batch: int = 2) -> list[NDArray[np.float64]]:
     """Features for each level, ``(batch, C, h, w)``, offset from zero as features behind a ReLU are."""
     rng = np.random.default_rng(seed + 1)
-    return [rng.standard_normal((batch, lv.channels, lv.height, lv.width)) + 0.5 for lv in model.levels]
+    return [
+        rng.standard_normal((batch, lv.feature_channels, lv.height, lv.width)) + 0.5 for lv in model.levels
+    ]
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> ir.Array:

@@ -1,0 +1,140 @@
+"""The couplings that look across scales: CS-Flow's and MSFlow's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flowedge.export.graph import ir
+from flowedge.export.graph.layers import Convolution, module_of_layer
+from flowedge.geometry import bilinear_matrix
+
+_SOFT_CLAMP: Final = 0.636
+_SLOPE: Final = 0.1
+
+
+class TwoSided(nn.Module):
+    """``forward(streams)`` gives the streams after one ``TwoSidedCoupling``."""
+
+    def __init__(self, step: ir.TwoSidedCoupling, sizes: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        self._step = step
+        self.net1 = _net(step.net1, sizes)
+        self.net2 = _net(step.net2, sizes)
+        for place, (first, second) in enumerate(zip(step.first, step.second, strict=True)):
+            self.register_buffer(f"first_{place}", torch.from_numpy(first))
+            self.register_buffer(f"second_{place}", torch.from_numpy(second))
+
+    def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
+        first = [torch.index_select(x, 1, self.get_buffer(f"first_{n}")) for n, x in enumerate(streams)]
+        second = [torch.index_select(x, 1, self.get_buffer(f"second_{n}")) for n, x in enumerate(streams)]
+        first = self._transformed(first, self.net2(second))
+        second = self._transformed(second, self.net1(first))
+        limit = self._step.limit
+        return [
+            torch.clamp(torch.cat(halves, 1), -limit, limit) for halves in zip(first, second, strict=True)
+        ]
+
+    def _transformed(self, halves: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
+        return [self._affine(x, output) for x, output in zip(halves, outputs, strict=True)]
+
+    def _affine(self, x: Tensor, output: Tensor) -> Tensor:
+        s, t = torch.split(output, x.shape[1], 1)
+        if self._step.inner != 1.0:
+            s = s * self._step.inner
+        return x * torch.exp(_SOFT_CLAMP * self._step.kappa * torch.atan(s)) + t
+
+
+class _CrossScale(nn.Module):
+    def __init__(self, net: ir.CrossScaleNet, sizes: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        self._net = net
+        self.inner = nn.ModuleList(Convolution(conv.weight, conv.bias) for conv in net.inner)
+        self.routes = nn.ModuleList(
+            nn.ModuleList(Convolution(route.conv.weight, route.conv.bias, route.stride) for route in routes)
+            for routes in net.routes
+        )
+        self.up = nn.ModuleList(
+            _Upsample(sizes[coarse], sizes[coarse - 1], align_corners=False)
+            for coarse in range(1, len(sizes))
+        )
+
+    def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
+        hidden = [
+            functional.leaky_relu(conv(value), _SLOPE) for conv, value in zip(self.inner, x, strict=True)
+        ]
+        finer = [hidden[0], *(up(value) for up, value in zip(self.up, hidden[1:], strict=True))]
+        outputs = []
+        for level, (routes, convs, gain) in enumerate(
+            zip(self._net.routes, self.routes, self._net.gains, strict=True)
+        ):
+            parts = []
+            for route, conv in zip(routes, cast(nn.ModuleList, convs), strict=True):
+                read = [finer[source] if source > level else hidden[source] for source in route.sources]
+                parts.append(conv(read[0] if len(read) == 1 else torch.cat(read, 1)))
+            total = parts[0]
+            for part in parts[1:]:
+                total = total + part
+            outputs.append(total if gain == 1.0 else total * gain)
+        return outputs
+
+
+class _Fusion(nn.Module):
+    def __init__(self, net: ir.FusionNet, sizes: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        coarsest = sizes[-1]
+        self._coarsest = coarsest
+        self.mix = nn.Sequential(
+            Convolution(net.conv1.weight, net.conv1.bias),
+            module_of_layer(net.norm),
+            nn.ReLU(),
+            Convolution(net.conv2.weight, net.conv2.bias),
+            nn.ReLU(),
+        )
+        self.up = nn.ModuleList(
+            nn.Identity() if size == coarsest else _Upsample(coarsest, size, align_corners=True)
+            for size in sizes
+        )
+        self.heads = nn.ModuleList(
+            nn.ModuleList(Convolution(conv.weight, conv.bias) for conv in heads) for heads in net.heads
+        )
+
+    def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
+        pooled = [
+            value
+            if value.shape[2:] == self._coarsest
+            else functional.adaptive_avg_pool2d(value, self._coarsest)
+            for value in x
+        ]
+        mixed = torch.split(self.mix(torch.cat(pooled, 1)), [value.shape[1] for value in x], 1)
+        outputs = []
+        for value, share, up, heads in zip(x, mixed, self.up, self.heads, strict=True):
+            seen = value + up(share)
+            parts = [head(seen) for head in cast(nn.ModuleList, heads)]
+            outputs.append(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+        return outputs
+
+
+class _Upsample(nn.Module):
+    """Bilinear, as two products with constant matrices."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, source: tuple[int, int], target: tuple[int, int], *, align_corners: bool) -> None:
+        super().__init__()
+        rows = bilinear_matrix(target[0], source[0], align_corners=align_corners)
+        columns = bilinear_matrix(target[1], source[1], align_corners=align_corners)
+        self.register_buffer("rows", torch.from_numpy(rows))
+        self.register_buffer("columns", torch.from_numpy(columns).T.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows @ x @ self.columns
+
+
+def _net(net: ir.CrossScaleNet | ir.FusionNet, sizes: Sequence[tuple[int, int]]) -> nn.Module:
+    return _CrossScale(net, sizes) if isinstance(net, ir.CrossScaleNet) else _Fusion(net, sizes)
