@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickletools
 import reprlib
+import warnings
 from collections.abc import Callable
 from typing import Final
 
@@ -50,10 +51,12 @@ def unpickle_inert(data: bytes, storage: Callable[[torch.dtype, str, int], Stora
     """
     machine = _Machine(storage)
     try:
-        for opcode, arg, position in pickletools.genops(data):
-            if opcode.name == "STOP":
-                return machine.stack.pop(), (position or 0) + 1
-            machine.step(opcode.name, arg)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pickletools warns of odd escapes in the text of a damaged file
+            for opcode, arg, position in pickletools.genops(data):
+                if opcode.name == "STOP":
+                    return machine.stack.pop(), (position or 0) + 1
+                machine.step(opcode.name, arg)
     except CheckpointError:
         raise
     except (

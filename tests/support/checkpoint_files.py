@@ -30,7 +30,11 @@ def permutation_tensor(rng: np.random.Generator, channels: int, kind: str) -> to
         return torch.from_numpy(rng.permutation(channels))
     if kind == "hard":
         return torch.from_numpy(np.eye(channels, dtype=np.float32)[rng.permutation(channels)])
-    return torch.from_numpy(np.linalg.qr(rng.standard_normal((channels, channels)))[0].astype(np.float32))
+    normal = rng.standard_normal((channels, 1))
+    reflection = np.eye(channels) - 2 * normal @ normal.T / (
+        normal.T @ normal
+    )  # orthogonal, as a rotation is
+    return torch.from_numpy(reflection.astype(np.float32))
 
 
 def aio_block(

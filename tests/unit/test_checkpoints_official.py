@@ -25,7 +25,7 @@ from support.checkpoint_files import (
 )
 
 CFLOW_NAME = "mvtec_resnet18_freia-cflow_pl3_cb2_inp128_run0_metal_nut_2022.pt"
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @pytest.fixture
@@ -62,7 +62,9 @@ def test_official_cflow_takes_the_rest_from_its_name(tmp_path: Path, rng: np.ran
     assert checkpoint.hyperparameters["layers"] == ("layer2", "layer3", "layer4")
     assert checkpoint.hyperparameters["padding"] == "reflect"
     assert checkpoint.hyperparameters["input_size"] == (128, 128)
-    assert checkpoint.preprocessing == Preprocessing(resize=(128, 128), method="pil_lanczos", **IMAGENET)
+    assert checkpoint.preprocessing == Preprocessing(
+        resize=(128, 128), method="pil_lanczos", mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
     assert set(assumed(checkpoint)) == {"clamp", "clamp_variant", "resize_method", "mean", "std"}
     decoders = file["decoder_state_dict"]
     assert isinstance(decoders, list)
@@ -151,7 +153,9 @@ def test_official_fastflow_knows_its_size_from_its_norms(tmp_path: Path, rng: np
     assert (checkpoint.repository, checkpoint.family) == ("gathierry/FastFlow", "fastflow")
     assert checkpoint.hyperparameters["input_size"] == (32, 32)
     assert checkpoint.hyperparameters["backbone"] == "resnet18"
-    expected = Preprocessing(resize=(32, 32), keep_aspect=True, method="pil_bilinear", **IMAGENET)
+    expected = Preprocessing(
+        resize=(32, 32), keep_aspect=True, method="pil_bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
     assert checkpoint.preprocessing == expected
     assert_same(
         checkpoint,
@@ -307,7 +311,9 @@ def test_msflow_permutations_belong_to_the_level_of_their_length(
     settled = {"clamp_variant": "tanh", "padding": "reflect"}
     assert settled.items() <= checkpoint.hyperparameters.items()
     assert assumed(checkpoint)["top_k"] == (0.03, False)
-    assert checkpoint.preprocessing == Preprocessing(resize=(512, 512), method="pil_lanczos", **IMAGENET)
+    assert checkpoint.preprocessing == Preprocessing(
+        resize=(512, 512), method="pil_lanczos", mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
 
 
 def test_msflow_settings_reach_the_record(tmp_path: Path, rng: np.random.Generator) -> None:
