@@ -27,7 +27,7 @@ def answer_from_levels(
     """Aggregate each image by itself (``per_image`` normalisation).
 
     Raises:
-        ValueError: The family is not known here.
+        ValueError: ``scoring`` lacks what the family needs: CS-Flow's ``csflow_map``, MSFlow's ``top_fraction``.
     """
     answers = [
         _of_one([level[n : n + 1] for level in levels], family, scoring, image_size)
@@ -42,11 +42,56 @@ def answer_from_levels(
 
 
 def _of_one(levels: list[Tensor], family: Family, scoring: Scoring, size: tuple[int, int]) -> ReferenceAnswer:
-    if family == "cflow":
-        total = sum_of([_aligned(torch.exp(level - level.max()), size) for level in levels])
-        anomaly_map = total.max() - total
-        return ReferenceAnswer(score=anomaly_map.max()[None], anomaly_map=anomaly_map)
-    raise ValueError(f"no reference score for {family}")
+    match family:
+        case "cflow":
+            return _with_largest_as_score(_additive(levels, size))
+        case "fastflow":
+            return _with_largest_as_score(-_mean_likelihood(levels, size))
+        case "uflow":
+            return _with_largest_as_score(1 - _mean_likelihood(levels, size))
+        case "csflow":
+            return _csflow(levels, scoring, size)
+        case "msflow":
+            return _msflow(levels, scoring, size)
+
+
+def _csflow(levels: list[Tensor], scoring: Scoring, size: tuple[int, int]) -> ReferenceAnswer:
+    maps = [_up(level, size) for level in levels]
+    if scoring.csflow_map == "product":
+        anomaly_map = torch.stack(maps).prod(0)
+    elif scoring.csflow_map == "finest":
+        anomaly_map = maps[0]
+    else:
+        raise ValueError(f"CS-Flow needs csflow_map to be product or finest, got {scoring.csflow_map}")
+    # Every level has as many channels, so the mean over all elements of z is the mean over all pixels.
+    score = torch.cat([level.flatten() for level in levels]).mean() / 2
+    return ReferenceAnswer(score=score[None], anomaly_map=anomaly_map)
+
+
+def _msflow(levels: list[Tensor], scoring: Scoring, size: tuple[int, int]) -> ReferenceAnswer:
+    if scoring.top_fraction is None:
+        raise ValueError("MSFlow needs top_fraction, got None")
+    likelihood = sum_of([_aligned(level, size) for level in levels])
+    multiplied = 1 - torch.exp(likelihood - likelihood.max())
+    top = torch.topk(multiplied.flatten(), int(size[0] * size[1] * scoring.top_fraction)).values
+    return ReferenceAnswer(
+        score=top.mean()[None], anomaly_map=_additive(levels, size), anomaly_map_mul=multiplied
+    )
+
+
+def _additive(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """How far the sum of the levels' likelihoods, each over its own maximum, is below its maximum."""
+    total = sum_of([_aligned(torch.exp(level - level.max()), size) for level in levels])
+    return total.max() - total
+
+
+def _mean_likelihood(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """The mean over the levels of ``exp(-m / 2)``, m the channel mean of z squared."""
+    return sum_of([_up(torch.exp(-level / 2), size) for level in levels]) / len(levels)
+
+
+def _with_largest_as_score(anomaly_map: Tensor) -> ReferenceAnswer:
+    return ReferenceAnswer(score=anomaly_map.max()[None], anomaly_map=anomaly_map)
 
 
 def sum_of(maps: list[Tensor]) -> Tensor:
@@ -56,3 +101,7 @@ def sum_of(maps: list[Tensor]) -> Tensor:
 
 def _aligned(x: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+def _up(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return interpolate(x, size, mode="bilinear", align_corners=False)
