@@ -112,9 +112,12 @@ def cross_coupling(
     return state | prefixed(f"{nets[1]}.", cross_net(rng, large, small, kernel=kernel))
 
 
-def fake_class(monkeypatch: pytest.MonkeyPatch, module: str, name: str) -> type:
-    """An empty class that pickles as ``module.name``, for as long as the test runs."""
-    made = type(name.rpartition(".")[2], (), {"__module__": module, "__qualname__": name})
+def fake_class(monkeypatch: pytest.MonkeyPatch, module: str, name: str, bases: tuple[type, ...] = ()) -> type:
+    """An empty class that pickles as ``module.name``, for as long as the test runs; always the same one."""
+    known_class = getattr(sys.modules.get(module), name, None)
+    if isinstance(known_class, type) and "is_fake" in vars(known_class):
+        return known_class
+    made = type(name, bases, {"__module__": module, "is_fake": True})
     parts = module.split(".")
     for depth in range(1, len(parts) + 1):
         path = ".".join(parts[:depth])
@@ -129,3 +132,18 @@ def save(path: Path, value: object) -> Path:
     """``torch.save``, and the path."""
     torch.save(value, path)
     return path
+
+
+def module_tree(kind: type, state: Mapping[str, torch.Tensor], **attributes: object) -> object:
+    """An instance of a fake class, nested like the ``torch.nn.Module`` that has this state dict."""
+    parameters = {name: tensor for name, tensor in state.items() if "." not in name}
+    children: dict[str, State] = {}
+    for name, tensor in state.items():
+        child, dot, rest = name.partition(".")
+        if dot:
+            children.setdefault(child, {})[rest] = tensor
+    modules = {name: module_tree(kind, inner) for name, inner in children.items()}
+    made: object = kind()
+    made.__dict__.update(_parameters=parameters, _buffers={}, _modules=modules)
+    made.__dict__.update(attributes)
+    return made
