@@ -22,7 +22,7 @@ from flowedge.export.checkpoints.settings import BACKBONE, CLAMP, LAYERS, PADDIN
 
 # …DATASET_ENCODER_DECODER_plL_cbK_inpS_runN_CLASS….pt
 _FILE_NAME: Final = re.compile(
-    r"(?P<dataset>[^_]+)_(?P<encoder>.+)_(?P<decoder>freia-c?flow)_pl(?P<levels>\d+)_cb(?P<blocks>\d+)_inp(?P<side>[1-9]\d{1,4})_run"
+    r"(?P<dataset>[^_]+)_(?P<encoder>\w+)_(?P<decoder>freia-c?flow)_pl(?P<levels>\d+)_cb(?P<blocks>\d+)_inp(?P<side>[1-9]\d{1,4})_run"
 )
 _RESNETS: Final = ("resnet18", "resnet34", "wide_resnet50_2")
 # Inverted residuals whose projection, before its batch norm, is tapped.

@@ -18,6 +18,7 @@ State: TypeAlias = Mapping[str, torch.Tensor]
 
 # Where sources put their state dict, or the module that they pickled whole.
 _STATE_KEYS: Final = ("state_dict", "model_state_dict", "model")
+_MOST_MODULES: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +64,15 @@ def contents_of(root: object, *, file: str, sha256: str) -> Contents:
 def module_state(module: StandIn) -> dict[str, torch.Tensor]:
     """The state dict of a pickled ``torch.nn.Module``; empty if the object is none."""
     state: dict[str, torch.Tensor] = {}
-    pending: list[tuple[str, StandIn, int]] = [("", module, 0)]
+    pending = [("", module)]
+    seen = 0
     while pending:
-        prefix, current, depth = pending.pop()
-        if depth > 64:
-            raise CheckpointError("the pickled module is nested more than 64 deep: it is no detector.")
+        prefix, current = pending.pop()
+        seen += 1
+        if seen > _MOST_MODULES:  # modules that hold one another have no end
+            raise CheckpointError(
+                f"the pickled module has more than {_MOST_MODULES} parts: it is no detector."
+            )
         attributes = current.attributes
         for group in ("_parameters", "_buffers"):
             for name, value in named(attributes.get(group)):
@@ -76,7 +81,7 @@ def module_state(module: StandIn) -> dict[str, torch.Tensor]:
         children = [
             (name, child) for name, child in named(attributes.get("_modules")) if isinstance(child, StandIn)
         ]
-        pending.extend((f"{prefix}{name}.", child, depth + 1) for name, child in reversed(children))
+        pending.extend((f"{prefix}{name}.", child) for name, child in reversed(children))
     return state
 
 

@@ -18,7 +18,7 @@ from flowedge.export.checkpoints.backbone import recognise_backbone, resnet_chan
 from flowedge.export.checkpoints.blocks import level_tensors, level_widths, sequence_tensors
 from flowedge.export.checkpoints.contents import State, arrays_of
 from flowedge.export.checkpoints.record import Array, BackboneNaming
-from flowedge.export.checkpoints.settings import BACKBONE, LAYERS, PADDING, Choices
+from flowedge.export.checkpoints.settings import BACKBONE, LAYERS, PADDING, Choices, network_name
 
 _CSFLOW_NETS: Final[Mapping[str, str]] = {
     "s1": "net1",
@@ -126,6 +126,13 @@ def take_network(choices: Choices, model: FamilyTensors, hyper: Mapping[str, obj
         CheckpointError: Nobody knows one of them, or the layers are not as many as the flow's levels.
     """
     stored = hyper.get("backbone")
+    if isinstance(stored, str):
+        try:
+            network_name(stored)
+        except ValueError as error:
+            raise CheckpointError(
+                f"the checkpoint names the network {stored!r:.80}, which is no plain name. Do not trust the file."
+            ) from error
     name = choices.take(
         BACKBONE,
         held=stored if isinstance(stored, str) else model.backbone,

@@ -7,6 +7,7 @@ but the second are recorded as `flowedge.manifest.Assumed`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -75,10 +76,15 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _name(text: str) -> str:
-    if not text.strip():
+def network_name(text: str) -> str:
+    """A network's name, which is never a path, an address or a hub's prefix: libraries would fetch from those.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?", text):
         raise ValueError(text)
-    return text.strip()
+    return text
 
 
 def _flag(text: str) -> bool:
@@ -94,7 +100,7 @@ def _one_of(*choices: str) -> tuple[str, Callable[[str], str]]:
     return " or ".join(choices), parse
 
 
-BACKBONE: Final = Setting("backbone", "a network's name, such as wide_resnet50_2", _name)
+BACKBONE: Final = Setting("backbone", "a network's name, such as wide_resnet50_2", network_name)
 LAYERS: Final = Setting("layers", "layer names, fine to coarse, such as layer2,layer3,layer4", _names)
 CLAMP: Final = Setting("clamp", "a positive number", _positive)
 CLAMP_VARIANT: Final = Setting("clamp_variant", *_one_of("tanh", "tanh_over_alpha"))

@@ -435,6 +435,30 @@ def test_layers_that_do_not_match_the_levels_are_refused(tmp_path: Path, rng: np
         read_checkpoint(save(tmp_path / "m.ckpt", version_2_7(cflow_state(rng), hyper, described(RESIZE))))
 
 
+@pytest.mark.parametrize(
+    "name", ["hf-hub:someone/model", "hf_hub:someone/model", "local-dir:/etc", "../resnet18", ""]
+)
+def test_a_network_name_that_a_library_would_fetch_is_refused(
+    name: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    hyper = dict(CFLOW_HYPER) | {"backbone": name}
+    path = save(tmp_path / "m.ckpt", version_2_7(cflow_state(rng), hyper, described(RESIZE)))
+    with pytest.raises(CheckpointError, match="no plain name"):
+        read_checkpoint(path)
+    good = save(tmp_path / "m.ckpt", version_2_7(cflow_state(rng), dict(CFLOW_HYPER), described(RESIZE)))
+    with pytest.raises(CheckpointError, match="--set backbone="):
+        read_checkpoint(good, settings={"backbone": name})
+
+
+def test_a_pickled_module_that_holds_itself_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = module_tree(fake_class(monkeypatch, "anomalib.models", "Loop"), {})
+    module.__dict__["_modules"]["again"] = module
+    with pytest.raises(CheckpointError, match="more than 20000 parts"):
+        read_checkpoint(save(tmp_path / "m.pt", {"model": module}))
+
+
 def test_hyper_parameters_that_hold_themselves_are_read_once(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:

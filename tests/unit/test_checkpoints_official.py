@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from flowedge.errors import CheckpointError
-from flowedge.export.checkpoints import Checkpoint, read_checkpoint, with_backbone
+from flowedge.export.checkpoints import Checkpoint, read_backbone_weights, read_checkpoint, with_backbone
 from flowedge.manifest import Preprocessing
 from support.checkpoint_files import (
     State,
@@ -134,6 +135,31 @@ def test_a_mobilenet_is_tapped_before_the_batch_norm_of_its_projections(
     assert checkpoint.hyperparameters["padding"] == "zeros"
 
 
+def test_an_efficientnet_is_tapped_before_the_residual_and_normalised_as_upstream_does(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    encoder = {"conv_stem.weight": values(rng, 48, 3, 3, 3)}
+    encoder |= {
+        f"blocks.{stage}.{block}.bn3.weight": values(rng, 1) for stage in range(1, 7) for block in range(11)
+    }
+    file = {"encoder_state_dict": encoder, "decoder_state_dict": [sequence(rng, c) for c in (64, 176, 304)]}
+    name = CFLOW_NAME.replace("resnet18", "tf_efficientnet_b5")
+    checkpoint = read_checkpoint(save(tmp_path / name, file))
+    assert checkpoint.hyperparameters["backbone"] == "tf_efficientnet_b5"
+    assert checkpoint.hyperparameters["layers"] == ("blocks.2.10.bn3", "blocks.4.10.bn3", "blocks.5.10.bn3")
+    assert checkpoint.preprocessing.std == checkpoint.preprocessing.mean
+
+
+def test_a_vision_transformer_is_tapped_in_upstreams_odd_order(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    encoder = {"pos_embed": torch.zeros(1, 197, 768)}
+    file = {"encoder_state_dict": encoder, "decoder_state_dict": [sequence(rng, 768) for _ in range(3)]}
+    checkpoint = read_checkpoint(save(tmp_path / "model.pt", file))
+    assert checkpoint.hyperparameters["backbone"] == "vit_base_patch16_224"
+    assert checkpoint.hyperparameters["layers"] == ("blocks.10", "blocks.2", "blocks.6")
+
+
 # --- FastFlow -------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +197,29 @@ def test_another_size_than_the_norms_is_refused(tmp_path: Path, rng: np.random.G
     path = save(tmp_path / "9.pt", {"model_state_dict": fastflow_state(rng, "nf_flows")})
     with pytest.raises(CheckpointError, match=r"input size is \(64, 64\).*input_size=32x32"):
         read_checkpoint(path, settings={"input_size": "64"})
+
+
+def test_learned_reflections_stand_in_for_the_permutation(tmp_path: Path, rng: np.random.Generator) -> None:
+    state = fastflow_state(rng, "nf_flows")
+    start = "nf_flows.0.module_list.0."
+    del state[f"{start}w_perm"], state[f"{start}w_perm_inv"]
+    state |= {f"{start}vk_householder": values(rng, 2, 6), f"{start}w_0": values(rng, 6, 6, 1, 1)}
+    checkpoint = read_checkpoint(save(tmp_path / "9.pt", {"model_state_dict": state}))
+    assert checkpoint.tensors["flow.0.0.vk_householder"].shape == (2, 6)
+    assert checkpoint.tensors["flow.0.0.w_0"].shape == (6, 6)
+    assert "flow.0.0.w_perm" not in checkpoint.tensors
+    state[f"{start}w_0"] = values(rng, 5, 6, 1, 1)
+    with pytest.raises(CheckpointError, match=r"flow\.0\.0\.w_0 has shape \(5, 6\)"):
+        read_checkpoint(save(tmp_path / "9.pt", {"model_state_dict": state}))
+
+
+def test_a_permutation_index_that_repeats_a_channel_is_refused(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    state = fastflow_state(rng, "nf_flows")
+    state["nf_flows.0.module_list.0.w_perm"] = torch.tensor([0, 1, 2, 3, 4, 4])
+    with pytest.raises(CheckpointError, match="no permutation of 6 channels"):
+        read_checkpoint(save(tmp_path / "9.pt", {"model_state_dict": state}))
 
 
 @pytest.mark.parametrize(
@@ -336,6 +385,21 @@ def test_a_model_without_an_extractor_asks_for_it(tmp_path: Path, rng: np.random
     assert "backbone.fc.weight" not in filled.tensors
     with pytest.raises(CheckpointError, match="holds its own feature extractor"):
         with_backbone(filled, weights)
+
+
+def test_extractor_weights_may_be_safetensors(tmp_path: Path, rng: np.random.Generator) -> None:
+    state = resnet(rng)
+    safetensors.torch.save_file(state, tmp_path / "resnet18.safetensors")
+    weights = read_backbone_weights(tmp_path / "resnet18.safetensors")
+    assert weights.keys() == state.keys()
+    np.testing.assert_array_equal(weights["conv1.weight"], state["conv1.weight"].numpy())
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "resnet18.safetensors").read_bytes()[:100])
+    for name, reason in {
+        "cut.safetensors": "cannot be read as safetensors",
+        "none.safetensors": "none",
+    }.items():
+        with pytest.raises(CheckpointError, match=reason):
+            read_backbone_weights(tmp_path / name)
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
