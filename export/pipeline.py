@@ -18,7 +18,7 @@ from flowedge import __version__
 from flowedge.bundle import Bundle, write_bundle
 from flowedge.calibration.fp16 import HALF, write_fp16
 from flowedge.errors import BundleError, CheckpointError, ExportError
-from flowedge.export.backbones import feature_shapes, module_from_backbone
+from flowedge.export.backbones import backbone_from_checkpoint, feature_shapes, module_from_backbone
 from flowedge.export.checkpoints import read_checkpoint
 from flowedge.export.checkpoints.backbone import with_backbone
 from flowedge.export.checkpoints.record import Checkpoint
@@ -103,12 +103,8 @@ def read_model(path: Path, options: ExportOptions) -> ReadModel:
     if options.image_size is not None:
         settings["input_size"] = "x".join(str(side) for side in options.image_size)
     checkpoint = with_backbone(read_checkpoint(path, settings=settings), options.backbone_weights)
-    family = FAMILIES.get(checkpoint.family)
-    if family is None:
-        raise CheckpointError(
-            f"{path.name} is a {checkpoint.family} model, which this version cannot export yet."
-        )
-    backbone = _backbone(checkpoint)
+    family = FAMILIES[checkpoint.family]
+    backbone = backbone_from_checkpoint(checkpoint)
     module = module_from_backbone(backbone)
     image_size = _input_size(checkpoint)
     shapes = feature_shapes(module, image_size)
@@ -142,7 +138,7 @@ def export_bundle(
     on_step("reading the checkpoint")
     read = read_model(path, options)
     on_step("computing the reference's answers")
-    frames = synthetic_frames()
+    frames = synthetic_frames(read.preprocessing)
     answers = _reference_levels(read, frames)
     on_step("lowering")
     lowered = lower(read.model)
@@ -202,23 +198,6 @@ def check_target(target: Path) -> None:
         raise BundleError(f"{target} exists already. Remove it or name another place with -o.")
     if not target.parent.is_dir():
         raise BundleError(f"{target.parent} is not a folder. Make it first or name another place with -o.")
-
-
-def _backbone(checkpoint: Checkpoint) -> ir.Backbone:
-    prefix = "backbone."
-    weights = {
-        name[len(prefix) :]: array for name, array in checkpoint.tensors.items() if name.startswith(prefix)
-    }
-    layers = checkpoint.hyperparameters["layers"]
-    padding = checkpoint.hyperparameters["padding"]
-    assert isinstance(layers, (tuple, list))
-    assert padding in ("zeros", "reflect")
-    return ir.Backbone(
-        network=str(checkpoint.hyperparameters["backbone"]),
-        taps=tuple(str(layer) for layer in layers),
-        padding="reflect" if padding == "reflect" else "zeros",
-        weights=weights,
-    )
 
 
 def _input_size(checkpoint: Checkpoint) -> tuple[int, int]:

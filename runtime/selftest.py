@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
 from flowedge.errors import BundleError
+from flowedge.manifest import Preprocessing
 
 FRAMES: Final = "selftest/frames.npz"
 ANSWERS: Final = "selftest/answers.npz"
 
 _SIZES: Final = ((120, 160), (203, 151), (96, 96))
+_SQUARE_SIZES: Final = ((120, 120), (203, 203), (96, 96))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,9 +41,10 @@ class SelfTest:
     levels: tuple[NDArray[np.float32], ...]
 
 
-def synthetic_frames() -> tuple[NDArray[np.uint8], ...]:
-    """The frames of every self-test: the same on every machine and for every bundle."""
-    return tuple(_frame(number, size) for number, size in enumerate(_SIZES))
+def synthetic_frames(preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], ...]:
+    """The frames of a self-test: the same on every machine; square where only square frames fit the network."""
+    square = preprocessing.keep_aspect and preprocessing.crop is None
+    return tuple(_frame(number, size) for number, size in enumerate(_SQUARE_SIZES if square else _SIZES))
 
 
 def files_of_selftest(

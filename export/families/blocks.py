@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.record import Array, Checkpoint, Tensors
 from flowedge.export.graph import ir
 
@@ -33,6 +34,21 @@ def count_blocks(tensors: Tensors, level: int) -> int:
 def block_channels(tensors: Tensors, level: int, block: int = 0) -> int:
     """The block's number of channels."""
     return int(tensors[f"flow.{level}.{block}.global_scale"].size)
+
+
+def check_features(tensors: Tensors, backbone: ir.Backbone, shapes: Sequence[tuple[int, int, int]]) -> None:
+    """Hold the backbone's features to the first block of each level.
+
+    Raises:
+        CheckpointError: Their numbers of levels or channels differ.
+    """
+    wanted = [block_channels(tensors, level) for level in range(count_levels(tensors))]
+    given = [channels for channels, _, _ in shapes]
+    if wanted != given:
+        raise CheckpointError(
+            f"the flow takes {wanted} channels, the layers {', '.join(backbone.taps)} of {backbone.network} "
+            f"give {given}. Name the right ones with --set layers=a,b,c or --set backbone=NAME."
+        )
 
 
 def softplus_scale(global_scale: Array) -> NDArray[np.float64]:

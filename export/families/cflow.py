@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.record import Checkpoint
-from flowedge.export.families.blocks import block_channels, count_levels, steps_of_level
+from flowedge.export.families.blocks import check_features, count_levels, steps_of_level
 from flowedge.export.graph import ir
 from flowedge.manifest import Scoring
 
@@ -17,25 +16,9 @@ def flow_model(
     shapes: Sequence[tuple[int, int, int]],
     image_size: tuple[int, int],
 ) -> ir.FlowModel:
-    """The checkpoint as data.
-
-    Args:
-        checkpoint: What the reader returned.
-        backbone: The network and its taps.
-        shapes: ``(channels, height, width)`` of the backbone's features at ``image_size``, fine to coarse.
-        image_size: ``(height, width)`` of the network's input, pixels.
-
-    Raises:
-        CheckpointError: The backbone's features do not fit the flow.
-    """
+    """The checkpoint as data; see `flowedge.export.families.family.BuildsFlowModel`."""
     levels = count_levels(checkpoint.tensors)
-    wanted = [block_channels(checkpoint.tensors, level) for level in range(levels)]
-    given = [channels for channels, _, _ in shapes]
-    if wanted != given:
-        raise CheckpointError(
-            f"the flow takes {wanted} channels, the layers {', '.join(backbone.taps)} of {backbone.network} "
-            f"give {given}. Name the right layers with --set layers=a,b,c."
-        )
+    check_features(checkpoint.tensors, backbone, shapes)
     return ir.FlowModel(
         family="cflow",
         image_size=image_size,

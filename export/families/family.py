@@ -15,7 +15,11 @@ from flowedge.manifest import Family
 
 
 class BuildsFlowModel(Protocol):
-    """Checkpoint, backbone and feature shapes to the IR."""
+    """Checkpoint, backbone and feature shapes to the IR.
+
+    ``shapes`` are the ``(channels, height, width)`` of the backbone's features at ``image_size`` (height, width),
+    fine to coarse. A backbone that does not fit the flow is a ``CheckpointError``.
+    """
 
     def __call__(
         self,

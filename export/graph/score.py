@@ -22,6 +22,8 @@ from flowedge.export.graph import ir
 from flowedge.geometry import bilinear_matrix
 
 _PER_IMAGE: Final = (1, 2, 3)
+_LARGEST_TOP_K: Final = 3840
+_BISECTIONS: Final = 32
 
 
 class ScoreModule(nn.Module):
@@ -121,8 +123,39 @@ def _csflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return image_score, anomaly_map
 
 
+def _msflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """MSFlow's two maps: likelihoods added for localisation, multiplied for the score."""
+    total = _sum(score.up(n, level) for n, level in enumerate(levels))
+    multiplied = 1.0 - torch.exp(total - score.maximum(total, "mul_max"))
+    pixels = multiplied.flatten(1)
+    fraction = score.scoring.top_fraction
+    assert fraction is not None
+    return (
+        _mean_of_largest(pixels, int(pixels.shape[1] * fraction)),
+        _likelihood_sum(score, levels),
+        multiplied,
+    )
+
+
+def _mean_of_largest(values: Tensor, count: int) -> Tensor:
+    """Mean of the ``count`` largest of each row of ``values (N, n)``, ``(N,)``.
+
+    TensorRT's TopK takes at most 3840, so beyond that the smallest of them is found by bisection, which ends on
+    neighbouring float32 numbers; values between them count as equal.
+    """
+    if count <= _LARGEST_TOP_K:
+        return torch.topk(values, count, dim=1).values.mean(1)
+    low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        enough = (values > middle).to(values.dtype).sum(1, keepdim=True) >= count
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    above = (values > high).to(values.dtype)
+    return ((values * above).sum(1) + (count - above.sum(1)) * high[:, 0]) / count
+
+
 _RULES: Final[Mapping[str, Callable[[ScoreModule, Sequence[Tensor]], tuple[Tensor, ...]]]] = MappingProxyType(
-    {"cflow": _cflow, "fastflow": _fastflow, "uflow": _uflow, "csflow": _csflow}
+    {"cflow": _cflow, "fastflow": _fastflow, "uflow": _uflow, "csflow": _csflow, "msflow": _msflow}
 )
 
 

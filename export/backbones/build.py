@@ -1,0 +1,83 @@
+"""From the IR's backbone to a torch module."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import chain
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from flowedge.export.backbones.convolutional import Pyramid, convolutional_features, pad_by_reflection
+from flowedge.export.backbones.efficientnet import (
+    STATIC_PADDING,
+    fold_batch_norms,
+    pad_statically,
+    torchvision_names,
+)
+from flowedge.export.backbones.transformers import TRANSFORMERS, ResizedPair, TokenFeatures
+from flowedge.export.backbones.weights import fill
+from flowedge.export.graph import ir
+
+
+def module_from_backbone(backbone: ir.Backbone) -> nn.Module:
+    """The backbone, filled with its weights, in evaluation mode.
+
+    Its ``forward(image)`` takes ``(N, 3, H, W)`` and returns one ``(N, C, h, w)`` per level. What the taps do not
+    need is not built, and its weights are left out. The weights' memory is shared.
+
+    Raises:
+        CheckpointError: The network or a tap is unknown, or a weight is missing, unknown or of the wrong shape.
+    """
+    if backbone.network == "mcait":
+        return ResizedPair(*(_tokens(part) for part in _parts_of_mcait(backbone))).eval()
+    if backbone.network.startswith(TRANSFORMERS):
+        return _tokens(backbone)
+    features = convolutional_features(backbone.network, backbone.naming, backbone.taps)
+    renamed = backbone.naming == "efficientnet_pytorch"
+    weights = torchvision_names(backbone.weights) if renamed else backbone.weights
+    fill(features.network, weights, f"the backbone {backbone.network}", unused=features.unused)
+    features.eval()
+    if backbone.pyramid > 1:
+        fold_batch_norms(features.network)
+    if backbone.padding == "reflect":
+        pad_by_reflection(features.network)
+    elif backbone.padding in STATIC_PADDING:
+        pad_statically(features.network, backbone.padding)
+    return Pyramid(features, backbone.pyramid).eval() if backbone.pyramid > 1 else features
+
+
+def feature_shapes(module: nn.Module, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
+    """``(channels, height, width)`` of each feature map for an input of ``image_size``; nothing is computed.
+
+    Raises:
+        CheckpointError: The network does not take images of this size.
+    """
+    tensors = chain(module.named_parameters(), module.named_buffers())
+    shapes_only = {name: tensor.to("meta") for name, tensor in tensors}
+    with torch.inference_mode():
+        features = functional_call(module, shapes_only, torch.zeros(1, 3, *image_size, device="meta"))
+    return [(f.shape[1], f.shape[2], f.shape[3]) for f in features]
+
+
+def _tokens(backbone: ir.Backbone) -> TokenFeatures:
+    features = TokenFeatures(backbone.network, backbone.taps, final_norm=backbone.final_norm)
+    fill(features.network, backbone.weights, f"the backbone {backbone.network}", unused=features.unused)
+    return features.eval()
+
+
+def _parts_of_mcait(backbone: ir.Backbone) -> tuple[ir.Backbone, ir.Backbone]:
+    def part(network: str, prefix: str) -> ir.Backbone:
+        return dataclasses.replace(
+            backbone,
+            network=network,
+            taps=tuple(tap.removeprefix(prefix) for tap in backbone.taps if tap.startswith(prefix)),
+            weights={
+                name.removeprefix(prefix): array
+                for name, array in backbone.weights.items()
+                if name.startswith(prefix)
+            },
+        )
+
+    return part("cait_m48_448", "extractor1."), part("cait_s24_224", "extractor2.")

@@ -1,0 +1,195 @@
+"""Convolutional extractors: a network cut behind its taps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Final
+
+import timm
+from timm.models import EfficientNet
+from torch import Tensor, nn
+from torchvision import models
+
+from flowedge.errors import CheckpointError
+from flowedge.export.backbones.weights import unfilled
+
+_STRIDE: Final = 32  # of the one network that runs on a pyramid, EfficientNet-B5
+# Under the names that published state dicts have.
+_TORCHVISION: Final[Mapping[str, Callable[[], nn.Module]]] = MappingProxyType(
+    {
+        "efficientnet_b5": models.efficientnet_b5,
+        "mobilenet_v3_large": lambda: models.mobilenet_v3_large().features,
+        "mobilenet_v3_small": lambda: models.mobilenet_v3_small().features,
+    }
+)
+
+
+class StageFeatures(nn.Module):
+    """Whole stages of a network, as timm's ``features_only`` gives them, in the network's order.
+
+    Attributes:
+        network: The network up to the last tap; its names are those of anomalib's files.
+        unused: Names of tensors of the whole network that are not in ``network``.
+    """
+
+    def __init__(self, name: str, stages: Sequence[int]) -> None:
+        super().__init__()
+        self.network = unfilled(lambda: _stages(name, out_indices=sorted(stages)))
+        self.unused = _whole(name, "timm").state_dict().keys() - self.network.state_dict().keys()
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """``(N, 3, H, W)`` in, one ``(N, C, h, w)`` per tap out."""
+        return list(self.network(image))
+
+
+class StackFeatures(nn.Module):
+    """Outputs of any modules of a network that is one stack, for taps within a residual block.
+
+    Attributes:
+        network: What the taps need of the network, under its own names.
+        unused: Names of tensors of the whole network that are not in ``network``.
+    """
+
+    def __init__(self, name: str, naming: str, taps: Sequence[str]) -> None:
+        super().__init__()
+        network = _whole(name, naming)
+        stack = _stack(network)
+        owners = {tap: [layer for layer in stack if f"{tap}.".startswith(f"{layer}.")] for tap in taps}
+        missing = [tap for tap in taps if not owners[tap] or tap not in dict(network.named_modules())]
+        if missing:
+            raise unknown_taps(name, missing, stage_names(name) if naming == "timm" else stack)
+        self._taps = tuple(taps)
+        self._layers = stack[: 1 + max(stack.index(layer) for tap in taps for layer in owners[tap])]
+        whole = network.state_dict().keys()
+        _drop_all_but(network, self._layers)
+        self.network = network
+        self.unused = whole - network.state_dict().keys()
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """``(N, 3, H, W)`` in, one ``(N, C, h, w)`` per tap out, in the order of the taps."""
+        found: dict[str, Tensor] = {}
+
+        def keep(tap: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+            found[tap] = output
+
+        hooks = [
+            self.network.get_submodule(tap).register_forward_hook(partial(keep, tap)) for tap in self._taps
+        ]
+        try:
+            for layer in self._layers:
+                image = self.network.get_submodule(layer)(image)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [found[tap] for tap in self._taps]
+
+
+class Pyramid(nn.Module):
+    """One extractor on an image of several sizes, each made of every second pixel of the one before."""
+
+    def __init__(self, features: nn.Module, scales: int) -> None:
+        super().__init__()
+        self.features = features
+        self._scales = scales
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """``(N, 3, H, W)`` in; the features of the whole image, then those of the smaller ones.
+
+        Raises:
+            CheckpointError: The image's sides are not multiples of the coarsest features' stride.
+        """
+        height, width = image.shape[-2:]
+        stride = _STRIDE * 2 ** (self._scales - 1)
+        if height % stride or width % stride:
+            raise CheckpointError(
+                f"the image is {height}x{width} pixels; on {self._scales} scales its sides must be multiples of "
+                f"{stride}. Give others with --image-size."
+            )
+        return [
+            feature
+            for scale in range(self._scales)
+            for feature in self.features(image[..., :: 2**scale, :: 2**scale])
+        ]
+
+
+def convolutional_features(name: str, naming: str, taps: Sequence[str]) -> StageFeatures | StackFeatures:
+    """The extractor for these taps, unfilled.
+
+    Raises:
+        CheckpointError: The network or a tap is unknown.
+    """
+    stages = stage_names(name) if naming == "timm" else []
+    if set(taps) <= set(stages):
+        return StageFeatures(name, [stages.index(tap) for tap in taps])
+    return StackFeatures(name, naming, taps)
+
+
+def stage_names(name: str) -> list[str]:
+    """The stages of a timm network by the names of their modules, fine to coarse.
+
+    Raises:
+        CheckpointError: timm does not know the network, or it has no stages.
+    """
+    try:
+        probe: Any = unfilled(lambda: _stages(name))
+    except (RuntimeError, AttributeError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"timm cannot build the backbone {name!r} as a feature extractor: {error}. "
+            "Name the network with --set backbone=NAME."
+        ) from error
+    return list(probe.feature_info.module_name())
+
+
+def pad_by_reflection(module: nn.Module) -> None:
+    """Make every convolution that pads do so by reflection, as the official CFLOW's and MSFlow's ResNets do."""
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d) and any(conv.padding):
+            conv.padding_mode = "reflect"
+
+
+def unknown_taps(name: str, taps: Sequence[str], known: Sequence[str]) -> CheckpointError:
+    """The error for layers that a network does not have."""
+    return CheckpointError(
+        f"the backbone {name} has no layer {', '.join(taps)}; it has {', '.join(known)}. "
+        "Name the layers with --set layers=a,b,c."
+    )
+
+
+def _stages(name: str, **options: Any) -> nn.Module:
+    network: nn.Module = timm.create_model(
+        name, pretrained=False, features_only=True, exportable=True, **options
+    )
+    return network
+
+
+def _whole(name: str, naming: str) -> nn.Module:
+    if naming == "timm":
+        return unfilled(lambda: timm.create_model(name, pretrained=False, exportable=True))
+    if name not in _TORCHVISION:
+        raise CheckpointError(
+            f"the backbone {name!r} is none of torchvision's that are known here: {', '.join(_TORCHVISION)}. "
+            "Name the network with --set backbone=NAME."
+        )
+    return unfilled(_TORCHVISION[name])
+
+
+def _stack(network: nn.Module) -> list[str]:
+    """Names of the layers that a network runs one after the other; none if it is not known to be such a stack."""
+    match network:
+        case EfficientNet():
+            return ["conv_stem", "bn1", *(f"blocks.{index}" for index in range(len(network.blocks)))]
+        case models.EfficientNet():
+            return [f"features.{index}" for index in range(len(network.features))]
+        case nn.Sequential():
+            return [str(index) for index in range(len(network))]
+        case _:
+            return []
+
+
+def _drop_all_but(network: nn.Module, layers: Sequence[str]) -> None:
+    prefixes = tuple(f"{layer}." for layer in layers)
+    for name, module in list(network.named_modules()):
+        if next(module.parameters(recurse=False), None) is not None and not f"{name}.".startswith(prefixes):
+            network.set_submodule(name, nn.Identity())

@@ -1,0 +1,64 @@
+"""Which features each family takes of its network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from flowedge.errors import CheckpointError
+from flowedge.export.backbones.convolutional import stage_names
+from flowedge.export.backbones.transformers import TRANSFORMERS
+from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.graph import ir
+
+# The last block of FastFlow's transformers that runs (of 12 and of 48), and those of U-Flow's pair.
+_BLOCKS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "deit_base_distilled_patch16_384": ("blocks.7",),
+        "cait_m48_448": ("blocks.40",),
+        "mcait": ("extractor1.blocks.40", "extractor2.blocks.20"),
+    }
+)
+_EFFICIENTNET_TAP: Final = "features.6.8"  # the last block of stride 32 and 304 channels
+_SCALES: Final = 3
+_PREFIX: Final = "backbone."
+
+
+def backbone_from_checkpoint(checkpoint: Checkpoint) -> ir.Backbone:
+    """The checkpoint's feature extractor, with the taps that its family's official implementation has.
+
+    Raises:
+        CheckpointError: The family has no taps for this network.
+    """
+    network = str(checkpoint.hyperparameters["backbone"])
+    padding: Any = checkpoint.hyperparameters.get("padding", "zeros")
+    return ir.Backbone(
+        network=network,
+        taps=_taps(checkpoint, network),
+        padding="zeros" if padding == "symmetric" else padding,
+        weights={
+            name.removeprefix(_PREFIX): array
+            for name, array in checkpoint.tensors.items()
+            if name.startswith(_PREFIX)
+        },
+        naming=checkpoint.backbone_naming or "timm",
+        final_norm=checkpoint.family in ("fastflow", "uflow"),
+        pyramid=_SCALES if checkpoint.family == "csflow" else 1,
+    )
+
+
+def _taps(checkpoint: Checkpoint, network: str) -> tuple[str, ...]:
+    if checkpoint.family == "cflow":
+        layers: Any = checkpoint.hyperparameters["layers"]
+        return tuple(layers)
+    if checkpoint.family == "csflow":
+        return (_EFFICIENTNET_TAP,)
+    if network in _BLOCKS:
+        return _BLOCKS[network]
+    if network.startswith(TRANSFORMERS):
+        raise CheckpointError(
+            f"{checkpoint.file}: it is not known which block of {network} {checkpoint.family} takes; it is for "
+            f"{', '.join(_BLOCKS)}. Name the network with --set backbone=NAME."
+        )
+    return tuple(stage_names(network)[1:4])

@@ -1,0 +1,48 @@
+"""FastFlow (Yu et al., 2021): an unconditional two-dimensional flow over the feature maps of each level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from flowedge.export.checkpoints.record import Checkpoint, Tensors
+from flowedge.export.families.blocks import check_features, count_levels, steps_of_level
+from flowedge.export.graph import ir
+from flowedge.manifest import Scoring
+
+
+def flow_model(
+    checkpoint: Checkpoint,
+    backbone: ir.Backbone,
+    shapes: Sequence[tuple[int, int, int]],
+    image_size: tuple[int, int],
+) -> ir.FlowModel:
+    """The checkpoint as data; see `flowedge.export.families.family.BuildsFlowModel`."""
+    levels = count_levels(checkpoint.tensors)
+    check_features(checkpoint.tensors, backbone, shapes)
+    steps = [step for level in range(levels) for step in _steps(checkpoint, level)]
+    return ir.FlowModel(
+        family="fastflow",
+        image_size=image_size,
+        backbone=backbone,
+        levels=tuple(ir.Level(channels=c, height=h, width=w, feature_channels=c) for c, h, w in shapes),
+        steps=tuple(steps),
+        scoring=Scoring(normalisation="none"),
+    )
+
+
+def layer_norm(tensors: Tensors, level: int) -> Iterator[ir.LayerNorm]:
+    """The normalisation of a level's features, where the checkpoint has one (transformers have none)."""
+    if f"norms.{level}.weight" in tensors:
+        yield ir.LayerNorm(
+            stream=level,
+            weight=np.asarray(tensors[f"norms.{level}.weight"], np.float32),
+            bias=np.asarray(tensors[f"norms.{level}.bias"], np.float32),
+            eps=1e-5,
+        )
+
+
+def _steps(checkpoint: Checkpoint, level: int) -> Iterator[ir.Step]:
+    yield from layer_norm(checkpoint.tensors, level)
+    yield from steps_of_level(checkpoint, level, level)

@@ -1,0 +1,64 @@
+"""U-Flow (Tailanian, Pardo and Musé, 2022): a U of flow stages, from the coarsest level up to the finest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.families.blocks import block_channels, count_levels, steps_of_level
+from flowedge.export.families.fastflow import layer_norm
+from flowedge.export.graph import ir
+from flowedge.manifest import Scoring
+
+
+def flow_model(
+    checkpoint: Checkpoint,
+    backbone: ir.Backbone,
+    shapes: Sequence[tuple[int, int, int]],
+    image_size: tuple[int, int],
+) -> ir.FlowModel:
+    """The checkpoint as data; see `flowedge.export.families.family.BuildsFlowModel`.
+
+    Raises:
+        CheckpointError: The backbone's features do not fit the flow.
+    """
+    count = count_levels(checkpoint.tensors)
+    latents, steps = [0] * count, [n for level in range(count) for n in layer_norm(checkpoint.tensors, level)]
+    program: list[ir.Step] = list(steps)
+    width = 0
+    for level in reversed(range(count)):
+        width += shapes[level][0]
+        stage = block_channels(checkpoint.tensors, level)
+        if width != stage:
+            raise CheckpointError(
+                f"the flow's stage {level} takes {stage} channels, {backbone.network} gives it {width}. "
+                "Name the right network with --set backbone=NAME."
+            )
+        program += steps_of_level(checkpoint, level, level)
+        latents[level] = width
+        if level:
+            sent = 4 * (width // 8)
+            latents[level] = width - sent
+            program += _lift(level, count + level, width, sent)
+            width = sent // 4
+    return ir.FlowModel(
+        family="uflow",
+        image_size=image_size,
+        backbone=backbone,
+        levels=tuple(
+            ir.Level(channels=latent, height=height, width=columns, feature_channels=channels)
+            for latent, (channels, height, columns) in zip(latents, shapes, strict=True)
+        ),
+        steps=tuple(program),
+        scoring=Scoring(normalisation="none"),
+    )
+
+
+def _lift(level: int, scratch: int, width: int, sent: int) -> Iterator[ir.Step]:
+    """The first half of the channels goes up, twice as large, behind the next finer level's features."""
+    yield ir.Split(stream=level, into=scratch, send=np.arange(sent), keep=np.arange(sent, width))
+    yield ir.PixelShuffle(stream=scratch)
+    yield ir.Concat(stream=level - 1, other=scratch)
