@@ -1,0 +1,58 @@
+# Every target makes what it needs first; nothing is used from outside but Python 3.10 or newer.
+#
+#   make demo     the whole road on photographs that come with it, on the CPU, into demo-out/
+#   make test     the tests
+#   make check    lint, formatting and types
+#   make wheel    build the wheel and try it in an environment without torch
+#   make bench    speed against anomalib's own ONNX, into bench-out/ (anomalib gets an environment of its own)
+#   make venv     only the environment, .venv
+
+PYTHON ?= python3
+BIN := .venv/bin
+VENV := .venv/.complete
+PEER := .venv-peer/.complete
+
+.PHONY: demo test check wheel bench venv peer clean
+
+demo: $(VENV)
+	$(BIN)/flowedge demo --out demo-out
+
+test: $(VENV)
+	$(BIN)/pytest
+
+check: $(VENV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+wheel: $(VENV)
+	$(BIN)/python tests/contract/check_wheel.py
+
+bench: $(VENV) $(PEER)
+	PYTHONPATH=tests $(BIN)/python tests/bench/bench_cflow.py --peer .venv-peer/bin/python --out bench-out
+
+venv: $(VENV)
+
+peer: $(PEER)
+
+# pip learned --group in 25.1. pyright runs on Node.js, which its extra brings along.
+$(VENV): pyproject.toml
+	$(call new_environment,.venv)
+	$(BIN)/python -m pip install --quiet --editable '.[demo]' --group test --group check 'pyright[nodejs]'
+	touch $@
+
+$(PEER):
+	$(call new_environment,.venv-peer)
+	.venv-peer/bin/python -m pip install --quiet 'anomalib==2.7.*' onnx onnxscript onnxruntime
+	touch $@
+
+define new_environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	{ echo 'FlowEdge needs Python 3.10 or newer: make PYTHON=/path/to/python3.12' >&2; exit 1; }
+test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+endef
+
+clean:
+	rm -rf .venv .venv-peer build dist demo-out bench-out *.egg-info
