@@ -1,0 +1,232 @@
+"""FlowEdge's CFLOW graph against anomalib's own ONNX of the same checkpoint: speed, size and agreement.
+
+    make bench        or: PYTHONPATH=tests python tests/bench/bench_cflow.py --peer .venv-peer/bin/python
+
+fp32, ONNX Runtime on two threads, batch 1, 256x256. Every timing runs in a process of its own, and the two sides
+take turns, so that a noisy machine hurts both. The result is the median over the rounds of each round's median.
+What anomalib makes is kept in the output folder and used again. Nothing here passes or fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from bench.graph_facts import file_mb, multiply_accumulates, node_count
+from bench.time_onnx import THREADS, session_of
+from flowedge.bundle import open_bundle
+from flowedge.export.pipeline import ExportOptions, export_bundle, read_model
+from flowedge.manifest import Preprocessing
+
+HERE = Path(__file__).resolve().parent
+REAL = HERE.parents[2] / "shared/checkpoints/cflow_magnetic_tile.ckpt"  # beside the checkout
+MODELS = {"resnet18": "resnet18", "wide_resnet50_2": "wide_resnet50_2", "magnetic_tile": str(REAL)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model's numbers; times in ms, sizes in 10^6 bytes, shares and differences without a unit.
+
+    Attributes:
+        speed_up: The peer's time over FlowEdge's.
+        gmac: 10^9 multiply-accumulates of FlowEdge's graph.
+        share_of_peak: What FlowEdge's graph reaches of the machine's float32 matrix peak.
+        map_difference: Between the two maps, relative to the peer's largest value.
+        score_difference: The same of the scores.
+    """
+
+    model: str
+    peer_ms: float
+    flowedge_ms: float
+    backbone_ms: float
+    speed_up: float
+    peer_nodes: int
+    flowedge_nodes: int
+    peer_mb: float
+    flowedge_mb: float
+    gmac: float
+    share_of_peak: float
+    backbone_share_of_peak: float
+    map_difference: float
+    score_difference: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--peer", type=Path, required=True, help="Python of an environment with anomalib 2.7")
+    parser.add_argument("--out", type=Path, default=Path("bench-out"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    peak = json_from([sys.executable, HERE / "time_onnx.py", "--peak"])["gflops"]
+    print(f"float32 matrix peak on {THREADS} threads: {peak:.0f} GFLOP/s", flush=True)
+    rows = []
+    for name in options.models:
+        if MODELS[name].endswith(".ckpt") and not Path(MODELS[name]).exists():
+            print(f"{name}: skipped, {MODELS[name]} is not there", flush=True)
+            continue
+        rows.append(measure(name, options.out / name, options.peer, options.rounds, peak))
+        print(json.dumps(asdict(rows[-1])), flush=True)
+    write_results(options.out, rows, peak, options.rounds)
+
+
+def measure(name: str, folder: Path, peer_python: Path, rounds: int, peak: float) -> Row:
+    """Export with both sides, compare the answers, and time in turns."""
+    peer, checkpoint = folder / "model.onnx", folder / "model.ckpt"
+    if not peer.exists():
+        print(f"{name}: anomalib exports (minutes)", flush=True)
+        log = folder.with_suffix(".log")
+        with log.open("w", encoding="utf-8") as file:
+            command = map(str, [peer_python, HERE / "peer_cflow.py", MODELS[name], folder])
+            subprocess.run([*command], check=True, stdout=file, stderr=subprocess.STDOUT)
+    bundle = folder / "bundle.flowedge"
+    if not bundle.exists():
+        print(f"{name}: FlowEdge exports", flush=True)
+        export_bundle(checkpoint, bundle, ExportOptions())
+    ours = bundle / "model.onnx"
+    backbone = folder / "backbone.onnx"
+    read = read_model(checkpoint, ExportOptions())
+    export_backbone(read.backbone, backbone, read.model.image_size)
+
+    preprocessing = open_bundle(bundle).manifest.preprocessing
+    image = unit_image(read.model.image_size)
+    feeds = {peer: image, ours: normalised(image, preprocessing)}
+    map_difference, score_difference = differences(
+        answers(peer, feeds[peer]), answers(ours, feeds[ours]), read.checkpoint.post_processing
+    )
+    times: dict[Path, list[float]] = {peer: [], ours: [], backbone: []}
+    feeds[backbone] = feeds[ours]
+    for graph, feed in feeds.items():
+        np.save(graph.with_suffix(".npy") if graph != ours else folder / "ours.npy", feed)
+    for number in range(rounds):
+        for graph, taken in times.items():
+            feed_file = graph.with_suffix(".npy") if graph != ours else folder / "ours.npy"
+            taken.append(json_from([sys.executable, HERE / "time_onnx.py", graph, feed_file])["ms"])
+        shown = ", ".join(f"{taken[-1]:.1f}" for taken in times.values())
+        print(f"{name}: round {number + 1}: peer, FlowEdge, backbone: {shown} ms", flush=True)
+    peer_ms, ours_ms, backbone_ms = (statistics.median(taken) for taken in times.values())
+    gmac, backbone_gmac = multiply_accumulates(ours) / 1e9, multiply_accumulates(backbone) / 1e9
+    return Row(
+        model=name,
+        peer_ms=peer_ms,
+        flowedge_ms=ours_ms,
+        backbone_ms=backbone_ms,
+        speed_up=peer_ms / ours_ms,
+        peer_nodes=node_count(peer),
+        flowedge_nodes=node_count(ours),
+        peer_mb=file_mb(peer),
+        flowedge_mb=file_mb(ours),
+        gmac=gmac,
+        share_of_peak=2000 * gmac / ours_ms / peak,
+        backbone_share_of_peak=2000 * backbone_gmac / backbone_ms / peak,
+        map_difference=map_difference,
+        score_difference=score_difference,
+    )
+
+
+def export_backbone(backbone: torch.nn.Module, path: Path, size: tuple[int, int]) -> None:
+    """The feature extractor alone: what no lowering of the flow can make faster."""
+    example = (torch.zeros(1, 3, *size),)
+    torch.onnx.export(backbone, example, str(path), dynamo=True, opset_version=18, verbose=False)
+
+
+def unit_image(size: tuple[int, int]) -> NDArray[np.float32]:
+    """A textured picture with a blot, ``(1, 3, H, W)`` in [0, 1]."""
+    height, width = size
+    rng = np.random.default_rng(11)
+    rows, columns = np.mgrid[0:height, 0:width] / max(size)
+    waves = 0.5 + 0.2 * np.sin(40 * rows + 9 * columns) + 0.1 * rng.standard_normal((3, height, width))
+    blot = 0.4 * np.exp(-((rows - 0.6) ** 2 + (columns - 0.4) ** 2) / 0.002)
+    picture: NDArray[np.float32] = np.clip(waves - blot, 0, 1).astype(np.float32)
+    return picture[None]
+
+
+def normalised(image: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """The host's half of what anomalib's graph does itself; the image has the right size already."""
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
+    return np.asarray((image - mean) / std, np.float32)
+
+
+def answers(graph: Path, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    session = session_of(str(graph))
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, {session.get_inputs()[0].name: image}), strict=True))
+
+
+def differences(
+    peer: dict[str, NDArray[Any]], ours: dict[str, NDArray[Any]], fitted: Any
+) -> tuple[float, float]:
+    """Of the map and the score; ours goes through the 0..1 scaling that anomalib puts into its graph."""
+    found = []
+    for theirs, mine, part in (("anomaly_map", "anomaly_map", "pixel"), ("pred_score", "score", "image")):
+        want = peer[theirs].astype(np.float64).ravel()
+        got = ours[mine].astype(np.float64).ravel()
+        if fitted and f"{part}_max" in fitted:
+            low, high = fitted[f"{part}_min"], fitted[f"{part}_max"]
+            middle = fitted.get(f"{part}_threshold", (low + high) / 2)
+            got = np.clip((got - middle) / (high - low) + 0.5, 0, 1)
+        assert want.std() > 0 or want.size == 1, "the peer's map is constant, which proves nothing"
+        found.append(float(np.abs(got - want).max() / np.abs(want).max()))
+    return found[0], found[1]
+
+
+def json_from(command: list[str | Path]) -> dict[str, float]:
+    done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def write_results(out: Path, rows: list[Row], peak: float, rounds: int) -> None:
+    """``bench.json`` with everything, and ``bench.md``, the table of docs/results.md."""
+    facts = {
+        "processor": processor(),
+        "python": platform.python_version(),
+        "onnxruntime": ort.__version__,
+        "threads": THREADS,
+        "rounds": rounds,
+        "peak_gflops": peak,
+    }
+    (out / "bench.json").write_text(
+        json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=2) + "\n"
+    )
+    lines = [
+        f"{facts['processor']}, {THREADS} threads, ONNX Runtime {ort.__version__}, float32 matrix peak "
+        f"{peak:.0f} GFLOP/s, median of {rounds} rounds.",
+        "",
+        "| model | anomalib | FlowEdge | faster | backbone alone | nodes | files | GMAC | of the peak "
+        "| map, score differ by |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r.model} | {r.peer_ms:.1f} ms | {r.flowedge_ms:.1f} ms | {r.speed_up:.2f}x | {r.backbone_ms:.1f} ms "
+        f"| {r.peer_nodes:,} → {r.flowedge_nodes:,} | {r.peer_mb:.0f} → {r.flowedge_mb:.0f} MB | {r.gmac:.2f} "
+        f"| {r.share_of_peak:.0%} | {r.map_difference:.0e}, {r.score_difference:.0e} |"
+        for r in rows
+    ]
+    (out / "bench.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+def processor() -> str:
+    """The processor's name, as Linux tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The peer's side of the benchmark: anomalib writes a CFLOW checkpoint and its own ONNX of it.
+
+    .venv-peer/bin/python tests/bench/peer_cflow.py resnet18 FOLDER           a seeded random model
+    .venv-peer/bin/python tests/bench/peer_cflow.py path/to/model.ckpt FOLDER  an existing checkpoint
+
+Runs in an environment with anomalib 2.7 and without FlowEdge. Leaves ``model.ckpt`` and ``model.onnx`` (with
+``model.onnx.data``) in the folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from anomalib.models import Cflow  # type: ignore[import-not-found]
+
+INPUT_SIZE = (256, 256)
+SEED = 7
+
+
+def random_cflow(network: str) -> Any:
+    """An untrained model with nothing left at a neutral value, whose levels are spread as a trained one's are.
+
+    BatchNorm gets weights of its own (timm starts some at zero, which would switch whole branches off) and the
+    statistics of a few random images; the blocks' scales, offsets and biases are moved a little.
+    """
+    torch.manual_seed(SEED)
+    np.random.seed(SEED)
+    model = Cflow(backbone=network, layers=("layer2", "layer3", "layer4"), pre_trained=False)
+    with torch.no_grad():
+        encoder = model.model.encoder.train()
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.2)
+                module.momentum = None  # the mean over all images, not a moving one
+        for _ in range(4):
+            coarse = torch.rand(4, 3, 16, 16)
+            encoder(torch.nn.functional.interpolate(coarse, INPUT_SIZE, mode="bicubic") * 4 - 2)
+        encoder.eval()
+        for name, tensor in model.model.decoders.named_parameters():
+            if name.endswith(("global_scale", "global_offset", "bias")):
+                tensor += 0.05 * torch.randn_like(tensor)
+    return model.eval()
+
+
+def save_checkpoint(model: Any, path: Path) -> None:
+    """Write what Lightning's trainer writes for an anomalib model, without the trainer's own state."""
+    checkpoint = {
+        "epoch": 0,
+        "global_step": 0,
+        "state_dict": model.state_dict(),
+        "hparams_name": "kwargs",
+        "hyper_parameters": dict(model.hparams),
+    }
+    model.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+
+
+def main() -> None:
+    source, folder = sys.argv[1], Path(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "model.ckpt"
+    if source.endswith(".ckpt"):
+        shutil.copyfile(source, checkpoint)
+        checkpoint.chmod(0o644)
+        model = Cflow.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+    else:
+        model = random_cflow(source)
+        save_checkpoint(model, checkpoint)
+    written = model.to_onnx(folder, input_size=INPUT_SIZE)
+    for file in written.parent.glob(f"{written.name}*"):
+        file.replace(folder / file.name)
+
+
+if __name__ == "__main__":
+    main()
