@@ -88,6 +88,11 @@ def uflow_tensors(state: State) -> FamilyTensors:
     for stage in range(levels):
         nodes = [blocks[n] for n in expected[stage * steps : (stage + 1) * steps]]
         flow |= level_tensors(levels - 1 - stage, nodes)
+    for stage, number in enumerate(kernels):
+        name = f"up.{levels - 1 - stage}.downsample_kernel"
+        flow |= arrays_of({name: state[f"flow.module_list.{number}.downsample_kernel"]})
+        if flow[name].ndim != 4 or flow[name].shape[1:] != (1, 2, 2) or len(flow[name]) % 4:
+            raise CheckpointError(f"{name} has shape {flow[name].shape}, expected (4 g, 1, 2, 2).")
     extractors = without_prefix(state, "feature_extractor.")
     norms = _norms(without_prefix(extractors, "feature_normalizations."), None)
     if any(name.startswith("extractor1.") for name in extractors):

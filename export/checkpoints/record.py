@@ -15,6 +15,9 @@ Names of `Checkpoint.tensors` (l counts levels from fine, 0, to coarse; k counts
     a convolution, a layer norm ``(C,)`` and a convolution. Shapes are checked: C is the same for all blocks of a
     level, the first layer takes ``ceil(C/2)`` channels and the condition, the last gives ``2 * floor(C/2)``.
     The number of blocks may differ between levels.
+``up.{l}.downsample_kernel`` (U-Flow), float32 ``(4g, 1, 2, 2)``
+    The kernel of the up-sampling that takes 4g channels of level l to g of level l - 1: a constant of FrEIA, which
+    makes it a pixel shuffle, but stored and loaded like a weight.
 ``norms.{l}.weight``, ``norms.{l}.bias`` (FastFlow and U-Flow with a convolutional extractor), ``(C, H, W)``
     The layer norm of level l's features.
 ``fusion.perm.{l}`` (MSFlow), int64 ``(C,)``

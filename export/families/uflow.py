@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from flowedge.errors import CheckpointError
-from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.checkpoints.record import Checkpoint, Tensors
 from flowedge.export.families.blocks import block_channels, count_levels, steps_of_level
 from flowedge.export.families.fastflow import layer_norm
 from flowedge.export.graph import ir
@@ -42,7 +42,7 @@ def flow_model(
         if level:
             sent = 4 * (width // 8)
             latents[level] = width - sent
-            program += _lift(level, count + level, width, sent)
+            program += _lift(checkpoint.tensors, level, count + level, width)
             width = sent // 4
     return ir.FlowModel(
         family="uflow",
@@ -57,8 +57,25 @@ def flow_model(
     )
 
 
-def _lift(level: int, scratch: int, width: int, sent: int) -> Iterator[ir.Step]:
+def _lift(tensors: Tensors, level: int, scratch: int, width: int) -> Iterator[ir.Step]:
     """The first half of the channels goes up, twice as large, behind the next finer level's features."""
+    sent = 4 * (width // 8)
     yield ir.Split(stream=level, into=scratch, send=np.arange(sent), keep=np.arange(sent, width))
+    mixing = _mixing(np.asarray(tensors[f"up.{level}.downsample_kernel"], np.float32))
+    if not np.array_equal(mixing, np.eye(sent)):
+        yield ir.ChannelMap(stream=scratch, matrix=mixing)
     yield ir.PixelShuffle(stream=scratch)
     yield ir.Concat(stream=level - 1, other=scratch)
+
+
+def _mixing(kernel: ir.Array) -> ir.Array:
+    """The up-sampling's kernel ``(4g, 1, 2, 2)`` as a matrix in front of a pixel shuffle, ``(4g, 4g)``.
+
+    Output pixel (a, b) of channel g is the sum over j of ``kernel[4g + j, 0, a, b] x[4g + j]``. FrEIA's own kernel
+    gives the identity.
+    """
+    size = len(kernel)
+    matrix = np.zeros((size, size), np.float32)
+    for first in range(0, size, 4):
+        matrix[first : first + 4, first : first + 4] = kernel[first : first + 4].reshape(4, 4).T
+    return matrix

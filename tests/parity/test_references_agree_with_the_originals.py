@@ -150,16 +150,7 @@ def checkpoint_of(golden: Path, family: Family) -> Checkpoint:
     record = RECORDS[family]
     folder = golden / f"{family}_official"
     weights = folder / record.backbone_weights if record.backbone_weights else None
-    checkpoint = with_backbone(read_checkpoint(folder / record.file, settings=record.settings), weights)
-    return with_stored_kernels(checkpoint, folder / record.file) if family == "uflow" else checkpoint
-
-
-def with_stored_kernels(checkpoint: Checkpoint, file: Path) -> Checkpoint:
-    """The record and the up-sampling kernels of the U-Flow file, which come coarse to fine."""
-    state = torch.load(file, weights_only=True)["state_dict"]
-    stored = [tensor.numpy() for name, tensor in state.items() if name.endswith(".downsample_kernel")]
-    kernels = {f"up.{len(stored) - n}.downsample_kernel": kernel for n, kernel in enumerate(stored)}
-    return dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, **kernels})
+    return with_backbone(read_checkpoint(folder / record.file, settings=record.settings), weights)
 
 
 def difference(got: Tensor | Floats, wanted: Floats) -> float:
@@ -227,15 +218,6 @@ def test_only_msflow_has_a_multiplied_map_and_it_is_the_originals(answered: Answ
         error = difference(multiplied, answered.golden["map_mul"])
         print(f"msflow multiplied map: {error:.1e}")
         assert error < answered.limit
-
-
-@pytest.mark.xfail(strict=True, reason="the reader drops the kernels as constants; this file's are not")
-def test_a_uflow_record_keeps_upsampling_kernels_that_are_no_pixel_shuffle(golden: Path) -> None:
-    file = golden / "uflow_official" / RECORDS["uflow"].file
-    checkpoint = read_checkpoint(file)
-    for name, kernel in with_stored_kernels(checkpoint, file).tensors.items():
-        if name.startswith("up."):
-            np.testing.assert_array_equal(checkpoint.tensors[name], kernel)
 
 
 # --- what the records do not exercise, by ways that must give the same answers --------------------------------
