@@ -1,0 +1,157 @@
+"""The demo's report: one HTML page with everything in it, so that it opens offline and can be sent by mail."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import cv2
+import jinja2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flowedge import __version__
+from flowedge.demo.page import PAGE
+from flowedge.demo.record import DemoResult, Inspected
+from flowedge.manifest import Manifest
+
+_SHOWN_PER_KIND: Final = 6
+_BINS: Final = 24
+_PLOT_WIDTH, _PLOT_HEIGHT = 720, 180
+
+_LIMITS: Final = (
+    "The defects are painted in. The report shows that every step of the road works, not how well a detector "
+    "would do on a real line.",
+    "All images are crops of one 512x512 photograph, and crops of one set overlap: 100 test images are far from "
+    "100 independent parts. Training, calibration and test crops share no pixel.",
+    "The thresholds were fitted on good calibration images only; no test image was used for them. The best F1 "
+    "before calibration is taken on the test images themselves, because there is no threshold yet.",
+    "The flow was trained for about a minute on a CPU. It was trained by FlowEdge in FrEIA's modules; anomalib "
+    "only lent the checkpoint's layout.",
+    "Times are wall-clock times of this machine, with whatever else it was doing.",
+)
+
+
+class Bar(NamedTuple):
+    """One rectangle of the histogram, in the drawing's units."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    kind: str
+
+
+class Histogram(NamedTuple):
+    """The image scores of the test set as a drawing: bars stacked per bin, good ones below."""
+
+    width: int
+    height: int
+    bars: tuple[Bar, ...]
+    threshold_x: float
+    low: float
+    high: float
+    largest_count: int
+
+
+def write_report(path: Path, result: DemoResult, manifest: Manifest, inspected: Sequence[Inspected]) -> None:
+    """Write the page.
+
+    Args:
+        path: The HTML file.
+        result: What was measured.
+        manifest: The calibrated bundle's.
+        inspected: The test images in fp32.
+    """
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"jpeg": _jpeg, "png": _png, "number": _number}
+    threshold = manifest.graph("fp32").thresholds.image
+    assert threshold is not None
+    page = environment.from_string(PAGE).render(
+        result=result,
+        manifest=manifest,
+        calibrated=next(one for one in result.measured if one.normalisation == "fixed_reference"),
+        kinds={
+            label: [one for one in inspected if one.label == label][:_SHOWN_PER_KIND]
+            for label in sorted({one.label for one in inspected}, key=lambda label: (label == "good", label))
+        },
+        wrong=[one for one in inspected if one.is_wrong],
+        inspected=inspected,
+        histogram=histogram_of(inspected, threshold.value),
+        limits=_LIMITS,
+        machine=_machine(),
+        seconds=sum(step.seconds for step in result.steps),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def histogram_of(inspected: Sequence[Inspected], threshold: float) -> Histogram:
+    """Count the image scores in equal bins from the smallest to the largest, threshold included.
+
+    Args:
+        inspected: At least one image.
+        threshold: The image threshold.
+    """
+    scores = np.array([one.score for one in inspected])
+    defective = np.array([one.is_defective for one in inspected])
+    low, high = min(float(scores.min()), threshold), max(float(scores.max()), threshold)
+    high = high if high > low else low + 1.0
+    good, _ = np.histogram(scores[~defective], _BINS, (low, high))
+    bad, _ = np.histogram(scores[defective], _BINS, (low, high))
+    largest = int((good + bad).max())
+    step = _PLOT_WIDTH / _BINS
+    unit = _PLOT_HEIGHT / largest
+    bars: list[Bar] = []
+    for number, (below, above) in enumerate(zip(good.tolist(), bad.tolist(), strict=True)):
+        top = _PLOT_HEIGHT
+        for count, kind in ((below, "good"), (above, "bad")):
+            if count:
+                top -= count * unit
+                bars.append(
+                    Bar(round(number * step + 1, 1), round(top, 1), step - 2, round(count * unit, 1), kind)
+                )
+    return Histogram(
+        width=_PLOT_WIDTH,
+        height=_PLOT_HEIGHT,
+        bars=tuple(bars),
+        threshold_x=round((threshold - low) / (high - low) * _PLOT_WIDTH, 1),
+        low=low,
+        high=high,
+        largest_count=largest,
+    )
+
+
+def _machine() -> dict[str, str]:
+    return {
+        "FlowEdge": __version__,
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "CPUs": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _jpeg(image: NDArray[np.uint8]) -> str:
+    return _inlined("jpeg", image, (cv2.IMWRITE_JPEG_QUALITY, 85))
+
+
+def _png(image: NDArray[np.uint8]) -> str:
+    return _inlined("png", image, ())
+
+
+def _inlined(kind: str, image: NDArray[np.uint8], options: Iterable[int]) -> str:
+    """The picture as a ``data:`` address."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    encoded, data = cv2.imencode(f".{kind}", bgr, list(options))
+    assert encoded
+    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode('ascii')}"

@@ -1,0 +1,237 @@
+"""The whole road: photographs, training, export, verification, calibration, inspection and a report."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+import flowedge
+from flowedge.bundle import Bundle
+from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle
+from flowedge.calibration.dataset import Dataset, Sample, read_dataset, read_mask
+from flowedge.calibration.evaluation import evaluate, mask_on_map
+from flowedge.demo.photos import PhotoPlan, write_photos
+from flowedge.demo.record import DemoResult, Inspected, Measured, Step, Verified
+from flowedge.demo.report import write_report
+from flowedge.demo.train import TrainPlan, train_cflow
+from flowedge.errors import ExportError, FlowEdgeError
+from flowedge.export.parity import compare_with_checkpoint
+from flowedge.export.pipeline import ExportOptions, export_bundle
+from flowedge.runtime.detector import Result
+from flowedge.runtime.images import read_image
+from flowedge.runtime.render import outline, overlay, write_png
+from flowedge.runtime.verify import verify_bundle
+
+PHOTOS: Final = "photos"
+CHECKPOINT: Final = "cflow_demo.ckpt"
+BUNDLE: Final = "cflow_demo.flowedge"
+INSPECTED: Final = "inspected"
+REPORT: Final = "report.html"
+
+_MADE: Final = (PHOTOS, CHECKPOINT, BUNDLE, INSPECTED, REPORT)
+_MARKER: Final = ".flowedge-demo"
+_PRECISIONS: Final = ("fp32", "fp16")
+_COMPARED_PHOTOS: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoPlan:
+    """How large the demo is; the default takes about three minutes on two cores."""
+
+    photos: PhotoPlan = field(default_factory=PhotoPlan)
+    training: TrainPlan = field(default_factory=TrainPlan)
+
+
+def run_demo(
+    out: Path,
+    say: Callable[[str], None],
+    plan: DemoPlan = DemoPlan(),
+) -> DemoResult:
+    """Go the whole road on the CPU; nothing is fetched.
+
+    Args:
+        out: Where everything goes; made where it is not there. What an earlier demo left in it is replaced.
+        say: Told one line after each step.
+        plan: How large.
+
+    Raises:
+        FlowEdgeError: ``out`` holds other things than a demo's, or a step cannot be done.
+    """
+    _prepare(out)
+    clock = _Clock(say)
+    with clock.step("photographs") as found:
+        photos = write_photos(out / PHOTOS, plan.photos)
+        dataset = read_dataset(photos.root)
+        defective = sum(sample.is_anomalous for sample in dataset.samples)
+        found.append(f"{len(photos.train)} good to train on, {len(photos.calibration)} good to calibrate on")
+        found.append(f"{len(dataset.samples) - defective} good and {defective} defective to test on")
+    with clock.step("training") as found:
+        training = train_cflow(photos.train, out / CHECKPOINT, plan.training)
+        found.extend(
+            f"{one.layer} {one.first_nll:.2f} to {one.last_nll:.2f} nats/channel" for one in training
+        )
+    with clock.step("export") as found:
+        bundle = export_bundle(out / CHECKPOINT, out / BUNDLE, ExportOptions(fp16=True)).bundle
+        found.extend(
+            f"{graph.precision} {bundle.graph_path(graph.precision).stat().st_size / 1e6:.1f} MB"
+            for graph in bundle.manifest.graphs
+        )
+    with clock.step("verification") as found:
+        compared = [sample.path for sample in dataset.samples if sample.is_anomalous]
+        compared = compared[:: -(-len(compared) // _COMPARED_PHOTOS)]
+        verified = tuple(
+            _verified(bundle, out / CHECKPOINT, precision, compared) for precision in _PRECISIONS
+        )
+        found.extend(_worst(one) for one in verified)
+    with clock.step("test before calibration") as found:
+        before = tuple(_measured(bundle, precision, dataset) for precision in _PRECISIONS)
+        found.extend(map(_metrics, before))
+    with clock.step("calibration") as found:
+        bundle = calibrate_bundle(bundle, photos.calibration, request=ThresholdRequest()).bundle
+        for graph in bundle.manifest.graphs:
+            assert graph.thresholds.image is not None
+            found.append(f"{graph.precision} image threshold {graph.thresholds.image.value:.4f}")
+    with clock.step("test after calibration") as found:
+        after = tuple(_measured(bundle, precision, dataset) for precision in _PRECISIONS)
+        found.extend(map(_metrics, after))
+    with clock.step("inspection") as found:
+        inspected = _inspect(bundle, dataset, out / INSPECTED)
+        found.append(f"{len(inspected)} overlays in {out / INSPECTED}")
+        wrong = sum(one.is_wrong for one in inspected)
+        found.append(f"{wrong} wrong verdicts of {len(inspected)}")
+    result = DemoResult(
+        report=str(out / REPORT),
+        photos=str(photos.root),
+        checkpoint=str(out / CHECKPOINT),
+        bundle=str(bundle.path),
+        steps=tuple(clock.steps),
+        training=training,
+        verified=verified,
+        measured=before + after,
+    )
+    write_report(out / REPORT, result, bundle.manifest, inspected)
+    return result
+
+
+class _Clock:
+    """Times the steps and says what each came to."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.steps: list[Step] = []
+        self._say = say
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[list[str]]:
+        """Put what was found into the list."""
+        found: list[str] = []
+        start = time.perf_counter()
+        yield found
+        step = Step(name=name, found="; ".join(found), seconds=time.perf_counter() - start)
+        self.steps.append(step)
+        self._say(f"{step.name}, {step.seconds:.1f} s: {step.found}")
+
+
+def _prepare(out: Path) -> None:
+    """Make the folder, or clear what an earlier demo left in it."""
+    marker = out / _MARKER
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()) and not marker.is_file():
+            raise FlowEdgeError(
+                f"{out} holds files that no demo made, and the demo does not write among them. "
+                "Name another folder with --out."
+            )
+        marker.write_text(f"flowedge demo replaces these when it runs again: {', '.join(_MADE)}\n")
+        for name in _MADE:
+            if (out / name).is_dir() and not (out / name).is_symlink():
+                shutil.rmtree(out / name)
+            else:
+                (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise FlowEdgeError(
+            f"cannot write to {out}: {error.strerror}. Name another folder with --out."
+        ) from error
+
+
+def _verified(bundle: Bundle, checkpoint: Path, precision: str, photos: Sequence[Path]) -> Verified:
+    """The self-test, and the original network in FrEIA and timm on test photographs."""
+    checks = verify_bundle(bundle, precision=precision)
+    checks += compare_with_checkpoint(bundle, checkpoint, images=photos, precision=precision)
+    failed = [check.name for check in checks if not check.passed]
+    if failed:
+        raise ExportError(
+            f"the {precision} graph differs from the network it was made from: {', '.join(failed)}. "
+            "Please report this, with the versions that flowedge doctor lists."
+        )
+    return Verified(precision=precision, checks=checks)
+
+
+def _worst(verified: Verified) -> str:
+    return f"{verified.precision} worst difference {max(check.value for check in verified.checks):.1e}"
+
+
+def _measured(bundle: Bundle, precision: str, dataset: Dataset) -> Measured:
+    with flowedge.load(bundle.path, precision=precision) as detector:
+        evaluation = evaluate(detector, dataset, thresholds=detector.thresholds)
+    normalisation = bundle.manifest.graph(precision).scoring.normalisation
+    return Measured(precision=precision, normalisation=normalisation, evaluation=evaluation)
+
+
+def _metrics(measured: Measured) -> str:
+    found = measured.evaluation
+    assert found.image_auroc is not None
+    assert found.pixel_auroc is not None
+    assert found.aupro is not None
+    return (
+        f"{measured.precision} image AUROC {found.image_auroc:.3f}, pixel AUROC {found.pixel_auroc:.3f}, "
+        f"AUPRO {found.aupro:.3f}"
+    )
+
+
+def _inspect(bundle: Bundle, dataset: Dataset, out: Path) -> list[Inspected]:
+    """Every test image in fp32; the overlays share one scale of colours, so that they can be compared."""
+    with flowedge.load(bundle.path) as detector:
+        found = [(sample, read_image(sample.path)) for sample in dataset.samples]
+        results = [detector(frame) for _, frame in found]
+        low = float(np.median([np.median(result.network_map) for result in results]))
+        high = max(result.score for result in results)
+    inspected: list[Inspected] = []
+    for (sample, frame), result in zip(found, results, strict=True):
+        one = _drawn(sample, frame, result, low, high)
+        folder = out / sample.label
+        folder.mkdir(parents=True, exist_ok=True)
+        write_png(folder / f"{sample.path.stem}.overlay.png", one.overlay)
+        inspected.append(one)
+    return inspected
+
+
+def _drawn(sample: Sample, frame: NDArray[np.uint8], result: Result, low: float, high: float) -> Inspected:
+    """One test image at the size of its anomaly map, which is finer than these small photographs."""
+    height, width = result.network_map.shape
+    photo = np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+    truth = np.zeros((height, width), np.uint8)
+    if sample.mask is not None:
+        placed = mask_on_map(read_mask(sample.mask, frame), result.preprocessing, (height, width))
+        truth[placed] = 255
+    picture = overlay(photo, result.network_map, low, high)
+    if result.pixel_threshold is not None:
+        found = (result.network_map > result.pixel_threshold.value).astype(np.uint8)
+        picture = outline(picture, found, colour=(255, 255, 255), width_px=1)
+    return Inspected(
+        label=sample.label,
+        name=sample.path.name,
+        score=result.score,
+        verdict=result.verdict,
+        photo=photo,
+        truth=truth,
+        overlay=picture,
+    )

