@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+
+from support.command_line import flowedge
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -16,3 +19,54 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the shared records (../shared) are not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CFLOW of 3 MB for 64x64 pixels with random weights."""
+    from support.small_cflow import write_small_cflow  # torch and timm, which most tests do without
+
+    return write_small_cflow(tmp_path_factory.mktemp("small") / "small.ckpt")
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_checkpoint: Path) -> Path:
+    """Its bundle; copy it before changing it."""
+    bundle = small_checkpoint.with_suffix(".flowedge")
+    done = flowedge("export", small_checkpoint, "-o", bundle)
+    assert done.status == 0, done.stderr
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def tile_checkpoint(shared: Path) -> Path:
+    """A CFLOW that anomalib trained on photographs of magnetic tiles."""
+    checkpoint = shared / "checkpoints" / "cflow_magnetic_tile.ckpt"
+    if not checkpoint.is_file():
+        pytest.skip("the magnetic tile checkpoint (../shared/checkpoints) is not beside this checkout")
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiles(shared: Path) -> Path:
+    """The photographs, in MVTec AD's layout."""
+    return shared / "data" / "magnetic_tile"
+
+
+@pytest.fixture(scope="session")
+def tile_bundle(tile_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle as exported: each image is normalised by its own maximum. Copy it before changing it."""
+    bundle = tmp_path_factory.mktemp("tile") / "tile.flowedge"
+    done = flowedge("export", tile_checkpoint, "-o", bundle)
+    assert done.status == 0, done.stderr
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def calibrated_tile_bundle(tile_bundle: Path, tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, calibrated on the good training images."""
+    bundle = tmp_path_factory.mktemp("calibrated") / "tile.flowedge"
+    shutil.copytree(tile_bundle, bundle)
+    done = flowedge("calibrate", bundle, "--data", tiles / "train" / "good")
+    assert done.status == 0, done.stderr
+    return bundle

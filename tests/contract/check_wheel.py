@@ -52,11 +52,11 @@ def build(dist: Path) -> Path:
 
 
 def check_contents(wheel: Path) -> None:
-    """The wheel holds every module of the checkout, under the name it is imported as, and nothing else."""
-    expected = {"flowedge/py.typed"}
+    """The wheel holds every file of the four folders, under the name it is imported as, and nothing else."""
+    expected = set()
     for root, package in ROOTS.items():
         for file in (REPOSITORY / root).rglob("*"):  # rglob does not follow the links
-            if file.suffix in {".py", ".png", ".jpg"} and file.is_file():
+            if file.is_file() and not file.is_symlink() and file.parent.name != "__pycache__":
                 expected.add(f"{package}/{file.relative_to(REPOSITORY / root).as_posix()}")
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}

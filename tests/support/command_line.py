@@ -1,0 +1,39 @@
+"""The command line in this process: what it prints and its exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from flowedge.cli import main
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def flowedge(*arguments: str | Path, cwd: Path | None = None) -> Finished:
+    """Run ``flowedge ARGUMENTS`` as the installed command does; an exception that it would show is raised."""
+    out, err = io.StringIO(), io.StringIO()
+    before = Path.cwd()
+    arguments_seen = mock.patch.object(sys, "argv", ["flowedge", *map(str, arguments)])
+    status = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), arguments_seen:
+        try:
+            os.chdir(cwd or before)
+            main()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            os.chdir(before)
+    return Finished(status, out.getvalue(), err.getvalue())
