@@ -230,9 +230,7 @@ class _Energy(nn.Module):
         super().__init__()
         scale = level.latent_scale
         squared = None if scale is None else (scale.astype(np.float64) ** 2).astype(np.float32)
-        self.weight = (
-            None if squared is None else parameter(squared[None, :, None, None])
-        )
+        self.weight = None if squared is None else parameter(squared[None, :, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
         square = x * x

@@ -47,6 +47,7 @@ CORE = ["flowedge", "flowedge.errors", "flowedge.manifest", "flowedge.bundle", "
 CORE += ["flowedge.geometry"]
 RUNTIME = modules_of("runtime", "flowedge.runtime")
 CALIBRATION = modules_of("calibration", "flowedge.calibration")
+GRAPH_EDITORS = ["flowedge.calibration.fp16"]  # run where graphs are made, which has the onnx package
 
 
 def test_the_modules_were_found() -> None:
@@ -60,7 +61,7 @@ def test_the_modules_were_found() -> None:
         ["flowedge"],
         CORE,
         [name for name in RUNTIME if not name.startswith(ENGINE_FILES)],
-        CALIBRATION,
+        [name for name in CALIBRATION if name not in GRAPH_EDITORS],
     ],
     ids=["flowedge", "core", "runtime", "calibration"],
 )
@@ -71,6 +72,11 @@ def test_no_heavy_package_and_no_engine_is_loaded(modules: list[str]) -> None:
 @pytest.mark.parametrize("module", [name for name in RUNTIME if name.startswith(ENGINE_FILES)])
 def test_an_engines_file_loads_its_own_library_and_nothing_heavy(module: str) -> None:
     assert loaded_by([module]) & HEAVY == set()
+
+
+@pytest.mark.parametrize("module", GRAPH_EDITORS)
+def test_a_graph_editor_loads_onnx_and_no_framework(module: str) -> None:
+    assert loaded_by([module]) & (HEAVY | ENGINE_LIBRARIES) == {"onnx"}
 
 
 def test_flowedge_alone_loads_not_even_numpy() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import numpy as np
@@ -88,10 +89,168 @@ def _block(
 def random_features(seed: int, model: ir.FlowModel, batch: int = 2) -> list[NDArray[np.float64]]:
     """Features for each level, ``(batch, C, h, w)``, offset from zero as features behind a ReLU are."""
     rng = np.random.default_rng(seed + 1)
+    pooled = 2 if model.family == "msflow" else 1
     return [
-        rng.standard_normal((batch, lv.feature_channels, lv.height, lv.width)) + 0.5 for lv in model.levels
+        rng.standard_normal((batch, lv.feature_channels, pooled * lv.height, pooled * lv.width)) + 0.5
+        for lv in model.levels
     ]
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> ir.Array:
     return (scale * rng.standard_normal(shape)).astype(np.float32)
+
+
+def random_uflow(seed: int) -> ir.FlowModel:
+    """Two stages joined by split, a mixing matrix, pixel shuffle and concat; layer norms in front."""
+    rng = np.random.default_rng(seed)
+    sizes = ((3, 6, 4), (11, 3, 2))  # the coarse stage sends 4 * floor(11 / 8) = 4 channels, which become 1
+    steps: list[ir.Step] = [
+        ir.LayerNorm(stream=n, weight=_normal(rng, size, 1.0), bias=_normal(rng, size, 0.5), eps=1e-5)
+        for n, size in enumerate(sizes)
+    ]
+    for kernel in (3, 1):
+        steps += _convolutional_block(rng, 1, 11, kernel)
+    steps += [
+        ir.Split(stream=1, into=3, send=np.arange(4), keep=np.arange(4, 11)),
+        ir.ChannelMap(stream=3, matrix=random_orthogonal(rng, 4)),
+        ir.PixelShuffle(stream=3),
+        ir.Concat(stream=0, other=3),
+    ]
+    for kernel in (3, 1, 3):
+        steps += _convolutional_block(rng, 0, 4, kernel)
+    return ir.FlowModel(
+        family="uflow",
+        image_size=(24, 16),
+        backbone=_NO_BACKBONE,
+        levels=(
+            ir.Level(channels=4, height=6, width=4, feature_channels=3),
+            ir.Level(channels=7, height=3, width=2, feature_channels=11),
+        ),
+        steps=tuple(steps),
+        scoring=Scoring(normalisation="none"),
+    )
+
+
+def random_msflow(seed: int) -> ir.FlowModel:
+    """Pooling, conditional blocks with padded convolutions and channel norms, then the fusion coupling."""
+    rng = np.random.default_rng(seed)
+    widths, sizes = (6, 5), ((8, 6), (4, 3))
+    steps: list[ir.Step] = []
+    for stream, width in enumerate(widths):
+        steps.append(ir.Pool(stream=stream, kind="avg"))
+        for _ in range(2):
+            steps += _convolutional_block(rng, stream, width, 3, condition=4, norm=True)
+        steps.append(ir.ChannelMap(stream=stream, index=rng.permutation(width)))
+
+    def net(halves: list[int]) -> ir.FusionNet:
+        inputs = [width - half for width, half in zip(widths, halves, strict=True)]
+        total, middle = sum(inputs), 3
+        return ir.FusionNet(
+            conv1=_conv(rng, middle, total),
+            norm=ir.ChannelNorm(
+                weight=_normal(rng, (middle,), 1.0), bias=_normal(rng, (middle,), 1.0), eps=1e-5
+            ),
+            conv2=_conv(rng, total, middle),
+            heads=tuple(
+                (_conv(rng, half, given), _conv(rng, half, given))
+                for half, given in zip(halves, inputs, strict=True)
+            ),
+        )
+
+    first = [width // 2 for width in widths]
+    second = [width - half for width, half in zip(widths, first, strict=True)]
+    steps.append(_two_sided(widths, net(second), net(first), 1.9))
+    return ir.FlowModel(
+        family="msflow",
+        image_size=(32, 24),
+        backbone=_NO_BACKBONE,
+        levels=tuple(
+            ir.Level(channels=c, height=h, width=w, feature_channels=c)
+            for c, (h, w) in zip(widths, sizes, strict=True)
+        ),
+        steps=tuple(steps),
+        scoring=Scoring(normalisation="per_image", top_fraction=0.03),
+    )
+
+
+def random_csflow(seed: int) -> ir.FlowModel:
+    """Three scales, permutations, and two cross-scale couplings of different kernels."""
+    rng = np.random.default_rng(seed)
+    width, hidden, sizes = 7, 5, ((8, 4), (4, 2), (2, 1))
+    steps: list[ir.Step] = []
+    for kernel in (3, 1):
+
+        def net(inputs: int, outputs: int, kernel: int = kernel) -> ir.CrossScaleNet:
+            def route(source: int, stride: int = 1) -> ir.Route:
+                return ir.Route(sources=(source,), conv=_conv(rng, outputs, hidden, kernel), stride=stride)
+
+            return ir.CrossScaleNet(
+                inner=tuple(_conv(rng, hidden, inputs, kernel) for _ in range(3)),
+                routes=((route(0), route(1)), (route(1), route(2), route(0, 2)), (route(2), route(1, 2))),
+                gains=(0.7, -0.4, 1.3),
+            )
+
+        steps += [ir.ChannelMap(stream=n, index=rng.permutation(width)) for n in range(3)]
+        first, second = width // 2, width - width // 2
+        steps.append(_two_sided((width,) * 3, net(first, 2 * second), net(second, 2 * first), 3.0))
+    return ir.FlowModel(
+        family="csflow",
+        image_size=(32, 16),
+        backbone=_NO_BACKBONE,
+        levels=tuple(ir.Level(channels=width, height=h, width=w, feature_channels=width) for h, w in sizes),
+        steps=tuple(steps),
+        scoring=Scoring(normalisation="none", csflow_map="product"),
+    )
+
+
+_NO_BACKBONE = ir.Backbone(network="none", taps=(), padding="zeros", weights={})
+
+
+def _two_sided(
+    widths: tuple[int, ...],
+    net1: ir.CrossScaleNet | ir.FusionNet,
+    net2: ir.CrossScaleNet | ir.FusionNet,
+    kappa: float,
+) -> ir.TwoSidedCoupling:
+    return ir.TwoSidedCoupling(
+        streams=tuple(range(len(widths))),
+        first=tuple(np.arange(width // 2) for width in widths),
+        second=tuple(np.arange(width // 2, width) for width in widths),
+        net1=net1,
+        net2=net2,
+        kappa=kappa,
+        inner=1 / kappa,
+        limit=1e6,
+    )
+
+
+def _convolutional_block(
+    rng: np.random.Generator,
+    stream: int,
+    channels: int,
+    kernel: int,
+    *,
+    condition: int = 0,
+    norm: bool = False,
+) -> list[ir.Step]:
+    coupling, permutation = _block(rng, stream, channels, condition, "hard", 2.0, 1.0)
+    assert isinstance(coupling, ir.Coupling)
+    subnet: list[ir.SubnetLayer] = []
+    for layer in coupling.subnet:
+        if isinstance(layer, ir.Linear):
+            weight = rng.standard_normal((*layer.weight.shape, kernel, kernel)) / kernel
+            subnet.append(ir.Conv(weight=weight.astype(np.float32), bias=layer.bias))
+        else:
+            subnet.append(layer)
+    if norm:
+        hidden = len(subnet[0].weight) if isinstance(subnet[0], ir.Conv) else 0
+        subnet.insert(
+            1,
+            ir.ChannelNorm(weight=_normal(rng, (hidden,), 1.0), bias=_normal(rng, (hidden,), 1.0), eps=1e-5),
+        )
+    return [dataclasses.replace(coupling, subnet=tuple(subnet), log_det=False), permutation]
+
+
+def _conv(rng: np.random.Generator, outputs: int, inputs: int, kernel: int = 3) -> ir.Conv:
+    weight = _normal(rng, (outputs, inputs, kernel, kernel), 0.5)
+    return ir.Conv(weight=weight, bias=_normal(rng, (outputs,), 0.5))

@@ -15,7 +15,16 @@ from flowedge.export.graph import ir
 from flowedge.export.graph.affine import fold_affine
 from flowedge.export.graph.emit import Flow
 from flowedge.export.graph.passes import PASSES, lower
-from support.random_flows import random_cflow, random_features, random_orthogonal
+from support.random_flows import (
+    random_cflow,
+    random_csflow,
+    random_features,
+    random_msflow,
+    random_orthogonal,
+    random_uflow,
+)
+
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
 SHAPES = st.tuples(st.integers(2, 13), st.integers(1, 6), st.integers(1, 6))
 MODELS = st.builds(
@@ -32,7 +41,8 @@ MODELS = st.builds(
 def answers(model: ir.FlowModel, seed: int = 0) -> list[torch.Tensor]:
     features = [torch.from_numpy(f) for f in random_features(seed, model)]
     with torch.no_grad():
-        return Flow(model).double()(features)
+        levels: list[torch.Tensor] = Flow(model).double()(features)
+    return levels
 
 
 def worst_difference(one: ir.FlowModel, other: ir.FlowModel) -> float:
@@ -40,13 +50,49 @@ def worst_difference(one: ir.FlowModel, other: ir.FlowModel) -> float:
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1.0)) for a, b in pairs)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(MODELS)
 def test_every_pass_leaves_the_levels_as_they_were(model: ir.FlowModel) -> None:
     for step in PASSES:
         after = step(model)
         assert worst_difference(model, after) < 3e-5, step.__name__
         model = after
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("family", [random_uflow, random_msflow, random_csflow])
+def test_every_pass_leaves_the_other_families_as_they_were(
+    family: Callable[[int], ir.FlowModel], seed: int
+) -> None:
+    model = family(seed)
+    for step in PASSES:
+        after = step(model)
+        assert worst_difference(model, after) < 3e-5, step.__name__
+        model = after
+
+
+def test_csflow_ends_with_one_convolution_per_stride_and_no_gamma() -> None:
+    for step in lower(random_csflow(0)).steps:
+        assert isinstance(step, ir.TwoSidedCoupling)
+        for net in (step.net1, step.net2):
+            assert isinstance(net, ir.CrossScaleNet)
+            assert [len(routes) for routes in net.routes] == [1, 2, 2]
+            assert net.gains == (1.0, 1.0, 1.0)
+        assert step.inner == 1.0
+
+
+def test_msflow_ends_with_one_head_per_level_and_its_permutations_in_the_coupling() -> None:
+    steps = lower(random_msflow(0)).steps
+    assert not any(isinstance(step, ir.ChannelMap) for step in steps)
+    (fusion,) = (step for step in steps if isinstance(step, ir.TwoSidedCoupling))
+    assert isinstance(fusion.net1, ir.FusionNet)
+    assert all(len(heads) == 1 for heads in fusion.net1.heads)
+
+
+def test_uflow_pays_its_scale_once_behind_the_split() -> None:
+    steps = lower(random_uflow(0)).steps
+    assert sum(isinstance(step, ir.ChannelAffine) for step in steps) == 1
+    assert sum(isinstance(step, ir.ChannelMap) for step in steps) == 1  # the stored up-sampling kernel
 
 
 @pytest.mark.parametrize("permutation", ["hard", "soft"])
@@ -108,7 +154,9 @@ def test_offsets_in_front_of_a_padded_convolution_are_exact_at_the_border(kernel
             return step
         subnet = tuple(
             ir.Conv(
-                weight=rng.standard_normal((*layer.weight.shape, kernel, kernel)).astype(np.float32) / kernel,
+                weight=(rng.standard_normal((*layer.weight.shape, kernel, kernel)) / kernel).astype(
+                    np.float32
+                ),
                 bias=layer.bias,
             )
             if isinstance(layer, ir.Linear)

@@ -1,0 +1,90 @@
+"""The graph's map and score against torch's own operators, for every family and both normalisations."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from flowedge.export.graph import ir
+from flowedge.export.graph.score import ScoreModule, reference_constants
+from flowedge.export.reference.scores import answer_from_levels
+from flowedge.manifest import Family, FixedReference, Scoring
+from flowedge.runtime.aggregate import aggregate
+from support.random_flows import random_cflow
+
+SCORINGS: dict[Family, Scoring] = {
+    "cflow": Scoring(normalisation="per_image"),
+    "fastflow": Scoring(normalisation="none"),
+    "uflow": Scoring(normalisation="none"),
+    "csflow": Scoring(normalisation="none", csflow_map="product"),
+    "msflow": Scoring(normalisation="per_image", top_fraction=0.03),
+}
+SIZES = ((9, 8, 6), (9, 4, 3))
+
+
+def model_of(family: Family, scoring: Scoring, image_size: tuple[int, int] = (32, 24)) -> ir.FlowModel:
+    model = random_cflow(0, sizes=SIZES)
+    return dataclasses.replace(model, family=family, scoring=scoring, image_size=image_size)
+
+
+def levels_of(family: Family, seed: int = 0, batch: int = 3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    levels = [torch.randn(batch, 1, h, w, generator=generator) for _, h, w in SIZES]
+    return levels if family in ("cflow", "msflow") else [level.abs() for level in levels]
+
+
+@pytest.mark.parametrize("family", SCORINGS)
+def test_the_graphs_map_and_score_are_the_papers(family: Family) -> None:
+    model = model_of(family, SCORINGS[family])
+    levels = levels_of(family)
+    got = ScoreModule(model)(levels)
+    want = answer_from_levels(levels, family, model.scoring, model.image_size)
+    torch.testing.assert_close(got[0], want.score, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got[1], want.anomaly_map, rtol=1e-5, atol=1e-6)
+    if family == "msflow":
+        assert want.anomaly_map_mul is not None
+        torch.testing.assert_close(got[2], want.anomaly_map_mul, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fraction", [0.03, 0.06])
+def test_beyond_tensorrts_limit_the_largest_pixels_are_found_without_topk(fraction: float) -> None:
+    scoring = Scoring(normalisation="per_image", top_fraction=fraction)
+    model = model_of("msflow", scoring, image_size=(512, 256))
+    levels = levels_of("msflow", seed=1)
+    score = ScoreModule(model)(levels)[0]
+    want = answer_from_levels(levels, "msflow", scoring, model.image_size).score
+    torch.testing.assert_close(score, want, rtol=2e-6, atol=0)
+
+
+def test_equal_pixels_do_not_confuse_the_bisection() -> None:
+    scoring = Scoring(normalisation="per_image", top_fraction=0.05)
+    model = model_of("msflow", scoring, image_size=(512, 256))
+    levels = [torch.zeros(2, 1, h, w) for _, h, w in SIZES]
+    assert ScoreModule(model)(levels)[0].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("family", ["cflow", "msflow"])
+def test_a_fixed_reference_gives_the_hosts_answer_for_each_image_by_itself(family: Family) -> None:
+    mul_max = 0.7 if family == "msflow" else None
+    reference = FixedReference(level_max=(0.9, 1.3), map_max=2.1, mul_max=mul_max)
+    scoring = Scoring(
+        normalisation="fixed_reference", reference=reference, top_fraction=SCORINGS[family].top_fraction
+    )
+    model = model_of(family, scoring)
+    module = ScoreModule(model)
+    for name, value in reference_constants(model).items():
+        module.get_buffer(name.removeprefix("reference.")).copy_(torch.from_numpy(np.asarray(value)))
+    levels = levels_of(family, seed=2)
+    got = module(levels)
+    want = aggregate([level.numpy() for level in levels], scoring, family, model.image_size)
+    np.testing.assert_allclose(got[0].numpy(), want.score, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got[1].numpy(), want.anomaly_map, rtol=1e-5, atol=1e-6)
+    alone = module([level[1:2] for level in levels])
+    torch.testing.assert_close(alone[1], got[1][1:2], rtol=0, atol=1e-6)
+
+
+def test_families_without_a_maximum_have_no_constants_to_patch() -> None:
+    assert reference_constants(model_of("fastflow", SCORINGS["fastflow"])) == {}
