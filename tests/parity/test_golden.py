@@ -1,0 +1,91 @@
+"""The exported graphs against what the five official implementations answered on two images."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from support.command_line import flowedge
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A golden record: its checkpoint, and what the exporter needs besides."""
+
+    folder: str
+    checkpoint: str
+    options: tuple[str, ...] = ()
+    weights: str | None = None
+
+
+RECORDS = (
+    Record("cflow_official", "mvtec_resnet18_freia-cflow_pl3_cb2_inp256_run0_bottle.pt"),
+    Record("fastflow_official", "9.pt"),
+    Record("uflow_official", "bottle_auroc.ckpt"),
+    Record("msflow_official", "best_det.pt", ("--image-size", "256", "256"), "resnet18.pth"),
+    Record("csflow_official", "bottle_test", ("--image-size", "256", "256"), "efficientnet-b5.pth"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A record unpacked, and the bundle made from its checkpoint."""
+
+    record: Record
+    folder: Path
+    bundle: Path
+
+    def weights(self) -> tuple[str | Path, ...]:
+        """The option that names the backbone's weights, where the checkpoint lacks them."""
+        return (
+            () if self.record.weights is None else ("--backbone-weights", self.folder / self.record.weights)
+        )
+
+
+@pytest.fixture(scope="module", params=RECORDS, ids=[record.folder for record in RECORDS])
+def exported(
+    request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
+    record: Record = request.param
+    source = shared / "golden" / record.folder
+    if not source.is_dir():
+        pytest.skip("the golden records (../shared/golden) are not beside this checkout")
+    place = tmp_path_factory.mktemp("golden")
+    tool = shared / "tools" / "unpack_golden.py"
+    subprocess.run([sys.executable, tool, place, source], check=True, capture_output=True)
+    made = Exported(record, place / record.folder, place / "golden.flowedge")
+    checkpoint = made.folder / record.checkpoint
+    done = flowedge("export", checkpoint, "-o", made.bundle, *record.options, *made.weights())
+    assert done.status == 0, done.stderr
+    return made
+
+
+def check(shared: Path, made: Exported, *options: str) -> subprocess.CompletedProcess[str]:
+    tool = shared / "tools" / "check_golden.py"
+    return subprocess.run(
+        [sys.executable, tool, made.bundle, made.folder, *options],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_levels_map_and_score_are_those_of_the_official_implementation(
+    shared: Path, exported: Exported
+) -> None:
+    done = check(shared, exported, "--tol", "3e-5")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_comparison_can_fail(shared: Path, exported: Exported) -> None:
+    assert check(shared, exported, "--tol", "1e-12").returncode == 1
+
+
+def test_the_bundle_verifies_against_the_checkpoint_in_freia_and_timm(exported: Exported) -> None:
+    checkpoint = exported.folder / exported.record.checkpoint
+    done = flowedge("verify", exported.bundle, "--against", checkpoint, *exported.weights())
+    assert done.status == 0, done.stdout + done.stderr
