@@ -108,7 +108,7 @@ class _Coupling(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         passive = torch.index_select(x, 1, self.passive)
         active = torch.index_select(x, 1, self.active)
-        seen = passive if self.condition is None else torch.cat([passive, self.condition(x)], 1)
+        seen = passive if self.condition is None else torch.cat([passive, *self.condition.maps(x)], 1)
         raw = self.subnet(seen)
         if self._gain != 1.0:
             raw = raw * self._gain
@@ -140,14 +140,12 @@ class _Position(nn.Module):
         self.register_buffer("columns", torch.from_numpy(columns)[None, :, None, :])
         self.register_buffer("rows", torch.from_numpy(rows)[None, :, :, None])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The maps that follow the column, and those that follow the row."""
         batch = x.shape[0]
-        return torch.cat(
-            [
-                self.columns.expand(batch, -1, self._size[0], -1),
-                self.rows.expand(batch, -1, -1, self._size[1]),
-            ],
-            1,
+        return (
+            self.columns.expand(batch, -1, self._size[0], -1),
+            self.rows.expand(batch, -1, -1, self._size[1]),
         )
 
 
@@ -157,7 +155,7 @@ class _PositionChannels(nn.Module):
         self.position = _Position(step.basis, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.position(x)], 1)
+        return torch.cat([x, *self.position.maps(x)], 1)
 
 
 class _Gather(nn.Module):
