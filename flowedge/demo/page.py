@@ -25,6 +25,7 @@ table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-
 th, td { text-align: left; padding: 4px 20px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; color: var(--soft); font-size: 13px; }
 td.n, th.n { text-align: right; white-space: nowrap; }
+td.name { white-space: nowrap; }
 .figures { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0; }
 .figures div { background: var(--panel); border-radius: 6px; padding: 10px 16px; min-width: 120px; }
 .figures b { display: block; font-size: 22px; font-variant-numeric: tabular-nums; }
@@ -58,8 +59,7 @@ details { margin: 8px 0; } summary { cursor: pointer; }
 {% endmacro %}
 <h1>FlowEdge demo</h1>
 <p class="soft">A small CFLOW, trained on photographs of brick, exported to ONNX, verified, calibrated and run on this
-machine's CPU.
-{% for name, value in machine.items() %} {{ name }} {{ value }}{{ '.' if loop.last else ',' }}{% endfor %}</p>
+machine's CPU. {{ machine }}.</p>
 
 {% set found = calibrated.evaluation %}
 <div class="figures">
@@ -76,7 +76,7 @@ images that neither training nor calibration saw.</p>
 <table>
 <tr><th>step</th><th>what it came to</th><th class="n">seconds</th></tr>
 {% for step in result.steps %}
-<tr><td>{{ step.name }}</td><td>{{ step.found }}</td><td class="n">{{ '%.1f' % step.seconds }}</td></tr>
+<tr><td class="name">{{ step.name }}</td><td>{{ step.found }}</td><td class="n">{{ '%.1f' % step.seconds }}</td></tr>
 {% endfor %}
 </table>
 
@@ -114,7 +114,8 @@ not chosen. All maps share one scale of colours; a white line surrounds what is 
 <h2>Before and after calibration</h2>
 <p>Before, each image is normalised by its own maximum (<i>per image</i>): what the checkpoint's source computes for
 one image alone, and a score has no fixed scale. Calibration replaces the maxima by constants fitted on good
-images (<i>fixed reference</i>) and fits the thresholds.</p>
+images (<i>fixed reference</i>) and fits the thresholds. That makes a score mean the same on every image; whether AUROC
+gains by it depends on the images.</p>
 <table>
 <tr><th>graph</th><th>score</th><th class="n">image AUROC</th><th class="n">pixel AUROC</th><th class="n">AUPRO</th>
 <th class="n">best F1</th><th class="n">false alarms</th><th class="n">detected</th></tr>
@@ -192,8 +193,7 @@ input {{ manifest.image_size[0] }}x{{ manifest.image_size[1] }}.</p>
 
 <h2>How far to trust this</h2>
 <ul>{% for limit in limits %}<li>{{ limit }}</li>{% endfor %}</ul>
-<p class="soft">Photographs: {{ result.photos }}. Checkpoint: {{ result.checkpoint }}. Bundle: {{ result.bundle }}.
-{{ manifest.licence_note }}</p>
+<p class="soft">Photographs: {{ result.photos }}. Checkpoint: {{ result.checkpoint }}. Bundle: {{ result.bundle }}.</p>
 </body>
 </html>
 """

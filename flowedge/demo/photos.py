@@ -114,8 +114,7 @@ def paint_defect(crop: Grey, kind: str, rng: np.random.Generator) -> Painted:
     """
     paint = DEFECTS[kind](crop, rng)
     mask = paint.alpha >= _FAINTEST
-    alpha = np.where(mask, paint.alpha, np.float32(0))
-    mixed = crop.astype(np.float32) + alpha * (paint.colour - crop)
+    mixed = crop.astype(np.float32) + mask * paint.alpha * (paint.colour - crop)
     return Painted(_grey(mixed), mask)
 
 

@@ -32,8 +32,8 @@ _LIMITS: Final = (
     "100 independent parts. Training, calibration and test crops share no pixel.",
     "The thresholds were fitted on good calibration images only; no test image was used for them. The best F1 "
     "before calibration is taken on the test images themselves, because there is no threshold yet.",
-    "The flow was trained for about a minute on a CPU. It was trained by FlowEdge in FrEIA's modules; anomalib "
-    "only lent the checkpoint's layout.",
+    "The flow was trained for a minute or two on a CPU, by FlowEdge in FrEIA's modules; anomalib only lent the "
+    "checkpoint's layout.",
     "Times are wall-clock times of this machine, with whatever else it was doing.",
 )
 
@@ -127,14 +127,13 @@ def histogram_of(inspected: Sequence[Inspected], threshold: float) -> Histogram:
     )
 
 
-def _machine() -> dict[str, str]:
-    return {
-        "FlowEdge": __version__,
-        "Python": platform.python_version(),
-        "torch": torch.__version__,
-        "CPUs": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-    }
+def _machine() -> str:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return (
+        f"FlowEdge {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{cpus} CPUs, {now:%Y-%m-%d %H:%M} UTC"
+    )
 
 
 def _number(value: float | None, digits: int = 3) -> str:
