@@ -35,13 +35,18 @@ def random_cflow(network: str) -> Any:
         encoder = model.model.encoder.train()
         for module in encoder.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.5, 1.1)
                 module.bias.normal_(0, 0.2)
+                module.eps = 0.1  # while the statistics are taken: nearly constant channels stay small
                 module.momentum = None  # the mean over all images, not a moving one
         for _ in range(4):
             coarse = torch.rand(4, 3, 16, 16)
             encoder(torch.nn.functional.interpolate(coarse, INPUT_SIZE, mode="bicubic") * 4 - 2)
         encoder.eval()
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_var += 0.1
+                module.eps = 1e-5  # what the network's builder sets: a checkpoint does not hold it
         for name, tensor in model.model.decoders.named_parameters():
             if name.endswith(("global_scale", "global_offset", "bias")):
                 tensor += 0.05 * torch.randn_like(tensor)
