@@ -45,6 +45,7 @@ def random_cflow(network: str) -> Any:
         encoder.eval()
         for module in encoder.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
+                assert module.running_var is not None
                 module.running_var += 0.1
                 module.eps = 1e-5  # what the network's builder sets: a checkpoint does not hold it
         for name, tensor in model.model.decoders.named_parameters():
