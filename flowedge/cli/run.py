@@ -27,7 +27,8 @@ def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
     source: Annotated[str, typer.Argument(help="An image, a folder, or a quoted glob.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write heatmap overlays and masks here, under the images' names.")
+        Path | None,
+        typer.Option("--out", help="Write heatmap overlays and masks here, under the images' names."),
     ] = None,
     engine: EngineName = None,
     precision: PrecisionOption = "fp32",
@@ -49,7 +50,10 @@ def command(
                 print_json(inspection)
             else:
                 rows.add_row(
-                    inspection.image, number(inspection.score), inspection.verdict, number(inspection.latency_ms, 1)
+                    inspection.image,
+                    number(inspection.score),
+                    inspection.verdict,
+                    number(inspection.latency_ms, 1),
                 )
             if inspection.problem:
                 MESSAGES.print(f"not inspected: {inspection.problem}", markup=False, soft_wrap=True)
