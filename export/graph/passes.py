@@ -19,7 +19,7 @@ from flowedge.export.graph.affine import fold_affine
 
 _ORTHOGONAL: Final = 1e-5
 _NEGLIGIBLE: Final = 2.0**-25  # of the largest singular value: below what float32 codes can resolve
-_CHANNEL_BLOCK: Final = 16  # engines compute channels in blocks of 8 or 16
+_CHANNEL_BLOCK: Final = 8  # engines compute channels in blocks of 8 or more
 
 
 def drop_unused_log_det(model: ir.FlowModel) -> ir.FlowModel:

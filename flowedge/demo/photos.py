@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -205,7 +205,7 @@ def _blob(rng: np.random.Generator, radius: float, *, softness: float) -> Alpha:
     return alpha
 
 
-def _grey(levels: Alpha) -> Grey:
+def _grey(levels: NDArray[np.floating[Any]]) -> Grey:
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 
 

