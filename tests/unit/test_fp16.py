@@ -14,7 +14,6 @@ from onnx import TensorProto, numpy_helper
 
 from flowedge.calibration.fp16 import write_fp16
 from flowedge.errors import ExportError
-from flowedge.export.graph import ir
 from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
 from support.random_flows import random_cflow
@@ -101,9 +100,3 @@ def test_a_weight_beyond_float16_keeps_its_node_in_float32(fp32: Path, tmp_path:
 def test_a_graph_without_a_matching_node_is_refused(fp32: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="no node"):
         write_fp16(fp32, tmp_path / "half.onnx", half=("nothing/*",))
-
-
-def test_the_position_basis_does_not_make_a_node_half(fp32: Path) -> None:
-    names = [node.name for node in onnx.load(str(fp32)).graph.node]
-    assert any("position" in name for name in names)
-    assert isinstance(lower(random_cflow(1)), ir.FlowModel)
