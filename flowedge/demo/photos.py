@@ -206,7 +206,8 @@ def _blob(rng: np.random.Generator, radius: float, *, softness: float) -> Alpha:
 
 
 def _grey(levels: NDArray[np.floating[Any]]) -> Grey:
-    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    grey: Grey = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    return grey
 
 
 def _write(path: Path, grey: Grey) -> Path:
