@@ -224,7 +224,7 @@ class PixelMetrics:
         values, region = anomaly_map[defects], labels[defects]
         self.normal.add(anomaly_map[~defects])
         self.defect.add(values)
-        self._overlap.add(values, 1.0 / np.bincount(region)[region])
+        self._overlap.add(values, 1.0 / np.bincount(region)[region])  # pyright: ignore[reportArgumentType, reportCallIssue]
         self.regions += labels_with_background - 1
 
     def curve(self) -> Curve:

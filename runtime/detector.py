@@ -145,7 +145,7 @@ class Detector:
         return [
             Result(
                 score=float(outputs["score"][index]),
-                verdict=verdicts[index],
+                verdict=verdicts[index],  # pyright: ignore[reportArgumentType]
                 network_map=outputs["anomaly_map"][index, 0],
                 levels=tuple(
                     outputs[f"level_{level}"][index, 0] for level in range(len(self.bundle.manifest.levels))

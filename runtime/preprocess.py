@@ -125,7 +125,7 @@ class Preprocessor:
 
     _METHODS: ClassVar[
         Mapping[ResizeMethod, Callable[[Preprocessor, NDArray[np.uint8]], NDArray[np.float32]]]
-    ] = {
+    ] = {  # pyright: ignore[reportAssignmentType]
         "float_bilinear": _float_bilinear,
         "pil_bilinear": _pil,
         "pil_lanczos": _pil,

@@ -169,7 +169,7 @@ def _subnet(arrays: Tensors, channels: int, prefix: str) -> dict[str, Array]:
         width = weight.shape[0]
         subnet[f"subnet.{i}.weight"] = weight
         if bias is not None:
-            _expect(f"{prefix}subnet.{i}.bias", bias, (width,))
+            _expect(f"{prefix}subnet.{i}.bias", bias, (width,))  # pyright: ignore[reportArgumentType]
             subnet[f"subnet.{i}.bias"] = bias
     passive, first = channels - channels // 2, subnet["subnet.0.weight"]
     if first.ndim == 1 or first.shape[1] < passive:

@@ -57,7 +57,7 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
     return Checkpoint(
         repository="Taitran2202/TVTVision",
         generation="official",
-        family=choices.family,
+        family=choices.family,  # pyright: ignore[reportArgumentType]
         tensors=model.tensors,
         backbone_naming=model.naming,
         hyperparameters=choices.values,

@@ -42,7 +42,7 @@ def layer_norms(tensors: Tensors, shapes: Sequence[tuple[int, int, int]]) -> nn.
         if f"norms.{level}.weight" not in tensors:
             norms.append(nn.Identity())
             continue
-        norm = nn.LayerNorm(shape)
+        norm = nn.LayerNorm(shape)  # pyright: ignore[reportArgumentType]
         state = {
             name: torch.from_numpy(np.array(tensors[f"norms.{level}.{name}"])) for name in ("weight", "bias")
         }

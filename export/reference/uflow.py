@@ -67,7 +67,7 @@ class _Ascent(nn.Module):
             self.up.load_state_dict({"downsample_kernel": torch.from_numpy(np.array(kernel))})
         joined = [fine, *self.up.output_dims([(rising, height, width)])]
         self.concat = Concat(joined)
-        self.shape: Shape = self.concat.output_dims(joined)[0]
+        self.shape: Shape = self.concat.output_dims(joined)[0]  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
 
     def forward(self, coarse: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
         """The coarse level's latent, and what the next level's flow takes."""

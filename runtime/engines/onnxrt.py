@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright: ignore[reportAttributeAccessIssue]
 
 from flowedge.errors import BundleError, EngineUnavailableError
 from flowedge.manifest import Manifest
@@ -57,7 +57,7 @@ def load(graph: Path, manifest: Manifest, *, threads: int | None) -> Engine:
         EngineUnavailableError: This ONNX Runtime cannot run the graph.
     """
     session = _session(str(graph), threads=threads, where=str(graph))
-    check_contract(graph, manifest, _specs(session.get_inputs()), _specs(session.get_outputs()))
+    check_contract(graph, manifest, _specs(session.get_inputs()), _specs(session.get_outputs()))  # pyright: ignore[reportArgumentType]
     return _OnnxRuntime(session)
 
 
@@ -119,7 +119,7 @@ def _run(
 ) -> list[NDArray[np.float32]]:
     try:
         with _flushing_denormals():
-            answers: list[NDArray[np.float32]] = session.run(names, feed)
+            answers: list[NDArray[np.float32]] = session.run(names, feed)  # pyright: ignore[reportAssignmentType]
     except (*_CANNOT_RUN, *_BROKEN_GRAPH) as error:
         shapes = ", ".join(str(array.shape) for array in feed.values())
         raise EngineUnavailableError(
@@ -152,7 +152,7 @@ def _flushing_denormals() -> Iterator[None]:
 def _specs(nodes: list[Any]) -> dict[str, TensorSpec]:
     return {
         node.name: TensorSpec(
-            _DTYPES.get(node.type, node.type),
+            _DTYPES.get(node.type, node.type),  # pyright: ignore[reportArgumentType]
             tuple(size if isinstance(size, int) else None for size in node.shape),
         )
         for node in nodes
