@@ -20,8 +20,9 @@ demo: $(VENV)
 test: $(VENV)
 	$(BIN)/pytest
 
+# Without its cache, which remembers which modules there were when a file was last checked.
 check: $(VENV)
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright
