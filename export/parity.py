@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flowedge.runtime.aggregate import aggregate
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
 from flowedge.errors import CheckpointError
 from flowedge.export.pipeline import ExportOptions, read_model
+from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.engine import open_engine
 from flowedge.runtime.images import read_image
 from flowedge.runtime.preprocess import Preprocessor

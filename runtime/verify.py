@@ -8,10 +8,10 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
-from flowedge.runtime.aggregate import aggregate
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
+from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.engine import Engine, open_engine
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import read_selftest
