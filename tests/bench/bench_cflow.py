@@ -2,9 +2,10 @@
 
     make bench        or: PYTHONPATH=tests python tests/bench/bench_cflow.py --peer .venv-peer/bin/python
 
-fp32, ONNX Runtime on two threads, batch 1, 256x256. Every timing runs in a process of its own, and the two sides
-take turns, so that a noisy machine hurts both. The result is the median over the rounds of each round's median.
-What anomalib makes is kept in the output folder and used again. Nothing here passes or fails.
+fp32, ONNX Runtime on two threads, batch 1, 256x256. Every graph has a process of its own, and they take turns of a
+few runs each, so that a noisy machine hurts all alike. A time is the median over the turns of each turn's median; a
+ratio is the median of the turns' ratios. What anomalib makes is kept in the output folder and used again, FlowEdge
+exports anew. Nothing here passes or fails.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,7 +42,9 @@ class Row:
     """One model's numbers; times in ms, sizes in 10^6 bytes, shares and differences without a unit.
 
     Attributes:
-        speed_up: The peer's time over FlowEdge's.
+        peer_ms: What anomalib 2.7.0 exports.
+        older_ms: The same module by the TorchScript exporter, as anomalib wrote before 2.7.0.
+        speed_up: The peer's time over FlowEdge's, and ``older_speed_up`` the older file's.
         gmac: 10^9 multiply-accumulates of FlowEdge's graph.
         share_of_peak: What FlowEdge's graph reaches of the machine's float32 matrix peak.
         map_difference: Between the two maps, relative to the peer's largest value.
@@ -49,10 +53,13 @@ class Row:
 
     model: str
     peer_ms: float
+    older_ms: float
     flowedge_ms: float
     backbone_ms: float
     speed_up: float
+    older_speed_up: float
     peer_nodes: int
+    older_nodes: int
     flowedge_nodes: int
     peer_mb: float
     flowedge_mb: float
@@ -67,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--peer", type=Path, required=True, help="Python of an environment with anomalib 2.7")
     parser.add_argument("--out", type=Path, default=Path("bench-out"))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -85,17 +92,17 @@ def main() -> None:
 
 def measure(name: str, folder: Path, peer_python: Path, rounds: int, peak: float) -> Row:
     """Export with both sides, compare the answers, and time in turns."""
-    peer, checkpoint = folder / "model.onnx", folder / "model.ckpt"
-    if not peer.exists():
+    peer, older, checkpoint = folder / "model.onnx", folder / "torchscript.onnx", folder / "model.ckpt"
+    if not older.exists():
         print(f"{name}: anomalib exports (minutes)", flush=True)
         log = folder.with_suffix(".log")
         with log.open("w", encoding="utf-8") as file:
             command = map(str, [peer_python, HERE / "peer_cflow.py", MODELS[name], folder])
             subprocess.run([*command], check=True, stdout=file, stderr=subprocess.STDOUT)
     bundle = folder / "bundle.flowedge"
-    if not bundle.exists():
-        print(f"{name}: FlowEdge exports", flush=True)
-        export_bundle(checkpoint, bundle, ExportOptions())
+    print(f"{name}: FlowEdge exports", flush=True)
+    shutil.rmtree(bundle, ignore_errors=True)
+    export_bundle(checkpoint, bundle, ExportOptions())
     ours = bundle / "model.onnx"
     backbone = folder / "backbone.onnx"
     read = read_model(checkpoint, ExportOptions())
@@ -103,29 +110,33 @@ def measure(name: str, folder: Path, peer_python: Path, rounds: int, peak: float
 
     preprocessing = open_bundle(bundle).manifest.preprocessing
     image = unit_image(read.model.image_size)
-    feeds = {peer: image, ours: normalised(image, preprocessing)}
+    mine = normalised(image, preprocessing)
     map_difference, score_difference = differences(
-        answers(peer, feeds[peer]), answers(ours, feeds[ours]), read.checkpoint.post_processing
+        answers(peer, image), answers(ours, mine), read.checkpoint.post_processing
     )
-    times: dict[Path, list[float]] = {peer: [], ours: [], backbone: []}
-    feeds[backbone] = feeds[ours]
-    for graph, feed in feeds.items():
-        np.save(graph.with_suffix(".npy") if graph != ours else folder / "ours.npy", feed)
-    for number in range(rounds):
-        for graph, taken in times.items():
-            feed_file = graph.with_suffix(".npy") if graph != ours else folder / "ours.npy"
-            taken.append(json_from([sys.executable, HERE / "time_onnx.py", graph, feed_file])["ms"])
-        shown = ", ".join(f"{taken[-1]:.1f}" for taken in times.values())
-        print(f"{name}: round {number + 1}: peer, FlowEdge, backbone: {shown} ms", flush=True)
-    peer_ms, ours_ms, backbone_ms = (statistics.median(taken) for taken in times.values())
+    np.save(folder / "image.npy", image)
+    np.save(folder / "normalised.npy", mine)
+    turns = times_in_turns(
+        {
+            ours: folder / "normalised.npy",
+            peer: folder / "image.npy",
+            older: folder / "image.npy",
+            backbone: folder / "normalised.npy",
+        },
+        rounds,
+    )
+    ours_ms, peer_ms, older_ms, backbone_ms = (statistics.median(taken) for taken in turns.values())
     gmac, backbone_gmac = multiply_accumulates(ours) / 1e9, multiply_accumulates(backbone) / 1e9
     return Row(
         model=name,
         peer_ms=peer_ms,
+        older_ms=older_ms,
         flowedge_ms=ours_ms,
         backbone_ms=backbone_ms,
-        speed_up=peer_ms / ours_ms,
+        speed_up=median_ratio(turns[peer], turns[ours]),
+        older_speed_up=median_ratio(turns[older], turns[ours]),
         peer_nodes=node_count(peer),
+        older_nodes=node_count(older),
         flowedge_nodes=node_count(ours),
         peer_mb=file_mb(peer),
         flowedge_mb=file_mb(ours),
@@ -135,6 +146,44 @@ def measure(name: str, folder: Path, peer_python: Path, rounds: int, peak: float
         map_difference=map_difference,
         score_difference=score_difference,
     )
+
+
+def times_in_turns(feeds: dict[Path, Path], rounds: int) -> dict[Path, list[float]]:
+    """Per graph the milliseconds of each turn. The graphs wait for their turn in processes of their own."""
+    workers = {
+        graph: subprocess.Popen(
+            [sys.executable, str(HERE / "time_onnx.py"), str(graph), str(feed)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for graph, feed in feeds.items()
+    }
+    try:
+        for worker in workers.values():
+            answer_of(worker)
+        taken: dict[Path, list[float]] = {graph: [] for graph in workers}
+        for _ in range(rounds):
+            for graph, worker in workers.items():
+                assert worker.stdin is not None
+                worker.stdin.write("turn\n")
+                worker.stdin.flush()
+                taken[graph].append(answer_of(worker)["ms"])
+        return taken
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()
+
+
+def answer_of(worker: subprocess.Popen[str]) -> dict[str, float]:
+    assert worker.stdout is not None
+    answer: dict[str, float] = json.loads(worker.stdout.readline())
+    return answer
+
+
+def median_ratio(slow: list[float], fast: list[float]) -> float:
+    return statistics.median(one / other for one, other in zip(slow, fast, strict=True))
 
 
 def export_backbone(backbone: torch.nn.Module, path: Path, size: tuple[int, int]) -> None:
@@ -204,15 +253,17 @@ def write_results(out: Path, rows: list[Row], peak: float, rounds: int) -> None:
     )
     lines = [
         f"{facts['processor']}, {THREADS} threads, ONNX Runtime {ort.__version__}, float32 matrix peak "
-        f"{peak:.0f} GFLOP/s, median of {rounds} rounds.",
+        f"{peak:.0f} GFLOP/s, median of {rounds} turns. Nodes: FlowEdge; anomalib 2.7.0; TorchScript.",
         "",
-        "| model | anomalib | FlowEdge | faster | backbone alone | nodes | files | GMAC | of the peak "
-        "| map, score differ by |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| model | FlowEdge | anomalib 2.7.0 | faster | TorchScript export | faster | backbone alone | nodes "
+        "| files | GMAC | of the peak | map, score differ by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {r.model} | {r.peer_ms:.1f} ms | {r.flowedge_ms:.1f} ms | {r.speed_up:.2f}x | {r.backbone_ms:.1f} ms "
-        f"| {r.peer_nodes:,} → {r.flowedge_nodes:,} | {r.peer_mb:.0f} → {r.flowedge_mb:.0f} MB | {r.gmac:.2f} "
+        f"| {r.model} | {r.flowedge_ms:.1f} ms | {r.peer_ms:.1f} ms | {r.speed_up:.2f}x | {r.older_ms:.1f} ms "
+        f"| {r.older_speed_up:.2f}x | {r.backbone_ms:.1f} ms "
+        f"| {r.flowedge_nodes:,}; {r.peer_nodes:,}; {r.older_nodes:,} "
+        f"| {r.flowedge_mb:.0f}; {r.peer_mb:.0f} MB | {r.gmac:.2f} "
         f"| {r.share_of_peak:.0%} | {r.map_difference:.0e}, {r.score_difference:.0e} |"
         for r in rows
     ]

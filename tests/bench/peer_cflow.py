@@ -1,10 +1,11 @@
-"""The peer's side of the benchmark: anomalib writes a CFLOW checkpoint and its own ONNX of it.
+"""The peer's side of the benchmark: anomalib writes a CFLOW checkpoint and ONNX files of it.
 
     .venv-peer/bin/python tests/bench/peer_cflow.py resnet18 FOLDER           a seeded random model
     .venv-peer/bin/python tests/bench/peer_cflow.py path/to/model.ckpt FOLDER  an existing checkpoint
 
-Runs in an environment with anomalib 2.7 and without FlowEdge. Leaves ``model.ckpt`` and ``model.onnx`` (with
-``model.onnx.data``) in the folder.
+Runs in an environment with anomalib 2.7 and without FlowEdge. Leaves in the folder ``model.ckpt``, ``model.onnx``
+(with ``model.onnx.data``; what anomalib 2.7.0 writes) and ``torchscript.onnx``: the same module by the TorchScript
+exporter with a dynamic batch, as the releases before 2.7.0 wrote it.
 """
 
 from __future__ import annotations
@@ -81,6 +82,15 @@ def main() -> None:
     written = model.to_onnx(folder, input_size=INPUT_SIZE)
     for file in written.parent.glob(f"{written.name}*"):
         file.replace(folder / file.name)
+    torch.onnx.export(
+        model,
+        (torch.zeros(1, 3, *INPUT_SIZE),),
+        str(folder / "torchscript.onnx"),
+        opset_version=14,
+        dynamo=False,
+        input_names=["input"],
+        dynamic_axes={"input": {0: "batch_size"}},
+    )
 
 
 if __name__ == "__main__":

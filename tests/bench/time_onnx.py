@@ -1,6 +1,6 @@
-"""Time one ONNX graph in this process, or the machine's float32 matrix peak: ``bench_cflow`` starts one per round.
+"""Time one ONNX graph in this process, or the machine's float32 matrix peak: ``bench_cflow`` starts one per graph.
 
-python tests/bench/time_onnx.py GRAPH INPUT.npy        prints {"ms": ..., "runs": ...}
+python tests/bench/time_onnx.py GRAPH INPUT.npy        prints {"ms": ...} for each line that it reads
 python tests/bench/time_onnx.py --peak                 prints {"gflops": ...}
 """
 
@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 THREADS = 2
-WARM_UP = 5
-MIN_RUNS = 15
-MIN_SECONDS = 3.0
+TURN = 7  # runs in a turn, after one that wakes the threads
 PEAK_SIDE = 2048
+PEAK_RUNS = 20
 
 
 def session_of(graph: str) -> Any:
@@ -33,24 +32,25 @@ def session_of(graph: str) -> Any:
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def seconds_of(work: Callable[[], object]) -> list[float]:
-    """Wall-clock seconds of each run, after the warm-up."""
-    for _ in range(WARM_UP):
-        work()
+def seconds_of(work: Callable[[], object], runs: int) -> list[float]:
+    """Wall-clock seconds of each run, after one that is not counted."""
+    work()
     taken: list[float] = []
-    while len(taken) < MIN_RUNS or sum(taken) < MIN_SECONDS:
+    for _ in range(runs):
         start = time.perf_counter()
         work()
         taken.append(time.perf_counter() - start)
     return taken
 
 
-def time_graph(graph: str, feed: str) -> dict[str, float]:
-    """The median of many runs at batch 1."""
+def serve_turns(graph: str, feed: str) -> None:
+    """A turn of runs at batch 1 for each line of the standard input: their median."""
     session, image = session_of(graph), np.load(feed)
     (entry,) = session.get_inputs()
-    taken = seconds_of(lambda: session.run(None, {entry.name: image}))
-    return {"ms": 1000 * statistics.median(taken), "runs": len(taken)}
+    print("{}", flush=True)
+    for _ in sys.stdin:
+        taken = seconds_of(lambda: session.run(None, {entry.name: image}), TURN)
+        print(json.dumps({"ms": 1000 * statistics.median(taken)}), flush=True)
 
 
 def time_peak() -> dict[str, float]:
@@ -59,8 +59,11 @@ def time_peak() -> dict[str, float]:
 
     torch.set_num_threads(THREADS)
     a, b = torch.rand(2, PEAK_SIDE, PEAK_SIDE)
-    return {"gflops": 2e-9 * PEAK_SIDE**3 / min(seconds_of(lambda: a @ b))}
+    return {"gflops": 2e-9 * PEAK_SIDE**3 / min(seconds_of(lambda: a @ b, PEAK_RUNS))}
 
 
 if __name__ == "__main__":
-    print(json.dumps(time_peak() if sys.argv[1] == "--peak" else time_graph(*sys.argv[1:3])))
+    if sys.argv[1] == "--peak":
+        print(json.dumps(time_peak()))
+    else:
+        serve_turns(*sys.argv[1:3])
