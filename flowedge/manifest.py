@@ -25,6 +25,8 @@ Pixels: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=16384)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Sha256: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
+_UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Frozen and closed to unknown fields; msgspec wants ``kw_only`` said again by each subclass."""
@@ -230,7 +232,7 @@ def manifest_from_json(data: bytes) -> Manifest:
     """
     try:
         schema = msgspec.json.decode(data, type=_SchemaOnly).schema
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _UNDECODABLE as error:
         raise BundleError(
             f"manifest.json is not a FlowEdge manifest: {error}. Export the bundle again."
         ) from error
@@ -241,7 +243,7 @@ def manifest_from_json(data: bytes) -> Manifest:
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _UNDECODABLE as error:
         raise BundleError(f"manifest.json is not valid: {error}. Export the bundle again.") from error
     _check(manifest)
     return manifest

@@ -187,6 +187,11 @@ def test_what_is_not_a_manifest_is_refused(data: bytes) -> None:
         manifest_from_json(data)
 
 
+def test_a_manifest_of_endless_depth_is_refused() -> None:
+    with pytest.raises(BundleError, match=r"^manifest\.json"):
+        manifest_from_json(b'{"schema":1,"levels":' + b"[" * 200_000)
+
+
 @given(st.integers(0, len(GOLDEN.read_bytes()) - 3))
 def test_a_manifest_that_was_cut_is_refused(size: int) -> None:
     with pytest.raises(BundleError, match=r"^manifest\.json"):
