@@ -21,6 +21,8 @@ from onnx import numpy_helper
 from flowedge.errors import ExportError
 
 HALF: Final = ("backbone/*", "flow/steps/*/subnet/*")
+_NORMS: Final = "flow/steps/*/norm/*"  # sums of squares over channels
+_FLOAT_OPS: Final = frozenset({"LayerNormalization"})
 _LARGEST: Final = 65504.0
 _FLOAT_ONLY_INPUTS: Final = {"Resize": (1, 2)}  # roi and scales are float32 whatever the data is
 _EXTERNAL_ABOVE: Final = 1_500_000_000
@@ -29,7 +31,8 @@ _EXTERNAL_ABOVE: Final = 1_500_000_000
 def write_fp16(source: Path, target: Path, *, half: tuple[str, ...] = HALF) -> list[str]:
     """Write ``target``: the graph of ``source`` with the nodes whose names match ``half`` in float16.
 
-    Inputs and outputs keep their types. A node with a weight beyond float16's range stays in float32.
+    Inputs and outputs keep their types. Layer norms stay in float32, as TensorRT advises, and so does a node with a
+    weight beyond float16's range.
 
     Returns:
         The names of the nodes that match ``half`` but had to stay in float32.
@@ -45,7 +48,7 @@ def write_fp16(source: Path, target: Path, *, half: tuple[str, ...] = HALF) -> l
             f"no node of {source.name} is named like {', '.join(half)}: export the bundle again"
         )
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    kept = sorted(node.name for node in graph.node if node.name in wanted and _too_large(node, weights))
+    kept = sorted(node.name for node in graph.node if node.name in wanted and _stays(node, weights))
     _retype(graph, wanted - set(kept), weights)
     del graph.value_info[:]
     _save(model, target)
@@ -109,6 +112,10 @@ def _half_weight(graph: onnx.GraphProto, weights: dict[str, onnx.TensorProto], n
         graph.initializer.append(tensor)
         weights[half] = tensor
     return half
+
+
+def _stays(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
+    return node.op_type in _FLOAT_OPS or fnmatchcase(node.name, _NORMS) or _too_large(node, weights)
 
 
 def _too_large(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:

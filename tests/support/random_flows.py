@@ -100,6 +100,30 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> i
     return (scale * rng.standard_normal(shape)).astype(np.float32)
 
 
+def random_fastflow(
+    seed: int, *, sizes: tuple[tuple[int, int, int], ...] = ((8, 8, 6), (6, 4, 3)), blocks: int = 4
+) -> ir.FlowModel:
+    """A FastFlow on a convolutional backbone: a layer norm per level, kernels of 3 and 1 in turn."""
+    rng = np.random.default_rng(seed)
+    steps: list[ir.Step] = []
+    for stream, shape in enumerate(sizes):
+        steps.append(
+            ir.LayerNorm(
+                stream=stream, weight=_normal(rng, shape, 1.0), bias=_normal(rng, shape, 1.0), eps=1e-5
+            )
+        )
+        for block in range(blocks):
+            steps += _convolutional_block(rng, stream, shape[0], 1 if block % 2 else 3)
+    return ir.FlowModel(
+        family="fastflow",
+        image_size=(32, 24),
+        backbone=ir.Backbone(network="none", taps=(), padding="zeros", weights={}),
+        levels=tuple(ir.Level(channels=c, height=h, width=w, feature_channels=c) for c, h, w in sizes),
+        steps=tuple(steps),
+        scoring=Scoring(normalisation="none"),
+    )
+
+
 def random_uflow(seed: int) -> ir.FlowModel:
     """Two stages joined by split, a mixing matrix, pixel shuffle and concat; layer norms in front."""
     rng = np.random.default_rng(seed)

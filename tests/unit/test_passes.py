@@ -18,6 +18,7 @@ from flowedge.export.graph.passes import PASSES, lower
 from support.random_flows import (
     random_cflow,
     random_csflow,
+    random_fastflow,
     random_features,
     random_msflow,
     random_orthogonal,
@@ -60,7 +61,7 @@ def test_every_pass_leaves_the_levels_as_they_were(model: ir.FlowModel) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("family", [random_uflow, random_msflow, random_csflow])
+@pytest.mark.parametrize("family", [random_fastflow, random_uflow, random_msflow, random_csflow])
 def test_every_pass_leaves_the_other_families_as_they_were(
     family: Callable[[int], ir.FlowModel], seed: int
 ) -> None:

@@ -1,0 +1,155 @@
+"""TensorRT for RTX parses and builds every family's graph, on a machine without a GPU.
+
+It has TensorRT's own parser and strong typing. What its engines answer needs a GPU and is not tested here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from flowedge.calibration.fp16 import write_fp16
+from flowedge.export.graph import ir
+from flowedge.export.graph.onnx_export import onnx_from_model
+from flowedge.export.graph.passes import lower
+from support.random_flows import random_cflow, random_csflow, random_fastflow, random_msflow, random_uflow
+
+trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install tensorrt-rtx")
+
+FAMILIES: dict[str, Callable[[int], ir.FlowModel]] = {
+    "cflow": random_cflow,
+    "fastflow": random_fastflow,
+    "uflow": random_uflow,
+    "msflow": random_msflow,
+    "csflow": random_csflow,
+}
+BATCHES = (1, 2, 4)
+
+
+class Messages(trt.ILogger):  # type: ignore[misc]
+    """Keeps what TensorRT says from a warning on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.serious: list[str] = []
+
+    def log(self, severity: Any, text: str) -> None:
+        if severity <= trt.ILogger.WARNING:
+            self.serious.append(f"{severity}: {text}")
+
+
+class Features(nn.Module):
+    """Stands in for a backbone: one convolution per level, resized by average pooling."""
+
+    def __init__(self, model: ir.FlowModel) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        pooled = 2 if model.family == "msflow" else 1
+        self.sizes = [(pooled * level.height, pooled * level.width) for level in model.levels]
+        self.convs = nn.ModuleList(nn.Conv2d(3, level.feature_channels, 1) for level in model.levels)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [
+            nn.functional.interpolate(conv(image), size, mode="bilinear", align_corners=True)
+            for conv, size in zip(self.convs, self.sizes, strict=True)
+        ]
+
+
+class Wrapped(nn.Module):
+    """timm's features as FlowEdge's backbones give them."""
+
+    def __init__(self, network: str, taps: tuple[int, ...]) -> None:
+        super().__init__()
+        self.network = timm.create_model(
+            network, pretrained=False, features_only=True, exportable=True, out_indices=taps
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        features: list[Tensor] = self.network(image)
+        return features
+
+
+def parsed(graph: Path) -> tuple[Any, Any, Messages]:
+    """Builder, network and messages; the graph is accepted without an error or a warning."""
+    messages = Messages()
+    builder = trt.Builder(messages)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, messages)
+    accepted = parser.parse_from_file(str(graph))
+    errors = [str(parser.get_error(number)) for number in range(parser.num_errors)]
+    assert accepted, errors
+    assert not errors
+    assert messages.serious == []
+    return builder, network, messages
+
+
+def written(model: ir.FlowModel, backbone: nn.Module, folder: Path, precision: str) -> Path:
+    graph = folder / "model.onnx"
+    onnx_from_model(lower(model), backbone.eval(), graph)
+    if precision == "fp32":
+        return graph
+    half = folder / "model.fp16.onnx"
+    write_fp16(graph, half)
+    return half
+
+
+def complaints(plan: bytes) -> int:
+    """What TensorRT-RTX holds against an engine's header, but for the device: without a driver there is none."""
+    runtime = trt.Runtime(trt.Logger(trt.Logger.INTERNAL_ERROR))
+    _, diagnostics = runtime.get_engine_validity(plan)
+    kinds = trt.EngineInvalidityDiagnostics
+    return int(diagnostics) & (int(kinds.MALFORMED_ENGINE) | int(kinds.VERSION_MISMATCH))
+
+
+def test_the_header_check_can_fail() -> None:
+    assert complaints(b"not an engine" * 400)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_familys_graph_becomes_an_engine_with_a_dynamic_batch(
+    family: str, precision: str, tmp_path: Path
+) -> None:
+    model = FAMILIES[family](0)
+    builder, network, messages = parsed(written(model, Features(model), tmp_path, precision))
+    (image,) = [network.get_input(number) for number in range(network.num_inputs)]
+    height, width = model.image_size
+    assert tuple(image.shape) == (-1, 3, height, width)
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    profile.set_shape("image", *((batch, 3, height, width) for batch in BATCHES))
+    config.add_optimization_profile(profile)
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    plan = builder.build_serialized_network(network, config)
+    assert plan is not None, messages.serious
+    assert messages.serious == []
+    assert not complaints(bytes(plan)), "its own header check refuses it"
+
+
+@pytest.mark.parametrize(
+    ("make", "levels", "taps", "most"),
+    [
+        (random_cflow, ((128, 32, 32), (256, 16, 16), (512, 8, 8)), (2, 3, 4), 1200),
+        (random_fastflow, ((64, 64, 64), (128, 32, 32), (256, 16, 16)), (1, 2, 3), 800),
+    ],
+    ids=["cflow", "fastflow"],
+)
+def test_a_resnet18_detector_has_few_layers(
+    make: Callable[..., ir.FlowModel],
+    levels: tuple[tuple[int, int, int], ...],
+    taps: tuple[int, ...],
+    most: int,
+    tmp_path: Path,
+) -> None:
+    extra = {"condition": 128} if make is random_cflow else {}
+    model = dataclasses.replace(make(0, sizes=levels, blocks=8, **extra), image_size=(256, 256))
+    _, network, _ = parsed(written(model, Wrapped("resnet18", taps), tmp_path, "fp32"))
+    assert network.num_layers <= most
