@@ -27,6 +27,7 @@ from flowedge.export.checkpoints.family_tensors import (
     uflow_tensors,
 )
 from flowedge.export.checkpoints.permutations import csflow_permutations
+from flowedge.export.checkpoints.post_processing import source_scale
 from flowedge.export.checkpoints.preprocessing import (
     albumentations_pipeline,
     fixed_pipeline,
@@ -37,6 +38,7 @@ from flowedge.export.checkpoints.settings import (
     CLAMP,
     EFFICIENTNET_PADDING,
     PERMUTATIONS,
+    TOP_PIXELS,
     USE_GAMMA,
     Choices,
 )
@@ -109,6 +111,8 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
         permutations = _permutations(choices, generation, model)
     else:
         take_clamp_variant(choices, model.tensors, known="tanh")
+    if family == "cflow":
+        choices.take(TOP_PIXELS, held=1)
     preprocessing = _preprocessing(contents, generation, choices, model.input_size)
     check_input_size(choices, model.input_size)
     return Checkpoint(
@@ -120,7 +124,7 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
         hyperparameters=choices.values,
         assumed=tuple(choices.assumed),
         preprocessing=preprocessing,
-        post_processing=_post_processing(contents) or None,
+        source_scale=source_scale(contents, generation, _post_processor(contents)),
         permutations=permutations,
         file=contents.file,
         sha256=contents.sha256,
@@ -181,6 +185,19 @@ def _permutations(
     return csflow_permutations(scheme, model.tensors)
 
 
+def _post_processor(contents: Contents) -> Mapping[str, object]:
+    """The post-processor's settings: data since 2.7, before it attributes of a pickled object, if there is one."""
+    children = dict(named(module.attributes.get("_modules"))) if (module := _module(contents)) else {}
+    for value in (
+        contents.get("anomalib_post_processor_config"),
+        _configuration(contents).get("post_processor"),
+        children.get("post_processor"),
+    ):
+        if isinstance(value, (dict, StandIn)):
+            return value.attributes if isinstance(value, StandIn) else dict(named(value))
+    return {}
+
+
 def _plain(value: object, seen: dict[int, object]) -> object:
     """OmegaConf nodes and Lightning's attribute dicts as what they hold; other stand-ins stay.
 
@@ -239,33 +256,6 @@ def _transform(contents: Contents, configuration: Mapping[str, object]) -> objec
             children = dict(named(processor.attributes.get("_modules")))
             owners.append(children.get("transform", processor.attributes.get("transform")))
     return next((owner for owner in owners if owner is not None), None)
-
-
-def _post_processing(contents: Contents) -> dict[str, float]:
-    """Thresholds and ranges under one naming; what was never fitted (NaN) is left out."""
-    state = contents.state
-    names: dict[str, tuple[str, ...]] = {}
-    for part, maps in (("image", "pred_scores"), ("pixel", "anomaly_maps")):
-        names[f"{part}_threshold"] = (f"post_processor._{part}_threshold", f"{part}_threshold.value")
-        for bound in ("min", "max"):
-            names[f"{part}_{bound}"] = (
-                f"post_processor.{part}_{bound}",
-                f"normalization_metrics.{maps}.{bound}",
-                f"normalization_metrics.{bound}",
-            )
-        for moment in ("mean", "std"):
-            names[f"{part}_{moment}"] = (f"normalization_metrics.{part}_{moment}",)
-    values: dict[str, float] = {}
-    for name, sources in names.items():
-        tensor = next((state[source] for source in sources if source in state), None)
-        if tensor is not None and tensor.numel() == 1 and math.isfinite(float(tensor)):
-            values[name] = float(tensor)
-    config = dict(named(contents.get("anomalib_post_processor_config")))
-    for name in ("image_sensitivity", "pixel_sensitivity"):
-        value = _number(config.get(name))
-        if value is not None:
-            values[name] = value
-    return values
 
 
 def _number(value: object) -> float | None:
