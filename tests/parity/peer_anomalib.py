@@ -1,9 +1,9 @@
 """The peer's side of the parity test: anomalib trains, saves a checkpoint and says what it answers.
 
-    .venv-peer/bin/python tests/parity/peer_anomalib.py cflow FOLDER
+    .venv-peer/bin/python tests/parity/peer_anomalib.py FOLDER cflow fastflow …
 
-Runs in an environment with anomalib 2.7 and without FlowEdge. Leaves in the folder, beside the synthetic photographs
-that it was trained on and is asked about:
+Runs in an environment with anomalib 2.7 and without FlowEdge. Leaves in ``FOLDER/FAMILY``, beside the synthetic
+photographs that it was trained on and is asked about:
 
 ``model.ckpt``
     Saved by the engine after one epoch, with the thresholds and ranges of its validation.
@@ -77,6 +77,8 @@ def new_model(family: str) -> Any:
     """A small model with nothing left at a neutral value."""
     from anomalib.models import Cflow, Csflow, Fastflow, Uflow
     from anomalib.models.image.csflow import torch_model as csflow
+    from anomalib.pre_processing import PreProcessor
+    from torchvision.transforms.v2 import Compose, Normalize, Resize
 
     size = SIZES[family]
     torch.manual_seed(SEED)
@@ -91,7 +93,8 @@ def new_model(family: str) -> Any:
             kind, settings = Uflow, {"backbone": "resnet18", "flow_steps": 2, "affine_clamp": 1.8}
         case _:
             kind, settings = Csflow, {"cross_conv_hidden_channels": 32, "n_coupling_blocks": 3}
-    settings["pre_processor"] = kind.configure_pre_processor(image_size=size)
+    normalise = Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    settings["pre_processor"] = PreProcessor(transform=Compose([Resize(size, antialias=True), normalise]))
     with (
         without_downloads(),
         mock.patch.object(csflow, "EfficientNet_B5_Weights", IMAGENET1K_V1=None),
@@ -105,21 +108,27 @@ def spread(model: Any, size: tuple[int, int]) -> None:
     """Give the batch norms weights and statistics of random images, and move what starts at one or zero."""
     inner = model.model
     extractor = getattr(inner, "encoder", None) or inner.feature_extractor
-    norms = [m for m in extractor.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     with torch.no_grad():
-        for norm in norms:
+        for norm in (module for module in extractor.modules() if isinstance(module, torch.nn.BatchNorm2d)):
             norm.weight.uniform_(0.5, 1.1)
             norm.bias.normal_(0, 0.2)
-            norm.momentum = None  # the mean over all images, not a moving one
-            norm.train()
+            settle_on_first_call(norm)
         coarse = torch.rand(8, 3, 12, 12)
         extractor(torch.nn.functional.interpolate(coarse, size, mode="bicubic") * 4 - 2)
-        for norm in norms:
-            norm.running_var += 0.1
-            norm.eval()
         for name, tensor in inner.named_parameters():
             if name.endswith(("global_scale", "global_offset", "gamma0", "gamma1", "gamma2")):
                 tensor += 0.1 * torch.randn_like(tensor)
+
+
+def settle_on_first_call(norm: torch.nn.BatchNorm2d) -> None:
+    """Let a batch norm take the statistics of the first batch it sees, also in evaluation mode."""
+
+    def settle(module: Any, inputs: Any) -> None:
+        module.running_mean.copy_(inputs[0].mean((0, 2, 3)))
+        module.running_var.copy_(inputs[0].var((0, 2, 3)) + 0.01)
+        handle.remove()
+
+    handle = norm.register_forward_pre_hook(settle)
 
 
 def trained(family: str, folder: Path) -> Path:
@@ -151,40 +160,41 @@ def trained(family: str, folder: Path) -> Path:
     return Path(engine.best_model_path)
 
 
-def answers(family: str, checkpoint: Path, photographs: list[Path]) -> dict[str, Any]:
+def answers(family: str, checkpoint: Path, asked: Path) -> dict[str, Any]:
     """What the checkpoint's own model answers to each photograph alone."""
     from anomalib.data import PredictDataset
     from anomalib.data.utils import read_image
     from anomalib.engine import Engine
 
-    model = new_model(family).eval()
-    stored = torch.load(checkpoint, weights_only=True)
-    model.load_state_dict(stored["state_dict"])
-    model.on_load_checkpoint(stored)
-    found: dict[str, Any] = {"names": [path.name for path in photographs]}
+    model = new_model(family)
     engine = Engine(
         accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=checkpoint.parent
     )
-    for n, path in enumerate(photographs):
+    predictions = engine.predict(model, dataset=PredictDataset(asked), ckpt_path=checkpoint)
+    names = [Path(batch.image_path[0]).name for batch in predictions]
+    found: dict[str, Any] = {"names": names}
+    model.eval()  # now with the checkpoint's weights
+    for n, (name, predicted) in enumerate(zip(names, predictions, strict=True)):
+        # The transform of the engine; a call of the pre-processor takes the one of its exports, without antialias.
+        x = model.pre_processor.transform(read_image(asked / name, as_tensor=True)[None])
         with torch.no_grad():
-            x = model.pre_processor(read_image(path, as_tensor=True)[None])
-            raw = model.eval().model(x)
-        (predicted,) = engine.predict(model, dataset=PredictDataset(path), ckpt_path=checkpoint)
-        found |= {f"x_{n}": x[0], f"raw_score_{n}": raw.pred_score.flatten(), f"raw_map_{n}": raw.anomaly_map}
-        found |= {f"score_{n}": predicted.pred_score.flatten(), f"map_{n}": predicted.anomaly_map}
-        found |= {f"label_{n}": predicted.pred_label.flatten(), f"mask_{n}": predicted.pred_mask}
+            raw = model.model(x)
+        found |= {f"x_{n}": x, f"raw_score_{n}": raw.pred_score, f"raw_map_{n}": raw.anomaly_map}
+        found |= {f"score_{n}": predicted.pred_score, f"map_{n}": predicted.anomaly_map}
+        found |= {f"label_{n}": predicted.pred_label, f"mask_{n}": predicted.pred_mask}
     return found
 
 
 def main() -> None:
-    family, folder = sys.argv[1], Path(sys.argv[2])
     os.environ["HF_HUB_OFFLINE"] = "1"
-    folder.mkdir(parents=True)
-    write_photographs(folder)
-    saved = trained(family, folder)
-    checkpoint = saved.replace(folder / "model.ckpt")
-    found = answers(family, checkpoint, sorted((folder / "asked").iterdir()))
-    np.savez(folder / "answers.npz", **{name: np.asarray(value) for name, value in found.items()})
+    for family in sys.argv[2:]:
+        folder = Path(sys.argv[1]) / family
+        folder.mkdir(parents=True)
+        write_photographs(folder)
+        checkpoint = trained(family, folder).replace(folder / "model.ckpt")
+        found = answers(family, checkpoint, folder / "asked")
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in found.items()}
+        np.savez(folder / "answers.npz", **arrays)
 
 
 if __name__ == "__main__":
