@@ -83,8 +83,8 @@ def source_thresholds(scale: SourceScale) -> Thresholds:
 
 def _by_range(values: Array, part: PartScale, scale: SourceScale) -> Scaled:
     normalised = values
-    if _has_range(part):
-        low, high = np.float32(part.minimum), np.float32(part.maximum)  # type: ignore[arg-type]
+    if part.minimum is not None and part.maximum is not None:
+        low, high = np.float32(part.minimum), np.float32(part.maximum)
         threshold = (high + low) / np.float32(2) if part.threshold is None else _threshold(part)
         if scale.rule == "2.7" and high == low:
             normalised = np.heaviside(values - threshold, _HALF)
@@ -98,10 +98,6 @@ def _by_range(values: Array, part: PartScale, scale: SourceScale) -> Scaled:
     elif part.sensitivity is not None:
         is_anomalous = normalised > np.float32(1) - np.float32(part.sensitivity)
     return Scaled(value=np.asarray(normalised, np.float32), is_anomalous=is_anomalous)
-
-
-def _has_range(part: PartScale) -> bool:
-    return part.minimum is not None and part.maximum is not None
 
 
 def _threshold(part: PartScale) -> np.float32:
@@ -128,7 +124,8 @@ _ERFC: Final = np.vectorize(math.erfc, otypes=[np.float64])
 def _threshold_by_range(part: PartScale) -> Array | None:
     if part.threshold is None:
         return None
-    return np.array(_HALF if _has_range(part) else _threshold(part))
+    has_range = part.minimum is not None and part.maximum is not None
+    return np.array(_HALF if has_range else _threshold(part))
 
 
 def _allowed(part: PartScale) -> Threshold | None:

@@ -160,6 +160,9 @@ def _generation(contents: Contents) -> str:
         return "2.7"
     if contents.has("post_processor."):
         return "2.0-2.6" if stored is not None else "2.x"
+    module = _module(contents)
+    if module is not None and contents.get("metadata") is not None:  # "torch" exports before 2.0
+        return "1.x" if _child(module, "transform") is not None else "0.x"
     if "pre_processor" in configuration:
         return "2.0-2.6"
     if stored is not None or contents.has("_class"):
@@ -171,6 +174,11 @@ def _module(contents: Contents) -> StandIn | None:
     """The pickled module of a "torch" export."""
     value = contents.get("model") if isinstance(contents.root, dict) else contents.root
     return value if isinstance(value, StandIn) else None
+
+
+def _child(module: StandIn, name: str) -> object:
+    """A part of a pickled module, or an attribute; None if it has neither."""
+    return dict(named(module.attributes.get("_modules"))).get(name, module.attributes.get(name))
 
 
 def _permutations(
@@ -187,11 +195,11 @@ def _permutations(
 
 def _post_processor(contents: Contents) -> Mapping[str, object]:
     """The post-processor's settings: data since 2.7, before it attributes of a pickled object, if there is one."""
-    children = dict(named(module.attributes.get("_modules"))) if (module := _module(contents)) else {}
+    module = _module(contents)
     for value in (
         contents.get("anomalib_post_processor_config"),
         _configuration(contents).get("post_processor"),
-        children.get("post_processor"),
+        None if module is None else _child(module, "post_processor"),
     ):
         if isinstance(value, (dict, StandIn)):
             return value.attributes if isinstance(value, StandIn) else dict(named(value))
@@ -226,8 +234,18 @@ def _preprocessing(
     contents: Contents, generation: str, choices: Choices, from_shapes: tuple[int, int] | None
 ) -> Preprocessing:
     configuration = _configuration(contents)
+    if generation == "0.x" and "dataset" in configuration:
+        return albumentations_pipeline(choices, configuration["dataset"])
     if generation == "0.x":
-        return albumentations_pipeline(choices, configuration.get("dataset"))
+        side = 768 if choices.family == "csflow" else 256
+        return fixed_pipeline(
+            choices,
+            size=from_shapes,
+            default_size=(side, side),
+            size_why='The default of anomalib 0.x; its "torch" export is not read for the size.',
+            method="cv2_bilinear",
+            why='The default of anomalib 0.x; its "torch" export is not read for the pipeline.',
+        )
     transform = _transform(contents, configuration)
     if transform is not None:
         return transform_pipeline(choices, transform, from_shapes=from_shapes)
@@ -248,13 +266,9 @@ def _transform(contents: Contents, configuration: Mapping[str, object]) -> objec
     processors = [configuration.get("pre_processor")]
     module = _module(contents)
     if module is not None:
-        children = dict(named(module.attributes.get("_modules")))
-        owners.append(children.get("transform"))
-        processors.append(children.get("pre_processor"))
-    for processor in processors:
-        if isinstance(processor, StandIn):
-            children = dict(named(processor.attributes.get("_modules")))
-            owners.append(children.get("transform", processor.attributes.get("transform")))
+        owners.append(_child(module, "transform"))
+        processors.append(_child(module, "pre_processor"))
+    owners += [_child(processor, "transform") for processor in processors if isinstance(processor, StandIn)]
     return next((owner for owner in owners if owner is not None), None)
 
 

@@ -43,7 +43,7 @@ def photograph(seed: int, size: tuple[int, int], *, defect: bool = False) -> tup
     mask = np.zeros(size, np.uint8)
     if defect:
         mask[size[0] // 3 : size[0] // 2, size[1] // 3 : size[1] // 2] = 255
-        image[mask > 0] = (250, 240, 20)
+        image[mask > 0] = (190, 180, 110)
     return Image.fromarray(image), Image.fromarray(mask)
 
 
@@ -83,10 +83,12 @@ def new_model(family: str) -> Any:
     size = SIZES[family]
     torch.manual_seed(SEED)
     np.random.seed(SEED)
+    kind: Any
+    settings: dict[str, Any]
     match family:
         case "cflow":
-            kind, settings = Cflow, {"backbone": "resnet18", "layers": ("layer1", "layer2", "layer3")}
-            settings |= {"pre_trained": False, "coupling_blocks": 4, "clamp_alpha": 1.7}
+            kind, settings = Cflow, {"pre_trained": False, "coupling_blocks": 4, "clamp_alpha": 1.7}
+            settings |= {"backbone": "resnet18", "layers": ("layer1", "layer2", "layer3")}
         case "fastflow":
             kind, settings = Fastflow, {"backbone": "resnet18", "pre_trained": False, "flow_steps": 4}
         case "uflow":

@@ -62,6 +62,7 @@ def peer_folder(peer_python: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("anomalib")
     command = [str(peer_python), str(PEER_SCRIPT), str(folder), *FAMILIES]
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    outside["OMP_NUM_THREADS"] = "1"  # tiny tensors: a second thread only waits
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=outside)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder

@@ -46,14 +46,16 @@ def min_max_before_2(v: Tensor, part: PartScale) -> tuple[Tensor, Tensor]:
 
 def cdf_score(v: Tensor, scale: SourceScale) -> Tensor:
     standard = (torch.log(v) - tensor(scale.image.log_mean)) / tensor(scale.image.log_std)
-    return torch.special.ndtr(standard - tensor(scale.image.threshold))
+    value: Tensor = torch.special.ndtr(standard - tensor(scale.image.threshold))
+    return value
 
 
 def cdf_map(v: Tensor, scale: SourceScale) -> Tensor:
     """Standardised with the images' mean, and normalised twice, as 0.7 does."""
     standard = (torch.log(v) - tensor(scale.image.log_mean)) / tensor(scale.pixel.log_std)
     once = torch.special.ndtr(standard - tensor(scale.pixel.threshold))
-    return torch.special.ndtr(once - tensor(scale.pixel.threshold))
+    twice: Tensor = torch.special.ndtr(once - tensor(scale.pixel.threshold))
+    return twice
 
 
 def since_2(v: Tensor, part: PartScale, *, handles_no_range: bool) -> tuple[Tensor, Tensor | None]:
