@@ -95,12 +95,12 @@ def _print_checkpoint(checkpoint: Checkpoint) -> None:
     for name, value in checkpoint.hyperparameters.items():
         rows.add_row(name, _shown(value))
     rows.add_row("preprocessing", _preprocessing(checkpoint.preprocessing))
-    missing = (
-        ""
-        if any(name.startswith("backbone.") for name in checkpoint.tensors)
-        else "missing: --backbone-weights"
+    is_whole = any(name.startswith("backbone.") for name in checkpoint.tensors)
+    network = checkpoint.hyperparameters["backbone"]
+    rows.add_row(
+        "backbone's weights",
+        "in the file" if is_whole else f"missing: give {network}'s with --backbone-weights FILE",
     )
-    rows.add_row("backbone's weights", missing or "in the file")
     if checkpoint.source_scale is not None:
         _add_source_scale(rows, checkpoint.source_scale)
     rows.add_row("parameters", f"{sum(array.size for array in checkpoint.tensors.values()) / 1e6:.2f} M")

@@ -522,6 +522,37 @@ def test_a_pickled_module_reads_as_its_state_dict(
     )
 
 
+def test_a_torch_export_of_0_7_is_the_inner_module_with_its_generations_conventions(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = fake_class(monkeypatch, "anomalib.models.csflow.torch_model", "CsFlowModel")
+    file = {"model": module_tree(kind, csflow_state(rng)), "metadata": {"task": "classification"}}
+    checkpoint = read_checkpoint(save(tmp_path / "model.pt", file))
+    assert (checkpoint.repository, checkpoint.generation) == ("anomalib", "0.x")
+    assert checkpoint.permutations is not None
+    assert list(checkpoint.permutations[0][1][:5]) == [222, 196, 64, 232, 186]
+    assert "permutations" not in assumed(checkpoint)
+    assert assumed(checkpoint)["input_size"] == [768, 768]
+    assert assumed(checkpoint)["resize_method"] == "cv2_bilinear"
+
+
+def test_a_torch_export_of_1_x_holds_its_transform_beside_the_model(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = fake_class(monkeypatch, "anomalib.deploy.export", "InferenceModel")
+    module = module_tree(kind, prefixed("model.", cflow_state(rng)))
+    module.__dict__["_modules"]["transform"] = transforms.Compose(
+        [transforms.Resize((32, 48), antialias=True), transforms.Normalize(list(MEAN), list(STD))]
+    )
+    path = save(tmp_path / "model.pt", {"model": module, "metadata": {"task": "segmentation"}})
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.generation == "1.x"
+    assert checkpoint.preprocessing == Preprocessing(
+        resize=(32, 48), method="float_bilinear", mean=MEAN, std=STD
+    )
+    assert checkpoint.hyperparameters["layers"] == ("layer1", "layer2")
+
+
 def test_layers_that_do_not_match_the_levels_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     hyper = dict(CFLOW_HYPER) | {"layers": ["layer1", "layer2", "layer3"]}
     with pytest.raises(CheckpointError, match="are 3, and the flow has 2 levels"):
