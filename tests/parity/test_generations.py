@@ -51,7 +51,7 @@ def block_by_formula(
         weight = state[f"subnet.{layer}.weight"]
         weight = weight.reshape(*weight.shape, *(1,) * (4 - weight.ndim))
         r = conv2d(r.relu() if n else r, weight, state[f"subnet.{layer}.bias"], padding=weight.shape[2] // 2)
-    a, t = (0.1 * r).split(channels // 2, 1)
+    a, t = 0.1 * r[:, : channels // 2], 0.1 * r[:, channels // 2 :]
     g = alpha * torch.tanh(a) if variant == "tanh" else alpha * torch.tanh(a / alpha)
     v = torch.cat([passive, active * g.exp() + t], 1)
     scale = 0.2 * torch.log1p(torch.exp(0.5 * state["global_scale"])).reshape(1, -1, 1, 1)
