@@ -48,6 +48,7 @@ def test_load_has_the_documented_arguments() -> None:
         "engine": None,
         "precision": "fp32",
         "threads": None,
+        "source_scale": False,
     }
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in list(parameters)[1:])
 
