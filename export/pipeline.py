@@ -242,6 +242,7 @@ def _manifest(read: ReadModel, model: ir.FlowModel, graphs: tuple[GraphFile, ...
         preprocessing=read.preprocessing,
         graphs=graphs,
         assumed=checkpoint.assumed,
+        source_scale=checkpoint.source_scale,
         licence_note=LICENCES.get(checkpoint.repository, ""),
     )
 

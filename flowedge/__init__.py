@@ -19,6 +19,7 @@ def load(
     engine: str | None = None,
     precision: str = "fp32",
     threads: int | None = None,
+    source_scale: bool = False,
 ) -> Detector:
     """Open a bundle and load one of its graphs, ready to inspect frames.
 
@@ -27,9 +28,12 @@ def load(
         engine: A name of ``flowedge.runtime.ENGINES``; None takes the first that this machine can import.
         precision: Which of the bundle's graphs to run.
         threads: How many CPU threads one inference uses; None leaves it to the engine.
+        source_scale: Give the score and the map that anomalib would give, normalised to 0..1, and decide by its
+            thresholds; they were fitted where the checkpoint was trained.
 
     Raises:
-        BundleError: The bundle cannot be trusted, or has no graph of this precision.
+        BundleError: The bundle cannot be trusted, or has no graph of this precision; or it holds no
+            scale of its source, or was calibrated to another.
         EngineUnavailableError: The engine cannot run on this machine; the message says what to install.
         ValueError: ``threads`` is below 1.
     """
@@ -38,4 +42,5 @@ def load(
     from flowedge.runtime.engine import open_engine
 
     bundle = open_bundle(path)
-    return Detector(bundle, open_engine(engine, bundle, precision, threads=threads), precision)
+    session = open_engine(engine, bundle, precision, threads=threads)
+    return Detector(bundle, session, precision, source_scale=source_scale)

@@ -19,7 +19,8 @@ Family: TypeAlias = Literal["cflow", "csflow", "fastflow", "uflow", "msflow"]
 PrecisionName: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 ResizeMethod: TypeAlias = Literal["float_bilinear", "pil_bilinear", "pil_lanczos", "cv2_bilinear"]
 ScoreNormalisation: TypeAlias = Literal["none", "per_image", "fixed_reference"]
-ThresholdMethod: TypeAlias = Literal["quantile", "target-fpr", "f1", "manual"]
+ThresholdMethod: TypeAlias = Literal["quantile", "target-fpr", "f1", "manual", "source"]
+SourceRule: TypeAlias = Literal["0.x-1.x", "0.x-cdf", "2.0-2.6", "2.7"]
 Scalar: TypeAlias = str | int | float | bool
 Pixels: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=16384)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -110,12 +111,14 @@ class Scoring(_Record, frozen=True, kw_only=True):
         reference: Set exactly when ``normalisation`` is ``fixed_reference``.
         csflow_map: CS-Flow only: ``product`` of the levels (anomalib) or the ``finest`` level (official).
         top_fraction: MSFlow only: the share of the pixels whose mean is the score.
+        top_pixels: CFLOW only: how many of the map's largest values have their mean as the score; None is one.
     """
 
     normalisation: ScoreNormalisation
     reference: FixedReference | None = None
     csflow_map: Literal["product", "finest"] | None = None
     top_fraction: float | None = None
+    top_pixels: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class Threshold(_Record, frozen=True, kw_only=True):
@@ -163,6 +166,40 @@ class GraphFile(_Record, frozen=True, kw_only=True):
     thresholds: Thresholds = Thresholds()
 
 
+class PartScale(_Record, frozen=True, kw_only=True):
+    """What anomalib fitted for the image score or for the map; None is what it never fitted or was told not to use.
+
+    Attributes:
+        threshold: In units of the value as the model gives it; for ``0.x-cdf`` of its standardised logarithm.
+        minimum: The smallest value of its validation images.
+        maximum: The largest.
+        log_mean: ``0.x-cdf`` only: the mean of the value's natural logarithm.
+        log_std: ``0.x-cdf`` only: its standard deviation.
+        sensitivity: 2.x only: a normalised value above ``1 - sensitivity`` is anomalous.
+    """
+
+    threshold: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    log_mean: float | None = None
+    log_std: float | None = None
+    sensitivity: float | None = None
+
+
+class SourceScale(_Record, frozen=True, kw_only=True):
+    """The scale from 0 to 1 that anomalib shows its users, as a checkpoint of it holds it.
+
+    Attributes:
+        rule: The versions whose formulas these numbers belong to; see `flowedge.runtime.source_scale`.
+        image: Of the image score.
+        pixel: Of the anomaly map.
+    """
+
+    rule: SourceRule
+    image: PartScale
+    pixel: PartScale
+
+
 class StoredFile(_Record, frozen=True, kw_only=True):
     """One file of the bundle, by its path relative to the bundle, with forward slashes."""
 
@@ -190,6 +227,8 @@ class Manifest(_Record, frozen=True, kw_only=True):
         image_size: ``[height, width]`` of the graph's ``image`` input.
         levels: Fine to coarse.
         assumed: Every value that the checkpoint did not hold.
+        source_scale: anomalib's own thresholds and ranges, where the checkpoint held any. They belong to the scores
+            of a bundle that was not calibrated to a fixed reference.
         licence_note: What the weights' origin says about their licence, or an empty string.
         files: Every file of the bundle but the manifest itself.
     """
@@ -205,6 +244,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     preprocessing: Preprocessing
     graphs: tuple[GraphFile, ...]
     assumed: tuple[Assumed, ...] = ()
+    source_scale: SourceScale | None = None
     licence_note: str = ""
     files: tuple[StoredFile, ...] = ()
 
@@ -282,6 +322,16 @@ def _check(manifest: Manifest) -> None:
         raise BundleError(
             f"manifest.json: preprocessing.std must be positive, got {manifest.preprocessing.std}."
         )
+    scale = manifest.source_scale
+    if scale is not None and scale.rule == "0.x-cdf":
+        needed = (
+            scale.image.log_mean,
+            *(v for p in (scale.image, scale.pixel) for v in (p.threshold, p.log_std)),
+        )
+        if None in needed:
+            raise BundleError(
+                "manifest.json: a source_scale by 0.x-cdf needs both thresholds and log_std, and image.log_mean."
+            )
     _check_finite(msgspec.to_builtins(manifest), "manifest.json")
 
 

@@ -46,14 +46,15 @@ class Aggregate:
 def aggregate(levels: Sequence[Array], scoring: Scoring, family: Family, image_size: Size) -> Aggregate:
     """Compute a family's anomaly map and image score.
 
-    CFLOW (Gudovskiy et al., WACV 2022, as anomalib computes it for one image): A = S* - S with
-    S = sum_l U_l(exp(level_l - M_l)); the score is the largest A. MSFlow (Zhou et al., TNNLS 2024): the same A for
-    localisation; A_mul = 1 - exp(Q - Q*) with Q = sum_l U_l(level_l), and the score is the mean of its largest
-    ``top_fraction``. The maxima M_l, S*, Q* are the image's own (``per_image``) or the manifest's constants
-    (``fixed_reference``), for which A is not clipped. FastFlow (Yu et al., 2021) and U-Flow (Tailanian et al.,
-    2022): the mean over the levels of U_l(exp(-level_l / 2)), negated or taken from 1; the score is the largest
-    value. CS-Flow (Rudolph et al., WACV 2022): the product of U_l(level_l) or the finest of them; the score is
-    the mean of z^2 / 2 over all elements of all levels, which have equally many channels. U_l is bilinear.
+    CFLOW (Gudovskiy et al., WACV 2022, as anomalib computes it for one image): A = S* - S with S = sum_l
+    U_l(exp(level_l - M_l)); the score is the largest A, or the mean of the ``top_pixels`` largest. MSFlow (Zhou et
+    al., TNNLS 2024): the same A for localisation; A_mul = 1 - exp(Q - Q*) with Q = sum_l U_l(level_l), and the
+    score is the mean of its largest ``top_fraction``. The maxima M_l, S*, Q* are the image's own (``per_image``) or
+    the manifest's constants (``fixed_reference``), for which A is not clipped. FastFlow (Yu et al., 2021) and
+    U-Flow (Tailanian et al., 2022): the mean over the levels of U_l(exp(-level_l / 2)), negated or taken from 1;
+    the score is the largest value. CS-Flow (Rudolph et al., WACV 2022): the product of U_l(level_l) or the finest
+    of them; the score is the mean of z^2 / 2 over all elements of all levels, which have equally many channels. U_l
+    is bilinear.
 
     Args:
         levels: As in this file's head.
@@ -92,7 +93,7 @@ def largest_sums(
 
 def _cflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggregate:
     anomaly_map = _additive_map(levels, scoring.reference, image_size)
-    return Aggregate(anomaly_map=anomaly_map, score=anomaly_map.max(axis=_PER_IMAGE))
+    return Aggregate(anomaly_map=anomaly_map, score=_mean_of_largest(anomaly_map, scoring.top_pixels or 1))
 
 
 def _msflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggregate:
@@ -105,12 +106,10 @@ def _msflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggr
         else np.float32(reference.mul_max)
     )
     anomaly_map_mul = 1 - np.exp(product - largest)
-    pixels = anomaly_map_mul.reshape(len(anomaly_map_mul), -1)
-    count = max(int(pixels.shape[1] * scoring.top_fraction), 1)
-    top = np.partition(pixels, pixels.shape[1] - count, axis=1)[:, -count:]  # NaN counts as largest
+    count = max(int(np.prod(image_size) * scoring.top_fraction), 1)
     return Aggregate(
         anomaly_map=_additive_map(levels, reference, image_size),
-        score=top.mean(axis=1, dtype=np.float64).astype(np.float32),
+        score=_mean_of_largest(anomaly_map_mul, count),
         anomaly_map_mul=anomaly_map_mul,
     )
 
@@ -138,6 +137,14 @@ def _csflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggr
 _RULES: Final[Mapping[Family, Callable[[Sequence[Array], Scoring, Size], Aggregate]]] = MappingProxyType(
     {"cflow": _cflow, "csflow": _csflow, "fastflow": _fastflow, "uflow": _uflow, "msflow": _msflow}
 )
+
+
+def _mean_of_largest(maps: Array, count: int) -> Array:
+    """The mean of each map's ``count`` largest values, ``(N,)``; NaN counts as largest."""
+    pixels = maps.reshape(len(maps), -1)
+    count = min(count, pixels.shape[1])
+    top = np.partition(pixels, pixels.shape[1] - count, axis=1)[:, -count:]
+    return np.asarray(top.mean(axis=1, dtype=np.float64), np.float32)
 
 
 def _additive_map(levels: Sequence[Array], reference: FixedReference | None, image_size: Size) -> Array:

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
-from flowedge.errors import ImageError
+from flowedge.errors import BundleError, ImageError
 from flowedge.geometry import map_to_frame
-from flowedge.manifest import Preprocessing, Threshold
+from flowedge.manifest import Preprocessing, SourceScale, Threshold
 from flowedge.runtime.engine import Engine
 from flowedge.runtime.preprocess import Preprocessor
+from flowedge.runtime.source_scale import scaled_map, scaled_score, source_thresholds
 
 Verdict: TypeAlias = Literal["ok", "anomalous", "unknown", "not_inspected"]
 """``unknown``: no image threshold was fitted. ``not_inspected``: the answer is not finite. Only ``ok`` is a
@@ -38,14 +39,14 @@ class Result:
     """What was found in one frame.
 
     Attributes:
-        score: The family's image score; larger is more anomalous.
+        score: The family's image score, or the source's normalised one; larger is more anomalous.
         verdict: See ``Verdict``.
-        network_map: ``(h, w)`` float32, the localisation map as the graph gave it, over the network's input;
-            larger is more anomalous.
+        network_map: ``(h, w)`` float32, the localisation map over the network's input, as the graph gave it or on
+            the source's scale; larger is more anomalous.
         levels: Per scale, fine to coarse, ``(h, w)`` float32, the graph's ``level_i``.
         frame_size: ``(height, width)`` of the frame, in pixels.
         preprocessing: How the frame became the network's input.
-        pixel_threshold: The fitted limit of the map, None when there is none.
+        pixel_threshold: The limit of the map, fitted or the source's; None when there is none.
         precision: What the graph computed in.
         engine: The name of the engine that ran it.
         timings: Where the time went.
@@ -89,16 +90,26 @@ class Result:
 class Detector:
     """One graph of a bundle on one engine; closes the engine when it is closed."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, precision: str) -> None:
-        """Decide with the thresholds that were fitted for this precision.
+    def __init__(self, bundle: Bundle, engine: Engine, precision: str, *, source_scale: bool = False) -> None:
+        """Decide with the thresholds that were fitted for this precision, or with the source's.
+
+        Args:
+            bundle: The bundle.
+            engine: An engine that has loaded the bundle's graph of this precision.
+            precision: Which graph.
+            source_scale: Give the normalised score and map and the verdict that anomalib would give.
 
         Raises:
-            BundleError: The bundle has no graph of this precision.
+            BundleError: The bundle has no graph of this precision; or for ``source_scale`` it holds no such scale, or
+                was calibrated to another.
         """
         self.bundle = bundle
         self.engine = engine
         self.precision = precision
         self.thresholds = bundle.manifest.graph(precision).thresholds
+        self._scale = _source_scale(bundle, precision) if source_scale else None
+        if self._scale is not None:
+            self.thresholds = source_thresholds(self._scale)
         self._preprocessor = Preprocessor(bundle.manifest.preprocessing)
 
     def __call__(self, frame: NDArray[np.uint8]) -> Result:
@@ -134,7 +145,7 @@ class Detector:
         preprocessed = time.perf_counter()
         outputs = self.engine.infer(image)
         inferred = time.perf_counter()
-        verdicts = [self._verdict(outputs, index) for index in range(len(frames))]
+        scores, maps, verdicts = self._decide(outputs["score"], outputs["anomaly_map"])
         decided = time.perf_counter()
         ms = 1000 / len(frames)
         timings = Timings(
@@ -144,9 +155,9 @@ class Detector:
         )
         return [
             Result(
-                score=float(outputs["score"][index]),
-                verdict=verdicts[index],  # pyright: ignore[reportArgumentType]
-                network_map=outputs["anomaly_map"][index, 0],
+                score=float(scores[index]),
+                verdict=verdicts[index],
+                network_map=maps[index, 0],
                 levels=tuple(
                     outputs[f"level_{level}"][index, 0] for level in range(len(self.bundle.manifest.levels))
                 ),
@@ -183,11 +194,47 @@ class Detector:
             )
         return image
 
-    def _verdict(self, outputs: dict[str, NDArray[np.float32]], index: int) -> Verdict:
-        """Whatever is not finite was not inspected: NaN compares as smaller than any threshold."""
-        score, limit = outputs["score"][index], self.thresholds.image
-        if not (np.isfinite(score) and np.isfinite(outputs["anomaly_map"][index]).all()):
-            return "not_inspected"
-        if limit is None:
-            return "unknown"
-        return "anomalous" if float(score) > limit.value else "ok"
+    def _decide(
+        self, scores: NDArray[np.float32], maps: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[Verdict]]:
+        """Scores and maps on the scale asked for, and a verdict each.
+
+        Whatever is not finite was not inspected: NaN compares as smaller than any threshold.
+        """
+        finite = np.isfinite(scores) & np.isfinite(maps).all(axis=(1, 2, 3))
+        limit = self.thresholds.image
+        is_anomalous = None if limit is None else scores.astype(np.float64) > limit.value
+        if self._scale is not None:
+            scaled = scaled_score(scores, self._scale)
+            scores, is_anomalous = scaled.value, scaled.is_anomalous
+            maps = scaled_map(maps, self._scale).value
+            finite &= np.isfinite(scores) & np.isfinite(maps).all(axis=(1, 2, 3))
+        return scores, maps, [_verdict(bool(finite[n]), is_anomalous, n) for n in range(len(scores))]
+
+
+def _verdict(is_finite: bool, is_anomalous: NDArray[np.bool_] | None, index: int) -> Verdict:
+    if not is_finite:
+        return "not_inspected"
+    if is_anomalous is None:
+        return "unknown"
+    return "anomalous" if is_anomalous[index] else "ok"
+
+
+def _source_scale(bundle: Bundle, precision: str) -> SourceScale:
+    """The bundle's.
+
+    Raises:
+        BundleError: It holds none, or its scores are no longer those that the scale belongs to.
+    """
+    scale = bundle.manifest.source_scale
+    if scale is None:
+        raise BundleError(
+            f"{bundle.path} has no scale of its source: the checkpoint held no thresholds and ranges of anomalib's. "
+            "Run it without the source's scale, after flowedge calibrate."
+        )
+    if bundle.manifest.graph(precision).scoring.normalisation == "fixed_reference":
+        raise BundleError(
+            f"{bundle.path} was calibrated to a fixed reference, and anomalib's thresholds belong to scores that each "
+            "image normalises by itself. Export the checkpoint again for the source's scale, or run it without."
+        )
+    return scale

@@ -27,6 +27,7 @@ from flowedge.export.checkpoints.family_tensors import (
     uflow_tensors,
 )
 from flowedge.export.checkpoints.permutations import csflow_permutations
+from flowedge.export.checkpoints.post_processing import source_scale
 from flowedge.export.checkpoints.preprocessing import (
     albumentations_pipeline,
     fixed_pipeline,
@@ -37,6 +38,7 @@ from flowedge.export.checkpoints.settings import (
     CLAMP,
     EFFICIENTNET_PADDING,
     PERMUTATIONS,
+    TOP_PIXELS,
     USE_GAMMA,
     Choices,
 )
@@ -109,6 +111,8 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
         permutations = _permutations(choices, generation, model)
     else:
         take_clamp_variant(choices, model.tensors, known="tanh")
+    if family == "cflow":
+        choices.take(TOP_PIXELS, held=1)
     preprocessing = _preprocessing(contents, generation, choices, model.input_size)
     check_input_size(choices, model.input_size)
     return Checkpoint(
@@ -120,7 +124,7 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
         hyperparameters=choices.values,
         assumed=tuple(choices.assumed),
         preprocessing=preprocessing,
-        post_processing=_post_processing(contents) or None,
+        source_scale=source_scale(contents, generation, _post_processor(contents)),
         permutations=permutations,
         file=contents.file,
         sha256=contents.sha256,
@@ -156,6 +160,9 @@ def _generation(contents: Contents) -> str:
         return "2.7"
     if contents.has("post_processor."):
         return "2.0-2.6" if stored is not None else "2.x"
+    module = _module(contents)
+    if module is not None and contents.get("metadata") is not None:  # "torch" exports before 2.0
+        return "1.x" if _child(module, "transform") is not None else "0.x"
     if "pre_processor" in configuration:
         return "2.0-2.6"
     if stored is not None or contents.has("_class"):
@@ -169,6 +176,11 @@ def _module(contents: Contents) -> StandIn | None:
     return value if isinstance(value, StandIn) else None
 
 
+def _child(module: StandIn, name: str) -> object:
+    """A part of a pickled module, or an attribute; None if it has neither."""
+    return dict(named(module.attributes.get("_modules"))).get(name, module.attributes.get(name))
+
+
 def _permutations(
     choices: Choices, generation: str, model: FamilyTensors
 ) -> tuple[tuple[NDArray[np.int64], ...], ...]:
@@ -179,6 +191,19 @@ def _permutations(
         why="A bare state dict does not say whether anomalib 0.x (per_level) or a later one trained it.",
     )
     return csflow_permutations(scheme, model.tensors)
+
+
+def _post_processor(contents: Contents) -> Mapping[str, object]:
+    """The post-processor's settings: data since 2.7, before it attributes of a pickled object, if there is one."""
+    module = _module(contents)
+    for value in (
+        contents.get("anomalib_post_processor_config"),
+        _configuration(contents).get("post_processor"),
+        None if module is None else _child(module, "post_processor"),
+    ):
+        if isinstance(value, (dict, StandIn)):
+            return value.attributes if isinstance(value, StandIn) else dict(named(value))
+    return {}
 
 
 def _plain(value: object, seen: dict[int, object]) -> object:
@@ -209,8 +234,18 @@ def _preprocessing(
     contents: Contents, generation: str, choices: Choices, from_shapes: tuple[int, int] | None
 ) -> Preprocessing:
     configuration = _configuration(contents)
+    if generation == "0.x" and "dataset" in configuration:
+        return albumentations_pipeline(choices, configuration["dataset"])
     if generation == "0.x":
-        return albumentations_pipeline(choices, configuration.get("dataset"))
+        side = 768 if choices.family == "csflow" else 256
+        return fixed_pipeline(
+            choices,
+            size=from_shapes,
+            default_size=(side, side),
+            size_why='The default of anomalib 0.x; its "torch" export is not read for the size.',
+            method="cv2_bilinear",
+            why='The default of anomalib 0.x; its "torch" export is not read for the pipeline.',
+        )
     transform = _transform(contents, configuration)
     if transform is not None:
         return transform_pipeline(choices, transform, from_shapes=from_shapes)
@@ -231,41 +266,10 @@ def _transform(contents: Contents, configuration: Mapping[str, object]) -> objec
     processors = [configuration.get("pre_processor")]
     module = _module(contents)
     if module is not None:
-        children = dict(named(module.attributes.get("_modules")))
-        owners.append(children.get("transform"))
-        processors.append(children.get("pre_processor"))
-    for processor in processors:
-        if isinstance(processor, StandIn):
-            children = dict(named(processor.attributes.get("_modules")))
-            owners.append(children.get("transform", processor.attributes.get("transform")))
+        owners.append(_child(module, "transform"))
+        processors.append(_child(module, "pre_processor"))
+    owners += [_child(processor, "transform") for processor in processors if isinstance(processor, StandIn)]
     return next((owner for owner in owners if owner is not None), None)
-
-
-def _post_processing(contents: Contents) -> dict[str, float]:
-    """Thresholds and ranges under one naming; what was never fitted (NaN) is left out."""
-    state = contents.state
-    names: dict[str, tuple[str, ...]] = {}
-    for part, maps in (("image", "pred_scores"), ("pixel", "anomaly_maps")):
-        names[f"{part}_threshold"] = (f"post_processor._{part}_threshold", f"{part}_threshold.value")
-        for bound in ("min", "max"):
-            names[f"{part}_{bound}"] = (
-                f"post_processor.{part}_{bound}",
-                f"normalization_metrics.{maps}.{bound}",
-                f"normalization_metrics.{bound}",
-            )
-        for moment in ("mean", "std"):
-            names[f"{part}_{moment}"] = (f"normalization_metrics.{part}_{moment}",)
-    values: dict[str, float] = {}
-    for name, sources in names.items():
-        tensor = next((state[source] for source in sources if source in state), None)
-        if tensor is not None and tensor.numel() == 1 and math.isfinite(float(tensor)):
-            values[name] = float(tensor)
-    config = dict(named(contents.get("anomalib_post_processor_config")))
-    for name in ("image_sensitivity", "pixel_sensitivity"):
-        value = _number(config.get(name))
-        if value is not None:
-            values[name] = value
-    return values
 
 
 def _number(value: object) -> float | None:

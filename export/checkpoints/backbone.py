@@ -89,7 +89,7 @@ def with_backbone(checkpoint: Checkpoint, weights: Path | None) -> Checkpoint:
     if weights is None:
         if checkpoint.backbone_naming is None:
             raise CheckpointError(
-                f"{checkpoint.file} holds no feature extractor, and {checkpoint.repository} never stores one. "
+                f"{checkpoint.file} of {checkpoint.repository} holds no feature extractor. "
                 f"Give the {needed} weights that the model was trained on with --backbone-weights FILE."
             )
         return checkpoint

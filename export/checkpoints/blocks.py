@@ -127,7 +127,7 @@ def _block(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, Array]:
 
 
 def _permutation(arrays: Tensors, channels: int, prefix: str) -> dict[str, Array]:
-    if "w_perm" not in arrays and "vk_householder" in arrays:
+    if "vk_householder" in arrays:
         vectors, start = arrays["vk_householder"], _held(arrays, "w_0", prefix)
         start = start.reshape(start.shape[:2])
         _expect(prefix + "vk_householder", vectors, (len(vectors), channels))

@@ -18,7 +18,7 @@ from flowedge.export.checkpoints.blocks import level_widths, sequence_tensors, t
 from flowedge.export.checkpoints.contents import Contents, arrays_of, state_in
 from flowedge.export.checkpoints.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Triple, fixed_pipeline
 from flowedge.export.checkpoints.record import Checkpoint
-from flowedge.export.checkpoints.settings import BACKBONE, CLAMP, LAYERS, PADDING, Choices
+from flowedge.export.checkpoints.settings import BACKBONE, CLAMP, LAYERS, PADDING, TOP_PIXELS, Choices
 
 # …DATASET_ENCODER_DECODER_plL_cbK_inpS_runN_CLASS….pt
 _FILE_NAME: Final = re.compile(
@@ -62,6 +62,7 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
     choices.take(LAYERS, held=_layers(name, encoder, widths), why=f"Its levels have {widths} channels.")
     choices.take(PADDING, held="reflect" if "layer1.0.conv1.weight" in encoder else "zeros")
     choices.take(CLAMP, default=1.9, why=_PAPER)
+    choices.take(TOP_PIXELS, held=1)
     take_clamp_variant(choices, flow)
     mean, std = _statistics(name, in_name["dataset"] if in_name else "mvtec")
     preprocessing = fixed_pipeline(

@@ -57,9 +57,14 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
         default=any(gamma.any() for gamma in gammas),
         why="Read from config.py at run time; gammas that are all zero were not used.",
     )
-    scheme = choices.take(PERMUTATIONS, held="per_level")
-    stored = _stored_permutations(nodes) if scheme == "per_level" else ()
-    permutations = stored or csflow_permutations(scheme, model.tensors)
+    stored = _stored_permutations(nodes)
+    scheme = choices.take(
+        PERMUTATIONS,
+        held="per_level" if stored else None,
+        default="per_level",
+        why="A state dict holds no permutations; they are drawn again as the official implementation draws them.",
+    )
+    permutations = stored if stored and scheme == "per_level" else csflow_permutations(scheme, model.tensors)
     _check_permutations(permutations, model.tensors)
     preprocessing = fixed_pipeline(
         choices,

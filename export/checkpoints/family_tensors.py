@@ -138,9 +138,10 @@ def take_network(choices: Choices, model: FamilyTensors, hyper: Mapping[str, obj
             raise CheckpointError(
                 f"the checkpoint names the network {stored!r:.80}, which is no plain name. Do not trust the file."
             ) from error
+    only = "efficientnet_b5" if choices.family == "csflow" else None  # there is no CS-Flow on another
     name = choices.take(
         BACKBONE,
-        held=stored if isinstance(stored, str) else model.backbone,
+        held=stored if isinstance(stored, str) else model.backbone or only,
         why="Its extractor's tensors are of no network that is known by its shapes.",
     )
     if choices.family != "cflow":

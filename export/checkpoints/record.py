@@ -38,7 +38,8 @@ all                    ``backbone`` str; ``clamp`` float; ``input_size`` (height
                        input, pixels, after any crop; ``resize_method``, ``mean``, ``std`` as in ``preprocessing``
 all but CS-Flow        ``clamp_variant``: ``tanh`` for ``clamp * tanh(a)``, ``tanh_over_alpha`` for
                        ``clamp * tanh(a / clamp)``
-CFLOW                  ``layers``: names of the tapped layers, fine to coarse
+CFLOW                  ``layers``: names of the tapped layers, fine to coarse; ``top_pixels``: how many of the
+                       map's largest values the score is the mean of
 CFLOW, CS-Flow, MSFlow ``padding``: the extractor's: ``zeros`` or ``reflect``; for CS-Flow ``symmetric``
                        (torchvision), ``static_0.7`` or ``static_0.6`` (efficientnet_pytorch)
 CS-Flow                ``use_gamma`` bool, false: leave the gammas out; ``permutations`` ``per_level`` or
@@ -56,7 +57,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.manifest import Assumed, Family, Preprocessing
+from flowedge.manifest import Assumed, Family, Preprocessing, SourceScale
 
 Array: TypeAlias = NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]
@@ -77,8 +78,7 @@ class Checkpoint:
         hyperparameters: See the module's documentation.
         assumed: Every value that the file does not hold, or that the user gave.
         preprocessing: How a frame becomes the network's input.
-        post_processing: anomalib's thresholds and ranges: any of ``{image,pixel}_threshold``,
-            ``{image,pixel}_{min,max,mean,std}`` and ``{image,pixel}_sensitivity``; None where there are none.
+        source_scale: anomalib's thresholds and ranges; None where it fitted none.
         permutations: CS-Flow only: per block the gathers of the three levels, int64 ``(C,)``.
         file: The file's name without folders.
         sha256: The file's hash.
@@ -92,7 +92,7 @@ class Checkpoint:
     hyperparameters: Mapping[str, object]
     assumed: tuple[Assumed, ...]
     preprocessing: Preprocessing
-    post_processing: Mapping[str, float] | None = None
+    source_scale: SourceScale | None = None
     permutations: tuple[tuple[NDArray[np.int64], ...], ...] | None = field(default=None, repr=False)
     file: str
     sha256: str

@@ -48,6 +48,13 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
 def _size(text: str) -> tuple[int, int]:
     sides = [int(side) for side in text.lower().replace("x", ",").split(",")]
     if len(sides) not in (1, 2) or not all(1 <= side <= 16384 for side in sides):
@@ -111,6 +118,7 @@ USE_GAMMA: Final = Setting("use_gamma", "true or false", _flag)
 PERMUTATIONS: Final = Setting("permutations", *_one_of("per_level", "shared"))
 POOL_TYPE: Final = Setting("pool_type", *_one_of("avg", "max", "none"))
 TOP_K: Final = Setting("top_k", "a fraction of the pixels, such as 0.03", _fraction)
+TOP_PIXELS: Final = Setting("top_pixels", "a number of pixels, such as 100", _count)
 _METHODS: Final = _one_of("float_bilinear", "pil_bilinear", "pil_lanczos", "cv2_bilinear")
 RESIZE_METHOD: Final = Setting(
     "resize_method", _METHODS[0], cast("Callable[[str], ResizeMethod]", _METHODS[1])
@@ -123,7 +131,7 @@ FAMILY_SETTINGS: Final[Mapping[Family, tuple[Setting[object], ...]]] = MappingPr
     cast(
         "dict[Family, tuple[Setting[object], ...]]",
         {
-            "cflow": (*_COMMON, CLAMP_VARIANT, LAYERS, PADDING),
+            "cflow": (*_COMMON, CLAMP_VARIANT, LAYERS, PADDING, TOP_PIXELS),
             "csflow": (*_COMMON, EFFICIENTNET_PADDING, USE_GAMMA, PERMUTATIONS),
             "fastflow": (*_COMMON, CLAMP_VARIANT),
             "uflow": (*_COMMON, CLAMP_VARIANT),

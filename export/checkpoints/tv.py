@@ -19,7 +19,7 @@ from flowedge.export.checkpoints.family_tensors import (
 )
 from flowedge.export.checkpoints.preprocessing import fixed_pipeline
 from flowedge.export.checkpoints.record import Checkpoint
-from flowedge.export.checkpoints.settings import CLAMP, Choices
+from flowedge.export.checkpoints.settings import CLAMP, TOP_PIXELS, Choices
 from flowedge.export.checkpoints.stand_ins import StandIn
 
 _UNSTORED: Final = "The default of the repository's configuration, which the checkpoint does not hold."
@@ -54,6 +54,16 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
         why="Fixed in the repository's code.",
     )
     check_input_size(choices, model.input_size)
+    if is_cflow:
+        is_container = (
+            contents.get("best_score") is not None or contents.get("scheduler_state_dict") is not None
+        )
+        choices.take(
+            TOP_PIXELS,
+            default=100 if is_container else 1,
+            why="TVTVision's score is the mean of the map's 100 largest values; anomalib's inner module, which "
+            "has the same names, takes the largest.",
+        )
     return Checkpoint(
         repository="Taitran2202/TVTVision",
         generation="official",

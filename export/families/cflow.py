@@ -17,6 +17,8 @@ def flow_model(
     image_size: tuple[int, int],
 ) -> ir.FlowModel:
     """The checkpoint as data; see `flowedge.export.families.family.BuildsFlowModel`."""
+    top_pixels = checkpoint.hyperparameters["top_pixels"]
+    assert isinstance(top_pixels, int)
     levels = count_levels(checkpoint.tensors)
     check_features(checkpoint.tensors, backbone, shapes)
     return ir.FlowModel(
@@ -25,5 +27,5 @@ def flow_model(
         backbone=backbone,
         levels=tuple(ir.Level(channels=c, height=h, width=w, feature_channels=c) for c, h, w in shapes),
         steps=tuple(step for level in range(levels) for step in steps_of_level(checkpoint, level, level)),
-        scoring=Scoring(normalisation="per_image"),
+        scoring=Scoring(normalisation="per_image", top_pixels=top_pixels if top_pixels > 1 else None),
     )

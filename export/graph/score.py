@@ -94,7 +94,11 @@ def _likelihood_sum(score: ScoreModule, levels: Sequence[Tensor]) -> Tensor:
 
 def _cflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
     anomaly_map = _likelihood_sum(score, levels)
-    return anomaly_map.amax(_PER_IMAGE), anomaly_map
+    count = score.scoring.top_pixels
+    if count is None:
+        return anomaly_map.amax(_PER_IMAGE), anomaly_map
+    pixels = anomaly_map.flatten(1)
+    return _mean_of_largest(pixels, min(count, pixels.shape[1])), anomaly_map
 
 
 def _mean_likelihood(score: ScoreModule, levels: Sequence[Tensor]) -> Tensor:

@@ -44,7 +44,9 @@ def answer_from_levels(
 def _of_one(levels: list[Tensor], family: Family, scoring: Scoring, size: tuple[int, int]) -> ReferenceAnswer:
     match family:
         case "cflow":
-            return _with_largest_as_score(_additive(levels, size))
+            anomaly_map = _additive(levels, size)
+            top = anomaly_map.flatten().sort(descending=True).values[: scoring.top_pixels or 1]
+            return ReferenceAnswer(score=top.mean()[None], anomaly_map=anomaly_map)
         case "fastflow":
             return _with_largest_as_score(-_mean_likelihood(levels, size))
         case "uflow":

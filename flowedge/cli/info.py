@@ -12,9 +12,11 @@ import typer
 from flowedge.bundle import open_bundle
 from flowedge.cli.output import RESULTS, Json, print_json, table
 from flowedge.cli.packages import explain_missing
-from flowedge.manifest import Assumed, Manifest, Preprocessing, Threshold
+from flowedge.manifest import Assumed, Manifest, Preprocessing, SourceScale, Threshold
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from flowedge.export.checkpoints.record import Checkpoint
 
 NAME = "info"
@@ -74,6 +76,8 @@ def _print_bundle(manifest: Manifest) -> None:
             f"{graph.file}, opset {graph.opset}, score {score}, image threshold {_threshold(image)}, "
             f"pixel threshold {_threshold(pixel)}",
         )
+    if manifest.source_scale is not None:
+        _add_source_scale(rows, manifest.source_scale)
     rows.add_row("written", f"{manifest.created} by FlowEdge {manifest.flowedge_version}")
     rows.add_row(
         "size", f"{sum(file.size for file in manifest.files) / 1e6:.1f} MB in {len(manifest.files)} files"
@@ -91,12 +95,14 @@ def _print_checkpoint(checkpoint: Checkpoint) -> None:
     for name, value in checkpoint.hyperparameters.items():
         rows.add_row(name, _shown(value))
     rows.add_row("preprocessing", _preprocessing(checkpoint.preprocessing))
-    missing = (
-        ""
-        if any(name.startswith("backbone.") for name in checkpoint.tensors)
-        else "missing: --backbone-weights"
+    is_whole = any(name.startswith("backbone.") for name in checkpoint.tensors)
+    network = checkpoint.hyperparameters["backbone"]
+    rows.add_row(
+        "backbone's weights",
+        "in the file" if is_whole else f"missing: give {network}'s with --backbone-weights FILE",
     )
-    rows.add_row("backbone's weights", missing or "in the file")
+    if checkpoint.source_scale is not None:
+        _add_source_scale(rows, checkpoint.source_scale)
     rows.add_row("parameters", f"{sum(array.size for array in checkpoint.tensors.values()) / 1e6:.2f} M")
     RESULTS.print(rows)
     print_assumed(checkpoint.assumed)
@@ -110,11 +116,20 @@ def _plain(checkpoint: Checkpoint) -> dict[str, object]:
         "hyperparameters": dict(checkpoint.hyperparameters),
         "assumed": checkpoint.assumed,
         "preprocessing": msgspec.to_builtins(checkpoint.preprocessing),
+        "source_scale": checkpoint.source_scale,
         "has_backbone_weights": any(name.startswith("backbone.") for name in checkpoint.tensors),
         "parameters": sum(array.size for array in checkpoint.tensors.values()),
         "file": checkpoint.file,
         "sha256": checkpoint.sha256,
     }
+
+
+def _add_source_scale(rows: Table, scale: SourceScale) -> None:
+    """The thresholds and ranges that the source fitted, a row for the image score and one for the map."""
+    for name, part in (("image", scale.image), ("pixel", scale.pixel)):
+        held = ((field, value) for field, value in msgspec.structs.asdict(part).items() if value is not None)
+        shown = ", ".join(f"{field.replace('_', ' ')} {value:.6g}" for field, value in held)
+        rows.add_row(f"source's {name} scale", f"anomalib {scale.rule}: {shown or 'nothing fitted'}")
 
 
 def _preprocessing(steps: Preprocessing) -> str:

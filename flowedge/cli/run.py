@@ -33,6 +33,10 @@ def command(
     engine: EngineName = None,
     precision: PrecisionOption = "fp32",
     threads: Threads = None,
+    source_scale: Annotated[
+        bool,
+        typer.Option("--source-scale", help="Report anomalib's own normalised score, map and verdict."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Inspect images; with --json one line of JSON for each. Exit status 1 when an image was not inspected."""
@@ -43,7 +47,9 @@ def command(
     images = find_images(source)
     rows = table("image", ">score", "verdict", ">ms", title=None)
     verdicts: Counter[str] = Counter()
-    with flowedge.load(bundle, engine=engine, precision=precision, threads=threads) as detector:
+    with flowedge.load(
+        bundle, engine=engine, precision=precision, threads=threads, source_scale=source_scale
+    ) as detector:
         for inspection in inspect_images(detector, images, out=out):
             verdicts[inspection.verdict] += 1
             if json:

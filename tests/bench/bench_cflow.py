@@ -30,7 +30,8 @@ from bench.graph_facts import file_mb, multiply_accumulates, node_count
 from bench.time_onnx import THREADS, session_of
 from flowedge.bundle import open_bundle
 from flowedge.export.pipeline import ExportOptions, export_bundle, read_model
-from flowedge.manifest import Preprocessing
+from flowedge.manifest import Preprocessing, SourceScale
+from flowedge.runtime.source_scale import scaled_map, scaled_score
 
 HERE = Path(__file__).resolve().parent
 REAL = HERE.parents[2] / "shared/checkpoints/cflow_magnetic_tile.ckpt"  # beside the checkout
@@ -112,7 +113,7 @@ def measure(name: str, folder: Path, peer_python: Path, rounds: int, peak: float
     image = unit_image(read.model.image_size)
     mine = normalised(image, preprocessing)
     map_difference, score_difference = differences(
-        answers(peer, image), answers(ours, mine), read.checkpoint.post_processing
+        answers(peer, image), answers(ours, mine), read.checkpoint.source_scale
     )
     np.save(folder / "image.npy", image)
     np.save(folder / "normalised.npy", mine)
@@ -216,19 +217,16 @@ def answers(graph: Path, image: NDArray[np.float32]) -> dict[str, NDArray[np.flo
 
 
 def differences(
-    peer: dict[str, NDArray[Any]], ours: dict[str, NDArray[Any]], fitted: Any
+    peer: dict[str, NDArray[Any]], ours: dict[str, NDArray[Any]], scale: SourceScale | None
 ) -> tuple[float, float]:
     """Of the map and the score; ours goes through the 0..1 scaling that anomalib puts into its graph."""
     found = []
-    for theirs, mine, part in (("anomaly_map", "anomaly_map", "pixel"), ("pred_score", "score", "image")):
+    pairs = (("anomaly_map", "anomaly_map", scaled_map), ("pred_score", "score", scaled_score))
+    for theirs, mine, scaled in pairs:
         want = peer[theirs].astype(np.float64).ravel()
-        got = ours[mine].astype(np.float64).ravel()
-        if fitted and f"{part}_max" in fitted:
-            low, high = fitted[f"{part}_min"], fitted[f"{part}_max"]
-            middle = fitted.get(f"{part}_threshold", (low + high) / 2)
-            got = np.clip((got - middle) / (high - low) + 0.5, 0, 1)
+        got = ours[mine] if scale is None else scaled(ours[mine], scale).value
         assert want.std() > 0 or want.size == 1, "the peer's map is constant, which proves nothing"
-        found.append(float(np.abs(got - want).max() / np.abs(want).max()))
+        found.append(float(np.abs(got.astype(np.float64).ravel() - want).max() / np.abs(want).max()))
     return found[0], found[1]
 
 

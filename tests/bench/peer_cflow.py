@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from anomalib.models import Cflow  # type: ignore[import-not-found]
+from anomalib.models import Cflow
 
 INPUT_SIZE = (256, 256)
 SEED = 7

@@ -25,6 +25,10 @@ from torch import Tensor, nn
 
 from flowedge.export.backbones import backbone_from_checkpoint, feature_shapes, module_from_backbone
 from flowedge.export.checkpoints import Checkpoint, read_checkpoint, with_backbone
+from flowedge.export.families import FAMILIES
+from flowedge.export.graph import ir
+from flowedge.export.graph.emit import Flow
+from flowedge.export.graph.passes import lower
 from flowedge.export.reference.cflow import CflowReference
 from flowedge.export.reference.csflow import CsflowReference
 from flowedge.export.reference.fastflow import FastflowReference
@@ -297,6 +301,21 @@ def test_msflow_pools_as_scipy_does(golden: Path, pool_type: str, pooled: Callab
     outside = levels("none", Features([pooled(feature) for feature in raw]))
     for level, wanted in zip(levels(pool_type, Features(raw)), outside, strict=True):
         assert difference(level, wanted.numpy()) < LIMIT
+
+
+@pytest.mark.parametrize("pool_type", ["avg", "max", "none"])
+def test_msflow_lowers_each_way_of_pooling(golden: Path, pool_type: str) -> None:
+    checkpoint = checkpoint_of(golden, "msflow")
+    values = {**checkpoint.hyperparameters, "pool_type": pool_type}
+    checkpoint = dataclasses.replace(checkpoint, hyperparameters=values)
+    rng = np.random.default_rng(8)
+    features = Features([rng.standard_normal((2, c, s, s)) for c, s in ((64, 16), (128, 8), (256, 4))])
+    backbone = ir.Backbone(network="none", taps=(), padding="zeros", weights={})
+    model = FAMILIES["msflow"].flow_model(checkpoint, backbone, features.shapes, (64, 64))
+    reference = MsflowReference(checkpoint, features, features.shapes)
+    levels = Flow(lower(model))(features.features)
+    for level, wanted in zip(levels, reference(torch.empty(2)), strict=True):
+        assert difference(level.detach(), wanted.numpy()) < LIMIT
 
 
 def test_csflows_product_map_is_the_product_of_its_enlarged_levels() -> None:

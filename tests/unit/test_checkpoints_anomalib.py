@@ -14,7 +14,7 @@ import torchvision.transforms.v2 as transforms
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints import Checkpoint, permutation_kind, read_checkpoint
 from flowedge.export.checkpoints.backbone import recognise_backbone
-from flowedge.manifest import Preprocessing
+from flowedge.manifest import PartScale, Preprocessing, SourceScale
 from support.checkpoint_files import (
     State,
     aio_block,
@@ -114,6 +114,11 @@ RESIZE = ("Resize", {"size": [40, 48], "interpolation": "bilinear", "max_size": 
 NORMALIZE = ("Normalize", {"mean": list(MEAN), "std": list(STD), "inplace": False})
 
 
+def float32(value: float) -> float:
+    """As a scalar of a state dict."""
+    return float(np.float32(value))
+
+
 def assumed(checkpoint: Checkpoint) -> dict[str, object]:
     return {a.name: a.value for a in checkpoint.assumed}
 
@@ -135,9 +140,10 @@ def test_version_2_7_holds_everything(tmp_path: Path, rng: np.random.Generator) 
     assert checkpoint.preprocessing == Preprocessing(
         resize=(40, 48), crop=(32, 36), method="float_bilinear", mean=MEAN, std=STD
     )
-    assert checkpoint.post_processing == pytest.approx(
-        {"image_threshold": 0.5, "image_min": 0.1, "image_max": 0.9, "pixel_min": 0.2, "pixel_max": 0.8}
-        | {"image_sensitivity": 0.4}
+    assert checkpoint.source_scale == SourceScale(
+        rule="2.7",
+        image=PartScale(threshold=0.5, minimum=float32(0.1), maximum=float32(0.9), sensitivity=0.4),
+        pixel=PartScale(threshold=0.5, minimum=float32(0.2), maximum=float32(0.8), sensitivity=0.5),
     )
     np.testing.assert_array_equal(
         checkpoint.tensors["flow.1.1.subnet.1.weight"],
@@ -296,14 +302,11 @@ def test_version_1_has_a_pickled_transform_and_text_among_its_tensors(
     assert checkpoint.preprocessing == Preprocessing(
         resize=(64, 48), crop=(32, 40), method="float_bilinear", mean=MEAN, std=STD
     )
-    assert checkpoint.post_processing == {
-        "image_threshold": 0.5,
-        "pixel_threshold": 0.375,
-        "image_min": 0.125 if per_map else 0.25,
-        "image_max": 0.75,
-        "pixel_min": 0.25,
-        "pixel_max": 0.75,
-    }
+    assert checkpoint.source_scale == SourceScale(
+        rule="0.x-1.x",
+        image=PartScale(threshold=0.5, minimum=0.125 if per_map else 0.25, maximum=0.75),
+        pixel=PartScale(threshold=0.375, minimum=0.25, maximum=0.75),
+    )
 
 
 def omega(monkeypatch: pytest.MonkeyPatch, value: object) -> object:
@@ -367,6 +370,95 @@ def test_version_0_with_its_own_pipeline_file_asks_for_the_size(
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("moments", [False, True], ids=["min_max", "cdf"])
+def test_version_0_scales_by_a_range_or_by_the_normal_distribution(
+    moments: bool, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = omega(monkeypatch, {"dataset": {"image_size": 64}, "model": dict(CFLOW_HYPER)})
+    fitted = {"image_mean": -0.5, "image_std": 0.25, "pixel_mean": -1.5, "pixel_std": 0.75}
+    fitted = fitted if moments else {"min": 0.25, "max": 0.75}
+    extra = {f"normalization_metrics.{name}": torch.tensor(value) for name, value in fitted.items()}
+    extra |= {"image_threshold.value": torch.tensor(0.5), "pixel_threshold.value": torch.tensor(0.375)}
+    file = lightning(cflow_state(rng), hyper_parameters=config, extra_state=extra)
+    scale = read_checkpoint(save(tmp_path / "m.ckpt", file)).source_scale
+    if moments:
+        assert scale == SourceScale(
+            rule="0.x-cdf",
+            image=PartScale(threshold=0.5, log_mean=-0.5, log_std=0.25),
+            pixel=PartScale(threshold=0.375, log_mean=-1.5, log_std=0.75),
+        )
+    else:
+        assert scale == SourceScale(
+            rule="0.x-1.x",
+            image=PartScale(threshold=0.5, minimum=0.25, maximum=0.75),
+            pixel=PartScale(threshold=0.375, minimum=0.25, maximum=0.75),
+        )
+
+
+def test_version_2_0_keeps_its_sensitivities_in_the_pickled_post_processor(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = fake_class(monkeypatch, "anomalib.post_processing.post_processor", "PostProcessor")
+    processor = module_tree(kind, {}, image_sensitivity=0.25, enable_threshold_matching=False)
+    file = lightning(
+        cflow_state(rng),
+        hyper_parameters=dict(CFLOW_HYPER) | {"pre_processor": True, "post_processor": processor},
+        extra_state={"post_processor._image_threshold": torch.tensor(0.5)},
+    )
+    assert read_checkpoint(save(tmp_path / "m.ckpt", file)).source_scale == SourceScale(
+        rule="2.0-2.6",
+        image=PartScale(threshold=0.5, sensitivity=0.25),
+        pixel=PartScale(sensitivity=0.5),
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "image", "pixel"),
+    [
+        (
+            {},
+            PartScale(threshold=0.5, minimum=0.25, maximum=2, sensitivity=0.5),
+            PartScale(threshold=0.5, minimum=0.125, maximum=3, sensitivity=0.5),
+        ),
+        (
+            {"enable_threshold_matching": False, "pixel_sensitivity": 0.75},
+            PartScale(threshold=0.5, minimum=0.25, maximum=2, sensitivity=0.5),
+            PartScale(minimum=0.125, maximum=3, sensitivity=0.75),
+        ),
+        (
+            {"enable_normalization": False, "enable_thresholding": False},
+            PartScale(threshold=0.5),
+            PartScale(threshold=0.5),
+        ),
+    ],
+    ids=["defaults", "no matching", "nothing enabled"],
+)
+def test_version_2_7_leaves_out_what_it_was_told_to(
+    settings: dict[str, object],
+    image: PartScale,
+    pixel: PartScale,
+    tmp_path: Path,
+    rng: np.random.Generator,
+) -> None:
+    file = version_2_7(cflow_state(rng), dict(CFLOW_HYPER), described(RESIZE))
+    names = ("_image_threshold", "_pixel_threshold", "image_min", "image_max", "pixel_min", "pixel_max")
+    state = file["state_dict"]
+    assert isinstance(state, dict)
+    for name, value in zip(names, (0.5, math.nan, 0.25, 2, 0.125, 3), strict=True):
+        state[f"post_processor.{name}"] = torch.tensor(value)
+    file["anomalib_post_processor_config"] = settings
+    scale = read_checkpoint(save(tmp_path / "m.ckpt", file)).source_scale
+    assert scale == SourceScale(rule="2.7", image=image, pixel=pixel)
+
+
+@pytest.mark.parametrize("fitted", [{}, {"post_processor.image_min": torch.tensor(math.nan)}])
+def test_a_model_that_was_never_validated_has_no_scale(
+    fitted: State, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    file = lightning(cflow_state(rng), hyper_parameters=dict(CFLOW_HYPER), extra_state=fitted)
+    assert read_checkpoint(save(tmp_path / "m.ckpt", file)).source_scale is None
+
+
 def test_csflow_of_version_0_drew_a_permutation_per_level(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,12 +513,44 @@ def test_a_pickled_module_reads_as_its_state_dict(
     module = module_tree(kind, prefixed("model.", state) | processors, _hparams=hyper)
     checkpoint = read_checkpoint(save(tmp_path / "model.pt", {"model": module}))
     assert (checkpoint.repository, checkpoint.generation) == ("anomalib", "2.x")
-    assert checkpoint.post_processing == {"image_threshold": 0.5}
+    part = PartScale(threshold=0.5, sensitivity=0.5)
+    assert checkpoint.source_scale == SourceScale(rule="2.7", image=part, pixel=part)
     assert checkpoint.hyperparameters["clamp"] == 1.7
     assert checkpoint.hyperparameters["layers"] == ("layer1", "layer2")
     np.testing.assert_array_equal(
         checkpoint.tensors["flow.0.1.w_perm"], state["decoders.0.module_list.1.w_perm"].numpy()
     )
+
+
+def test_a_torch_export_of_0_7_is_the_inner_module_with_its_generations_conventions(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = fake_class(monkeypatch, "anomalib.models.csflow.torch_model", "CsFlowModel")
+    file = {"model": module_tree(kind, csflow_state(rng)), "metadata": {"task": "classification"}}
+    checkpoint = read_checkpoint(save(tmp_path / "model.pt", file))
+    assert (checkpoint.repository, checkpoint.generation) == ("anomalib", "0.x")
+    assert checkpoint.permutations is not None
+    assert list(checkpoint.permutations[0][1][:5]) == [222, 196, 64, 232, 186]
+    assert "permutations" not in assumed(checkpoint)
+    assert assumed(checkpoint)["input_size"] == [768, 768]
+    assert assumed(checkpoint)["resize_method"] == "cv2_bilinear"
+
+
+def test_a_torch_export_of_1_x_holds_its_transform_beside_the_model(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = fake_class(monkeypatch, "anomalib.deploy.export", "InferenceModel")
+    module = module_tree(kind, prefixed("model.", cflow_state(rng)))
+    module.__dict__["_modules"]["transform"] = transforms.Compose(
+        [transforms.Resize((32, 48), antialias=True), transforms.Normalize(list(MEAN), list(STD))]
+    )
+    path = save(tmp_path / "model.pt", {"model": module, "metadata": {"task": "segmentation"}})
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.generation == "1.x"
+    assert checkpoint.preprocessing == Preprocessing(
+        resize=(32, 48), method="float_bilinear", mean=MEAN, std=STD
+    )
+    assert checkpoint.hyperparameters["layers"] == ("layer1", "layer2")
 
 
 def test_layers_that_do_not_match_the_levels_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -552,6 +552,16 @@ def test_tvtvision_resizes_with_opencv(
     assert "flow.2.1.subnet.1.weight" in checkpoint.tensors
     if family == "cflow":
         assert checkpoint.hyperparameters["layers"] == ("layer2", "layer3", "layer4")
+        assert assumed(checkpoint)["top_pixels"] == (100, False)
+
+
+def test_a_bare_state_dict_of_anomalibs_inner_module_scores_by_the_largest_pixel(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    path = save(tmp_path / "model.pt", tv_cflow(rng))
+    assert assumed(read_checkpoint(path))["top_pixels"] == (1, False)
+    chosen = read_checkpoint(path, settings={"top_pixels": "100"})
+    assert assumed(chosen)["top_pixels"] == (100, True)
 
 
 # --- containers -----------------------------------------------------------------------------------------------

@@ -20,9 +20,11 @@ from flowedge.manifest import (
     GraphFile,
     LevelInfo,
     Manifest,
+    PartScale,
     Preprocessing,
     Scoring,
     Source,
+    SourceScale,
     StoredFile,
     Threshold,
     Thresholds,
@@ -75,6 +77,11 @@ MANIFEST = Manifest(
     assumed=(
         Assumed(name="clamp_alpha", value=1.9, given=False, why="The checkpoint does not hold it."),
         Assumed(name="layers", value=["layer2", "layer3"], given=True, why="From the command line."),
+    ),
+    source_scale=SourceScale(
+        rule="2.7",
+        image=PartScale(threshold=0.5, minimum=0.25, maximum=1.5, sensitivity=0.5),
+        pixel=PartScale(),
     ),
     licence_note="The backbone was trained on ImageNet.",
     files=(
@@ -146,6 +153,8 @@ def test_the_graph_of_a_precision_is_found_and_a_missing_one_is_named() -> None:
             lambda m: m["graphs"][0]["scoring"]["reference"].update(level_max=[1.0]),
             "1 reference maxima for the fp32 graph's 2 levels",
         ),
+        (lambda m: m["source_scale"].update(rule="3.0"), "Invalid enum value '3.0'"),
+        (lambda m: m["source_scale"].update(rule="0.x-cdf"), "0.x-cdf needs both thresholds and log_std"),
         (lambda m: m["preprocessing"].update(std=[0.2, 0.0, 0.2]), "std must be positive"),
         (
             lambda m: m["graphs"][0]["scoring"]["reference"].update(map_max=None),

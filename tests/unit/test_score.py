@@ -22,6 +22,7 @@ SCORINGS: dict[Family, Scoring] = {
     "csflow": Scoring(normalisation="none", csflow_map="product"),
     "msflow": Scoring(normalisation="per_image", top_fraction=0.03),
 }
+TOP_PIXELS = Scoring(normalisation="per_image", top_pixels=100)
 SIZES = ((9, 8, 6), (9, 4, 3))
 
 
@@ -47,6 +48,18 @@ def test_the_graphs_map_and_score_are_the_papers(family: Family) -> None:
     if family == "msflow":
         assert want.anomaly_map_mul is not None
         torch.testing.assert_close(got[2], want.anomaly_map_mul, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(32, 24), (8, 6)], ids=["768 pixels", "48 pixels"])
+def test_tvtvisions_score_is_the_mean_of_the_hundred_largest_pixels(size: tuple[int, int]) -> None:
+    levels = levels_of("cflow", seed=3)
+    score, anomaly_map, *_ = ScoreModule(model_of("cflow", TOP_PIXELS, size))(levels)
+    want = [np.sort(one.numpy(), axis=None)[-100:].mean() for one in anomaly_map]
+    np.testing.assert_allclose(score.numpy(), want, rtol=1e-6)
+    host = aggregate([level.numpy() for level in levels], TOP_PIXELS, "cflow", size)
+    np.testing.assert_allclose(host.score, want, rtol=1e-5)
+    reference = answer_from_levels(levels, "cflow", TOP_PIXELS, size)
+    np.testing.assert_allclose(reference.score.numpy(), want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("fraction", [0.03, 0.06])

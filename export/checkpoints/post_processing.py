@@ -1,0 +1,78 @@
+"""The thresholds and ranges among the tensors of anomalib's checkpoints, as `flowedge.manifest.SourceScale`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from flowedge.export.checkpoints.contents import Contents, State
+from flowedge.manifest import PartScale, SourceRule, SourceScale
+
+# A pickled module of 2.x does not say which; 2.7's formula is that of the others where they have one.
+_RULES: Final[Mapping[str, SourceRule]] = {"2.0-2.6": "2.0-2.6", "2.x": "2.7", "2.7": "2.7"}
+_SENSITIVITY: Final = 0.5
+
+
+def source_scale(contents: Contents, generation: str, settings: Mapping[str, object]) -> SourceScale | None:
+    """What anomalib fitted on its validation images; None where it fitted nothing.
+
+    Args:
+        contents: The checkpoint.
+        generation: As in `record.Checkpoint`.
+        settings: Of the post-processor, 2.x only: its sensitivities and what it was told to leave out; what is
+            missing has its default.
+    """
+    rule = _RULES.get(generation)
+    scale = _since_2(contents.state, rule, settings) if rule else _before_2(contents.state)
+    parts = (scale.image, scale.pixel)
+    if all(value is None for part in parts for value in (part.threshold, part.minimum, part.log_mean)):
+        return None
+    return scale
+
+
+def _since_2(state: State, rule: SourceRule, settings: Mapping[str, object]) -> SourceScale:
+    def setting(name: str) -> bool:
+        return settings.get(name) is not False
+
+    thresholds = {part: _held(state, f"post_processor._{part}_threshold") for part in ("image", "pixel")}
+    if setting("enable_threshold_matching"):
+        image, pixel = thresholds["image"], thresholds["pixel"]
+        thresholds = {"image": pixel if image is None else image, "pixel": image if pixel is None else pixel}
+
+    def part(name: Literal["image", "pixel"]) -> PartScale:
+        given = settings.get(f"{name}_sensitivity")
+        sensitivity = float(given) if isinstance(given, (int, float)) else _SENSITIVITY
+        normalises = setting("enable_normalization")
+        return PartScale(
+            threshold=thresholds[name],
+            minimum=_held(state, f"post_processor.{name}_min") if normalises else None,
+            maximum=_held(state, f"post_processor.{name}_max") if normalises else None,
+            sensitivity=sensitivity if setting("enable_thresholding") else None,
+        )
+
+    return SourceScale(rule=rule, image=part("image"), pixel=part("pixel"))
+
+
+def _before_2(state: State) -> SourceScale:
+    def part(name: Literal["image", "pixel"], values: str) -> PartScale:
+        start = "normalization_metrics."  # 1.2 has a range for each; the older ones have one, of the maps
+        return PartScale(
+            threshold=_held(state, f"{name}_threshold.value"),
+            minimum=_held(state, f"{start}{values}.min", f"{start}min"),
+            maximum=_held(state, f"{start}{values}.max", f"{start}max"),
+            log_mean=_held(state, f"{start}{name}_mean"),
+            log_std=_held(state, f"{start}{name}_std"),
+        )
+
+    image, pixel = part("image", "pred_scores"), part("pixel", "anomaly_maps")
+    needed = (image.log_mean, image.log_std, pixel.log_std, image.threshold, pixel.threshold)
+    return SourceScale(rule="0.x-1.x" if None in needed else "0.x-cdf", image=image, pixel=pixel)
+
+
+def _held(state: State, *names: str) -> float | None:
+    """The first of the scalars that is there; None if there is none, or if it was never fitted."""
+    tensor = next((state[name] for name in names if name in state), None)
+    if tensor is None or tensor.numel() != 1 or not math.isfinite(float(tensor)):
+        return None
+    return float(tensor)
