@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import gc
 import tempfile
@@ -142,7 +143,7 @@ def export_bundle(
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
             graph = Path(folder) / "model.onnx"
             traced = _trace(path, graph, options, on_step)
-            gc.collect()  # torch's modules and programs refer to each other in circles
+            _return_memory()
             fp32 = traced.draft.graphs[0]
             graphs = [fp32]
             if options.fp16:
@@ -224,14 +225,23 @@ def _trace(path: Path, graph: Path, options: ExportOptions, on_step: Callable[[s
     on_step("computing the reference's answers")
     frames = synthetic_frames(read.preprocessing)
     selftest = files_of_selftest(frames, _reference_levels(read, frames))
-    gc.collect()
     on_step("lowering")
     model, backbone = read.model, read.backbone
     del read
+    _return_memory()
     model, lowering = lower_and_describe(model)
+    _return_memory()
     on_step("tracing the graph")
     onnx_from_model(model, backbone, graph, opset=options.opset)
     return _Traced(draft=draft, selftest=selftest, lowering=lowering)
+
+
+def _return_memory() -> None:
+    """Give the system what was let go: torch's modules refer to each other in circles, and glibc keeps freed arrays."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _input_size(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -21,7 +21,9 @@ from flowedge.export.graph.score import reference_constants
 OPSETS: Final = range(17, 22)
 DEFAULT_OPSET: Final = 18
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"
-_EXTERNAL_ABOVE: Final = 1_500_000_000  # bytes; a protobuf ends at 2 GiB
+# Bytes. A protobuf ends at 2 GiB, and writing or reading one holds its weights two more times in memory, where a
+# file of weights beside it is written array by array and mapped.
+_EXTERNAL_ABOVE: Final = 500_000_000
 
 
 def output_names(model: ir.FlowModel) -> list[str]:
@@ -33,7 +35,7 @@ def output_names(model: ir.FlowModel) -> list[str]:
 def onnx_from_model(
     model: ir.FlowModel, backbone: nn.Module, path: Path, *, opset: int = DEFAULT_OPSET
 ) -> None:
-    """Trace the model and write ``path`` (and ``path.data`` where the weights exceed what one protobuf holds).
+    """Trace the model and write ``path``, and ``path.data`` where the weights are large.
 
     Raises:
         ValueError: ``opset`` is not one of ``OPSETS``.

@@ -12,6 +12,7 @@ import pytest
 import torch
 from FrEIA.modules import AllInOneBlock
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.graph_facts import multiply_accumulates
 from flowedge.export.graph import ir
@@ -124,11 +125,18 @@ def test_the_parameters_are_those_of_freias_modules(family: str) -> None:
 
 @pytest.mark.parametrize("lowered", [False, True], ids=["as written", "lowered"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_multiply_accumulates_are_those_of_the_traced_graph(
-    family: str, lowered: bool, tmp_path: Path
-) -> None:
+def test_the_multiply_accumulates_are_those_that_torch_counts(family: str, lowered: bool) -> None:
     model = FAMILIES[family](5)
     model = lower(model) if lowered else model
+    features = [torch.from_numpy(f).float() for f in random_features(0, model, batch=1)]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        Flow(model)(features)
+    assert 2 * totals(model).macs == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("family", ["soft cflow", "fastflow", "uflow", "msflow", "csflow"])
+def test_the_multiply_accumulates_are_those_of_the_traced_graph(family: str, tmp_path: Path) -> None:
+    model = lower(FAMILIES[family](5))
     features = [torch.from_numpy(f).float() for f in random_features(0, model, batch=1)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -155,7 +163,7 @@ def test_the_description_says_what_each_pass_did_in_order(family: str) -> None:
 def test_every_pass_says_in_one_sentence_what_it_does() -> None:
     _, lowering = lower_and_describe(random_cflow(0))
     for one in lowering.passes:
-        assert one.summary[0].isupper(), one.summary
+        assert len(one.summary) > 20, one.summary
         assert one.summary.endswith("."), one.summary
         assert one.exactness not in one.summary.lower()
 
