@@ -37,6 +37,8 @@ def onnx_from_model(
 ) -> None:
     """Trace the model and write ``path``, and ``path.data`` where the weights are large.
 
+    The backbone is used up: it has no weights afterwards.
+
     Raises:
         ValueError: ``opset`` is not one of ``OPSETS``.
         ExportError: The tracer or the checker refused, or the traced graph does not keep the contract.
@@ -54,6 +56,7 @@ def onnx_from_model(
     _name_nodes(program.model)
     _set_reference(program.model, model)
     program.save(str(path), external_data=size > _EXTERNAL_ABOVE)
+    _let_go(detector, program.model)
     _check(path, model, opset)
 
 
@@ -108,6 +111,14 @@ def _set_reference(graph: Any, model: ir.FlowModel) -> None:
         raise ExportError(f"the traced graph lost its constants {', '.join(sorted(missing))}")
     for name, value in constants.items():
         graph.graph.initializers[name].const_value = onnx_ir.tensor(value, name=name)
+
+
+def _let_go(detector: nn.Module, graph: Any) -> None:
+    """Drop the weights themselves: rewriting rules of onnxscript keep the last graph that they saw, for good."""
+    for tensor in (*detector.parameters(), *detector.buffers()):
+        tensor.data = torch.empty(0)
+    for value in graph.graph.initializers.values():
+        value.const_value = None
 
 
 def _check(path: Path, model: ir.FlowModel, opset: int) -> None:

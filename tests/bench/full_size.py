@@ -285,7 +285,7 @@ def _normed_subnet(channels: int, condition: int) -> Subnet:
 
 
 def _cross_net(half: int, hidden: int, kernel: int) -> State:
-    state = {f"gamma{level}": torch.rand(1) for level in range(3)}
+    state = {f"gamma{level}": 0.1 + 0.2 * torch.rand(1) for level in range(3)}  # training starts them at 0
     for level in range(3):
         state |= _conv(f"conv_scale{level}_0.", half, hidden, kernel)
     for name in (
