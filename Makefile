@@ -5,6 +5,8 @@
 #   make check    lint, formatting and types
 #   make wheel    build the wheel and try it in an environment without torch
 #   make bench    speed against anomalib's own ONNX, into bench-out/ (anomalib gets an environment of its own)
+#   make parity   every family by source and backbone: errors, sizes and speed, into bench-out/parity/
+#   make memory   peak memory and time of the largest exports, into bench-out/memory/
 #   make venv     only the environment, .venv
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ BIN := .venv/bin
 VENV := .venv/.complete
 PEER := .venv-peer/.complete
 
-.PHONY: demo test check wheel bench venv peer clean
+.PHONY: demo test check wheel bench parity memory venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out
@@ -33,6 +35,12 @@ wheel: $(VENV)
 
 bench: $(VENV) $(PEER)
 	PYTHONPATH=tests $(BIN)/python tests/bench/bench_cflow.py --peer .venv-peer/bin/python --out bench-out
+
+parity: $(VENV) $(PEER)
+	PYTHONPATH=tests $(BIN)/python tests/bench/table_parity.py --peer .venv-peer/bin/python --out bench-out/parity
+
+memory: $(VENV)
+	PYTHONPATH=tests $(BIN)/python tests/bench/export_memory.py --out bench-out/memory
 
 venv: $(VENV)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
+import gc
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,8 +27,9 @@ from flowedge.export.checkpoints.backbone import with_backbone
 from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.families import FAMILIES, LICENCES
 from flowedge.export.graph import ir
+from flowedge.export.graph.counts import lower_and_describe
 from flowedge.export.graph.onnx_export import DEFAULT_OPSET, OPSETS, onnx_from_model
-from flowedge.export.graph.passes import lower
+from flowedge.lowering import LOWERING, Lowering, json_from_lowering
 from flowedge.manifest import SCHEMA, GraphFile, LevelInfo, Manifest, Preprocessing, Source
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import files_of_selftest, synthetic_frames
@@ -135,21 +139,13 @@ def export_bundle(
         BundleError: The bundle cannot be written there.
     """
     check_target(target)
-    on_step("reading the checkpoint")
-    read = read_model(path, options)
-    on_step("computing the reference's answers")
-    frames = synthetic_frames(read.preprocessing)
-    answers = _reference_levels(read, frames)
-    on_step("lowering")
-    lowered = lower(read.model)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            on_step("tracing the graph")
             graph = Path(folder) / "model.onnx"
-            onnx_from_model(lowered, read.backbone, graph, opset=options.opset)
-            graphs = [
-                GraphFile(precision="fp32", file=graph.name, opset=options.opset, scoring=lowered.scoring)
-            ]
+            traced = _trace(path, graph, options, on_step)
+            _return_memory()
+            fp32 = traced.draft.graphs[0]
+            graphs = [fp32]
             if options.fp16:
                 on_step("typing the float16 graph")
                 half = Path(folder) / "model.fp16.onnx"
@@ -159,17 +155,17 @@ def export_bundle(
                         precision="fp16",
                         file=half.name,
                         opset=options.opset,
-                        scoring=lowered.scoring,
+                        scoring=fp32.scoring,
                         half=HALF,
                         fp32_islands=tuple(kept),
                     )
                 )
             on_step("writing the bundle and replaying its self-test")
-            files = {file.name: file for file in sorted(Path(folder).iterdir())}
+            files: dict[str, Path | bytes] = {file.name: file for file in sorted(Path(folder).iterdir())}
             staged = write_bundle(
                 Path(folder) / "bundle",
-                _manifest(read, lowered, tuple(graphs)),
-                {**files, **files_of_selftest(frames, answers)},
+                msgspec.structs.replace(traced.draft, graphs=tuple(graphs)),
+                {**files, **traced.selftest, LOWERING: json_from_lowering(traced.lowering)},
             )
             checks: dict[str, tuple[Check, ...]] = {
                 g.precision: verify_bundle(staged, precision=g.precision) for g in graphs
@@ -200,6 +196,54 @@ def check_target(target: Path) -> None:
         raise BundleError(f"{target.parent} is not a folder. Make it first or name another place with -o.")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Traced:
+    """What is left to know of a checkpoint whose graph is on disk: nothing in it holds weights.
+
+    Attributes:
+        draft: The manifest with the fp32 graph, without files.
+        selftest: The two files of the self-test.
+        lowering: What the passes did.
+    """
+
+    draft: Manifest
+    selftest: Mapping[str, bytes]
+    lowering: Lowering
+
+
+def _trace(path: Path, graph: Path, options: ExportOptions, on_step: Callable[[str], None]) -> _Traced:
+    """Write the fp32 graph.
+
+    The weights exist several times on the way (the file's, the reference's, the lowered, the tracer's), so each
+    copy is let go as soon as the next is made.
+    """
+    on_step("reading the checkpoint")
+    read = read_model(path, options)
+    draft = _manifest(read, GraphFile(
+        precision="fp32", file=graph.name, opset=options.opset, scoring=read.model.scoring
+    ))  # fmt: skip
+    on_step("computing the reference's answers")
+    frames = synthetic_frames(read.preprocessing)
+    selftest = files_of_selftest(frames, _reference_levels(read, frames))
+    on_step("lowering")
+    model, backbone = read.model, read.backbone
+    del read
+    _return_memory()
+    model, lowering = lower_and_describe(model)
+    _return_memory()
+    on_step("tracing the graph")
+    onnx_from_model(model, backbone, graph, opset=options.opset)
+    return _Traced(draft=draft, selftest=selftest, lowering=lowering)
+
+
+def _return_memory() -> None:
+    """Give the system what was let go: torch's modules refer to each other in circles, and glibc keeps freed arrays."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def _input_size(checkpoint: Checkpoint) -> tuple[int, int]:
     size = checkpoint.hyperparameters["input_size"]
     assert isinstance(size, (tuple, list))
@@ -220,8 +264,8 @@ def _reference_levels(read: ReadModel, frames: tuple[NDArray[np.uint8], ...]) ->
     return levels
 
 
-def _manifest(read: ReadModel, model: ir.FlowModel, graphs: tuple[GraphFile, ...]) -> Manifest:
-    checkpoint = read.checkpoint
+def _manifest(read: ReadModel, graph: GraphFile) -> Manifest:
+    checkpoint, model = read.checkpoint, read.model
     now = datetime.datetime.now(datetime.timezone.utc)
     return Manifest(
         schema=SCHEMA,
@@ -240,7 +284,7 @@ def _manifest(read: ReadModel, model: ir.FlowModel, graphs: tuple[GraphFile, ...
             LevelInfo(channels=lv.channels, height=lv.height, width=lv.width) for lv in model.levels
         ),
         preprocessing=read.preprocessing,
-        graphs=graphs,
+        graphs=(graph,),
         assumed=checkpoint.assumed,
         source_scale=checkpoint.source_scale,
         licence_note=LICENCES.get(checkpoint.repository, ""),

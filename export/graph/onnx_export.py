@@ -21,7 +21,9 @@ from flowedge.export.graph.score import reference_constants
 OPSETS: Final = range(17, 22)
 DEFAULT_OPSET: Final = 18
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"
-_EXTERNAL_ABOVE: Final = 1_500_000_000  # bytes; a protobuf ends at 2 GiB
+# Bytes. A protobuf ends at 2 GiB, and writing or reading one holds its weights two more times in memory, where a
+# file of weights beside it is written array by array and mapped.
+_EXTERNAL_ABOVE: Final = 500_000_000
 
 
 def output_names(model: ir.FlowModel) -> list[str]:
@@ -33,7 +35,9 @@ def output_names(model: ir.FlowModel) -> list[str]:
 def onnx_from_model(
     model: ir.FlowModel, backbone: nn.Module, path: Path, *, opset: int = DEFAULT_OPSET
 ) -> None:
-    """Trace the model and write ``path`` (and ``path.data`` where the weights exceed what one protobuf holds).
+    """Trace the model and write ``path``, and ``path.data`` where the weights are large.
+
+    The backbone is used up: it has no weights afterwards.
 
     Raises:
         ValueError: ``opset`` is not one of ``OPSETS``.
@@ -52,6 +56,7 @@ def onnx_from_model(
     _name_nodes(program.model)
     _set_reference(program.model, model)
     program.save(str(path), external_data=size > _EXTERNAL_ABOVE)
+    _let_go(detector, program.model)
     _check(path, model, opset)
 
 
@@ -106,6 +111,14 @@ def _set_reference(graph: Any, model: ir.FlowModel) -> None:
         raise ExportError(f"the traced graph lost its constants {', '.join(sorted(missing))}")
     for name, value in constants.items():
         graph.graph.initializers[name].const_value = onnx_ir.tensor(value, name=name)
+
+
+def _let_go(detector: nn.Module, graph: Any) -> None:
+    """Drop the weights themselves: rewriting rules of onnxscript keep the last graph that they saw, for good."""
+    for tensor in (*detector.parameters(), *detector.buffers()):
+        tensor.data = torch.empty(0)
+    for value in graph.graph.initializers.values():
+        value.const_value = None
 
 
 def _check(path: Path, model: ir.FlowModel, opset: int) -> None:

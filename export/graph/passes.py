@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.export.graph import ir
 from flowedge.export.graph.affine import fold_affine
+
+
+class Pass(Protocol):
+    """One rewriting of the model; its name and its docstring are shown to the user."""
+
+    __name__: str
+
+    def __call__(self, model: ir.FlowModel, /) -> ir.FlowModel: ...
+
 
 _ORTHOGONAL: Final = 1e-5
 _NEGLIGIBLE: Final = 2.0**-25  # of the largest singular value: below what float32 codes can resolve
@@ -272,7 +281,7 @@ def fold_soft_clamp(model: ir.FlowModel) -> ir.FlowModel:
     return dataclasses.replace(model, steps=tuple(lowered(step) for step in model.steps))
 
 
-PASSES: Final[tuple[Callable[[ir.FlowModel], ir.FlowModel], ...]] = (
+PASSES: Final[tuple[Pass, ...]] = (
     drop_unused_log_det,
     linear_layers_become_convolutions,
     index_hard_permutations,
@@ -288,10 +297,13 @@ PASSES: Final[tuple[Callable[[ir.FlowModel], ir.FlowModel], ...]] = (
 )
 
 
-def lower(model: ir.FlowModel) -> ir.FlowModel:
-    """Run every pass."""
+def lower(
+    model: ir.FlowModel, *, on_pass: Callable[[Pass, ir.FlowModel], None] = lambda _pass, _after: None
+) -> ir.FlowModel:
+    """Run every pass; ``on_pass`` is told each and what it gave."""
     for step in PASSES:
         model = step(model)
+        on_pass(step, model)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,8 @@ import typer
 from flowedge.bundle import open_bundle
 from flowedge.cli.output import RESULTS, Json, print_json, table
 from flowedge.cli.packages import explain_missing
+from flowedge.errors import BundleError
+from flowedge.lowering import Lowering, read_lowering
 from flowedge.manifest import Assumed, Manifest, Preprocessing, SourceScale, Threshold
 
 if TYPE_CHECKING:
@@ -27,16 +30,27 @@ def command(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="As for export; for a checkpoint.")
     ] = None,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="Of a bundle: what each pass did to the flow, and what is left.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Say what a checkpoint or a bundle is, what was assumed, and what is in it."""
     if source.is_dir():
-        manifest = open_bundle(source).manifest
+        bundle = open_bundle(source)
+        result = read_lowering(bundle) if graph else bundle.manifest
         if json:
-            print_json(manifest)
+            print_json(result)
+        elif isinstance(result, Lowering):
+            _print_lowering(result)
         else:
-            _print_bundle(manifest)
+            _print_bundle(result)
         return
+    if graph:
+        raise BundleError(
+            f"{source} is not a bundle, and --graph shows how a bundle's graph was lowered. "
+            f"Make one with: flowedge export {source}."
+        )
     with explain_missing("export"):
         from flowedge.cli.export import settings_from
         from flowedge.export.checkpoints import read_checkpoint
@@ -86,6 +100,44 @@ def _print_bundle(manifest: Manifest) -> None:
     print_assumed(manifest.assumed)
     if manifest.licence_note:
         RESULTS.print(manifest.licence_note)
+
+
+def _print_lowering(lowering: Lowering) -> None:
+    passes = table(
+        "pass", "exactness", ">steps", ">parameters", ">MMAC per image", title="What each pass did"
+    )
+    for one in lowering.passes:
+        before, after = one.before, one.after
+        passes.add_row(
+            one.name.replace("_", " "),
+            one.exactness,
+            _change(f"{before.steps}", f"{after.steps}"),
+            _change(f"{before.parameters:,}", f"{after.parameters:,}"),
+            _change(_mega(before.macs), _mega(after.macs)),
+        )
+    program = table(
+        ">level", ">step", "kind", ">shape", ">parameters", ">MMAC per image", title="\nThe lowered flow"
+    )
+    for level, steps in itertools.groupby(lowering.program, key=lambda cost: cost.level):
+        costs = list(steps)
+        for cost in costs:
+            shape = "x".join(map(str, cost.shape))
+            row = (str(cost.step), cost.kind, shape, f"{cost.parameters:,}", _mega(cost.macs))
+            program.add_row(str(level), *row)
+        parameters, macs = (sum(getattr(cost, what) for cost in costs) for what in ("parameters", "macs"))
+        program.add_row(
+            str(level), "", "all", "", f"{parameters:,}", _mega(macs), style="bold", end_section=True
+        )
+    RESULTS.print(passes)
+    RESULTS.print(program)
+
+
+def _change(before: str, after: str) -> str:
+    return before if before == after else f"{before} → {after}"
+
+
+def _mega(macs: int) -> str:
+    return f"{macs / 1e6:,.2f}"
 
 
 def _print_checkpoint(checkpoint: Checkpoint) -> None:

@@ -16,7 +16,6 @@ import platform
 import shutil
 import statistics
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from bench.graph_facts import file_mb, multiply_accumulates, node_count
 from bench.time_onnx import THREADS, session_of
+from bench.turns import median_ratio, peak_gflops, processor, times_in_turns
 from flowedge.bundle import open_bundle
 from flowedge.export.pipeline import ExportOptions, export_bundle, read_model
 from flowedge.manifest import Preprocessing, SourceScale
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    peak = max(json_from([sys.executable, HERE / "time_onnx.py", "--peak"])["gflops"] for _ in range(3))
+    peak = peak_gflops()
     print(f"float32 matrix peak on {THREADS} threads: {peak:.0f} GFLOP/s", flush=True)
     rows = []
     for name in options.models:
@@ -149,44 +149,6 @@ def measure(name: str, folder: Path, peer_python: Path, rounds: int, peak: float
     )
 
 
-def times_in_turns(feeds: dict[Path, Path], rounds: int) -> dict[Path, list[float]]:
-    """Per graph the milliseconds of each turn. The graphs wait for their turn in processes of their own."""
-    workers = {
-        graph: subprocess.Popen(
-            [sys.executable, str(HERE / "time_onnx.py"), str(graph), str(feed)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for graph, feed in feeds.items()
-    }
-    try:
-        for worker in workers.values():
-            answer_of(worker)
-        taken: dict[Path, list[float]] = {graph: [] for graph in workers}
-        for _ in range(rounds):
-            for graph, worker in workers.items():
-                assert worker.stdin is not None
-                worker.stdin.write("turn\n")
-                worker.stdin.flush()
-                taken[graph].append(answer_of(worker)["ms"])
-        return taken
-    finally:
-        for worker in workers.values():
-            worker.kill()
-            worker.wait()
-
-
-def answer_of(worker: subprocess.Popen[str]) -> dict[str, float]:
-    assert worker.stdout is not None
-    answer: dict[str, float] = json.loads(worker.stdout.readline())
-    return answer
-
-
-def median_ratio(slow: list[float], fast: list[float]) -> float:
-    return statistics.median(one / other for one, other in zip(slow, fast, strict=True))
-
-
 def export_backbone(backbone: torch.nn.Module, path: Path, size: tuple[int, int]) -> None:
     """The feature extractor alone: what no lowering of the flow can make faster."""
     example = (torch.zeros(1, 3, *size),)
@@ -230,12 +192,6 @@ def differences(
     return found[0], found[1]
 
 
-def json_from(command: list[str | Path]) -> dict[str, float]:
-    done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def write_results(out: Path, rows: list[Row], peak: float, rounds: int) -> None:
     """``bench.json`` with everything, and ``bench.md``, the table of docs/results.md."""
     facts = {
@@ -267,14 +223,6 @@ def write_results(out: Path, rows: list[Row], peak: float, rounds: int) -> None:
     ]
     (out / "bench.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-
-
-def processor() -> str:
-    """The processor's name, as Linux tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an ONNX file costs: its nodes, its bytes, and the multiply-accumulates of one image."""
+"""What an ONNX file costs: its nodes, its bytes, its parameters, and the multiply-accumulates of one image."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ def file_mb(path: Path) -> float:
     """The graph's file and the one that holds its weights, in 10^6 bytes."""
     parts = [path, path.with_name(f"{path.name}.data")]
     return sum(part.stat().st_size for part in parts if part.exists()) / 1e6
+
+
+def parameter_count(path: Path) -> int:
+    """Floating-point numbers that the graph stores."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+    return sum(math.prod(tensor.dims) for tensor in graph.initializer if tensor.data_type in floats)
 
 
 def multiply_accumulates(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Time one ONNX graph in this process, or the machine's float32 matrix peak: ``bench_cflow`` starts one per graph.
+"""Time one ONNX graph in this process, or the machine's float32 matrix peak: ``turns`` starts one per graph.
 
 python tests/bench/time_onnx.py GRAPH INPUT.npy        prints {"ms": ...} for each line that it reads
 python tests/bench/time_onnx.py --peak                 prints {"gflops": ...}

@@ -1,0 +1,195 @@
+"""What a flow costs: parameters and multiply-accumulates, step by step. Pure functions of the IR.
+
+`flowedge.lowering` says what is counted.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final, cast
+
+from flowedge.export.graph import ir
+from flowedge.export.graph.passes import Pass, lower
+from flowedge.lowering import SCHEMA, Exactness, Lowering, PassEffect, StepCost, Totals
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_EXACTNESS: Final = re.compile(r"Bitwise|Re-association|Orthogonality")
+
+
+def lower_and_describe(model: ir.FlowModel) -> tuple[ir.FlowModel, Lowering]:
+    """Run every pass, and say what each of them did and what is left."""
+    effects: list[PassEffect] = []
+    before = totals(model)
+
+    def note(step: Pass, after: ir.FlowModel) -> None:
+        nonlocal before
+        effects.append(_effect(step, before, totals(after)))
+        before = effects[-1].after
+
+    lowered = lower(model, on_pass=note)
+    return lowered, Lowering(schema=SCHEMA, passes=tuple(effects), program=step_costs(lowered))
+
+
+def totals(model: ir.FlowModel) -> Totals:
+    """The whole flow's costs."""
+    costs = step_costs(model)
+    return Totals(
+        steps=len(model.steps),
+        parameters=sum(cost.parameters for cost in costs),
+        macs=sum(cost.macs for cost in costs),
+    )
+
+
+def step_costs(model: ir.FlowModel) -> tuple[StepCost, ...]:
+    """The program level by level, fine to coarse, each level's steps in order, and last its sum of squares.
+
+    A step that crosses levels has an entry in each. What a split sends away stays with the level that it came from.
+    """
+    return tuple(sorted(_costs(model), key=lambda cost: cost.level))
+
+
+def _costs(model: ir.FlowModel) -> Iterator[StepCost]:
+    levels = dict(enumerate(range(len(model.levels))))  # by stream
+    shapes = {n: (lv.feature_channels, lv.height, lv.width) for n, lv in enumerate(model.levels)}
+    for number, step in enumerate(model.steps):
+        if isinstance(step, ir.Split):
+            levels[step.into] = levels[step.stream]
+            shapes[step.into] = (len(step.send), *shapes[step.stream][1:])
+        streams = step.streams if isinstance(step, ir.TwoSidedCoupling) else (step.stream,)
+        for place, stream in enumerate(streams):
+            shapes[stream] = _shape_behind(step, place, shapes)
+            parameters, macs = _cost(step, place, [shapes[one] for one in streams])
+            yield StepCost(
+                level=levels[stream],
+                step=number,
+                kind=_kind(step),
+                shape=shapes[stream],
+                parameters=parameters,
+                macs=macs,
+            )
+    for number, level in enumerate(model.levels):
+        weights = _size(level.latent_scale)
+        yield StepCost(
+            level=number,
+            step=len(model.steps) + number,
+            kind="sum of squares",
+            shape=(1, level.height, level.width),
+            parameters=weights,
+            macs=weights * level.height * level.width,
+        )
+
+
+def _shape_behind(step: ir.Step, place: int, shapes: dict[int, tuple[int, int, int]]) -> tuple[int, int, int]:
+    """What the step leaves in its stream, or in the stream at ``place`` of a step that has several."""
+    match step:
+        case ir.TwoSidedCoupling():
+            return (len(step.first[place]) + len(step.second[place]), *shapes[step.streams[place]][1:])
+        case _:
+            channels, height, width = shapes[step.stream]
+    match step:
+        case ir.Coupling():
+            channels = len(step.passive) + len(step.active)
+        case ir.ChannelMap():
+            channels = len(cast("NDArray[np.generic]", step.index if step.matrix is None else step.matrix))
+        case ir.PositionChannels():
+            channels += step.basis.length
+        case ir.Split():
+            channels = len(step.keep)
+        case ir.PixelShuffle():
+            channels, height, width = channels // 4, 2 * height, 2 * width
+        case ir.Concat():
+            channels += shapes[step.other][0]
+        case _:
+            pass
+    return channels, height, width
+
+
+def _cost(step: ir.Step, place: int, shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int]:
+    """Parameters and multiply-accumulates; ``shapes`` are those behind the step, of all its streams."""
+    _, height, width = shapes[place]
+    match step:
+        case ir.Coupling():
+            pixels = height * width
+            parameters = sum(_layer_parameters(layer) for layer in step.subnet)
+            macs = sum(layer.weight.size for layer in step.subnet if isinstance(layer, (ir.Linear, ir.Conv)))
+            return parameters + _size(step.scale, step.offset), macs * pixels
+        case ir.ChannelMap():
+            return _size(step.matrix, step.bias), _size(step.matrix) * height * width
+        case ir.ChannelAffine():
+            return _size(step.scale, step.shift), 0
+        case ir.LayerNorm():
+            return _size(step.weight, step.bias), 0
+        case ir.TwoSidedCoupling():
+            sizes = [shape[1:] for shape in shapes]
+            shares = [_net_share(net, place, sizes) for net in (step.net1, step.net2)]
+            return sum(parameters for parameters, _ in shares), sum(macs for _, macs in shares)
+        case _:
+            return 0, 0
+
+
+def _net_share(
+    net: ir.CrossScaleNet | ir.FusionNet, level: int, sizes: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
+    """Parameters and multiply-accumulates of a net that belong to a level: all that gives its output.
+
+    The mixing of a fusion net counts with the coarsest level, at whose size it is done.
+    """
+    pixels = math.prod(sizes[level])
+    if isinstance(net, ir.CrossScaleNet):
+        convs = [net.inner[level], *(route.conv for route in net.routes[level])]
+        parameters = sum(_layer_parameters(conv) for conv in convs)
+        macs = sum(conv.weight.size for conv in convs) * pixels
+        if level + 1 < len(sizes):
+            hidden = len(net.inner[level + 1].weight)
+            macs += _upsampling(hidden, sizes[level + 1], sizes[level])
+        return parameters, macs
+    heads = list(net.heads[level])
+    if level + 1 == len(sizes):
+        heads += [net.conv1, net.conv2]
+    parameters = sum(_layer_parameters(conv) for conv in heads)
+    macs = sum(conv.weight.size for conv in heads) * pixels
+    if level + 1 == len(sizes):
+        parameters += _layer_parameters(net.norm)
+    if sizes[level] != sizes[-1]:
+        macs += _upsampling(net.heads[level][0].weight.shape[1], sizes[-1], sizes[level])
+    return parameters, macs
+
+
+def _upsampling(channels: int, source: tuple[int, int], target: tuple[int, int]) -> int:
+    """A product with a matrix from the left, then with one from the right."""
+    return channels * target[0] * source[1] * (source[0] + target[1])
+
+
+def _layer_parameters(layer: ir.SubnetLayer) -> int:
+    return 0 if isinstance(layer, ir.Relu) else _size(layer.weight, layer.bias)
+
+
+def _size(*arrays: ir.Array | None) -> int:
+    return sum(array.size for array in arrays if array is not None)
+
+
+def _kind(step: ir.Step) -> str:
+    """The step's class in words; a channel map says which of the two it is."""
+    if isinstance(step, ir.ChannelMap):
+        return "channel gather" if step.matrix is None else "channel matrix"
+    if isinstance(step, ir.Pool):
+        return f"pool {step.kind}"
+    return " ".join(re.findall("[A-Z][a-z]*", type(step).__name__)).lower()
+
+
+def _effect(step: Pass, before: Totals, after: Totals) -> PassEffect:
+    text = " ".join((step.__doc__ or "").split())
+    found = _EXACTNESS.search(text)
+    assert found is not None, f"{step.__name__} does not say how exact it is"
+    return PassEffect(
+        name=step.__name__,
+        exactness=cast("Exactness", found[0].lower()),
+        summary=text[: found.start()].split(". ")[0].strip(". ") + ".",
+        before=before,
+        after=after,
+    )

@@ -1,0 +1,116 @@
+"""What the exporter's passes did to the flow: plain data in the bundle, for people to read. No runtime needs it.
+
+Counts are of the flow alone, without the backbone. Parameters are the numbers that the model stores as weights:
+matrices, biases, scales and offsets, but neither indices nor maps that follow from the position. Multiply-accumulates
+(MACs) are those of convolutions and matrix products, for one image.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, TypeAlias
+
+import msgspec
+
+from flowedge.bundle import Bundle
+from flowedge.errors import BundleError
+
+LOWERING: Final = "lowering.json"
+SCHEMA: Final = 1
+
+_MOST_BYTES: Final = 1 << 20
+_MOST_ENTRIES: Final = 10_000
+
+Exactness: TypeAlias = Literal["bitwise", "re-association", "orthogonality"]
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+# A bundle is untrusted, and names end up on a terminal: no control characters, and no markup.
+Word: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_ ,-]{1,80}\Z")]
+Sentence: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole flow: its steps, parameters, and multiply-accumulates of one image."""
+
+    steps: Count
+    parameters: Count
+    macs: Count
+
+
+class PassEffect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One pass.
+
+    Attributes:
+        name: The function's.
+        exactness: What may differ behind it: nothing, the order of float32 sums, or as much as a stored matrix is
+            off from orthogonal.
+        summary: What it does, one sentence.
+        before: The flow in front of it.
+        after: The flow behind it.
+    """
+
+    name: Word
+    exactness: Exactness
+    summary: Sentence
+    before: Totals
+    after: Totals
+
+
+class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A step of the program, or one level's share of a step that crosses levels.
+
+    Attributes:
+        level: Counted from the finest, 0.
+        step: Its place in the program, from 0; the sums of squares at the end have places of their own.
+        kind: What it is, such as ``coupling``.
+        shape: ``[channels, height, width]`` of what it gives.
+        parameters: Numbers that it stores.
+        macs: Multiply-accumulates of one image.
+    """
+
+    level: Count
+    step: Count
+    kind: Word
+    shape: tuple[Count, Count, Count]
+    parameters: Count
+    macs: Count
+
+
+class Lowering(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The passes in the order in which they ran, and the program that they left, level by level."""
+
+    schema: int
+    passes: Annotated[tuple[PassEffect, ...], msgspec.Meta(max_length=_MOST_ENTRIES)]
+    program: Annotated[tuple[StepCost, ...], msgspec.Meta(max_length=_MOST_ENTRIES)]
+
+
+def json_from_lowering(lowering: Lowering) -> bytes:
+    """The file's content."""
+    return msgspec.json.format(msgspec.json.encode(lowering), indent=1) + b"\n"
+
+
+def read_lowering(bundle: Bundle) -> Lowering:
+    """What the bundle says of its lowering.
+
+    Raises:
+        BundleError: It says nothing, because an older version wrote it, or what it says cannot be read.
+    """
+    place = bundle.path / LOWERING
+    size = next((stored.size for stored in bundle.manifest.files if stored.path == LOWERING), None)
+    if size is None:
+        raise BundleError(
+            f"{bundle.path} does not say how its graph was lowered: FlowEdge {bundle.manifest.flowedge_version} "
+            f"wrote no {LOWERING}. Export the checkpoint again."
+        )
+    if size > _MOST_BYTES:
+        raise BundleError(
+            f"{place} has {size} bytes; at most {_MOST_BYTES} are read. Export the bundle again."
+        )
+    try:
+        lowering = msgspec.json.decode(bundle.read(LOWERING), type=Lowering)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BundleError(f"{place} cannot be read: {error}. Export the bundle again.") from error
+    if lowering.schema != SCHEMA:
+        raise BundleError(
+            f"{place} has schema {lowering.schema}, this version reads {SCHEMA}. Install the version that wrote it "
+            f"({bundle.manifest.flowedge_version}), or export the bundle again."
+        )
+    return lowering

@@ -1,0 +1,54 @@
+"""The peer's side of the parity table: anomalib's own ONNX of a checkpoint that it did not write.
+
+    PYTHONPATH=tests .venv-peer/bin/python tests/bench/peer_onnx.py FAMILY SIZE CHECKPOINT FOLDER
+
+Runs in an environment with anomalib 2.7 and without FlowEdge. FAMILY is cflow, fastflow, uflow or csflow; SIZE the
+input's side in pixels. Leaves ``peer.onnx`` (and ``peer.onnx.data``) in the folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from anomalib.models import Cflow, Csflow, Fastflow, Uflow  # type: ignore[import-not-found]
+from anomalib.models.image.csflow import torch_model as csflow_torch  # type: ignore[import-not-found]
+
+MODELS: Mapping[str, Callable[..., Any]] = {
+    "cflow": lambda **kwargs: Cflow(**kwargs, pre_trained=False),
+    "fastflow": lambda **kwargs: Fastflow(**kwargs, pre_trained=False),
+    "uflow": Uflow,
+    "csflow": Csflow,
+}
+# Kept twice (CS-Flow's whole network besides the pruned one), counters, and what nobody has fitted.
+UNNEEDED = (".backbone.", "num_batches_tracked", "post_processor.")
+
+
+def without_downloads() -> None:
+    """U-Flow and CS-Flow would fetch the weights of their backbones, which the checkpoint replaces anyway."""
+    create = timm.create_model
+    timm.create_model = lambda *args, **kwargs: create(*args, **{**kwargs, "pretrained": False})
+    csflow_torch.efficientnet_b5 = lambda weights: torchvision.models.efficientnet_b5(weights=None)
+
+
+def main() -> None:
+    family, size, checkpoint, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
+    without_downloads()
+    saved = torch.load(checkpoint, weights_only=True, mmap=True)
+    model = MODELS[family](**saved["hyper_parameters"])
+    missing, unexpected = model.load_state_dict(saved["state_dict"], strict=False)
+    left_over = [name for name in (*missing, *unexpected) if not any(part in name for part in UNNEEDED)]
+    if left_over:
+        raise SystemExit(f"{checkpoint} is not anomalib's {family}: {left_over[:5]}")
+    written = model.eval().to_onnx(folder, input_size=(size, size))
+    for file in written.parent.glob(f"{written.name}*"):
+        file.replace(folder / file.name.replace(written.name, "peer.onnx"))
+
+
+if __name__ == "__main__":
+    main()
