@@ -26,7 +26,8 @@ from flowedge.export.families import FAMILIES, LICENCES
 from flowedge.export.graph import ir
 from flowedge.export.graph.onnx_export import DEFAULT_OPSET, OPSETS, onnx_from_model
 from flowedge.export.graph.passes import lower
-from flowedge.manifest import SCHEMA, GraphFile, LevelInfo, Manifest, Preprocessing, Source
+from flowedge.export.reference.nfa import nfa_answers
+from flowedge.manifest import SCHEMA, GraphFile, LevelInfo, Manifest, NfaOutputs, Preprocessing, Source
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import files_of_selftest, synthetic_frames
 from flowedge.runtime.verify import Check, verify_bundle
@@ -43,6 +44,7 @@ class ExportOptions:
         image_size: ``(height, width)`` of the network's input; None takes the checkpoint's.
         backbone_weights: State dict of the feature extractor, for checkpoints that do not hold it.
         settings: ``--set name=value``.
+        nfa: Give what the number of false alarms needs: counts, and energies where the levels are likelihoods.
         opset: ONNX opset, 17 to 21.
     """
 
@@ -50,6 +52,7 @@ class ExportOptions:
     image_size: tuple[int, int] | None = None
     backbone_weights: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    nfa: bool = False
     opset: int = DEFAULT_OPSET
 
     def __post_init__(self) -> None:
@@ -139,14 +142,15 @@ def export_bundle(
     read = read_model(path, options)
     on_step("computing the reference's answers")
     frames = synthetic_frames(read.preprocessing)
-    answers = _reference_levels(read, frames)
+    nfa = _nfa_outputs(read.checkpoint) if options.nfa else None
+    answers = _reference_answers(read, frames, nfa)
     on_step("lowering")
-    lowered = lower(read.model)
+    lowered = lower(read.model, keep_latents=options.nfa)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
             on_step("tracing the graph")
             graph = Path(folder) / "model.onnx"
-            onnx_from_model(lowered, read.backbone, graph, opset=options.opset)
+            onnx_from_model(lowered, read.backbone, graph, nfa=nfa, opset=options.opset)
             graphs = [
                 GraphFile(precision="fp32", file=graph.name, opset=options.opset, scoring=lowered.scoring)
             ]
@@ -168,7 +172,7 @@ def export_bundle(
             files = {file.name: file for file in sorted(Path(folder).iterdir())}
             staged = write_bundle(
                 Path(folder) / "bundle",
-                _manifest(read, lowered, tuple(graphs)),
+                _manifest(read, lowered, tuple(graphs), nfa),
                 {**files, **files_of_selftest(frames, answers)},
             )
             checks: dict[str, tuple[Check, ...]] = {
@@ -206,21 +210,38 @@ def _input_size(checkpoint: Checkpoint) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-def _reference_levels(read: ReadModel, frames: tuple[NDArray[np.uint8], ...]) -> list[NDArray[np.float32]]:
+def _nfa_outputs(checkpoint: Checkpoint) -> NfaOutputs:
+    """Window and probability as the checkpoint's repository has them: anomalib's U-Flow, else the official one's."""
+    of_anomalib = checkpoint.repository == "anomalib" and checkpoint.family == "uflow"
+    return NfaOutputs(
+        energies=checkpoint.family in ("cflow", "msflow"),
+        window=7 if of_anomalib else 5,
+        probability=0.5 if of_anomalib else 0.9,
+    )
+
+
+def _reference_answers(
+    read: ReadModel, frames: tuple[NDArray[np.uint8], ...], nfa: NfaOutputs | None
+) -> dict[str, NDArray[np.float32]]:
+    """What the self-test must give, by the name of the graph's output."""
     preprocess = Preprocessor(read.preprocessing)
     reference = read.reference()
+    images = [preprocess(frame) for frame in frames]
     with torch.inference_mode():
-        answers = [reference(torch.from_numpy(preprocess(frame))[None]) for frame in frames]
+        answers = [reference(torch.from_numpy(image)[None]) for image in images]
     levels = [torch.cat(level).numpy() for level in zip(*answers, strict=True)]
     if not all(np.isfinite(level).all() for level in levels):
         raise CheckpointError(
             f"{read.checkpoint.file}: the trained network itself answers NaN or infinity on an ordinary image. "
             "Its training diverged; train it again."
         )
-    return levels
+    named = {f"level_{n}": level for n, level in enumerate(levels)}
+    return named if nfa is None else named | nfa_answers(reference, images, nfa)
 
 
-def _manifest(read: ReadModel, model: ir.FlowModel, graphs: tuple[GraphFile, ...]) -> Manifest:
+def _manifest(
+    read: ReadModel, model: ir.FlowModel, graphs: tuple[GraphFile, ...], nfa: NfaOutputs | None
+) -> Manifest:
     checkpoint = read.checkpoint
     now = datetime.datetime.now(datetime.timezone.utc)
     return Manifest(
@@ -242,6 +263,7 @@ def _manifest(read: ReadModel, model: ir.FlowModel, graphs: tuple[GraphFile, ...
         preprocessing=read.preprocessing,
         graphs=graphs,
         assumed=checkpoint.assumed,
+        nfa=nfa,
         licence_note=LICENCES.get(checkpoint.repository, ""),
     )
 

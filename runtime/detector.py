@@ -15,13 +15,21 @@ from numpy.typing import NDArray
 from flowedge.bundle import Bundle
 from flowedge.errors import ImageError
 from flowedge.geometry import map_to_frame
-from flowedge.manifest import Preprocessing, Threshold
+from flowedge.manifest import NfaThreshold, Preprocessing, Threshold
 from flowedge.runtime.engine import Engine
+from flowedge.runtime.nfa import (
+    NotInspectedError,
+    Region,
+    check_form,
+    detected_regions,
+    log_nfa_of_outputs,
+    warm_up,
+)
 from flowedge.runtime.preprocess import Preprocessor
 
 Verdict: TypeAlias = Literal["ok", "anomalous", "unknown", "not_inspected"]
-"""``unknown``: no image threshold was fitted. ``not_inspected``: the answer is not finite. Only ``ok`` is a
-reason to let a part pass."""
+"""``unknown``: no threshold was set. ``not_inspected``: the answer is not finite. Only ``ok`` is a reason to let
+a part pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +54,9 @@ class Result:
         frame_size: ``(height, width)`` of the frame, in pixels.
         preprocessing: How the frame became the network's input.
         pixel_threshold: The fitted limit of the map, None when there is none.
+        nfa: The a-contrario decision that the verdict and the mask follow, None when fitted limits decide.
+        network_log_nfa: ``(h, w)`` float64, log10 of each pixel's number of false alarms, over the network's input;
+            smaller is more anomalous. None without ``nfa``, and where the answer is not finite.
         precision: What the graph computed in.
         engine: The name of the engine that ran it.
         timings: Where the time went.
@@ -58,13 +69,15 @@ class Result:
     frame_size: tuple[int, int]
     preprocessing: Preprocessing = field(repr=False)
     pixel_threshold: Threshold | None
+    nfa: NfaThreshold | None = None
+    network_log_nfa: NDArray[np.float64] | None = field(default=None, repr=False)
     precision: str
     engine: str
     timings: Timings
 
     @property
     def is_anomalous(self) -> bool | None:
-        """True or False where the score was compared with a threshold, None where it was not.
+        """True or False where the answer was compared with a threshold, None where it was not.
 
         None is not False: to let a part pass, ask for ``verdict == "ok"``.
         """
@@ -79,27 +92,58 @@ class Result:
     def mask(self) -> NDArray[np.bool_] | None:
         """``(H, W)``: which pixels of the frame are anomalous; False outside of a crop.
 
-        None where no pixel threshold was fitted or the answer is not finite.
+        By the number of false alarms where that decides, else by the pixel threshold. None where there is neither
+        or the answer is not finite.
         """
-        if self.pixel_threshold is None or self.verdict == "not_inspected":
+        if self.verdict == "not_inspected":
             return None
-        return self.anomaly_map > self.pixel_threshold.value
+        if self.nfa is not None and self.log_nfa_map is not None:
+            return self.log_nfa_map < self.nfa.log_nfa
+        return None if self.pixel_threshold is None else self.anomaly_map > self.pixel_threshold.value
+
+    @property
+    def log_nfa(self) -> float | None:
+        """The image's lowest log10 number of false alarms; below the limit is anomalous. None as its map."""
+        return None if self.network_log_nfa is None else float(self.network_log_nfa.min())
+
+    @cached_property
+    def log_nfa_map(self) -> NDArray[np.float32] | None:
+        """``(H, W)`` float32, ``network_log_nfa`` laid over the frame as ``anomaly_map`` is."""
+        if self.network_log_nfa is None:
+            return None
+        return map_to_frame(self.network_log_nfa.astype(np.float32), self.preprocessing, self.frame_size)
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions of the frame's log-NFA map below the limit, in pixels of the frame, surest first.
+
+        A frame smaller than the network's input can lose a region that is narrower than its pixels; the verdict
+        does not lose it. Empty without ``nfa``.
+        """
+        if self.nfa is None or self.log_nfa_map is None:
+            return ()
+        return detected_regions(self.log_nfa_map, self.nfa.log_nfa)
 
 
 class Detector:
     """One graph of a bundle on one engine; closes the engine when it is closed."""
 
     def __init__(self, bundle: Bundle, engine: Engine, precision: str) -> None:
-        """Decide with the thresholds that were fitted for this precision.
+        """Decide with the thresholds of this precision; a threshold by the NFA tree is compiled now, if Numba is there.
 
         Raises:
-            BundleError: The bundle has no graph of this precision.
+            BundleError: The bundle has no graph of this precision, or its threshold needs outputs that the graph
+                does not give.
         """
         self.bundle = bundle
         self.engine = engine
         self.precision = precision
         self.thresholds = bundle.manifest.graph(precision).thresholds
         self._preprocessor = Preprocessor(bundle.manifest.preprocessing)
+        if self.thresholds.nfa is not None:
+            check_form(bundle.manifest, self.thresholds.nfa.form)
+            if self.thresholds.nfa.form == "tree":
+                warm_up()
 
     def __call__(self, frame: NDArray[np.uint8]) -> Result:
         """Inspect one frame.
@@ -134,7 +178,8 @@ class Detector:
         preprocessed = time.perf_counter()
         outputs = self.engine.infer(image)
         inferred = time.perf_counter()
-        verdicts = [self._verdict(outputs, index) for index in range(len(frames))]
+        log_nfas = [self._log_nfa(outputs, index) for index in range(len(frames))]
+        verdicts = [self._verdict(outputs, index, log_nfas[index]) for index in range(len(frames))]
         decided = time.perf_counter()
         ms = 1000 / len(frames)
         timings = Timings(
@@ -153,6 +198,8 @@ class Detector:
                 frame_size=frame.shape[:2],
                 preprocessing=self.bundle.manifest.preprocessing,
                 pixel_threshold=self.thresholds.pixel,
+                nfa=self.thresholds.nfa,
+                network_log_nfa=log_nfas[index],
                 precision=self.precision,
                 engine=self.engine.name,
                 timings=timings,
@@ -183,11 +230,25 @@ class Detector:
             )
         return image
 
-    def _verdict(self, outputs: dict[str, NDArray[np.float32]], index: int) -> Verdict:
+    def _log_nfa(self, outputs: dict[str, NDArray[np.float32]], index: int) -> NDArray[np.float64] | None:
+        if self.thresholds.nfa is None:
+            return None
+        try:
+            return log_nfa_of_outputs(outputs, index, self.bundle.manifest, self.thresholds.nfa.form)
+        except NotInspectedError:
+            return None
+
+    def _verdict(
+        self, outputs: dict[str, NDArray[np.float32]], index: int, log_nfa: NDArray[np.float64] | None
+    ) -> Verdict:
         """Whatever is not finite was not inspected: NaN compares as smaller than any threshold."""
-        score, limit = outputs["score"][index], self.thresholds.image
+        score, limit, nfa = outputs["score"][index], self.thresholds.image, self.thresholds.nfa
         if not (np.isfinite(score) and np.isfinite(outputs["anomaly_map"][index]).all()):
             return "not_inspected"
+        if nfa is not None:
+            if log_nfa is None:
+                return "not_inspected"
+            return "anomalous" if float(log_nfa.min()) < nfa.log_nfa else "ok"
         if limit is None:
             return "unknown"
         return "anomalous" if float(score) > limit.value else "ok"

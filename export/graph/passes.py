@@ -288,10 +288,17 @@ PASSES: Final[tuple[Callable[[ir.FlowModel], ir.FlowModel], ...]] = (
 )
 
 
-def lower(model: ir.FlowModel) -> ir.FlowModel:
-    """Run every pass."""
+def lower(model: ir.FlowModel, *, keep_latents: bool = False) -> ir.FlowModel:
+    """Run every pass.
+
+    Args:
+        model: As its checkpoint holds it.
+        keep_latents: Leave out `drop_last_rotation`: each channel of the latent stays what it is, not only their
+            sum of squares. The order of the channels is free all the same.
+    """
     for step in PASSES:
-        model = step(model)
+        if not (keep_latents and step is drop_last_rotation):
+            model = step(model)
     return model
 
 

@@ -29,6 +29,7 @@ class Answer:
     score: float
     network_map: NDArray[np.float32]
     preprocessing: Preprocessing = PLAIN
+    network_log_nfa: NDArray[np.float64] | None = None
 
 
 def noisy_map(image: NDArray[np.uint8]) -> NDArray[np.float32]:
