@@ -40,14 +40,10 @@ class Record:
 
 
 RECORDS = (
-    Record(
-        folder="cflow_official", checkpoint="mvtec_resnet18_freia-cflow_pl3_cb2_inp256_run0_bottle.pt"
-    ),
+    Record(folder="cflow_official", checkpoint="mvtec_resnet18_freia-cflow_pl3_cb2_inp256_run0_bottle.pt"),
     Record(folder="fastflow_official", checkpoint="9.pt"),
     Record(folder="uflow_official", checkpoint="bottle_auroc.ckpt"),
-    Record(
-        folder="msflow_official", checkpoint="best_det.pt", image_size=(256, 256), weights="resnet18.pth"
-    ),
+    Record(folder="msflow_official", checkpoint="best_det.pt", image_size=(256, 256), weights="resnet18.pth"),
     Record(
         folder="csflow_official",
         checkpoint="bottle_test",
