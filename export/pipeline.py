@@ -27,7 +27,16 @@ from flowedge.export.graph import ir
 from flowedge.export.graph.onnx_export import DEFAULT_OPSET, OPSETS, onnx_from_model
 from flowedge.export.graph.passes import lower
 from flowedge.export.reference.nfa import nfa_answers
-from flowedge.manifest import SCHEMA, GraphFile, LevelInfo, Manifest, NfaOutputs, Preprocessing, Source
+from flowedge.manifest import (
+    SCHEMA,
+    Family,
+    GraphFile,
+    LevelInfo,
+    Manifest,
+    NfaOutputs,
+    Preprocessing,
+    Source,
+)
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import files_of_selftest, synthetic_frames
 from flowedge.runtime.verify import Check, verify_bundle
@@ -142,7 +151,7 @@ def export_bundle(
     read = read_model(path, options)
     on_step("computing the reference's answers")
     frames = synthetic_frames(read.preprocessing)
-    nfa = _nfa_outputs(read.checkpoint) if options.nfa else None
+    nfa = nfa_outputs_of(read.checkpoint.repository, read.checkpoint.family) if options.nfa else None
     answers = _reference_answers(read, frames, nfa)
     on_step("lowering")
     lowered = lower(read.model, keep_latents=options.nfa)
@@ -187,6 +196,19 @@ def export_bundle(
     return ExportResult(bundle=Bundle(target, staged.manifest), checks=checks)
 
 
+def nfa_outputs_of(repository: str, family: Family) -> NfaOutputs:
+    """Window and probability of the block test as the checkpoint's repository has them.
+
+    That is anomalib's for its U-Flow, else those of the official U-Flow.
+    """
+    of_anomalib = repository == "anomalib" and family == "uflow"
+    return NfaOutputs(
+        energies=family in ("cflow", "msflow"),
+        window=7 if of_anomalib else 5,
+        probability=0.5 if of_anomalib else 0.9,
+    )
+
+
 def default_target(path: Path) -> Path:
     """Where a bundle goes when the user names no place: beside the user, named after the checkpoint."""
     return Path(path.stem + SUFFIX)
@@ -208,16 +230,6 @@ def _input_size(checkpoint: Checkpoint) -> tuple[int, int]:
     size = checkpoint.hyperparameters["input_size"]
     assert isinstance(size, (tuple, list))
     return int(size[0]), int(size[1])
-
-
-def _nfa_outputs(checkpoint: Checkpoint) -> NfaOutputs:
-    """Window and probability as the checkpoint's repository has them: anomalib's U-Flow, else the official one's."""
-    of_anomalib = checkpoint.repository == "anomalib" and checkpoint.family == "uflow"
-    return NfaOutputs(
-        energies=checkpoint.family in ("cflow", "msflow"),
-        window=7 if of_anomalib else 5,
-        probability=0.5 if of_anomalib else 0.9,
-    )
 
 
 def _reference_answers(

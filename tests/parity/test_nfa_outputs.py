@@ -21,7 +21,7 @@ from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
 from flowedge.export.pipeline import ExportOptions, read_model
 from flowedge.manifest import NfaOutputs, level_outputs
-from flowedge.runtime.nfa import exceedance_threshold, window_sides
+from flowedge.runtime.nfa import block_log_nfa, exceedance_threshold, tree_log_nfa, window_sides
 from support.direct_nfa import direct_counts
 
 NFA = NfaOutputs(energies=True, window=5, probability=0.9)
@@ -57,6 +57,7 @@ RECORDS = (
 class Compared:
     """One family's graph and the same weights in FrEIA's modules, on the record's two images."""
 
+    folder: Path
     graph: Path
     image: NDArray[np.float32]
     latents: list[NDArray[np.float32]] = field(repr=False)
@@ -92,7 +93,7 @@ def compared(
     reference: Any = read.reference()
     with torch.inference_mode():
         latents = [z.numpy() for z in reference.latents(torch.from_numpy(image))]
-    return Compared(graph=graph, image=image, latents=latents)
+    return Compared(folder=source, graph=graph, image=image, latents=latents)
 
 
 def answers(graph: Path, image: NDArray[np.float32]) -> Mapping[str, NDArray[np.float32]]:
@@ -140,3 +141,22 @@ def test_the_half_precision_graph_counts_in_float32(compared: Compared, tmp_path
         np.testing.assert_array_equal(count, np.rint(count))
         wanted = np.stack([direct_counts(one, side, exceedance_threshold(NFA.probability)) for one in z])
         assert np.abs(count - wanted).max() <= 0.05 * z.shape[1] * side**2
+
+
+def test_both_forms_of_the_graphs_outputs_are_the_official_maps(compared: Compared) -> None:
+    if compared.folder.name != "uflow_official":
+        pytest.skip("only U-Flow's implementation has an NFA to compare with")
+    given = answers(compared.graph, compared.image)
+    channels = [z.shape[1] for z in compared.latents]
+    with np.load(compared.folder / "golden.npz") as golden:
+        tree, block = golden["nfa_tree"], golden["nfa_block"]
+    for index in range(len(compared.image)):
+        energies = [given[f"level_{n}"][index, 0] * depth for n, depth in enumerate(channels)]
+        ours = -tree_log_nfa(energies, channels, (256, 256), compat="upstream")
+        np.testing.assert_allclose(ours, tree[index], rtol=1e-4)
+        counts = [given[f"count_{n}"][index, 0].astype(np.int64) for n in range(len(channels))]
+        ours = -block_log_nfa(
+            counts, channels, compared.sides, NFA.probability, (256, 256), compat="upstream"
+        )
+        # A latent at the threshold may fall on either side, and moves the pixels of its window.
+        assert np.mean(np.abs(ours - block[index]) > 1e-4) < 1e-3

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -84,7 +85,7 @@ def test_the_tree_of_a_cflow_takes_its_energies(bundle: Path) -> None:
     with package.load(bundle) as detector:
         given: dict[str, np.ndarray] = {}
         infer = detector.engine.infer
-        detector.engine.infer = lambda image: given.update(infer(image)) or given  # type: ignore[method-assign, func-returns-value]
+        detector.engine.infer = lambda image: given.update(infer(image)) or given  # type: ignore[method-assign]
         result = detector(frame)
     energies = [given["energy_0"][0, 0], given["energy_1"][0, 0]]
     assert result.network_log_nfa is not None
@@ -99,8 +100,6 @@ def test_a_bundle_exported_without_it_is_refused_by_both_forms(small_bundle: Pat
 
 
 def test_eval_lists_the_rules_side_by_side(bundle: Path, tmp_path: Path) -> None:
-    import cv2
-
     rng = np.random.default_rng(3)
     for label in ("good", "spot"):
         folder = tmp_path / "data" / "test" / label

@@ -15,7 +15,8 @@ from flowedge.errors import ExportError
 from flowedge.export.graph import ir
 from flowedge.export.graph.emit import Flow
 from flowedge.export.graph.passes import lower
-from flowedge.manifest import NfaOutputs, Scoring
+from flowedge.export.pipeline import nfa_outputs_of
+from flowedge.manifest import Family, NfaOutputs, Scoring
 from support.direct_nfa import direct_counts
 from support.random_flows import random_cflow, random_csflow, random_features, random_msflow, random_uflow
 
@@ -71,7 +72,7 @@ def given_by(model: ir.FlowModel, nfa: NfaOutputs) -> list[NDArray[np.float64]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("window", "probability"), [(5, 0.9), (3, 0.5)])
+@pytest.mark.parametrize(("window", "probability"), [(5, 0.9), (7, 0.5)])
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
 def test_energies_and_counts_of_the_lowered_model_are_those_of_the_latents(
     build: Callable[[int], ir.FlowModel], window: int, probability: float, seed: int
@@ -113,3 +114,22 @@ def test_a_level_too_small_for_its_window_is_refused_with_what_to_do() -> None:
     nfa = NfaOutputs(energies=False, window=5, probability=0.9)
     with pytest.raises(ExportError, match=r"level 2 is 2x1, too small for a window of 3x3.*--image-size"):
         Flow(random_csflow(0), nfa)
+
+
+@pytest.mark.parametrize(
+    ("repository", "family", "energies", "window", "probability"),
+    [
+        ("anomalib", "uflow", False, 7, 0.5),
+        ("mtailanian/uflow", "uflow", False, 5, 0.9),
+        ("anomalib", "fastflow", False, 5, 0.9),
+        ("marco-rudolph/cs-flow", "csflow", False, 5, 0.9),
+        ("anomalib", "cflow", True, 5, 0.9),
+        ("cool-xuan/msflow", "msflow", True, 5, 0.9),
+    ],
+)
+def test_an_export_counts_as_its_repository_does(
+    repository: str, family: Family, energies: bool, window: int, probability: float
+) -> None:
+    assert nfa_outputs_of(repository, family) == NfaOutputs(
+        energies=energies, window=window, probability=probability
+    )
