@@ -27,12 +27,13 @@ from flowedge.calibration.threshold import (
     fit_threshold,
 )
 from flowedge.errors import CalibrationError
-from flowedge.manifest import FixedReference, GraphFile, Manifest, Thresholds
+from flowedge.manifest import FixedReference, GraphFile, Manifest, NfaThreshold, Thresholds
 from flowedge.onnx_constants import write_constants
 from flowedge.runtime.aggregate import largest_sums
 from flowedge.runtime.detector import Detector, Result
 from flowedge.runtime.engine import open_engine
 from flowedge.runtime.images import read_image
+from flowedge.runtime.nfa import check_form
 
 RECORD: Final = "calibration.json"
 
@@ -109,7 +110,7 @@ def calibrate_bundle(
         bundle: The bundle; it is replaced by its calibrated version, or left as it was.
         images: Good images.
         reference: Fit the reference maxima too, where the family's score has them.
-        request: Which thresholds; None fits none.
+        request: Which thresholds; None fits none. A limit of the number of false alarms gives way to them.
         labelled: The labelled images of an ``f1`` request.
         engine: The engine to compute with; None takes the default.
         threads: CPU threads of one inference.
@@ -162,6 +163,28 @@ def calibrate_bundle(
         graphs=tuple(fitted),
     )
     return Calibration(bundle=_with_thresholds(bundle, record, request), record=record)
+
+
+def decide_by_nfa(bundle: Bundle, threshold: NfaThreshold) -> Bundle:
+    """Let the number of false alarms decide, in every graph of a bundle; needs no images.
+
+    Fitted thresholds stay stored beside it, and decide no more.
+
+    Args:
+        bundle: The bundle; it is replaced.
+        threshold: The form of the test and its limit.
+
+    Raises:
+        BundleError: The graphs do not give what the form needs, or the bundle cannot be written.
+    """
+    check_form(bundle.manifest, threshold.form)
+    graphs = tuple(
+        msgspec.structs.replace(graph, thresholds=msgspec.structs.replace(graph.thresholds, nfa=threshold))
+        for graph in bundle.manifest.graphs
+    )
+    return replace_in_bundle(
+        bundle, manifest=msgspec.structs.replace(bundle.manifest, graphs=graphs), files={}
+    )
 
 
 class _Progress:
@@ -271,7 +294,10 @@ def _fit_f1(
 
 
 def _with_references(bundle: Bundle, references: dict[str, FixedReference]) -> Bundle:
-    """The bundle with every graph patched; the thresholds that belonged to the old scores are dropped."""
+    """The bundle with every graph patched; the thresholds that belonged to the old scores are dropped.
+
+    The number of false alarms is taken from the latents, which know no reference: its limit stays.
+    """
     graphs: list[GraphFile] = []
     with tempfile.TemporaryDirectory(dir=bundle.path.resolve().parent, prefix=".flowedge-") as folder:
         for graph in bundle.manifest.graphs:
@@ -280,7 +306,8 @@ def _with_references(bundle: Bundle, references: dict[str, FixedReference]) -> B
             scoring = msgspec.structs.replace(
                 graph.scoring, normalisation="fixed_reference", reference=reference
             )
-            graphs.append(msgspec.structs.replace(graph, scoring=scoring, thresholds=Thresholds()))
+            thresholds = Thresholds(nfa=graph.thresholds.nfa)
+            graphs.append(msgspec.structs.replace(graph, scoring=scoring, thresholds=thresholds))
         manifest = msgspec.structs.replace(bundle.manifest, graphs=tuple(graphs))
         files = {graph.file: Path(folder) / graph.file for graph in graphs}
         return replace_in_bundle(bundle, manifest=manifest, files=files)

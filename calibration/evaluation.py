@@ -10,7 +10,7 @@ come to the map, not the map to the masks. Published figures differ by this choi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 import cv2
@@ -22,7 +22,7 @@ from flowedge.calibration.dataset import Dataset, Sample, read_mask
 from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, curve_from_histograms
 from flowedge.errors import CalibrationError
 from flowedge.geometry import placement
-from flowedge.manifest import Preprocessing, Threshold, Thresholds
+from flowedge.manifest import NfaThreshold, Preprocessing, Threshold, Thresholds
 from flowedge.runtime.images import read_image
 
 NAMED_FAILURES: Final = 10
@@ -36,6 +36,8 @@ class Detection(Protocol):
         score: Larger is more anomalous.
         network_map: ``(H, W)`` float32 over the network's input; larger is more anomalous.
         preprocessing: How the image became that input.
+        network_log_nfa: ``(H, W)`` float64, log10 of each pixel's number of false alarms; None where that was not
+            asked for or is not known.
     """
 
     @property
@@ -46,6 +48,9 @@ class Detection(Protocol):
 
     @property
     def preprocessing(self) -> Preprocessing: ...
+
+    @property
+    def network_log_nfa(self) -> NDArray[np.float64] | None: ...
 
 
 class ClassResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +66,26 @@ class ClassResult(msgspec.Struct, frozen=True, kw_only=True):
     images: int
     image_auroc: float | None
     detection_rate: float | None
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rule of decision would do on the dataset.
+
+    Attributes:
+        rule: ``"fitted"``: the bundle's image and pixel thresholds. ``"best F1"``: those of the largest F1 of this very
+            dataset. ``"nfa-tree"`` or ``"nfa-block"``: log10 of the number of false alarms below ``log_nfa``.
+        log_nfa: The limit of an NFA rule, else None.
+        false_alarm_rate: The share of the good images that it calls anomalous.
+        detection_rate: The share of the anomalous images that it calls anomalous.
+        pixel_iou: Pixels that it marks and that are defect, over pixels that are either, both counted over the whole
+            dataset (not a mean over images), at the size of the network's input.
+    """
+
+    rule: str
+    log_nfa: float | None
+    false_alarm_rate: float | None
+    detection_rate: float | None
+    pixel_iou: float | None
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +108,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         pixel_false_alarm_rate: The share of the normal pixels above the pixel threshold.
         pixel_detection_rate: The share of the defect pixels above it.
         classes: The kinds of defect, by name.
+        decisions: The rules side by side: the fitted thresholds, those of the best F1, the number of false alarms.
         notes: One sentence each: why a metric is None, and what weakens the others.
     """
 
@@ -102,6 +128,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     pixel_false_alarm_rate: float | None
     pixel_detection_rate: float | None
     classes: tuple[ClassResult, ...]
+    decisions: tuple[Decision, ...]
     notes: tuple[str, ...]
 
 
@@ -163,7 +190,7 @@ def evaluate(
         detect: From ``(H, W, 3)`` uint8 RGB to the score and the map.
         dataset: Labels and masks.
         thresholds: The bundle's. Where there is none, the threshold of the best F1 of this dataset is used,
-            and a note says so.
+            and a note says so. With ``nfa``, an image for which ``detect`` gives no log NFA was not inspected.
         on_progress: Called after each image with how many are done, and of how many.
 
     Raises:
@@ -171,7 +198,7 @@ def evaluate(
         ImageError: An image or a mask cannot be read.
         CalibrationError: No image gave a finite score and map.
     """
-    tally = _Tally(has_masks=not dataset.classes_without_masks)
+    tally = _Tally(has_masks=not dataset.classes_without_masks, nfa=thresholds.nfa)
     for done, sample in enumerate(dataset.samples, start=1):
         image = read_image(sample.path)
         tally.add(sample, image, detect(image))
@@ -183,7 +210,7 @@ def evaluate(
 class _Tally:
     """What is counted while the images pass."""
 
-    def __init__(self, *, has_masks: bool) -> None:
+    def __init__(self, *, has_masks: bool, nfa: NfaThreshold | None) -> None:
         self.good = ValueHistogram()
         self.anomalous = ValueHistogram()
         self.classes: dict[str, ValueHistogram] = {}
@@ -191,12 +218,16 @@ class _Tally:
         self.not_inspected = 0
         self.not_inspected_samples: list[Sample] = []
         self.unmarked = 0
+        limits = [] if nfa is None else sorted({0.0, nfa.log_nfa}, reverse=True)
+        self.nfa = [_NfaTally(f"nfa-{nfa.form}", limit) for limit in limits if nfa is not None]
 
     def add(self, sample: Sample, image: NDArray[np.uint8], detection: Detection) -> None:
         if sample.is_anomalous:
             self.classes.setdefault(sample.label, ValueHistogram())
         anomaly_map = np.asarray(detection.network_map, np.float32)
-        if not (abs(detection.score) <= LARGEST_SCORE and np.isfinite(anomaly_map).all()):
+        log_nfa = detection.network_log_nfa if self.nfa else None
+        is_known = log_nfa is not None or not self.nfa
+        if not (is_known and abs(detection.score) <= LARGEST_SCORE and np.isfinite(anomaly_map).all()):
             self.not_inspected += 1
             if len(self.not_inspected_samples) < NAMED_FAILURES:
                 self.not_inspected_samples.append(sample)
@@ -206,15 +237,16 @@ class _Tally:
             self.classes[sample.label].add(detection.score)
         else:
             self.good.add(detection.score)
-        if self.pixels is None:
-            return
-        if sample.mask is None:
-            self.pixels.add(anomaly_map, None)
-            return
-        height, width = anomaly_map.shape
-        defects = mask_on_map(read_mask(sample.mask, image), detection.preprocessing, (height, width))
-        self.unmarked += not defects.any()
-        self.pixels.add(anomaly_map, defects)
+        defects = None
+        if self.pixels is not None:
+            if sample.mask is not None:
+                height, width = anomaly_map.shape
+                defects = mask_on_map(read_mask(sample.mask, image), detection.preprocessing, (height, width))
+                self.unmarked += not defects.any()
+            self.pixels.add(anomaly_map, defects)
+        if log_nfa is not None:
+            for rule in self.nfa:
+                rule.add(log_nfa, is_anomalous=sample.is_anomalous, defects=defects)
 
     def evaluation(self, dataset: Dataset, thresholds: Thresholds) -> Evaluation:
         images = int(self.good.total + self.anomalous.total)
@@ -276,8 +308,71 @@ class _Tally:
                 )
                 for label, scores in sorted(self.classes.items())
             ),
+            decisions=tuple(self._decisions(curve, thresholds)),
             notes=tuple(notes),
         )
+
+    def _decisions(self, curve: Curve, thresholds: Thresholds) -> Iterator[Decision]:
+        if thresholds.image is not None:
+            pixel = None if thresholds.pixel is None else thresholds.pixel.value
+            yield self._decision("fitted", thresholds.image.value, pixel)
+        image_best = curve.best_f1()
+        if image_best is not None:
+            pixel_best = None if self.pixels is None else self.pixels.curve().best_f1()
+            yield self._decision("best F1", image_best[1], None if pixel_best is None else pixel_best[1])
+        for rule in self.nfa:
+            yield rule.decision(has_masks=self.pixels is not None)
+
+    def _decision(self, rule: str, image: float, pixel: float | None) -> Decision:
+        iou = None
+        if self.pixels is not None and pixel is not None:
+            normal, defect = self.pixels.normal, self.pixels.defect
+            false_alarms = normal.total * (normal.share_above(pixel) or 0.0)
+            found = defect.total * (defect.share_above(pixel) or 0.0)
+            iou = _ratio(found, defect.total + false_alarms)
+        return Decision(
+            rule=rule,
+            log_nfa=None,
+            false_alarm_rate=self.good.share_above(image),
+            detection_rate=self.anomalous.share_above(image),
+            pixel_iou=iou,
+        )
+
+
+class _NfaTally:
+    """What a limit of log NFA decides, counted while the images pass."""
+
+    def __init__(self, rule: str, limit: float) -> None:
+        self.rule, self.limit = rule, limit
+        self.images = {False: 0, True: 0}
+        self.detected = {False: 0, True: 0}
+        self.both = self.either = 0
+
+    def add(
+        self, log_nfa: NDArray[np.float64], *, is_anomalous: bool, defects: NDArray[np.bool_] | None
+    ) -> None:
+        marked = log_nfa < self.limit
+        self.images[is_anomalous] += 1
+        self.detected[is_anomalous] += bool(marked.any())
+        if defects is None:
+            self.either += int(np.count_nonzero(marked))
+        else:
+            self.both += int(np.count_nonzero(marked & defects))
+            self.either += int(np.count_nonzero(marked | defects))
+
+    def decision(self, *, has_masks: bool) -> Decision:
+        rates = {kind: _ratio(self.detected[kind], self.images[kind]) for kind in (False, True)}
+        return Decision(
+            rule=self.rule,
+            log_nfa=self.limit,
+            false_alarm_rate=rates[False],
+            detection_rate=rates[True],
+            pixel_iou=_ratio(self.both, self.either) if has_masks else None,
+        )
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
 
 
 def _best_or_given(

@@ -12,12 +12,19 @@ from numpy.typing import NDArray
 from flowedge.bundle import Bundle
 from flowedge.errors import CheckpointError
 from flowedge.export.pipeline import ExportOptions, read_model
+from flowedge.export.reference.nfa import nfa_answers
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.engine import open_engine
 from flowedge.runtime.images import read_image
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import read_selftest
-from flowedge.runtime.verify import PARITY_LIMITS, Check, infer_one_by_one, relative_difference
+from flowedge.runtime.verify import (
+    PARITY_LIMITS,
+    Check,
+    check_of_output,
+    infer_one_by_one,
+    relative_difference,
+)
 
 
 def compare_with_checkpoint(
@@ -68,19 +75,24 @@ def compare_with_checkpoint(
         got = infer_one_by_one(session, inputs)
     finally:
         session.close()
-    limit = PARITY_LIMITS.get(precision, np.inf)
-    pairs = {
-        **{f"level {n}": (got[f"level_{n}"], level) for n, level in enumerate(levels)},
-        "anomaly_map": (got["anomaly_map"], wanted.anomaly_map),
-        "score": (got["score"], wanted.score),
-    }
-    return tuple(
-        Check(
-            name=f"{name} against the checkpoint, {len(frames)} images",
-            value=relative_difference(one, other),
-            limit=limit,
-        )
-        for name, (one, other) in pairs.items()
+    expected = {f"level_{n}": level for n, level in enumerate(levels)}
+    if manifest.nfa is not None:
+        expected |= nfa_answers(reference, inputs, manifest.nfa)
+    against = f"the checkpoint, {len(frames)} images"
+    finals = {"anomaly_map": wanted.anomaly_map, "score": wanted.score}
+    return (
+        *(
+            check_of_output(manifest, precision, name, got[name], one, against)
+            for name, one in expected.items()
+        ),
+        *(
+            Check(
+                name=f"{name} against {against}",
+                value=relative_difference(got[name], one),
+                limit=PARITY_LIMITS.get(precision, np.inf),
+            )
+            for name, one in finals.items()
+        ),
     )
 
 

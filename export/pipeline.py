@@ -29,8 +29,18 @@ from flowedge.export.families import FAMILIES, LICENCES
 from flowedge.export.graph import ir
 from flowedge.export.graph.counts import lower_and_describe
 from flowedge.export.graph.onnx_export import DEFAULT_OPSET, OPSETS, onnx_from_model
+from flowedge.export.reference.nfa import nfa_answers
 from flowedge.lowering import LOWERING, Lowering, json_from_lowering
-from flowedge.manifest import SCHEMA, GraphFile, LevelInfo, Manifest, Preprocessing, Source
+from flowedge.manifest import (
+    SCHEMA,
+    Family,
+    GraphFile,
+    LevelInfo,
+    Manifest,
+    NfaOutputs,
+    Preprocessing,
+    Source,
+)
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import files_of_selftest, synthetic_frames
 from flowedge.runtime.verify import Check, verify_bundle
@@ -47,6 +57,7 @@ class ExportOptions:
         image_size: ``(height, width)`` of the network's input; None takes the checkpoint's.
         backbone_weights: State dict of the feature extractor, for checkpoints that do not hold it.
         settings: ``--set name=value``.
+        nfa: Give what the number of false alarms needs: counts, and energies where the levels are likelihoods.
         opset: ONNX opset, 17 to 21.
     """
 
@@ -54,6 +65,7 @@ class ExportOptions:
     image_size: tuple[int, int] | None = None
     backbone_weights: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    nfa: bool = False
     opset: int = DEFAULT_OPSET
 
     def __post_init__(self) -> None:
@@ -179,6 +191,19 @@ def export_bundle(
     return ExportResult(bundle=Bundle(target, staged.manifest), checks=checks)
 
 
+def nfa_outputs_of(repository: str, family: Family) -> NfaOutputs:
+    """Window and probability of the block test as the checkpoint's repository has them.
+
+    That is anomalib's for its U-Flow, else those of the official U-Flow.
+    """
+    of_anomalib = repository == "anomalib" and family == "uflow"
+    return NfaOutputs(
+        energies=family in ("cflow", "msflow"),
+        window=7 if of_anomalib else 5,
+        probability=0.5 if of_anomalib else 0.9,
+    )
+
+
 def default_target(path: Path) -> Path:
     """Where a bundle goes when the user names no place: beside the user, named after the checkpoint."""
     return Path(path.stem + SUFFIX)
@@ -219,20 +244,20 @@ def _trace(path: Path, graph: Path, options: ExportOptions, on_step: Callable[[s
     """
     on_step("reading the checkpoint")
     read = read_model(path, options)
-    draft = _manifest(read, GraphFile(
-        precision="fp32", file=graph.name, opset=options.opset, scoring=read.model.scoring
-    ))  # fmt: skip
+    nfa = nfa_outputs_of(read.checkpoint.repository, read.checkpoint.family) if options.nfa else None
+    fp32 = GraphFile(precision="fp32", file=graph.name, opset=options.opset, scoring=read.model.scoring)
+    draft = _manifest(read, fp32, nfa)
     on_step("computing the reference's answers")
     frames = synthetic_frames(read.preprocessing)
-    selftest = files_of_selftest(frames, _reference_levels(read, frames))
+    selftest = files_of_selftest(frames, _reference_answers(read, frames, nfa))
     on_step("lowering")
     model, backbone = read.model, read.backbone
     del read
     _return_memory()
-    model, lowering = lower_and_describe(model)
+    model, lowering = lower_and_describe(model, keep_latents=options.nfa)
     _return_memory()
     on_step("tracing the graph")
-    onnx_from_model(model, backbone, graph, opset=options.opset)
+    onnx_from_model(model, backbone, graph, nfa=nfa, opset=options.opset)
     return _Traced(draft=draft, selftest=selftest, lowering=lowering)
 
 
@@ -250,21 +275,26 @@ def _input_size(checkpoint: Checkpoint) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-def _reference_levels(read: ReadModel, frames: tuple[NDArray[np.uint8], ...]) -> list[NDArray[np.float32]]:
+def _reference_answers(
+    read: ReadModel, frames: tuple[NDArray[np.uint8], ...], nfa: NfaOutputs | None
+) -> dict[str, NDArray[np.float32]]:
+    """What the self-test must give, by the name of the graph's output."""
     preprocess = Preprocessor(read.preprocessing)
     reference = read.reference()
+    images = [preprocess(frame) for frame in frames]
     with torch.inference_mode():
-        answers = [reference(torch.from_numpy(preprocess(frame))[None]) for frame in frames]
+        answers = [reference(torch.from_numpy(image)[None]) for image in images]
     levels = [torch.cat(level).numpy() for level in zip(*answers, strict=True)]
     if not all(np.isfinite(level).all() for level in levels):
         raise CheckpointError(
             f"{read.checkpoint.file}: the trained network itself answers NaN or infinity on an ordinary image. "
             "Its training diverged; train it again."
         )
-    return levels
+    named = {f"level_{n}": level for n, level in enumerate(levels)}
+    return named if nfa is None else named | nfa_answers(reference, images, nfa)
 
 
-def _manifest(read: ReadModel, graph: GraphFile) -> Manifest:
+def _manifest(read: ReadModel, graph: GraphFile, nfa: NfaOutputs | None) -> Manifest:
     checkpoint, model = read.checkpoint, read.model
     now = datetime.datetime.now(datetime.timezone.utc)
     return Manifest(
@@ -287,6 +317,7 @@ def _manifest(read: ReadModel, graph: GraphFile) -> Manifest:
         graphs=(graph,),
         assumed=checkpoint.assumed,
         source_scale=checkpoint.source_scale,
+        nfa=nfa,
         licence_note=LICENCES.get(checkpoint.repository, ""),
     )
 

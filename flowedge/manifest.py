@@ -7,7 +7,8 @@ numbers are errors, never guesses. All numbers are finite: JSON has no NaN.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Final, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -21,9 +22,11 @@ ResizeMethod: TypeAlias = Literal["float_bilinear", "pil_bilinear", "pil_lanczos
 ScoreNormalisation: TypeAlias = Literal["none", "per_image", "fixed_reference"]
 ThresholdMethod: TypeAlias = Literal["quantile", "target-fpr", "f1", "manual", "source"]
 SourceRule: TypeAlias = Literal["0.x-1.x", "0.x-cdf", "2.0-2.6", "2.7"]
+NfaForm: TypeAlias = Literal["tree", "block"]
 Scalar: TypeAlias = str | int | float | bool
 Pixels: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=16384)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+_Level = TypeVar("_Level")
 Sha256: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 _UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -137,11 +140,24 @@ class Threshold(_Record, frozen=True, kw_only=True):
     images: int = 0
 
 
+class NfaThreshold(_Record, frozen=True, kw_only=True):
+    """The a-contrario decision: a region is anomalous where log10 of its number of false alarms is below a limit.
+
+    Attributes:
+        form: Which test, of ``flowedge.runtime.nfa``.
+        log_nfa: The limit, log10 of the false alarms that are expected per image; 0 is one.
+    """
+
+    form: NfaForm
+    log_nfa: float = 0.0
+
+
 class Thresholds(_Record, frozen=True, kw_only=True):
-    """The decision limits of one precision."""
+    """The decision limits of one precision; ``nfa``, where it is set, decides in place of the other two."""
 
     image: Threshold | None = None
     pixel: Threshold | None = None
+    nfa: NfaThreshold | None = None
 
 
 class GraphFile(_Record, frozen=True, kw_only=True):
@@ -216,6 +232,22 @@ class LevelInfo(_Record, frozen=True, kw_only=True):
     width: Pixels
 
 
+class NfaOutputs(_Record, frozen=True, kw_only=True):
+    """What the graphs give beside their levels, for the number of false alarms (Tailanian et al., JMIV 2024).
+
+    Attributes:
+        energies: Whether there is an ``energy_i`` per level: the channel sum of z squared, for the families whose
+            levels are likelihoods. ``count_i`` is always there: how many ``z squared >= tau`` the window holds.
+        window: Side of the window on the finest level, in its pixels; ``flowedge.runtime.nfa.window_sides`` gives
+            those of all levels.
+        probability: With which a standard normal latent stays below tau.
+    """
+
+    energies: bool
+    window: Annotated[int, msgspec.Meta(ge=1)]
+    probability: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+
+
 class Manifest(_Record, frozen=True, kw_only=True):
     """A bundle's own description.
 
@@ -229,6 +261,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
         assumed: Every value that the checkpoint did not hold.
         source_scale: anomalib's own thresholds and ranges, where the checkpoint held any. They belong to the scores
             of a bundle that was not calibrated to a fixed reference.
+        nfa: What the graphs give for the number of false alarms; None without ``--nfa``.
         licence_note: What the weights' origin says about their licence, or an empty string.
         files: Every file of the bundle but the manifest itself.
     """
@@ -245,6 +278,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     graphs: tuple[GraphFile, ...]
     assumed: tuple[Assumed, ...] = ()
     source_scale: SourceScale | None = None
+    nfa: NfaOutputs | None = None
     licence_note: str = ""
     files: tuple[StoredFile, ...] = ()
 
@@ -261,6 +295,12 @@ class Manifest(_Record, frozen=True, kw_only=True):
         raise BundleError(
             f"the bundle has no {precision} graph; it has {have}. Export again with --{precision}."
         )
+
+
+def level_outputs(levels: Sequence[_Level], nfa: NfaOutputs | None) -> dict[str, _Level]:
+    """A graph's outputs of shape ``(N, 1, h, w)``, by name in the graph's order, and the level that each is of."""
+    kinds = ["level", *(["energy"] if nfa and nfa.energies else []), *(["count"] if nfa else [])]
+    return {f"{kind}_{n}": level for kind in kinds for n, level in enumerate(levels)}
 
 
 def manifest_from_json(data: bytes) -> Manifest:

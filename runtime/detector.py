@@ -15,14 +15,22 @@ from numpy.typing import NDArray
 from flowedge.bundle import Bundle
 from flowedge.errors import BundleError, ImageError
 from flowedge.geometry import map_to_frame
-from flowedge.manifest import Preprocessing, SourceScale, Threshold
+from flowedge.manifest import NfaThreshold, Preprocessing, SourceScale, Threshold
 from flowedge.runtime.engine import Engine
+from flowedge.runtime.nfa import (
+    NotInspectedError,
+    Region,
+    check_form,
+    detected_regions,
+    log_nfa_of_outputs,
+    warm_up,
+)
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.source_scale import scaled_map, scaled_score, source_thresholds
 
 Verdict: TypeAlias = Literal["ok", "anomalous", "unknown", "not_inspected"]
-"""``unknown``: no image threshold was fitted. ``not_inspected``: the answer is not finite. Only ``ok`` is a
-reason to let a part pass."""
+"""``unknown``: no threshold was set. ``not_inspected``: the answer is not finite. Only ``ok`` is a reason to let
+a part pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +55,9 @@ class Result:
         frame_size: ``(height, width)`` of the frame, in pixels.
         preprocessing: How the frame became the network's input.
         pixel_threshold: The limit of the map, fitted or the source's; None when there is none.
+        nfa: The a-contrario decision that the verdict and the mask follow, None when limits of the score decide.
+        network_log_nfa: ``(h, w)`` float64, log10 of each pixel's number of false alarms, over the network's input;
+            smaller is more anomalous. None without ``nfa``, and where the answer is not finite.
         precision: What the graph computed in.
         engine: The name of the engine that ran it.
         timings: Where the time went.
@@ -59,13 +70,15 @@ class Result:
     frame_size: tuple[int, int]
     preprocessing: Preprocessing = field(repr=False)
     pixel_threshold: Threshold | None
+    nfa: NfaThreshold | None = None
+    network_log_nfa: NDArray[np.float64] | None = field(default=None, repr=False)
     precision: str
     engine: str
     timings: Timings
 
     @property
     def is_anomalous(self) -> bool | None:
-        """True or False where the score was compared with a threshold, None where it was not.
+        """True or False where the answer was compared with a threshold, None where it was not.
 
         None is not False: to let a part pass, ask for ``verdict == "ok"``.
         """
@@ -80,18 +93,46 @@ class Result:
     def mask(self) -> NDArray[np.bool_] | None:
         """``(H, W)``: which pixels of the frame are anomalous; False outside of a crop.
 
-        None where no pixel threshold was fitted or the answer is not finite.
+        By the number of false alarms where that decides, else by the pixel threshold. None where there is neither
+        or the answer is not finite.
         """
-        if self.pixel_threshold is None or self.verdict == "not_inspected":
+        if self.verdict == "not_inspected":
             return None
-        return self.anomaly_map > self.pixel_threshold.value
+        if self.nfa is not None and self.log_nfa_map is not None:
+            return self.log_nfa_map < self.nfa.log_nfa
+        return None if self.pixel_threshold is None else self.anomaly_map > self.pixel_threshold.value
+
+    @property
+    def log_nfa(self) -> float | None:
+        """The image's lowest log10 number of false alarms; below the limit is anomalous. None as its map."""
+        return None if self.network_log_nfa is None else float(self.network_log_nfa.min())
+
+    @cached_property
+    def log_nfa_map(self) -> NDArray[np.float32] | None:
+        """``(H, W)`` float32, ``network_log_nfa`` laid over the frame as ``anomaly_map`` is."""
+        if self.network_log_nfa is None:
+            return None
+        return map_to_frame(self.network_log_nfa.astype(np.float32), self.preprocessing, self.frame_size)
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions of the frame's log-NFA map below the limit, in pixels of the frame, surest first.
+
+        A frame smaller than the network's input can lose a region that is narrower than its pixels; the verdict
+        does not lose it. Empty without ``nfa``.
+        """
+        if self.nfa is None or self.log_nfa_map is None:
+            return ()
+        return detected_regions(self.log_nfa_map, self.nfa.log_nfa)
 
 
 class Detector:
     """One graph of a bundle on one engine; closes the engine when it is closed."""
 
     def __init__(self, bundle: Bundle, engine: Engine, precision: str, *, source_scale: bool = False) -> None:
-        """Decide with the thresholds that were fitted for this precision, or with the source's.
+        """Decide with the thresholds of this precision, or with the source's.
+
+        A threshold by the NFA tree is compiled now, if Numba is there.
 
         Args:
             bundle: The bundle.
@@ -100,8 +141,8 @@ class Detector:
             source_scale: Give the normalised score and map and the verdict that anomalib would give.
 
         Raises:
-            BundleError: The bundle has no graph of this precision; or for ``source_scale`` it holds no such scale, or
-                was calibrated to another.
+            BundleError: The bundle has no graph of this precision; its threshold needs outputs that the graph does
+                not give; or for ``source_scale`` it holds no such scale, or was calibrated to another.
         """
         self.bundle = bundle
         self.engine = engine
@@ -111,6 +152,10 @@ class Detector:
         if self._scale is not None:
             self.thresholds = source_thresholds(self._scale)
         self._preprocessor = Preprocessor(bundle.manifest.preprocessing)
+        if self.thresholds.nfa is not None:
+            check_form(bundle.manifest, self.thresholds.nfa.form)
+            if self.thresholds.nfa.form == "tree":
+                warm_up()
 
     def __call__(self, frame: NDArray[np.uint8]) -> Result:
         """Inspect one frame.
@@ -145,7 +190,8 @@ class Detector:
         preprocessed = time.perf_counter()
         outputs = self.engine.infer(image)
         inferred = time.perf_counter()
-        scores, maps, verdicts = self._decide(outputs["score"], outputs["anomaly_map"])
+        log_nfas = [self._log_nfa(outputs, index) for index in range(len(frames))]
+        scores, maps, verdicts = self._decide(outputs["score"], outputs["anomaly_map"], log_nfas)
         decided = time.perf_counter()
         ms = 1000 / len(frames)
         timings = Timings(
@@ -164,6 +210,8 @@ class Detector:
                 frame_size=frame.shape[:2],
                 preprocessing=self.bundle.manifest.preprocessing,
                 pixel_threshold=self.thresholds.pixel,
+                nfa=self.thresholds.nfa,
+                network_log_nfa=log_nfas[index],
                 precision=self.precision,
                 engine=self.engine.name,
                 timings=timings,
@@ -195,21 +243,37 @@ class Detector:
         return image
 
     def _decide(
-        self, scores: NDArray[np.float32], maps: NDArray[np.float32]
+        self,
+        scores: NDArray[np.float32],
+        maps: NDArray[np.float32],
+        log_nfas: Sequence[NDArray[np.float64] | None],
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[Verdict]]:
         """Scores and maps on the scale asked for, and a verdict each.
 
         Whatever is not finite was not inspected: NaN compares as smaller than any threshold.
         """
         finite = np.isfinite(scores) & np.isfinite(maps).all(axis=(1, 2, 3))
-        limit = self.thresholds.image
+        limit, nfa = self.thresholds.image, self.thresholds.nfa
         is_anomalous = None if limit is None else scores.astype(np.float64) > limit.value
         if self._scale is not None:
             scaled = scaled_score(scores, self._scale)
             scores, is_anomalous = scaled.value, scaled.is_anomalous
             maps = scaled_map(maps, self._scale).value
             finite &= np.isfinite(scores) & np.isfinite(maps).all(axis=(1, 2, 3))
+        elif nfa is not None:
+            finite &= np.array([log_nfa is not None for log_nfa in log_nfas])
+            is_anomalous = np.array(
+                [log_nfa is not None and float(log_nfa.min()) < nfa.log_nfa for log_nfa in log_nfas]
+            )
         return scores, maps, [_verdict(bool(finite[n]), is_anomalous, n) for n in range(len(scores))]
+
+    def _log_nfa(self, outputs: dict[str, NDArray[np.float32]], index: int) -> NDArray[np.float64] | None:
+        if self.thresholds.nfa is None:
+            return None
+        try:
+            return log_nfa_of_outputs(outputs, index, self.bundle.manifest, self.thresholds.nfa.form)
+        except NotInspectedError:
+            return None
 
 
 def _verdict(is_finite: bool, is_anomalous: NDArray[np.bool_] | None, index: int) -> Verdict:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
 from flowedge.errors import BundleError, EngineUnavailableError
-from flowedge.manifest import Manifest
+from flowedge.manifest import Manifest, level_outputs
 
 
 class Engine(Protocol):
@@ -40,9 +40,9 @@ class Engine(Protocol):
             image: ``(N, 3, H, W)`` float32, resized and normalised as the manifest says, C-contiguous.
 
         Returns:
-            Per output name: ``score`` ``(N,)``; ``anomaly_map`` ``(N, 1, H, W)``; ``level_i``
-            ``(N, 1, h, w)``; all float32 and owned by the caller. For scores and maps, larger is more
-            anomalous.
+            Per output name: ``score`` ``(N,)``; ``anomaly_map`` ``(N, 1, H, W)``; ``level_i``, and
+            ``energy_i`` and ``count_i`` where the manifest's ``nfa`` says so, ``(N, 1, h, w)``; all float32
+            and owned by the caller. For scores and maps, larger is more anomalous.
 
         Raises:
             EngineUnavailableError: The device stopped, for instance for lack of memory.
@@ -229,8 +229,8 @@ def check_contract(
         "score": TensorSpec("float32", (None,)),
         "anomaly_map": TensorSpec("float32", (None, 1, height, width)),
     }
-    for index, level in enumerate(manifest.levels):
-        wanted[f"level_{index}"] = TensorSpec("float32", (None, 1, level.height, level.width))
+    for name, level in level_outputs(manifest.levels, manifest.nfa).items():
+        wanted[name] = TensorSpec("float32", (None, 1, level.height, level.width))
     if manifest.family == "msflow":
         wanted["anomaly_map_mul"] = wanted["anomaly_map"]
     fits = (

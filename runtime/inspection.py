@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from flowedge.errors import ImageError
 from flowedge.runtime.detector import Detector, Result, Verdict
 from flowedge.runtime.images import read_image
+from flowedge.runtime.nfa import Region
 from flowedge.runtime.render import outline, overlay, write_png
 
 
@@ -23,8 +24,11 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         image: The file's path as it was found.
         verdict: ``not_inspected`` also when the file could not be read.
         score: None when there is none.
-        threshold: The image threshold that the verdict follows, None when there is none.
-        anomalous_share: The share of the frame's pixels above the pixel threshold, 0..1; None without one.
+        threshold: The image threshold that the verdict follows, None when it follows none.
+        log_nfa: The image's lowest log10 number of false alarms; None when that does not decide.
+        log_nfa_limit: The limit that it was compared with; below is anomalous.
+        regions: What was detected by it, in pixels of the frame, surest first.
+        anomalous_share: The share of the frame's pixels that are anomalous, 0..1; None where nothing decides.
         latency_ms: Preprocessing, inference and decision; not reading the file.
         precision: What the graph computed in.
         engine: What computed it.
@@ -37,6 +41,9 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     score: float | None
     threshold: float | None
+    log_nfa: float | None = None
+    log_nfa_limit: float | None = None
+    regions: tuple[Region, ...] = ()
     anomalous_share: float | None
     latency_ms: float | None
     precision: str
@@ -57,7 +64,7 @@ def inspect_images(
     Args:
         detector: What inspects.
         images: Files; their common folder is cut from the names of what is written.
-        out: Where ``NAME.overlay.png`` and, with a pixel threshold, ``NAME.mask.png`` go; made where missing.
+        out: Where ``NAME.overlay.png`` and, with a threshold for pixels, ``NAME.mask.png`` go; made where missing.
 
     Raises:
         ImageError: The only image cannot be read, or a picture cannot be written.
@@ -118,14 +125,17 @@ def _colour_range(result: Result) -> tuple[float, float]:
 def _inspection(
     detector: Detector, path: Path, result: Result, overlay: Path | None, mask: Path | None
 ) -> Inspection:
-    limit = detector.thresholds.image
     timings = result.timings
+    threshold, log_nfa_limit = _limits(detector)
     finite = result.verdict != "not_inspected"
     return Inspection(
         image=str(path),
         verdict=result.verdict,
         score=result.score if finite else None,
-        threshold=None if limit is None else limit.value,
+        threshold=threshold,
+        log_nfa_limit=log_nfa_limit,
+        log_nfa=result.log_nfa if finite else None,
+        regions=result.regions if finite else (),
         anomalous_share=None if result.mask is None else float(result.mask.mean()),
         latency_ms=timings.preprocess_ms + timings.infer_ms + timings.decide_ms,
         precision=result.precision,
@@ -137,15 +147,24 @@ def _inspection(
 
 
 def _unread(detector: Detector, path: Path, problem: str) -> Inspection:
-    limit = detector.thresholds.image
+    threshold, log_nfa_limit = _limits(detector)
     return Inspection(
         image=str(path),
         verdict="not_inspected",
         score=None,
-        threshold=None if limit is None else limit.value,
+        threshold=threshold,
+        log_nfa_limit=log_nfa_limit,
         anomalous_share=None,
         latency_ms=None,
         precision=detector.precision,
         engine=detector.engine.name,
         problem=problem,
     )
+
+
+def _limits(detector: Detector) -> tuple[float | None, float | None]:
+    """Of the score and of log NFA: the one that decides, and None for the other."""
+    nfa, image = detector.thresholds.nfa, detector.thresholds.image
+    if nfa is not None:
+        return None, nfa.log_nfa
+    return None if image is None else image.value, None

@@ -1,15 +1,15 @@
 """The few frames that travel with a bundle, and the answers they must give.
 
 The frames are synthetic (a textured surface with a blot), so that a bundle carries nobody's photographs. The
-answers are the levels that the reference implementation gave at export. Levels come before any normalisation, so
-they stay right when the bundle is calibrated.
+answers are the levels that the reference implementation gave at export, and its energies and counts where the graph
+gives them. They come before any normalisation, so they stay right when the bundle is calibrated.
 """
 
 from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
 from flowedge.errors import BundleError
-from flowedge.manifest import Preprocessing
+from flowedge.manifest import Preprocessing, level_outputs
 
 FRAMES: Final = "selftest/frames.npz"
 ANSWERS: Final = "selftest/answers.npz"
@@ -34,11 +34,12 @@ class SelfTest:
 
     Attributes:
         frames: K frames, each ``(H, W, 3)`` uint8 RGB, of different sizes.
-        levels: Per level ``(K, 1, h, w)`` float32, as the graph's ``level_*``.
+        answers: By the name of the graph's output, ``level_i`` and what the manifest's ``nfa`` adds, each
+            ``(K, 1, h, w)`` float32.
     """
 
     frames: tuple[NDArray[np.uint8], ...]
-    levels: tuple[NDArray[np.float32], ...]
+    answers: Mapping[str, NDArray[np.float32]]
 
 
 def synthetic_frames(preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], ...]:
@@ -48,13 +49,10 @@ def synthetic_frames(preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], .
 
 
 def files_of_selftest(
-    frames: Sequence[NDArray[np.uint8]], levels: Sequence[NDArray[np.float32]]
+    frames: Sequence[NDArray[np.uint8]], answers: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, bytes]:
     """The two files of a bundle that hold a self-test."""
-    return {
-        FRAMES: _npz({f"frame_{n}": frame for n, frame in enumerate(frames)}),
-        ANSWERS: _npz({f"level_{n}": level for n, level in enumerate(levels)}),
-    }
+    return {FRAMES: _npz({f"frame_{n}": frame for n, frame in enumerate(frames)}), ANSWERS: _npz(answers)}
 
 
 def read_selftest(bundle: Bundle) -> SelfTest:
@@ -63,17 +61,21 @@ def read_selftest(bundle: Bundle) -> SelfTest:
     Raises:
         BundleError: There is none, or it does not fit the manifest.
     """
-    frames = _arrays(bundle, FRAMES, "frame_")
-    levels = _arrays(bundle, ANSWERS, "level_")
-    shapes = [(len(frames), 1, level.height, level.width) for level in bundle.manifest.levels]
+    stored = _arrays(bundle, FRAMES)
+    frames = [stored[name] for name in sorted(stored)]
     if not frames or any(f.dtype != np.uint8 or f.ndim != 3 or f.shape[2] != 3 for f in frames):
         raise BundleError(f"{bundle.path / FRAMES} holds no (H, W, 3) uint8 frames. Export the bundle again.")
-    if [level.shape for level in levels] != shapes or any(level.dtype != np.float32 for level in levels):
+    answers = _arrays(bundle, ANSWERS)
+    found = {name: (answer.shape, str(answer.dtype)) for name, answer in answers.items()}
+    wanted = {
+        name: ((len(frames), 1, level.height, level.width), "float32")
+        for name, level in level_outputs(bundle.manifest.levels, bundle.manifest.nfa).items()
+    }
+    if found != wanted:
         raise BundleError(
-            f"{bundle.path / ANSWERS} holds levels of {[level.shape for level in levels]}, the manifest "
-            f"says {shapes}. Export the bundle again."
+            f"{bundle.path / ANSWERS} holds {found}, the manifest says {wanted}. Export the bundle again."
         )
-    return SelfTest(frames=tuple(frames), levels=tuple(levels))
+    return SelfTest(frames=tuple(frames), answers=answers)
 
 
 def _frame(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -89,16 +91,16 @@ def _frame(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     return frame
 
 
-def _npz(arrays: dict[str, NDArray[np.generic]]) -> bytes:
+def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
-def _arrays(bundle: Bundle, path: str, prefix: str) -> list[NDArray[Any]]:
+def _arrays(bundle: Bundle, path: str) -> dict[str, NDArray[Any]]:
     try:
         with np.load(io.BytesIO(bundle.read(path)), allow_pickle=False) as stored:
-            return [stored[f"{prefix}{n}"] for n in range(len(stored.files))]
+            return {name: stored[name] for name in stored.files}
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise BundleError(
             f"{bundle.path / path} cannot be read: {error}. Export the bundle again."

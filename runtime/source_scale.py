@@ -89,7 +89,7 @@ def _by_range(values: Array, part: PartScale, scale: SourceScale) -> Scaled:
         if scale.rule == "2.7" and high == low:
             normalised = np.heaviside(values - threshold, _HALF)
         else:
-            with np.errstate(divide="ignore", invalid="ignore"):  # max = min before 2.7
+            with np.errstate(all="ignore"):  # max = min before 2.7, or nearly
                 normalised = np.clip((values - threshold) / (high - low) + _HALF, 0, 1)
     is_anomalous: NDArray[np.bool_] | None = None
     if scale.rule == "0.x-1.x":

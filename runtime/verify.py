@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -11,14 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
+from flowedge.manifest import Manifest
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.engine import Engine, open_engine
+from flowedge.runtime.nfa import window_sides
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import read_selftest
 
 # Largest difference from the reference, relative to the quantity's largest magnitude. fp32 only re-associates
 # sums (about 1e-6 is seen); half precision has 11 bits, and a backbone is tens of layers deep.
 PARITY_LIMITS: Final[Mapping[str, float]] = MappingProxyType({"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1})
+# Largest difference of a count from the reference, relative to the largest that its window can hold: a latent that
+# is next to the threshold may fall on either side of it.
+COUNT_LIMITS: Final[Mapping[str, float]] = MappingProxyType({"fp32": 1e-2, "fp16": 5e-2, "bf16": 2e-1})
 AGGREGATION_LIMIT: Final = 1e-5
 BATCH_LIMIT: Final = 1e-6
 
@@ -46,8 +51,9 @@ class Check:
 def verify_bundle(bundle: Bundle, *, engine: str | None = None, precision: str = "fp32") -> tuple[Check, ...]:
     """Replay the bundle's self-test.
 
-    Compares the levels with the reference's, recorded at export; the graph's map and score with the host's
-    aggregation of the graph's own levels; and each frame alone with the same frame in a batch, in both orders.
+    Compares the levels, and the energies and counts where there are some, with the reference's, recorded at export;
+    the graph's map and score with the host's aggregation of the graph's own levels; and each frame alone with the same
+    frame in a batch, in both orders.
 
     Raises:
         BundleError: The bundle has no such graph or no self-test.
@@ -58,7 +64,7 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, precision: str =
     images = np.stack([preprocess(frame) for frame in selftest.frames])
     session = open_engine(engine, bundle, precision)
     try:
-        return tuple(_checks(bundle, session, images, selftest.levels, precision))
+        return tuple(_checks(bundle, session, images, selftest.answers, precision))
     finally:
         session.close()
 
@@ -79,6 +85,35 @@ def _answer_difference(got: NDArray[np.floating], expected: NDArray[np.floating]
     return float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max() / scale)
 
 
+def check_of_output(
+    manifest: Manifest,
+    precision: str,
+    name: str,
+    got: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    against: str,
+) -> Check:
+    """One of the graph's ``(N, 1, h, w)`` outputs against what a reference gives for it.
+
+    Args:
+        manifest: The bundle's.
+        precision: Of the graph.
+        name: The output's, such as ``level_0``.
+        got: The graph's answer.
+        expected: The reference's.
+        against: What the reference is called.
+    """
+    if name.startswith("count"):
+        assert manifest.nfa is not None
+        number = int(name.removeprefix("count_"))
+        side = window_sides(manifest.nfa.window, len(manifest.levels))[number]
+        value = float(np.abs(got - expected).max()) / (manifest.levels[number].channels * side**2)
+        limit = COUNT_LIMITS.get(precision, np.inf)
+    else:
+        value, limit = relative_difference(got, expected), PARITY_LIMITS.get(precision, np.inf)
+    return Check(name=f"{name.replace('_', ' ')} against {against}", value=value, limit=limit)
+
+
 def infer_one_by_one(session: Engine, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
     """Each image alone; the answers stacked along N."""
     singles = [session.infer(np.ascontiguousarray(image[None])) for image in images]
@@ -89,17 +124,16 @@ def _checks(
     bundle: Bundle,
     session: Engine,
     images: NDArray[np.float32],
-    expected: Sequence[NDArray[np.float32]],
+    expected: Mapping[str, NDArray[np.float32]],
     precision: str,
 ) -> Iterator[Check]:
     manifest = bundle.manifest
     limit = PARITY_LIMITS.get(precision, np.inf)
     scoring = manifest.graph(precision).scoring
     alone = infer_one_by_one(session, images)
-    for number, level in enumerate(expected):
-        value = relative_difference(alone[f"level_{number}"], level)
-        yield Check(name=f"level {number} against the reference", value=value, limit=limit)
-    levels = [alone[f"level_{number}"] for number in range(len(expected))]
+    for name, answer in expected.items():
+        yield check_of_output(manifest, precision, name, alone[name], answer, "the reference")
+    levels = [alone[f"level_{number}"] for number in range(len(manifest.levels))]
     host = aggregate(levels, scoring, manifest.family, manifest.image_size)
     for name, answer in (("anomaly_map", host.anomaly_map), ("score", host.score)):
         value = _answer_difference(alone[name], answer)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _EXACTNESS: Final = re.compile(r"Bitwise|Re-association|Orthogonality")
 
 
-def lower_and_describe(model: ir.FlowModel) -> tuple[ir.FlowModel, Lowering]:
-    """Run every pass, and say what each of them did and what is left."""
+def lower_and_describe(model: ir.FlowModel, *, keep_latents: bool = False) -> tuple[ir.FlowModel, Lowering]:
+    """Run every pass, as `lower` does, and say what each of them did and what is left."""
     effects: list[PassEffect] = []
     before = totals(model)
 
@@ -31,7 +31,7 @@ def lower_and_describe(model: ir.FlowModel) -> tuple[ir.FlowModel, Lowering]:
         effects.append(_effect(step, before, totals(after)))
         before = effects[-1].after
 
-    lowered = lower(model, on_pass=note)
+    lowered = lower(model, keep_latents=keep_latents, on_pass=note)
     return lowered, Lowering(schema=SCHEMA, passes=tuple(effects), program=step_costs(lowered))
 
 

@@ -17,8 +17,10 @@ from torch.nn import functional
 
 from flowedge.export.graph import ir
 from flowedge.export.graph.cross import TwoSided
+from flowedge.export.graph.exceedances import counts_of
 from flowedge.export.graph.layers import Convolution, module_of_layer, parameter, per_channel
 from flowedge.export.graph.score import ScoreModule
+from flowedge.manifest import NfaOutputs
 
 
 class Flow(nn.Module):
@@ -26,16 +28,19 @@ class Flow(nn.Module):
 
     ``forward`` takes one ``(N, C_l, h_l, w_l)`` tensor per level, fine to coarse, and returns one
     ``(N, 1, h_l, w_l)`` tensor per level: the log-likelihood per dimension without its constants where the score
-    needs the log-determinant, else the channel mean of z squared.
+    needs the log-determinant, else the channel mean of z squared. With ``nfa``, which needs a model lowered with its
+    latents kept, as many energies (where it says so) and counts follow.
     """
 
-    def __init__(self, model: ir.FlowModel) -> None:
+    def __init__(self, model: ir.FlowModel, nfa: NfaOutputs | None = None) -> None:
         super().__init__()
         self._levels = model.levels
         self._program = model.steps
         self._likelihood = model.scoring.normalisation != "none"
         self.steps = nn.ModuleList(_module_of(step, model) for step in model.steps)
         self.energies = nn.ModuleList(_Energy(level) for level in model.levels)
+        self._gives_energies = nfa is not None and nfa.energies
+        self.counts = nn.ModuleList() if nfa is None else counts_of(model, nfa)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         streams = dict(enumerate(features))
@@ -55,10 +60,13 @@ class Flow(nn.Module):
                     streams.update(zip(step.streams, changed, strict=True))
                 case _:
                     streams[step.stream] = module(streams[step.stream])
-        return [
-            self._statistic(energy(streams[number]), exponents[number], level)
-            for number, (energy, level) in enumerate(zip(self.energies, self._levels, strict=True))
+        energies = [energy(streams[number]) for number, energy in enumerate(self.energies)]
+        levels = [
+            self._statistic(energy, exponents[number], level)
+            for number, (energy, level) in enumerate(zip(energies, self._levels, strict=True))
         ]
+        counts = [count(streams[number]) for number, count in enumerate(self.counts)]
+        return [*levels, *(energies if self._gives_energies else ()), *counts]
 
     def _statistic(self, energy: Tensor, exponents: list[Tensor], level: ir.Level) -> Tensor:
         if not self._likelihood:
@@ -74,18 +82,19 @@ class Flow(nn.Module):
 class Detector(nn.Module):
     """Backbone, flow and score: the graph's contract.
 
-    ``image (N, 3, H, W)`` float32 in; ``score (N,)``, ``anomaly_map (N, 1, H, W)`` and the levels out.
+    ``image (N, 3, H, W)`` float32 in; ``score (N,)``, ``anomaly_map (N, 1, H, W)`` and what the flow gives out.
     """
 
-    def __init__(self, backbone: nn.Module, model: ir.FlowModel) -> None:
+    def __init__(self, backbone: nn.Module, model: ir.FlowModel, nfa: NfaOutputs | None = None) -> None:
         super().__init__()
+        self._levels = len(model.levels)
         self.backbone = backbone
-        self.flow = Flow(model)
+        self.flow = Flow(model, nfa)
         self.reference = ScoreModule(model)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        levels = self.flow(self.backbone(image))
-        return (*self.reference(levels), *levels)
+        given = self.flow(self.backbone(image))
+        return (*self.reference(given[: self._levels]), *given)
 
 
 class _Coupling(nn.Module):

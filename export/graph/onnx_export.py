@@ -17,6 +17,7 @@ from flowedge.errors import ExportError
 from flowedge.export.graph import ir
 from flowedge.export.graph.emit import Detector
 from flowedge.export.graph.score import reference_constants
+from flowedge.manifest import NfaOutputs, level_outputs
 
 OPSETS: Final = range(17, 22)
 DEFAULT_OPSET: Final = 18
@@ -26,29 +27,43 @@ _SCOPES: Final = "pkg.torch.onnx.name_scopes"
 _EXTERNAL_ABOVE: Final = 500_000_000
 
 
-def output_names(model: ir.FlowModel) -> list[str]:
+def output_names(model: ir.FlowModel, nfa: NfaOutputs | None = None) -> list[str]:
     """The graph's outputs, in order."""
     multiplicative = ["anomaly_map_mul"] if model.family == "msflow" else []
-    return ["score", "anomaly_map", *multiplicative, *(f"level_{n}" for n in range(len(model.levels)))]
+    return ["score", "anomaly_map", *multiplicative, *level_outputs(model.levels, nfa)]
 
 
 def onnx_from_model(
-    model: ir.FlowModel, backbone: nn.Module, path: Path, *, opset: int = DEFAULT_OPSET
+    model: ir.FlowModel,
+    backbone: nn.Module,
+    path: Path,
+    *,
+    nfa: NfaOutputs | None = None,
+    opset: int = DEFAULT_OPSET,
 ) -> None:
     """Trace the model and write ``path``, and ``path.data`` where the weights are large.
 
     The backbone is used up: it has no weights afterwards.
 
+    Args:
+        model: Lowered; with ``nfa``, with its latents kept.
+        backbone: The feature extractor.
+        path: The file.
+        nfa: What to give for the number of false alarms; None gives nothing.
+        opset: One of ``OPSETS``.
+
     Raises:
         ValueError: ``opset`` is not one of ``OPSETS``.
-        ExportError: The tracer or the checker refused, or the traced graph does not keep the contract.
+        ExportError: The tracer or the checker refused, the traced graph does not keep the contract, or a level is
+            too small for the windows of ``nfa``.
     """
     if opset not in OPSETS:
         raise ValueError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}, got {opset}")
-    detector = Detector(backbone, model).eval()
+    detector = Detector(backbone, model, nfa).eval()
+    outputs = output_names(model, nfa)
     size = sum(p.numel() * p.element_size() for p in detector.parameters())
     try:
-        program = _trace(detector, model, opset)
+        program = _trace(detector, model.image_size, outputs, opset)
     except Exception as error:
         raise ExportError(
             f"torch could not trace the {model.family} graph at opset {opset}: {error}"
@@ -57,11 +72,11 @@ def onnx_from_model(
     _set_reference(program.model, model)
     program.save(str(path), external_data=size > _EXTERNAL_ABOVE)
     _let_go(detector, program.model)
-    _check(path, model, opset)
+    _check(path, outputs, opset)
 
 
-def _trace(detector: nn.Module, model: ir.FlowModel, opset: int) -> Any:
-    example = torch.zeros(2, 3, *model.image_size)
+def _trace(detector: nn.Module, image_size: tuple[int, int], outputs: list[str], opset: int) -> Any:
+    example = torch.zeros(2, 3, *image_size)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -75,7 +90,7 @@ def _trace(detector: nn.Module, model: ir.FlowModel, opset: int) -> Any:
                 verbose=False,
                 opset_version=opset,
                 input_names=["image"],
-                output_names=output_names(model),
+                output_names=outputs,
                 dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             )
     finally:
@@ -121,15 +136,15 @@ def _let_go(detector: nn.Module, graph: Any) -> None:
         value.const_value = None
 
 
-def _check(path: Path, model: ir.FlowModel, opset: int) -> None:
+def _check(path: Path, expected: list[str], opset: int) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the traced graph is not valid ONNX: {error}") from error
     graph = onnx.load(str(path), load_external_data=False)
     outputs = [value.name for value in graph.graph.output]
-    if outputs != output_names(model) or [value.name for value in graph.graph.input] != ["image"]:
-        raise ExportError(f"the traced graph's outputs are {outputs}, expected {output_names(model)}")
+    if outputs != expected or [value.name for value in graph.graph.input] != ["image"]:
+        raise ExportError(f"the traced graph's outputs are {outputs}, expected {expected}")
     got = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
     if got != opset:
         raise ExportError(f"the traced graph has opset {got}, {opset} was asked for; take another --opset")

@@ -298,10 +298,22 @@ PASSES: Final[tuple[Pass, ...]] = (
 
 
 def lower(
-    model: ir.FlowModel, *, on_pass: Callable[[Pass, ir.FlowModel], None] = lambda _pass, _after: None
+    model: ir.FlowModel,
+    *,
+    keep_latents: bool = False,
+    on_pass: Callable[[Pass, ir.FlowModel], None] = lambda _pass, _after: None,
 ) -> ir.FlowModel:
-    """Run every pass; ``on_pass`` is told each and what it gave."""
+    """Run every pass.
+
+    Args:
+        model: As its checkpoint holds it.
+        keep_latents: Leave out `drop_last_rotation`: each channel of the latent stays what it is, not only their
+            sum of squares. The order of the channels is free all the same.
+        on_pass: Told each pass that ran and what it gave.
+    """
     for step in PASSES:
+        if keep_latents and step is drop_last_rotation:
+            continue
         model = step(model)
         on_pass(step, model)
     return model

@@ -39,17 +39,35 @@ class CflowReference(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         levels = []
+        for (z, log_det), constant in zip(self._flowed(image), self._constants, strict=True):
+            channels = z.shape[1]
+            energy = (z**2).sum(1, keepdim=True)
+            log_likelihood = -0.5 * channels * math.log(2 * math.pi) - 0.5 * energy + log_det
+            levels.append(log_likelihood / channels - constant)
+        return levels
+
+    def latents(self, image: Tensor) -> list[Tensor]:
+        """Per level z, ``(N, C, h, w)``."""
+        return [z for z, _ in self._flowed(image)]
+
+    def _flowed(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Per level z ``(N, C, h, w)`` and the log-determinant ``(N, 1, h, w)``."""
+        flowed = []
         with torch.no_grad():
-            for feature, flow, condition, constant in zip(
-                self.backbone(image), self.flows, self.conditions, self._constants, strict=True
+            for feature, flow, condition in zip(
+                self.backbone(image), self.flows, self.conditions, strict=True
             ):
                 batch, channels, height, width = feature.shape
                 rows = feature.permute(0, 2, 3, 1).reshape(-1, channels)
                 conditions = () if condition is None else (condition.repeat(batch, 1),)
                 z, log_det = flow(rows, conditions)
-                log_likelihood = -0.5 * channels * math.log(2 * math.pi) - 0.5 * (z**2).sum(1) + log_det
-                levels.append((log_likelihood / channels - constant).reshape(batch, 1, height, width))
-        return levels
+                flowed.append(
+                    (
+                        z.reshape(batch, height, width, channels).permute(0, 3, 1, 2),
+                        log_det.reshape(batch, 1, height, width),
+                    )
+                )
+        return flowed
 
 
 def sinusoids(length: int, height: int, width: int) -> Tensor:

@@ -38,11 +38,15 @@ class CsflowReference(nn.Module):
             self.blocks.append(PermutedCoupling(indices, TwoSidedCoupling(*nets, clamp=clamp)))
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        return [z.square().mean(1, keepdim=True) for z in self.latents(image)]
+
+    def latents(self, image: Tensor) -> list[Tensor]:
+        """Per level z, ``(N, C, h, w)``."""
         with torch.no_grad():
-            levels = self.backbone(image)
+            levels: list[Tensor] = self.backbone(image)
             for block in self.blocks:
                 levels = block(levels)
-            return [z.square().mean(1, keepdim=True) for z in levels]
+            return levels
 
 
 class PermutedCoupling(nn.Module):

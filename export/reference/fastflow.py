@@ -27,12 +27,15 @@ class FastflowReference(nn.Module):
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        levels = []
+        return [z.square().mean(1, keepdim=True) for z in self.latents(image)]
+
+    def latents(self, image: Tensor) -> list[Tensor]:
+        """Per level z, ``(N, C, h, w)``."""
         with torch.no_grad():
-            for feature, norm, flow in zip(self.backbone(image), self.norms, self.flows, strict=True):
-                z, _ = flow(norm(feature))
-                levels.append(z.square().mean(1, keepdim=True))
-        return levels
+            return [
+                flow(norm(feature))[0]
+                for feature, norm, flow in zip(self.backbone(image), self.norms, self.flows, strict=True)
+            ]
 
 
 def layer_norms(tensors: Tensors, shapes: Sequence[tuple[int, int, int]]) -> nn.ModuleList:

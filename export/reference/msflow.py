@@ -42,6 +42,10 @@ class MsflowReference(nn.Module):
         self.fusion = PermutedCoupling(indices, TwoSidedCoupling(*nets, clamp=clamp))
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        return [-0.5 * z.square().mean(1, keepdim=True) for z in self.latents(image)]
+
+    def latents(self, image: Tensor) -> list[Tensor]:
+        """Per level z, ``(N, C, h, w)``."""
         with torch.no_grad():
             latents = []
             for feature, flow, condition in zip(
@@ -50,7 +54,8 @@ class MsflowReference(nn.Module):
                 conditions = () if condition is None else (condition.expand(len(image), -1, -1, -1),)
                 z, _ = flow(self.pool(feature), conditions)
                 latents.append(z)
-            return [-0.5 * z.square().mean(1, keepdim=True) for z in self.fusion(latents)]
+            fused: list[Tensor] = self.fusion(latents)
+            return fused
 
 
 class FusionNet(nn.Module):

@@ -42,6 +42,10 @@ class UflowReference(nn.Module):
                 shape = ascent.shape
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        return [z.square().mean(1, keepdim=True) for z in self.latents(image)]
+
+    def latents(self, image: Tensor) -> list[Tensor]:
+        """Per level z, ``(N, C, h, w)``."""
         with torch.no_grad():
             features = [norm(raw) for norm, raw in zip(self.norms, self.backbone(image), strict=True)]
             latents = []
@@ -51,7 +55,7 @@ class UflowReference(nn.Module):
                 z, stream = ascent(done, features.pop())
                 latents.append(z)
             latents.append(self.flows[-1](stream)[0])
-            return [z.square().mean(1, keepdim=True) for z in reversed(latents)]
+            return latents[::-1]
 
 
 class _Ascent(nn.Module):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,20 +21,27 @@ from flowedge.cli.output import (
     table,
 )
 from flowedge.errors import FlowEdgeError
+from flowedge.manifest import Manifest, NfaForm, NfaThreshold
+
+if TYPE_CHECKING:
+    from flowedge.calibration.calibrate import ThresholdRequest
 
 NAME = "calibrate"
 
 _DEFAULTS = {"quantile": (0.99, 0.9995), "target-fpr": (0.01, 0.0005), "f1": (None, None)}
+_NFA_FORMS: dict[str, NfaForm] = {"nfa": "tree", "nfa-tree": "tree", "nfa-block": "block"}
 
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle; it is updated in place.", show_default=False)],
     data: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--data", help="A folder of good images, or a dataset with train/good.", show_default=False
+            "--data",
+            help="A folder of good images, or a dataset with train/good; nfa needs none.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     reference: Annotated[
         bool,
         typer.Option(
@@ -41,7 +49,11 @@ def command(
         ),
     ] = True,
     threshold: Annotated[
-        str, typer.Option("--threshold", help="quantile, target-fpr, f1 (labelled dataset) or none.")
+        str,
+        typer.Option(
+            "--threshold",
+            help="quantile, target-fpr, f1 (labelled dataset), nfa-tree (also nfa), nfa-block, or none.",
+        ),
     ] = "quantile",
     image: Annotated[
         float | None,
@@ -55,30 +67,32 @@ def command(
             "--pixel", help="The quantile or rate of pixels.", show_default="quantile 0.9995, rate 0.0005"
         ),
     ] = None,
+    log_nfa: Annotated[
+        float | None,
+        typer.Option(
+            "--log-nfa", help="nfa: log10 of the false alarms expected per image.", show_default="0"
+        ),
+    ] = None,
     engine: EngineName = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Fit the reference maxima and the thresholds of every precision, and store them in the bundle."""
-    from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle
+    from flowedge.calibration.calibrate import calibrate_bundle, decide_by_nfa
     from flowedge.calibration.dataset import good_images, read_dataset
+    from flowedge.runtime.nfa import check_form
 
-    if threshold not in (*_DEFAULTS, "none"):
-        raise FlowEdgeError(f"--threshold is one of {', '.join(_DEFAULTS)} or none, got {threshold!r}.")
-    request = None
-    if threshold != "none":
-        if threshold == "f1" and (image is not None or pixel is not None):
-            raise FlowEdgeError("--threshold f1 takes no --image and no --pixel.")
-        image_default, pixel_default = _DEFAULTS[threshold]
-        for name, value in (("--image", image), ("--pixel", pixel)):
-            if value is not None and not 0 < value < 1:
-                raise FlowEdgeError(f"{name} must lie between 0 and 1, got {value}.")
-        request = ThresholdRequest(
-            method=threshold,  # type: ignore[arg-type]
-            image=image_default if image is None else image,
-            pixel=pixel_default if pixel is None else pixel,
-        )
+    nfa = _nfa_threshold(threshold, log_nfa)
+    request = _request(threshold, image, pixel)
     opened = open_bundle(bundle)
+    if nfa is not None:
+        check_form(opened.manifest, nfa.form)
+        if data is None:
+            opened = decide_by_nfa(opened, nfa)
+            _print_nfa(bundle, opened.manifest, nfa, json=json)
+            return
+    elif data is None:
+        raise FlowEdgeError(f"--threshold {threshold} is fitted on images: name their folder with --data.")
     images = good_images(data)
     labelled = read_dataset(data) if threshold == "f1" else None
     with progress("calibrating") as on_progress:
@@ -92,6 +106,10 @@ def command(
             threads=threads,
             on_progress=on_progress,
         )
+    if nfa is not None:
+        decided = decide_by_nfa(result.bundle, nfa)
+        _print_nfa(bundle, decided.manifest, nfa, json=json)
+        return
     if json:
         print_json(result.record)
         return
@@ -108,3 +126,46 @@ def command(
             MESSAGES.print(f"{graph.precision}: {note}")
     RESULTS.print(rows)
     RESULTS.print(f"{bundle}: fitted on {result.record.images} good images")
+
+
+def _nfa_threshold(threshold: str, log_nfa: float | None) -> NfaThreshold | None:
+    if threshold not in _NFA_FORMS:
+        if log_nfa is not None:
+            raise FlowEdgeError(f"--log-nfa belongs to --threshold nfa, got --threshold {threshold}.")
+        return None
+    if log_nfa is not None and not math.isfinite(log_nfa):
+        raise FlowEdgeError(f"--log-nfa must be finite, got {log_nfa}.")
+    return NfaThreshold(form=_NFA_FORMS[threshold], log_nfa=log_nfa or 0.0)
+
+
+def _request(threshold: str, image: float | None, pixel: float | None) -> ThresholdRequest | None:
+    from flowedge.calibration.calibrate import ThresholdRequest
+
+    if threshold not in (*_DEFAULTS, *_NFA_FORMS, "none"):
+        raise FlowEdgeError(
+            f"--threshold is one of {', '.join((*_DEFAULTS, *_NFA_FORMS))} or none, got {threshold!r}."
+        )
+    if threshold not in ("quantile", "target-fpr") and (image is not None or pixel is not None):
+        raise FlowEdgeError(f"--threshold {threshold} takes no --image and no --pixel.")
+    if threshold not in _DEFAULTS:
+        return None
+    for name, value in (("--image", image), ("--pixel", pixel)):
+        if value is not None and not 0 < value < 1:
+            raise FlowEdgeError(f"{name} must lie between 0 and 1, got {value}.")
+    image_default, pixel_default = _DEFAULTS[threshold]
+    return ThresholdRequest(
+        method=threshold,  # type: ignore[arg-type]
+        image=image_default if image is None else image,
+        pixel=pixel_default if pixel is None else pixel,
+    )
+
+
+def _print_nfa(bundle: Path, manifest: Manifest, nfa: NfaThreshold, *, json: bool) -> None:
+    if json:
+        graphs = [{"precision": graph.precision, "thresholds": graph.thresholds} for graph in manifest.graphs]
+        print_json({"graphs": graphs})
+        return
+    RESULTS.print(
+        f"{bundle}: anomalous is what has a log NFA below {nfa.log_nfa:g}, by the {nfa.form} form, in "
+        f"{', '.join(graph.precision for graph in manifest.graphs)}"
+    )

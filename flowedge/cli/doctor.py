@@ -20,6 +20,7 @@ def command(json: Json = False) -> None:
 
     engines = available_engines()
     packages = {name: _version(name) for name in _EXPORT_PACKAGES}
+    numba = _version("numba")
     missing = [name for name, version in packages.items() if version is None]
     machine = {
         "flowedge": __version__,
@@ -43,6 +44,7 @@ def command(json: Json = False) -> None:
                     for status in engines
                 ],
                 "export": packages,
+                "nfa_compiler": {"numba": numba},
             }
         )
         return
@@ -64,6 +66,10 @@ def command(json: Json = False) -> None:
         RESULTS.print(f"exporting lacks {', '.join(missing)}: pip install 'flowedge[export]'", markup=False)
     else:
         RESULTS.print("exporting: " + ", ".join(f"{name} {version}" for name, version in packages.items()))
+    if numba is None:
+        RESULTS.print("the NFA tree runs as plain Python; faster: pip install 'flowedge[nfa]'", markup=False)
+    else:
+        RESULTS.print(f"the NFA tree is compiled by numba {numba}")
 
 
 def _version(package: str) -> str | None:

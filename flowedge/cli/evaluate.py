@@ -58,6 +58,19 @@ def command(
     for one in result.classes:
         classes.add_row(one.label, str(one.images), number(one.image_auroc), number(one.detection_rate))
     RESULTS.print(classes)
+    decisions = table(
+        "decision",
+        ">limit",
+        ">false alarms",
+        ">detected",
+        ">pixel IoU",
+        title="images called anomalous, by rule",
+    )
+    for rule in result.decisions:
+        limit = "" if rule.log_nfa is None else f"log NFA < {rule.log_nfa:g}"
+        rates = (rule.false_alarm_rate, rule.detection_rate, rule.pixel_iou)
+        decisions.add_row(rule.rule, limit, *(number(rate) for rate in rates))
+    RESULTS.print(decisions)
     RESULTS.print(f"{result.good_images} good and {result.anomalous_images} anomalous images inspected")
     if result.not_inspected:
         MESSAGES.print(

@@ -38,6 +38,10 @@ def command(
             "--set", metavar="NAME=VALUE", help="A value that the checkpoint does not hold; repeatable."
         ),
     ] = None,
+    nfa: Annotated[
+        bool,
+        typer.Option("--nfa", help="Add the outputs that a threshold by the number of false alarms needs."),
+    ] = False,
     opset: Annotated[int, typer.Option("--opset", min=17, max=21, help="ONNX opset.")] = 18,
     json: Json = False,
 ) -> None:
@@ -49,6 +53,7 @@ def command(
         image_size=image_size,
         backbone_weights=backbone_weights,
         settings=settings_from(assignments or []),
+        nfa=nfa,
         opset=opset,
     )
     target = output if output is not None else default_target(checkpoint)

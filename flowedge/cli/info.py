@@ -15,7 +15,7 @@ from flowedge.cli.output import RESULTS, Json, print_json, table
 from flowedge.cli.packages import explain_missing
 from flowedge.errors import BundleError
 from flowedge.lowering import Lowering, read_lowering
-from flowedge.manifest import Assumed, Manifest, Preprocessing, SourceScale, Threshold
+from flowedge.manifest import Assumed, Manifest, NfaThreshold, Preprocessing, SourceScale, Threshold
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,10 +88,12 @@ def _print_bundle(manifest: Manifest) -> None:
         rows.add_row(
             graph.precision,
             f"{graph.file}, opset {graph.opset}, score {score}, image threshold {_threshold(image)}, "
-            f"pixel threshold {_threshold(pixel)}",
+            f"pixel threshold {_threshold(pixel)}{_nfa(graph.thresholds.nfa)}",
         )
     if manifest.source_scale is not None:
         _add_source_scale(rows, manifest.source_scale)
+    if manifest.nfa is not None:
+        rows.add_row("NFA outputs", f"window {manifest.nfa.window}, probability {manifest.nfa.probability:g}")
     rows.add_row("written", f"{manifest.created} by FlowEdge {manifest.flowedge_version}")
     rows.add_row(
         "size", f"{sum(file.size for file in manifest.files) / 1e6:.1f} MB in {len(manifest.files)} files"
@@ -195,6 +197,10 @@ def _threshold(threshold: Threshold | None) -> str:
         return "not fitted"
     parameter = "" if threshold.parameter is None else f" {threshold.parameter:g}"
     return f"{threshold.value:.6g} ({threshold.method}{parameter}, {threshold.images} images)"
+
+
+def _nfa(threshold: NfaThreshold | None) -> str:
+    return "" if threshold is None else f", decided by {threshold.form} log NFA < {threshold.log_nfa:g}"
 
 
 def _shown(value: object) -> str:

@@ -45,11 +45,12 @@ def command(
     from flowedge.runtime.inspection import inspect_images
 
     images = find_images(source)
-    rows = table("image", ">score", "verdict", ">ms", title=None)
     verdicts: Counter[str] = Counter()
     with flowedge.load(
         bundle, engine=engine, precision=precision, threads=threads, source_scale=source_scale
     ) as detector:
+        by_nfa = detector.thresholds.nfa is not None
+        rows = table("image", ">score", *([">log NFA"] if by_nfa else []), "verdict", ">ms", title=None)
         for inspection in inspect_images(detector, images, out=out):
             verdicts[inspection.verdict] += 1
             if json:
@@ -58,6 +59,7 @@ def command(
                 rows.add_row(
                     inspection.image,
                     number(inspection.score),
+                    *([number(inspection.log_nfa, 1)] if by_nfa else []),
                     inspection.verdict,
                     number(inspection.latency_ms, 1),
                 )
@@ -67,5 +69,5 @@ def command(
         RESULTS.print(rows)
         RESULTS.print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
     if verdicts["unknown"]:
-        MESSAGES.print("No image threshold is fitted: run flowedge calibrate to get verdicts.")
+        MESSAGES.print("No threshold is set: run flowedge calibrate to get verdicts.")
     raise typer.Exit(1 if verdicts["not_inspected"] else 0)

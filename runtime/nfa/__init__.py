@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flowedge.runtime.nfa.blocks import block_log_nfa, exceedance_counts, exceedance_threshold, window_sides
 from flowedge.runtime.nfa.levels import Compat, NotInspectedError
+from flowedge.runtime.nfa.outputs import check_form, log_nfa_of_outputs
 from flowedge.runtime.nfa.regions import Region, detected_regions
 from flowedge.runtime.nfa.tree import number_of_tests, tree_log_nfa, warm_up
 
@@ -18,6 +19,9 @@ __all__ = [
     "exceedance_counts",
     "exceedance_threshold",
     "window_sides",
+    # What a bundle's graph gives
+    "check_form",
+    "log_nfa_of_outputs",
     # What was detected
     "Region",
     "detected_regions",

@@ -32,14 +32,15 @@ class Region:
     centroid: tuple[float, float]
 
 
-def detected_regions(log_nfa: NDArray[np.float64]) -> tuple[Region, ...]:
-    """The regions of a map whose log NFA is negative, surest first.
+def detected_regions(log_nfa: NDArray[np.floating], limit: float = 0.0) -> tuple[Region, ...]:
+    """The regions of a map whose log NFA is below a limit, surest first.
 
     Args:
-        log_nfa: ``(H, W)``, from ``tree_log_nfa`` or ``block_log_nfa``. A NaN, which only the upstream form
-            of the blocks makes, belongs to no region.
+        log_nfa: ``(H, W)``, from ``tree_log_nfa`` or ``block_log_nfa``. A NaN (outside of a crop, or made by
+            the upstream form of the blocks) belongs to no region.
+        limit: Log10 of the false alarms that are expected per image.
     """
-    detected = log_nfa < 0
+    detected = log_nfa < limit
     count, labels, boxes, centres = cv2.connectedComponentsWithStats(
         detected.astype(np.uint8), connectivity=4
     )

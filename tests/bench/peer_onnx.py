@@ -16,8 +16,8 @@ from typing import Any
 import timm
 import torch
 import torchvision
-from anomalib.models import Cflow, Csflow, Fastflow, Uflow  # type: ignore[import-not-found]
-from anomalib.models.image.csflow import torch_model as csflow_torch  # type: ignore[import-not-found]
+from anomalib.models import Cflow, Csflow, Fastflow, Uflow
+from anomalib.models.image.csflow import torch_model as csflow_torch
 
 MODELS: Mapping[str, Callable[..., Any]] = {
     "cflow": lambda **kwargs: Cflow(**kwargs, pre_trained=False),

@@ -21,7 +21,9 @@ from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
 from support.random_flows import random_cflow, random_csflow, random_fastflow, random_msflow, random_uflow
 
-trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install tensorrt-rtx")
+trt: Any = pytest.importorskip(
+    "tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install tensorrt-rtx"
+)
 
 FAMILIES: dict[str, Callable[[int], ir.FlowModel]] = {
     "cflow": random_cflow,

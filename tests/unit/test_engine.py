@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -16,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 import flowedge.runtime.engine as engine_file
 from flowedge.bundle import Bundle, write_bundle
 from flowedge.errors import BundleError, EngineUnavailableError
+from flowedge.manifest import NfaOutputs
 from flowedge.runtime.engine import (
     ENGINES,
     PROBE_GRAPH,
@@ -122,6 +125,19 @@ def test_fewer_than_one_thread_is_a_wrong_argument(bundle: Bundle, threads: int)
 def test_a_precision_that_the_bundle_lacks_is_an_error(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="no fp16 graph"):
         open_engine(ORT, bundle, "fp16")
+
+
+@pytest.mark.parametrize(
+    ("energies", "missing"), [(True, "energy_0 float32 [N, 1, 8, 12]"), (False, "count_1")]
+)
+def test_a_graph_without_the_outputs_that_its_manifest_promises_is_refused(
+    tmp_path: Path, energies: bool, missing: str
+) -> None:
+    nfa = NfaOutputs(energies=energies, window=5, probability=0.9)
+    manifest = msgspec.structs.replace(tiny_manifest(), nfa=nfa)
+    bundle = write_bundle(tmp_path / "x.flowedge", manifest, {"model.onnx": tiny_model().SerializeToString()})
+    with pytest.raises(BundleError, match=rf"should take .*{re.escape(missing)}.*it takes"):
+        open_engine(ORT, bundle, "fp32")
 
 
 # Which engines there are

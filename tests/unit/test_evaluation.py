@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from flowedge.calibration.dataset import Dataset, Sample, read_dataset
 from flowedge.calibration.evaluation import Evaluation, evaluate, mask_on_map, resize_mask
 from flowedge.calibration.metrics import PixelMetrics
 from flowedge.errors import CalibrationError
-from flowedge.manifest import Preprocessing, Threshold, Thresholds
+from flowedge.manifest import NfaThreshold, Preprocessing, Threshold, Thresholds
 
 SIZE = (16, 24)
 PLAIN = Preprocessing(resize=SIZE, method="float_bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -29,6 +31,7 @@ class Answer:
     score: float
     network_map: NDArray[np.float32]
     preprocessing: Preprocessing = PLAIN
+    network_log_nfa: NDArray[np.float64] | None = None
 
 
 def noisy_map(image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -303,3 +306,61 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
             tracemalloc.stop()
 
     assert peak(1200) < peak(150) + 200_000 < 2_000_000
+
+
+def detect_with_log_nfa(image: NDArray[np.uint8]) -> Answer:
+    """As ``detect``, and a log NFA that is the lower, the brighter the map."""
+    answer = detect(image)
+    return dataclasses.replace(answer, network_log_nfa=100 - answer.network_map.astype(np.float64))
+
+
+def test_each_rules_rates_and_iou_are_those_of_the_whole_dataset_counted_directly(root: Path) -> None:
+    all_of = recorded(root)
+    good = all_of.labels == "good"
+    thresholds = Thresholds(
+        image=Threshold(value=190.0, method="manual"),
+        pixel=Threshold(value=120.0, method="manual"),
+        nfa=NfaThreshold(form="tree", log_nfa=-60.0),
+    )
+    found = evaluate(detect_with_log_nfa, read_dataset(root), thresholds=thresholds)
+    assert [(one.rule, one.log_nfa) for one in found.decisions] == [
+        ("fitted", None),
+        ("best F1", None),
+        ("nfa-tree", 0.0),
+        ("nfa-tree", -60.0),
+    ]
+    best = evaluate(detect, read_dataset(root))
+    assert best.image_threshold is not None
+    assert best.pixel_threshold is not None
+    limits = [  # of the score and of the map; a log NFA below x is a map above 100 - x
+        (190.0, 120.0),
+        (best.image_threshold.value, best.pixel_threshold.value),
+        (100.0, 100.0),
+        (160.0, 160.0),
+    ]
+    for one, (image_limit, pixel_limit) in zip(found.decisions, limits, strict=True):
+        called, marked = all_of.scores > image_limit, all_of.maps > pixel_limit
+        assert one.false_alarm_rate == pytest.approx(called[good].mean())
+        assert one.detection_rate == pytest.approx(called[~good].mean())
+        both, either = (marked & all_of.masks).sum(), (marked | all_of.masks).sum()
+        assert one.pixel_iou == pytest.approx(both / either)
+        assert 0 < both < either
+
+
+def test_an_image_without_a_log_nfa_was_not_inspected_where_that_decides(root: Path) -> None:
+    found = evaluate(detect_with_log_nfa, read_dataset(root), thresholds=NFA)
+    missing = evaluate(
+        detect_of_every_second(detect_with_log_nfa, detect), read_dataset(root), thresholds=NFA
+    )
+    assert (found.not_inspected, missing.not_inspected) == (0, 13)
+    assert missing.good_images + missing.anomalous_images == 13
+
+
+NFA = Thresholds(nfa=NfaThreshold(form="block"))
+
+
+def detect_of_every_second(
+    one: Callable[[NDArray[np.uint8]], Answer], other: Callable[[NDArray[np.uint8]], Answer]
+) -> Callable[[NDArray[np.uint8]], Answer]:
+    turns = itertools.cycle([one, other])
+    return lambda image: next(turns)(image)

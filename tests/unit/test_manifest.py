@@ -20,6 +20,8 @@ from flowedge.manifest import (
     GraphFile,
     LevelInfo,
     Manifest,
+    NfaOutputs,
+    NfaThreshold,
     PartScale,
     Preprocessing,
     Scoring,
@@ -63,6 +65,7 @@ MANIFEST = Manifest(
             thresholds=Thresholds(
                 image=Threshold(value=1.5, method="quantile", parameter=0.99, images=40),
                 pixel=Threshold(value=1.25, method="manual"),
+                nfa=NfaThreshold(form="block", log_nfa=-2.0),
             ),
         ),
         GraphFile(
@@ -83,6 +86,7 @@ MANIFEST = Manifest(
         image=PartScale(threshold=0.5, minimum=0.25, maximum=1.5, sensitivity=0.5),
         pixel=PartScale(),
     ),
+    nfa=NfaOutputs(energies=True, window=5, probability=0.9),
     licence_note="The backbone was trained on ImageNet.",
     files=(
         StoredFile(path="model.fp16.onnx", size=2, sha256="cd" * 32),
@@ -100,6 +104,14 @@ def edited(edit: Callable[[dict[str, Any]], object]) -> bytes:
 
 def test_the_golden_file_is_read_as_the_manifest_it_was() -> None:
     assert manifest_from_json(GOLDEN.read_bytes()) == MANIFEST
+
+
+def test_a_manifest_from_before_the_number_of_false_alarms_is_still_read() -> None:
+    def remove(manifest: dict[str, Any]) -> None:
+        del manifest["nfa"], manifest["graphs"][0]["thresholds"]["nfa"]
+
+    older = manifest_from_json(edited(remove))
+    assert (older.nfa, older.graphs[0].thresholds.nfa) == (None, None)
 
 
 def test_the_manifest_is_written_as_the_golden_file() -> None:
@@ -156,6 +168,9 @@ def test_the_graph_of_a_precision_is_found_and_a_missing_one_is_named() -> None:
         (lambda m: m["source_scale"].update(rule="3.0"), "Invalid enum value '3.0'"),
         (lambda m: m["source_scale"].update(rule="0.x-cdf"), "0.x-cdf needs both thresholds and log_std"),
         (lambda m: m["preprocessing"].update(std=[0.2, 0.0, 0.2]), "std must be positive"),
+        (lambda m: m["nfa"].update(window=0), ">= 1"),
+        (lambda m: m["nfa"].update(probability=1.0), "< 1.0"),
+        (lambda m: m["graphs"][0]["thresholds"]["nfa"].update(form="bush"), "Invalid enum value 'bush'"),
         (
             lambda m: m["graphs"][0]["scoring"]["reference"].update(map_max=None),
             "Expected `float`, got `null`",

@@ -1,0 +1,162 @@
+"""The graph's energies and counts against the latents of FrEIA's own modules, for the five official records."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from flowedge.calibration.fp16 import write_fp16
+from flowedge.export.graph.onnx_export import onnx_from_model
+from flowedge.export.graph.passes import lower
+from flowedge.export.pipeline import ExportOptions, read_model
+from flowedge.manifest import NfaOutputs, level_outputs
+from flowedge.runtime.nfa import block_log_nfa, exceedance_threshold, tree_log_nfa, window_sides
+from support.direct_nfa import direct_counts
+
+NFA = NfaOutputs(energies=True, window=5, probability=0.9)
+# A latent this close to the threshold may fall on either side: float32 sums in another order.
+CLOSE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A golden record: its checkpoint and what the exporter needs besides."""
+
+    folder: str
+    checkpoint: str
+    image_size: tuple[int, int] | None = None
+    weights: str | None = None
+
+
+RECORDS = (
+    Record(folder="cflow_official", checkpoint="mvtec_resnet18_freia-cflow_pl3_cb2_inp256_run0_bottle.pt"),
+    Record(folder="fastflow_official", checkpoint="9.pt"),
+    Record(folder="uflow_official", checkpoint="bottle_auroc.ckpt"),
+    Record(folder="msflow_official", checkpoint="best_det.pt", image_size=(256, 256), weights="resnet18.pth"),
+    Record(
+        folder="csflow_official",
+        checkpoint="bottle_test",
+        image_size=(256, 256),
+        weights="efficientnet-b5.pth",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Compared:
+    """One family's graph and the same weights in FrEIA's modules, on the record's two images."""
+
+    folder: Path
+    graph: Path
+    image: NDArray[np.float32]
+    latents: list[NDArray[np.float32]] = field(repr=False)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The windows' sides per level."""
+        return window_sides(NFA.window, len(self.latents))
+
+
+@pytest.fixture(scope="module", params=RECORDS, ids=[record.folder for record in RECORDS])
+def compared(
+    request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Compared:
+    record: Record = request.param
+    source = shared / "golden" / record.folder
+    if not source.is_dir():
+        pytest.skip("the golden records (../shared/golden) are not beside this checkout")
+    place = tmp_path_factory.mktemp("nfa")
+    tool = shared / "tools" / "unpack_golden.py"
+    subprocess.run([sys.executable, tool, place, source], check=True, capture_output=True)
+    folder = place / record.folder
+    options = ExportOptions(
+        image_size=record.image_size,
+        backbone_weights=None if record.weights is None else folder / record.weights,
+        nfa=True,
+    )
+    read = read_model(folder / record.checkpoint, options)
+    graph = place / "model.onnx"
+    onnx_from_model(lower(read.model, keep_latents=True), read.backbone, graph, nfa=NFA)
+    with np.load(source / "golden.npz") as golden:
+        image = golden["x"]
+    reference: Any = read.reference()
+    with torch.inference_mode():
+        latents = [z.numpy() for z in reference.latents(torch.from_numpy(image))]
+    return Compared(folder=source, graph=graph, image=image, latents=latents)
+
+
+def answers(graph: Path, image: NDArray[np.float32]) -> Mapping[str, NDArray[np.float32]]:
+    session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"image": image}), strict=True))
+
+
+def test_a_batch_gets_the_energies_and_counts_of_freias_latents(compared: Compared) -> None:
+    given = answers(compared.graph, compared.image)
+    assert [name for name in given if name[-1].isdigit()] == list(level_outputs(compared.latents, NFA))
+    threshold = exceedance_threshold(NFA.probability)
+    for level, (z, side) in enumerate(zip(compared.latents, compared.sides, strict=True)):
+        energy, count = given[f"energy_{level}"][:, 0], given[f"count_{level}"][:, 0]
+        wanted = np.square(z.astype(np.float64)).sum(1)
+        assert np.abs(energy - wanted).max() < 1e-4 * wanted.max()
+        fewest, most = (
+            np.stack([direct_counts(one, side, threshold * factor) for one in z])
+            for factor in (1 + CLOSE, 1 - CLOSE)
+        )
+        assert np.all((fewest <= count) & (count <= most))
+        assert (most - fewest).max() <= 0.02 * z.shape[1] * side**2  # the bounds say something
+        assert count.dtype == np.float32
+        np.testing.assert_array_equal(count, np.rint(count))
+
+
+def test_an_images_counts_do_not_depend_on_the_batch(compared: Compared) -> None:
+    batch, alone = answers(compared.graph, compared.image), answers(compared.graph, compared.image[1:])
+    for level, (z, side) in enumerate(zip(compared.latents, compared.sides, strict=True)):
+        difference = np.abs(batch[f"count_{level}"][1] - alone[f"count_{level}"][0]).max()
+        assert difference <= 0.005 * z.shape[1] * side**2
+
+
+def test_the_half_precision_graph_counts_in_float32(compared: Compared, tmp_path: Path) -> None:
+    half = tmp_path / "model.fp16.onnx"
+    write_fp16(compared.graph, half)
+    model = onnx.load(str(half))
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    constants = [n for node in model.graph.node if "counts" in node.name for n in node.input if n in types]
+    assert constants
+    assert onnx.TensorProto.FLOAT16 not in {types[name] for name in constants}
+    given = answers(half, compared.image)
+    for level, (z, side) in enumerate(zip(compared.latents, compared.sides, strict=True)):
+        count = given[f"count_{level}"][:, 0]
+        np.testing.assert_array_equal(count, np.rint(count))
+        wanted = np.stack([direct_counts(one, side, exceedance_threshold(NFA.probability)) for one in z])
+        assert np.abs(count - wanted).max() <= 0.05 * z.shape[1] * side**2
+
+
+def test_both_forms_of_the_graphs_outputs_are_the_official_maps(compared: Compared) -> None:
+    if compared.folder.name != "uflow_official":
+        pytest.skip("only U-Flow's implementation has an NFA to compare with")
+    given = answers(compared.graph, compared.image)
+    channels = [z.shape[1] for z in compared.latents]
+    with np.load(compared.folder / "golden.npz") as golden:
+        tree, block = golden["nfa_tree"], golden["nfa_block"]
+    for index in range(len(compared.image)):
+        energies = [given[f"level_{n}"][index, 0] * depth for n, depth in enumerate(channels)]
+        ours = -tree_log_nfa(energies, channels, (256, 256), compat="upstream")
+        np.testing.assert_allclose(ours, tree[index], rtol=1e-4)
+        counts = [given[f"count_{n}"][index, 0].astype(np.int64) for n in range(len(channels))]
+        ours = -block_log_nfa(
+            counts, channels, compared.sides, NFA.probability, (256, 256), compat="upstream"
+        )
+        # A latent at the threshold may fall on either side, and moves the pixels of its window.
+        assert np.mean(np.abs(ours - block[index]) > 1e-4) < 1e-3

@@ -1,0 +1,130 @@
+"""A checkpoint exported with --nfa, through every command that knows the number of false alarms."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import flowedge as package
+from flowedge.bundle import open_bundle, replace_in_bundle
+from flowedge.manifest import NfaOutputs
+from flowedge.runtime.nfa import tree_log_nfa
+from flowedge.runtime.selftest import ANSWERS
+from support.command_line import flowedge
+
+
+@pytest.fixture(scope="module")
+def exported(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small CFLOW with ``--nfa`` in both precisions; copy it before changing it."""
+    bundle = tmp_path_factory.mktemp("nfa") / "small.flowedge"
+    done = flowedge("export", small_checkpoint, "--nfa", "--fp16", "-o", bundle)
+    assert done.status == 0, done.stderr
+    for name in ("energy 0", "energy 1", "count 0", "count 1"):
+        assert done.stdout.count(f"{name} against the reference") == 2
+    return bundle
+
+
+@pytest.fixture
+def bundle(exported: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(exported, tmp_path / "small.flowedge"))
+
+
+def test_the_manifest_says_what_is_counted(bundle: Path) -> None:
+    manifest = open_bundle(bundle).manifest
+    assert manifest.nfa == NfaOutputs(energies=True, window=5, probability=0.9)
+    assert "window 5, probability 0.9" in flowedge("info", bundle).stdout
+
+
+def test_energies_and_counts_verify_against_the_checkpoint(bundle: Path, small_checkpoint: Path) -> None:
+    for precision in ("fp32", "fp16"):
+        done = flowedge("verify", bundle, "--against", small_checkpoint, "--precision", precision)
+        assert done.status == 0, done.stdout + done.stderr
+        assert "count 1 against the checkpoint" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["energy_1", "count_1"])
+def test_a_self_test_with_other_answers_fails(bundle: Path, name: str) -> None:
+    opened = open_bundle(bundle)
+    with np.load(io.BytesIO(opened.read(ANSWERS))) as stored:
+        answers = {key: stored[key] for key in stored.files}
+    answers[name][0, 0, 2, 2] += 0.05 * 128 * 9  # 5 % of what a window of 128 channels can count
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **answers)
+    replace_in_bundle(opened, files={ANSWERS: buffer.getvalue()})
+    done = flowedge("verify", bundle)
+    assert done.status == 1
+    failed = [line for line in done.stdout.splitlines() if "FAILED" in line or "failed" in line]
+    assert [name.replace("_", " ") in line for line in failed] == [True]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("form", ["tree", "block"])
+def test_both_forms_decide_in_both_precisions(bundle: Path, form: str, precision: str) -> None:
+    assert flowedge("calibrate", bundle, "--threshold", f"nfa-{form}").status == 0
+    frames = [np.random.default_rng(n).integers(0, 256, (80, 60, 3), dtype=np.uint8) for n in range(3)]
+    with package.load(bundle, precision=precision) as detector:
+        batch = detector.detect_batch(frames)
+        for frame, result in zip(frames, batch, strict=True):
+            alone = detector(frame)
+            assert result.log_nfa == pytest.approx(alone.log_nfa, rel=1e-3)
+            assert result.verdict == ("anomalous" if result.log_nfa < 0 else "ok")  # type: ignore[operator]
+            assert result.mask is not None
+            assert result.mask.shape == (80, 60)
+
+
+def test_the_tree_of_a_cflow_takes_its_energies(bundle: Path) -> None:
+    assert flowedge("calibrate", bundle, "--threshold", "nfa").status == 0
+    frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    with package.load(bundle) as detector:
+        given: dict[str, np.ndarray] = {}
+        infer = detector.engine.infer
+        detector.engine.infer = lambda image: given.update(infer(image)) or given  # type: ignore[method-assign]
+        result = detector(frame)
+    energies = [given["energy_0"][0, 0], given["energy_1"][0, 0]]
+    assert result.network_log_nfa is not None
+    np.testing.assert_array_equal(result.network_log_nfa, tree_log_nfa(energies, [64, 128], (64, 64)))
+
+
+def test_a_bundle_exported_without_it_is_refused_by_both_forms(small_bundle: Path) -> None:
+    for form in ("tree", "block"):
+        done = flowedge("calibrate", small_bundle, "--threshold", f"nfa-{form}")
+        assert done.status == 2
+        assert "Export the checkpoint again with --nfa" in " ".join(done.stderr.split())
+
+
+def test_eval_lists_the_rules_side_by_side(bundle: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    for label in ("good", "spot"):
+        folder = tmp_path / "data" / "test" / label
+        folder.mkdir(parents=True)
+        masks = tmp_path / "data" / "ground_truth" / label
+        for number in range(3):
+            image = rng.integers(90, 110, (64, 64, 3), dtype=np.uint8)
+            if label == "spot":
+                masks.mkdir(parents=True, exist_ok=True)
+                image[20:40, 20:40] = 255
+                mask = np.zeros((64, 64), np.uint8)
+                mask[20:40, 20:40] = 255
+                assert cv2.imwrite(str(masks / f"{number}_mask.png"), mask)
+            assert cv2.imwrite(str(folder / f"{number}.png"), image)
+    good = tmp_path / "data" / "test" / "good"
+    assert flowedge("calibrate", bundle, "--data", good).status == 0
+    assert flowedge("calibrate", bundle, "--threshold", "nfa-block", "--log-nfa", "-3").status == 0
+    done = flowedge("eval", bundle, tmp_path / "data", "--json")
+    assert done.status == 0, done.stderr
+    decisions = json.loads(done.stdout)["decisions"]
+    assert [(one["rule"], one["log_nfa"]) for one in decisions] == [
+        ("fitted", None),
+        ("best F1", None),
+        ("nfa-block", 0.0),
+        ("nfa-block", -3.0),
+    ]
+    assert all(0 <= one["pixel_iou"] <= 1 for one in decisions)
+    assert "pixel IoU" in flowedge("eval", bundle, tmp_path / "data").stdout
