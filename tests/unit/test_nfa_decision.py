@@ -20,7 +20,7 @@ from flowedge.errors import BundleError
 from flowedge.manifest import Family, NfaOutputs, NfaThreshold, Preprocessing, Threshold, Thresholds
 from flowedge.runtime.detector import Detector, Result
 from flowedge.runtime.inspection import inspect_images
-from flowedge.runtime.nfa import block_log_nfa, detected_regions, tree_log_nfa
+from flowedge.runtime.nfa import block_log_nfa, detected_regions, tree, tree_log_nfa
 from flowedge.runtime.render import write_png
 from support.command_line import flowedge
 from support.tiny_bundle import CHANNELS, IMAGE_SIZE, tiny_manifest, tiny_model
@@ -232,6 +232,16 @@ def test_a_form_that_the_graph_does_not_give_enough_for_is_refused(
         Detector(edited, LevelsEngine({}), "fp32")
 
 
+@pytest.mark.parametrize(("form", "compiled"), [("tree", 1), ("block", 0)])
+def test_a_detector_compiles_the_tree_while_it_loads_and_only_then(
+    tmp_path: Path, form: Any, compiled: int
+) -> None:
+    tree._compiled_select.cache_clear()
+    bundle = bundle_of(tmp_path, Thresholds(nfa=NfaThreshold(form=form)), nfa=COUNTING)
+    Detector(bundle, LevelsEngine({}), "fp32")
+    assert tree._compiled_select.cache_info().currsize == compiled
+
+
 # --- the commands ---------------------------------------------------------------------------------------------
 
 
@@ -323,3 +333,9 @@ def test_run_prints_the_regions_that_the_detector_found(bundle: Bundle, images: 
     assert [line["verdict"] for line in lines] == ["anomalous", "anomalous", "ok"]
     table = flowedge("run", bundle.path, images)
     assert "log NFA" in table.stdout
+
+
+def test_doctor_says_whether_the_tree_is_compiled() -> None:
+    pytest.importorskip("numba")
+    assert "the NFA tree is compiled by numba" in flowedge("doctor").stdout
+    assert json.loads(flowedge("doctor", "--json").stdout)["nfa_compiler"]["numba"]
