@@ -86,13 +86,13 @@ def compared(
         nfa=True,
     )
     read = read_model(folder / record.checkpoint, options)
-    graph = place / "model.onnx"
-    onnx_from_model(lower(read.model, keep_latents=True), read.backbone, graph, nfa=NFA)
     with np.load(source / "golden.npz") as golden:
         image = golden["x"]
     reference: Any = read.reference()
     with torch.inference_mode():
         latents = [z.numpy() for z in reference.latents(torch.from_numpy(image))]
+    graph = place / "model.onnx"
+    onnx_from_model(lower(read.model, keep_latents=True), read.backbone, graph, nfa=NFA)
     return Compared(folder=source, graph=graph, image=image, latents=latents)
 
 
