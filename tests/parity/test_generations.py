@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+import flowedge
 from flowedge.export.checkpoints import read_checkpoint
 from flowedge.export.families import FAMILIES
 from flowedge.export.graph import ir
 from flowedge.export.graph.emit import Flow
 from flowedge.export.graph.passes import lower
 from support.checkpoint_files import State, prefixed, resnet, save, sequence, values
+from support.command_line import flowedge as run_flowedge
+from support.small_cflow import small_cflow_checkpoint
 
 Kind: TypeAlias = Literal["index", "hard", "soft", "householder"]
 Variant: TypeAlias = Literal["tanh", "tanh_over_alpha"]
@@ -216,3 +219,18 @@ def test_fastflow_of_any_generation(
     variant: Variant = "tanh" if kind == "hard" or prefix else "tanh_over_alpha"
     assert decided["clamp_variant"] == variant
     assert_close(found, levels_by_formula(features, flows, 2.0, variant, condition=-1))
+
+
+def test_a_bundle_of_tvtvisions_cflow_scores_by_its_hundred_largest_pixels(tmp_path: Path) -> None:
+    stored = small_cflow_checkpoint()["state_dict"]
+    state = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
+    path = save(tmp_path / "best.pt", {"step": 3, "model_state_dict": state, "best_score": 0.5})
+    bundle = tmp_path / "tv.flowedge"
+    done = run_flowedge("export", path, "-o", bundle, "--image-size", "64", "64")
+    assert done.status == 0, done.stderr
+    frame = rng_of("tv").integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    with flowedge.load(bundle) as detector:
+        result = detector(frame)
+    pixels = np.sort(result.network_map, axis=None)
+    assert result.score == pytest.approx(float(pixels[-100:].mean()), rel=1e-5)
+    assert result.score < 0.999 * pixels[-1]
