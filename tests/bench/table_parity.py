@@ -148,7 +148,9 @@ def compute(name: str, folder: Path, peer: Path | None) -> None:
     if peer is not None and read.checkpoint.repository == "anomalib" and name in MODELS:
         script = [peer, HERE / "peer_onnx.py", read.checkpoint.family, size[0], checkpoint, folder]
         with (folder / "peer.log").open("w", encoding="utf-8") as log:
-            subprocess.run([str(part) for part in script], check=True, stdout=log, stderr=subprocess.STDOUT)
+            command = [str(part) for part in script]
+            if subprocess.run(command, check=False, stdout=log, stderr=subprocess.STDOUT).returncode:
+                notes.append("no graph of anomalib's: see peer.log")
     ours = map_of(folder / OURS, mine)
     graphs = {OURS: graph_of(folder / OURS, ours, ours)}
     for other, feed in ((UNLOWERED, mine), (PEER, image)):
@@ -315,7 +317,7 @@ def line_of(folder: Path, peak: float | None) -> str:
         ", ".join(faster),
         share,
     )
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cells)} |" + "".join(f" {note}" for note in row["notes"])
 
 
 if __name__ == "__main__":
