@@ -118,7 +118,7 @@ def _cflow(model: FullSize, backbone: State) -> object:
 def _fastflow(model: FullSize, backbone: State) -> object:
     official = model.layout == "official"
     flows = "nf_flows" if official else "fast_flow_blocks"
-    state = _prefixed("feature_extractor.", backbone)
+    state = _prefixed("feature_extractor.", _without_last_layer(backbone))
     if model.network in _TOKENS:
         channels = _TOKENS[model.network]
         flow = _sequence(channels, 20, False, _convolutional_subnet(channels, 0.16))
@@ -138,7 +138,7 @@ def _uflow(model: FullSize, backbone: State) -> object:
     official, transformers = model.layout == "official", model.network == "mcait"
     features = (768, 384) if transformers else _RESNET_CHANNELS[model.network][:3]
     extractor = "extractor." if official else "feature_extractor."
-    state = _prefixed(f"feature_extractor.{'' if transformers else extractor}", backbone)
+    state = _prefixed(f"feature_extractor.{'' if transformers else extractor}", _without_last_layer(backbone))
     if not transformers:
         for level, channels in enumerate(features):
             prefix = f"feature_extractor.feature_normalizations.{level}."
@@ -344,7 +344,12 @@ def _backbone(network: str) -> State:
     else:
         module = timm.create_model(network, pretrained=False, num_classes=0)
     settle_batch_norms(module, (128, 128))
-    return module.state_dict()
+    return dict(module.state_dict())
+
+
+def _without_last_layer(backbone: State) -> State:
+    """What FastFlow and U-Flow keep of a ResNet: they do not run its last layer."""
+    return {name: tensor for name, tensor in backbone.items() if not name.startswith("layer4.")}
 
 
 def _transformer(network: str) -> State:

@@ -3,7 +3,7 @@
     PYTHONPATH=tests .venv-peer/bin/python tests/bench/peer_onnx.py FAMILY SIZE CHECKPOINT FOLDER
 
 Runs in an environment with anomalib 2.7 and without FlowEdge. FAMILY is cflow, fastflow, uflow or csflow; SIZE the
-input's side in pixels. Leaves ``peer.onnx`` (and ``peer.onnx.data``) in the folder.
+input's side in pixels. Leaves ``model.onnx`` (and ``model.onnx.data``) in the folder.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def main() -> None:
     left_over = [name for name in (*missing, *unexpected) if not any(part in name for part in UNNEEDED)]
     if left_over:
         raise SystemExit(f"{checkpoint} is not anomalib's {family}: {left_over[:5]}")
+    folder.mkdir(exist_ok=True)
     written = model.eval().to_onnx(folder, input_size=(size, size))
     for file in written.parent.glob(f"{written.name}*"):
-        file.replace(folder / file.name.replace(written.name, "peer.onnx"))
+        file.replace(folder / file.name)  # the graph names its file of weights: both keep their names
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from parity.test_golden import RECORDS
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[2] / "shared"  # beside the checkout
 REAL = SHARED / "checkpoints" / "cflow_magnetic_tile.ckpt"
-OURS, UNLOWERED, PEER = "bundle.flowedge/model.onnx", "unlowered.onnx", "peer.onnx"
+OURS, UNLOWERED, PEER = "bundle.flowedge/model.onnx", "unlowered.onnx", "peer/model.onnx"
 FACTS, TIMES = "facts.json", "times.json"
 TARGETS = (
     "Aims, FlowEdge's speed over that of anomalib's ONNX: CFLOW 2.0, FastFlow 1.15, U-Flow and CS-Flow 1.1; "
@@ -146,9 +146,18 @@ def compute(name: str, folder: Path, peer: Path | None) -> None:
         traceback.print_exc()
         notes.append(f"no unlowered graph: {' '.join(str(error).split()):.120}")
     if peer is not None and read.checkpoint.repository == "anomalib" and name in MODELS:
-        script = [peer, HERE / "peer_onnx.py", read.checkpoint.family, size[0], checkpoint, folder]
+        script = [
+            peer,
+            HERE / "peer_onnx.py",
+            read.checkpoint.family,
+            size[0],
+            checkpoint,
+            (folder / PEER).parent,
+        ]
         with (folder / "peer.log").open("w", encoding="utf-8") as log:
-            subprocess.run([str(part) for part in script], check=True, stdout=log, stderr=subprocess.STDOUT)
+            command = [str(part) for part in script]
+            if subprocess.run(command, check=False, stdout=log, stderr=subprocess.STDOUT).returncode:
+                notes.append("no graph of anomalib's: see peer.log")
     ours = map_of(folder / OURS, mine)
     graphs = {OURS: graph_of(folder / OURS, ours, ours)}
     for other, feed in ((UNLOWERED, mine), (PEER, image)):
@@ -315,7 +324,7 @@ def line_of(folder: Path, peak: float | None) -> str:
         ", ".join(faster),
         share,
     )
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cells)} |" + "".join(f" {note}" for note in row["notes"])
 
 
 if __name__ == "__main__":
