@@ -21,7 +21,7 @@ demo: $(VENV)
 
 # With anomalib in an environment of its own, whose answers some tests compare with.
 test: $(VENV) $(PEER)
-	$(BIN)/pytest
+	$(BIN)/pytest --durations=15
 
 # Without its cache, which remembers which modules there were when a file was last checked.
 check: $(VENV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.bundle import Bundle, replace_in_bundle
+from flowedge.bundle import Bundle, clone_bundle, replace_in_bundle
 from flowedge.calibration.dataset import Dataset, read_mask
 from flowedge.calibration.evaluation import mask_on_map
 from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, curve_from_scores
@@ -127,26 +128,50 @@ def calibrate_bundle(
         raise CalibrationError(
             "f1 needs labelled images: name a dataset with a test folder, or fit a quantile or a target-fpr."
         )
-    precisions = [graph.precision for graph in bundle.manifest.graphs]
-    fits_reference = reference and bundle.manifest.graphs[0].scoring.normalisation != "none"
+    place = Path(os.path.realpath(bundle.path))
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".flowedge-") as folder:
+        draft = clone_bundle(bundle, Path(folder) / "draft")
+        draft, record = _fitted(draft, images, reference, request, labelled, engine, threads, on_progress)
+        encoded = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+        patched = {graph.file: draft.path / graph.file for graph in draft.manifest.graphs}
+        manifest = _with_thresholds(draft.manifest, record, request)
+        done = replace_in_bundle(
+            Bundle(place, bundle.manifest), manifest=manifest, files={**patched, RECORD: encoded}
+        )
+    return Calibration(bundle=Bundle(bundle.path, done.manifest), record=record)
+
+
+def _fitted(
+    draft: Bundle,
+    images: Sequence[Path],
+    reference: bool,
+    request: ThresholdRequest | None,
+    labelled: Dataset | None,
+    engine: str | None,
+    threads: int | None,
+    on_progress: Callable[[int, int], None],
+) -> tuple[Bundle, CalibrationRecord]:
+    """The draft with its graphs patched, and what was fitted; the bundle itself waits until all of it is there."""
+    precisions = [graph.precision for graph in draft.manifest.graphs]
+    fits_reference = reference and draft.manifest.graphs[0].scoring.normalisation != "none"
     passes = len(images) * fits_reference
     if request is not None:
         passes += len(labelled.samples) if labelled and request.method == "f1" else len(images)
     progress = _Progress(on_progress, passes * len(precisions))
 
-    def detector(current: Bundle, precision: str) -> Detector:
-        return Detector(current, open_engine(engine, current, precision, threads=threads), precision)
+    def detector(precision: str) -> Detector:
+        return Detector(draft, open_engine(engine, draft, precision, threads=threads), precision)
 
     references: dict[str, FixedReference] = {}
     if fits_reference:
         for precision in precisions:
-            with detector(bundle, precision) as detect:
-                references[precision] = _fit_reference(detect, images, bundle.manifest, progress)
-        bundle = _with_references(bundle, references)
+            with detector(precision) as detect:
+                references[precision] = _fit_reference(detect, images, draft.manifest, progress)
+        draft = _with_references(draft, references)
     fitted: list[FittedGraph] = []
     name = ""
     for precision in precisions:
-        with detector(bundle, precision) as detect:
+        with detector(precision) as detect:
             name = detect.engine.name
             thresholds, notes = _fit_thresholds(detect, images, request, labelled, progress)
         fitted.append(
@@ -162,7 +187,7 @@ def calibrate_bundle(
         labelled_images=len(labelled.samples) if labelled is not None else 0,
         graphs=tuple(fitted),
     )
-    return Calibration(bundle=_with_thresholds(bundle, record, request), record=record)
+    return draft, record
 
 
 def decide_by_nfa(bundle: Bundle, threshold: NfaThreshold) -> Bundle:
@@ -324,14 +349,14 @@ def _constants(reference: FixedReference) -> dict[str, NDArray[np.generic]]:
     return {"reference.fixed": np.array(True), **constants}
 
 
-def _with_thresholds(bundle: Bundle, record: CalibrationRecord, request: ThresholdRequest | None) -> Bundle:
+def _with_thresholds(
+    manifest: Manifest, record: CalibrationRecord, request: ThresholdRequest | None
+) -> Manifest:
+    if request is None:
+        return manifest
     fitted = {graph.precision: graph.thresholds for graph in record.graphs}
-    graphs = bundle.manifest.graphs
-    if request is not None:
-        graphs = tuple(msgspec.structs.replace(g, thresholds=fitted[g.precision]) for g in graphs)
-    manifest = msgspec.structs.replace(bundle.manifest, graphs=graphs)
-    encoded = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
-    return replace_in_bundle(bundle, manifest=manifest, files={RECORD: encoded})
+    graphs = tuple(msgspec.structs.replace(g, thresholds=fitted[g.precision]) for g in manifest.graphs)
+    return msgspec.structs.replace(manifest, graphs=graphs)
 
 
 def _hash_of(images: Sequence[Path]) -> str:

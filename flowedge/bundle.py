@@ -157,6 +157,26 @@ def replace_in_bundle(
     return Bundle(bundle.path, manifest)
 
 
+def clone_bundle(bundle: Bundle, target: Path) -> Bundle:
+    """A draft of a bundle, to be changed and tried before the bundle itself is; files are hard-linked if they can be.
+
+    Args:
+        bundle: The bundle; it stays as it is.
+        target: The folder to make, best on the bundle's own file system.
+
+    Raises:
+        BundleError: The bundle's files are not what its manifest says, or the disk refuses.
+    """
+    place = Path(os.path.realpath(bundle.path))
+    with _new_version(target) as folder:
+        for stored in bundle.manifest.files:
+            _verify(place, stored)
+            _link(place / stored.path, folder / stored.path)
+        manifest = _fill(folder, bundle.manifest, {}, bundle.manifest.files)
+        _put_in_place(folder, target)
+    return Bundle(target, manifest)
+
+
 # Reading and checking
 
 
@@ -171,10 +191,6 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         manifest = manifest_from_json(data)
         _check_listing(manifest)
-    except RecursionError as error:
-        raise BundleError(
-            f"{folder / _MANIFEST} is nested too deeply to be a manifest. Export it again."
-        ) from error
     except BundleError as error:
         raise BundleError(f"{folder}: {error}") from error
     return manifest

@@ -29,7 +29,7 @@ Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 _Level = TypeVar("_Level")
 Sha256: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
-_UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError)
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -312,6 +312,8 @@ def manifest_from_json(data: bytes) -> Manifest:
     """
     try:
         schema = msgspec.json.decode(data, type=_SchemaOnly).schema
+    except RecursionError as error:
+        raise BundleError("manifest.json is nested too deeply to be a manifest. Export it again.") from error
     except _UNDECODABLE as error:
         raise BundleError(
             f"manifest.json is not a FlowEdge manifest: {error}. Export the bundle again."

@@ -25,6 +25,8 @@ IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".ti
 MAX_PIXELS: Final = 100_000_000
 """The largest image that is decoded: 300 MB as RGB."""
 
+PICTURES: Final = (".overlay.png", ".mask.png")
+"""How the names end of what ``flowedge run --out`` writes."""
 _MAX_BYTES: Final = 4 * MAX_PIXELS + (1 << 20)  # the largest uncompressed file of so many pixels
 _TO_RGB: Final = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}
 _CUT_OFF: Final = "it is cut off"
@@ -35,7 +37,8 @@ def find_images(source: str | Path) -> list[Path]:
 
     Args:
         source: An image file, a folder (searched with all its subfolders; links to folders are not followed), or
-            a pattern with ``*``, ``?``, ``[...]`` or ``**``. Hidden files are left out.
+            a pattern with ``*``, ``?``, ``[...]`` or ``**``. Hidden files are left out, and so is what an earlier
+            run wrote (`PICTURES`).
 
     Returns:
         At least one path, in natural order: ``part2.png`` before ``part10.png``. A file that is named outright is
@@ -59,7 +62,10 @@ def find_images(source: str | Path) -> list[Path]:
     images = [
         file
         for file in files
-        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+        if file.suffix.lower() in IMAGE_SUFFIXES
+        and not file.name.startswith(".")
+        and not file.name.endswith(PICTURES)
+        and file.is_file()
     ]
     if not images:
         raise DataError(f"{source} has no images. {advice}")

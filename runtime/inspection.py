@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
 from flowedge.runtime.detector import Detector, Result, Verdict
-from flowedge.runtime.images import read_image
+from flowedge.runtime.images import PICTURES, read_image
 from flowedge.runtime.nfa import Region
 from flowedge.runtime.render import outline, overlay, write_png
 
@@ -58,8 +58,8 @@ def inspect_images(
 ) -> Iterator[Inspection]:
     """Inspect images in order.
 
-    An image that cannot be read is reported as ``not_inspected`` and the next one is taken; a single image that
-    cannot be read is an error.
+    An image that cannot be read is reported as ``not_inspected``, its old pictures are removed, and the next one
+    is taken.
 
     Args:
         detector: What inspects.
@@ -67,20 +67,37 @@ def inspect_images(
         out: Where ``NAME.overlay.png`` and, with a threshold for pixels, ``NAME.mask.png`` go; made where missing.
 
     Raises:
-        ImageError: The only image cannot be read, or a picture cannot be written.
+        ImageError: A picture cannot be written or removed.
     """
     names = _names(images)
     for path, name in zip(images, names, strict=True):
+        target = None if out is None else out / name
         try:
             frame = read_image(path)
             result = detector(frame)
         except ImageError as error:
-            if len(images) == 1:
-                raise
-            yield _unread(detector, path, str(error))
+            _remove_pictures(target)
+            yield _unread(detector, path, printable(str(error)))
             continue
-        overlay, mask = _write_pictures(frame, result, None if out is None else out / name)
+        overlay, mask = _write_pictures(frame, result, target)
         yield _inspection(detector, path, result, overlay, mask)
+
+
+def printable(text: str) -> str:
+    """The text as any terminal and JSON can take it: bytes that are no UTF-8 and control characters are escaped."""
+    valid = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in valid)
+
+
+def _remove_pictures(target: Path | None) -> None:
+    """What an earlier run wrote for this image says nothing of it now."""
+    if target is None:
+        return
+    for kind in PICTURES:
+        try:
+            target.with_name(target.name + kind).unlink(missing_ok=True)
+        except OSError as error:
+            raise ImageError(f"{target}{kind} cannot be removed: {error.strerror}.") from error
 
 
 def _names(images: Sequence[Path]) -> list[Path]:
@@ -95,20 +112,23 @@ def _names(images: Sequence[Path]) -> list[Path]:
 def _write_pictures(
     frame: NDArray[np.uint8], result: Result, target: Path | None
 ) -> tuple[Path | None, Path | None]:
-    if target is None or result.verdict == "not_inspected":
+    if target is None:
+        return None, None
+    if result.verdict == "not_inspected":
+        _remove_pictures(target)
         return None, None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ImageError(f"{target.parent} cannot be made: {error.strerror}. Name another --out.") from error
-    heat = target.with_name(f"{target.name}.overlay.png")
+    heat = target.with_name(target.name + PICTURES[0])
     picture = overlay(frame, result.anomaly_map, *_colour_range(result))
     if result.mask is None:
         write_png(heat, picture)
         return heat, None
     mask = result.mask.astype(np.uint8) * np.uint8(255)
     write_png(heat, outline(picture, mask))
-    marked = target.with_name(f"{target.name}.mask.png")
+    marked = target.with_name(target.name + PICTURES[1])
     write_png(marked, mask)
     return heat, marked
 
@@ -129,7 +149,7 @@ def _inspection(
     threshold, log_nfa_limit = _limits(detector)
     finite = result.verdict != "not_inspected"
     return Inspection(
-        image=str(path),
+        image=printable(str(path)),
         verdict=result.verdict,
         score=result.score if finite else None,
         threshold=threshold,
@@ -140,16 +160,16 @@ def _inspection(
         latency_ms=timings.preprocess_ms + timings.infer_ms + timings.decide_ms,
         precision=result.precision,
         engine=result.engine,
-        overlay=None if overlay is None else str(overlay),
-        mask=None if mask is None else str(mask),
-        problem="" if finite else f"{path}: the network's answer is not finite",
+        overlay=None if overlay is None else printable(str(overlay)),
+        mask=None if mask is None else printable(str(mask)),
+        problem="" if finite else f"{printable(str(path))}: the network's answer is not finite",
     )
 
 
 def _unread(detector: Detector, path: Path, problem: str) -> Inspection:
     threshold, log_nfa_limit = _limits(detector)
     return Inspection(
-        image=str(path),
+        image=printable(str(path)),
         verdict="not_inspected",
         score=None,
         threshold=threshold,

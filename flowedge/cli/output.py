@@ -19,8 +19,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-MESSAGES: Final = Console(stderr=True, highlight=False)
-RESULTS: Final = Console(highlight=False)
+# No markup: the names of files and folders are printed, and they may hold brackets.
+MESSAGES: Final = Console(stderr=True, highlight=False, markup=False)
+RESULTS: Final = Console(highlight=False, markup=False)
 
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 EngineName: TypeAlias = Annotated[
@@ -43,7 +44,9 @@ def table(*columns: str, title: str | None = None) -> Table:
     """An empty table in the house style; columns whose name starts with ``>`` are right-aligned."""
     made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for column in columns:
-        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
+        made.add_column(
+            column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+        )
     return made
 
 

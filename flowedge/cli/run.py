@@ -19,6 +19,7 @@ from flowedge.cli.output import (
     print_json,
     table,
 )
+from flowedge.errors import ImageError
 
 NAME = "run"
 
@@ -39,7 +40,10 @@ def command(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Inspect images; with --json one line of JSON for each. Exit status 1 when an image was not inspected."""
+    """Inspect images; with --json one line of JSON for each.
+
+    Exit status 1 when an image was not inspected, 2 when it is the only one and cannot be read.
+    """
     import flowedge
     from flowedge.runtime.images import find_images
     from flowedge.runtime.inspection import inspect_images
@@ -55,7 +59,9 @@ def command(
             verdicts[inspection.verdict] += 1
             if json:
                 print_json(inspection)
-            else:
+            if inspection.latency_ms is None and len(images) == 1:
+                raise ImageError(inspection.problem)
+            if not json:
                 rows.add_row(
                     inspection.image,
                     number(inspection.score),

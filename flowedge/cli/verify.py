@@ -37,6 +37,8 @@ def command(
     """Replay the bundle's self-test on this machine; exit status 1 when a check fails."""
     if data is not None and against is None:
         raise FlowEdgeError("--data goes with --against CKPT: the self-test has frames of its own.")
+    if backbone_weights is not None and against is None:
+        raise FlowEdgeError("--backbone-weights goes with --against CKPT: the self-test needs no checkpoint.")
     opened = open_bundle(bundle)
     with steps() as on_step:
         on_step("replaying the self-test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pickle
 import shutil
@@ -293,3 +294,70 @@ def test_a_damaged_bundle_is_refused(command: str, case: str, small_bundle: Path
     arguments = (command, bundle, tmp_path / "frame.png") if command == "run" else (command, bundle)
     assert_refused(flowedge(*arguments), word)
     assert listing(tmp_path) == before
+
+
+# What must survive
+
+
+def test_a_calibration_that_fails_leaves_the_bundle_as_it_was(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(small_bundle, tmp_path / "small.flowedge")
+    photos = tmp_path / "data" / "train" / "good"
+    photos.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        (photos / f"{number}.png").write_bytes(png(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)))
+    assert flowedge("calibrate", bundle, "--data", photos).status == 0
+    before = (bundle / "manifest.json").read_bytes()
+    good = tmp_path / "data" / "test" / "good"
+    shutil.copytree(photos, good)
+    bad = tmp_path / "data" / "test" / "scratch"
+    bad.mkdir()
+    (bad / "0.png").write_bytes(png(SQUARE)[:60])
+    assert_refused(flowedge("calibrate", bundle, "--data", tmp_path / "data", "--threshold", "f1"), "0.png")
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert flowedge("verify", bundle).status == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "small.flowedge"]
+
+
+def test_a_bundle_is_calibrated_from_inside_its_folder(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(small_bundle, tmp_path / "small.flowedge")
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "0.png").write_bytes(png(SQUARE))
+    done = flowedge("calibrate", ".", "--data", tmp_path / "good", cwd=bundle)
+    assert done.status == 0, done
+    assert flowedge("verify", bundle).status == 0
+
+
+def test_names_of_files_are_printed_as_they_are(small_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "lot[" / "3]"
+    folder.mkdir(parents=True)
+    (folder / "[red]\x1b.png").write_bytes(png(SQUARE))
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(png(SQUARE))
+    shown = flowedge("run", small_bundle, tmp_path)
+    assert shown.status == 0, shown
+    cells = (line.split("  ")[0].strip() for line in shown.stdout.splitlines())  # long names are wrapped
+    assert "[red]\\x1b.png" in "".join(cells)
+    lines = flowedge("run", small_bundle, tmp_path, "--json").stdout.splitlines()
+    assert len([json.loads(line) for line in lines]) == 2
+
+
+def test_pictures_of_an_earlier_run_neither_stay_nor_are_inspected(
+    small_bundle: Path, tmp_path: Path
+) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png(SQUARE))
+    for _ in range(2):
+        done = flowedge("run", small_bundle, tmp_path, "--json", "--out", tmp_path)
+        assert len(done.stdout.splitlines()) == 2
+    assert (tmp_path / "a.png.overlay.png").exists()
+    (tmp_path / "a.png").write_bytes(png(SQUARE)[:60])
+    assert flowedge("run", small_bundle, tmp_path, "--out", tmp_path).status == 1
+    assert not (tmp_path / "a.png.overlay.png").exists()
+    assert (tmp_path / "b.png.overlay.png").exists()
+
+
+def test_a_single_unreadable_image_has_its_line_of_json(small_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    done = flowedge("run", small_bundle, tmp_path / "a.png", "--json")
+    assert done.status == 2
+    assert json.loads(done.stdout)["verdict"] == "not_inspected"
