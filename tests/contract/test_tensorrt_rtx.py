@@ -47,6 +47,9 @@ class Messages(trt.ILogger):  # type: ignore[misc]
             self.serious.append(f"{severity}: {text}")
 
 
+MESSAGES = Messages()  # one for all: TensorRT-RTX warns of a second
+
+
 class Features(nn.Module):
     """Stands in for a backbone: one convolution per level, resized by average pooling."""
 
@@ -80,7 +83,8 @@ class Wrapped(nn.Module):
 
 def parsed(graph: Path) -> tuple[Any, Any, Messages]:
     """Builder, network and messages; the graph is accepted without an error or a warning."""
-    messages = Messages()
+    messages = MESSAGES
+    messages.serious.clear()
     builder = trt.Builder(messages)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, messages)
@@ -104,7 +108,7 @@ def written(model: ir.FlowModel, backbone: nn.Module, folder: Path, precision: s
 
 def complaints(plan: bytes) -> int:
     """What TensorRT-RTX holds against an engine's header, but for the device: without a driver there is none."""
-    runtime = trt.Runtime(trt.Logger(trt.Logger.INTERNAL_ERROR))
+    runtime = trt.Runtime(MESSAGES)
     _, diagnostics = runtime.get_engine_validity(plan)
     kinds = trt.EngineInvalidityDiagnostics
     return int(diagnostics) & (int(kinds.MALFORMED_ENGINE) | int(kinds.VERSION_MISMATCH))
