@@ -128,21 +128,24 @@ def calibrate_bundle(
         raise CalibrationError(
             "f1 needs labelled images: name a dataset with a test folder, or fit a quantile or a target-fpr."
         )
-    place = Path(os.path.realpath(bundle.path))
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".flowedge-") as folder:
-        draft = clone_bundle(bundle, Path(folder) / "draft")
-        draft, record = _fitted(draft, images, reference, request, labelled, engine, threads, on_progress)
-        encoded = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
-        patched = {graph.file: draft.path / graph.file for graph in draft.manifest.graphs}
-        manifest = _with_thresholds(draft.manifest, record, request)
-        done = replace_in_bundle(
-            Bundle(place, bundle.manifest), manifest=manifest, files={**patched, RECORD: encoded}
+    opened = Bundle(Path(os.path.realpath(bundle.path)), bundle.manifest)
+    with tempfile.TemporaryDirectory(dir=opened.path.parent, prefix=".flowedge-") as folder:
+        draft, record = _fitted(
+            opened, Path(folder), images, reference, request, labelled, engine, threads, on_progress
         )
+        files: dict[str, Path | bytes] = {
+            RECORD: msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+        }
+        if draft is not opened:
+            files |= {graph.file: draft.path / graph.file for graph in draft.manifest.graphs}
+        manifest = _with_thresholds(draft.manifest, record, request)
+        done = replace_in_bundle(opened, manifest=manifest, files=files)
     return Calibration(bundle=Bundle(bundle.path, done.manifest), record=record)
 
 
 def _fitted(
     draft: Bundle,
+    folder: Path,
     images: Sequence[Path],
     reference: bool,
     request: ThresholdRequest | None,
@@ -151,7 +154,10 @@ def _fitted(
     threads: int | None,
     on_progress: Callable[[int, int], None],
 ) -> tuple[Bundle, CalibrationRecord]:
-    """The draft with its graphs patched, and what was fitted; the bundle itself waits until all of it is there."""
+    """A draft in the folder where the graphs are to be patched, else the bundle; and what was fitted.
+
+    The bundle itself waits until all of it is there.
+    """
     precisions = [graph.precision for graph in draft.manifest.graphs]
     fits_reference = reference and draft.manifest.graphs[0].scoring.normalisation != "none"
     passes = len(images) * fits_reference
@@ -167,7 +173,7 @@ def _fitted(
         for precision in precisions:
             with detector(precision) as detect:
                 references[precision] = _fit_reference(detect, images, draft.manifest, progress)
-        draft = _with_references(draft, references)
+        draft = _with_references(draft, references, folder)
     fitted: list[FittedGraph] = []
     name = ""
     for precision in precisions:
@@ -318,24 +324,21 @@ def _fit_f1(
     return image, fit_f1_threshold(pixels.curve(), images=len(scores))
 
 
-def _with_references(bundle: Bundle, references: dict[str, FixedReference]) -> Bundle:
-    """The bundle with every graph patched; the thresholds that belonged to the old scores are dropped.
+def _with_references(bundle: Bundle, references: dict[str, FixedReference], folder: Path) -> Bundle:
+    """A draft with every graph patched; the thresholds that belonged to the old scores are dropped.
 
     The number of false alarms is taken from the latents, which know no reference: its limit stays.
     """
     graphs: list[GraphFile] = []
-    with tempfile.TemporaryDirectory(dir=bundle.path.resolve().parent, prefix=".flowedge-") as folder:
-        for graph in bundle.manifest.graphs:
-            reference = references[graph.precision]
-            write_constants(bundle.path / graph.file, Path(folder) / graph.file, _constants(reference))
-            scoring = msgspec.structs.replace(
-                graph.scoring, normalisation="fixed_reference", reference=reference
-            )
-            thresholds = Thresholds(nfa=graph.thresholds.nfa)
-            graphs.append(msgspec.structs.replace(graph, scoring=scoring, thresholds=thresholds))
-        manifest = msgspec.structs.replace(bundle.manifest, graphs=tuple(graphs))
-        files = {graph.file: Path(folder) / graph.file for graph in graphs}
-        return replace_in_bundle(bundle, manifest=manifest, files=files)
+    for graph in bundle.manifest.graphs:
+        reference = references[graph.precision]
+        write_constants(bundle.path / graph.file, folder / graph.file, _constants(reference))
+        scoring = msgspec.structs.replace(graph.scoring, normalisation="fixed_reference", reference=reference)
+        thresholds = Thresholds(nfa=graph.thresholds.nfa)
+        graphs.append(msgspec.structs.replace(graph, scoring=scoring, thresholds=thresholds))
+    manifest = msgspec.structs.replace(bundle.manifest, graphs=tuple(graphs))
+    files = {graph.file: folder / graph.file for graph in graphs}
+    return clone_bundle(bundle, folder / "draft", manifest=manifest, files=files)
 
 
 def _constants(reference: FixedReference) -> dict[str, NDArray[np.generic]]:

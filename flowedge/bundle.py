@@ -144,37 +144,49 @@ def replace_in_bundle(
             version is then untouched.
     """
     place = Path(os.path.realpath(bundle.path))
-    files = files or {}
-    kept = tuple(stored for stored in bundle.manifest.files if stored.path not in files)
     with _new_version(place) as folder:
         if _read_manifest(place) != bundle.manifest:
             raise BundleError(f"{bundle.path} changed since it was opened. Open it again and retry.")
-        for stored in kept:
-            _verify(place, stored)
-            _link(place / stored.path, folder / stored.path)
-        manifest = _fill(folder, manifest or bundle.manifest, files, kept)
+        manifest = _fill_from(bundle, folder, manifest, files)
         _put_in_place(folder, place)
     return Bundle(bundle.path, manifest)
 
 
-def clone_bundle(bundle: Bundle, target: Path) -> Bundle:
-    """A draft of a bundle, to be changed and tried before the bundle itself is; files are hard-linked if they can be.
+def clone_bundle(
+    bundle: Bundle,
+    target: Path,
+    *,
+    manifest: Manifest | None = None,
+    files: Mapping[str, Path | bytes] | None = None,
+) -> Bundle:
+    """A new version of a bundle at another place, to be tried before the bundle itself is changed.
 
     Args:
         bundle: The bundle; it stays as it is.
-        target: The folder to make, best on the bundle's own file system.
+        target: The folder to make, best on the bundle's own file system: files that stay are hard-linked there.
+        manifest: As for `replace_in_bundle`.
+        files: As for `replace_in_bundle`.
 
     Raises:
-        BundleError: The bundle's files are not what its manifest says, or the disk refuses.
+        BundleError: The bundle's files are not what its manifest says, a path is not safe, or the disk refuses.
     """
-    place = Path(os.path.realpath(bundle.path))
     with _new_version(target) as folder:
-        for stored in bundle.manifest.files:
-            _verify(place, stored)
-            _link(place / stored.path, folder / stored.path)
-        manifest = _fill(folder, bundle.manifest, {}, bundle.manifest.files)
+        manifest = _fill_from(bundle, folder, manifest, files)
         _put_in_place(folder, target)
     return Bundle(target, manifest)
+
+
+def _fill_from(
+    bundle: Bundle, folder: Path, manifest: Manifest | None, files: Mapping[str, Path | bytes] | None
+) -> Manifest:
+    """Fill the folder with the files of a bundle, but for those that are new; the kept ones are verified and linked."""
+    place = Path(os.path.realpath(bundle.path))
+    files = files or {}
+    kept = tuple(stored for stored in bundle.manifest.files if stored.path not in files)
+    for stored in kept:
+        _verify(place, stored)
+        _link(place / stored.path, folder / stored.path)
+    return _fill(folder, manifest or bundle.manifest, files, kept)
 
 
 # Reading and checking

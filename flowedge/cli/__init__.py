@@ -46,7 +46,7 @@ def main() -> None:
     try:
         app()
     except FlowEdgeError as error:
-        MESSAGES.print(f"flowedge: {error}", markup=False, soft_wrap=True)
+        MESSAGES.print(f"flowedge: {error}", soft_wrap=True)
         sys.exit(2)
 
 

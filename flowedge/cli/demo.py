@@ -23,8 +23,8 @@ def command(
     with explain_missing("demo"):
         from flowedge.demo.road import run_demo
 
-        result = run_demo(out, say=lambda line: MESSAGES.print(line, markup=False))
+        result = run_demo(out, say=lambda line: MESSAGES.print(line))
     if json:
         print_json(result)
     else:
-        RESULTS.print(f"report: {result.report}", markup=False)
+        RESULTS.print(f"report: {result.report}")

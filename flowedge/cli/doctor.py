@@ -63,11 +63,11 @@ def command(json: Json = False) -> None:
         )
     RESULTS.print(rows)
     if missing:
-        RESULTS.print(f"exporting lacks {', '.join(missing)}: pip install 'flowedge[export]'", markup=False)
+        RESULTS.print(f"exporting lacks {', '.join(missing)}: pip install 'flowedge[export]'")
     else:
         RESULTS.print("exporting: " + ", ".join(f"{name} {version}" for name, version in packages.items()))
     if numba is None:
-        RESULTS.print("the NFA tree runs as plain Python; faster: pip install 'flowedge[nfa]'", markup=False)
+        RESULTS.print("the NFA tree runs as plain Python; faster: pip install 'flowedge[nfa]'")
     else:
         RESULTS.print(f"the NFA tree is compiled by numba {numba}")
 

@@ -70,7 +70,7 @@ def command(
                     number(inspection.latency_ms, 1),
                 )
             if inspection.problem:
-                MESSAGES.print(f"not inspected: {inspection.problem}", markup=False, soft_wrap=True)
+                MESSAGES.print(f"not inspected: {inspection.problem}", soft_wrap=True)
     if not json:
         RESULTS.print(rows)
         RESULTS.print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
