@@ -1,7 +1,7 @@
 """The peer's side of the benchmark: anomalib writes a CFLOW checkpoint and ONNX files of it.
 
-    .venv-peer/bin/python tests/bench/peer_cflow.py resnet18 FOLDER           a seeded random model
-    .venv-peer/bin/python tests/bench/peer_cflow.py path/to/model.ckpt FOLDER  an existing checkpoint
+    PYTHONPATH=tests .venv-peer/bin/python tests/bench/peer_cflow.py resnet18 FOLDER        a seeded random model
+    PYTHONPATH=tests .venv-peer/bin/python tests/bench/peer_cflow.py path/model.ckpt FOLDER  an existing checkpoint
 
 Runs in an environment with anomalib 2.7 and without FlowEdge. Leaves in the folder ``model.ckpt``, ``model.onnx``
 (with ``model.onnx.data``; what anomalib 2.7.0 writes) and ``torchscript.onnx``: the same module by the TorchScript
@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from anomalib.models import Cflow
 
+from bench.settled import settle_batch_norms
+
 INPUT_SIZE = (256, 256)
 SEED = 7
 
@@ -26,29 +28,13 @@ SEED = 7
 def random_cflow(network: str) -> Any:
     """An untrained model with nothing left at a neutral value, whose levels are spread as a trained one's are.
 
-    BatchNorm gets weights of its own (timm starts some at zero, which would switch whole branches off) and the
-    statistics of a few random images; the blocks' scales, offsets and biases are moved a little.
+    The blocks' scales, offsets and biases are moved a little; `settle_batch_norms` does the backbone.
     """
     torch.manual_seed(SEED)
     np.random.seed(SEED)
     model = Cflow(backbone=network, layers=("layer2", "layer3", "layer4"), pre_trained=False)
     with torch.no_grad():
-        encoder = model.model.encoder.train()
-        for module in encoder.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.1)
-                module.bias.normal_(0, 0.2)
-                module.eps = 0.1  # while the statistics are taken: nearly constant channels stay small
-                module.momentum = None  # the mean over all images, not a moving one
-        for _ in range(4):
-            coarse = torch.rand(4, 3, 16, 16)
-            encoder(torch.nn.functional.interpolate(coarse, INPUT_SIZE, mode="bicubic") * 4 - 2)
-        encoder.eval()
-        for module in encoder.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                assert module.running_var is not None
-                module.running_var += 0.1
-                module.eps = 1e-5  # what the network's builder sets: a checkpoint does not hold it
+        settle_batch_norms(model.model.encoder, INPUT_SIZE)
         for name, tensor in model.model.decoders.named_parameters():
             if name.endswith(("global_scale", "global_offset", "bias")):
                 tensor += 0.05 * torch.randn_like(tensor)
