@@ -39,7 +39,7 @@ from flowedge.export.parity import compare_with_checkpoint
 from flowedge.export.pipeline import ExportOptions, ReadModel, export_bundle, read_model
 from flowedge.export.reference.scores import answer_from_levels
 from flowedge.runtime.verify import relative_difference
-from parity.test_golden import RECORDS
+from support.golden import RECORDS, unpack
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[2] / "shared"  # beside the checkout
@@ -187,10 +187,7 @@ def prepare(name: str, folder: Path) -> tuple[Path, ExportOptions]:
     if name == "magnetic_tile":
         return REAL, ExportOptions()
     record = next(one for one in RECORDS if name == f"golden-{one.folder}")
-    source = SHARED / "golden" / record.folder
-    tool = SHARED / "tools" / "unpack_golden.py"
-    subprocess.run([sys.executable, tool, folder, source], check=True, capture_output=True)
-    unpacked = folder / record.folder
+    unpacked = unpack(record, SHARED, folder)
     weights = None if record.weights is None else unpacked / record.weights
     size = (256, 256) if "--image-size" in record.options else None
     return unpacked / record.checkpoint, ExportOptions(image_size=size, backbone_weights=weights)

@@ -10,25 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.command_line import flowedge
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A golden record: its checkpoint, and what the exporter needs besides."""
-
-    folder: str
-    checkpoint: str
-    options: tuple[str, ...] = ()
-    weights: str | None = None
-
-
-RECORDS = (
-    Record("cflow_official", "mvtec_resnet18_freia-cflow_pl3_cb2_inp256_run0_bottle.pt"),
-    Record("fastflow_official", "9.pt"),
-    Record("uflow_official", "bottle_auroc.ckpt"),
-    Record("msflow_official", "best_det.pt", ("--image-size", "256", "256"), "resnet18.pth"),
-    Record("csflow_official", "bottle_test", ("--image-size", "256", "256"), "efficientnet-b5.pth"),
-)
+from support.golden import RECORDS, Record, unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +33,8 @@ def exported(
     request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Exported:
     record: Record = request.param
-    source = shared / "golden" / record.folder
-    if not source.is_dir():
-        pytest.skip("the golden records (../shared/golden) are not beside this checkout")
     place = tmp_path_factory.mktemp("golden")
-    tool = shared / "tools" / "unpack_golden.py"
-    subprocess.run([sys.executable, tool, place, source], check=True, capture_output=True)
-    made = Exported(record, place / record.folder, place / "golden.flowedge")
+    made = Exported(record, unpack(record, shared, place), place / "golden.flowedge")
     checkpoint = made.folder / record.checkpoint
     done = flowedge("export", checkpoint, "-o", made.bundle, *record.options, *made.weights())
     assert done.status == 0, done.stderr

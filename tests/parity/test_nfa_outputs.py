@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,34 +21,11 @@ from flowedge.export.pipeline import ExportOptions, read_model
 from flowedge.manifest import NfaOutputs, level_outputs
 from flowedge.runtime.nfa import block_log_nfa, exceedance_threshold, tree_log_nfa, window_sides
 from support.direct_nfa import direct_counts
+from support.golden import RECORDS, Record, unpack
 
 NFA = NfaOutputs(energies=True, window=5, probability=0.9)
 # A latent this close to the threshold may fall on either side: float32 sums in another order.
 CLOSE = 1e-3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """A golden record: its checkpoint and what the exporter needs besides."""
-
-    folder: str
-    checkpoint: str
-    image_size: tuple[int, int] | None = None
-    weights: str | None = None
-
-
-RECORDS = (
-    Record(folder="cflow_official", checkpoint="mvtec_resnet18_freia-cflow_pl3_cb2_inp256_run0_bottle.pt"),
-    Record(folder="fastflow_official", checkpoint="9.pt"),
-    Record(folder="uflow_official", checkpoint="bottle_auroc.ckpt"),
-    Record(folder="msflow_official", checkpoint="best_det.pt", image_size=(256, 256), weights="resnet18.pth"),
-    Record(
-        folder="csflow_official",
-        checkpoint="bottle_test",
-        image_size=(256, 256),
-        weights="efficientnet-b5.pth",
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,15 +48,11 @@ def compared(
     request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Compared:
     record: Record = request.param
-    source = shared / "golden" / record.folder
-    if not source.is_dir():
-        pytest.skip("the golden records (../shared/golden) are not beside this checkout")
     place = tmp_path_factory.mktemp("nfa")
-    tool = shared / "tools" / "unpack_golden.py"
-    subprocess.run([sys.executable, tool, place, source], check=True, capture_output=True)
-    folder = place / record.folder
+    folder = unpack(record, shared, place)
+    source = shared / "golden" / record.folder
     options = ExportOptions(
-        image_size=record.image_size,
+        image_size=(256, 256) if "--image-size" in record.options else None,
         backbone_weights=None if record.weights is None else folder / record.weights,
         nfa=True,
     )
