@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flowedge.calibration.calibrate import Calibration, CalibrationRecord, ThresholdRequest, calibrate_bundle
 from flowedge.calibration.dataset import Dataset, Sample, good_images, read_dataset
+from flowedge.calibration.defects import DEFECTS, Defect, synthetic_defect, synthetic_defects
 from flowedge.calibration.evaluation import Evaluation, evaluate
 
 __all__ = [
@@ -12,6 +13,11 @@ __all__ = [
     "CalibrationRecord",
     "ThresholdRequest",
     "calibrate_bundle",
+    # defects made from good images
+    "DEFECTS",
+    "Defect",
+    "synthetic_defect",
+    "synthetic_defects",
     # measuring
     "Dataset",
     "Evaluation",
