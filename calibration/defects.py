@@ -30,7 +30,7 @@ _FAINTEST: Final = np.float32(0.1)  # paint thinner than this is left out, so th
 
 
 class Defect(NamedTuple):
-    """A frame with a defect, ``(H, W, 3)`` uint8 RGB, and its ``(H, W)`` mask, outside of which it is the good frame."""
+    """A frame with a defect, ``(H, W, 3)`` uint8 RGB, and its ``(H, W)`` mask, outside of which it is the good one."""
 
     frame: Frame
     mask: NDArray[np.bool_]
