@@ -6,6 +6,7 @@ from flowedge.calibration.calibrate import Calibration, CalibrationRecord, Thres
 from flowedge.calibration.dataset import Dataset, Sample, good_images, read_dataset
 from flowedge.calibration.defects import DEFECTS, Defect, synthetic_defect, synthetic_defects
 from flowedge.calibration.evaluation import Evaluation, evaluate
+from flowedge.calibration.gates import DEFAULT_LIMITS, Gate, GateLimits, GateQuantity, GateReport, compare
 
 __all__ = [
     # fitting
@@ -18,6 +19,13 @@ __all__ = [
     "Defect",
     "synthetic_defect",
     "synthetic_defects",
+    # holding a lower precision to fp32
+    "DEFAULT_LIMITS",
+    "Gate",
+    "GateLimits",
+    "GateQuantity",
+    "GateReport",
+    "compare",
     # measuring
     "Dataset",
     "Evaluation",
