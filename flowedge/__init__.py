@@ -26,7 +26,7 @@ def load(
     Args:
         path: The bundle's folder.
         engine: A name of ``flowedge.runtime.ENGINES``; None takes the first that this machine can import.
-        precision: Which of the bundle's graphs to run.
+        precision: Which of the bundle's graphs to run; ``int8`` is the one for the engine's device.
         threads: How many CPU threads one inference uses; None leaves it to the engine.
         source_scale: Give the score and the map that anomalib would give, normalised to 0..1, and decide by its
             thresholds; they were fitted where the checkpoint was trained.
@@ -43,4 +43,4 @@ def load(
 
     bundle = open_bundle(path)
     session = open_engine(engine, bundle, precision, threads=threads)
-    return Detector(bundle, session, precision, source_scale=source_scale)
+    return Detector(bundle, session, session.precision, source_scale=source_scale)

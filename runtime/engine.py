@@ -29,11 +29,13 @@ class Engine(Protocol):
     Attributes:
         name: Its name in ``ENGINES``.
         reason: Why this one computes: it was named, or what stood in the way of those before it.
+        precision: Which of the bundle's graphs it has loaded.
         output_names: The names of the graph's outputs, in the graph's order.
     """
 
     name: str
     reason: str
+    precision: str
     output_names: tuple[str, ...]
 
     def infer(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
@@ -160,7 +162,7 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
         name: A name of ``ENGINES``; None takes the first, by ``order``, that opens here. The engine's ``reason``
             says what stood in the way of those before it.
         bundle: A verified bundle.
-        precision: Which of its graphs.
+        precision: Which of its graphs; ``int8`` is the one for the engine's device.
         threads: How many CPU threads one inference uses; None leaves it to the engine.
 
     Raises:
@@ -170,11 +172,13 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    bundle.manifest.graph(precision)
 
     def opened(spec: EngineSpec) -> Engine:
-        module = _module(spec)
-        return module.load(Opening(spec=spec, bundle=bundle, precision=precision, threads=threads))
+        exact = bundle.manifest.precision_on(spec.device, precision)
+        bundle.manifest.graph(exact)
+        engine = _module(spec).load(Opening(spec=spec, bundle=bundle, precision=exact, threads=threads))
+        engine.precision = exact
+        return engine
 
     if name is not None:
         engine = opened(_spec(name))

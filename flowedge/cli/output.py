@@ -79,6 +79,24 @@ def steps() -> Iterator[Callable[[str], None]]:
         yield lambda name: bar.update(task, description=name)
 
 
+@contextlib.contextmanager
+def stages() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """A bar on stderr for work of several stages: what begins the next one, and what advances it."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=MESSAGES,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("starting", total=None)
+        yield (
+            lambda name: bar.update(task, description=name, completed=0, total=None),
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """A metric for a table; a dash where there is none."""
     return "-" if value is None else f"{value:.{digits}f}"

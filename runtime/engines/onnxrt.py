@@ -65,6 +65,7 @@ class _OnnxRuntime:
     def __init__(self, name: str, session: ort.InferenceSession) -> None:
         self.name = name
         self.reason = ""
+        self.precision = ""
         self.output_names: tuple[str, ...] = tuple(output.name for output in session.get_outputs())
         self._input = session.get_inputs()[0].name
         self._session: ort.InferenceSession | None = session
