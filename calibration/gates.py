@@ -455,7 +455,7 @@ def _at_most(name: str, noun: str, value: float, limit: float) -> GateQuantity:
         value=value if math.isfinite(value) else None,
         limit=limit,
         passed=value <= limit,
-        words=f"{noun}: {value:.3g}, must be at most {limit:g}",
+        words=f"{noun}: {value:.3g}, must be at most {limit:.4g}",
     )
 
 
@@ -477,5 +477,5 @@ def _change(name: str, noun: str, values: tuple[float | None, ...], limit: float
         value=change,
         limit=limit,
         passed=change <= limit,
-        words=f"{words}; may change by {limit:g}",
+        words=f"{words}; may change by {limit:.4g}",
     )
