@@ -92,6 +92,27 @@ def test_the_tree_of_a_cflow_takes_its_energies(bundle: Path) -> None:
     np.testing.assert_array_equal(result.network_log_nfa, tree_log_nfa(energies, [64, 128], (64, 64)))
 
 
+def test_the_reference_that_is_fitted_beside_it_is_printed(bundle: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        image = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        assert cv2.imwrite(str(tmp_path / f"{number}.png"), image)
+    arguments: tuple[str | Path, ...] = ("calibrate", bundle, "--threshold", "nfa", "--data", tmp_path)
+    done = flowedge(*arguments)
+    assert done.status == 0, done.stderr
+    assert "reference fitted on 2 good images" in done.stdout
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("fp")}
+    graphs = open_bundle(bundle).manifest.graphs
+    for graph in graphs:
+        assert graph.scoring.reference is not None
+        for value in (*graph.scoring.reference.level_max, graph.scoring.reference.map_max):
+            assert f"{value:.4f}" in rows[graph.precision]
+    printed = json.loads(flowedge(*arguments, "--json").stdout)["graphs"]
+    assert [one["reference"]["map_max"] for one in printed] == [
+        graph.scoring.reference.map_max for graph in graphs if graph.scoring.reference is not None
+    ]
+    assert "reference fitted" not in flowedge(*arguments, "--no-reference").stdout
+
+
 def test_a_bundle_exported_without_it_is_refused_by_both_forms(small_bundle: Path) -> None:
     for form in ("tree", "block"):
         done = flowedge("calibrate", small_bundle, "--threshold", f"nfa-{form}")
