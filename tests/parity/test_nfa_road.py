@@ -13,6 +13,8 @@ import pytest
 
 import flowedge as package
 from flowedge.bundle import open_bundle, replace_in_bundle
+from flowedge.export.pipeline import ExportOptions, read_model
+from flowedge.export.reference.answers import reference_answers
 from flowedge.manifest import NfaOutputs
 from flowedge.runtime.nfa import tree_log_nfa
 from flowedge.runtime.selftest import ANSWERS
@@ -47,6 +49,19 @@ def test_energies_and_counts_verify_against_the_checkpoint(bundle: Path, small_c
         done = flowedge("verify", bundle, "--against", small_checkpoint, "--precision", precision)
         assert done.status == 0, done.stdout + done.stderr
         assert "count 1 against the checkpoint" in done.stdout
+
+
+def test_the_reference_runs_once_for_levels_energies_and_counts(small_checkpoint: Path) -> None:
+    read = read_model(small_checkpoint, ExportOptions())
+    runs: list[int] = []
+    read.backbone.register_forward_hook(lambda _module, inputs, _output: runs.append(len(inputs[0])))
+    images = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
+    answers = reference_answers(
+        read.reference(), images, NfaOutputs(energies=True, window=5, probability=0.9)
+    )
+    assert runs == [1, 1]
+    assert answers.keys() == {f"{kind}_{n}" for kind in ("level", "energy", "count") for n in (0, 1)}
+    assert reference_answers(read.reference(), images, None).keys() == {"level_0", "level_1"}
 
 
 @pytest.mark.parametrize("name", ["energy_1", "count_1"])
