@@ -13,7 +13,6 @@ from typing import Final
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -32,7 +31,7 @@ from flowedge.export.families import FAMILIES, LICENCES
 from flowedge.export.graph import ir
 from flowedge.export.graph.counts import lower_and_describe
 from flowedge.export.graph.onnx_export import DEFAULT_OPSET, OPSETS, onnx_from_model
-from flowedge.export.reference.nfa import nfa_answers
+from flowedge.export.reference.answers import Reference, reference_answers
 from flowedge.lowering import LOWERING, Lowering, json_from_lowering
 from flowedge.manifest import (
     SCHEMA,
@@ -98,7 +97,7 @@ class ReadModel:
     shapes: tuple[tuple[int, int, int], ...]
     preprocessing: Preprocessing
 
-    def reference(self) -> nn.Module:
+    def reference(self) -> Reference:
         """The checkpoint in real FrEIA and timm modules, unlowered: image to levels."""
         return FAMILIES[self.checkpoint.family].reference(self.checkpoint, self.backbone, self.shapes).eval()
 
@@ -291,18 +290,13 @@ def _reference_answers(
 ) -> dict[str, NDArray[np.float32]]:
     """What the self-test must give, by the name of the graph's output."""
     preprocess = Preprocessor(read.preprocessing)
-    reference = read.reference()
-    images = [preprocess(frame) for frame in frames]
-    with torch.inference_mode():
-        answers = [reference(torch.from_numpy(image)[None]) for image in images]
-    levels = [torch.cat(level).numpy() for level in zip(*answers, strict=True)]
-    if not all(np.isfinite(level).all() for level in levels):
+    answers = reference_answers(read.reference(), (preprocess(frame) for frame in frames), nfa)
+    if not all(np.isfinite(answer).all() for answer in answers.values()):
         raise CheckpointError(
             f"{read.checkpoint.file}: the trained network itself answers NaN or infinity on an ordinary image. "
             "Its training diverged; train it again."
         )
-    named = {f"level_{n}": level for n, level in enumerate(levels)}
-    return named if nfa is None else named | nfa_answers(reference, images, nfa)
+    return answers
 
 
 def _manifest(read: ReadModel, graph: GraphFile, nfa: NfaOutputs | None) -> Manifest:

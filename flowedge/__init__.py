@@ -35,6 +35,7 @@ def load(
         BundleError: The bundle cannot be trusted, or has no graph of this precision; or it holds no
             scale of its source, or was calibrated to another.
         EngineUnavailableError: The engine cannot run on this machine; the message says what to install.
+        TypeError: ``threads`` is not a whole number.
         ValueError: ``threads`` is below 1.
     """
     from flowedge.bundle import open_bundle

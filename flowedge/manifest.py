@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal, TypeAlias, TypeVar
+from typing import Annotated, Final, Literal, TypeAlias, TypeVar, get_args
 
 import msgspec
 
@@ -296,6 +296,8 @@ class Manifest(_Record, frozen=True, kw_only=True):
             if graph.precision == precision:
                 return graph
         have = ", ".join(g.precision for g in self.graphs)
+        if precision not in get_args(PrecisionName):
+            raise BundleError(f"there is no precision {precision!r}. Choose one of the bundle's: {have}.")
         raise BundleError(
             f"the bundle has no {precision} graph; it has {have}. Choose one of them, or export again with the "
             "option that makes it."

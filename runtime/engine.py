@@ -11,6 +11,7 @@ import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Protocol, cast
@@ -166,10 +167,13 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
         threads: How many CPU threads one inference uses; None leaves it to the engine.
 
     Raises:
+        TypeError: ``threads`` is not a whole number.
         ValueError: ``threads`` is below 1.
         EngineUnavailableError: The engine is unknown, not installed, not importable, or cannot run the graph.
         BundleError: There is no graph of this precision, or it is not what the manifest says.
     """
+    if threads is not None and not isinstance(threads, Integral):
+        raise TypeError(f"threads must be a whole number or None, got {threads!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
 

@@ -33,11 +33,12 @@ from flowedge.cli.precision import (
     print_reports,
 )
 from flowedge.errors import FlowEdgeError
-from flowedge.manifest import Manifest, NfaForm, NfaThreshold
+from flowedge.manifest import FixedReference, Manifest, NfaForm, NfaThreshold
 
 if TYPE_CHECKING:
     from flowedge.calibration.calibrate import ThresholdRequest
     from flowedge.calibration.precision import PrecisionRequest
+    from flowedge.calibration.record import CalibrationRecord
 
 NAME = "calibrate"
 
@@ -111,7 +112,7 @@ def command(
         check_form(opened.manifest, nfa.form)
         if data is None:
             opened = decide_by_nfa(opened, nfa)
-            _print_nfa(bundle, opened.manifest, nfa, json=json)
+            _print_nfa(bundle, opened.manifest, nfa, None, json=json)
             return
     elif data is None:
         raise FlowEdgeError(f"--threshold {threshold} is fitted on images: name their folder with --data.")
@@ -135,20 +136,15 @@ def command(
         )
     if nfa is not None:
         decided = decide_by_nfa(result.bundle, nfa)
-        _print_nfa(bundle, decided.manifest, nfa, json=json)
+        _print_nfa(bundle, decided.manifest, nfa, result.record, json=json)
         return
     if json:
         print_json(result.record)
         return
     rows = table("precision", "reference maxima", ">image threshold", ">pixel threshold")
     for graph in result.record.graphs:
-        maxima = "-"
-        if graph.reference is not None:
-            maxima = ", ".join(
-                f"{value:.4f}" for value in (*graph.reference.level_max, graph.reference.map_max)
-            )
         limits = [None if t is None else t.value for t in (graph.thresholds.image, graph.thresholds.pixel)]
-        rows.add_row(graph.precision, maxima, *(number(limit) for limit in limits))
+        rows.add_row(graph.precision, _maxima(graph.reference), *(number(limit) for limit in limits))
         for note in graph.notes:
             MESSAGES.print(f"{graph.precision}: {note}")
     RESULTS.print(rows)
@@ -211,11 +207,34 @@ def _request(threshold: str, image: float | None, pixel: float | None) -> Thresh
     )
 
 
-def _print_nfa(bundle: Path, manifest: Manifest, nfa: NfaThreshold, *, json: bool) -> None:
+def _maxima(reference: FixedReference | None) -> str:
+    if reference is None:
+        return "-"
+    return ", ".join(f"{value:.4f}" for value in (*reference.level_max, reference.map_max))
+
+
+def _print_nfa(
+    bundle: Path, manifest: Manifest, nfa: NfaThreshold, fitted: CalibrationRecord | None, *, json: bool
+) -> None:
+    """What decides now, and the reference where one was fitted beside it."""
+    references = {} if fitted is None else {graph.precision: graph.reference for graph in fitted.graphs}
     if json:
-        graphs = [{"precision": graph.precision, "thresholds": graph.thresholds} for graph in manifest.graphs]
+        graphs = [
+            {
+                "precision": graph.precision,
+                "reference": references.get(graph.precision),
+                "thresholds": graph.thresholds,
+            }
+            for graph in manifest.graphs
+        ]
         print_json({"graphs": graphs})
         return
+    if fitted is not None and any(references.values()):
+        rows = table("precision", "reference maxima")
+        for precision, reference in references.items():
+            rows.add_row(precision, _maxima(reference))
+        RESULTS.print(rows)
+        RESULTS.print(f"{bundle}: reference fitted on {fitted.images} good images")
     RESULTS.print(
         f"{bundle}: anomalous is what has a log NFA below {nfa.log_nfa:g}, by the {nfa.form} form, in "
         f"{', '.join(graph.precision for graph in manifest.graphs)}"
