@@ -10,6 +10,7 @@ import typer
 from flowedge.cli.output import (
     MESSAGES,
     RESULTS,
+    Build,
     EngineName,
     Json,
     PrecisionOption,
@@ -29,6 +30,7 @@ def command(
     engine: EngineName = None,
     precision: PrecisionOption = "fp32",
     threads: Threads = None,
+    build: Build = False,
     json: Json = False,
 ) -> None:
     """Print image AUROC, pixel AUROC, AUPRO and F1; memory does not grow with the number of images."""
@@ -38,7 +40,7 @@ def command(
 
     samples = read_dataset(dataset)
     with (
-        flowedge.load(bundle, engine=engine, precision=precision, threads=threads) as detector,
+        flowedge.load(bundle, engine=engine, precision=precision, threads=threads, build=build) as detector,
         progress("evaluating") as on_progress,
     ):
         result = evaluate(detector, samples, thresholds=detector.thresholds, on_progress=on_progress)

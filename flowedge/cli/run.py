@@ -11,6 +11,7 @@ import typer
 from flowedge.cli.output import (
     MESSAGES,
     RESULTS,
+    Build,
     EngineName,
     Json,
     PrecisionOption,
@@ -34,6 +35,7 @@ def command(
     engine: EngineName = None,
     precision: PrecisionOption = "fp32",
     threads: Threads = None,
+    build: Build = False,
     source_scale: Annotated[
         bool,
         typer.Option("--source-scale", help="Report anomalib's own normalised score, map and verdict."),
@@ -51,8 +53,10 @@ def command(
     images = find_images(source)
     verdicts: Counter[str] = Counter()
     with flowedge.load(
-        bundle, engine=engine, precision=precision, threads=threads, source_scale=source_scale
+        bundle, engine=engine, precision=precision, threads=threads, source_scale=source_scale, build=build
     ) as detector:
+        if engine is None:
+            MESSAGES.print(f"engine {detector.engine.name}: {detector.engine.reason}", soft_wrap=True)
         by_nfa = detector.thresholds.nfa is not None
         rows = table("image", ">score", *([">log NFA"] if by_nfa else []), "verdict", ">ms", title=None)
         for inspection in inspect_images(detector, images, out=out):
