@@ -85,7 +85,7 @@ def steps() -> Iterator[Callable[[str], None]]:
 
 @contextlib.contextmanager
 def phases(label: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr that names the phase; call what it gives with the phase, how many steps are done, and of how many."""
+    """A bar on stderr that names the phase; call what it gives with the phase, how many are done, and of how many."""
     with Progress(
         TextColumn(label),
         BarColumn(),

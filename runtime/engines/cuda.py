@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from cuda.bindings import runtime as cudart
+from cuda.bindings import runtime as cudart  # pyright: ignore[reportAttributeAccessIssue]
 from numpy.typing import NDArray
 
 from flowedge.errors import EngineUnavailableError
@@ -88,7 +88,7 @@ class Buffer:
             cudart.cudaFree(self.device)
             raise
         content = (ctypes.c_byte * size).from_address(self._pinned)
-        self.host: NDArray[Any] = np.frombuffer(content, dtype).reshape(shape)
+        self.host: NDArray[Any] = np.frombuffer(memoryview(content), dtype).reshape(shape)
 
     def to_device(self, images: int, stream: Any) -> None:
         """Queue the copy of the first ``images`` of the batch."""

@@ -1,7 +1,7 @@
 """What TensorRT and TensorRT for RTX share: loading an engine from the cache, and running it.
 
-``trt`` is the library, as the two files beside this one import it. Buffers are allocated once, for the largest batch the
-engine was built for; a run queues the copies and the engine on one stream and waits once.
+``trt`` is the library, as the two files beside this one import it. Buffers are allocated once, for the largest batch
+the engine was built for; a run queues the copies and the engine on one stream and waits once.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class Native:
         self._use_graph = graphs and kernels is None and smallest == largest
         self._graph: Any = None
         with contextlib.ExitStack() as stack:
-            self._context = _context(trt, engine, kernels)
+            self._context: Any = _context(trt, engine, kernels)
             if self._context is None:
                 raise EngineUnavailableError(
                     f"{name} cannot start the engine: {'; '.join(log_of(trt).lines)}. "

@@ -51,7 +51,7 @@ def build(trt: Any, building: Building) -> Built:
     def compile_it() -> bytes:
         builder, network = parsed(trt, opening.graph, name)
         config = builder.create_builder_config()
-        _set_batches(builder, network, config, options.batches)
+        set_batches(builder, network, config, options.batches)
         if options.capabilities:
             _set_capabilities(trt, config, options.capabilities)
         if options.dla:
@@ -131,7 +131,8 @@ def _strongly_typed(trt: Any) -> bool:
     return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
 
-def _set_batches(builder: Any, network: Any, config: Any, batches: tuple[int, int, int]) -> None:
+def set_batches(builder: Any, network: Any, config: Any, batches: tuple[int, int, int]) -> None:
+    """Open the batch of the only input between these sizes."""
     image = network.get_input(0)
     rest = tuple(image.shape)[1:]
     profile = builder.create_optimization_profile()
@@ -205,6 +206,9 @@ def _monitor(trt: Any, on_progress: Callable[[str, int, int], None]) -> Any:
             return not self.interrupted
 
         def phase_finish(self, phase_name: str) -> None:
+            if phase_name == next(iter(self._phases), None):
+                self._done = self._phases[phase_name]
+                self._tell(phase_name)
             self._phases.pop(phase_name, None)
 
         def _tell(self, phase_name: str) -> None:

@@ -89,12 +89,12 @@ def build(building: Building) -> Built:
             f"{name} is built for the precision fp32, for the GPU of this machine, without --dla. "
             "For other precisions take --engine tensorrt, or run onnxruntime-cuda, which needs no build."
         )
+    providers = _providers(name)
     facts = _facts(opening, options.batches)
 
     def compile_it() -> bytes:
         building.on_progress("ONNX Runtime builds its engines", 0, 1)
-        providers = _with_engines(_providers(name), opening, building.cache, facts)
-        _checked_session(opening, providers)
+        _checked_session(opening, _with_engines(providers, opening, building.cache, facts))
         files = sorted(file.name for file in _engines_of(building.cache, facts).glob("*.engine"))
         if not files:
             raise EngineUnavailableError(
