@@ -61,7 +61,7 @@ def load(opening: Opening) -> Engine:
     if name == "onnxruntime-tensorrt":
         cache = engine_cache()
         found = cache.find(_facts(opening, DEFAULT_BATCHES), ignoring=_ANY)
-        if found.plan is None or not any(_engines_of(cache, found.facts).glob("*.engine")):
+        if found.plan is None or not _has_engines(cache, found.facts):
             raise EngineNotBuiltError(
                 f"{name} needs an engine compiled for this machine: {found.reason or 'its files were deleted'}. "
                 f"Build it with: flowedge build {opening.bundle.path} --engine {name} --precision {opening.precision}"
@@ -91,6 +91,9 @@ def build(building: Building) -> Built:
         )
     providers = _providers(name)
     facts = _facts(opening, options.batches)
+    known = building.cache.find(facts)
+    if known.plan is not None and not _has_engines(building.cache, facts):
+        building.cache.drop(known.path)
 
     def compile_it() -> bytes:
         building.on_progress("ONNX Runtime builds its engines", 0, 1)
@@ -170,6 +173,10 @@ def _with_engines(
 
 def _engines_of(cache: EngineCache, facts: EngineFacts) -> Path:
     return cache.folder / "onnxruntime-tensorrt" / facts.key
+
+
+def _has_engines(cache: EngineCache, facts: EngineFacts) -> bool:
+    return any(_engines_of(cache, facts).glob("*.engine"))
 
 
 def _facts(opening: Opening, batches: tuple[int, int, int]) -> EngineFacts:
