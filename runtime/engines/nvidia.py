@@ -67,7 +67,7 @@ def load(trt: Any, opening: Opening) -> Engine:
         cache.drop(found.path)
         raise _not_built(opening, f"{found.path} was refused and deleted: {complaints}")
     names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
-    specs = {name: _spec(trt, engine, name) for name in names}
+    specs = {name: _spec(engine, name) for name in names}
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     outputs = [name for name in names if name not in inputs]
     check_contract(
@@ -113,7 +113,7 @@ def probe(trt: Any, spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> N
         engine,
         name=spec.name,
         input_name=taken,
-        outputs={given: _spec(trt, engine, given)},
+        outputs={given: _spec(engine, given)},
         kernels=None,
         graphs=False,
     )
@@ -196,8 +196,7 @@ class Native:
             self._stream = cuda.new_stream()
             stack.callback(cuda.destroy_stream, self._stream)
             self._buffers: dict[str, cuda.Buffer] = {}
-            dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(input_name)))
-            sizes = {input_name: (largest, dtype)}
+            sizes = {input_name: (largest, np.dtype(_dtype(engine, input_name)))}
             for output, spec in outputs.items():
                 full = tuple(largest[0] if size is None else size for size in spec.shape)
                 sizes[output] = (full, np.dtype(spec.dtype))
@@ -294,11 +293,15 @@ def _context(trt: Any, engine: Any, kernels: Kernels | None) -> Any:
     return engine.create_execution_context(config)
 
 
-def _spec(trt: Any, engine: Any, name: str) -> TensorSpec:
-    return TensorSpec(
-        np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name,
-        tuple(None if size < 0 else int(size) for size in engine.get_tensor_shape(name)),
-    )
+def _spec(engine: Any, name: str) -> TensorSpec:
+    shape = tuple(None if size < 0 else int(size) for size in engine.get_tensor_shape(name))
+    return TensorSpec(_dtype(engine, name), shape)
+
+
+def _dtype(engine: Any, name: str) -> str:
+    """NumPy's name of a tensor's type; the library's own for what the contract has no place for."""
+    own = engine.get_tensor_dtype(name).name
+    return {"FLOAT": "float32", "UINT8": "uint8"}.get(own, own)
 
 
 def _not_built(opening: Opening, reason: str) -> EngineNotBuiltError:

@@ -1,7 +1,7 @@
 """What TensorRT and TensorRT for RTX share: from the bundle's graph to an engine in the cache.
 
 The network is strongly typed: what the graph says is what runs, and TensorFloat-32, which both use for float32 unless
-told otherwise, is switched off. TensorRT 8.6 has no such networks and builds float32 only.
+told otherwise, is switched off. TensorRT 8 has no such networks and builds float32 only.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def serialized(
     log.lines.clear()
     config.clear_flag(trt.BuilderFlag.TF32)
     monitor = None
-    if on_progress is not None:
+    if on_progress is not None and hasattr(trt, "IProgressMonitor"):  # since 8.6
         monitor = _monitor(trt, on_progress)
         config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)

@@ -19,6 +19,12 @@ from flowedge.runtime.engine import Engine, EngineSpec, Opening, TensorSpec, che
 # An NPU has nothing but float16.
 _PRECISION: Final = {"CPU": "f32", "GPU": "f32", "NPU": "f16"}
 
+_ADVICE: Final = {
+    "CPU": "Take another precision, or install a newer openvino.",
+    "GPU": "It needs Intel's GPU driver: sudo apt install intel-opencl-icd",
+    "NPU": "It needs Intel's NPU driver: https://github.com/intel/linux-npu-driver/releases",
+}
+
 
 def load(opening: Opening) -> Engine:
     """Load a graph, with its external data from the graph's folder.
@@ -112,7 +118,7 @@ def _compiled(model: ov.Model, device: str, threads: int | None) -> ov.CompiledM
     except RuntimeError as error:
         raise EngineUnavailableError(
             f"OpenVINO {_VERSION} cannot compile the graph for the device {device}: {_one_line(error)}. "
-            "Check the device's driver, or take another engine."
+            f"{_ADVICE[device]}"
         ) from error
 
 
@@ -138,7 +144,9 @@ def _specs(ports: list[Any]) -> dict[str, TensorSpec]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """The reason, without the places in OpenVINO's source that it came by."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(("Exception from", "Check '")))
 
 
 _VERSION: Final = ov.__version__.partition("-")[0]

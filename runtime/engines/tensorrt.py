@@ -1,4 +1,4 @@
-"""TensorRT: 8.6 (float32 only), 10 and 11."""
+"""TensorRT: 8 (float32 only), 10 and 11."""
 
 from __future__ import annotations
 

@@ -181,8 +181,8 @@ class PretendEngine:
     def get_tensor_mode(self, name: str) -> str:
         return "INPUT" if name == "image" else "OUTPUT"
 
-    def get_tensor_dtype(self, name: str) -> type[np.float32]:
-        return np.float32
+    def get_tensor_dtype(self, name: str) -> Any:
+        return SimpleNamespace(name="FLOAT")
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (-1, *SHAPES[name])
@@ -230,10 +230,6 @@ class PretendTrt:
 
     def __init__(self, cuda: PretendCuda) -> None:
         self.cuda = cuda
-
-    @staticmethod
-    def nptype(dtype: Any) -> Any:
-        return dtype
 
     def Runtime(self, logger: Any) -> Any:
         def deserialize(plan: bytes) -> PretendEngine | None:
