@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
-from flowedge.errors import BundleError, EngineUnavailableError
+from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
 from flowedge.manifest import Manifest, level_outputs
 from flowedge.runtime.machine import find_jetson
 
@@ -225,20 +225,27 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
         engine = opened(engine_spec(name))
         engine.reason = "named"
         return engine
-    problems: list[str] = []
+    problems: dict[str, EngineUnavailableError] = {}
     for spec in _in_order():
         if spec.order is None:
             continue
         try:
             engine = opened(spec)
         except EngineUnavailableError as error:
-            problems.append(str(error))
+            problems[spec.name] = error
         else:
-            engine.reason = (
-                " ".join(["the first that works here.", *problems]) if problems else "the first choice"
-            )
+            engine.reason = _reason(problems)
             return engine
-    raise EngineUnavailableError(" ".join(problems))
+    raise EngineUnavailableError(" ".join(str(problem) for problem in problems.values()))
+
+
+def _reason(problems: Mapping[str, EngineUnavailableError]) -> str:
+    """Why an engine was chosen that nobody named; what only had to be built is said in full."""
+    if not problems:
+        return "the first choice"
+    not_built = [str(problem) for problem in problems.values() if isinstance(problem, EngineNotBuiltError)]
+    passed_over = f"the first that opens here; {', '.join(problems)} did not (flowedge doctor says why)"
+    return ". ".join([passed_over, *not_built])
 
 
 def _in_order() -> list[EngineSpec]:

@@ -222,6 +222,12 @@ class EngineCache:
                 left.unlink(missing_ok=True)
             yield
 
+    def touch(self, folder: Path) -> None:
+        """Note that the files of a folder are used."""
+        for file in folder.glob("*"):
+            with contextlib.suppress(OSError):
+                os.utime(file)
+
     def drop(self, path: Path) -> None:
         """Delete an engine that the library refuses."""
         with contextlib.suppress(OSError):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowedge.bundle import open_bundle
+from flowedge.bundle import Bundle, open_bundle
 from flowedge.cli.output import MESSAGES, RESULTS, Json, PrecisionOption, phases, print_json
 from flowedge.errors import FlowEdgeError
+
+if TYPE_CHECKING:
+    from flowedge.runtime.building import BuildOptions, Built
 
 NAME = "build"
 
@@ -40,18 +43,10 @@ def command(
     json: Json = False,
 ) -> None:
     """Compile one graph of a bundle for this machine and keep it in the engine cache."""
-    from flowedge.runtime.building import BuildOptions, build_engine
+    from flowedge.runtime.building import BuildOptions
 
     options = BuildOptions(batches=_batches(batch), dla=dla, capabilities=tuple(capability or ()))
-    with phases(f"{engine} {precision}") as on_progress:
-        built = build_engine(
-            open_bundle(bundle),
-            engine,
-            precision,
-            options=options,
-            say=lambda line: MESSAGES.print(line, soft_wrap=True),
-            on_progress=on_progress,
-        )
+    built = build_with_bar(open_bundle(bundle), engine, precision, options)
     if json:
         print_json(built)
         return
@@ -60,6 +55,30 @@ def command(
     size = f"{built.file.size / 1e6:.1f} MB"
     what = f"built in {built.seconds:.1f} s" if built.was_built else "was in the cache already"
     RESULTS.print(f"{built.file.path}: {size}, {what}", soft_wrap=True)
+
+
+def build_with_bar(bundle: Bundle, engine: str, precision: str, options: BuildOptions) -> Built:
+    """As ``build_engine``, with the builder's own progress on stderr."""
+    from flowedge.runtime.building import build_engine
+
+    with phases(f"{engine} {precision}") as on_progress:
+        return build_engine(
+            bundle,
+            engine,
+            precision,
+            options=options,
+            say=lambda line: MESSAGES.print(line, soft_wrap=True),
+            on_progress=on_progress,
+        )
+
+
+def build_first(bundle: Path, engine: str | None, precision: str) -> None:
+    """What ``--build`` does before a bundle is loaded: nothing where the named engine needs none."""
+    from flowedge.runtime.building import BuildOptions
+    from flowedge.runtime.engine import engine_spec
+
+    if engine is not None and engine_spec(engine).compiled:
+        build_with_bar(open_bundle(bundle), engine, precision, BuildOptions())
 
 
 def _batches(text: str) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from flowedge.cli.build import build_first
 from flowedge.cli.output import (
     MESSAGES,
     RESULTS,
@@ -39,6 +40,8 @@ def command(
     from flowedge.calibration.evaluation import evaluate
 
     samples = read_dataset(dataset)
+    if build:
+        build_first(bundle, engine, precision)
     with (
         flowedge.load(bundle, engine=engine, precision=precision, threads=threads, build=build) as detector,
         progress("evaluating") as on_progress,

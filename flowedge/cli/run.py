@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flowedge.cli.build import build_first
 from flowedge.cli.output import (
     MESSAGES,
     RESULTS,
@@ -52,6 +53,8 @@ def command(
 
     images = find_images(source)
     verdicts: Counter[str] = Counter()
+    if build:
+        build_first(bundle, engine, precision)
     with flowedge.load(
         bundle, engine=engine, precision=precision, threads=threads, source_scale=source_scale, build=build
     ) as detector:

@@ -81,9 +81,9 @@ class Buffer:
             EngineUnavailableError: One of them does not fit.
         """
         size = math.prod(shape) * dtype.itemsize
-        self.device: int = call(cudart.cudaMalloc, size)
+        self.device = int(call(cudart.cudaMalloc, size))
         try:
-            self._pinned: int = call(cudart.cudaMallocHost, size)
+            self._pinned = int(call(cudart.cudaMallocHost, size))
         except EngineUnavailableError:
             cudart.cudaFree(self.device)
             raise

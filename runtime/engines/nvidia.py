@@ -204,7 +204,7 @@ class Native:
                 buffer = cuda.Buffer(full, dtype)
                 stack.callback(buffer.free)
                 self._buffers[tensor] = buffer
-                self._context.set_tensor_address(tensor, int(buffer.device))
+                self._context.set_tensor_address(tensor, buffer.device)
             self._resources = stack.pop_all()
         self._trt, self._engine = trt, engine
         self._finalizer = weakref.finalize(self, self._resources.close)
@@ -300,7 +300,7 @@ def _spec(engine: Any, name: str) -> TensorSpec:
 
 def _dtype(engine: Any, name: str) -> str:
     """NumPy's name of a tensor's type; the library's own for what the contract has no place for."""
-    own = engine.get_tensor_dtype(name).name
+    own: str = engine.get_tensor_dtype(name).name
     return {"FLOAT": "float32", "UINT8": "uint8"}.get(own, own)
 
 

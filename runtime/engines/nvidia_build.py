@@ -60,7 +60,9 @@ def build(trt: Any, building: Building) -> Built:
         if device is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, device.free // 2)
             timing = f"timing/{trt.__version__}-{device.name.replace('/', ' ')}-{device.capability}.cache"
-            times = config.create_timing_cache(building.cache.read_extra(timing))
+            times = config.create_timing_cache(
+                building.cache.read_extra(timing)
+            ) or config.create_timing_cache(b"")
             config.set_timing_cache(times, ignore_mismatch=False)
         plan = serialized(trt, builder, network, config, building.on_progress)
         if timing:

@@ -66,6 +66,7 @@ def load(opening: Opening) -> Engine:
                 f"{name} needs an engine compiled for this machine: {found.reason or 'its files were deleted'}. "
                 f"Build it with: flowedge build {opening.bundle.path} --engine {name} --precision {opening.precision}"
             )
+        cache.touch(_engines_of(cache, found.facts))
         largest = found.facts.batches[2]
         providers = _with_engines(providers, opening, cache, found.facts)
     session = _checked_session(opening, providers)

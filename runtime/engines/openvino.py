@@ -14,6 +14,7 @@ from openvino.frontend import FrontEndManager, OpConversionFailure
 from flowedge.errors import BundleError, EngineUnavailableError
 from flowedge.runtime.denormals import flushing_denormals
 from flowedge.runtime.engine import Engine, EngineSpec, Opening, TensorSpec, check_contract
+from flowedge.runtime.engine_cache import engine_cache
 
 # Left to itself, OpenVINO computes in bfloat16 on CPUs that have it and in float16 on GPUs, whatever the graph says.
 # An NPU has nothing but float16.
@@ -110,6 +111,8 @@ def _compiled(model: ov.Model, device: str, threads: int | None) -> ov.CompiledM
         options["CPU_DENORMALS_OPTIMIZATION"] = True
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
+    else:  # what a GPU or an NPU compiles takes long, and OpenVINO itself knows what it fits
+        options["CACHE_DIR"] = str(engine_cache().folder / "openvino")
     try:
         with (
             flushing_denormals()

@@ -118,7 +118,9 @@ def test_an_empty_tree_has_nothing(tmp_path: Path) -> None:
 
 
 def test_memory_is_in_bytes(tmp_path: Path) -> None:
-    root = tree(tmp_path, {"proc/meminfo": "MemTotal:  7629456 kB\nMemFree: 1 kB\nMemAvailable:  5000000 kB\n"})
+    root = tree(
+        tmp_path, {"proc/meminfo": "MemTotal:  7629456 kB\nMemFree: 1 kB\nMemAvailable:  5000000 kB\n"}
+    )
     assert find_memory(root) == Memory(total=7629456 * 1024, available=5000000 * 1024)
 
 
@@ -144,4 +146,6 @@ def test_doctor_shows_the_machine_and_every_engine(tmp_path: Path, monkeypatch: 
 def test_every_fact_of_the_machine_has_words() -> None:
     assert doctor._described(None) == "-"
     assert doctor._described(NvidiaDriver(version="", names=())) == "no driver"
-    assert doctor._described(Memory(total=8_000_000_000, available=5_000_000_000)) == "8.0 GB, 5.0 GB available"
+    assert (
+        doctor._described(Memory(total=8_000_000_000, available=5_000_000_000)) == "8.0 GB, 5.0 GB available"
+    )

@@ -162,6 +162,15 @@ def test_an_engine_of_another_machine_is_explained(
         nvidia.load(trt, opening_of(bundle))
 
 
+def test_an_engine_that_only_has_to_be_built_is_part_of_the_reason(
+    pretended: PretendCuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    engine = open_engine(None, bundle, "fp32")
+    assert engine.name not in ("tensorrt", "tensorrt-rtx")
+    assert f"flowedge build {bundle.path} --engine tensorrt-rtx --precision fp32" in engine.reason
+
+
 def test_an_engine_that_the_library_refuses_is_explained_once_and_then_gone(
     pretended: PretendCuda, bundle: Bundle
 ) -> None:
@@ -207,7 +216,7 @@ def test_without_a_gpu_the_engine_says_so_and_another_is_chosen(bundle: Bundle) 
         open_or_build("tensorrt-rtx", bundle, "fp32", build=True)
     detector = flowedge.load(bundle.path)
     assert detector.engine.name == "onnxruntime-cpu"
-    assert "cudaGetDeviceCount" in detector.engine.reason
+    assert "tensorrt-rtx" in detector.engine.reason
     result = detector(np.zeros((*IMAGE_SIZE, 3), np.uint8))
     assert (result.engine, result.engine_reason) == ("onnxruntime-cpu", detector.engine.reason)
 

@@ -38,7 +38,9 @@ def test_a_build_without_the_provider_says_which_has_it(bundle: Bundle, name: st
         open_engine(name, bundle, "fp32")
 
 
-def test_a_session_that_fell_back_to_the_cpu_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_that_fell_back_to_the_cpu_is_refused(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # As where CUDA's libraries are missing: the provider is listed, and the session has only the CPU.
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
     with (
@@ -125,7 +127,9 @@ def test_another_driver_is_another_engine(
 ) -> None:
     build_engine(bundle, TENSORRT)
     monkeypatch.setattr(onnxrt, "find_nvidia_driver", lambda: NvidiaDriver(version="580.1", names=("A2000",)))
-    with pytest.raises(EngineNotBuiltError, match=r"device none instead of A2000, driver none instead of 580\.1"):
+    with pytest.raises(
+        EngineNotBuiltError, match=r"device none instead of A2000, driver none instead of 580\.1"
+    ):
         open_engine(TENSORRT, bundle, "fp32")
 
 
