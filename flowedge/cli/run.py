@@ -58,8 +58,6 @@ def command(
     with flowedge.load(
         bundle, engine=engine, precision=precision, threads=threads, source_scale=source_scale, build=build
     ) as detector:
-        if engine is None:
-            MESSAGES.print(f"engine {detector.engine.name}: {detector.engine.reason}", soft_wrap=True)
         by_nfa = detector.thresholds.nfa is not None
         rows = table("image", ">score", *([">log NFA"] if by_nfa else []), "verdict", ">ms", title=None)
         for inspection in inspect_images(detector, images, out=out):
@@ -81,6 +79,7 @@ def command(
     if not json:
         RESULTS.print(rows)
         RESULTS.print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
+        RESULTS.print(f"engine {detector.engine.name}: {detector.engine.reason}", soft_wrap=True)
     if verdicts["unknown"]:
         MESSAGES.print("No threshold is set: run flowedge calibrate to get verdicts.")
     raise typer.Exit(1 if verdicts["not_inspected"] else 0)
