@@ -55,14 +55,12 @@ def build(trt: Any, building: Building) -> Built:
         if options.capabilities:
             _set_capabilities(trt, config, options.capabilities)
         if options.dla:
-            notes.extend(_use_dla(trt, builder, network, config, building))
+            notes.extend(use_dla(trt, builder, network, config, building))
         timing = ""
         if device is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, device.free // 2)
             timing = f"timing/{trt.__version__}-{device.name.replace('/', ' ')}-{device.capability}.cache"
-            times = config.create_timing_cache(
-                building.cache.read_extra(timing)
-            ) or config.create_timing_cache(b"")
+            times = config.create_timing_cache(building.cache.read_extra(timing))  # empty where it is damaged
             config.set_timing_cache(times, ignore_mismatch=False)
         plan = serialized(trt, builder, network, config, building.on_progress)
         if timing:
@@ -156,8 +154,12 @@ def _set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> N
         config.set_compute_capability(member, number)
 
 
-def _use_dla(trt: Any, builder: Any, network: Any, config: Any, building: Building) -> list[str]:
-    """Put the backbone's layers on the accelerator; what does not run there goes to the GPU and is reported."""
+def use_dla(trt: Any, builder: Any, network: Any, config: Any, building: Building) -> list[str]:
+    """Put the backbone's layers on the accelerator; what does not run there goes to the GPU and is reported.
+
+    Raises:
+        EngineUnavailableError: There is no accelerator, or it cannot take this precision or an open batch.
+    """
     if not builder.num_DLA_cores:
         raise EngineUnavailableError(
             "this machine has no deep learning accelerator that TensorRT can use (Jetson Orin and Xavier have one). "

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import re
 import types
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 import timm
 from torch import Tensor, nn
 
-from flowedge.bundle import write_bundle
+from flowedge.bundle import Bundle, write_bundle
 from flowedge.errors import EngineUnavailableError
 from flowedge.export.graph import ir
 from flowedge.export.graph.onnx_export import onnx_from_model
@@ -38,8 +39,9 @@ pytest.importorskip(
     "cuda.bindings.runtime", reason="cuda-bindings is not installed: pip install cuda-bindings"
 )
 
+from flowedge.runtime.engines import cuda  # noqa: E402
 from flowedge.runtime.engines.nvidia import RTX, log_of  # noqa: E402
-from flowedge.runtime.engines.nvidia_build import build, parsed, serialized, set_batches  # noqa: E402
+from flowedge.runtime.engines.nvidia_build import build, parsed, serialized, set_batches, use_dla  # noqa: E402
 
 
 class Wrapped(nn.Module):
@@ -204,14 +206,87 @@ def test_an_engine_without_a_build_says_that_none_is_needed(tmp_path: Path) -> N
 def test_a_tensorrt_without_strong_typing_builds_float32_only(tmp_path: Path, cache: EngineCache) -> None:
     old = types.SimpleNamespace(__version__="8.6.2", NetworkDefinitionCreationFlag=types.SimpleNamespace())
     bundle = write_tiny_bundle(tmp_path / "tiny.flowedge", precisions=("fp32", "fp16"))
-    opening = Opening(spec=ENGINES["tensorrt"], bundle=bundle, precision="fp16", threads=None)
-    building = Building(
-        opening=opening, options=BuildOptions(), cache=cache, say=print, on_progress=lambda *_: None
-    )
+    building = building_of(bundle, cache, BuildOptions(), "fp16")
     with pytest.raises(
         EngineUnavailableError, match=r"8\.6\.2 has no strongly typed.*onnxruntime-cuda for fp16"
     ):
         build(old, building)
+
+
+def building_of(bundle: Bundle, cache: EngineCache, options: BuildOptions, precision: str) -> Building:
+    opening = Opening(spec=ENGINES["tensorrt"], bundle=bundle, precision=precision, threads=None)
+    return Building(
+        opening=opening, options=options, cache=cache, say=lambda _: None, on_progress=lambda *_: None
+    )
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> cuda.Device:
+    """A pretended GPU: builders need its facts, and these bindings no GPU."""
+    made = cuda.Device(name="Orin", capability="8.7", driver="12.6", free=4 << 30, total=8 << 30)
+    monkeypatch.setattr(cuda, "device", lambda: made)
+    return made
+
+
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
+def test_tensorrts_own_part_of_building_runs_on_these_bindings(
+    tmp_path: Path, cache: EngineCache, device: cuda.Device
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny.flowedge")
+    built = build(trt, building_of(bundle, cache, BuildOptions(), "fp32"))
+    assert built.was_built
+    assert built.file.facts is not None
+    assert (built.file.facts.device, built.file.facts.driver) == (device.name, device.driver)
+    (timing,) = (entry.path for entry in cache.files() if entry.facts is None)
+    assert timing.relative_to(cache.folder) == Path(f"timing/{trt.__version__}-Orin-8.7.cache")
+    timing.write_bytes(b"damaged")
+    other = build(trt, building_of(bundle, cache, BuildOptions(batches=(1, 1, 2)), "fp32"))
+    assert other.was_built
+    assert timing.read_bytes() != b"damaged"
+
+
+def test_the_accelerator_gets_what_it_can_of_the_backbone_and_the_rest_is_reported(
+    family_bundle: Callable[[str], FamilyBundle],
+    cache: EngineCache,
+) -> None:
+    _, network = parsed(trt, family_bundle("fastflow").bundle.graph_path("fp16"), RTX)
+    backbone = [
+        layer
+        for layer in (network.get_layer(number) for number in range(network.num_layers))
+        if layer.name.startswith("backbone/")
+    ]
+    kinds = Counter(layer.type for layer in backbone)
+    convolutions = kinds.pop(trt.LayerType.CONVOLUTION)
+    assert kinds
+    placed: list[str] = []
+
+    class Config:
+        """As ``IBuilderConfig`` on a machine with an accelerator that takes convolutions only."""
+
+        DLA_core = -1
+
+        def set_flag(self, flag: Any) -> None:
+            assert flag == trt.BuilderFlag.GPU_FALLBACK
+
+        def can_run_on_DLA(self, layer: Any) -> bool:  # noqa: N802
+            return bool(layer.type == trt.LayerType.CONVOLUTION)
+
+        def set_device_type(self, layer: Any, device_type: Any) -> None:
+            assert device_type == trt.DeviceType.DLA
+            placed.append(layer.name)
+
+    with_cores = types.SimpleNamespace(num_DLA_cores=2)
+    options = BuildOptions(batches=(1, 1, 1), dla=True)
+    building = building_of(family_bundle("fastflow").bundle, cache, options, "fp16")
+    (note,) = use_dla(trt, with_cores, network, Config(), building)
+    assert len(placed) == convolutions
+    assert note.startswith(f"{convolutions} of the backbone's {len(backbone)} layers run on the accelerator")
+    assert all(f"{count} {kind.name}" in note for kind, count in kinds.items())
+    for wrong in (BuildOptions(dla=True), BuildOptions(batches=(1, 1, 1), dla=True)):
+        precision = "fp16" if wrong.batches != (1, 1, 1) else "fp32"
+        refused = building_of(family_bundle("fastflow").bundle, cache, wrong, precision)
+        with pytest.raises(EngineUnavailableError, match="float16 or int8, in one batch size"):
+            use_dla(trt, with_cores, network, Config(), refused)
 
 
 @pytest.mark.parametrize(
