@@ -233,6 +233,7 @@ class PretendTrt:
 
     def Runtime(self, logger: Any) -> Any:
         def deserialize(plan: bytes) -> PretendEngine | None:
+            assert not runtime.engine_host_code_allowed
             try:
                 smallest, largest = (int(part) for part in plan.split())
             except ValueError:
@@ -240,4 +241,5 @@ class PretendTrt:
                 return None
             return PretendEngine(self.cuda, (smallest, largest))
 
-        return SimpleNamespace(deserialize_cuda_engine=deserialize)
+        runtime = SimpleNamespace(deserialize_cuda_engine=deserialize, engine_host_code_allowed=True)
+        return runtime

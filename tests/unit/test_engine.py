@@ -454,6 +454,7 @@ def test_openvino_computes_in_float32_with_as_many_threads_as_asked(bundle: Bund
     options = {name: compiled.get_property(name) for name in compiled.get_property("SUPPORTED_PROPERTIES")}
     assert options["INFERENCE_PRECISION_HINT"].get_type_name() == "f32"
     assert options["INFERENCE_NUM_THREADS"] == 2
+    assert options["CPU_DENORMALS_OPTIMIZATION"] is True
     assert options["NUM_STREAMS"] == 1
 
 
