@@ -11,6 +11,7 @@ FlowEdgeError
 ├── PrecisionError            a graph of lower precision cannot pass its gate
 ├── EngineCacheError          the cache of compiled engines cannot be used
 └── EngineUnavailableError    the requested engine cannot run on this machine
+    └── EngineNotBuiltError   it must be compiled for this machine first
 
 A wrong argument of a Python call is a ``ValueError`` or a ``TypeError``; a bug of ours is an
 ``AssertionError``. The command line prints a ``FlowEdgeError`` on one line and ends with status 2.
@@ -61,3 +62,7 @@ class EngineCacheError(FlowEdgeError):
 
 class EngineUnavailableError(FlowEdgeError):
     """The requested engine cannot run on this machine."""
+
+
+class EngineNotBuiltError(EngineUnavailableError):
+    """The engine must be compiled for this machine first."""

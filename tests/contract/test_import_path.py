@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pkgutil
@@ -72,6 +73,9 @@ def test_no_heavy_package_and_no_engine_is_loaded(modules: list[str]) -> None:
 
 @pytest.mark.parametrize("module", [name for name in RUNTIME if name.startswith(ENGINE_FILES)])
 def test_an_engines_file_loads_its_own_library_and_nothing_heavy(module: str) -> None:
+    library = module.removeprefix(ENGINE_FILES)
+    if library in ENGINE_LIBRARIES and importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
     assert loaded_by([module]) & HEAVY == set()
 
 
