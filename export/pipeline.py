@@ -18,7 +18,10 @@ from torch import nn
 
 from flowedge import __version__
 from flowedge.bundle import Bundle, write_bundle
-from flowedge.calibration.fp16 import HALF, write_fp16
+from flowedge.calibration.precision import PrecisionRequest, Progress, add_precisions, ranges_folder
+from flowedge.calibration.precision.half import HalfType
+from flowedge.calibration.precision.typed_graph import FILES, Typing
+from flowedge.calibration.record import PrecisionReport
 from flowedge.errors import BundleError, CheckpointError, ExportError
 from flowedge.export.backbones import backbone_from_checkpoint, feature_shapes, module_from_backbone
 from flowedge.export.checkpoints import read_checkpoint
@@ -52,7 +55,9 @@ class ExportOptions:
     """What a user may choose.
 
     Attributes:
-        fp16: Also write ``model.fp16.onnx``.
+        half: Also write these half-precision graphs, typed by the family's rule alone.
+        request: Add graphs of lower precision that were planned and judged on ``images``, and calibrate the bundle.
+        images: Of good parts, for ``request``.
         image_size: ``(height, width)`` of the network's input; None takes the checkpoint's.
         backbone_weights: State dict of the feature extractor, for checkpoints that do not hold it.
         settings: ``--set name=value``.
@@ -60,7 +65,9 @@ class ExportOptions:
         opset: ONNX opset, 17 to 21.
     """
 
-    fp16: bool = False
+    half: tuple[HalfType, ...] = ()
+    request: PrecisionRequest | None = None
+    images: tuple[Path, ...] = ()
     image_size: tuple[int, int] | None = None
     backbone_weights: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -101,11 +108,14 @@ class ExportResult:
 
     Attributes:
         bundle: The bundle, verified.
-        checks: By precision, the comparison with the reference on the bundle's self-test.
+        checks: By precision, the comparison with the reference on the bundle's self-test; bfloat16 runs on no CPU
+            and is not in it.
+        reports: What the gates found, of the precisions that were held to one.
     """
 
     bundle: Bundle
     checks: Mapping[str, tuple[Check, ...]]
+    reports: tuple[PrecisionReport, ...] = ()
 
 
 def read_model(path: Path, options: ExportOptions) -> ReadModel:
@@ -134,7 +144,7 @@ def read_model(path: Path, options: ExportOptions) -> ReadModel:
 
 
 def export_bundle(
-    path: Path, target: Path, options: ExportOptions, *, on_step: Callable[[str], None] = lambda _: None
+    path: Path, target: Path, options: ExportOptions, *, progress: Progress | None = None
 ) -> ExportResult:
     """Export a checkpoint.
 
@@ -142,14 +152,18 @@ def export_bundle(
         path: The checkpoint.
         target: The bundle's folder; it must not exist, its parent must.
         options: What the user chose.
-        on_step: Told what is being done, for a progress display.
+        progress: Told what is being done, for a display.
 
     Raises:
         CheckpointError: The checkpoint cannot be read or lacks something.
         ExportError: The graph could not be made or differs from the reference.
+        PrecisionError: A lower precision cannot pass its gate.
+        CalibrationError: There are no images for one that needs them.
         BundleError: The bundle cannot be written there.
     """
     check_target(target)
+    progress = progress or Progress()
+    on_step = progress.begin
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
             graph = Path(folder) / "model.onnx"
@@ -157,20 +171,10 @@ def export_bundle(
             _return_memory()
             fp32 = traced.draft.graphs[0]
             graphs = [fp32]
-            if options.fp16:
-                on_step("typing the float16 graph")
-                half = Path(folder) / "model.fp16.onnx"
-                kept = write_fp16(graph, half)
-                graphs.append(
-                    GraphFile(
-                        precision="fp16",
-                        file=half.name,
-                        opset=options.opset,
-                        scoring=fp32.scoring,
-                        half=HALF,
-                        fp32_islands=tuple(kept),
-                    )
-                )
+            for half in options.half:
+                on_step(f"typing the {half} graph")
+                typing = Typing(graph, fp32, ranges=None)
+                graphs.append(typing.write(half, typing.blocks(half), Path(folder) / FILES[half]).graph)
             on_step("writing the bundle and replaying its self-test")
             files: dict[str, Path | bytes] = {file.name: file for file in sorted(Path(folder).iterdir())}
             staged = write_bundle(
@@ -178,8 +182,15 @@ def export_bundle(
                 msgspec.structs.replace(traced.draft, graphs=tuple(graphs)),
                 {**files, **traced.selftest, LOWERING: json_from_lowering(traced.lowering)},
             )
+            reports: tuple[PrecisionReport, ...] = ()
+            if options.request is not None:
+                staged, reports = add_precisions(
+                    staged, options.images, options.request, cache=ranges_folder(), progress=progress
+                )
             checks: dict[str, tuple[Check, ...]] = {
-                g.precision: verify_bundle(staged, precision=g.precision) for g in graphs
+                g.precision: verify_bundle(staged, precision=g.precision)
+                for g in staged.manifest.graphs
+                if g.precision != "bf16"
             }
             _gate(checks)
             staged.path.rename(target)
@@ -187,7 +198,7 @@ def export_bundle(
         raise BundleError(
             f"cannot write {target}: {error.strerror or error}. Free space or name another -o."
         ) from error
-    return ExportResult(bundle=Bundle(target, staged.manifest), checks=checks)
+    return ExportResult(bundle=Bundle(target, staged.manifest), checks=checks, reports=reports)
 
 
 def nfa_outputs_of(repository: str, family: Family) -> NfaOutputs:

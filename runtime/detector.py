@@ -60,6 +60,7 @@ class Result:
             smaller is more anomalous. None without ``nfa``, and where the answer is not finite.
         precision: What the graph computed in.
         engine: The name of the engine that ran it.
+        engine_reason: Why that one: it was named, or what stood in the way of those before it.
         timings: Where the time went.
     """
 
@@ -74,6 +75,7 @@ class Result:
     network_log_nfa: NDArray[np.float64] | None = field(default=None, repr=False)
     precision: str
     engine: str
+    engine_reason: str
     timings: Timings
 
     @property
@@ -220,6 +222,7 @@ class Detector:
                 network_log_nfa=log_nfas[index],
                 precision=self.precision,
                 engine=self.engine.name,
+                engine_reason=self.engine.reason,
                 timings=timings,
             )
             for index, frame in enumerate(frames)

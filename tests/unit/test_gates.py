@@ -338,10 +338,10 @@ def test_a_wrong_graph_fails_what_it_is_wrong_in(
     name: str, photographs: tuple[Path, ...], tmp_path: Path
 ) -> None:
     output, operator, constants, fails = WRONG[name]
-    manifest = tiny_manifest(precisions=("fp32", "int8"))
+    manifest = tiny_manifest(precisions=("fp32", "int8-cpu"))
     files: dict[str, Path | bytes] = {
         "model.onnx": tiny_model().SerializeToString(),
-        "model.int8.onnx": wrong_graph(output, operator, constants),
+        "model.int8-cpu.onnx": wrong_graph(output, operator, constants),
     }
     write_bundle(tmp_path / "tiny.flowedge", manifest, files)
     with (
