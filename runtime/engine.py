@@ -341,8 +341,8 @@ def how_to_install(spec: EngineSpec) -> str:
     if spec.name == "tensorrt" and find_jetson() is not None:
         return (
             "On a Jetson it comes with JetPack: sudo apt install python3-libnvinfer, and give the virtual environment "
-            "the system's packages (python3 -m venv --system-site-packages). Its CUDA binding: "
-            "pip install 'flowedge[tensorrt]'"
+            "the system's packages (python3 -m venv --system-site-packages). Its CUDA binding, of JetPack's CUDA: "
+            "pip install 'cuda-bindings==12.*' (13 from JetPack 7 on)"
         )
     return f"Install it with: pip install 'flowedge[{spec.extra}]'"
 

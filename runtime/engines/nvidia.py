@@ -209,7 +209,7 @@ class Native:
         self._trt, self._engine = trt, engine
         self._finalizer = weakref.finalize(self, self._resources.close)
 
-    def infer(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         if not self._finalizer.alive:
             raise ValueError("the engine is closed")
         images = len(image)
@@ -239,14 +239,14 @@ class Native:
             self._finalizer()
             self._context = self._engine = None
 
-    def _queue(self, image: NDArray[np.float32]) -> None:
+    def _queue(self, image: NDArray[Any]) -> None:
         self._buffers[self._input_name].to_device(len(image), self._stream)
         if not self._context.execute_async_v3(int(self._stream)):
             raise self._stopped(image)
         for name in self.output_names:
             self._buffers[name].to_host(len(image), self._stream)
 
-    def _stopped(self, image: NDArray[np.float32]) -> EngineUnavailableError:
+    def _stopped(self, image: NDArray[Any]) -> EngineUnavailableError:
         return EngineUnavailableError(
             f"{self.name} stopped on an input of {image.shape}: {'; '.join(log_of(self._trt).lines)}. "
             "Try a smaller batch."
