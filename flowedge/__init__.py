@@ -27,7 +27,7 @@ def load(
     Args:
         path: The bundle's folder.
         engine: A name of ``flowedge.runtime.ENGINES``; None takes the first that opens on this machine.
-        precision: Which of the bundle's graphs to run.
+        precision: Which of the bundle's graphs to run; ``int8`` is the one for the engine's device.
         threads: How many CPU threads one inference uses; None leaves it to the engine.
         source_scale: Give the score and the map that anomalib would give, normalised to 0..1, and decide by its
             thresholds; they were fitted where the checkpoint was trained.
@@ -39,6 +39,7 @@ def load(
             scale of its source, or was calibrated to another.
         EngineUnavailableError: The engine cannot run on this machine; the message says what to install or to build.
         EngineCacheError: ``build``, and the engine cache cannot be written.
+        TypeError: ``threads`` is not a whole number.
         ValueError: ``threads`` is below 1.
     """
     from flowedge.bundle import open_bundle
@@ -47,4 +48,4 @@ def load(
 
     bundle = open_bundle(path)
     session = open_or_build(engine, bundle, precision, threads=threads, build=build)
-    return Detector(bundle, session, precision, source_scale=source_scale)
+    return Detector(bundle, session, session.precision, source_scale=source_scale)

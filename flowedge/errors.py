@@ -8,6 +8,7 @@ FlowEdgeError
 ├── ImageError                an image or a frame cannot be read, or is not what the bundle takes
 ├── DataError                 a folder of images is not what the command needs
 ├── CalibrationError          a constant or a threshold cannot be fitted on the given images
+├── PrecisionError            a graph of lower precision cannot pass its gate
 ├── EngineCacheError          the cache of compiled engines cannot be used
 └── EngineUnavailableError    the requested engine cannot run on this machine
     └── EngineNotBuiltError   it must be compiled for this machine first
@@ -49,6 +50,10 @@ class DataError(FlowEdgeError):
 
 class CalibrationError(FlowEdgeError):
     """A constant or a threshold cannot be fitted on the given images."""
+
+
+class PrecisionError(FlowEdgeError):
+    """A graph of lower precision cannot pass its gate, and was not written."""
 
 
 class EngineCacheError(FlowEdgeError):

@@ -112,7 +112,8 @@ def build_engine(
         raise EngineUnavailableError(
             f"{engine} runs the bundle's graph as it is: there is nothing to build. Built are {able}."
         )
-    opening = Opening(spec=spec, bundle=bundle, precision=precision, threads=None)
+    exact = bundle.manifest.precision_on(spec.device, precision)
+    opening = Opening(spec=spec, bundle=bundle, precision=exact, threads=None)
     building = Building(
         opening=opening, options=options, cache=engine_cache(), say=say, on_progress=on_progress
     )

@@ -11,6 +11,7 @@ import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -33,11 +34,13 @@ class Engine(Protocol):
     Attributes:
         name: Its name in ``ENGINES``.
         reason: Why this one computes: it was named, or what stood in the way of those before it.
+        precision: Which of the bundle's graphs it has loaded.
         output_names: The names of the graph's outputs, in the graph's order.
     """
 
     name: str
     reason: str
+    precision: str
     output_names: tuple[str, ...]
 
     def infer(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
@@ -205,21 +208,26 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
         name: A name of ``ENGINES``; None takes the first, by ``order``, that opens here. The engine's ``reason``
             says what stood in the way of those before it.
         bundle: A verified bundle.
-        precision: Which of its graphs.
+        precision: Which of its graphs; ``int8`` is the one for the engine's device.
         threads: How many CPU threads one inference uses; None leaves it to the engine.
 
     Raises:
+        TypeError: ``threads`` is not a whole number.
         ValueError: ``threads`` is below 1.
         EngineUnavailableError: The engine is unknown, not installed, not importable, or cannot run the graph.
         BundleError: There is no graph of this precision, or it is not what the manifest says.
     """
+    if threads is not None and not isinstance(threads, Integral):
+        raise TypeError(f"threads must be a whole number or None, got {threads!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    bundle.manifest.graph(precision)
 
     def opened(spec: EngineSpec) -> Engine:
-        module = engine_module(spec)
-        return module.load(Opening(spec=spec, bundle=bundle, precision=precision, threads=threads))
+        exact = bundle.manifest.precision_on(spec.device, precision)
+        bundle.manifest.graph(exact)
+        engine = engine_module(spec).load(Opening(spec=spec, bundle=bundle, precision=exact, threads=threads))
+        engine.precision = exact
+        return engine
 
     if name is not None:
         engine = opened(engine_spec(name))

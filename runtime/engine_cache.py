@@ -338,10 +338,15 @@ def engine_cache() -> EngineCache:
         raise EngineCacheError(
             f"FLOWEDGE_CACHE_SIZE must be a number of bytes such as 500M or 20G, got {text!r}."
         )
+    return EngineCache(cache_folder(), int(size[1]) * _UNITS[size[2]])
+
+
+def cache_folder() -> Path:
+    """``FLOWEDGE_CACHE_DIR``, else XDG's folder; it need not exist."""
     own = os.environ.get("FLOWEDGE_CACHE_DIR")
     xdg = os.environ.get("XDG_CACHE_HOME")
     base = Path(xdg) if xdg and os.path.isabs(xdg) else Path.home() / ".cache"
-    return EngineCache(Path(own) if own else base / "flowedge", int(size[1]) * _UNITS[size[2]])
+    return Path(own) if own else base / "flowedge"
 
 
 def graph_hash(bundle: Bundle, precision: str) -> str:

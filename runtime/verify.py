@@ -65,7 +65,7 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, precision: str =
     images = np.stack([preprocess(frame) for frame in selftest.frames])
     session = open_engine(engine, bundle, precision)
     try:
-        return tuple(_checks(bundle, session, images, selftest.answers, precision))
+        return tuple(_checks(bundle, session, images, selftest.answers, session.precision))
     finally:
         session.close()
 

@@ -12,7 +12,7 @@ import typer
 from flowedge import __version__
 from flowedge.cli import build, cache, calibrate, demo, doctor, evaluate, export, info, run, verify
 from flowedge.cli.output import MESSAGES
-from flowedge.errors import FlowEdgeError
+from flowedge.errors import FlowEdgeError, PrecisionError
 
 app = typer.Typer(
     name="flowedge",
@@ -46,6 +46,9 @@ def main() -> None:
     """Run the command line; only errors that the user can act on are caught."""
     try:
         app()
+    except PrecisionError as error:
+        MESSAGES.print(f"flowedge: {error}", soft_wrap=True)
+        sys.exit(1)
     except FlowEdgeError as error:
         MESSAGES.print(f"flowedge: {error}", soft_wrap=True)
         sys.exit(2)

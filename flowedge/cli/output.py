@@ -84,6 +84,24 @@ def steps() -> Iterator[Callable[[str], None]]:
 
 
 @contextlib.contextmanager
+def stages() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """A bar on stderr for work of several stages: what begins the next one, and what advances it."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=MESSAGES,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("starting", total=None)
+        yield (
+            lambda name: bar.update(task, description=name, completed=0, total=None),
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+@contextlib.contextmanager
 def phases(label: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr that names the phase; call what it gives with the phase, how many are done, and of how many."""
     with Progress(

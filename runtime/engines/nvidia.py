@@ -177,6 +177,7 @@ class Native:
         """
         self.name = name
         self.reason = ""
+        self.precision = ""
         self.output_names: tuple[str, ...] = tuple(outputs)
         self._input_name, self._kernels = input_name, kernels
         shape = tuple(engine.get_tensor_shape(input_name))

@@ -217,6 +217,7 @@ class _OnnxRuntime:
     def __init__(self, name: str, session: ort.InferenceSession, largest: int | None) -> None:
         self.name = name
         self.reason = ""
+        self.precision = ""
         self.output_names: tuple[str, ...] = tuple(output.name for output in session.get_outputs())
         self._input = session.get_inputs()[0].name
         self._session: ort.InferenceSession | None = session

@@ -65,6 +65,7 @@ class _OpenVino:
     def __init__(self, name: str, compiled: ov.CompiledModel, *, one_by_one: bool) -> None:
         self.name = name
         self.reason = ""
+        self.precision = ""
         self.output_names: tuple[str, ...] = tuple(output.get_any_name() for output in compiled.outputs)
         self._one_by_one = one_by_one
         self._request: ov.InferRequest | None = compiled.create_infer_request()
