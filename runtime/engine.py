@@ -224,7 +224,12 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
 
     def opened(spec: EngineSpec) -> Engine:
         exact = bundle.manifest.precision_on(spec.device, precision)
-        bundle.manifest.graph(exact)
+        try:
+            bundle.manifest.graph(exact)
+        except BundleError as error:
+            if name is None and exact != precision:  # it may have the other form of int8
+                raise EngineUnavailableError(str(error)) from error
+            raise
         engine = engine_module(spec).load(Opening(spec=spec, bundle=bundle, precision=exact, threads=threads))
         engine.precision = exact
         return engine

@@ -124,7 +124,7 @@ def test_weights_outside_of_the_bundle_are_refused(tmp_path: Path, cache: Engine
         (["--dla"], "no deep learning accelerator"),
         (["--batch", "4,2,8"], "min <= opt <= max, from 1 on, got '4,2,8'"),
         (["--batch", "8"], "three numbers such as 1,1,8, got '8'"),
-        (["--precision", "int8"], "no int8 graph"),
+        (["--precision", "int8"], "no int8-gpu graph"),
     ],
 )
 def test_what_cannot_be_built_is_one_message(
@@ -154,6 +154,13 @@ def test_the_command_builds_once_and_prints_only_json(tmp_path: Path, cache: Eng
     assert (first["was_built"], second["was_built"]) == (True, False)
     assert first["file"]["facts"]["capability"] == "8.9,12.0"
     assert first["file"]["path"] == second["file"]["path"]
+
+
+def test_int8_is_the_form_for_gpus(tmp_path: Path, cache: EngineCache) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny.flowedge", precisions=("fp32", "int8-gpu", "int8-cpu"))
+    built = build_engine(bundle, RTX, "int8")
+    assert built.file.facts is not None
+    assert built.file.facts.precision == "int8-gpu"
 
 
 def test_a_damaged_engine_is_built_again_with_the_reason(tmp_path: Path, cache: EngineCache) -> None:

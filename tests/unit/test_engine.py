@@ -172,6 +172,17 @@ def test_no_name_takes_the_first_engine_that_can_be_imported(
     assert engine.reason == "the first that opens here; first did not (flowedge doctor says why)"
 
 
+def test_int8_is_looked_for_on_the_next_device_where_a_bundle_has_one_form_only(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny.flowedge", precisions=("fp32", "int8-cpu"))
+    engine = open_engine(None, bundle, "int8")
+    assert (ENGINES[engine.name].device, engine.precision) == ("cpu", "int8-cpu")
+    with pytest.raises(BundleError, match="no int8-gpu graph"):
+        open_engine("onnxruntime-cuda", bundle, "int8")
+    only_float = write_tiny_bundle(tmp_path / "float.flowedge")
+    with pytest.raises(EngineUnavailableError, match=r"no int8-gpu graph.*no int8-cpu graph"):
+        open_engine(None, only_float, "int8")
+
+
 def test_an_engine_without_an_order_must_be_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     table = {ORT: spec(ORT, "onnxruntime", None), "first": spec("first", "no_such_package_x", 1)}
     monkeypatch.setattr(engine_file, "ENGINES", table)
