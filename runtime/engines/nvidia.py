@@ -187,6 +187,7 @@ class Native:
         self._batches = (smallest[0], largest[0])
         self._use_graph = graphs and kernels is None and smallest == largest
         self._graph: Any = None
+        self._has_run = False
         with contextlib.ExitStack() as stack:
             self._context: Any = _context(trt, engine, kernels)
             if self._context is None:
@@ -228,9 +229,15 @@ class Native:
                 raise self._stopped(image)
             self._queue(image)
         cuda.wait(self._stream)
-        if self._use_graph and self._graph is None:  # the first run has set up what cannot be captured
-            self._graph = cuda.captured(self._stream, lambda: self._queue(image))
-            self._resources.callback(cuda.destroy_graph, self._graph)
+        if (
+            not self._has_run
+        ):  # the first run has compiled what is missing, and set up what cannot be captured
+            self._has_run = True
+            if self._kernels is not None:
+                self._kernels.keep()
+            if self._use_graph:
+                self._graph = cuda.captured(self._stream, lambda: self._queue(image))
+                self._resources.callback(cuda.destroy_graph, self._graph)
         return {name: self._buffers[name].host[:images].copy() for name in self.output_names}
 
     def close(self) -> None:
