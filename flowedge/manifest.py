@@ -296,7 +296,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
             if graph.precision == precision:
                 return graph
         have = ", ".join(g.precision for g in self.graphs)
-        if precision not in get_args(PrecisionName):
+        if precision not in (*get_args(PrecisionName), "int8"):
             raise BundleError(f"there is no precision {precision!r}. Choose one of the bundle's: {have}.")
         raise BundleError(
             f"the bundle has no {precision} graph; it has {have}. Choose one of them, or export again with the "

@@ -239,8 +239,17 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
         engine.reason = "named"
         return engine
     problems: dict[str, EngineUnavailableError] = {}
+    have = {graph.precision for graph in bundle.manifest.graphs}
+    if not any(bundle.manifest.precision_on(spec.device, precision) in have for spec in ENGINES.values()):
+        bundle.manifest.graph(precision)  # says what there is
     for spec in _in_order():
         if spec.order is None:
+            continue
+        exact = bundle.manifest.precision_on(spec.device, precision)
+        if exact not in have:
+            problems[spec.name] = EngineUnavailableError(
+                f"{spec.name} needs the {exact} graph, which the bundle does not have."
+            )
             continue
         try:
             engine = opened(spec)

@@ -9,6 +9,7 @@ cannot pass is not written.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ import msgspec
 from flowedge.bundle import Bundle, clone_bundle, replace_in_bundle
 from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle, constants_of, hash_of_images
 from flowedge.calibration.dataset import Dataset
+from flowedge.calibration.gate_page import BlockRow, MapTriple, page_from_gate
 from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport, compare
 from flowedge.calibration.precision.calibrators import CalibratorName
 from flowedge.calibration.precision.ranges import (
@@ -53,6 +55,7 @@ _GRAPHS: Final[Mapping[Wanted, tuple[TypedPrecision, ...]]] = MappingProxyType(
     {"fp16": ("fp16",), "bf16": ("bf16",), "int8": ("int8-gpu", "int8-cpu")}
 )
 _FINAL_ROUNDS: Final = 4
+_SHOWN: Final = 3  # good images on the page, each also with a defect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +138,7 @@ def add_precisions(
             if stored not in opened.manifest.files
         }
         files |= work.real_bf16(calibrated)
+        files |= {f"gate.{report.precision}.html": work.page(calibrated, report) for report in reports}
         files[RECORD] = bytes_of_record(msgspec.structs.replace(record, typed=reports))
         done = replace_in_bundle(opened, manifest=calibrated.manifest, files=files)
     return Bundle(bundle.path, done.manifest), reports
@@ -216,6 +220,36 @@ class _Work:
         else:
             write_constants(plain, patched, constants_of(reference))
         return {graph.file: patched}
+
+    def page(self, calibrated: Bundle, report: PrecisionReport) -> bytes:
+        """What the gate found, block by block and with a few maps side by side."""
+        gate = GateImages(calibrated, self._gate_images()[:_SHOWN], 0, self._threads)
+        maps: list[MapTriple] = []
+        with (
+            gate.detector(calibrated, "fp32") as reference,
+            gate.detector(calibrated, report.precision) as typed,
+        ):
+            for n, frame in enumerate(gate.probe_frames()):
+                maps.append(
+                    MapTriple(
+                        name="a good image" if n % 2 == 0 else "a synthetic defect",
+                        frame=frame,
+                        reference=reference(frame).network_map,
+                        typed=typed(frame).network_map,
+                    )
+                )
+        blocks = [
+            BlockRow(
+                name=block.name,
+                macs_share=block.macs_share,
+                sensitivity=math.nan if block.sensitivity is None else block.sensitivity,
+                precision=block.precision,
+                reason=block.reason,
+            )
+            for block in report.blocks
+        ]
+        title = f"{calibrated.manifest.source.file}: {report.precision}"
+        return page_from_gate(title, report.gate, blocks, maps).encode()
 
     def _calibrated(self, draft: Bundle, thresholds: ThresholdRequest | None, label: str) -> Bundle:
         self._progress.begin(label)

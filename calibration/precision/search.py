@@ -87,17 +87,18 @@ class GateImages:
         """How much a candidate moves the map: see `flowedge.calibration.record.BlockChoice`."""
         if self._probes is None:
             with self.detector(self.fp32, "fp32") as detect:
-                self._probes = tuple(detect(frame).network_map for frame in self._probe_frames())
+                self._probes = tuple(detect(frame).network_map for frame in self.probe_frames())
         spread = max(float(np.std(np.stack(self._probes[::2]))), 1e-12)
         with self.detector(candidate, precision) as detect:
             errors = [
                 np.mean(np.square(detect(frame).network_map.astype(np.float64) - expected))
-                for frame, expected in zip(self._probe_frames(), self._probes, strict=True)
+                for frame, expected in zip(self.probe_frames(), self._probes, strict=True)
             ]
         value = float(np.sqrt(np.mean(errors))) / spread
         return value if np.isfinite(value) else float("inf")
 
-    def _probe_frames(self) -> Iterator[NDArray[np.uint8]]:
+    def probe_frames(self) -> Iterator[NDArray[np.uint8]]:
+        """A few good images, each followed by itself with a defect."""
         for n, path in enumerate(self.images[:_PROBES]):
             frame = read_image(path)
             yield frame

@@ -14,7 +14,7 @@ from flowedge.errors import FlowEdgeError
 
 if TYPE_CHECKING:
     from flowedge.calibration.calibrate import ThresholdRequest
-    from flowedge.calibration.gates import GateLimits
+    from flowedge.calibration.gates import GateLimits, GateReport
     from flowedge.calibration.precision import PrecisionRequest
     from flowedge.calibration.record import PrecisionReport
 
@@ -102,19 +102,11 @@ def print_reports(reports: Sequence[PrecisionReport]) -> None:
     for report in reports:
         low = [block for block in report.blocks if not block.reason]
         share = sum(block.macs_share for block in low)
-        rows = table(
-            "gate",
-            ">value",
-            ">limit",
-            "",
-            title=f"{report.precision}: {len(low)} of {len(report.blocks)} blocks, {share:.0%} of the "
-            f"multiply-accumulates; file {report.bytes_share:.2f} of fp32's",
+        print_gate(
+            report.gate,
+            f"{report.precision}: {len(low)} of {len(report.blocks)} blocks, {share:.0%} of the multiply-accumulates; "
+            f"file {report.bytes_share:.2f} of fp32's",
         )
-        for quantity in report.gate.quantities:
-            limit = "-" if quantity.limit is None else f"{quantity.limit:.4g}"
-            mark = "" if quantity.limit is None else "ok" if quantity.passed else "FAILED"
-            rows.add_row(quantity.name, number(quantity.value), limit, mark)
-        RESULTS.print(rows)
         for block in report.blocks:
             if block.reason:
                 MESSAGES.print(f"{report.precision}: {block.name} stays {block.precision}: {block.reason}")
@@ -124,3 +116,13 @@ def print_reports(reports: Sequence[PrecisionReport]) -> None:
             MESSAGES.print(
                 f"{report.precision}: and {len(report.islands) - 10} more nodes; see calibration.json"
             )
+
+
+def print_gate(report: GateReport, title: str) -> None:
+    """A table of what was compared."""
+    rows = table("gate", ">value", ">limit", "", title=title)
+    for quantity in report.quantities:
+        limit = "-" if quantity.limit is None else f"{quantity.limit:.4g}"
+        mark = "" if quantity.limit is None else "ok" if quantity.passed else "FAILED"
+        rows.add_row(quantity.name, number(quantity.value), limit, mark)
+    RESULTS.print(rows)

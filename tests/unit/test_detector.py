@@ -255,7 +255,7 @@ def test_a_result_prints_on_one_line(bundle: Bundle) -> None:
 def test_loading_reports_what_is_missing(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is not a bundle"):
         flowedge.load(tmp_path / "nothing.flowedge")
-    with pytest.raises(BundleError, match="no int8-cpu graph"):
+    with pytest.raises(BundleError, match="no int8 graph"):
         flowedge.load(bundle.path, precision="int8")
     with pytest.raises(EngineUnavailableError, match="no engine 'abacus'"):
         flowedge.load(bundle.path, engine="abacus")
