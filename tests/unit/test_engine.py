@@ -81,6 +81,20 @@ def test_an_image_has_the_same_answer_alone_and_in_a_batch(bundle: Bundle, name:
 
 
 @pytest.mark.parametrize("name", ON_THE_CPU)
+def test_an_answer_is_the_callers_and_the_image_is_left_alone(bundle: Bundle, name: str) -> None:
+    engine = open_engine(name, bundle, "fp32")
+    image = images(2)
+    image.setflags(write=False)
+    first = engine.infer(image)
+    kept = {output: value.copy() for output, value in first.items()}
+    engine.infer(images(2, seed=1))
+    for output, value in first.items():
+        np.testing.assert_array_equal(value, kept[output])
+        assert value.flags.writeable
+    np.testing.assert_array_equal(image, images(2))
+
+
+@pytest.mark.parametrize("name", ON_THE_CPU)
 def test_a_closed_engine_says_so(bundle: Bundle, name: str) -> None:
     engine = open_engine(name, bundle, "fp32")
     engine.close()
