@@ -31,7 +31,7 @@ def load(
         threads: How many CPU threads one inference uses; None leaves it to the engine.
         source_scale: Give the score and the map that anomalib would give, normalised to 0..1, and decide by its
             thresholds; they were fitted where the checkpoint was trained.
-        build: Compile the named engine first where the engine cache has none that fits; that takes minutes. Without
+        build: Compile the named engine first where the engine cache has none that fits; it may take minutes. Without
             it nothing is ever compiled here.
 
     Raises:

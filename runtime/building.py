@@ -105,7 +105,6 @@ def build_engine(
     smallest, usual, largest = options.batches
     if not 1 <= smallest <= usual <= largest:
         raise ValueError(f"the batch sizes must be min <= opt <= max, from 1 on, got {options.batches}")
-    bundle.manifest.graph(precision)
     spec = engine_spec(engine)
     if not spec.compiled:
         able = ", ".join(name for name, other in ENGINES.items() if other.compiled)
@@ -113,6 +112,7 @@ def build_engine(
             f"{engine} runs the bundle's graph as it is: there is nothing to build. Built are {able}."
         )
     exact = bundle.manifest.precision_on(spec.device, precision)
+    bundle.manifest.graph(exact)
     opening = Opening(spec=spec, bundle=bundle, precision=exact, threads=None)
     building = Building(
         opening=opening, options=options, cache=engine_cache(), say=say, on_progress=on_progress

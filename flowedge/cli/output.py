@@ -35,7 +35,7 @@ Threads: TypeAlias = Annotated[
 ]
 
 Build: TypeAlias = Annotated[
-    bool, typer.Option("--build", help="Compile the engine first where the cache has none; takes minutes.")
+    bool, typer.Option("--build", help="Compile the engine first where the cache has none; may take minutes.")
 ]
 
 
