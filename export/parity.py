@@ -15,6 +15,7 @@ from flowedge.export.pipeline import ExportOptions, read_model
 from flowedge.export.reference.nfa import nfa_answers
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.engine import open_engine
+from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.images import read_image
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import read_selftest
@@ -72,7 +73,7 @@ def compare_with_checkpoint(
     wanted = aggregate(levels, scoring, manifest.family, manifest.image_size)
     session = open_engine(engine, bundle, precision)
     try:
-        got = infer_one_by_one(session, inputs)
+        got = infer_one_by_one(session, GraphInput(manifest)(frames))
     finally:
         session.close()
     expected = {f"level_{n}": level for n, level in enumerate(levels)}

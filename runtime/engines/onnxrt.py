@@ -20,7 +20,7 @@ from flowedge.errors import BundleError, EngineUnavailableError
 from flowedge.manifest import Manifest
 from flowedge.runtime.engine import Engine, TensorSpec, check_contract
 
-_DTYPES = {"tensor(float)": "float32"}
+_DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 # C99's <fenv.h>. The bits that flush denormals are FTZ and DAZ of x86-64's MXCSR and FZ of AArch64's FPCR; the
 # offsets are those of Linux's fenv_t. Elsewhere no bit is set, and only the caller's mode is kept.
@@ -79,13 +79,14 @@ class _OnnxRuntime:
     name = "onnxruntime-cpu"
 
     def __init__(self, session: ort.InferenceSession) -> None:
+        (self._input,) = (node.name for node in session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(output.name for output in session.get_outputs())
         self._session: ort.InferenceSession | None = session
 
-    def infer(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         if self._session is None:
             raise ValueError("the engine is closed")
-        answers = _run(self._session, self.output_names, {"image": image})
+        answers = _run(self._session, self.output_names, {self._input: image})
         return dict(zip(self.output_names, answers, strict=True))
 
     def close(self) -> None:
@@ -115,7 +116,7 @@ def _session(model: str | bytes, *, threads: int | None, where: str) -> ort.Infe
 
 
 def _run(
-    session: ort.InferenceSession, names: tuple[str, ...] | None, feed: dict[str, NDArray[np.float32]]
+    session: ort.InferenceSession, names: tuple[str, ...] | None, feed: dict[str, NDArray[Any]]
 ) -> list[NDArray[np.float32]]:
     try:
         with _flushing_denormals():

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from flowedge.calibration.fp16 import write_fp16
 from flowedge.export.graph import ir
-from flowedge.export.graph.onnx_export import onnx_from_model
+from flowedge.export.graph.onnx_export import FrameInput, onnx_from_model
 from flowedge.export.graph.passes import lower
+from flowedge.export.graph.preprocess import Preprocess
+from flowedge.manifest import Preprocessing, ResizeMethod
 from support.random_flows import random_cflow, random_csflow, random_fastflow, random_msflow, random_uflow
 
 trt: Any = pytest.importorskip(
@@ -96,9 +98,11 @@ def parsed(graph: Path) -> tuple[Any, Any, Messages]:
     return builder, network, messages
 
 
-def written(model: ir.FlowModel, backbone: nn.Module, folder: Path, precision: str) -> Path:
+def written(
+    model: ir.FlowModel, backbone: nn.Module, folder: Path, precision: str, frames: FrameInput | None = None
+) -> Path:
     graph = folder / "model.onnx"
-    onnx_from_model(lower(model), backbone.eval(), graph)
+    onnx_from_model(lower(model), backbone.eval(), graph, frames=frames)
     if precision == "fp32":
         return graph
     half = folder / "model.fp16.onnx"
@@ -125,12 +129,48 @@ def test_every_familys_graph_becomes_an_engine_with_a_dynamic_batch(
 ) -> None:
     model = FAMILIES[family](0)
     builder, network, messages = parsed(written(model, Features(model), tmp_path, precision))
-    (image,) = [network.get_input(number) for number in range(network.num_inputs)]
     height, width = model.image_size
-    assert tuple(image.shape) == (-1, 3, height, width)
+    build(builder, network, messages, "image", (3, height, width))
+
+
+def test_a_half_precision_graph_that_takes_frames_becomes_an_engine(tmp_path: Path) -> None:
+    model = random_cflow(0)
+    frames = FrameInput(size=(240, 333), preprocessing=preprocessing_of("pil_lanczos", model.image_size))
+    builder, network, messages = parsed(written(model, Features(model), tmp_path, "fp16", frames))
+    assert network.get_input(0).dtype == trt.uint8
+    build(builder, network, messages, "frame", (240, 333, 3))
+
+
+@pytest.mark.parametrize("method", ["float_bilinear", "cv2_bilinear"])
+def test_the_other_ways_to_resize_become_engines(method: ResizeMethod, tmp_path: Path) -> None:
+    graph = tmp_path / "preprocess.onnx"
+    torch.onnx.export(
+        Preprocess(preprocessing_of(method, (64, 96)), (240, 333)).eval(),
+        (torch.zeros(2, 240, 333, 3, dtype=torch.uint8),),
+        str(graph),
+        dynamo=True,
+        verbose=False,
+        opset_version=18,
+        input_names=["frame"],
+        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+    )
+    builder, network, messages = parsed(graph)
+    build(builder, network, messages, "frame", (240, 333, 3))
+
+
+def preprocessing_of(method: ResizeMethod, size: tuple[int, int]) -> Preprocessing:
+    """The resize to a size, and ImageNet's statistics."""
+    return Preprocessing(resize=size, method=method, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def build(builder: Any, network: Any, messages: Messages, name: str, shape: tuple[int, ...]) -> None:
+    """Build an engine with a dynamic batch, without an error or a warning."""
+    (taken,) = [network.get_input(number) for number in range(network.num_inputs)]
+    assert taken.name == name
+    assert tuple(taken.shape) == (-1, *shape)
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
-    profile.set_shape("image", *((batch, 3, height, width) for batch in BATCHES))
+    profile.set_shape(name, *((batch, *shape) for batch in BATCHES))
     config.add_optimization_profile(profile)
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM89, 0)
