@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from flowedge.calibration.calibrate import Calibration, CalibrationRecord, ThresholdRequest, calibrate_bundle
 from flowedge.calibration.dataset import Dataset, Sample, good_images, read_dataset
+from flowedge.calibration.defects import DEFECTS, Defect, synthetic_defect, synthetic_defects
 from flowedge.calibration.evaluation import Evaluation, evaluate
+from flowedge.calibration.gates import DEFAULT_LIMITS, Gate, GateLimits, GateQuantity, GateReport, compare
 
 __all__ = [
     # fitting
@@ -12,6 +14,18 @@ __all__ = [
     "CalibrationRecord",
     "ThresholdRequest",
     "calibrate_bundle",
+    # defects made from good images
+    "DEFECTS",
+    "Defect",
+    "synthetic_defect",
+    "synthetic_defects",
+    # holding a lower precision to fp32
+    "DEFAULT_LIMITS",
+    "Gate",
+    "GateLimits",
+    "GateQuantity",
+    "GateReport",
+    "compare",
     # measuring
     "Dataset",
     "Evaluation",

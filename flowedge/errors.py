@@ -8,6 +8,7 @@ FlowEdgeError
 ├── ImageError                an image or a frame cannot be read, or is not what the bundle takes
 ├── DataError                 a folder of images is not what the command needs
 ├── CalibrationError          a constant or a threshold cannot be fitted on the given images
+├── EngineCacheError          the cache of compiled engines cannot be used
 └── EngineUnavailableError    the requested engine cannot run on this machine
 
 A wrong argument of a Python call is a ``ValueError`` or a ``TypeError``; a bug of ours is an
@@ -47,6 +48,10 @@ class DataError(FlowEdgeError):
 
 class CalibrationError(FlowEdgeError):
     """A constant or a threshold cannot be fitted on the given images."""
+
+
+class EngineCacheError(FlowEdgeError):
+    """The cache of compiled engines cannot be used."""
 
 
 class EngineUnavailableError(FlowEdgeError):

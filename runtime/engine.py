@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,12 @@ class Engine(Protocol):
 
     Attributes:
         name: Its name in ``ENGINES``.
+        reason: Why this one computes: it was named, or what stood in the way of those before it.
         output_names: The names of the graph's outputs, in the graph's order.
     """
 
     name: str
+    reason: str
     output_names: tuple[str, ...]
 
     def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -56,18 +59,6 @@ class Engine(Protocol):
         ...
 
 
-class EngineModule(Protocol):
-    """What each file of ``flowedge.runtime.engines`` holds."""
-
-    def load(self, graph: Path, manifest: Manifest, *, threads: int | None) -> Engine:
-        """Load a graph and hold its inputs and outputs to ``check_contract``."""
-        ...
-
-    def probe(self, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Run a graph with one input and one output of the same shape."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
     """The facts of one engine.
@@ -78,7 +69,7 @@ class EngineSpec:
         needs: The package that must be importable.
         extra: The extra of FlowEdge that installs it.
         device: What it computes on.
-        order: When none is named, the working engine of the lowest order is taken.
+        order: When none is named, the first by this number that opens is taken; None: only when it is named.
     """
 
     name: str
@@ -86,7 +77,41 @@ class EngineSpec:
     needs: str
     extra: str
     device: str
-    order: int
+    order: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What an engine is to load.
+
+    Attributes:
+        spec: The engine's facts.
+        bundle: A verified bundle.
+        precision: Which of its graphs; there is one.
+        threads: How many CPU threads one inference uses; None leaves it to the engine.
+    """
+
+    spec: EngineSpec
+    bundle: Bundle
+    precision: str
+    threads: int | None
+
+    @property
+    def graph(self) -> Path:
+        """The graph's file."""
+        return self.bundle.graph_path(self.precision)
+
+
+class EngineModule(Protocol):
+    """What each file of ``flowedge.runtime.engines`` that an ``EngineSpec`` names holds."""
+
+    def load(self, opening: Opening) -> Engine:
+        """Load a graph and hold its inputs and outputs to ``check_contract``."""
+        ...
+
+    def probe(self, spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run a graph with one input and one output of the same shape."""
+        ...
 
 
 ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
@@ -101,6 +126,30 @@ ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
                 device="cpu",
                 order=0,
             ),
+            EngineSpec(
+                name="openvino",
+                module="flowedge.runtime.engines.openvino",
+                needs="openvino",
+                extra="openvino",
+                device="cpu",
+                order=1,
+            ),
+            EngineSpec(
+                name="openvino:GPU",
+                module="flowedge.runtime.engines.openvino",
+                needs="openvino",
+                extra="openvino",
+                device="intel gpu",
+                order=None,
+            ),
+            EngineSpec(
+                name="openvino:NPU",
+                module="flowedge.runtime.engines.openvino",
+                needs="openvino",
+                extra="openvino",
+                device="intel npu",
+                order=None,
+            ),
         )
     }
 )
@@ -110,7 +159,8 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
     """Load one graph of a bundle.
 
     Args:
-        name: A name of ``ENGINES``; None takes the first, by ``order``, that can be imported here.
+        name: A name of ``ENGINES``; None takes the first, by ``order``, that opens here. The engine's ``reason``
+            says what stood in the way of those before it.
         bundle: A verified bundle.
         precision: Which of its graphs.
         threads: How many CPU threads one inference uses; None leaves it to the engine.
@@ -122,9 +172,35 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    graph = bundle.graph_path(precision)
-    module = _first_module() if name is None else _module(name)
-    return module.load(graph, bundle.manifest, threads=threads)
+    bundle.manifest.graph(precision)
+
+    def opened(spec: EngineSpec) -> Engine:
+        module = _module(spec)
+        return module.load(Opening(spec=spec, bundle=bundle, precision=precision, threads=threads))
+
+    if name is not None:
+        engine = opened(_spec(name))
+        engine.reason = "named"
+        return engine
+    problems: list[str] = []
+    for spec in _in_order():
+        if spec.order is None:
+            continue
+        try:
+            engine = opened(spec)
+        except EngineUnavailableError as error:
+            problems.append(str(error))
+        else:
+            engine.reason = (
+                " ".join(["the first that works here.", *problems]) if problems else "the first choice"
+            )
+            return engine
+    raise EngineUnavailableError(" ".join(problems))
+
+
+def _in_order() -> list[EngineSpec]:
+    """All engines: those that are chosen by themselves by their order, then those that must be named."""
+    return sorted(ENGINES.values(), key=lambda spec: math.inf if spec.order is None else spec.order)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +224,7 @@ class EngineStatus:
 
 def available_engines() -> tuple[EngineStatus, ...]:
     """Try every engine of the table on a graph of one addition, in their order."""
-    return tuple(_status(spec) for spec in sorted(ENGINES.values(), key=lambda spec: spec.order))
+    return tuple(_status(spec) for spec in _in_order())
 
 
 def _status(spec: EngineSpec) -> EngineStatus:
@@ -156,9 +232,9 @@ def _status(spec: EngineSpec) -> EngineStatus:
     problem = ""
     x = np.array([1.0, -2.0, 0.5], dtype=np.float32)
     try:
-        module = _module(spec.name)
+        module = _module(spec)
         version = getattr(importlib.import_module(spec.needs), "__version__", "unknown")
-        answer = module.probe(PROBE_GRAPH, x)
+        answer = module.probe(spec, PROBE_GRAPH, x)
         if not np.array_equal(answer, x + x):
             problem = f"{spec.name} computed {answer} for {x + x}. Reinstall {spec.needs}."
     except EngineUnavailableError as error:
@@ -172,31 +248,25 @@ def _is_installed(spec: EngineSpec) -> bool:
     return importlib.util.find_spec(spec.needs) is not None
 
 
-def _first_module() -> EngineModule:
-    problems: list[str] = []
-    for spec in sorted(ENGINES.values(), key=lambda spec: spec.order):
-        try:
-            return _module(spec.name)
-        except EngineUnavailableError as error:
-            problems.append(str(error))
-    raise EngineUnavailableError(" ".join(problems))
-
-
-def _module(name: str) -> EngineModule:
-    """The file of an engine. Installed is not importable: the two are told apart."""
+def _spec(name: str) -> EngineSpec:
     spec = ENGINES.get(name)
     if spec is None:
         raise EngineUnavailableError(f"there is no engine {name!r}. Choose one of: {', '.join(ENGINES)}.")
+    return spec
+
+
+def _module(spec: EngineSpec) -> EngineModule:
+    """The file of an engine. Installed is not importable: the two are told apart."""
     if not _is_installed(spec):
         raise EngineUnavailableError(
-            f"the engine {name} needs the package {spec.needs}, which is not installed. "
+            f"the engine {spec.name} needs the package {spec.needs}, which is not installed. "
             f"Install it with: pip install 'flowedge[{spec.extra}]'"
         )
     try:
         importlib.import_module(spec.needs)
     except Exception as error:  # a broken native library raises more than ImportError
         raise EngineUnavailableError(
-            f"the engine {name} needs the package {spec.needs}, which is installed but cannot be imported: "
+            f"the engine {spec.name} needs the package {spec.needs}, which is installed but cannot be imported: "
             f"{type(error).__name__}: {error}. "
             f"Reinstall it with: pip install --force-reinstall 'flowedge[{spec.extra}]'"
         ) from error

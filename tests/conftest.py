@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from support.command_line import flowedge
+
+if TYPE_CHECKING:
+    from support.family_graphs import FamilyBundle
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -70,3 +76,12 @@ def calibrated_tile_bundle(tile_bundle: Path, tiles: Path, tmp_path_factory: pyt
     done = flowedge("calibrate", bundle, "--data", tiles / "train" / "good")
     assert done.status == 0, done.stderr
     return bundle
+
+
+@pytest.fixture(scope="session")
+def family_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], FamilyBundle]:
+    """By family, its small bundle with random weights; copy it before changing it."""
+    from support.family_graphs import write_family_bundle
+
+    folder = tmp_path_factory.mktemp("families")
+    return functools.cache(lambda family: write_family_bundle(family, folder))

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from flowedge import __version__
-from flowedge.cli import calibrate, demo, doctor, evaluate, export, info, run, verify
+from flowedge.cli import cache, calibrate, demo, doctor, evaluate, export, info, run, verify
 from flowedge.cli.output import MESSAGES
 from flowedge.errors import FlowEdgeError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 for command in (export, info, verify, calibrate, evaluate, run, doctor, demo):
     app.command(command.NAME)(command.command)
+app.add_typer(cache.app)
 
 
 def _version(wanted: bool) -> None:

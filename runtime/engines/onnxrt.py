@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import platform
-import struct
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -17,19 +10,10 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright: ignore[reportAttributeAccessIssue]
 
 from flowedge.errors import BundleError, EngineUnavailableError
-from flowedge.manifest import Manifest
-from flowedge.runtime.engine import Engine, TensorSpec, check_contract
+from flowedge.runtime.denormals import flushing_denormals
+from flowedge.runtime.engine import Engine, EngineSpec, Opening, TensorSpec, check_contract
 
-_DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
-
-# C99's <fenv.h>. The bits that flush denormals are FTZ and DAZ of x86-64's MXCSR and FZ of AArch64's FPCR; the
-# offsets are those of Linux's fenv_t. Elsewhere no bit is set, and only the caller's mode is kept.
-_LIBM: Final = ctypes.CDLL(None)
-_FENV_BYTES: Final = 64
-_FLUSH_OFFSET, _FLUSH_BITS = {
-    ("linux", "x86_64"): (28, 0x8040),
-    ("linux", "aarch64"): (0, 1 << 24),
-}.get((sys.platform, platform.machine()), (0, 0))
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
 # The graph asks for an operator or a type that this build lacks, or the machine has not enough of something.
 _CANNOT_RUN = (
@@ -49,19 +33,21 @@ _BROKEN_GRAPH = (
 )
 
 
-def load(graph: Path, manifest: Manifest, *, threads: int | None) -> Engine:
-    """Load a graph on the CPU, with its external data from the graph's folder.
+def load(opening: Opening) -> Engine:
+    """Load a graph, with its external data from the graph's folder.
 
     Raises:
         BundleError: The graph is damaged or is not what the manifest says.
         EngineUnavailableError: This ONNX Runtime cannot run the graph.
     """
-    session = _session(str(graph), threads=threads, where=str(graph))
-    check_contract(graph, manifest, _specs(session.get_inputs()), _specs(session.get_outputs()))  # pyright: ignore[reportArgumentType]
-    return _OnnxRuntime(session)
+    graph = opening.graph
+    session = _session(str(graph), threads=opening.threads, where=str(graph))
+    inputs, outputs = _specs(session.get_inputs()), _specs(session.get_outputs())  # pyright: ignore[reportArgumentType]
+    check_contract(graph, opening.bundle.manifest, inputs, outputs)
+    return _OnnxRuntime(opening.spec.name, session)
 
 
-def probe(graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Run a graph with one input and one output of the same shape.
 
     Raises:
@@ -76,11 +62,11 @@ def probe(graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class _OnnxRuntime:
-    name = "onnxruntime-cpu"
-
-    def __init__(self, session: ort.InferenceSession) -> None:
-        (self._input,) = (node.name for node in session.get_inputs())
+    def __init__(self, name: str, session: ort.InferenceSession) -> None:
+        self.name = name
+        self.reason = ""
         self.output_names: tuple[str, ...] = tuple(output.name for output in session.get_outputs())
+        self._input = session.get_inputs()[0].name
         self._session: ort.InferenceSession | None = session
 
     def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -101,7 +87,7 @@ def _session(model: str | bytes, *, threads: int | None, where: str) -> ort.Infe
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        with _flushing_denormals():
+        with flushing_denormals():
             return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except _BROKEN_GRAPH as error:
         raise BundleError(
@@ -119,7 +105,7 @@ def _run(
     session: ort.InferenceSession, names: tuple[str, ...] | None, feed: dict[str, NDArray[Any]]
 ) -> list[NDArray[np.float32]]:
     try:
-        with _flushing_denormals():
+        with flushing_denormals():
             answers: list[NDArray[np.float32]] = session.run(names, feed)  # pyright: ignore[reportAssignmentType]
     except (*_CANNOT_RUN, *_BROKEN_GRAPH) as error:
         shapes = ", ".join(str(array.shape) for array in feed.values())
@@ -128,26 +114,6 @@ def _run(
             "Try a smaller batch."
         ) from error
     return answers
-
-
-@contextlib.contextmanager
-def _flushing_denormals() -> Iterator[None]:
-    """Flush denormal floats to zero in this thread for a while, then go back to the caller's mode.
-
-    exp() of unlikely positions is denormal, and denormals slow a CPU down many times. ``set_denormal_as_zero``
-    does this for ONNX Runtime's own threads; for the calling thread, which computes as well, it does so only
-    from the first session of the process on, and then for everything else that the thread computes, for good.
-    """
-    callers = ctypes.create_string_buffer(_FENV_BYTES)
-    _LIBM.fegetenv(callers)
-    flushing = ctypes.create_string_buffer(callers.raw, _FENV_BYTES)
-    (word,) = struct.unpack_from("<I", flushing, _FLUSH_OFFSET)
-    struct.pack_into("<I", flushing, _FLUSH_OFFSET, word | _FLUSH_BITS)
-    _LIBM.fesetenv(flushing)
-    try:
-        yield
-    finally:
-        _LIBM.fesetenv(callers)
 
 
 def _specs(nodes: list[Any]) -> dict[str, TensorSpec]:

@@ -21,19 +21,13 @@ from flowedge.export.graph.onnx_export import FrameInput, onnx_from_model
 from flowedge.export.graph.passes import lower
 from flowedge.export.graph.preprocess import Preprocess
 from flowedge.manifest import Preprocessing, ResizeMethod
-from support.random_flows import random_cflow, random_csflow, random_fastflow, random_msflow, random_uflow
+from support.family_graphs import FAMILIES, PRECISIONS, FamilyBundle, Features
+from support.random_flows import random_cflow, random_fastflow
 
 trt: Any = pytest.importorskip(
     "tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install tensorrt-rtx"
 )
 
-FAMILIES: dict[str, Callable[[int], ir.FlowModel]] = {
-    "cflow": random_cflow,
-    "fastflow": random_fastflow,
-    "uflow": random_uflow,
-    "msflow": random_msflow,
-    "csflow": random_csflow,
-}
 BATCHES = (1, 2, 4)
 
 
@@ -50,23 +44,6 @@ class Messages(trt.ILogger):  # type: ignore[misc]
 
 
 MESSAGES = Messages()  # one for all: TensorRT-RTX warns of a second
-
-
-class Features(nn.Module):
-    """Stands in for a backbone: one convolution per level, resized by average pooling."""
-
-    def __init__(self, model: ir.FlowModel) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        pooled = 2 if model.family == "msflow" else 1
-        self.sizes = [(pooled * level.height, pooled * level.width) for level in model.levels]
-        self.convs = nn.ModuleList(nn.Conv2d(3, level.feature_channels, 1) for level in model.levels)
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        return [
-            nn.functional.interpolate(conv(image), size, mode="bilinear", align_corners=True)
-            for conv, size in zip(self.convs, self.sizes, strict=True)
-        ]
 
 
 class Wrapped(nn.Module):
@@ -98,18 +75,6 @@ def parsed(graph: Path) -> tuple[Any, Any, Messages]:
     return builder, network, messages
 
 
-def written(
-    model: ir.FlowModel, backbone: nn.Module, folder: Path, precision: str, frames: FrameInput | None = None
-) -> Path:
-    graph = folder / "model.onnx"
-    onnx_from_model(lower(model), backbone.eval(), graph, frames=frames)
-    if precision == "fp32":
-        return graph
-    half = folder / "model.fp16.onnx"
-    write_fp16(graph, half)
-    return half
-
-
 def complaints(plan: bytes) -> int:
     """What TensorRT-RTX holds against an engine's header, but for the device: without a driver there is none."""
     runtime = trt.Runtime(MESSAGES)
@@ -122,21 +87,24 @@ def test_the_header_check_can_fail() -> None:
     assert complaints(b"not an engine" * 400)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_familys_graph_becomes_an_engine_with_a_dynamic_batch(
-    family: str, precision: str, tmp_path: Path
+    family_bundle: Callable[[str], FamilyBundle], family: str, precision: str
 ) -> None:
-    model = FAMILIES[family](0)
-    builder, network, messages = parsed(written(model, Features(model), tmp_path, precision))
-    height, width = model.image_size
+    bundle = family_bundle(family).bundle
+    builder, network, messages = parsed(bundle.graph_path(precision))
+    height, width = bundle.manifest.image_size
     build(builder, network, messages, "image", (3, height, width))
 
 
 def test_a_half_precision_graph_that_takes_frames_becomes_an_engine(tmp_path: Path) -> None:
     model = random_cflow(0)
     frames = FrameInput(size=(240, 333), preprocessing=preprocessing_of("pil_lanczos", model.image_size))
-    builder, network, messages = parsed(written(model, Features(model), tmp_path, "fp16", frames))
+    graph, half = tmp_path / "model.onnx", tmp_path / "model.fp16.onnx"
+    onnx_from_model(lower(model), Features(model).eval(), graph, frames=frames)
+    write_fp16(graph, half)
+    builder, network, messages = parsed(half)
     assert network.get_input(0).dtype == trt.uint8
     build(builder, network, messages, "frame", (240, 333, 3))
 
@@ -197,5 +165,6 @@ def test_a_resnet18_detector_has_few_layers(
 ) -> None:
     extra = {"condition": 128} if make is random_cflow else {}
     model = dataclasses.replace(make(0, sizes=levels, blocks=8, **extra), image_size=(256, 256))
-    _, network, _ = parsed(written(model, Wrapped("resnet18", taps), tmp_path, "fp32"))
+    onnx_from_model(lower(model), Wrapped("resnet18", taps).eval(), tmp_path / "model.onnx")
+    _, network, _ = parsed(tmp_path / "model.onnx")
     assert network.num_layers <= most

@@ -32,6 +32,7 @@ class FixedEngine:
     """Gives the same score and map for every image of a batch."""
 
     name = "fixed"
+    reason = "named"
     output_names: tuple[str, ...] = ("score", "anomaly_map", "level_0", "level_1")
 
     def __init__(self, score: float, map_value: float = 0.0) -> None:

@@ -23,6 +23,7 @@ from flowedge.runtime.engine import (
     ENGINES,
     PROBE_GRAPH,
     EngineSpec,
+    EngineStatus,
     available_engines,
     open_engine,
 )
@@ -36,6 +37,8 @@ from support.tiny_bundle import (
 )
 
 ORT = "onnxruntime-cpu"
+OPENVINO = "openvino"
+ON_THE_CPU = [name for name, spec in ENGINES.items() if spec.device == "cpu"]
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def bundle_with(folder: Path, model: bytes, **files: bytes) -> Bundle:
     return write_bundle(folder / "made.flowedge", tiny_manifest(), contents)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ON_THE_CPU)
 def test_an_engine_computes_what_the_graph_says(bundle: Bundle, name: str) -> None:
     image = images(3)
     engine = open_engine(name, bundle, "fp32")
@@ -65,7 +68,7 @@ def test_an_engine_computes_what_the_graph_says(bundle: Bundle, name: str) -> No
         np.testing.assert_allclose(found[output], value, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ON_THE_CPU)
 def test_an_image_has_the_same_answer_alone_and_in_a_batch(bundle: Bundle, name: str) -> None:
     image = images(4)
     engine = open_engine(name, bundle, "fp32")
@@ -76,7 +79,7 @@ def test_an_image_has_the_same_answer_alone_and_in_a_batch(bundle: Bundle, name:
             np.testing.assert_array_equal(together[output][index], alone[output][0])
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ON_THE_CPU)
 def test_a_closed_engine_says_so(bundle: Bundle, name: str) -> None:
     engine = open_engine(name, bundle, "fp32")
     engine.close()
@@ -86,18 +89,22 @@ def test_a_closed_engine_says_so(bundle: Bundle, name: str) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_denormal_numbers_are_flushed_to_zero_in_the_engine_only(bundle: Bundle, threads: int) -> None:
+@pytest.mark.parametrize("name", ON_THE_CPU)
+def test_denormal_numbers_are_flushed_to_zero_in_the_engine_only(
+    bundle: Bundle, name: str, threads: int
+) -> None:
     image = np.full((1, 3, *IMAGE_SIZE), 1e-20, np.float32)
-    engine = open_engine(ORT, bundle, "fp32", threads=threads)
+    engine = open_engine(name, bundle, "fp32", threads=threads)
     found = engine.infer(image)
     assert not found["level_0"].any()
     # The caller's own arithmetic keeps them.
     assert 0 < tiny_answer(image)["score"] < np.finfo(np.float32).tiny
 
 
-def test_the_callers_arithmetic_is_as_before_when_a_graph_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ON_THE_CPU)
+def test_the_callers_arithmetic_is_as_before_when_a_graph_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(BundleError):
-        open_engine(ORT, bundle_with(tmp_path, b"not a graph"), "fp32")
+        open_engine(name, bundle_with(tmp_path, b"not a graph"), "fp32")
     assert np.float32(1e-30) * np.float32(1e-10) > 0
 
 
@@ -143,7 +150,7 @@ def test_a_graph_without_the_outputs_that_its_manifest_promises_is_refused(
 # Which engines there are
 
 
-def spec(name: str, needs: str, order: int) -> EngineSpec:
+def spec(name: str, needs: str, order: int | None) -> EngineSpec:
     return EngineSpec(
         name=name,
         module="flowedge.runtime.engines.onnxrt",
@@ -159,7 +166,17 @@ def test_no_name_takes_the_first_engine_that_can_be_imported(
 ) -> None:
     table = {"second": spec("second", "onnxruntime", 2), "first": spec("first", "no_such_package_x", 1)}
     monkeypatch.setattr(engine_file, "ENGINES", table)
-    assert open_engine(None, bundle, "fp32").name == ORT
+    engine = open_engine(None, bundle, "fp32")
+    assert engine.name == "second"
+    assert re.match(r"the first that works here\. .*no_such_package_x", engine.reason)
+
+
+def test_an_engine_without_an_order_must_be_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"named": spec("named", "onnxruntime", None), "first": spec("first", "no_such_package_x", 1)}
+    monkeypatch.setattr(engine_file, "ENGINES", table)
+    with pytest.raises(EngineUnavailableError, match="no_such_package_x"):
+        open_engine(None, bundle, "fp32")
+    assert open_engine("named", bundle, "fp32").reason == "named"
 
 
 def test_no_engine_at_all_says_what_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,9 +200,14 @@ def test_a_package_that_is_not_installed_is_one_line_with_the_command(
         "the engine onnxruntime-cpu needs the package onnxruntime, which is not installed. "
         "Install it with: pip install 'flowedge[ort]'"
     )
-    (status,) = available_engines()
+    status = status_of(ORT)
     assert (status.installed, status.version, status.works) == (False, None, False)
     assert status.problem == str(caught.value)
+
+
+def status_of(name: str) -> EngineStatus:
+    (status,) = (status for status in available_engines() if status.spec.name == name)
+    return status
 
 
 def break_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,28 +225,29 @@ def test_a_package_that_is_installed_but_broken_gives_the_real_reason(
     reason = r"installed but cannot be imported: OSError: libcudart\.so\.12: cannot open"
     with pytest.raises(EngineUnavailableError, match=reason):
         open_engine(ORT, bundle, "fp32")
-    (status,) = available_engines()
+    status = status_of(ORT)
     assert (status.installed, status.version, status.works) == (True, None, False)
     assert "libcudart.so.12" in status.problem
 
 
-def test_an_engine_works_when_it_adds_up() -> None:
-    (status,) = available_engines()
-    assert (status.spec, status.installed, status.works, status.problem) == (ENGINES[ORT], True, True, "")
-    assert status.version == importlib.import_module("onnxruntime").__version__
+@pytest.mark.parametrize("name", ON_THE_CPU)
+def test_an_engine_works_when_it_adds_up(name: str) -> None:
+    status = status_of(name)
+    assert (status.spec, status.installed, status.works, status.problem) == (ENGINES[name], True, True, "")
+    assert status.version == importlib.import_module(ENGINES[name].needs).__version__
 
 
 def test_an_engine_that_adds_wrongly_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module(ENGINES[ORT].module)
-    monkeypatch.setattr(module, "probe", lambda graph, x: x)
-    (status,) = available_engines()
+    monkeypatch.setattr(module, "probe", lambda spec, graph, x: x)
+    status = status_of(ORT)
     assert not status.works
     assert "computed" in status.problem
 
 
 def test_an_engine_that_cannot_run_the_probe_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_file, "PROBE_GRAPH", b"\x08\x08")
-    (status,) = available_engines()
+    status = status_of(ORT)
     assert not status.works
     assert "ONNX Runtime" in status.problem
 
@@ -287,6 +310,7 @@ def score_of_another_rank(model: onnx.ModelProto) -> None:
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N", 1, 1, 1]))
 
 
+@pytest.mark.parametrize("name", ON_THE_CPU)
 @pytest.mark.parametrize(
     ("change", "found"),
     [
@@ -297,26 +321,27 @@ def score_of_another_rank(model: onnx.ModelProto) -> None:
         (fixed_batch, r"takes image float32 \[1, 3, 16, 24\]"),
         (open_image_size, r"takes image float32 \[N, 3, N, 24\]"),
         (renamed_input, r"takes picture float32"),
-        (half_precision_output, r"gives score tensor\(float16\) \[N\]"),
+        (half_precision_output, r"gives score float16 \[N\]"),
         (score_of_another_rank, r"gives score float32 \[N, 1, 1, 1\]"),
     ],
 )
 def test_a_graph_that_breaks_the_contract_is_refused_with_what_it_has(
-    tmp_path: Path, change: Callable[[onnx.ModelProto], None], found: str
+    tmp_path: Path, name: str, change: Callable[[onnx.ModelProto], None], found: str
 ) -> None:
     model = tiny_model()
     change(model)
     bundle = bundle_with(tmp_path, model.SerializeToString())
     with pytest.raises(BundleError, match=r"should take image float32 \[N, 3, 16, 24\].*" + found):
-        open_engine(ORT, bundle, "fp32")
+        open_engine(name, bundle, "fp32")
 
 
-def test_outputs_may_leave_their_sizes_open(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ON_THE_CPU)
+def test_outputs_may_leave_their_sizes_open(tmp_path: Path, name: str) -> None:
     model = tiny_model()
     for output in model.graph.output:
         for dim in output.type.tensor_type.shape.dim:
             dim.Clear()
-    engine = open_engine(ORT, bundle_with(tmp_path, model.SerializeToString()), "fp32")
+    engine = open_engine(name, bundle_with(tmp_path, model.SerializeToString()), "fp32")
     assert engine.infer(images(2))["level_1"].shape == (2, 1, 4, 6)
 
 
@@ -337,11 +362,14 @@ def test_msflow_must_give_the_map_its_score_is_taken_from(tmp_path: Path) -> Non
     assert "anomaly_map_mul" in open_engine(ORT, bundle, "fp32").output_names
 
 
-def test_a_file_that_is_not_onnx_is_a_bundle_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "library"), [(ORT, "ONNX Runtime"), (OPENVINO, "OpenVINO")])
+def test_a_file_that_is_not_onnx_is_a_bundle_error(tmp_path: Path, name: str, library: str) -> None:
     for index, content in enumerate((b"", b"not a graph", tiny_model().SerializeToString()[:-40])):
         (tmp_path / str(index)).mkdir()
-        with pytest.raises(BundleError, match=r"ONNX Runtime [\d.]+ cannot read .*model\.onnx"):
-            open_engine(ORT, bundle_with(tmp_path / str(index), content), "fp32")
+        with pytest.raises(
+            BundleError, match=rf"{library} [\d.]+ cannot read .*model\.onnx|model\.onnx is not the graph"
+        ):
+            open_engine(name, bundle_with(tmp_path / str(index), content), "fp32")
 
 
 def test_an_opset_that_the_engine_does_not_know_is_a_bundle_error_that_says_so(tmp_path: Path) -> None:
@@ -396,15 +424,65 @@ def with_external_weight(location: str) -> bytes:
 WEIGHT = tiny_weight().tobytes()
 
 
-def test_weights_in_a_file_of_the_bundle_are_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ON_THE_CPU)
+def test_weights_in_a_file_of_the_bundle_are_used(tmp_path: Path, name: str) -> None:
     files: dict[str, Path | bytes] = {"model.onnx": with_external_weight("model.data"), "model.data": WEIGHT}
     bundle = write_bundle(tmp_path / "b", tiny_manifest(), files)
-    found = open_engine(ORT, bundle, "fp32").infer(images(1))
+    found = open_engine(name, bundle, "fp32").infer(images(1))
     np.testing.assert_allclose(found["score"], tiny_answer(images(1))["score"], rtol=1e-5)
 
 
-def test_weights_outside_of_the_bundle_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ON_THE_CPU)
+def test_weights_outside_of_the_bundle_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "model.data").write_bytes(WEIGHT)
     bundle = bundle_with(tmp_path, with_external_weight("../model.data"))
     with pytest.raises(BundleError, match="cannot read"):
-        open_engine(ORT, bundle, "fp32")
+        open_engine(name, bundle, "fp32")
+
+
+# OpenVINO's own settings
+
+
+def test_openvino_computes_in_float32_with_as_many_threads_as_asked(bundle: Bundle) -> None:
+    graph = bundle.graph_path("fp32")
+    module = importlib.import_module(ENGINES[OPENVINO].module)
+    compiled = module._compiled(module._model(graph), "CPU", 2)
+    options = {name: compiled.get_property(name) for name in compiled.get_property("SUPPORTED_PROPERTIES")}
+    assert options["INFERENCE_PRECISION_HINT"].get_type_name() == "f32"
+    assert options["INFERENCE_NUM_THREADS"] == 2
+    assert options["NUM_STREAMS"] == 1
+
+
+@pytest.mark.parametrize("device", ["GPU", "NPU"])
+def test_a_device_that_is_not_here_is_an_error_that_names_it(tmp_path: Path, device: str) -> None:
+    openvino = pytest.importorskip("openvino")
+    if device in openvino.Core().available_devices:
+        pytest.skip(f"this machine has OpenVINO's device {device}")
+    bundle = write_tiny_bundle(tmp_path / "tiny.flowedge", precisions=("fp32", "fp16"))
+    with pytest.raises(EngineUnavailableError, match=f"cannot compile .* device {device}: "):
+        open_engine(f"openvino:{device}", bundle, "fp16")
+    status = status_of(f"openvino:{device}")
+    assert (status.installed, status.works) == (True, False)
+    assert device in status.problem
+
+
+def test_an_npu_is_not_given_a_float32_graph(bundle: Bundle) -> None:
+    with pytest.raises(EngineUnavailableError, match=r"float16, got the precision fp32\. Take --precision"):
+        open_engine("openvino:NPU", bundle, "fp32")
+
+
+def test_a_device_that_takes_one_image_at_a_time_gives_a_batch_in_order(bundle: Bundle) -> None:
+    module = importlib.import_module(ENGINES[OPENVINO].module)
+    model = module._model(bundle.graph_path("fp32"))
+    model.reshape([1, 3, *IMAGE_SIZE])
+    engine = module._OpenVino("openvino:NPU", module._compiled(model, "CPU", None), one_by_one=True)
+    found, wanted = engine.infer(images(3)), tiny_answer(images(3))
+    for output, value in wanted.items():
+        np.testing.assert_allclose(found[output], value, rtol=1e-5, atol=1e-6)
+
+
+def test_an_operator_that_openvino_does_not_know_makes_it_unavailable(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.graph.node[1].op_type = "NoSuchOperator"
+    with pytest.raises(EngineUnavailableError, match=r"OpenVINO [\d.]+ cannot run .*NoSuchOperator"):
+        open_engine(OPENVINO, bundle_with(tmp_path, model.SerializeToString()), "fp32")

@@ -113,7 +113,7 @@ def test_the_graph_makes_of_a_frame_what_the_libraries_make_of_it(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_onnx_runtime_answers_as_the_host_for_a_batch(method: ResizeMethod, tmp_path: Path) -> None:
+def test_the_engines_answer_as_the_host_for_a_batch(method: ResizeMethod, tmp_path: Path) -> None:
     preprocessing = preprocessing_of(method, (72, 72), True, (64, 96))
     frames = np.stack([frame_of((90, 131), seed) for seed in range(3)])
     graph = tmp_path / "graph.onnx"
@@ -130,7 +130,12 @@ def test_onnx_runtime_answers_as_the_host_for_a_batch(method: ResizeMethod, tmp_
     session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"frame": frames})
     expected = np.stack([Preprocessor(preprocessing)(frame) for frame in frames])
-    np.testing.assert_allclose(answer, expected, rtol=0, atol=5e-6 if method == "float_bilinear" else 0)
+    limit = 5e-6 if method == "float_bilinear" else 0
+    np.testing.assert_allclose(answer, expected, rtol=0, atol=limit)
+    ov = pytest.importorskip("openvino", reason="openvino is not installed")
+    compiled = ov.Core().compile_model(str(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    # The same grey levels, of 0.017 each; OpenVINO divides by multiplying with the reciprocal.
+    np.testing.assert_allclose(compiled(frames)[0], expected, rtol=0, atol=max(limit, 1e-6))
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(256, 1024), (64, 16384), (300, 200), (7, 16384)])

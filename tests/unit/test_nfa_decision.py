@@ -35,6 +35,7 @@ class LevelsEngine:
     """Gives a score and a map of 0.25, and the levels, energies and counts that it is told, for every image."""
 
     name = "levels"
+    reason = "named"
 
     def __init__(self, given: Mapping[str, NDArray[Any]]) -> None:
         self.given = dict(given)

@@ -1,0 +1,481 @@
+"""Hold a typed graph to the fp32 graph: their maps, the ranking of the scores, the verdicts, and metrics on labels.
+
+Whether the typed graph's numbers are other numbers is not the question, they always are; it is whether somebody who
+calibrates and runs it would decide otherwise. So each precision is given the threshold that its own good images fit.
+
+What is kept while images pass is two floats an image and sums; a map is forgotten once it was compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, NamedTuple, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.calibration.agreement import PairMoments, rank_correlation
+from flowedge.calibration.dataset import Dataset, read_mask
+from flowedge.calibration.defects import DEFECTS, Defect, synthetic_defect
+from flowedge.calibration.evaluation import LARGEST_SCORE, Detection, mask_on_map
+from flowedge.calibration.metrics import PixelMetrics, curve_from_scores
+from flowedge.calibration.threshold import fit_threshold
+from flowedge.errors import CalibrationError
+from flowedge.runtime.images import read_image
+
+Detect: TypeAlias = Callable[[NDArray[np.uint8]], Detection]
+
+
+class GateLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a typed graph is held to; the quantities are described in `GateReport`.
+
+    Attributes:
+        map_correlation: At least.
+        map_error: At most, in standard deviations.
+        rank_agreement: At least.
+        flips: At most, a share of the verdicts.
+        image_auroc: At most, absolute.
+        pixel_auroc: At most, absolute.
+        aupro: At most, absolute.
+        quantile: Of the good images' scores: where each precision's threshold is.
+    """
+
+    map_correlation: float
+    map_error: float
+    rank_agreement: float
+    flips: float
+    image_auroc: float
+    pixel_auroc: float
+    aupro: float
+    quantile: float = 0.99
+
+
+# On a trained CFLOW (tf_efficientnet_lite0, 30 to 60 good images, as many or twice as many defects) float16 had a
+# correlation of 0.99999 and an error of 0.04, bfloat16 (emulated) 0.9989 and 0.5; int8 of the flow alone, which moved
+# no metric by more than 0.005, 0.998 and 0.7 with ranks at 0.997; int8 of everything, which lost 0.04 of AUROC, 0.85,
+# 3.9 and 0.92. A limit of the error lies above what harmless noise reaches in its worst pixel of millions.
+DEFAULT_LIMITS: Final[Mapping[str, GateLimits]] = MappingProxyType(
+    {
+        "fp16": GateLimits(
+            map_correlation=0.9999,
+            map_error=0.2,
+            rank_agreement=0.999,
+            flips=0.01,
+            image_auroc=0.001,
+            pixel_auroc=0.001,
+            aupro=0.001,
+        ),
+        "bf16": GateLimits(
+            map_correlation=0.998,
+            map_error=0.8,
+            rank_agreement=0.995,
+            flips=0.02,
+            image_auroc=0.002,
+            pixel_auroc=0.002,
+            aupro=0.002,
+        ),
+        "int8": GateLimits(
+            map_correlation=0.99,
+            map_error=2.0,
+            rank_agreement=0.98,
+            flips=0.03,
+            image_auroc=0.005,
+            pixel_auroc=0.005,
+            aupro=0.005,
+        ),
+    }
+)
+
+
+class GateQuantity(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was measured.
+
+    Attributes:
+        name: As in `GateReport`.
+        value: None where it cannot be a number.
+        limit: None where it is reported only.
+        passed: True where it is reported only.
+        words: The same as one line to read.
+    """
+
+    name: str
+    value: float | None
+    limit: float | None
+    passed: bool
+    words: str
+
+
+class GateReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gate found.
+
+    The quantities, by name:
+
+    - ``not_finite``: images whose typed score or map holds NaN or infinity; they are in nothing else. None may be.
+    - ``map_correlation``: Pearson's, over all pixels of all images together. Blind to an offset and a factor.
+    - ``worst_image_correlation``: the same within one image, the smallest of all. Not held to a limit: a good image's
+      map may be nearly flat, and then it is the correlation of noise.
+    - ``map_error``: the largest difference of a pixel, in units of the standard deviation of all pixels of the good
+      images' fp32 maps, or of the image's own fp32 map where that is larger. The first is what a map varies by where
+      nothing is wrong, whatever the family's scale (FastFlow's maps lie within 1, CS-Flow's have no bound); the second
+      matters where a defect rises to thousands of that, and an error in proportion to it decides nothing.
+    - ``rank_agreement``: Spearman's correlation of the image scores, over all images.
+    - ``flips``: the share of all images whose verdict differs, each precision by its own threshold. One may, however
+      few the images are: a score next to its threshold shows nothing.
+    - ``image_auroc``, ``pixel_auroc``, ``aupro``: how much the metric changed on the labelled images, absolute; only
+      with such images. One pair of images may change places, however few they are.
+    - ``synthetic_pixel_auroc``, ``synthetic_aupro``: the change on good images and synthetic defects. Not held to a
+      limit: the defects are nobody's.
+
+    Attributes:
+        passed: Every quantity passed.
+        limits: What it was held to.
+        good_images: How many were compared.
+        defect_images: How many synthetic ones.
+        labelled_images: How many labelled ones.
+        quantities: In the order above.
+    """
+
+    passed: bool
+    limits: GateLimits
+    good_images: int
+    defect_images: int
+    labelled_images: int
+    quantities: tuple[GateQuantity, ...]
+
+    def quantity(self, name: str) -> GateQuantity:
+        """One of the quantities.
+
+        Raises:
+            KeyError: It was not measured.
+        """
+        return {quantity.name: quantity for quantity in self.quantities}[name]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What did not pass, one line each."""
+        return tuple(quantity.words for quantity in self.quantities if not quantity.passed)
+
+
+class Gate:
+    """Compares the answers of two precisions, image by image, in any order of the kinds."""
+
+    def __init__(self, limits: GateLimits) -> None:
+        self._limits = limits
+        self._counts = {"good": 0, "defect": 0, "labelled": 0}
+        self._not_finite = 0
+        self._scores: list[_Scores] = []
+        self._pixels = PairMoments()
+        self._good_pixels = PairMoments()
+        self._worst_correlation = 1.0
+        self._errors: list[tuple[float, float]] = []
+        self._synthetic = (PixelMetrics(), PixelMetrics())
+        self._labelled = (PixelMetrics(), PixelMetrics())
+        self._has_masks = True
+
+    def add_good(self, reference: Detection, typed: Detection) -> None:
+        """Compare the answers on a good image.
+
+        Args:
+            reference: The fp32 graph's.
+            typed: The other's, on the same frame.
+
+        Raises:
+            CalibrationError: The reference is not finite.
+            ValueError: The maps differ in shape.
+        """
+        if self._compare("good", reference, typed):
+            for metrics, one in zip(self._synthetic, (reference, typed), strict=True):
+                metrics.add(one.network_map, None)
+
+    def add_defect(self, reference: Detection, typed: Detection, mask: NDArray[np.bool_]) -> None:
+        """Compare the answers on a synthetic defect.
+
+        Args:
+            reference: As in `add_good`.
+            typed: As in `add_good`.
+            mask: ``(H, W)``, at the frame's size, true on the defect.
+
+        Raises:
+            CalibrationError: As in `add_good`.
+            ValueError: As in `add_good`.
+        """
+        if self._compare("defect", reference, typed):
+            _add_pixels(self._synthetic, reference, typed, mask)
+
+    def add_labelled(
+        self,
+        reference: Detection,
+        typed: Detection,
+        *,
+        is_anomalous: bool,
+        mask: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Compare the answers on an image of a test set.
+
+        Args:
+            reference: As in `add_good`.
+            typed: As in `add_good`.
+            is_anomalous: Its label.
+            mask: As in `add_defect`; None for a good image. An anomalous image without one leaves only the metrics of
+                images.
+
+        Raises:
+            CalibrationError: As in `add_good`.
+            ValueError: As in `add_good`.
+        """
+        if self._compare("labelled", reference, typed, is_anomalous=is_anomalous):
+            self._has_masks &= mask is not None or not is_anomalous
+            _add_pixels(self._labelled, reference, typed, mask)
+
+    def report(self) -> GateReport:
+        """What was found in the images so far.
+
+        Raises:
+            CalibrationError: There is no good image to fit the thresholds on.
+        """
+        if self._counts["good"] == 0:
+            raise CalibrationError(
+                "the gate needs at least one good image to fit the thresholds on, got none. Give good images."
+            )
+        quantities = tuple(self._quantities())
+        return GateReport(
+            passed=all(quantity.passed for quantity in quantities),
+            limits=self._limits,
+            good_images=self._counts["good"],
+            defect_images=self._counts["defect"],
+            labelled_images=self._counts["labelled"],
+            quantities=quantities,
+        )
+
+    def _compare(
+        self, kind: str, reference: Detection, typed: Detection, *, is_anomalous: bool | None = None
+    ) -> bool:
+        """Count an image; whether the typed answer is finite, and anything else can be done with it."""
+        if not _is_finite(reference):
+            raise CalibrationError(
+                f"the fp32 answer for a {kind} image is not finite, so nothing can be compared with it. Run flowedge "
+                "verify, and remove the image if that passes."
+            )
+        if typed.network_map.shape != reference.network_map.shape:
+            raise ValueError(
+                f"the maps must have one shape, got {reference.network_map.shape} and {typed.network_map.shape}"
+            )
+        self._counts[kind] += 1
+        if not _is_finite(typed):
+            self._not_finite += 1
+            return False
+        self._scores.append(_Scores(kind, is_anomalous, reference.score, typed.score))
+        image = PairMoments()
+        image.add(reference.network_map, typed.network_map)
+        self._pixels.merge(image)
+        if kind == "good":
+            self._good_pixels.merge(image)
+        self._worst_correlation = min(self._worst_correlation, image.correlation())
+        error = np.abs(typed.network_map.astype(np.float64) - reference.network_map).max()
+        self._errors.append((float(error), image.first_deviation()))
+        return True
+
+    def _quantities(self) -> Iterator[GateQuantity]:
+        limits = self._limits
+        compared = sum(self._counts.values())
+        yield GateQuantity(
+            name="not_finite",
+            value=self._not_finite,
+            limit=0,
+            passed=self._not_finite == 0,
+            words=f"{self._not_finite} of {compared} images have a score or a map that is NaN or infinite",
+        )
+        good = [one for one in self._scores if one.kind == "good"]
+        if not good:
+            return
+        correlation = self._pixels.correlation()
+        yield _at_least("map_correlation", "map correlation", correlation, limits.map_correlation)
+        yield _reported(
+            "worst_image_correlation", "smallest map correlation of an image", self._worst_correlation
+        )
+        yield _at_most(
+            "map_error", "largest map error in standard deviations", self._error(), limits.map_error
+        )
+        ranks = rank_correlation([one.reference for one in self._scores], [one.typed for one in self._scores])
+        yield _at_least("rank_agreement", "rank agreement", ranks, limits.rank_agreement)
+        flipped = self._flipped(good)
+        images = len(self._scores)
+        yield _at_most(
+            "flips",
+            f"verdicts that flip ({flipped} of {images})",
+            flipped / images,
+            max(limits.flips, 1 / images),
+        )
+        yield from self._metric_changes()
+
+    def _error(self) -> float:
+        spread = self._good_pixels.first_deviation()
+        units = ((error, max(spread, own)) for error, own in self._errors)
+        return max((error / unit if unit else math.inf) if error else 0.0 for error, unit in units)
+
+    def _flipped(self, good: Sequence[_Scores]) -> int:
+        quantile = self._limits.quantile
+        thresholds = [
+            fit_threshold(scores, method="quantile", parameter=quantile).threshold.value
+            for scores in ([one.reference for one in good], [one.typed for one in good])
+        ]
+        return sum((one.reference > thresholds[0]) != (one.typed > thresholds[1]) for one in self._scores)
+
+    def _metric_changes(self) -> Iterator[GateQuantity]:
+        limits = self._limits
+        labelled = [one for one in self._scores if one.kind == "labelled"]
+        labels = [bool(one.is_anomalous) for one in labelled]
+        if any(labels) and not all(labels):
+            aurocs = tuple(
+                curve_from_scores(scores, labels).auroc()
+                for scores in ([one.reference for one in labelled], [one.typed for one in labelled])
+            )
+            swap = 1 / (sum(labels) * (len(labels) - sum(labels)))
+            yield _change("image_auroc", "image AUROC", aurocs, max(limits.image_auroc, swap))
+            if self._has_masks:
+                yield _change("pixel_auroc", "pixel AUROC", _pixel_aurocs(self._labelled), limits.pixel_auroc)
+                yield _change("aupro", "AUPRO", _aupros(self._labelled), limits.aupro)
+        if self._synthetic[0].regions:
+            yield _change(
+                "synthetic_pixel_auroc",
+                "pixel AUROC of synthetic defects",
+                _pixel_aurocs(self._synthetic),
+                None,
+            )
+            yield _change("synthetic_aupro", "AUPRO of synthetic defects", _aupros(self._synthetic), None)
+
+
+def compare(
+    reference_detector: Detect,
+    typed_detector: Detect,
+    images: Sequence[Path],
+    defects_per_image: int,
+    limits: GateLimits,
+    labelled: Dataset | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> GateReport:
+    """Run two detectors over good images, synthetic defects made from them, and labelled images.
+
+    Args:
+        reference_detector: The fp32 graph's: from ``(H, W, 3)`` uint8 RGB to the answer, as a `Detector` does.
+        typed_detector: The other graph's.
+        images: Of good parts, at least 16x16 pixels; read one at a time.
+        defects_per_image: How many synthetic defects each is given, one after the other, of changing kinds. The
+            image's number decides them, so every comparison of the same images sees the same defects.
+        limits: What the typed graph is held to.
+        labelled: Images with labels, and masks where their metrics are wanted.
+        on_progress: Called after each image file with how many are done, and of how many.
+
+    Raises:
+        CalibrationError: No good images, or a reference answer that is not finite.
+        DataError: A mask has another size than its image.
+        ImageError: An image or a mask cannot be read, or is too small.
+        ValueError: ``defects_per_image`` is negative.
+    """
+    if defects_per_image < 0:
+        raise ValueError(f"defects_per_image must not be negative, got {defects_per_image}")
+    gate = Gate(limits)
+    samples = labelled.samples if labelled is not None else ()
+    total = len(images) + len(samples)
+    for index, path in enumerate(images):
+        frame = read_image(path)
+        gate.add_good(reference_detector(frame), typed_detector(frame))
+        for defect in _defects(frame, index, defects_per_image):
+            gate.add_defect(reference_detector(defect.frame), typed_detector(defect.frame), defect.mask)
+        on_progress(index + 1, total)
+    for done, sample in enumerate(samples, start=len(images) + 1):
+        frame = read_image(sample.path)
+        mask = None if sample.mask is None else read_mask(sample.mask, frame)
+        gate.add_labelled(
+            reference_detector(frame), typed_detector(frame), is_anomalous=sample.is_anomalous, mask=mask
+        )
+        on_progress(done, total)
+    return gate.report()
+
+
+class _Scores(NamedTuple):
+    """The two scores of one image; ``is_anomalous`` for a labelled one."""
+
+    kind: str
+    is_anomalous: bool | None
+    reference: float
+    typed: float
+
+
+def _defects(frame: NDArray[np.uint8], index: int, count: int) -> Iterator[Defect]:
+    """An image's defects; the kinds go on from one image to the next."""
+    kinds = tuple(DEFECTS)
+    for n in range(count):
+        yield synthetic_defect(
+            frame, kinds[(index * count + n) % len(kinds)], np.random.default_rng([index, n])
+        )
+
+
+def _is_finite(answer: Detection) -> bool:
+    return abs(answer.score) <= LARGEST_SCORE and bool(np.isfinite(answer.network_map).all())
+
+
+def _add_pixels(
+    metrics: tuple[PixelMetrics, PixelMetrics],
+    reference: Detection,
+    typed: Detection,
+    mask: NDArray[np.bool_] | None,
+) -> None:
+    height, width = reference.network_map.shape
+    on_map = None if mask is None else mask_on_map(mask, reference.preprocessing, (height, width))
+    metrics[0].add(reference.network_map, on_map)
+    metrics[1].add(typed.network_map, on_map)
+
+
+def _pixel_aurocs(metrics: tuple[PixelMetrics, PixelMetrics]) -> tuple[float | None, ...]:
+    return tuple(one.curve().auroc() for one in metrics)
+
+
+def _aupros(metrics: tuple[PixelMetrics, PixelMetrics]) -> tuple[float | None, ...]:
+    return tuple(one.aupro() for one in metrics)
+
+
+def _at_least(name: str, noun: str, value: float, limit: float) -> GateQuantity:
+    return GateQuantity(
+        name=name,
+        value=value,
+        limit=limit,
+        passed=value >= limit,
+        words=f"{noun}: {value:.6g}, must be at least {limit:g}",
+    )
+
+
+def _at_most(name: str, noun: str, value: float, limit: float) -> GateQuantity:
+    return GateQuantity(
+        name=name,
+        value=value if math.isfinite(value) else None,
+        limit=limit,
+        passed=value <= limit,
+        words=f"{noun}: {value:.3g}, must be at most {limit:g}",
+    )
+
+
+def _reported(name: str, noun: str, value: float) -> GateQuantity:
+    return GateQuantity(name=name, value=value, limit=None, passed=True, words=f"{noun}: {value:.6g}")
+
+
+def _change(name: str, noun: str, values: tuple[float | None, ...], limit: float | None) -> GateQuantity:
+    """How much a metric moved; where it is not defined, there is nothing to hold to the limit."""
+    before, after = values
+    if before is None or after is None:
+        return GateQuantity(name=name, value=None, limit=limit, passed=True, words=f"{noun}: not defined")
+    change = abs(after - before)
+    words = f"{noun}: {before:.4f} in fp32, {after:.4f} typed"
+    if limit is None:
+        return GateQuantity(name=name, value=change, limit=None, passed=True, words=words)
+    return GateQuantity(
+        name=name,
+        value=change,
+        limit=limit,
+        passed=change <= limit,
+        words=f"{words}; may change by {limit:g}",
+    )

@@ -1,0 +1,50 @@
+"""``flowedge cache``: the engines that were compiled for this machine."""
+
+from __future__ import annotations
+
+import time
+
+import typer
+
+from flowedge.cli.output import RESULTS, Json, print_json, table
+
+NAME = "cache"
+
+app = typer.Typer(
+    name=NAME, help="List or clear the engines compiled for this machine.", no_args_is_help=True
+)
+
+
+@app.command("list")
+def list_files(json: Json = False) -> None:
+    """List the cached engines, and what saves time in building and starting them."""
+    from flowedge.runtime.engine_cache import engine_cache
+
+    cache = engine_cache()
+    files = cache.files()
+    if json:
+        print_json({"folder": str(cache.folder), "limit": cache.limit, "files": files})
+        return
+    rows = table("file", "engine", "precision", "device", "batches", ">MB", "last used")
+    for entry in files:
+        engine, precision, device, batches = "-", "-", "-", "-"
+        if entry.facts is not None:
+            engine = f"{entry.facts.engine} {entry.facts.version}"
+            precision = entry.facts.precision
+            device = f"{entry.facts.device} {entry.facts.capability}".strip()
+            batches = ",".join(map(str, entry.facts.batches))
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        name = str(entry.path.relative_to(cache.folder))
+        rows.add_row(name, engine, precision, device, batches, f"{entry.size / 1e6:.1f}", used)
+    RESULTS.print(rows)
+    total = sum(entry.size for entry in files)
+    RESULTS.print(f"{cache.folder}: {total / 1e6:.1f} MB of at most {cache.limit / 1e6:.0f} MB")
+
+
+@app.command("clear")
+def clear() -> None:
+    """Delete all of them; they are built again when they are asked for."""
+    from flowedge.runtime.engine_cache import engine_cache
+
+    cache = engine_cache()
+    RESULTS.print(f"{cache.folder}: {cache.clear() / 1e6:.1f} MB deleted")

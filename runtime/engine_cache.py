@@ -1,0 +1,390 @@
+"""The engines compiled for this machine: a cache beside the bundles, never a part of one.
+
+An engine is found by everything that it depends on (``EngineFacts``): the graph, the library and its version, the
+device and its driver, the batch sizes, the precision. One file holds those facts, the engine and its hash, and gets its
+name in one step, so that a reader finds a whole engine or none. Builders of the same engine wait for each other on a
+lock that the kernel releases when a process dies. Nothing here is needed to run a bundle: whatever is missing, damaged
+or of another version is explained, and built again where that is asked for.
+
+    FOLDER/engines/KEY.engine      the engines; KEY.lock beside them
+    FOLDER/timing, FOLDER/kernels  what makes the next build or start faster
+    FOLDER/onnxruntime-tensorrt    what ONNX Runtime keeps itself
+    FOLDER/openvino                what OpenVINO keeps itself
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import msgspec
+
+from flowedge.bundle import Bundle
+from flowedge.errors import EngineCacheError
+
+DEFAULT_SIZE: Final = "20G"
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_MAGIC: Final = b"FlowEdge engine 1\n"
+_LONGEST_HEADER_BYTES: Final = 1 << 16
+_ENGINES: Final = "engines"
+
+
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that an engine depends on.
+
+    Attributes:
+        engine: Its name in ``ENGINES``.
+        version: Of its library.
+        graph: The sha256 of the graph's file and of its weights beside it.
+        precision: Which graph of the bundle it is.
+        device: The device's name; empty where an engine fits several.
+        capability: Its compute capability, or those that the engine was built for.
+        driver: The CUDA version of the driver; empty where an engine does not depend on it.
+        batches: The smallest, usual and largest number of images of a run.
+        options: What else was asked of the builder.
+    """
+
+    engine: str
+    version: str
+    graph: str
+    precision: str
+    device: str
+    capability: str
+    driver: str
+    batches: tuple[int, int, int]
+    options: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The name of the engine's file: 32 hexadecimal digits."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:32]
+
+
+class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    facts: EngineFacts
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedFile:
+    """One file of the cache.
+
+    Attributes:
+        path: Where it is.
+        facts: What it was built from; None where it is not an engine of ours or its header is damaged.
+        size: In bytes.
+        used: When it was last used, in seconds since 1970.
+    """
+
+    path: Path
+    facts: EngineFacts | None
+    size: int
+    used: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Found:
+    """An engine from the cache, or why there is none.
+
+    Attributes:
+        plan: The serialised engine, None where there is none that can be used.
+        facts: What it was built from; what was asked for where there is none.
+        path: Its file, or where it would be.
+        reason: Why there is none, empty where there is one.
+    """
+
+    plan: bytes | None
+    facts: EngineFacts
+    path: Path
+    reason: str
+
+
+class EngineCache:
+    """A folder of engines, safe for several processes at once."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        """Use a folder; it is made when something is stored.
+
+        Args:
+            folder: Where.
+            limit: How large all of it may become, in bytes; what was not used for longest goes first.
+        """
+        self.folder = folder
+        self.limit = limit
+
+    def find(self, facts: EngineFacts, *, any_batches: bool = False) -> Found:
+        """Look for an engine, whole and of exactly these facts.
+
+        Args:
+            facts: What it must have been built from.
+            any_batches: Take the one used last of those that differ in nothing but the batch sizes.
+        """
+        path = self._path(facts)
+        candidates = [path]
+        if any_batches:
+            fitting = [
+                entry
+                for entry in self.files()
+                if entry.facts is not None and _without_batches(entry.facts) == _without_batches(facts)
+            ]
+            candidates = [
+                entry.path for entry in sorted(fitting, key=lambda entry: -entry.used)
+            ] or candidates
+        damages: list[str] = []
+        for candidate in candidates:
+            try:
+                found, plan = _read(candidate)
+            except FileNotFoundError:
+                continue
+            except _DamagedError as damage:
+                damages.append(f"{candidate} is damaged: {damage}")
+                continue
+            if found.key == candidate.stem:
+                with contextlib.suppress(OSError):
+                    os.utime(candidate)
+                return Found(plan=plan, facts=found, path=candidate, reason="")
+            damages.append(f"{candidate} holds another engine than its name says")
+        return Found(plan=None, facts=facts, path=path, reason="; ".join(damages) or self._why_none(facts))
+
+    def find_or_build(
+        self, facts: EngineFacts, build: Callable[[], bytes], *, say: Callable[[str], None]
+    ) -> tuple[Found, bool]:
+        """Take an engine from the cache, or build and store it; of several processes, one builds.
+
+        Args:
+            facts: What it depends on.
+            build: Gives the serialised engine.
+            say: Told why it is built, and when another process is waited for.
+
+        Returns:
+            The engine, and whether it was built just now.
+
+        Raises:
+            EngineCacheError: The folder cannot be written; nothing is left behind.
+        """
+        found = self.find(facts)
+        if found.plan is not None:
+            return found, False
+        with self.locked(facts, say=say):
+            found = self.find(facts)
+            if found.plan is not None:
+                return found, False
+            say(f"building: {found.reason}")
+            plan = build()
+            path = self.store(facts, plan)
+        return Found(plan=plan, facts=facts, path=path, reason=""), True
+
+    def store(self, facts: EngineFacts, plan: bytes) -> Path:
+        """Write an engine, whole or not at all, and make room where the cache is over its limit.
+
+        Raises:
+            EngineCacheError: The folder cannot be written; nothing is left behind.
+        """
+        path = self._path(facts)
+        digest = hashlib.sha256(plan).hexdigest()
+        header = msgspec.json.encode(_Header(facts=facts, size=len(plan), sha256=digest))
+        self._write(path, _MAGIC + len(header).to_bytes(8, "little") + header, plan)
+        self._make_room(keep=path)
+        return path
+
+    @contextlib.contextmanager
+    def locked(self, facts: EngineFacts, *, say: Callable[[str], None]) -> Iterator[None]:
+        """Hold the lock of one engine; clears up what a builder that was killed left behind.
+
+        Raises:
+            EngineCacheError: The folder cannot be written.
+        """
+        path = self._path(facts).with_suffix(".lock")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = path.open("ab")
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say("waiting for another process that builds this engine")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            for left in path.parent.glob(f".{facts.key}.*"):
+                left.unlink(missing_ok=True)
+            yield
+
+    def read_extra(self, name: str) -> bytes:
+        """What was kept under a name, such as ``timing/10.3.cache``; empty where there is nothing."""
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError:
+            return b""
+
+    def write_extra(self, name: str, content: bytes) -> None:
+        """Keep something that only saves time: where it cannot be written, it is not kept."""
+        with contextlib.suppress(EngineCacheError):
+            self._write(self.folder / name, content)
+            self._make_room(keep=self.folder / name)
+
+    def files(self) -> list[CachedFile]:
+        """Everything in the cache but locks, in the order of paths."""
+        found: list[CachedFile] = []
+        for path in sorted(self.folder.rglob("*")):
+            if path.suffix == ".lock" or path.name.startswith(".") or path.is_symlink() or not path.is_file():
+                continue
+            with contextlib.suppress(FileNotFoundError):  # another process cleared it
+                status = path.stat()
+                facts = _facts(path) if path.suffix == ".engine" and path.parent.name == _ENGINES else None
+                found.append(CachedFile(path=path, facts=facts, size=status.st_size, used=status.st_mtime))
+        return found
+
+    def clear(self) -> int:
+        """Delete everything in it; how many bytes that were.
+
+        Raises:
+            EngineCacheError: Something cannot be deleted.
+        """
+        size = sum(entry.size for entry in self.files())
+        for part in (_ENGINES, "timing", "kernels", "onnxruntime-tensorrt", "openvino"):
+            try:
+                shutil.rmtree(self.folder / part)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise EngineCacheError(
+                    f"{error.filename or self.folder} cannot be deleted: {error.strerror}. Check its permissions."
+                ) from error
+        return size
+
+    def _path(self, facts: EngineFacts) -> Path:
+        return self.folder / _ENGINES / f"{facts.key}.engine"
+
+    def _write(self, path: Path, *parts: bytes) -> None:
+        temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                with temporary.open("xb") as file:
+                    for part in parts:
+                        file.write(part)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.rename(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+
+    def _make_room(self, keep: Path) -> None:
+        entries = sorted(self.files(), key=lambda entry: entry.used)
+        total = sum(entry.size for entry in entries)
+        for entry in entries:
+            if total <= self.limit:
+                return
+            if entry.path != keep:
+                with contextlib.suppress(OSError):
+                    entry.path.unlink()
+                    total -= entry.size
+
+    def _why_none(self, facts: EngineFacts) -> str:
+        """The nearest engine of the same graph, and in what it differs."""
+        wanted = msgspec.structs.asdict(facts)
+        nearest: list[str] = []
+        for entry in self.files():
+            if entry.facts is None or (entry.facts.graph, entry.facts.engine) != (facts.graph, facts.engine):
+                continue
+            found = msgspec.structs.asdict(entry.facts)
+            differing = [
+                f"{name} {found[name] or 'none'} instead of {wanted[name] or 'none'}"
+                for name in wanted
+                if found[name] != wanted[name]
+            ]
+            if not nearest or len(differing) < len(nearest):
+                nearest = differing
+        if nearest:
+            return f"the cache has an engine of this graph, but with {', '.join(nearest)}"
+        return f"the cache {self.folder} has no {facts.engine} engine of this graph"
+
+
+def engine_cache() -> EngineCache:
+    """The user's cache: ``FLOWEDGE_CACHE_DIR`` and ``FLOWEDGE_CACHE_SIZE``, else XDG's folder and 20 GB.
+
+    Raises:
+        EngineCacheError: ``FLOWEDGE_CACHE_SIZE`` is not a size.
+    """
+    text = os.environ.get("FLOWEDGE_CACHE_SIZE") or DEFAULT_SIZE
+    size = re.fullmatch(r"(\d{1,12})([KMGT]?)B?", text.strip().upper())
+    if size is None:
+        raise EngineCacheError(
+            f"FLOWEDGE_CACHE_SIZE must be a number of bytes such as 500M or 20G, got {text!r}."
+        )
+    own = os.environ.get("FLOWEDGE_CACHE_DIR")
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    base = Path(xdg) if xdg and os.path.isabs(xdg) else Path.home() / ".cache"
+    return EngineCache(Path(own) if own else base / "flowedge", int(size[1]) * _UNITS[size[2]])
+
+
+def graph_hash(bundle: Bundle, precision: str) -> str:
+    """One hash of a graph's file and of the weights beside it, from the hashes that the manifest lists."""
+    name = bundle.manifest.graph(precision).file
+    parts = [
+        f"{stored.path} {stored.sha256}" for stored in bundle.manifest.files if stored.path.startswith(name)
+    ]
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
+
+
+class _DamagedError(Exception):
+    """What is wrong with an engine's file."""
+
+
+def _read(path: Path) -> tuple[EngineFacts, bytes]:
+    try:
+        with path.open("rb") as file:
+            header = _header(file)
+            plan = file.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _DamagedError(f"it cannot be read ({error.strerror})") from error
+    if len(plan) != header.size:
+        raise _DamagedError(f"it has {len(plan)} bytes of {header.size}")
+    if hashlib.sha256(plan).hexdigest() != header.sha256:
+        raise _DamagedError("its bytes are not those that were written")
+    return header.facts, plan
+
+
+def _facts(path: Path) -> EngineFacts | None:
+    try:
+        with path.open("rb") as file:
+            return _header(file).facts
+    except (OSError, _DamagedError):
+        return None
+
+
+def _header(file: BinaryIO) -> _Header:
+    start = file.read(len(_MAGIC) + 8)
+    size = int.from_bytes(start[len(_MAGIC) :], "little")
+    if not start.startswith(_MAGIC) or size > _LONGEST_HEADER_BYTES:
+        raise _DamagedError("it does not begin as an engine of this version of FlowEdge")
+    try:
+        return msgspec.json.decode(file.read(size), type=_Header)
+    except msgspec.DecodeError as error:
+        raise _DamagedError(f"its header cannot be read ({error})") from error
+
+
+def _without_batches(facts: EngineFacts) -> EngineFacts:
+    return msgspec.structs.replace(facts, batches=(1, 1, 1))
+
+
+def _cannot_write(path: Path, error: OSError) -> EngineCacheError:
+    return EngineCacheError(
+        f"the engine cache cannot write {path}: {error.strerror}. Make room (flowedge cache clear), or name another "
+        "folder with FLOWEDGE_CACHE_DIR."
+    )

@@ -1,0 +1,98 @@
+"""A small bundle of every family with random weights, in every precision, and what it must answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flowedge.bundle import Bundle, write_bundle
+from flowedge.calibration.fp16 import write_fp16
+from flowedge.export.graph import ir
+from flowedge.export.graph.emit import Flow
+from flowedge.export.graph.onnx_export import onnx_from_model
+from flowedge.export.graph.passes import lower
+from flowedge.export.reference.scores import answer_from_levels
+from flowedge.manifest import GraphFile, LevelInfo, PrecisionName
+from support.random_flows import random_cflow, random_csflow, random_fastflow, random_msflow, random_uflow
+from support.tiny_bundle import tiny_manifest
+
+FAMILIES: Final[dict[str, Callable[[int], ir.FlowModel]]] = {
+    "cflow": random_cflow,
+    "fastflow": random_fastflow,
+    "uflow": random_uflow,
+    "msflow": random_msflow,
+    "csflow": random_csflow,
+}
+PRECISIONS: Final[tuple[PrecisionName, ...]] = ("fp32", "fp16")
+
+
+class Features(nn.Module):
+    """Stands in for a backbone: one convolution per level, resized bilinearly."""
+
+    def __init__(self, model: ir.FlowModel) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        pooled = 2 if model.family == "msflow" else 1
+        self.sizes = [(pooled * level.height, pooled * level.width) for level in model.levels]
+        self.convs = nn.ModuleList(nn.Conv2d(3, level.feature_channels, 1) for level in model.levels)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [
+            nn.functional.interpolate(conv(image), size, mode="bilinear", align_corners=True)
+            for conv, size in zip(self.convs, self.sizes, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FamilyBundle:
+    """A bundle, ``images`` ``(N, 3, H, W)``, and per output what the unlowered network gives them in float64."""
+
+    bundle: Bundle
+    images: NDArray[np.float32]
+    expected: dict[str, NDArray[np.float64]]
+
+
+def write_family_bundle(family: str, folder: Path) -> FamilyBundle:
+    """Write ``folder/FAMILY.flowedge`` with a graph of every precision."""
+    model = FAMILIES[family](0)
+    height, width = model.image_size
+    images = np.random.default_rng(7).standard_normal((3, 3, height, width)).astype(np.float32)
+    expected = reference_answers(model, images)
+    graph, half = folder / f"{family}.onnx", folder / f"{family}.fp16.onnx"
+    onnx_from_model(lower(model), Features(model).eval(), graph)
+    write_fp16(graph, half)
+    manifest = msgspec.structs.replace(
+        tiny_manifest(image_size=model.image_size),
+        family=model.family,
+        levels=tuple(
+            LevelInfo(channels=lv.channels, height=lv.height, width=lv.width) for lv in model.levels
+        ),
+        graphs=tuple(
+            GraphFile(precision=precision, file=file, opset=18, scoring=model.scoring)
+            for precision, file in zip(PRECISIONS, ("model.onnx", "model.fp16.onnx"), strict=True)
+        ),
+    )
+    files: dict[str, Path | bytes] = {"model.onnx": graph, "model.fp16.onnx": half}
+    bundle = write_bundle(folder / f"{family}.flowedge", manifest, files)
+    return FamilyBundle(bundle=bundle, images=images, expected=expected)
+
+
+def reference_answers(model: ir.FlowModel, images: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+    """Levels of the flow as its checkpoint holds it, and maps and scores as the papers write them."""
+    backbone = Features(model).double().eval()
+    with torch.no_grad():
+        levels = Flow(model).double()(backbone(torch.from_numpy(images).double()))
+        answer = answer_from_levels(levels, model.family, model.scoring, model.image_size)
+    found = {"score": answer.score, "anomaly_map": answer.anomaly_map}
+    found |= {f"level_{number}": level for number, level in enumerate(levels)}
+    if answer.anomaly_map_mul is not None:
+        found["anomaly_map_mul"] = answer.anomaly_map_mul
+    return {name: value.numpy() for name, value in found.items()}
