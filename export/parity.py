@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
 from flowedge.errors import CheckpointError
-from flowedge.export.pipeline import ExportOptions, read_model
+from flowedge.export.pipeline import ExportOptions, ReadModel, read_model
 from flowedge.export.reference.nfa import nfa_answers
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.engine import open_engine
@@ -52,15 +52,7 @@ def compare_with_checkpoint(
         ImageError: An image cannot be read.
     """
     manifest = bundle.manifest
-    given = {one.name: _text(one.value) for one in manifest.assumed if one.given}
-    given.pop("input_size", None)
-    options = ExportOptions(image_size=manifest.image_size, backbone_weights=backbone_weights, settings=given)
-    read = read_model(checkpoint, options)
-    if read.checkpoint.sha256 != manifest.source.sha256:
-        raise CheckpointError(
-            f"{checkpoint} is not the file that {bundle.path} was made from: its sha256 is "
-            f"{read.checkpoint.sha256[:12]}…, the bundle says {manifest.source.sha256[:12]}… ({manifest.source.file})."
-        )
+    read = model_of_bundle(bundle, checkpoint, backbone_weights=backbone_weights)
     frames: Sequence[NDArray[np.uint8]]
     frames = read_selftest(bundle).frames if images is None else [read_image(path) for path in images]
     preprocess = Preprocessor(manifest.preprocessing)
@@ -95,6 +87,25 @@ def compare_with_checkpoint(
             for name, one in finals.items()
         ),
     )
+
+
+def model_of_bundle(bundle: Bundle, checkpoint: Path, *, backbone_weights: Path | None) -> ReadModel:
+    """The checkpoint that a bundle was made from, with the values that were assumed then.
+
+    Raises:
+        CheckpointError: It cannot be read, or is another one.
+    """
+    manifest = bundle.manifest
+    given = {one.name: _text(one.value) for one in manifest.assumed if one.given}
+    given.pop("input_size", None)
+    options = ExportOptions(image_size=manifest.image_size, backbone_weights=backbone_weights, settings=given)
+    read = read_model(checkpoint, options)
+    if read.checkpoint.sha256 != manifest.source.sha256:
+        raise CheckpointError(
+            f"{checkpoint} is not the file that {bundle.path} was made from: its sha256 is "
+            f"{read.checkpoint.sha256[:12]}…, the bundle says {manifest.source.sha256[:12]}… ({manifest.source.file})."
+        )
+    return read
 
 
 def _text(value: object) -> str:

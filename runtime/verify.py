@@ -60,13 +60,22 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, precision: str =
         BundleError: The bundle has no such graph or no self-test.
         EngineUnavailableError: The engine cannot run here.
     """
-    selftest = read_selftest(bundle)
-    images = GraphInput(bundle.manifest)(selftest.frames)
     session = open_engine(engine, bundle, precision)
     try:
-        return tuple(_checks(bundle, session, images, selftest.answers, precision))
+        return replay_selftest(bundle, session, precision)
     finally:
         session.close()
+
+
+def replay_selftest(bundle: Bundle, session: Engine, precision: str) -> tuple[Check, ...]:
+    """As `verify_bundle`, on an engine that has loaded the graph of this precision.
+
+    Raises:
+        BundleError: The bundle has no self-test.
+    """
+    selftest = read_selftest(bundle)
+    images = GraphInput(bundle.manifest)(selftest.frames)
+    return tuple(_checks(bundle, session, images, selftest.answers, precision))
 
 
 def relative_difference(got: NDArray[np.floating], expected: NDArray[np.floating]) -> float:

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from flowedge import __version__
-from flowedge.cli import cache, calibrate, demo, doctor, evaluate, export, info, run, verify
+from flowedge.cli import bench, cache, calibrate, demo, doctor, evaluate, export, info, run, verify
 from flowedge.cli.output import MESSAGES
 from flowedge.errors import FlowEdgeError
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (export, info, verify, calibrate, evaluate, run, doctor, demo):
+for command in (export, info, verify, calibrate, evaluate, run, bench, doctor, demo):
     app.command(command.NAME)(command.command)
 app.add_typer(cache.app)
 

@@ -23,7 +23,6 @@ from flowedge.geometry import antialiased_matrix, cv2_taps, pil_fixed_point
 from flowedge.manifest import Preprocessing, ResizeMethod
 from flowedge.runtime.preprocess import Preprocessor
 from support.command_line import flowedge as run_flowedge
-from support.small_cflow import write_small_cflow
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
 
 METHODS: tuple[ResizeMethod, ...] = ("float_bilinear", "pil_bilinear", "pil_lanczos", "cv2_bilinear")
@@ -206,12 +205,11 @@ def test_a_frame_of_another_size_is_refused_with_both_sizes(size: tuple[int, int
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``small.flowedge``, exported for frames of 90x120 with both precisions, and its checkpoint."""
+def exported(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``small.flowedge``, exported for frames of 90x120 with both precisions, and some frames."""
     folder = tmp_path_factory.mktemp("frames")
-    checkpoint = write_small_cflow(folder / "small.ckpt")
     done = run_flowedge(
-        "export", checkpoint, "-o", folder / "small.flowedge", "--fp16", "--frame-size", "90x120"
+        "export", small_checkpoint, "-o", folder / "small.flowedge", "--fp16", "--frame-size", "90x120"
     )
     assert done.status == 0, done.stderr
     for number in range(3):
@@ -219,13 +217,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_checkpoint_exported_for_frames_goes_the_whole_road(exported: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_exported_for_frames_goes_the_whole_road(
+    exported: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
     bundle = exported / "small.flowedge"
     assert open_bundle(bundle).manifest.frame_size == (90, 120)
     assert "90x120, preprocessed in the graph" in run_flowedge("info", bundle).stdout
     commands: tuple[list[str | Path], ...] = (
         ["verify", bundle, "--precision", "fp16"],
-        ["verify", bundle, "--against", exported / "small.ckpt", "--data", exported],
+        ["verify", bundle, "--against", small_checkpoint, "--data", exported],
         ["calibrate", bundle, "--data", exported],
         ["verify", bundle],
     )
@@ -260,6 +260,6 @@ def test_the_preprocessing_stays_in_float32_in_a_half_precision_graph(exported: 
 
 @pytest.mark.parametrize("size", ["90", "90x", "0x90", "90x99999", "90 x 120", "-1x5"])
 def test_a_frame_size_that_is_none_is_refused_in_one_line(size: str, tmp_path: Path) -> None:
-    done = run_flowedge("export", write_small_cflow(tmp_path / "small.ckpt"), "--frame-size", size)
+    done = run_flowedge("export", tmp_path / "any.ckpt", "--frame-size", size)
     assert done.status == 2
     assert "--frame-size takes HEIGHTxWIDTH" in done.stderr
