@@ -340,7 +340,7 @@ def _measure(
                 run.warm_up(batch, seconds)
         for number in range(ROUNDS):
             on_step(f"batch {batch}, turn {number + 1} of {ROUNDS}")
-            peaks.append(machine_worker.ask(Command(do="peak"), Peak))
+            peaks.append(machine_worker.ask(Command(do="peak", seconds=seconds), Peak))
             for run in runs:
                 run.turn(batch, seconds, meter)
                 if batch == options.batches[0]:

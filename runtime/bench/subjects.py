@@ -30,7 +30,6 @@ LEAST_RUNS: Final = 3
 
 _BASELINE: Final = "flowedge.export.baseline"  # imports torch, and only in the process that measures it
 _PEAK_SIDE: Final = 1024
-_PEAK_RUNS: Final = 3
 _COPY_BYTES: Final = 64_000_000
 _FLOATS: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
@@ -246,19 +245,11 @@ class _Machine:
             return Macs(macs=multiply_accumulates(Path(command.graph)))
         if command.do != "peak":
             raise FlowEdgeError(f"the machine has no {command.do} to measure.")
-        product = self._best(lambda: np.matmul(self._a, self._b, out=self._product))
-        copy = self._best(lambda: np.copyto(self._to, self._from))
-        return Peak(gflops=2e-9 * _PEAK_SIDE**3 / product, copy_gb_s=2e-9 * _COPY_BYTES / copy)
-
-    def _best(self, work: Callable[[], object]) -> float:
-        """Seconds of the fastest of a few runs, after one that is not counted."""
-        work()
-        taken: list[float] = []
-        for _ in range(_PEAK_RUNS):
-            start = time.perf_counter()
-            work()
-            taken.append(time.perf_counter() - start)
-        return min(taken)
+        product = window_of(lambda: np.matmul(self._a, self._b, out=self._product), command.seconds / 2)
+        copy = window_of(lambda: np.copyto(self._to, self._from), command.seconds / 2)
+        return Peak(
+            gflops=2e-6 * _PEAK_SIDE**3 / min(product.ms), copy_gb_s=2e-6 * _COPY_BYTES / min(copy.ms)
+        )
 
 
 def peak_resident_mb() -> float | None:
