@@ -27,7 +27,7 @@ h2 { font-size: 19px; margin: 40px 0 8px; padding-top: 12px; border-top: 1px sol
 .soft { color: #5c6675; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-nums; font-size: 13px; }
-th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid #dfe3e8; vertical-align: top; }
+th, td { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid #dfe3e8; vertical-align: top; }
 th { color: #5c6675; font-weight: 600; }
 .n { text-align: right; white-space: nowrap; }
 tr.wrong td { color: #c22f2f; font-weight: 600; }

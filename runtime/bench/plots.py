@@ -14,6 +14,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 12, 40
 _COLOURS: Final = ("#4a7fb5", "#d9822b", "#2c7a4b", "#7a5ba6", "#8a6d3b", "#3b8f8f", "#b0568d", "#5c6675")
 _WRONG: Final = "#c22f2f"
 _ROW: Final = 26
+_LABEL: Final = 44  # characters beside the boxes
 _Scale: TypeAlias = Callable[[float], float]
 
 
@@ -32,10 +33,10 @@ def latency_distributions(report: Report) -> str:
     parts = [_vertical_grid(x, ticks, height, "ms of one inference, at the first batch")]
     for number, (row, timing) in enumerate(rows):
         y = _TOP + _ROW * (number + 0.5)
-        colour = _colour(row, number)
+        colour = _colour(row, report)
         p = timing.percentiles_ms
         parts += [
-            _text(left - 8, y + 4, row.label, "end", _WRONG if row.is_wrong else "#1d2430"),
+            _text(left - 8, y + 4, _short(row.label), "end", _WRONG if row.is_wrong else "#1d2430"),
             f'<line x1="{x(p[1]):.1f}" x2="{x(p[99]):.1f}" y1="{y}" y2="{y}" stroke="{colour}"/>',
             f'<rect x="{x(p[10]):.1f}" y="{y - 6}" width="{max(x(p[90]) - x(p[10]), 1):.1f}" height="12" '
             f'fill="{colour}" fill-opacity="0.35"/>',
@@ -64,16 +65,16 @@ def throughput_over_batch(report: Report) -> str:
     parts = [_horizontal_grid(y, ticks)]
     parts += [_text(x(batch), height - 22, f"batch {batch}", "middle") for batch in batches]
     parts.append(_text(_LEFT, height - 6, "images per second", "start"))
-    for number, row in enumerate(rows):
+    for row in rows:
         points = [(x(t.batch), y(t.images_per_s)) for t in row.timings if t.images_per_s]
-        colour = _colour(row, number)
+        colour = _colour(row, report)
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [
             f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{colour}"><title>{html.escape(row.label)}</title></circle>'
             for a, b in points
         ]
-    return _svg(height, parts, "throughput over batch") + _key(rows)
+    return _svg(height, parts, "throughput over batch") + _key(rows, report)
 
 
 def accuracy_over_latency(report: Report) -> str:
@@ -98,14 +99,14 @@ def accuracy_over_latency(report: Report) -> str:
     parts = [_vertical_grid(x, ticks, height, "p50 in ms; upwards: worst error of the levels against fp32")]
     for exponent in range(low, high + 1):
         parts.append(_text(_LEFT - 8, y(exponent) + 4, f"1e{exponent}", "end"))
-    for number, ((row, error), latency) in enumerate(zip(shown, latencies, strict=True)):
+    for (row, error), latency in zip(shown, latencies, strict=True):
         # What is not a number goes to the top, beside the worst.
         level = high if error is None else math.log10(max(error, 1e-9))
         parts.append(
-            f'<circle cx="{x(latency):.1f}" cy="{y(level):.1f}" r="6" fill="{_colour(row, number)}">'
+            f'<circle cx="{x(latency):.1f}" cy="{y(level):.1f}" r="6" fill="{_colour(row, report)}">'
             f"<title>{html.escape(row.label)}</title></circle>"
         )
-    return _svg(height, parts, "accuracy over latency") + _key(rows)
+    return _svg(height, parts, "accuracy over latency") + _key(rows, report)
 
 
 def _svg(height: float, parts: Sequence[str], title: str) -> str:
@@ -115,15 +116,18 @@ def _svg(height: float, parts: Sequence[str], title: str) -> str:
     )
 
 
-def _key(rows: Sequence[Row]) -> str:
+def _key(rows: Sequence[Row], report: Report) -> str:
     entries = [
-        f'<span><i style="background: {_colour(row, number)}"></i>{html.escape(row.label)}</span>'
-        for number, row in enumerate(rows)
+        f'<span><i style="background: {_colour(row, report)}"></i>{html.escape(row.label)}</span>'
+        for row in rows
     ]
     return f'<p class="key">{"".join(entries)}</p>'
 
 
-def _colour(row: Row, number: int) -> str:
+def _colour(row: Row, report: Report) -> str:
+    """The same in every picture."""
+    measured = [one for one in report.rows if one.first_timing is not None]
+    number = next(n for n, one in enumerate(measured) if one is row)
     return _WRONG if row.is_wrong else _COLOURS[number % len(_COLOURS)]
 
 
@@ -150,6 +154,11 @@ def _ticks(top: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
     return [step * n for n in range(math.ceil(top / step) + 1)] if top > 0 else [0.0, step]
+
+
+def _short(label: str) -> str:
+    """As much of its end as the margin holds, where engine and precision stand."""
+    return label if len(label) <= _LABEL else f"…{label[1 - _LABEL :]}"
 
 
 def _text(x: float, y: float, text: str, anchor: str, colour: str = "#5c6675") -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 
-from flowedge.runtime.bench.protocol import Parity
 from flowedge.runtime.bench.report import Machine, Report, Row
 
 COLUMNS: tuple[str, ...] = (
     "what",
+    "answers",
+    ">worst error",
+    ">map corr.",
     ">p50 ms",
     ">p90 ms",
     ">p99 ms",
@@ -21,21 +23,18 @@ COLUMNS: tuple[str, ...] = (
     ">mJ/image",
     ">of peak",
     ">of bandwidth",
-    ">worst error",
-    ">map corr.",
-    "answers",
 )
 """Those that start with ``>`` hold numbers."""
 
 TERMINAL_COLUMNS: tuple[str, ...] = (
     "what",
+    "answers",
+    ">worst error",
     ">p50 ms",
     ">images/s",
     ">cold start ms",
     ">overhead ms",
     ">peak MB",
-    ">worst error",
-    "answers",
 )
 """Those for which a terminal is wide enough."""
 
@@ -58,7 +57,10 @@ def cells_of(row: Row) -> tuple[str, ...]:
     energy = None if timing is None else timing.energy_mj
     return (
         _name(row),
-        *(_ms(None if timing is None else value) for value in _latencies(row)),
+        _verdict(row),
+        "-" if parity is None or parity.worst_error is None else f"{parity.worst_error:.1e}",
+        _number(None if parity is None else parity.correlation, 5),
+        *map(_ms, _latencies(row)),
         _number(None if timing is None else timing.images_per_s, 1),
         _number(row.cold_start_ms, 0),
         _number(row.load_ms, 0),
@@ -68,9 +70,6 @@ def cells_of(row: Row) -> tuple[str, ...]:
         "-" if row.problem else NOT_REPORTED if energy is None else f"{energy:.1f}",
         _share(row.peak_share),
         _share(row.bandwidth_share),
-        "-" if parity is None or parity.worst_error is None else f"{parity.worst_error:.1e}",
-        _number(None if parity is None else parity.correlation, 5),
-        _verdict(row),
     )
 
 
@@ -204,15 +203,9 @@ def _memory(row: Row) -> str:
 def _verdict(row: Row) -> str:
     if row.problem:
         return "did not run"
-    if row.kind == "peer":
+    if row.parity is None:
         return "not compared"
-    return _parity_word(row.parity)
-
-
-def _parity_word(parity: Parity | None) -> str:
-    if parity is None:
-        return "not compared"
-    return "right" if parity.is_right else "WRONG"
+    return "right" if row.parity.is_right else "WRONG"
 
 
 def _share(value: float | None) -> str:
