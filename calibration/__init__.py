@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from flowedge.calibration.calibrate import Calibration, CalibrationRecord, ThresholdRequest, calibrate_bundle
+from flowedge.calibration.calibrate import Calibration, ThresholdRequest, calibrate_bundle
 from flowedge.calibration.dataset import Dataset, Sample, good_images, read_dataset
 from flowedge.calibration.defects import DEFECTS, Defect, synthetic_defect, synthetic_defects
 from flowedge.calibration.evaluation import Evaluation, evaluate
+from flowedge.calibration.gate_page import BlockRow, MapTriple, page_from_gate
 from flowedge.calibration.gates import DEFAULT_LIMITS, Gate, GateLimits, GateQuantity, GateReport, compare
+from flowedge.calibration.record import CalibrationRecord
 
 __all__ = [
     # fitting
@@ -20,12 +22,15 @@ __all__ = [
     "synthetic_defect",
     "synthetic_defects",
     # holding a lower precision to fp32
+    "BlockRow",
     "DEFAULT_LIMITS",
     "Gate",
     "GateLimits",
     "GateQuantity",
     "GateReport",
+    "MapTriple",
     "compare",
+    "page_from_gate",
     # measuring
     "Dataset",
     "Evaluation",

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -19,6 +19,13 @@ from flowedge.bundle import Bundle, clone_bundle, replace_in_bundle
 from flowedge.calibration.dataset import Dataset, read_mask
 from flowedge.calibration.evaluation import mask_on_map
 from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, curve_from_scores
+from flowedge.calibration.record import (
+    RECORD,
+    CalibrationRecord,
+    FittedGraph,
+    bytes_of_record,
+    read_record,
+)
 from flowedge.calibration.reference import fit_reference
 from flowedge.calibration.threshold import (
     FittedThreshold,
@@ -36,8 +43,6 @@ from flowedge.runtime.engine import open_engine
 from flowedge.runtime.images import read_image
 from flowedge.runtime.nfa import check_form
 
-RECORD: Final = "calibration.json"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThresholdRequest:
@@ -52,35 +57,6 @@ class ThresholdRequest:
     method: Literal["quantile", "target-fpr", "f1"] = "quantile"
     image: float | None = 0.99
     pixel: float | None = 0.9995
-
-
-class FittedGraph(msgspec.Struct, frozen=True, kw_only=True):
-    """What was fitted for one precision."""
-
-    precision: str
-    reference: FixedReference | None
-    thresholds: Thresholds
-    notes: tuple[str, ...]
-
-
-class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``calibration.json`` holds.
-
-    Attributes:
-        date: ISO 8601, UTC.
-        engine: The engine that computed the scores.
-        images: How many good images were used.
-        images_sha256: Over the images' own hashes, in the order of their names.
-        labelled_images: How many labelled images ``f1`` was fitted on.
-        graphs: By precision.
-    """
-
-    date: str
-    engine: str
-    images: int
-    images_sha256: str
-    labelled_images: int
-    graphs: tuple[FittedGraph, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,9 +109,10 @@ def calibrate_bundle(
         draft, record = _fitted(
             opened, Path(folder), images, reference, request, labelled, engine, threads, on_progress
         )
-        files: dict[str, Path | bytes] = {
-            RECORD: msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
-        }
+        before = read_record(opened)
+        if before is not None:
+            record = msgspec.structs.replace(record, typed=before.typed)
+        files: dict[str, Path | bytes] = {RECORD: bytes_of_record(record)}
         if draft is not opened:
             files |= {graph.file: draft.path / graph.file for graph in draft.manifest.graphs}
         manifest = _with_thresholds(draft.manifest, record, request)
@@ -189,7 +166,7 @@ def _fitted(
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         engine=name,
         images=len(images),
-        images_sha256=_hash_of(images),
+        images_sha256=hash_of_images(images),
         labelled_images=len(labelled.samples) if labelled is not None else 0,
         graphs=tuple(fitted),
     )
@@ -332,7 +309,7 @@ def _with_references(bundle: Bundle, references: dict[str, FixedReference], fold
     graphs: list[GraphFile] = []
     for graph in bundle.manifest.graphs:
         reference = references[graph.precision]
-        write_constants(bundle.path / graph.file, folder / graph.file, _constants(reference))
+        write_constants(bundle.path / graph.file, folder / graph.file, constants_of(reference))
         scoring = msgspec.structs.replace(graph.scoring, normalisation="fixed_reference", reference=reference)
         thresholds = Thresholds(nfa=graph.thresholds.nfa)
         graphs.append(msgspec.structs.replace(graph, scoring=scoring, thresholds=thresholds))
@@ -341,7 +318,7 @@ def _with_references(bundle: Bundle, references: dict[str, FixedReference], fold
     return clone_bundle(bundle, folder / "draft", manifest=manifest, files=files)
 
 
-def _constants(reference: FixedReference) -> dict[str, NDArray[np.generic]]:
+def constants_of(reference: FixedReference) -> dict[str, NDArray[np.generic]]:
     values = {f"level_max_{n}": value for n, value in enumerate(reference.level_max)}
     values["map_max"] = reference.map_max
     if reference.mul_max is not None:
@@ -362,7 +339,8 @@ def _with_thresholds(
     return msgspec.structs.replace(manifest, graphs=graphs)
 
 
-def _hash_of(images: Sequence[Path]) -> str:
+def hash_of_images(images: Sequence[Path]) -> str:
+    """One hash over all files, in the order of their names."""
     digest = hashlib.sha256()
     for path in sorted(images, key=lambda image: image.name):
         digest.update(hashlib.sha256(path.read_bytes()).digest())

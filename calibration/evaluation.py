@@ -10,6 +10,7 @@ come to the map, not the map to the masks. Published figures differ by this choi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
@@ -59,7 +60,8 @@ class ClassResult(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         images: How many of its images were inspected.
         image_auroc: None when there is no good image, or none of this class.
-        detection_rate: The share of its images above the image threshold.
+        detection_rate: The share of its images above the image threshold; where the number of false alarms decides,
+            the share below its limit.
     """
 
     label: str
@@ -246,7 +248,7 @@ class _Tally:
             self.pixels.add(anomaly_map, defects)
         if log_nfa is not None:
             for rule in self.nfa:
-                rule.add(log_nfa, is_anomalous=sample.is_anomalous, defects=defects)
+                rule.add(log_nfa, label=sample.label, is_anomalous=sample.is_anomalous, defects=defects)
 
     def evaluation(self, dataset: Dataset, thresholds: Thresholds) -> Evaluation:
         images = int(self.good.total + self.anomalous.total)
@@ -281,6 +283,9 @@ class _Tally:
             )
         if self.not_inspected:
             notes.append(f"{self.not_inspected} images were not inspected: score or map not finite.")
+        deciding = next(
+            (rule for rule in self.nfa if thresholds.nfa and rule.limit == thresholds.nfa.log_nfa), None
+        )
         return Evaluation(
             good_images=int(self.good.total),
             anomalous_images=int(self.anomalous.total),
@@ -304,7 +309,9 @@ class _Tally:
                     label=label,
                     images=int(scores.total),
                     image_auroc=curve_from_histograms(self.good, scores).auroc(),
-                    detection_rate=_share_above(scores, image_threshold),
+                    detection_rate=_share_above(scores, image_threshold)
+                    if deciding is None
+                    else deciding.detection_rate(label),
                 )
                 for label, scores in sorted(self.classes.items())
             ),
@@ -344,21 +351,31 @@ class _NfaTally:
 
     def __init__(self, rule: str, limit: float) -> None:
         self.rule, self.limit = rule, limit
-        self.images = {False: 0, True: 0}
-        self.detected = {False: 0, True: 0}
+        self.images: Counter[bool | str] = Counter()  # by being anomalous, and by label
+        self.detected: Counter[bool | str] = Counter()
         self.both = self.either = 0
 
     def add(
-        self, log_nfa: NDArray[np.float64], *, is_anomalous: bool, defects: NDArray[np.bool_] | None
+        self,
+        log_nfa: NDArray[np.float64],
+        *,
+        label: str,
+        is_anomalous: bool,
+        defects: NDArray[np.bool_] | None,
     ) -> None:
         marked = log_nfa < self.limit
-        self.images[is_anomalous] += 1
-        self.detected[is_anomalous] += bool(marked.any())
+        for kind in (is_anomalous, label):
+            self.images[kind] += 1
+            self.detected[kind] += bool(marked.any())
         if defects is None:
             self.either += int(np.count_nonzero(marked))
         else:
             self.both += int(np.count_nonzero(marked & defects))
             self.either += int(np.count_nonzero(marked | defects))
+
+    def detection_rate(self, label: str) -> float | None:
+        """The share of the images of one label that it calls anomalous."""
+        return _ratio(self.detected[label], self.images[label])
 
     def decision(self, *, has_masks: bool) -> Decision:
         rates = {kind: _ratio(self.detected[kind], self.images[kind]) for kind in (False, True)}

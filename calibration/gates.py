@@ -8,6 +8,7 @@ What is kept while images pass is two floats an image and sums; a map is forgott
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from flowedge.calibration.defects import DEFECTS, Defect, synthetic_defect
 from flowedge.calibration.evaluation import LARGEST_SCORE, Detection, mask_on_map
 from flowedge.calibration.metrics import PixelMetrics, curve_from_scores
 from flowedge.calibration.threshold import fit_threshold
-from flowedge.errors import CalibrationError
+from flowedge.errors import CalibrationError, ImageError
 from flowedge.runtime.images import read_image
 
 Detect: TypeAlias = Callable[[NDArray[np.uint8]], Detection]
@@ -383,16 +384,18 @@ def compare(
     total = len(images) + len(samples)
     for index, path in enumerate(images):
         frame = read_image(path)
-        gate.add_good(reference_detector(frame), typed_detector(frame))
-        for defect in _defects(frame, index, defects_per_image):
-            gate.add_defect(reference_detector(defect.frame), typed_detector(defect.frame), defect.mask)
+        with _naming(path):
+            gate.add_good(reference_detector(frame), typed_detector(frame))
+            for defect in _defects(frame, index, defects_per_image):
+                gate.add_defect(reference_detector(defect.frame), typed_detector(defect.frame), defect.mask)
         on_progress(index + 1, total)
     for done, sample in enumerate(samples, start=len(images) + 1):
         frame = read_image(sample.path)
         mask = None if sample.mask is None else read_mask(sample.mask, frame)
-        gate.add_labelled(
-            reference_detector(frame), typed_detector(frame), is_anomalous=sample.is_anomalous, mask=mask
-        )
+        with _naming(sample.path):
+            gate.add_labelled(
+                reference_detector(frame), typed_detector(frame), is_anomalous=sample.is_anomalous, mask=mask
+            )
         on_progress(done, total)
     return gate.report()
 
@@ -413,6 +416,15 @@ def _defects(frame: NDArray[np.uint8], index: int, count: int) -> Iterator[Defec
         yield synthetic_defect(
             frame, kinds[(index * count + n) % len(kinds)], np.random.default_rng([index, n])
         )
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say of which file an error is that only knows the frame."""
+    try:
+        yield
+    except (CalibrationError, ImageError) as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def _is_finite(answer: Detection) -> bool:
@@ -455,7 +467,7 @@ def _at_most(name: str, noun: str, value: float, limit: float) -> GateQuantity:
         value=value if math.isfinite(value) else None,
         limit=limit,
         passed=value <= limit,
-        words=f"{noun}: {value:.3g}, must be at most {limit:g}",
+        words=f"{noun}: {value:.3g}, must be at most {limit:.4g}",
     )
 
 
@@ -477,5 +489,5 @@ def _change(name: str, noun: str, values: tuple[float | None, ...], limit: float
         value=change,
         limit=limit,
         passed=change <= limit,
-        words=f"{words}; may change by {limit:g}",
+        words=f"{words}; may change by {limit:.4g}",
     )

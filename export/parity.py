@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
 from flowedge.errors import CheckpointError
 from flowedge.export.pipeline import ExportOptions, ReadModel, read_model
-from flowedge.export.reference.nfa import nfa_answers
+from flowedge.export.reference.answers import reference_answers
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.engine import open_engine
 from flowedge.runtime.graph_input import GraphInput
@@ -57,10 +56,8 @@ def compare_with_checkpoint(
     frames = read_selftest(bundle).frames if images is None else [read_image(path) for path in images]
     preprocess = Preprocessor(manifest.preprocessing)
     inputs = np.stack([preprocess(frame) for frame in frames])
-    reference = read.reference()
-    with torch.inference_mode():
-        answers = [reference(torch.from_numpy(image)[None]) for image in inputs]
-    levels = [torch.cat(level).numpy() for level in zip(*answers, strict=True)]
+    expected = reference_answers(read.reference(), inputs, manifest.nfa)
+    levels = [expected[f"level_{n}"] for n in range(len(manifest.levels))]
     scoring = manifest.graph(precision).scoring
     wanted = aggregate(levels, scoring, manifest.family, manifest.image_size)
     session = open_engine(engine, bundle, precision)
@@ -68,9 +65,6 @@ def compare_with_checkpoint(
         got = infer_one_by_one(session, GraphInput(manifest)(frames))
     finally:
         session.close()
-    expected = {f"level_{n}": level for n, level in enumerate(levels)}
-    if manifest.nfa is not None:
-        expected |= nfa_answers(reference, inputs, manifest.nfa)
     against = f"the checkpoint, {len(frames)} images"
     finals = {"anomaly_map": wanted.anomaly_map, "score": wanted.score}
     return (

@@ -13,13 +13,15 @@ from typing import Final
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from flowedge import __version__
 from flowedge.bundle import Bundle, write_bundle
-from flowedge.calibration.fp16 import HALF, write_fp16
+from flowedge.calibration.precision import PrecisionRequest, Progress, add_precisions, ranges_folder
+from flowedge.calibration.precision.half import HalfType
+from flowedge.calibration.precision.typed_graph import FILES, Typing
+from flowedge.calibration.record import PrecisionReport
 from flowedge.errors import BundleError, CheckpointError, ExportError
 from flowedge.export.backbones import backbone_from_checkpoint, feature_shapes, module_from_backbone
 from flowedge.export.checkpoints import read_checkpoint
@@ -30,7 +32,7 @@ from flowedge.export.graph import ir
 from flowedge.export.graph.counts import lower_and_describe
 from flowedge.export.graph.onnx_export import DEFAULT_OPSET, OPSETS, FrameInput, onnx_from_model
 from flowedge.export.graph.preprocess import check_frame_size
-from flowedge.export.reference.nfa import nfa_answers
+from flowedge.export.reference.answers import Reference, reference_answers
 from flowedge.lowering import LOWERING, Lowering, json_from_lowering
 from flowedge.manifest import (
     SCHEMA,
@@ -54,7 +56,9 @@ class ExportOptions:
     """What a user may choose.
 
     Attributes:
-        fp16: Also write ``model.fp16.onnx``.
+        half: Also write these half-precision graphs, typed by the family's rule alone.
+        request: Add graphs of lower precision that were planned and judged on ``images``, and calibrate the bundle.
+        images: Of good parts, for ``request``.
         image_size: ``(height, width)`` of the network's input; None takes the checkpoint's.
         backbone_weights: State dict of the feature extractor, for checkpoints that do not hold it.
         settings: ``--set name=value``.
@@ -64,7 +68,9 @@ class ExportOptions:
         opset: ONNX opset, 17 to 21.
     """
 
-    fp16: bool = False
+    half: tuple[HalfType, ...] = ()
+    request: PrecisionRequest | None = None
+    images: tuple[Path, ...] = ()
     image_size: tuple[int, int] | None = None
     backbone_weights: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -95,7 +101,7 @@ class ReadModel:
     shapes: tuple[tuple[int, int, int], ...]
     preprocessing: Preprocessing
 
-    def reference(self) -> nn.Module:
+    def reference(self) -> Reference:
         """The checkpoint in real FrEIA and timm modules, unlowered: image to levels."""
         return FAMILIES[self.checkpoint.family].reference(self.checkpoint, self.backbone, self.shapes).eval()
 
@@ -106,11 +112,14 @@ class ExportResult:
 
     Attributes:
         bundle: The bundle, verified.
-        checks: By precision, the comparison with the reference on the bundle's self-test.
+        checks: By precision, the comparison with the reference on the bundle's self-test; bfloat16 runs on no CPU
+            and is not in it.
+        reports: What the gates found, of the precisions that were held to one.
     """
 
     bundle: Bundle
     checks: Mapping[str, tuple[Check, ...]]
+    reports: tuple[PrecisionReport, ...] = ()
 
 
 def read_model(path: Path, options: ExportOptions) -> ReadModel:
@@ -139,7 +148,7 @@ def read_model(path: Path, options: ExportOptions) -> ReadModel:
 
 
 def export_bundle(
-    path: Path, target: Path, options: ExportOptions, *, on_step: Callable[[str], None] = lambda _: None
+    path: Path, target: Path, options: ExportOptions, *, progress: Progress | None = None
 ) -> ExportResult:
     """Export a checkpoint.
 
@@ -147,14 +156,18 @@ def export_bundle(
         path: The checkpoint.
         target: The bundle's folder; it must not exist, its parent must.
         options: What the user chose.
-        on_step: Told what is being done, for a progress display.
+        progress: Told what is being done, for a display.
 
     Raises:
         CheckpointError: The checkpoint cannot be read or lacks something.
         ExportError: The graph could not be made or differs from the reference.
+        PrecisionError: A lower precision cannot pass its gate.
+        CalibrationError: There are no images for one that needs them.
         BundleError: The bundle cannot be written there.
     """
     check_target(target)
+    progress = progress or Progress()
+    on_step = progress.begin
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
             graph = Path(folder) / "model.onnx"
@@ -162,20 +175,10 @@ def export_bundle(
             _return_memory()
             fp32 = traced.draft.graphs[0]
             graphs = [fp32]
-            if options.fp16:
-                on_step("typing the float16 graph")
-                half = Path(folder) / "model.fp16.onnx"
-                kept = write_fp16(graph, half)
-                graphs.append(
-                    GraphFile(
-                        precision="fp16",
-                        file=half.name,
-                        opset=options.opset,
-                        scoring=fp32.scoring,
-                        half=HALF,
-                        fp32_islands=tuple(kept),
-                    )
-                )
+            for half in options.half:
+                on_step(f"typing the {half} graph")
+                typing = Typing(graph, fp32, ranges=None)
+                graphs.append(typing.write(half, typing.blocks(half), Path(folder) / FILES[half]).graph)
             on_step("writing the bundle and replaying its self-test")
             files: dict[str, Path | bytes] = {file.name: file for file in sorted(Path(folder).iterdir())}
             staged = write_bundle(
@@ -183,8 +186,15 @@ def export_bundle(
                 msgspec.structs.replace(traced.draft, graphs=tuple(graphs)),
                 {**files, **traced.selftest, LOWERING: json_from_lowering(traced.lowering)},
             )
+            reports: tuple[PrecisionReport, ...] = ()
+            if options.request is not None:
+                staged, reports = add_precisions(
+                    staged, options.images, options.request, cache=ranges_folder(), progress=progress
+                )
             checks: dict[str, tuple[Check, ...]] = {
-                g.precision: verify_bundle(staged, precision=g.precision) for g in graphs
+                g.precision: verify_bundle(staged, precision=g.precision)
+                for g in staged.manifest.graphs
+                if g.precision != "bf16"
             }
             _gate(checks)
             staged.path.rename(target)
@@ -192,7 +202,7 @@ def export_bundle(
         raise BundleError(
             f"cannot write {target}: {error.strerror or error}. Free space or name another -o."
         ) from error
-    return ExportResult(bundle=Bundle(target, staged.manifest), checks=checks)
+    return ExportResult(bundle=Bundle(target, staged.manifest), checks=checks, reports=reports)
 
 
 def nfa_outputs_of(repository: str, family: Family) -> NfaOutputs:
@@ -288,18 +298,13 @@ def _reference_answers(
 ) -> dict[str, NDArray[np.float32]]:
     """What the self-test must give, by the name of the graph's output."""
     preprocess = Preprocessor(read.preprocessing)
-    reference = read.reference()
-    images = [preprocess(frame) for frame in frames]
-    with torch.inference_mode():
-        answers = [reference(torch.from_numpy(image)[None]) for image in images]
-    levels = [torch.cat(level).numpy() for level in zip(*answers, strict=True)]
-    if not all(np.isfinite(level).all() for level in levels):
+    answers = reference_answers(read.reference(), (preprocess(frame) for frame in frames), nfa)
+    if not all(np.isfinite(answer).all() for answer in answers.values()):
         raise CheckpointError(
             f"{read.checkpoint.file}: the trained network itself answers NaN or infinity on an ordinary image. "
             "Its training diverged; train it again."
         )
-    named = {f"level_{n}": level for n, level in enumerate(levels)}
-    return named if nfa is None else named | nfa_answers(reference, images, nfa)
+    return answers
 
 
 def _manifest(

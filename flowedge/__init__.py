@@ -20,27 +20,32 @@ def load(
     precision: str = "fp32",
     threads: int | None = None,
     source_scale: bool = False,
+    build: bool = False,
 ) -> Detector:
     """Open a bundle and load one of its graphs, ready to inspect frames.
 
     Args:
         path: The bundle's folder.
-        engine: A name of ``flowedge.runtime.ENGINES``; None takes the first that this machine can import.
-        precision: Which of the bundle's graphs to run.
+        engine: A name of ``flowedge.runtime.ENGINES``; None takes the first that opens on this machine.
+        precision: Which of the bundle's graphs to run; ``int8`` is the one for the engine's device.
         threads: How many CPU threads one inference uses; None leaves it to the engine.
         source_scale: Give the score and the map that anomalib would give, normalised to 0..1, and decide by its
             thresholds; they were fitted where the checkpoint was trained.
+        build: Compile the named engine first where the engine cache has none that fits; that takes minutes. Without
+            it nothing is ever compiled here.
 
     Raises:
         BundleError: The bundle cannot be trusted, or has no graph of this precision; or it holds no
             scale of its source, or was calibrated to another.
-        EngineUnavailableError: The engine cannot run on this machine; the message says what to install.
+        EngineUnavailableError: The engine cannot run on this machine; the message says what to install or to build.
+        EngineCacheError: ``build``, and the engine cache cannot be written.
+        TypeError: ``threads`` is not a whole number.
         ValueError: ``threads`` is below 1.
     """
     from flowedge.bundle import open_bundle
+    from flowedge.runtime.building import open_or_build
     from flowedge.runtime.detector import Detector
-    from flowedge.runtime.engine import open_engine
 
     bundle = open_bundle(path)
-    session = open_engine(engine, bundle, precision, threads=threads)
-    return Detector(bundle, session, precision, source_scale=source_scale)
+    session = open_or_build(engine, bundle, precision, threads=threads, build=build)
+    return Detector(bundle, session, session.precision, source_scale=source_scale)

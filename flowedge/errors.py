@@ -8,8 +8,10 @@ FlowEdgeError
 ├── ImageError                an image or a frame cannot be read, or is not what the bundle takes
 ├── DataError                 a folder of images is not what the command needs
 ├── CalibrationError          a constant or a threshold cannot be fitted on the given images
+├── PrecisionError            a graph of lower precision cannot pass its gate
 ├── EngineCacheError          the cache of compiled engines cannot be used
 └── EngineUnavailableError    the requested engine cannot run on this machine
+    └── EngineNotBuiltError   it must be compiled for this machine first
 
 A wrong argument of a Python call is a ``ValueError`` or a ``TypeError``; a bug of ours is an
 ``AssertionError``. The command line prints a ``FlowEdgeError`` on one line and ends with status 2.
@@ -50,9 +52,17 @@ class CalibrationError(FlowEdgeError):
     """A constant or a threshold cannot be fitted on the given images."""
 
 
+class PrecisionError(FlowEdgeError):
+    """A graph of lower precision cannot pass its gate, and was not written."""
+
+
 class EngineCacheError(FlowEdgeError):
     """The cache of compiled engines cannot be used."""
 
 
 class EngineUnavailableError(FlowEdgeError):
     """The requested engine cannot run on this machine."""
+
+
+class EngineNotBuiltError(EngineUnavailableError):
+    """The engine must be compiled for this machine first."""

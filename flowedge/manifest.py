@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal, TypeAlias, TypeVar
+from typing import Annotated, Final, Literal, TypeAlias, TypeVar, get_args
 
 import msgspec
 
@@ -17,7 +17,7 @@ from flowedge.errors import BundleError
 SCHEMA: Final = 1
 
 Family: TypeAlias = Literal["cflow", "csflow", "fastflow", "uflow", "msflow"]
-PrecisionName: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+PrecisionName: TypeAlias = Literal["fp32", "fp16", "bf16", "int8-cpu", "int8-gpu"]
 ResizeMethod: TypeAlias = Literal["float_bilinear", "pil_bilinear", "pil_lanczos", "cv2_bilinear"]
 ScoreNormalisation: TypeAlias = Literal["none", "per_image", "fixed_reference"]
 ThresholdMethod: TypeAlias = Literal["quantile", "target-fpr", "f1", "manual", "source"]
@@ -168,8 +168,10 @@ class GraphFile(_Record, frozen=True, kw_only=True):
         file: Its file name in the bundle.
         opset: Its ONNX opset.
         scoring: How it scores; the constants of a fixed reference are fitted for each precision.
-        half: Patterns of the names of the nodes that compute in half precision; empty for fp32.
+        half: Patterns of the names of the nodes that compute in half precision; empty where none does.
         fp32_islands: Names of nodes that match a pattern of ``half`` and stay in FP32 all the same.
+        int8: Names of the blocks that compute in INT8: their nodes' names begin with it.
+        given_back: Names of the blocks that could have a lower precision and lost too much by it.
         thresholds: The limits fitted with this precision.
     """
 
@@ -179,6 +181,8 @@ class GraphFile(_Record, frozen=True, kw_only=True):
     scoring: Scoring
     half: tuple[str, ...] = ()
     fp32_islands: tuple[str, ...] = ()
+    int8: tuple[str, ...] = ()
+    given_back: tuple[str, ...] = ()
     thresholds: Thresholds = Thresholds()
 
 
@@ -295,9 +299,23 @@ class Manifest(_Record, frozen=True, kw_only=True):
             if graph.precision == precision:
                 return graph
         have = ", ".join(g.precision for g in self.graphs)
+        if precision not in (*get_args(PrecisionName), "int8"):
+            raise BundleError(f"there is no precision {precision!r}. Choose one of the bundle's: {have}.")
         raise BundleError(
-            f"the bundle has no {precision} graph; it has {have}. Export again with --{precision}."
+            f"the bundle has no {precision} graph; it has {have}. Choose one of them, or export again with the "
+            "option that makes it."
         )
+
+    def precision_on(self, device: str, precision: str) -> str:
+        """The graph that a precision means on a device: ``int8`` has one form for CPUs and one for others.
+
+        Args:
+            device: As an engine's facts have it, such as ``"cpu"``.
+            precision: What the user asked for; every other word stays as it is.
+        """
+        if precision != "int8":
+            return precision
+        return "int8-cpu" if device == "cpu" else "int8-gpu"
 
 
 def level_outputs(levels: Sequence[_Level], nfa: NfaOutputs | None) -> dict[str, _Level]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
-from flowedge.errors import BundleError
+from flowedge.errors import BundleError, EngineUnavailableError
 from flowedge.geometry import map_to_frame
 from flowedge.manifest import NfaThreshold, Preprocessing, SourceScale, Threshold
 from flowedge.runtime.engine import Engine
@@ -60,6 +60,7 @@ class Result:
             smaller is more anomalous. None without ``nfa``, and where the answer is not finite.
         precision: What the graph computed in.
         engine: The name of the engine that ran it.
+        engine_reason: Why that one: it was named, or what stood in the way of those before it.
         timings: Where the time went.
     """
 
@@ -74,6 +75,7 @@ class Result:
     network_log_nfa: NDArray[np.float64] | None = field(default=None, repr=False)
     precision: str
     engine: str
+    engine_reason: str
     timings: Timings
 
     @property
@@ -152,6 +154,7 @@ class Detector:
         if self._scale is not None:
             self.thresholds = source_thresholds(self._scale)
         self._input = GraphInput(bundle.manifest)
+        self._is_closed = False
         if self.thresholds.nfa is not None:
             check_form(bundle.manifest, self.thresholds.nfa.form)
             if self.thresholds.nfa.form == "tree":
@@ -165,25 +168,30 @@ class Detector:
 
         Raises:
             ImageError: The frame is of another type or shape, or does not become the graph's input.
-            EngineUnavailableError: The device stopped.
+            EngineUnavailableError: The device stopped, or the detector was closed.
         """
         (result,) = self.detect_batch([frame])
         return result
 
-    def detect_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Result]:
+    def detect_batch(self, frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> list[Result]:
         """Inspect several frames in one run of the engine; they may differ in size, but for a ``frame_size``.
 
         Args:
-            frames: Each as in a call with one frame.
+            frames: Each as in a call with one frame; or ``(N, H, W, 3)``, frames of one size.
 
         Returns:
             One result per frame, in order. None depends on the other frames.
 
         Raises:
             ImageError: As for one frame.
-            EngineUnavailableError: The device stopped, for instance because the batch does not fit its memory.
+            EngineUnavailableError: The device stopped, for instance because the batch does not fit its memory, or the
+                detector was closed.
         """
-        if not frames:
+        if self._is_closed:
+            raise EngineUnavailableError(
+                "this detector was closed. Load the bundle again, and close it after the last frame."
+            )
+        if len(frames) == 0:
             return []
         start = time.perf_counter()
         image = self._input(frames)
@@ -214,6 +222,7 @@ class Detector:
                 network_log_nfa=log_nfas[index],
                 precision=self.precision,
                 engine=self.engine.name,
+                engine_reason=self.engine.reason,
                 timings=timings,
             )
             for index, frame in enumerate(frames)
@@ -221,6 +230,7 @@ class Detector:
 
     def close(self) -> None:
         """Give the engine's memory back; the detector cannot be used after it."""
+        self._is_closed = True
         self.engine.close()
 
     def __enter__(self) -> Detector:

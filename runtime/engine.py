@@ -11,16 +11,21 @@ import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
-from flowedge.errors import BundleError, EngineUnavailableError
+from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
 from flowedge.manifest import Manifest, level_outputs
+from flowedge.runtime.machine import find_jetson
+
+if TYPE_CHECKING:
+    from flowedge.runtime.building import Building, Built
 
 
 class Engine(Protocol):
@@ -29,11 +34,13 @@ class Engine(Protocol):
     Attributes:
         name: Its name in ``ENGINES``.
         reason: Why this one computes: it was named, or what stood in the way of those before it.
+        precision: Which of the bundle's graphs it has loaded.
         output_names: The names of the graph's outputs, in the graph's order.
     """
 
     name: str
     reason: str
+    precision: str
     output_names: tuple[str, ...]
 
     def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -70,6 +77,7 @@ class EngineSpec:
         extra: The extra of FlowEdge that installs it.
         device: What it computes on.
         order: When none is named, the first by this number that opens is taken; None: only when it is named.
+        compiled: It opens only what ``flowedge build`` has compiled for this machine.
     """
 
     name: str
@@ -78,6 +86,7 @@ class EngineSpec:
     extra: str
     device: str
     order: int | None
+    compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +122,10 @@ class EngineModule(Protocol):
         """Run a graph with one input and one output of the same shape."""
         ...
 
+    def build(self, building: Building) -> Built:
+        """Compile a graph for this machine; only where the ``EngineSpec`` says so."""
+        ...
+
 
 ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
     {
@@ -124,7 +137,7 @@ ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
                 needs="onnxruntime",
                 extra="ort",
                 device="cpu",
-                order=0,
+                order=3,
             ),
             EngineSpec(
                 name="openvino",
@@ -132,7 +145,42 @@ ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
                 needs="openvino",
                 extra="openvino",
                 device="cpu",
+                order=4,
+            ),
+            EngineSpec(
+                name="tensorrt",
+                module="flowedge.runtime.engines.tensorrt",
+                needs="tensorrt",
+                extra="tensorrt",
+                device="nvidia gpu",
+                order=0,
+                compiled=True,
+            ),
+            EngineSpec(
+                name="tensorrt-rtx",
+                module="flowedge.runtime.engines.tensorrt_rtx",
+                needs="tensorrt_rtx",
+                extra="rtx",
+                device="nvidia gpu",
                 order=1,
+                compiled=True,
+            ),
+            EngineSpec(
+                name="onnxruntime-cuda",
+                module="flowedge.runtime.engines.onnxrt",
+                needs="onnxruntime",
+                extra="ort-gpu",
+                device="nvidia gpu",
+                order=2,
+            ),
+            EngineSpec(
+                name="onnxruntime-tensorrt",
+                module="flowedge.runtime.engines.onnxrt",
+                needs="onnxruntime",
+                extra="ort-gpu",
+                device="nvidia gpu",
+                order=None,
+                compiled=True,
             ),
             EngineSpec(
                 name="openvino:GPU",
@@ -162,40 +210,61 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
         name: A name of ``ENGINES``; None takes the first, by ``order``, that opens here. The engine's ``reason``
             says what stood in the way of those before it.
         bundle: A verified bundle.
-        precision: Which of its graphs.
+        precision: Which of its graphs; ``int8`` is the one for the engine's device.
         threads: How many CPU threads one inference uses; None leaves it to the engine.
 
     Raises:
+        TypeError: ``threads`` is not a whole number.
         ValueError: ``threads`` is below 1.
         EngineUnavailableError: The engine is unknown, not installed, not importable, or cannot run the graph.
         BundleError: There is no graph of this precision, or it is not what the manifest says.
     """
+    if threads is not None and not isinstance(threads, Integral):
+        raise TypeError(f"threads must be a whole number or None, got {threads!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    bundle.manifest.graph(precision)
 
     def opened(spec: EngineSpec) -> Engine:
-        module = _module(spec)
-        return module.load(Opening(spec=spec, bundle=bundle, precision=precision, threads=threads))
+        exact = bundle.manifest.precision_on(spec.device, precision)
+        bundle.manifest.graph(exact)
+        engine = engine_module(spec).load(Opening(spec=spec, bundle=bundle, precision=exact, threads=threads))
+        engine.precision = exact
+        return engine
 
     if name is not None:
-        engine = opened(_spec(name))
+        engine = opened(engine_spec(name))
         engine.reason = "named"
         return engine
-    problems: list[str] = []
+    problems: dict[str, EngineUnavailableError] = {}
+    have = {graph.precision for graph in bundle.manifest.graphs}
+    if not any(bundle.manifest.precision_on(spec.device, precision) in have for spec in ENGINES.values()):
+        bundle.manifest.graph(precision)  # says what there is
     for spec in _in_order():
         if spec.order is None:
+            continue
+        exact = bundle.manifest.precision_on(spec.device, precision)
+        if exact not in have:
+            problems[spec.name] = EngineUnavailableError(
+                f"{spec.name} needs the {exact} graph, which the bundle does not have."
+            )
             continue
         try:
             engine = opened(spec)
         except EngineUnavailableError as error:
-            problems.append(str(error))
+            problems[spec.name] = error
         else:
-            engine.reason = (
-                " ".join(["the first that works here.", *problems]) if problems else "the first choice"
-            )
+            engine.reason = _reason(problems)
             return engine
-    raise EngineUnavailableError(" ".join(problems))
+    raise EngineUnavailableError(" ".join(str(problem) for problem in problems.values()))
+
+
+def _reason(problems: Mapping[str, EngineUnavailableError]) -> str:
+    """Why an engine was chosen that nobody named; what only had to be built is said in full."""
+    if not problems:
+        return "the first choice"
+    not_built = [str(problem) for problem in problems.values() if isinstance(problem, EngineNotBuiltError)]
+    passed_over = f"the first that opens here; {', '.join(problems)} did not (flowedge doctor says why)"
+    return ". ".join([passed_over, *not_built])
 
 
 def _in_order() -> list[EngineSpec]:
@@ -232,7 +301,7 @@ def _status(spec: EngineSpec) -> EngineStatus:
     problem = ""
     x = np.array([1.0, -2.0, 0.5], dtype=np.float32)
     try:
-        module = _module(spec)
+        module = engine_module(spec)
         version = getattr(importlib.import_module(spec.needs), "__version__", "unknown")
         answer = module.probe(spec, PROBE_GRAPH, x)
         if not np.array_equal(answer, x + x):
@@ -248,19 +317,27 @@ def _is_installed(spec: EngineSpec) -> bool:
     return importlib.util.find_spec(spec.needs) is not None
 
 
-def _spec(name: str) -> EngineSpec:
+def engine_spec(name: str) -> EngineSpec:
+    """The facts of an engine.
+
+    Raises:
+        EngineUnavailableError: There is none of this name.
+    """
     spec = ENGINES.get(name)
     if spec is None:
         raise EngineUnavailableError(f"there is no engine {name!r}. Choose one of: {', '.join(ENGINES)}.")
     return spec
 
 
-def _module(spec: EngineSpec) -> EngineModule:
-    """The file of an engine. Installed is not importable: the two are told apart."""
+def engine_module(spec: EngineSpec) -> EngineModule:
+    """The file of an engine. Installed is not importable: the two are told apart.
+
+    Raises:
+        EngineUnavailableError: Its package is not installed or cannot be imported.
+    """
     if not _is_installed(spec):
         raise EngineUnavailableError(
-            f"the engine {spec.name} needs the package {spec.needs}, which is not installed. "
-            f"Install it with: pip install 'flowedge[{spec.extra}]'"
+            f"the engine {spec.name} needs the package {spec.needs}, which is not installed. {how_to_install(spec)}"
         )
     try:
         importlib.import_module(spec.needs)
@@ -270,7 +347,23 @@ def _module(spec: EngineSpec) -> EngineModule:
             f"{type(error).__name__}: {error}. "
             f"Reinstall it with: pip install --force-reinstall 'flowedge[{spec.extra}]'"
         ) from error
-    return cast(EngineModule, importlib.import_module(spec.module))
+    try:
+        return cast(EngineModule, importlib.import_module(spec.module))
+    except ModuleNotFoundError as error:
+        raise EngineUnavailableError(
+            f"the engine {spec.name} needs the package {error.name}, which is not installed. {how_to_install(spec)}"
+        ) from error
+
+
+def how_to_install(spec: EngineSpec) -> str:
+    """The command that installs an engine's package; on a Jetson TensorRT is JetPack's own."""
+    if spec.name == "tensorrt" and find_jetson() is not None:
+        return (
+            "On a Jetson it comes with JetPack: sudo apt install python3-libnvinfer, and give the virtual environment "
+            "the system's packages (python3 -m venv --system-site-packages). Its CUDA binding: "
+            "pip install 'flowedge[tensorrt]'"
+        )
+    return f"Install it with: pip install 'flowedge[{spec.extra}]'"
 
 
 # The graph's contract

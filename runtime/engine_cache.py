@@ -122,20 +122,20 @@ class EngineCache:
         self.folder = folder
         self.limit = limit
 
-    def find(self, facts: EngineFacts, *, any_batches: bool = False) -> Found:
+    def find(self, facts: EngineFacts, *, ignoring: tuple[str, ...] = ()) -> Found:
         """Look for an engine, whole and of exactly these facts.
 
         Args:
             facts: What it must have been built from.
-            any_batches: Take the one used last of those that differ in nothing but the batch sizes.
+            ignoring: Fields that may differ: of the engines that fit, the one built or used last is taken.
         """
         path = self._path(facts)
         candidates = [path]
-        if any_batches:
+        if ignoring:
             fitting = [
                 entry
                 for entry in self.files()
-                if entry.facts is not None and _without_batches(entry.facts) == _without_batches(facts)
+                if entry.facts is not None and _without(entry.facts, ignoring) == _without(facts, ignoring)
             ]
             candidates = [
                 entry.path for entry in sorted(fitting, key=lambda entry: -entry.used)
@@ -154,7 +154,9 @@ class EngineCache:
                     os.utime(candidate)
                 return Found(plan=plan, facts=found, path=candidate, reason="")
             damages.append(f"{candidate} holds another engine than its name says")
-        return Found(plan=None, facts=facts, path=path, reason="; ".join(damages) or self._why_none(facts))
+        return Found(
+            plan=None, facts=facts, path=path, reason="; ".join(damages) or self._why_none(facts, ignoring)
+        )
 
     def find_or_build(
         self, facts: EngineFacts, build: Callable[[], bytes], *, say: Callable[[str], None]
@@ -209,7 +211,7 @@ class EngineCache:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = path.open("ab")
         except OSError as error:
-            raise _cannot_write(path, error) from error
+            raise cannot_write(path, error) from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -219,6 +221,17 @@ class EngineCache:
             for left in path.parent.glob(f".{facts.key}.*"):
                 left.unlink(missing_ok=True)
             yield
+
+    def touch(self, folder: Path) -> None:
+        """Note that the files of a folder are used."""
+        for file in folder.glob("*"):
+            with contextlib.suppress(OSError):
+                os.utime(file)
+
+    def drop(self, path: Path) -> None:
+        """Delete an engine that the library refuses."""
+        with contextlib.suppress(OSError):
+            path.unlink()
 
     def read_extra(self, name: str) -> bytes:
         """What was kept under a name, such as ``timing/10.3.cache``; empty where there is nothing."""
@@ -280,7 +293,7 @@ class EngineCache:
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
-            raise _cannot_write(path, error) from error
+            raise cannot_write(path, error) from error
 
     def _make_room(self, keep: Path) -> None:
         entries = sorted(self.files(), key=lambda entry: entry.used)
@@ -293,7 +306,7 @@ class EngineCache:
                     entry.path.unlink()
                     total -= entry.size
 
-    def _why_none(self, facts: EngineFacts) -> str:
+    def _why_none(self, facts: EngineFacts, ignoring: tuple[str, ...]) -> str:
         """The nearest engine of the same graph, and in what it differs."""
         wanted = msgspec.structs.asdict(facts)
         nearest: list[str] = []
@@ -304,7 +317,7 @@ class EngineCache:
             differing = [
                 f"{name} {found[name] or 'none'} instead of {wanted[name] or 'none'}"
                 for name in wanted
-                if found[name] != wanted[name]
+                if name not in ignoring and found[name] != wanted[name]
             ]
             if not nearest or len(differing) < len(nearest):
                 nearest = differing
@@ -325,10 +338,15 @@ def engine_cache() -> EngineCache:
         raise EngineCacheError(
             f"FLOWEDGE_CACHE_SIZE must be a number of bytes such as 500M or 20G, got {text!r}."
         )
+    return EngineCache(cache_folder(), int(size[1]) * _UNITS[size[2]])
+
+
+def cache_folder() -> Path:
+    """``FLOWEDGE_CACHE_DIR``, else XDG's folder; it need not exist."""
     own = os.environ.get("FLOWEDGE_CACHE_DIR")
     xdg = os.environ.get("XDG_CACHE_HOME")
     base = Path(xdg) if xdg and os.path.isabs(xdg) else Path.home() / ".cache"
-    return EngineCache(Path(own) if own else base / "flowedge", int(size[1]) * _UNITS[size[2]])
+    return Path(own) if own else base / "flowedge"
 
 
 def graph_hash(bundle: Bundle, precision: str) -> str:
@@ -379,11 +397,12 @@ def _header(file: BinaryIO) -> _Header:
         raise _DamagedError(f"its header cannot be read ({error})") from error
 
 
-def _without_batches(facts: EngineFacts) -> EngineFacts:
-    return msgspec.structs.replace(facts, batches=(1, 1, 1))
+def _without(facts: EngineFacts, ignored: tuple[str, ...]) -> dict[str, object]:
+    return {name: value for name, value in msgspec.structs.asdict(facts).items() if name not in ignored}
 
 
-def _cannot_write(path: Path, error: OSError) -> EngineCacheError:
+def cannot_write(path: Path, error: OSError) -> EngineCacheError:
+    """The error of a write that the system refused."""
     return EngineCacheError(
         f"the engine cache cannot write {path}: {error.strerror}. Make room (flowedge cache clear), or name another "
         "folder with FLOWEDGE_CACHE_DIR."

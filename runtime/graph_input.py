@@ -21,11 +21,12 @@ class GraphInput:
         self._image_size = manifest.image_size
         self._frame_size = manifest.frame_size
 
-    def __call__(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
+    def __call__(self, frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[Any]:
         """Make one input of at least one frame.
 
         Args:
-            frames: Each ``(H, W, 3)`` uint8, RGB; not modified. With a ``frame_size`` in the manifest, of that size.
+            frames: Each ``(H, W, 3)`` uint8, RGB, or all as one array; not modified. With a ``frame_size`` in the
+                manifest, of that size.
 
         Returns:
             ``(N, 3, h, w)`` float32; with a ``frame_size`` ``(N, H, W, 3)`` uint8, which for a single frame may be
@@ -40,7 +41,7 @@ class GraphInput:
             self._check_size(frame, self._frame_size)
         if len(frames) == 1:
             return np.ascontiguousarray(frames[0])[None]
-        return np.stack(frames)
+        return np.stack(list(frames))
 
     def _network_input(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         image = self._preprocessor(frame)

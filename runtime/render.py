@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import secrets
 from pathlib import Path
@@ -123,6 +124,22 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
         raise ImageError(
             f"{path} cannot be written: {error.strerror}. Check that its folder exists, is writable and has space."
         ) from error
+
+
+def data_address(image: NDArray[np.uint8], *, jpeg_quality: int | None = None) -> str:
+    """A picture as a ``data:`` address, so that a page holds it.
+
+    Args:
+        image: As in `write_png`.
+        jpeg_quality: 0 to 100; None makes a PNG, which loses nothing.
+    """
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    kind, options = (
+        ("png", []) if jpeg_quality is None else ("jpeg", [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])
+    )
+    encoded, data = cv2.imencode(f".{kind}", bgr, options)
+    assert encoded, f"OpenCV cannot encode {image.shape} {image.dtype}"
+    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
 
 
 def _check_same_size(frame: NDArray[np.uint8], layer: NDArray[np.generic]) -> None:

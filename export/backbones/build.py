@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left
 from itertools import chain
+from typing import Final
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
+from flowedge.errors import CheckpointError
 from flowedge.export.backbones.convolutional import Pyramid, convolutional_features, pad_by_reflection
 from flowedge.export.backbones.efficientnet import (
     STATIC_PADDING,
@@ -19,6 +22,8 @@ from flowedge.export.backbones.efficientnet import (
 from flowedge.export.backbones.transformers import TRANSFORMERS, ResizedPair, TokenFeatures
 from flowedge.export.backbones.weights import fill
 from flowedge.export.graph import ir
+
+_SIDES: Final = range(1, 1025)  # of square images that are tried when one was too small
 
 
 def module_from_backbone(backbone: ir.Backbone) -> nn.Module:
@@ -52,13 +57,35 @@ def feature_shapes(module: nn.Module, image_size: tuple[int, int]) -> list[tuple
     """``(channels, height, width)`` of each feature map for an input of ``image_size``; nothing is computed.
 
     Raises:
-        CheckpointError: The network does not take images of this size.
+        CheckpointError: The network does not take images of this size, or its finest map would be one position.
     """
+    shapes = _shapes(module, image_size)
+    if shapes is None:
+        smallest = bisect_left(_SIDES, True, key=lambda side: _shapes(module, (side, side)) is not None)
+        if smallest == len(_SIDES):
+            raise CheckpointError(
+                f"the backbone takes no image of {image_size[0]}x{image_size[1]}, nor a square one of up to "
+                f"{_SIDES[-1]} pixels a side. Check --set layers and the backbone's weights."
+            )
+        side = _SIDES[smallest]
+        raise CheckpointError(
+            f"an input of {image_size[0]}x{image_size[1]} is too small for the backbone: the smallest square one is "
+            f"{side}x{side}. Give --image-size {side} {side} or larger."
+        )
+    return shapes
+
+
+def _shapes(module: nn.Module, image_size: tuple[int, int]) -> list[tuple[int, int, int]] | None:
+    """None where a padding or a kernel is larger than the map before it, or nothing is left to compare."""
     tensors = chain(module.named_parameters(), module.named_buffers())
     shapes_only = {name: tensor.to("meta") for name, tensor in tensors}
-    with torch.inference_mode():
-        features = functional_call(module, shapes_only, torch.zeros(1, 3, *image_size, device="meta"))
-    return [(f.shape[1], f.shape[2], f.shape[3]) for f in features]
+    try:
+        with torch.inference_mode():
+            features = functional_call(module, shapes_only, torch.zeros(1, 3, *image_size, device="meta"))
+    except RuntimeError:
+        return None
+    shapes = [(f.shape[1], f.shape[2], f.shape[3]) for f in features]
+    return shapes if shapes[0][1] * shapes[0][2] > 1 else None
 
 
 def _tokens(backbone: ir.Backbone) -> TokenFeatures:

@@ -24,6 +24,7 @@ from flowedge.export.checkpoints.inert_pickle import unpickle_inert
 from flowedge.export.checkpoints.stand_ins import Storage
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
+_PICKLE_MAGIC: Final = b"\x80"  # of protocol 2, which torch.save used before it wrote archives
 _LOCAL_HEADER: Final = struct.Struct("<4s5H3I2H")
 _TENSORS_HINT: Final = (
     "Save the state dict alone with torch.save of PyTorch 1.6 or later, and give that file."
@@ -49,8 +50,13 @@ def load_untrusted(path: Path) -> object:
             magic = file.read(len(_ZIP_MAGIC))
         if not magic:
             raise CheckpointError(f"{path} is empty. Copy the checkpoint again.")
-        if magic != _ZIP_MAGIC:
+        if magic[:1] == _PICKLE_MAGIC:
             return _load_legacy(path)
+        if magic != _ZIP_MAGIC:
+            raise CheckpointError(
+                f"{path} is not a file of torch.save: it begins with {magic!r}. Name the checkpoint that the training "
+                "wrote."
+            )
         with zipfile.ZipFile(path) as archive:
             folder = _checked_folder(archive, path)
             try:
@@ -88,9 +94,9 @@ def _reasons(path: Path) -> Iterator[None]:
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path} is cut off or damaged: {error}. Copy the checkpoint again.") from error
     except Exception as error:  # a hostile file can make torch and zipfile raise nearly anything
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = next(iter(str(error).strip().splitlines()), "")
         raise CheckpointError(
-            f"{path} cannot be read as a PyTorch checkpoint: {reason:.200} {_TENSORS_HINT}"
+            f"{path} cannot be read as a PyTorch checkpoint ({type(error).__name__}: {reason:.200}). {_TENSORS_HINT}"
         ) from error
 
 

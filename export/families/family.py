@@ -11,6 +11,7 @@ from torch import nn
 
 from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.graph import ir
+from flowedge.export.reference.answers import Reference
 from flowedge.manifest import Family
 
 
@@ -35,7 +36,7 @@ class BuildsReference(Protocol):
 
     def __call__(
         self, checkpoint: Checkpoint, backbone: nn.Module, shapes: Sequence[tuple[int, int, int]]
-    ) -> nn.Module: ...
+    ) -> Reference: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

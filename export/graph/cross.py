@@ -88,13 +88,15 @@ class _Fusion(nn.Module):
         super().__init__()
         coarsest = sizes[-1]
         self._coarsest = coarsest
-        self.mix = nn.Sequential(
-            Convolution(net.conv1.weight, net.conv1.bias),
-            module_of_layer(net.norm),
-            nn.ReLU(),
-            Convolution(net.conv2.weight, net.conv2.bias),
-            nn.ReLU(),
-        )
+        self.mix = nn.Sequential()
+        for name, module in (
+            ("first", Convolution(net.conv1.weight, net.conv1.bias)),
+            ("norm", module_of_layer(net.norm)),
+            ("first_act", nn.ReLU()),
+            ("second", Convolution(net.conv2.weight, net.conv2.bias)),
+            ("second_act", nn.ReLU()),
+        ):
+            self.mix.add_module(name, module)
         self.up = nn.ModuleList(
             nn.Identity() if size == coarsest else _Upsample(coarsest, size, align_corners=True)
             for size in sizes

@@ -24,6 +24,7 @@ from flowedge.geometry import bilinear_matrix
 _PER_IMAGE: Final = (1, 2, 3)
 _LARGEST_TOP_K: Final = 3840
 _BISECTIONS: Final = 32
+_PLACEHOLDER: Final = -12345.75
 
 
 class ScoreModule(nn.Module):
@@ -45,8 +46,8 @@ class ScoreModule(nn.Module):
         if model.scoring.normalisation != "none":
             self.register_buffer("fixed", torch.tensor(False))
             for place, name in enumerate(_constant_names(model)):
-                # Distinct placeholders, because the tracer merges equal constants into one.
-                self.register_buffer(name, torch.full((1, 1, 1, 1), float(place)))
+                # Placeholders that nothing else is, because the tracer merges equal constants into one.
+                self.register_buffer(name, torch.full((1, 1, 1, 1), _PLACEHOLDER - place))
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return self._rule(self, levels)

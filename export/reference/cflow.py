@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.reference.answers import Reference
 from flowedge.export.reference.blocks import sequence_of_blocks
 
 
-class CflowReference(nn.Module):
+class CflowReference(Reference):
     """``forward(image)``: per level ``(N, 1, h, w)``, the log-likelihood per dimension without its constants."""
 
     def __init__(
@@ -37,18 +38,15 @@ class CflowReference(nn.Module):
             log_scales = sum(float(scale.log().sum()) for scale in scales)
             self._constants.append(log_scales / channels - 0.5 * math.log(2 * math.pi))
 
-    def forward(self, image: Tensor) -> list[Tensor]:
-        levels = []
+    def answer(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        levels, latents = [], []
         for (z, log_det), constant in zip(self._flowed(image), self._constants, strict=True):
             channels = z.shape[1]
             energy = (z**2).sum(1, keepdim=True)
             log_likelihood = -0.5 * channels * math.log(2 * math.pi) - 0.5 * energy + log_det
             levels.append(log_likelihood / channels - constant)
-        return levels
-
-    def latents(self, image: Tensor) -> list[Tensor]:
-        """Per level z, ``(N, C, h, w)``."""
-        return [z for z, _ in self._flowed(image)]
+            latents.append(z)
+        return levels, latents
 
     def _flowed(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Per level z ``(N, C, h, w)`` and the log-determinant ``(N, 1, h, w)``."""

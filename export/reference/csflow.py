@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, leaky_relu
 
 from flowedge.export.checkpoints.record import Array, Checkpoint, Tensors
+from flowedge.export.reference.answers import Reference
 
 ScaleAndShift: TypeAlias = tuple[Tensor, Tensor]
 
 
-class CsflowReference(nn.Module):
+class CsflowReference(Reference):
     """``forward(image)``: per level ``(N, 1, h, w)``, the channel mean of z squared."""
 
     def __init__(
@@ -37,11 +38,11 @@ class CsflowReference(nn.Module):
             ]
             self.blocks.append(PermutedCoupling(indices, TwoSidedCoupling(*nets, clamp=clamp)))
 
-    def forward(self, image: Tensor) -> list[Tensor]:
-        return [z.square().mean(1, keepdim=True) for z in self.latents(image)]
+    def answer(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        latents = self._flowed(image)
+        return [z.square().mean(1, keepdim=True) for z in latents], latents
 
-    def latents(self, image: Tensor) -> list[Tensor]:
-        """Per level z, ``(N, C, h, w)``."""
+    def _flowed(self, image: Tensor) -> list[Tensor]:
         with torch.no_grad():
             levels: list[Tensor] = self.backbone(image)
             for block in self.blocks:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from flowedge.export.checkpoints.record import Checkpoint, Tensors
+from flowedge.export.reference.answers import Reference
 from flowedge.export.reference.blocks import sequence_of_blocks
 
 
-class FastflowReference(nn.Module):
+class FastflowReference(Reference):
     """``forward(image)``: per level ``(N, 1, h, w)``, the channel mean of z squared."""
 
     def __init__(
@@ -26,11 +27,11 @@ class FastflowReference(nn.Module):
             for level, shape in enumerate(shapes)
         )
 
-    def forward(self, image: Tensor) -> list[Tensor]:
-        return [z.square().mean(1, keepdim=True) for z in self.latents(image)]
+    def answer(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        latents = self._flowed(image)
+        return [z.square().mean(1, keepdim=True) for z in latents], latents
 
-    def latents(self, image: Tensor) -> list[Tensor]:
-        """Per level z, ``(N, C, h, w)``."""
+    def _flowed(self, image: Tensor) -> list[Tensor]:
         with torch.no_grad():
             return [
                 flow(norm(feature))[0]

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, relu
 
 from flowedge.export.checkpoints.record import Checkpoint, Tensors
+from flowedge.export.reference.answers import Reference
 from flowedge.export.reference.blocks import sequence_of_blocks
 from flowedge.export.reference.cflow import sinusoids
 from flowedge.export.reference.csflow import PermutedCoupling, ScaleAndShift, TwoSidedCoupling, convolution
 
 
-class MsflowReference(nn.Module):
+class MsflowReference(Reference):
     """``forward(image)``: per level ``(N, 1, h, w)``, the log-likelihood per dimension without its constants."""
 
     def __init__(
@@ -41,11 +42,11 @@ class MsflowReference(nn.Module):
         indices = [tensors[f"fusion.perm.{level}"] for level in range(len(shapes))]
         self.fusion = PermutedCoupling(indices, TwoSidedCoupling(*nets, clamp=clamp))
 
-    def forward(self, image: Tensor) -> list[Tensor]:
-        return [-0.5 * z.square().mean(1, keepdim=True) for z in self.latents(image)]
+    def answer(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        latents = self._flowed(image)
+        return [-0.5 * z.square().mean(1, keepdim=True) for z in latents], latents
 
-    def latents(self, image: Tensor) -> list[Tensor]:
-        """Per level z, ``(N, C, h, w)``."""
+    def _flowed(self, image: Tensor) -> list[Tensor]:
         with torch.no_grad():
             latents = []
             for feature, flow, condition in zip(

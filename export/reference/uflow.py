@@ -11,13 +11,14 @@ from FrEIA.modules import Concat, IRevNetUpsampling, Split
 from torch import Tensor, nn
 
 from flowedge.export.checkpoints.record import Array, Checkpoint
+from flowedge.export.reference.answers import Reference
 from flowedge.export.reference.blocks import sequence_of_blocks
 from flowedge.export.reference.fastflow import convolutional_subnet, layer_norms
 
 Shape: TypeAlias = tuple[int, int, int]
 
 
-class UflowReference(nn.Module):
+class UflowReference(Reference):
     """``forward(image)``: per level ``(N, 1, h, w)``, the channel mean of z squared.
 
     A file stores the kernel of each up-sampling and the official implementation loads it, so it is used where the
@@ -41,11 +42,11 @@ class UflowReference(nn.Module):
                 self.ascents.append(ascent)
                 shape = ascent.shape
 
-    def forward(self, image: Tensor) -> list[Tensor]:
-        return [z.square().mean(1, keepdim=True) for z in self.latents(image)]
+    def answer(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        latents = self._flowed(image)
+        return [z.square().mean(1, keepdim=True) for z in latents], latents
 
-    def latents(self, image: Tensor) -> list[Tensor]:
-        """Per level z, ``(N, C, h, w)``."""
+    def _flowed(self, image: Tensor) -> list[Tensor]:
         with torch.no_grad():
             features = [norm(raw) for norm, raw in zip(self.norms, self.backbone(image), strict=True)]
             latents = []

@@ -10,9 +10,9 @@ import sys
 import typer
 
 from flowedge import __version__
-from flowedge.cli import bench, cache, calibrate, demo, doctor, evaluate, export, info, run, verify
+from flowedge.cli import bench, build, cache, calibrate, demo, doctor, evaluate, export, info, run, verify
 from flowedge.cli.output import MESSAGES
-from flowedge.errors import FlowEdgeError
+from flowedge.errors import FlowEdgeError, PrecisionError
 
 app = typer.Typer(
     name="flowedge",
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (export, info, verify, calibrate, evaluate, run, bench, doctor, demo):
+for command in (export, info, verify, calibrate, evaluate, run, bench, build, doctor, demo):
     app.command(command.NAME)(command.command)
 app.add_typer(cache.app)
 
@@ -46,6 +46,9 @@ def main() -> None:
     """Run the command line; only errors that the user can act on are caught."""
     try:
         app()
+    except PrecisionError as error:
+        MESSAGES.print(f"flowedge: {error}", soft_wrap=True)
+        sys.exit(1)
     except FlowEdgeError as error:
         MESSAGES.print(f"flowedge: {error}", soft_wrap=True)
         sys.exit(2)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowedge.bundle import open_bundle
+from flowedge.bundle import Bundle, open_bundle
 from flowedge.cli.output import (
     MESSAGES,
     RESULTS,
@@ -18,13 +19,26 @@ from flowedge.cli.output import (
     number,
     print_json,
     progress,
+    stages,
     table,
 )
+from flowedge.cli.precision import (
+    Bf16,
+    CalibratorOption,
+    Fp16,
+    GateOption,
+    Int8,
+    LabelledOption,
+    precision_request,
+    print_reports,
+)
 from flowedge.errors import FlowEdgeError
-from flowedge.manifest import Manifest, NfaForm, NfaThreshold
+from flowedge.manifest import FixedReference, Manifest, NfaForm, NfaThreshold
 
 if TYPE_CHECKING:
     from flowedge.calibration.calibrate import ThresholdRequest
+    from flowedge.calibration.precision import PrecisionRequest
+    from flowedge.calibration.record import CalibrationRecord
 
 NAME = "calibrate"
 
@@ -73,11 +87,20 @@ def command(
             "--log-nfa", help="nfa: log10 of the false alarms expected per image.", show_default="0"
         ),
     ] = None,
+    fp16: Fp16 = False,
+    bf16: Bf16 = False,
+    int8: Int8 = False,
+    calibrator: CalibratorOption = "percentile",
+    gate: GateOption = None,
+    labelled: LabelledOption = None,
     engine: EngineName = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Fit the reference maxima and the thresholds of every precision, and store them in the bundle."""
+    """Fit the reference maxima and the thresholds of every precision, and store them in the bundle.
+
+    With --fp16, --bf16 or --int8, add graphs of these precisions first, planned and judged on the images.
+    """
     from flowedge.calibration.calibrate import calibrate_bundle, decide_by_nfa
     from flowedge.calibration.dataset import good_images, read_dataset
     from flowedge.runtime.nfa import check_form
@@ -89,43 +112,67 @@ def command(
         check_form(opened.manifest, nfa.form)
         if data is None:
             opened = decide_by_nfa(opened, nfa)
-            _print_nfa(bundle, opened.manifest, nfa, json=json)
+            _print_nfa(bundle, opened.manifest, nfa, None, json=json)
             return
     elif data is None:
         raise FlowEdgeError(f"--threshold {threshold} is fitted on images: name their folder with --data.")
     images = good_images(data)
-    labelled = read_dataset(data) if threshold == "f1" else None
+    added = precision_request(
+        fp16=fp16, bf16=bf16, int8=int8, calibrator=calibrator, gate=gate, labelled=labelled
+    )
+    if added is not None:
+        opened = _add(opened, images, added, threads=threads, json=json)
+    dataset = read_dataset(data) if threshold == "f1" else None
     with progress("calibrating") as on_progress:
         result = calibrate_bundle(
             opened,
             images,
             reference=reference,
             request=request,
-            labelled=labelled,
+            labelled=dataset,
             engine=engine,
             threads=threads,
             on_progress=on_progress,
         )
     if nfa is not None:
         decided = decide_by_nfa(result.bundle, nfa)
-        _print_nfa(bundle, decided.manifest, nfa, json=json)
+        _print_nfa(bundle, decided.manifest, nfa, result.record, json=json)
         return
     if json:
         print_json(result.record)
         return
     rows = table("precision", "reference maxima", ">image threshold", ">pixel threshold")
     for graph in result.record.graphs:
-        maxima = "-"
-        if graph.reference is not None:
-            maxima = ", ".join(
-                f"{value:.4f}" for value in (*graph.reference.level_max, graph.reference.map_max)
-            )
         limits = [None if t is None else t.value for t in (graph.thresholds.image, graph.thresholds.pixel)]
-        rows.add_row(graph.precision, maxima, *(number(limit) for limit in limits))
+        rows.add_row(graph.precision, _maxima(graph.reference), *(number(limit) for limit in limits))
         for note in graph.notes:
             MESSAGES.print(f"{graph.precision}: {note}")
     RESULTS.print(rows)
     RESULTS.print(f"{bundle}: fitted on {result.record.images} good images")
+
+
+def _add(
+    bundle: Bundle,
+    images: Sequence[Path],
+    request: PrecisionRequest,
+    *,
+    threads: int | None,
+    json: bool,
+) -> Bundle:
+    from flowedge.calibration.precision import Progress, add_precisions, ranges_folder
+
+    with stages() as (begin, advance):
+        bundle, reports = add_precisions(
+            bundle,
+            images,
+            request,
+            threads=threads,
+            cache=ranges_folder(),
+            progress=Progress(begin=begin, advance=advance),
+        )
+    if not json:
+        print_reports(reports)
+    return bundle
 
 
 def _nfa_threshold(threshold: str, log_nfa: float | None) -> NfaThreshold | None:
@@ -160,11 +207,34 @@ def _request(threshold: str, image: float | None, pixel: float | None) -> Thresh
     )
 
 
-def _print_nfa(bundle: Path, manifest: Manifest, nfa: NfaThreshold, *, json: bool) -> None:
+def _maxima(reference: FixedReference | None) -> str:
+    if reference is None:
+        return "-"
+    return ", ".join(f"{value:.4f}" for value in (*reference.level_max, reference.map_max))
+
+
+def _print_nfa(
+    bundle: Path, manifest: Manifest, nfa: NfaThreshold, fitted: CalibrationRecord | None, *, json: bool
+) -> None:
+    """What decides now, and the reference where one was fitted beside it."""
+    references = {} if fitted is None else {graph.precision: graph.reference for graph in fitted.graphs}
     if json:
-        graphs = [{"precision": graph.precision, "thresholds": graph.thresholds} for graph in manifest.graphs]
+        graphs = [
+            {
+                "precision": graph.precision,
+                "reference": references.get(graph.precision),
+                "thresholds": graph.thresholds,
+            }
+            for graph in manifest.graphs
+        ]
         print_json({"graphs": graphs})
         return
+    if fitted is not None and any(references.values()):
+        rows = table("precision", "reference maxima")
+        for precision, reference in references.items():
+            rows.add_row(precision, _maxima(reference))
+        RESULTS.print(rows)
+        RESULTS.print(f"{bundle}: reference fitted on {fitted.images} good images")
     RESULTS.print(
         f"{bundle}: anomalous is what has a log NFA below {nfa.log_nfa:g}, by the {nfa.form} form, in "
         f"{', '.join(graph.precision for graph in manifest.graphs)}"

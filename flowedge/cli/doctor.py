@@ -17,17 +17,25 @@ _EXPORT_PACKAGES = ("torch", "torchvision", "timm", "FrEIA", "onnx", "onnxscript
 def command(json: Json = False) -> None:
     """Try every engine on a small graph, and list what is installed and what is missing."""
     from flowedge.runtime.engine import available_engines
+    from flowedge.runtime.engine_cache import engine_cache
+    from flowedge.runtime.machine import find_jetson, find_memory, find_nvidia_driver
 
     engines = available_engines()
     packages = {name: _version(name) for name in _EXPORT_PACKAGES}
     numba = _version("numba")
     missing = [name for name, version in packages.items() if version is None]
+    cache = engine_cache()
     machine = {
         "flowedge": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory": find_memory(),
+        "jetson": find_jetson(),
+        "nvidia": find_nvidia_driver(),
+        "engine_cache": str(cache.folder),
     }
+    order = [status.spec.name for status in engines if status.spec.order is not None]
     if json:
         print_json(
             {
@@ -43,6 +51,7 @@ def command(json: Json = False) -> None:
                     }
                     for status in engines
                 ],
+                "order": order,
                 "export": packages,
                 "nfa_compiler": {"numba": numba},
             }
@@ -50,18 +59,20 @@ def command(json: Json = False) -> None:
         return
     facts = table("", "")
     for name, value in machine.items():
-        facts.add_row(name, str(value))
+        facts.add_row(name, _described(value))
     RESULTS.print(facts)
-    rows = table("engine", "device", "version", "works", "what to do")
+    rows = table("engine", "device", "version", "works")
     for status in engines:
-        rows.add_row(
-            status.spec.name,
-            status.spec.device,
-            status.version or "-",
-            "yes" if status.works else "no",
-            status.problem,
-        )
+        version = (status.version or "-").partition("-")[0] or "-"
+        rows.add_row(status.spec.name, status.spec.device, version, "yes" if status.works else "no")
     RESULTS.print(rows)
+    RESULTS.print(
+        f"Without --engine, the first that opens is taken, of: {', '.join(order)}. The others must be named; "
+        "those of TensorRT open what flowedge build has compiled."
+    )
+    for status in engines:
+        if status.problem:
+            RESULTS.print(f"{status.spec.name}: {status.problem}", soft_wrap=True)
     if missing:
         RESULTS.print(f"exporting lacks {', '.join(missing)}: pip install 'flowedge[export]'")
     else:
@@ -70,6 +81,24 @@ def command(json: Json = False) -> None:
         RESULTS.print("the NFA tree runs as plain Python; faster: pip install 'flowedge[nfa]'")
     else:
         RESULTS.print(f"the NFA tree is compiled by numba {numba}")
+
+
+def _described(value: object) -> str:
+    from flowedge.runtime.machine import Jetson, Memory, NvidiaDriver
+
+    match value:
+        case Memory():
+            return f"{value.total / 1e9:.1f} GB, {value.available / 1e9:.1f} GB available"
+        case Jetson():
+            mode = value.power_mode or "unknown"
+            others = ", ".join(value.power_modes)
+            modes = f"power mode {mode}" + (f" (of {others}; sudo nvpmodel -m NUMBER)" if others else "")
+            return f"{value.model}, JetPack {value.jetpack} (L4T {value.l4t}), {modes}"
+        case NvidiaDriver():
+            return f"driver {value.version}, {', '.join(value.names)}" if value.version else "no driver"
+        case None:
+            return "-"
+    return str(value)
 
 
 def _version(package: str) -> str | None:

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from flowedge.cli.build import build_first
 from flowedge.cli.output import (
     MESSAGES,
     RESULTS,
+    Build,
     EngineName,
     Json,
     PrecisionOption,
@@ -29,6 +31,7 @@ def command(
     engine: EngineName = None,
     precision: PrecisionOption = "fp32",
     threads: Threads = None,
+    build: Build = False,
     json: Json = False,
 ) -> None:
     """Print image AUROC, pixel AUROC, AUPRO and F1; memory does not grow with the number of images."""
@@ -37,8 +40,10 @@ def command(
     from flowedge.calibration.evaluation import evaluate
 
     samples = read_dataset(dataset)
+    if build:
+        build_first(bundle, engine, precision)
     with (
-        flowedge.load(bundle, engine=engine, precision=precision, threads=threads) as detector,
+        flowedge.load(bundle, engine=engine, precision=precision, threads=threads, build=build) as detector,
         progress("evaluating") as on_progress,
     ):
         result = evaluate(detector, samples, thresholds=detector.thresholds, on_progress=on_progress)

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flowedge.cli.info import print_assumed
-from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json, size_from, steps
+from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json, size_from, stages
 from flowedge.cli.packages import explain_missing
+from flowedge.cli.precision import (
+    Bf16,
+    CalibratorOption,
+    Fp16,
+    GateOption,
+    Int8,
+    LabelledOption,
+    precision_request,
+    print_reports,
+)
 from flowedge.cli.verify import print_checks
 from flowedge.errors import FlowEdgeError
+
+if TYPE_CHECKING:
+    from flowedge.calibration.precision import PrecisionRequest
 
 NAME = "export"
 
@@ -21,7 +34,19 @@ def command(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The bundle's folder.", show_default="NAME.flowedge")
     ] = None,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Add a half-precision graph.")] = False,
+    fp16: Fp16 = False,
+    bf16: Bf16 = False,
+    int8: Int8 = False,
+    calib_data: Annotated[
+        Path | None,
+        typer.Option(
+            "--calib-data",
+            help="Good images, or a dataset with train/good: plans and judges the precisions and calibrates.",
+        ),
+    ] = None,
+    calibrator: CalibratorOption = "percentile",
+    gate: GateOption = None,
+    labelled: LabelledOption = None,
     image_size: Annotated[
         tuple[int, int] | None,
         typer.Option("--image-size", metavar="H W", help="The network's input, in pixels."),
@@ -55,9 +80,16 @@ def command(
 ) -> None:
     """Export a trained checkpoint to a bundle, and check it against the original network."""
     with explain_missing("export"):
+        from flowedge.calibration.precision import Progress
         from flowedge.export.pipeline import ExportOptions, default_target, export_bundle
+    images, request = _judged_on(
+        calib_data, int8=int8, fp16=fp16, bf16=bf16, calibrator=calibrator, gate=gate, labelled=labelled
+    )
+    halves = [name for name, wanted in (("fp16", fp16), ("bf16", bf16)) if wanted and request is None]
     options = ExportOptions(
-        fp16=fp16,
+        half=tuple(halves),  # type: ignore[arg-type]
+        request=request,
+        images=images,
         image_size=image_size,
         backbone_weights=backbone_weights,
         settings=settings_from(assignments or []),
@@ -66,20 +98,61 @@ def command(
         opset=opset,
     )
     target = output if output is not None else default_target(checkpoint)
-    with steps() as on_step:
-        result = export_bundle(checkpoint, target, options, on_step=on_step)
+    with stages() as (begin, advance):
+        result = export_bundle(checkpoint, target, options, progress=Progress(begin=begin, advance=advance))
     manifest = result.bundle.manifest
     if json:
-        print_json({"bundle": str(target), "manifest": manifest, "checks": result.checks})
+        print_json(
+            {
+                "bundle": str(target),
+                "manifest": manifest,
+                "checks": result.checks,
+                "precisions": result.reports,
+            }
+        )
         return
     print_assumed(manifest.assumed)
     for precision, checks in result.checks.items():
         print_checks(checks, f"{precision} against the reference")
+    print_reports(result.reports)
     if manifest.licence_note:
         MESSAGES.print(manifest.licence_note)
     RESULTS.print(
         f"{target}: {manifest.family}, {manifest.backbone}, {manifest.image_size[0]}x{manifest.image_size[1]}"
     )
+
+
+def _judged_on(
+    calib_data: Path | None,
+    *,
+    int8: bool,
+    fp16: bool,
+    bf16: bool,
+    calibrator: str,
+    gate: list[str] | None,
+    labelled: Path | None,
+) -> tuple[tuple[Path, ...], PrecisionRequest | None]:
+    """The images, and what is planned and judged on them; neither without ``--calib-data``.
+
+    Raises:
+        FlowEdgeError: Options that need images, without images, or images without a precision.
+    """
+    if calib_data is None:
+        if int8:
+            raise FlowEdgeError("--int8 needs images of good parts: name their folder with --calib-data.")
+        if gate or labelled is not None:
+            raise FlowEdgeError("--gate and --labelled judge on images: name a folder with --calib-data.")
+        return (), None
+    from flowedge.calibration.dataset import good_images
+
+    request = precision_request(
+        fp16=fp16, bf16=bf16, int8=int8, calibrator=calibrator, gate=gate, labelled=labelled
+    )
+    if request is None:
+        raise FlowEdgeError(
+            "--calib-data goes with --fp16, --bf16 or --int8; an fp32 bundle is calibrated by flowedge calibrate."
+        )
+    return good_images(calib_data), request
 
 
 def settings_from(assignments: list[str]) -> dict[str, str]:

@@ -38,6 +38,10 @@ Threads: TypeAlias = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of one inference.")
 ]
 
+Build: TypeAlias = Annotated[
+    bool, typer.Option("--build", help="Compile the engine first where the cache has none; takes minutes.")
+]
+
 
 def print_json(result: Any) -> None:
     """The result as one line of JSON on stdout."""
@@ -81,6 +85,40 @@ def steps() -> Iterator[Callable[[str], None]]:
     ) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda name: bar.update(task, description=name)
+
+
+@contextlib.contextmanager
+def stages() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """A bar on stderr for work of several stages: what begins the next one, and what advances it."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=MESSAGES,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("starting", total=None)
+        yield (
+            lambda name: bar.update(task, description=name, completed=0, total=None),
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+@contextlib.contextmanager
+def phases(label: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr that names the phase; call what it gives with the phase, how many are done, and of how many."""
+    with Progress(
+        TextColumn(label),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=MESSAGES,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda phase, done, total: bar.update(task, description=phase, completed=done, total=total)
 
 
 def size_from(option: str, text: str) -> tuple[int, int]:

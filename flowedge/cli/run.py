@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from flowedge.cli.build import build_first
 from flowedge.cli.output import (
     MESSAGES,
     RESULTS,
+    Build,
     EngineName,
     Json,
     PrecisionOption,
@@ -34,6 +36,7 @@ def command(
     engine: EngineName = None,
     precision: PrecisionOption = "fp32",
     threads: Threads = None,
+    build: Build = False,
     source_scale: Annotated[
         bool,
         typer.Option("--source-scale", help="Report anomalib's own normalised score, map and verdict."),
@@ -50,8 +53,10 @@ def command(
 
     images = find_images(source)
     verdicts: Counter[str] = Counter()
+    if build:
+        build_first(bundle, engine, precision)
     with flowedge.load(
-        bundle, engine=engine, precision=precision, threads=threads, source_scale=source_scale
+        bundle, engine=engine, precision=precision, threads=threads, source_scale=source_scale, build=build
     ) as detector:
         by_nfa = detector.thresholds.nfa is not None
         rows = table("image", ">score", *([">log NFA"] if by_nfa else []), "verdict", ">ms", title=None)
@@ -74,6 +79,7 @@ def command(
     if not json:
         RESULTS.print(rows)
         RESULTS.print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
+        RESULTS.print(f"engine {detector.engine.name}: {detector.engine.reason}", soft_wrap=True)
     if verdicts["unknown"]:
         MESSAGES.print("No threshold is set: run flowedge calibrate to get verdicts.")
     raise typer.Exit(1 if verdicts["not_inspected"] else 0)

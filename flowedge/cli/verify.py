@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import flowedge
 from flowedge.bundle import open_bundle
-from flowedge.cli.output import RESULTS, EngineName, Json, PrecisionOption, print_json, steps, table
+from flowedge.cli.output import (
+    RESULTS,
+    EngineName,
+    Json,
+    PrecisionOption,
+    print_json,
+    progress,
+    steps,
+    table,
+)
 from flowedge.cli.packages import explain_missing
+from flowedge.cli.precision import print_gate
 from flowedge.errors import FlowEdgeError
 from flowedge.runtime.images import find_images
 from flowedge.runtime.verify import Check, verify_bundle
+
+if TYPE_CHECKING:
+    from flowedge.calibration.gates import GateReport
 
 NAME = "verify"
 
@@ -25,7 +39,10 @@ def command(
         typer.Option("--against", help="The checkpoint: compare with the original network itself."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Images for --against; the self-test's frames otherwise.")
+        Path | None,
+        typer.Option(
+            "--data", help="Images for --against; alone, good images to hold the precision to fp32 on."
+        ),
     ] = None,
     backbone_weights: Annotated[
         Path | None, typer.Option("--backbone-weights", help="As for export; with --against.")
@@ -35,8 +52,10 @@ def command(
     json: Json = False,
 ) -> None:
     """Replay the bundle's self-test on this machine; exit status 1 when a check fails."""
-    if data is not None and against is None:
-        raise FlowEdgeError("--data goes with --against CKPT: the self-test has frames of its own.")
+    if data is not None and against is None and precision == "fp32":
+        raise FlowEdgeError(
+            "--data goes with --against CKPT, or with a --precision to hold to fp32; the self-test has its own frames."
+        )
     if backbone_weights is not None and against is None:
         raise FlowEdgeError("--backbone-weights goes with --against CKPT: the self-test needs no checkpoint.")
     opened = open_bundle(bundle)
@@ -56,14 +75,40 @@ def command(
                 precision=precision,
                 backbone_weights=backbone_weights,
             )
-    passed = all(check.passed for check in checks)
+    gate = None
+    if data is not None and against is None:
+        gate = _gate(bundle, engine, precision, data)
+    passed = all(check.passed for check in checks) and (gate is None or gate.passed)
     if json:
         print_json(
-            {"bundle": str(bundle), "precision": precision, "passed": passed, "checks": as_rows(checks)}
+            {
+                "bundle": str(bundle),
+                "precision": precision,
+                "passed": passed,
+                "checks": as_rows(checks),
+                "gate": gate,
+            }
         )
     else:
         print_checks(checks, f"{bundle}, {precision}")
+        if gate is not None:
+            print_gate(gate, f"{precision} against fp32, {gate.good_images} images of {data}")
     raise typer.Exit(0 if passed else 1)
+
+
+def _gate(bundle: Path, engine: str | None, precision: str, data: Path) -> GateReport:
+    """Compare a precision with fp32 on this machine."""
+    from flowedge.calibration.dataset import good_images
+    from flowedge.calibration.gates import DEFAULT_LIMITS, compare
+
+    images = good_images(data)
+    limits = DEFAULT_LIMITS[precision.partition("-")[0]]
+    with (
+        progress("comparing with fp32") as on_progress,
+        flowedge.load(bundle, engine=engine) as reference,
+        flowedge.load(bundle, engine=engine, precision=precision) as typed,
+    ):
+        return compare(reference, typed, images, 2, limits, on_progress=on_progress)
 
 
 def print_checks(checks: Sequence[Check], title: str) -> None:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import cv2
 import jinja2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from flowedge import __version__
 from flowedge.demo.page import PAGE
 from flowedge.demo.record import DemoResult, Inspected
 from flowedge.manifest import Manifest
+from flowedge.runtime.render import data_address
 
 _SHOWN_PER_KIND: Final = 6
 _BINS: Final = 24
@@ -70,7 +69,11 @@ def write_report(path: Path, result: DemoResult, manifest: Manifest, inspected: 
         inspected: The test images in fp32.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"jpeg": _jpeg, "png": _png, "number": _number}
+    environment.filters |= {
+        "jpeg": partial(data_address, jpeg_quality=85),
+        "png": data_address,
+        "number": _number,
+    }
     threshold = manifest.graph("fp32").thresholds.image
     assert threshold is not None
     page = environment.from_string(PAGE).render(
@@ -138,19 +141,3 @@ def _machine() -> str:
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _jpeg(image: NDArray[np.uint8]) -> str:
-    return _inlined("jpeg", image, (cv2.IMWRITE_JPEG_QUALITY, 85))
-
-
-def _png(image: NDArray[np.uint8]) -> str:
-    return _inlined("png", image, ())
-
-
-def _inlined(kind: str, image: NDArray[np.uint8], options: Iterable[int]) -> str:
-    """The picture as a ``data:`` address."""
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    encoded, data = cv2.imencode(f".{kind}", bgr, list(options))
-    assert encoded
-    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode('ascii')}"

@@ -80,7 +80,7 @@ def run_demo(
             f"{one.layer} {one.first_nll:.2f} to {one.last_nll:.2f} nats/channel" for one in training
         )
     with clock.step("export") as found:
-        bundle = export_bundle(out / CHECKPOINT, out / BUNDLE, ExportOptions(fp16=True)).bundle
+        bundle = export_bundle(out / CHECKPOINT, out / BUNDLE, ExportOptions(half=("fp16",))).bundle
         found.extend(
             f"{graph.precision} {bundle.graph_path(graph.precision).stat().st_size / 1e6:.1f} MB"
             for graph in bundle.manifest.graphs

@@ -231,6 +231,7 @@ class _Run:
             engine=started.engine,
             version=started.version,
             device=started.device,
+            precision=started.precision or self.job.precision,
             timings=timings,
             cold_start_ms=self.worker.cold_start_ms,
             load_ms=started.load_ms,
@@ -306,7 +307,7 @@ def _runs(bundles: Sequence[Path], options: BenchOptions, folder: Path) -> Itera
         size = bundle.manifest.frame_size or options.frame_size or DEFAULT_FRAME
         frame, picture = _write_frame(bundle, size, folder / f"frame{number}")
         job = Job(kind="bundle", path=str(path), threads=options.threads, frame=frame, picture=picture)
-        for precision in options.precisions or [graph.precision for graph in bundle.manifest.graphs]:
+        for precision in options.precisions or _precisions(bundle):
             for engine in options.engines or ENGINES:
                 run = msgspec.structs.replace(job, engine=engine, precision=precision)
                 yield _Run(job=run, label=f"{path.name} {engine} {precision}", frame_size=size)
@@ -324,6 +325,12 @@ def _runs(bundles: Sequence[Path], options: BenchOptions, folder: Path) -> Itera
     for peer in options.peers:
         job = Job(kind="peer", path=str(peer), engine="onnxruntime-cpu", threads=options.threads)
         yield _Run(job=job, label=peer.name, frame_size=DEFAULT_FRAME)
+
+
+def _precisions(bundle: Bundle) -> list[str]:
+    """Of the bundle's graphs; int8 once, since each engine has its own form of it."""
+    names = (graph.precision for graph in bundle.manifest.graphs)
+    return list(dict.fromkeys("int8" if name.startswith("int8") else name for name in names))
 
 
 def _measure(

@@ -21,19 +21,19 @@ LEAST_CORRELATION: Final = 0.99
 """Of a map with the reference's; below, an engine counts as wrong whatever its precision allows."""
 
 
-def parity_of(bundle: Bundle, session: Engine, precision: str) -> Parity:
+def parity_of(bundle: Bundle, session: Engine) -> Parity:
     """Replay the self-test on an engine that is open.
 
     Raises:
         BundleError: The bundle has no self-test.
     """
     manifest = bundle.manifest
-    checks = replay_selftest(bundle, session, precision)
+    checks = replay_selftest(bundle, session)
     levels = [check for check in checks if check.name.startswith("level")]
     worst = max((check.value for check in levels), key=lambda value: math.inf if math.isnan(value) else value)
     selftest = read_selftest(bundle)
     recorded = [selftest.answers[f"level_{number}"] for number in range(len(manifest.levels))]
-    scoring = _reference_scoring(bundle, precision)
+    scoring = _reference_scoring(bundle, session.precision)
     wanted = aggregate(recorded, scoring, manifest.family, manifest.image_size).anomaly_map
     got = infer_one_by_one(session, GraphInput(manifest)(selftest.frames))["anomaly_map"]
     correlation = lowest_correlation(got, wanted)

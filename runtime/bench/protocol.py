@@ -45,6 +45,7 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
         load_ms: From the call that loads to a loaded engine, imports of the engine's library included.
         first_ms: The first frame, from pixels to verdict; the first inference where there is no verdict.
         graph: The ONNX file that runs, if it is one.
+        precision: Of the bundle's graph that runs: ``int8`` has a form for each kind of device.
     """
 
     engine: str
@@ -53,6 +54,7 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     load_ms: float
     first_ms: float
     graph: str | None = None
+    precision: str = ""
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):

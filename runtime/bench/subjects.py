@@ -122,7 +122,8 @@ class _Bundle(_Timed):
             device=spec.device,
             load_ms=1000 * (loaded - start),
             first_ms=1000 * (verdict - loaded),
-            graph=str(self._detector.bundle.graph_path(job.precision)),
+            graph=str(self._detector.bundle.graph_path(self._detector.precision)),
+            precision=self._detector.precision,
         )
         self._frame, self._picture = frame, Path(job.picture)
         self._input = GraphInput(self._detector.bundle.manifest)
@@ -138,7 +139,7 @@ class _Bundle(_Timed):
         if command.do == "parity":
             from flowedge.runtime.bench.parity import parity_of
 
-            return parity_of(self._detector.bundle, self._detector.engine, self._detector.precision)
+            return parity_of(self._detector.bundle, self._detector.engine)
         return super().answer(command)
 
     def _stages(self, seconds: float) -> StagesAnswer:

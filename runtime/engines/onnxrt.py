@@ -1,17 +1,25 @@
-"""ONNX Runtime."""
+"""ONNX Runtime, on the CPU, on CUDA, or through TensorRT."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import ctypes
+import io
+import os
+from pathlib import Path
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright: ignore[reportAttributeAccessIssue]
 
-from flowedge.errors import BundleError, EngineUnavailableError
+from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
+from flowedge.runtime.building import DEFAULT_BATCHES, Building, Built, built_in_cache
 from flowedge.runtime.denormals import flushing_denormals
 from flowedge.runtime.engine import Engine, EngineSpec, Opening, TensorSpec, check_contract
+from flowedge.runtime.engine_cache import EngineCache, EngineFacts, cannot_write, engine_cache, graph_hash
+from flowedge.runtime.machine import find_jetson, find_nvidia_driver
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
@@ -33,45 +41,196 @@ _BROKEN_GRAPH = (
 )
 
 
+_CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_PROVIDER: Final = {"onnxruntime-cpu": _CPU, "onnxruntime-cuda": _CUDA, "onnxruntime-tensorrt": _TENSORRT}
+_Providers: TypeAlias = list[tuple[str, dict[str, str]]]
+# In what an engine may differ from what is asked for and still be the one to load: whoever loads asks for none of it.
+_ANY: Final = ("batches",)
+
+
 def load(opening: Opening) -> Engine:
     """Load a graph, with its external data from the graph's folder.
 
     Raises:
         BundleError: The graph is damaged or is not what the manifest says.
-        EngineUnavailableError: This ONNX Runtime cannot run the graph.
+        EngineNotBuiltError: TensorRT's engine for it is not in the cache.
+        EngineUnavailableError: This ONNX Runtime has no such provider, cannot load it, or cannot run the graph.
     """
-    graph = opening.graph
-    session = _session(str(graph), threads=opening.threads, where=str(graph))
-    inputs, outputs = _specs(session.get_inputs()), _specs(session.get_outputs())  # pyright: ignore[reportArgumentType]
-    check_contract(graph, opening.bundle.manifest, inputs, outputs)
-    return _OnnxRuntime(opening.spec.name, session)
+    name, largest = opening.spec.name, None
+    providers = _providers(name)
+    if name == "onnxruntime-tensorrt":
+        cache = engine_cache()
+        found = cache.find(_facts(opening, DEFAULT_BATCHES), ignoring=_ANY)
+        if found.plan is None or not _has_engines(cache, found.facts):
+            raise EngineNotBuiltError(
+                f"{name} needs an engine compiled for this machine: {found.reason or 'its files were deleted'}. "
+                f"Build it with: flowedge build {opening.bundle.path} --engine {name} --precision {opening.precision}"
+            )
+        cache.touch(_engines_of(cache, found.facts))
+        largest = found.facts.batches[2]
+        providers = _with_engines(providers, opening, cache, found.facts)
+    session = _checked_session(opening, providers)
+    return _OnnxRuntime(name, session, largest)
+
+
+def build(building: Building) -> Built:
+    """Let ONNX Runtime build its TensorRT engines, in a folder of our cache that stands for all they depend on.
+
+    It builds weakly typed networks, in which TensorRT is free to compute float32 parts in less: so float32 only.
+
+    Raises:
+        BundleError: The graph is damaged or is not what the manifest says.
+        EngineUnavailableError: ONNX Runtime has no TensorRT, cannot load it, or cannot build the graph.
+        EngineCacheError: The cache cannot be written.
+    """
+    opening, options = building.opening, building.options
+    name = opening.spec.name
+    if opening.precision != "fp32" or options.dla or options.capabilities:
+        raise EngineUnavailableError(
+            f"{name} is built for the precision fp32, for the GPU of this machine, without --dla. "
+            "For other precisions take --engine tensorrt, or run onnxruntime-cuda, which needs no build."
+        )
+    providers = _providers(name)
+    facts = _facts(opening, options.batches)
+    known = building.cache.find(facts)
+    if known.plan is not None and not _has_engines(building.cache, facts):
+        building.cache.drop(known.path)
+
+    def compile_it() -> bytes:
+        building.on_progress("ONNX Runtime builds its engines", 0, 1)
+        _checked_session(opening, _with_engines(providers, opening, building.cache, facts))
+        files = sorted(file.name for file in _engines_of(building.cache, facts).glob("*.engine"))
+        if not files:
+            raise EngineUnavailableError(
+                f"{name} took the graph and built no engine from it: TensorRT supports none of it. "
+                "Take onnxruntime-cuda."
+            )
+        return "\n".join(files).encode()
+
+    return built_in_cache(building, facts, compile_it, notes=[])
 
 
 def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Run a graph with one input and one output of the same shape.
 
     Raises:
-        EngineUnavailableError: This ONNX Runtime cannot run it.
+        EngineUnavailableError: This ONNX Runtime has no such provider, cannot load it, or cannot run the graph.
     """
     try:
-        session = _session(graph, threads=1, where="the probe graph")
+        session = _session(graph, _providers(spec.name), threads=1, where="the probe graph")
     except BundleError as error:
         raise EngineUnavailableError(str(error)) from error
     (answer,) = _run(session, None, {session.get_inputs()[0].name: x})
     return answer
 
 
+def _providers(name: str) -> _Providers:
+    """The provider of an engine, and what runs the few nodes that it leaves.
+
+    Raises:
+        EngineUnavailableError: This build of ONNX Runtime has no such provider.
+    """
+    wanted = _PROVIDER[name]
+    if wanted not in ort.get_available_providers():
+        raise EngineUnavailableError(
+            f"ONNX Runtime {ort.__version__} is installed without {wanted}. Its GPU build has it, and takes the same "
+            "folder: pip uninstall onnxruntime, then pip install 'flowedge[ort-gpu]'"
+        )
+    if wanted == _CPU:
+        return [(_CPU, {})]
+    if hasattr(ort, "preload_dlls"):  # finds CUDA and cuDNN where pip puts them; prints what it does not find
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
+    on_the_gpu: _Providers = [(_CUDA, {"use_tf32": "0"}), (_CPU, {})]
+    if wanted == _CUDA:
+        return on_the_gpu
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # the provider itself has no such option
+    return [(_TENSORRT, {}), *on_the_gpu]
+
+
+def _with_engines(
+    providers: _Providers, opening: Opening, cache: EngineCache, facts: EngineFacts
+) -> _Providers:
+    """TensorRT's caches in FlowEdge's own, and the sizes that an engine is built for."""
+    height, width = opening.bundle.manifest.image_size
+    sizes = [f"image:{batch}x3x{height}x{width}" for batch in facts.batches]
+    engines, timing = _engines_of(cache, facts), cache.folder / "timing"
+    for folder in (engines, timing):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+    options = {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(engines),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(timing),
+        "trt_profile_min_shapes": sizes[0],
+        "trt_profile_opt_shapes": sizes[1],
+        "trt_profile_max_shapes": sizes[2],
+    }
+    return [(name, options if name == _TENSORRT else own) for name, own in providers]
+
+
+def _engines_of(cache: EngineCache, facts: EngineFacts) -> Path:
+    return cache.folder / "onnxruntime-tensorrt" / facts.key
+
+
+def _has_engines(cache: EngineCache, facts: EngineFacts) -> bool:
+    return any(_engines_of(cache, facts).glob("*.engine"))
+
+
+def _facts(opening: Opening, batches: tuple[int, int, int]) -> EngineFacts:
+    jetson = find_jetson()
+    gpu = find_nvidia_driver()
+    return EngineFacts(
+        engine=opening.spec.name,
+        version=f"{ort.__version__} with TensorRT {_tensorrt_version()}",
+        graph=graph_hash(opening.bundle, opening.precision),
+        precision=opening.precision,
+        device=jetson.model if jetson is not None else ", ".join(gpu.names),
+        capability="",
+        driver=jetson.l4t if jetson is not None else gpu.version,
+        batches=batches,
+    )
+
+
+def _tensorrt_version() -> str:
+    """Of the library that the loader finds, as TensorRT writes it (100300 is 10.3.0)."""
+    for major in (11, 10, 8):
+        try:
+            return str(ctypes.CDLL(f"libnvinfer.so.{major}").getInferLibVersion())
+        except (OSError, AttributeError):
+            continue
+    return "unknown"
+
+
+def _checked_session(opening: Opening, providers: _Providers) -> ort.InferenceSession:
+    graph = opening.graph
+    session = _session(str(graph), providers, threads=opening.threads, where=str(graph))
+    inputs, outputs = _specs(session.get_inputs()), _specs(session.get_outputs())  # pyright: ignore[reportArgumentType]
+    check_contract(graph, opening.bundle.manifest, inputs, outputs)
+    return session
+
+
 class _OnnxRuntime:
-    def __init__(self, name: str, session: ort.InferenceSession) -> None:
+    def __init__(self, name: str, session: ort.InferenceSession, largest: int | None) -> None:
         self.name = name
         self.reason = ""
+        self.precision = ""
         self.output_names: tuple[str, ...] = tuple(output.name for output in session.get_outputs())
         self._input = session.get_inputs()[0].name
         self._session: ort.InferenceSession | None = session
+        self._largest = largest  # beyond it, TensorRT would build another engine in the middle of a run
 
     def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         if self._session is None:
             raise ValueError("the engine is closed")
+        if self._largest is not None and len(image) > self._largest:
+            raise EngineUnavailableError(
+                f"the engine was built for at most {self._largest} images at a time, got {len(image)}. "
+                f"Build one for more with: flowedge build BUNDLE --engine {self.name} --batch 1,1,{len(image)}"
+            )
         answers = _run(self._session, self.output_names, {self._input: image})
         return dict(zip(self.output_names, answers, strict=True))
 
@@ -79,7 +238,9 @@ class _OnnxRuntime:
         self._session = None
 
 
-def _session(model: str | bytes, *, threads: int | None, where: str) -> ort.InferenceSession:
+def _session(
+    model: str | bytes, providers: _Providers, *, threads: int | None, where: str
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors only; what matters comes as an exception
@@ -88,7 +249,7 @@ def _session(model: str | bytes, *, threads: int | None, where: str) -> ort.Infe
         options.intra_op_num_threads = threads
     try:
         with flushing_denormals():
-            return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except _BROKEN_GRAPH as error:
         raise BundleError(
             f"ONNX Runtime {ort.__version__} cannot read {where}: {_one_line(error)}. "
@@ -99,6 +260,14 @@ def _session(model: str | bytes, *, threads: int | None, where: str) -> ort.Infe
             f"ONNX Runtime {ort.__version__} cannot run {where}: {_one_line(error)}. "
             "Take another precision, or install a newer onnxruntime."
         ) from error
+    first = session.get_providers()[0]
+    if first != providers[0][0]:  # it only logs that a provider's libraries cannot be loaded
+        raise EngineUnavailableError(
+            f"ONNX Runtime {ort.__version__} could not load {providers[0][0]} and would compute with {first}. "
+            "Its reason is above; check with nvidia-smi, and that CUDA, cuDNN and TensorRT are of the versions that "
+            "it was built for."
+        )
+    return session
 
 
 def _run(

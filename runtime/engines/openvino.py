@@ -14,10 +14,17 @@ from openvino.frontend import FrontEndManager, OpConversionFailure
 from flowedge.errors import BundleError, EngineUnavailableError
 from flowedge.runtime.denormals import flushing_denormals
 from flowedge.runtime.engine import Engine, EngineSpec, Opening, TensorSpec, check_contract
+from flowedge.runtime.engine_cache import engine_cache
 
 # Left to itself, OpenVINO computes in bfloat16 on CPUs that have it and in float16 on GPUs, whatever the graph says.
 # An NPU has nothing but float16.
 _PRECISION: Final = {"CPU": "f32", "GPU": "f32", "NPU": "f16"}
+
+_ADVICE: Final = {
+    "CPU": "Take another precision, or install a newer openvino.",
+    "GPU": "It needs Intel's GPU driver: sudo apt install intel-opencl-icd",
+    "NPU": "It needs Intel's NPU driver: https://github.com/intel/linux-npu-driver/releases",
+}
 
 
 def load(opening: Opening) -> Engine:
@@ -58,6 +65,7 @@ class _OpenVino:
     def __init__(self, name: str, compiled: ov.CompiledModel, *, one_by_one: bool) -> None:
         self.name = name
         self.reason = ""
+        self.precision = ""
         self.output_names: tuple[str, ...] = tuple(output.get_any_name() for output in compiled.outputs)
         self._one_by_one = one_by_one
         self._request: ov.InferRequest | None = compiled.create_infer_request()
@@ -104,6 +112,8 @@ def _compiled(model: ov.Model, device: str, threads: int | None) -> ov.CompiledM
         options["CPU_DENORMALS_OPTIMIZATION"] = True
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
+    else:  # what a GPU or an NPU compiles takes long, and OpenVINO itself knows what it fits
+        options["CACHE_DIR"] = str(engine_cache().folder / "openvino")
     try:
         with (
             flushing_denormals()
@@ -112,7 +122,7 @@ def _compiled(model: ov.Model, device: str, threads: int | None) -> ov.CompiledM
     except RuntimeError as error:
         raise EngineUnavailableError(
             f"OpenVINO {_VERSION} cannot compile the graph for the device {device}: {_one_line(error)}. "
-            "Check the device's driver, or take another engine."
+            f"{_ADVICE[device]}"
         ) from error
 
 
@@ -138,7 +148,9 @@ def _specs(ports: list[Any]) -> dict[str, TensorSpec]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """The reason, without the places in OpenVINO's source that it came by."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(("Exception from", "Check '")))
 
 
 _VERSION: Final = ov.__version__.partition("-")[0]

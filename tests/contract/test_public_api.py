@@ -43,12 +43,13 @@ def test_flowedge_offers_one_function_and_its_version() -> None:
 
 def test_load_has_the_documented_arguments() -> None:
     parameters = inspect.signature(flowedge.load).parameters
-    assert list(parameters) == ["path", "engine", "precision", "threads", "source_scale"]
+    assert list(parameters) == ["path", "engine", "precision", "threads", "source_scale", "build"]
     assert {name: parameter.default for name, parameter in parameters.items() if name != "path"} == {
         "engine": None,
         "precision": "fp32",
         "threads": None,
         "source_scale": False,
+        "build": False,
     }
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in list(parameters)[1:])
 

@@ -132,6 +132,7 @@ def test_a_checkpoint_that_cannot_be_exported_is_refused(case: str, tmp_path: Pa
         (("--set", "clamp"), "clamp"),
         (("--set", "layers=layer1,layer3"), "layer"),
         (("--image-size", "0", "64"), "64"),
+        (("--image-size", "4", "4"), "Give --image-size 5 5 or larger"),
         (("--backbone-weights", "absent.pth"), "absent.pth"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

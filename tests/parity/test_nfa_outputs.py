@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from flowedge.calibration.fp16 import write_fp16
+from flowedge.calibration.precision.half import write_half
 from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
 from flowedge.export.pipeline import ExportOptions, read_model
@@ -100,7 +100,7 @@ def test_an_images_counts_do_not_depend_on_the_batch(compared: Compared) -> None
 
 def test_the_half_precision_graph_counts_in_float32(compared: Compared, tmp_path: Path) -> None:
     half = tmp_path / "model.fp16.onnx"
-    write_fp16(compared.graph, half)
+    write_half(compared.graph, half, "fp16")
     model = onnx.load(str(half))
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     constants = [n for node in model.graph.node if "counts" in node.name for n in node.input if n in types]

@@ -13,6 +13,8 @@ import pytest
 
 import flowedge as package
 from flowedge.bundle import open_bundle, replace_in_bundle
+from flowedge.export.pipeline import ExportOptions, read_model
+from flowedge.export.reference.answers import reference_answers
 from flowedge.manifest import NfaOutputs
 from flowedge.runtime.nfa import tree_log_nfa
 from flowedge.runtime.selftest import ANSWERS
@@ -47,6 +49,19 @@ def test_energies_and_counts_verify_against_the_checkpoint(bundle: Path, small_c
         done = flowedge("verify", bundle, "--against", small_checkpoint, "--precision", precision)
         assert done.status == 0, done.stdout + done.stderr
         assert "count 1 against the checkpoint" in done.stdout
+
+
+def test_the_reference_runs_once_for_levels_energies_and_counts(small_checkpoint: Path) -> None:
+    read = read_model(small_checkpoint, ExportOptions())
+    runs: list[int] = []
+    read.backbone.register_forward_hook(lambda _module, inputs, _output: runs.append(len(inputs[0])))
+    images = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
+    answers = reference_answers(
+        read.reference(), images, NfaOutputs(energies=True, window=5, probability=0.9)
+    )
+    assert runs == [1, 1]
+    assert answers.keys() == {f"{kind}_{n}" for kind in ("level", "energy", "count") for n in (0, 1)}
+    assert reference_answers(read.reference(), images, None).keys() == {"level_0", "level_1"}
 
 
 @pytest.mark.parametrize("name", ["energy_1", "count_1"])
@@ -90,6 +105,27 @@ def test_the_tree_of_a_cflow_takes_its_energies(bundle: Path) -> None:
     energies = [given["energy_0"][0, 0], given["energy_1"][0, 0]]
     assert result.network_log_nfa is not None
     np.testing.assert_array_equal(result.network_log_nfa, tree_log_nfa(energies, [64, 128], (64, 64)))
+
+
+def test_the_reference_that_is_fitted_beside_it_is_printed(bundle: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        image = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        assert cv2.imwrite(str(tmp_path / f"{number}.png"), image)
+    arguments: tuple[str | Path, ...] = ("calibrate", bundle, "--threshold", "nfa", "--data", tmp_path)
+    done = flowedge(*arguments)
+    assert done.status == 0, done.stderr
+    assert "reference fitted on 2 good images" in done.stdout
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("fp")}
+    graphs = open_bundle(bundle).manifest.graphs
+    for graph in graphs:
+        assert graph.scoring.reference is not None
+        for value in (*graph.scoring.reference.level_max, graph.scoring.reference.map_max):
+            assert f"{value:.4f}" in rows[graph.precision]
+    printed = json.loads(flowedge(*arguments, "--json").stdout)["graphs"]
+    assert [one["reference"]["map_max"] for one in printed] == [
+        graph.scoring.reference.map_max for graph in graphs if graph.scoring.reference is not None
+    ]
+    assert "reference fitted" not in flowedge(*arguments, "--no-reference").stdout
 
 
 def test_a_bundle_exported_without_it_is_refused_by_both_forms(small_bundle: Path) -> None:

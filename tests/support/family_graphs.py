@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowedge.bundle import Bundle, write_bundle
-from flowedge.calibration.fp16 import write_fp16
+from flowedge.calibration.precision.half import write_half
 from flowedge.export.graph import ir
 from flowedge.export.graph.emit import Flow
 from flowedge.export.graph.onnx_export import onnx_from_model
@@ -68,7 +68,7 @@ def write_family_bundle(family: str, folder: Path) -> FamilyBundle:
     expected = reference_answers(model, images)
     graph, half = folder / f"{family}.onnx", folder / f"{family}.fp16.onnx"
     onnx_from_model(lower(model), Features(model).eval(), graph)
-    write_fp16(graph, half)
+    write_half(graph, half, "fp16")
     manifest = msgspec.structs.replace(
         tiny_manifest(image_size=model.image_size),
         family=model.family,

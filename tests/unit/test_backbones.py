@@ -345,6 +345,21 @@ def test_an_image_of_another_size_than_the_transformers_is_refused_with_its_size
         feature_shapes(module, (256, 256))
 
 
+@pytest.mark.parametrize(("padding", "smallest"), [("zeros", 9), ("reflect", 17)])
+def test_an_image_too_small_for_the_backbone_is_refused_with_the_smallest_that_works(
+    padding: Literal["zeros", "reflect"], smallest: int
+) -> None:
+    """layer2 and layer3 of a resnet18, strides 8 and 16: one position is no map, and reflection needs two pixels."""
+    network = randomised(timm.create_model("resnet18", pretrained=False))
+    module = module_from_backbone(backbone("resnet18", ("layer2", "layer3"), network, padding=padding))
+    for size in ((8, 8), (smallest - 1, smallest - 1)):
+        wanted = rf"{size[0]}x{size[1]} is too small .* smallest square one is {smallest}x{smallest}. Give --image-size"
+        with pytest.raises(CheckpointError, match=wanted):
+            feature_shapes(module, size)
+    shapes = feature_shapes(module, (smallest, smallest))
+    assert [feature.shape[1:] for feature in run(module, image(smallest, smallest))] == shapes
+
+
 # --- the graph ------------------------------------------------------------------------------------------------
 
 PLAIN = {

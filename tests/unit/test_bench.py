@@ -211,9 +211,9 @@ def test_a_report_without_anything_measured_is_a_page_and_status_1(tmp_path: Pat
     done = flowedge("bench", bundle.path, "--precisions", "int8", "--engines", ORT, "--seconds", "0", *files)
     assert done.status == 1
     report = msgspec.json.decode((tmp_path / "report.json").read_bytes(), type=Report)
-    assert "has no int8 graph" in report.rows[0].problem
+    assert "has no int8-cpu graph" in report.rows[0].problem
     assert "<svg" not in page_of(report)
-    assert "has no int8 graph" in (tmp_path / "page.html").read_text()
+    assert "has no int8-cpu graph" in (tmp_path / "page.html").read_text()
 
 
 def test_a_bundle_that_takes_frames_is_given_frames_of_its_size(tmp_path: Path) -> None:

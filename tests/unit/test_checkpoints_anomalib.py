@@ -526,8 +526,10 @@ def test_a_torch_export_of_0_7_is_the_inner_module_with_its_generations_conventi
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = fake_class(monkeypatch, "anomalib.models.csflow.torch_model", "CsFlowModel")
-    file = {"model": module_tree(kind, csflow_state(rng)), "metadata": {"task": "classification"}}
+    metadata = {"task": "classification", "image_threshold": 0.4, "min": 0.1, "max": 2.0}
+    file = {"model": module_tree(kind, csflow_state(rng)), "metadata": metadata}
     checkpoint = read_checkpoint(save(tmp_path / "model.pt", file))
+    assert checkpoint.source_scale is None, "the metadata's layout is nowhere described, so it is not read"
     assert (checkpoint.repository, checkpoint.generation) == ("anomalib", "0.x")
     assert checkpoint.permutations is not None
     assert list(checkpoint.permutations[0][1][:5]) == [222, 196, 64, 232, 186]

@@ -33,6 +33,7 @@ class FixedEngine:
 
     name = "fixed"
     reason = "named"
+    precision = "fp32"
     output_names: tuple[str, ...] = ("score", "anomaly_map", "level_0", "level_1")
 
     def __init__(self, score: float, map_value: float = 0.0) -> None:
@@ -208,6 +209,31 @@ def test_leaving_the_context_closes_the_engine(tmp_path: Path) -> None:
         assert not engine.is_closed
     assert engine.is_closed
     assert detector.engine is engine
+
+
+def test_a_closed_detector_says_so(bundle: Bundle) -> None:
+    detector = flowedge.load(bundle.path, threads=1)
+    detector.close()
+    detector.close()
+    for use in (detector, lambda frame: detector.detect_batch([frame]), lambda _: detector.detect_batch([])):
+        with pytest.raises(EngineUnavailableError, match=r"was closed\. Load the bundle again"):
+            use(frame_of(16, 24))
+
+
+def test_a_batch_may_be_one_array(bundle: Bundle) -> None:
+    frames = [frame_of(30, 40, seed) for seed in range(3)]
+    with flowedge.load(bundle.path, threads=1) as detector:
+        found = [result.score for result in detector.detect_batch(np.stack(frames))]
+        assert found == [result.score for result in detector.detect_batch(frames)]
+        assert detector.detect_batch(np.empty((0, 30, 40, 3), np.uint8)) == []
+        with pytest.raises(ImageError, match=r"got \(40, 3\) uint8"):
+            detector.detect_batch(frames[0])
+
+
+@pytest.mark.parametrize("threads", ["2", 2.0])
+def test_threads_that_are_no_whole_number_are_a_mistake(bundle: Bundle, threads: object) -> None:
+    with pytest.raises(TypeError, match=f"threads must be a whole number or None, got {threads!r}"):
+        flowedge.load(bundle.path, threads=threads)  # type: ignore[arg-type]
 
 
 def test_the_timings_of_a_batch_are_shares_of_it(bundle: Bundle) -> None:

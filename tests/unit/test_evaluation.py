@@ -347,6 +347,23 @@ def test_each_rules_rates_and_iou_are_those_of_the_whole_dataset_counted_directl
         assert 0 < both < either
 
 
+def test_each_defect_is_counted_by_the_rule_that_decides(root: Path) -> None:
+    all_of = recorded(root)
+    middle = float(np.median(all_of.scores[all_of.labels != "good"]))  # between two of 14 scores
+    nfa = NfaThreshold(form="tree", log_nfa=100 - middle)
+    for image in (None, Threshold(value=150.0, method="manual")):
+        thresholds = Thresholds(image=image, nfa=nfa)
+        found = evaluate(detect_with_log_nfa, read_dataset(root), thresholds=thresholds)
+        rates = {one.label: one.detection_rate for one in found.classes}
+        called = all_of.scores > middle
+        assert rates == {
+            label: pytest.approx(called[all_of.labels == label].mean()) for label in ("line", "square")
+        }
+        assert called[all_of.labels != "good"].mean() == 0.5
+        (deciding,) = (one for one in found.decisions if one.log_nfa == nfa.log_nfa)
+        assert deciding.detection_rate == 0.5
+
+
 def test_an_image_without_a_log_nfa_was_not_inspected_where_that_decides(root: Path) -> None:
     found = evaluate(detect_with_log_nfa, read_dataset(root), thresholds=NFA)
     missing = evaluate(

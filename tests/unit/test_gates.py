@@ -338,10 +338,10 @@ def test_a_wrong_graph_fails_what_it_is_wrong_in(
     name: str, photographs: tuple[Path, ...], tmp_path: Path
 ) -> None:
     output, operator, constants, fails = WRONG[name]
-    manifest = tiny_manifest(precisions=("fp32", "int8"))
+    manifest = tiny_manifest(precisions=("fp32", "int8-cpu"))
     files: dict[str, Path | bytes] = {
         "model.onnx": tiny_model().SerializeToString(),
-        "model.int8.onnx": wrong_graph(output, operator, constants),
+        "model.int8-cpu.onnx": wrong_graph(output, operator, constants),
     }
     write_bundle(tmp_path / "tiny.flowedge", manifest, files)
     with (
@@ -417,7 +417,13 @@ def test_a_picture_too_small_for_a_defect_is_said(tmp_path: Path) -> None:
     def detect(frame: NDArray[np.uint8]) -> Answer:
         return Answer(0.0, np.zeros(SIZE, np.float32))
 
-    with pytest.raises(ImageError, match="8x8 is too small"):
+    with pytest.raises(ImageError, match=r"small\.png: .* 8x8 is too small"):
         compare(detect, detect, [tmp_path / "small.png"], 1, LIMITS)
+
+    def broken(frame: NDArray[np.uint8]) -> Answer:
+        return Answer(math.nan, np.zeros(SIZE, np.float32))
+
+    with pytest.raises(CalibrationError, match=r"small\.png: the fp32 answer for a good image is not finite"):
+        compare(broken, detect, [tmp_path / "small.png"], 0, LIMITS)
     with pytest.raises(ValueError, match="-1"):
         compare(detect, detect, [], -1, LIMITS)

@@ -128,8 +128,10 @@ def test_a_manifest_and_its_parts_cannot_be_changed() -> None:
 
 def test_the_graph_of_a_precision_is_found_and_a_missing_one_is_named() -> None:
     assert MANIFEST.graph("fp16").file == "model.fp16.onnx"
-    with pytest.raises(BundleError, match=r"no int8 graph; it has fp32, fp16.*--int8"):
+    with pytest.raises(BundleError, match=r"no int8 graph; it has fp32, fp16"):
         MANIFEST.graph("int8")
+    with pytest.raises(BundleError, match=r"no precision 'foo'\. Choose one of the bundle's: fp32, fp16\.$"):
+        MANIFEST.graph("foo")
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ class LevelsEngine:
 
     name = "levels"
     reason = "named"
+    precision = "fp32"
 
     def __init__(self, given: Mapping[str, NDArray[Any]]) -> None:
         self.given = dict(given)

@@ -335,6 +335,8 @@ def test_a_truncated_file_is_refused_with_the_reason(tmp_path: Path, kept: float
 def test_unreadable_files_are_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "empty.pt").touch()
     (tmp_path / "text.pt").write_text("not a checkpoint\n" * 20)
+    (tmp_path / "hello.pt").write_text("hello there")  # opcodes of pickle, as it happens
+    (tmp_path / "binary.pt").write_bytes(b"\x80\x02hello there")
     archive(tmp_path / "packed.pt", pickle.dumps({"weight": 1}), compression=zipfile.ZIP_DEFLATED)
     archive(tmp_path / "script.pt", pickle.dumps({}, 2), extra={"constants.pkl": b""})
     archive(tmp_path / "big.pt", pickle.dumps({}, 2), extra={"byteorder": b"big"})
@@ -344,7 +346,9 @@ def test_unreadable_files_are_refused_with_the_reason(tmp_path: Path) -> None:
         "missing.pt": "does not exist",
         ".": "is a folder",
         "empty.pt": "is empty",
-        "text.pt": "not a file of torch.save",
+        "text.pt": "not a file of torch.save: it begins with b'not '",
+        "hello.pt": "not a file of torch.save: it begins with b'hell'. Name the checkpoint",
+        "binary.pt": r"cannot be read as a PyTorch checkpoint \(KeyError: 101\)\. Save the state dict",
         "packed.pt": "compressed",
         "script.pt": "TorchScript",
         "big.pt": "big-endian",

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from torch import nn
 
 from flowedge.export.graph import ir
+from flowedge.export.graph.onnx_export import onnx_from_model
+from flowedge.export.graph.passes import lower
 from flowedge.export.graph.score import ScoreModule, reference_constants
 from flowedge.export.reference.scores import answer_from_levels
 from flowedge.manifest import Family, FixedReference, Scoring
@@ -101,3 +106,23 @@ def test_a_fixed_reference_gives_the_hosts_answer_for_each_image_by_itself(famil
 
 def test_families_without_a_maximum_have_no_constants_to_patch() -> None:
     assert reference_constants(model_of("fastflow", SCORINGS["fastflow"])) == {}
+
+
+def test_the_reference_survives_a_level_of_one_position(tmp_path: Path) -> None:
+    """The tracer merges equal constants, and the position code of one position is a one."""
+
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fine = nn.Conv2d(3, 8, 4, 4)
+            self.coarse = nn.Conv2d(8, 6, 2, 2)
+
+        def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+            fine = self.fine(image)
+            return [fine, self.coarse(fine)]
+
+    model = random_cflow(1, sizes=((8, 2, 2), (6, 1, 1)), blocks=1, condition=4)
+    path = tmp_path / "model.onnx"
+    onnx_from_model(lower(dataclasses.replace(model, image_size=(8, 8))), Features(), path)
+    held = {tensor.name for tensor in onnx.load(str(path)).graph.initializer}
+    assert held >= {"reference.fixed", "reference.level_max_0", "reference.level_max_1", "reference.map_max"}

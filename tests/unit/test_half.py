@@ -12,11 +12,12 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from flowedge.calibration.fp16 import write_fp16
+from flowedge.calibration.precision.half import write_half
 from flowedge.errors import ExportError
 from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
 from support.random_flows import random_cflow
+from support.tiny_bundle import tiny_model
 
 
 class TwoConvolutions(torch.nn.Module):
@@ -53,7 +54,7 @@ def weight_types(graph: onnx.GraphProto, op_type: str) -> set[int]:
 
 def test_convolutions_are_float16_and_the_contract_stays_float32(fp32: Path, tmp_path: Path) -> None:
     target = tmp_path / "half.onnx"
-    assert write_fp16(fp32, target) == []
+    assert write_half(fp32, target, "fp16") == {}
     graph = onnx.load(str(target)).graph
     energies = {node.name for node in graph.node if node.name.startswith("flow/energies")}
     convolutions = [n for n in graph.node if n.op_type == "Conv" and n.name not in energies]
@@ -67,7 +68,7 @@ def test_convolutions_are_float16_and_the_contract_stays_float32(fp32: Path, tmp
 
 def test_every_name_is_there_once_and_every_type_fits(fp32: Path, tmp_path: Path) -> None:
     target = tmp_path / "half.onnx"
-    write_fp16(fp32, target)
+    write_half(fp32, target, "fp16")
     model = onnx.load(str(target))
     produced = Counter(name for node in model.graph.node for name in node.output)
     assert max(produced.values()) == 1
@@ -76,7 +77,7 @@ def test_every_name_is_there_once_and_every_type_fits(fp32: Path, tmp_path: Path
 
 def test_the_answers_are_close_and_not_equal(fp32: Path, tmp_path: Path) -> None:
     target = tmp_path / "half.onnx"
-    write_fp16(fp32, target)
+    write_half(fp32, target, "fp16")
     image = np.random.default_rng(0).standard_normal((2, 3, 24, 20)).astype(np.float32)
     for one, other in zip(run(fp32, image), run(target, image), strict=True):
         expected = np.asarray(one)
@@ -93,10 +94,12 @@ def test_a_weight_beyond_float16_keeps_its_node_in_float32(fp32: Path, tmp_path:
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     source, target = tmp_path / "large.onnx", tmp_path / "half.onnx"
     onnx.save(model, str(source))
-    assert write_fp16(source, target) == [node.name]
+    assert list(write_half(source, target, "fp16")) == [node.name]
     assert TensorProto.FLOAT in weight_types(onnx.load(str(target)).graph, "Conv")
 
 
-def test_a_graph_without_a_matching_node_is_refused(fp32: Path, tmp_path: Path) -> None:
+def test_a_graph_without_a_matching_node_is_refused(tmp_path: Path) -> None:
+    tiny = tmp_path / "tiny.onnx"
+    onnx.save(tiny_model(), str(tiny))
     with pytest.raises(ExportError, match="no node"):
-        write_fp16(fp32, tmp_path / "half.onnx", half=("nothing/*",))
+        write_half(tiny, tmp_path / "half.onnx", "fp16")

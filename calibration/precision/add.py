@@ -1,0 +1,378 @@
+"""Add graphs of lower precision to a bundle: ranges on good images, a plan, and a gate that decides.
+
+Each precision begins with every block in it. The gate compares that graph with fp32 on the images and on synthetic
+defects; where it fails, the blocks that cost most by themselves are given back, most sensitive first, until it passes:
+from INT8 to float16 (to float32 in the layout for CPUs, which float16 only slows down), from float16 to float32. What
+cannot pass is not written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+
+from flowedge.bundle import Bundle, clone_bundle, replace_in_bundle
+from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle, constants_of, hash_of_images
+from flowedge.calibration.dataset import Dataset
+from flowedge.calibration.gate_page import BlockRow, MapTriple, page_from_gate
+from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport, compare
+from flowedge.calibration.precision.calibrators import CalibratorName
+from flowedge.calibration.precision.ranges import (
+    TensorRange,
+    bytes_from_ranges,
+    observe,
+    ranges_from_bytes,
+    ranges_key,
+)
+from flowedge.calibration.precision.search import GateImages, Search
+from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Typing, Written, tensors_to_type
+from flowedge.calibration.record import (
+    RECORD,
+    BlockChoice,
+    CalibrationRecord,
+    PrecisionReport,
+    bytes_of_record,
+)
+from flowedge.errors import CalibrationError, PrecisionError
+from flowedge.onnx_constants import write_constants
+from flowedge.runtime.engine_cache import cache_folder
+from flowedge.runtime.graph_input import GraphInput
+from flowedge.runtime.images import read_image
+
+Wanted: TypeAlias = Literal["fp16", "bf16", "int8"]
+"""What a user asks for; ``int8`` is two graphs, one for each kind of device."""
+
+_GRAPHS: Final[Mapping[Wanted, tuple[TypedPrecision, ...]]] = MappingProxyType(
+    {"fp16": ("fp16",), "bf16": ("bf16",), "int8": ("int8-gpu", "int8-cpu")}
+)
+_FINAL_ROUNDS: Final = 4
+_SHOWN: Final = 3  # good images on the page, each also with a defect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionRequest:
+    """What to add and what it is held to.
+
+    Attributes:
+        wanted: The precisions, each once.
+        calibrator: How an activation's range is chosen for INT8.
+        limits: What each of ``wanted`` is held to.
+        defects_per_image: Synthetic defects made from each image of the gate.
+        gate_images: How many of the images the gate looks at, spread over all of them; ranges are taken from all.
+        labelled: Images with labels, whose metrics are held to a limit as well.
+        thresholds: Which thresholds every precision gets in the end.
+    """
+
+    wanted: tuple[Wanted, ...]
+    calibrator: CalibratorName = "percentile"
+    limits: Mapping[str, GateLimits] = field(default_factory=lambda: DEFAULT_LIMITS)
+    defects_per_image: int = 2
+    gate_images: int = 48
+    labelled: Dataset | None = None
+    thresholds: ThresholdRequest = field(default_factory=ThresholdRequest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Told what is being done, for a display.
+
+    Attributes:
+        begin: A new step begins: what it does.
+        advance: How much of it is done, and of how much.
+    """
+
+    begin: Callable[[str], None] = lambda what: None
+    advance: Callable[[int, int], None] = lambda done, total: None
+
+
+def add_precisions(
+    bundle: Bundle,
+    images: Sequence[Path],
+    request: PrecisionRequest,
+    *,
+    threads: int | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Bundle, tuple[PrecisionReport, ...]]:
+    """Add typed graphs, and fit the reference maxima and the thresholds of every graph of the bundle.
+
+    Args:
+        bundle: The bundle; it is replaced when every precision has passed, and left as it was otherwise.
+        images: Good images.
+        request: What to add. A graph of the same precision is replaced.
+        threads: CPU threads.
+        cache: A folder that keeps the ranges by graph and images; None observes anew.
+        progress: Told what is being done.
+
+    Returns:
+        The calibrated bundle, and what its gates found.
+
+    Raises:
+        CalibrationError: No images, or an fp32 answer that is not finite.
+        PrecisionError: A precision cannot pass its gate.
+        BundleError: The bundle cannot be written.
+        ImageError: An image cannot be read.
+    """
+    if not images:
+        raise CalibrationError(
+            f"{', '.join(request.wanted)}: ranges and the gate need images of good parts, got none. "
+            "Name a folder of them."
+        )
+    opened = Bundle(Path(os.path.realpath(bundle.path)), bundle.manifest)
+    with tempfile.TemporaryDirectory(dir=opened.path.parent, prefix=".flowedge-") as folder:
+        work = _Work(opened, Path(folder), images, request, threads, cache, progress or Progress())
+        calibrated, reports = work.run()
+        record = msgspec.json.decode(calibrated.read(RECORD), type=CalibrationRecord)
+        files: dict[str, Path | bytes] = {
+            stored.path: calibrated.path / stored.path
+            for stored in calibrated.manifest.files
+            if stored not in opened.manifest.files
+        }
+        files |= work.real_bf16(calibrated)
+        files |= {f"gate.{report.precision}.html": work.page(calibrated, report) for report in reports}
+        files[RECORD] = bytes_of_record(msgspec.structs.replace(record, typed=reports))
+        done = replace_in_bundle(opened, manifest=calibrated.manifest, files=files)
+    return Bundle(bundle.path, done.manifest), reports
+
+
+def ranges_folder() -> Path:
+    """Where ranges are kept from one export to the next: beside the compiled engines."""
+    return cache_folder() / "ranges"
+
+
+class _Work:
+    def __init__(
+        self,
+        opened: Bundle,
+        folder: Path,
+        images: Sequence[Path],
+        request: PrecisionRequest,
+        threads: int | None,
+        cache: Path | None,
+        progress: Progress,
+    ) -> None:
+        self._opened, self._folder, self._images, self._request = opened, folder, images, request
+        self._threads, self._cache, self._progress = threads, cache, progress
+        self._precisions = tuple(name for wanted in request.wanted for name in _GRAPHS[wanted])
+
+    def run(self) -> tuple[Bundle, tuple[PrecisionReport, ...]]:
+        """The bundle with every graph typed and calibrated, somewhere in the folder, and the reports."""
+        opened, request = self._opened, self._request
+        only_fp32 = msgspec.structs.replace(opened.manifest, graphs=(opened.manifest.graph("fp32"),))
+        fp32 = self._calibrated(
+            clone_bundle(opened, self._folder / "fp32", manifest=only_fp32),
+            None,
+            "fitting the reference of fp32",
+        )
+        self._typing = Typing(
+            fp32.graph_path("fp32"), fp32.manifest.graph("fp32"), self._ranges(fp32), request.calibrator
+        )
+        gate = GateImages(fp32, self._gate_images(), request.defects_per_image, self._threads)
+        searches = {name: self._search(name, gate) for name in self._precisions}
+        given_back: dict[TypedPrecision, int] = {}
+        for name, search in searches.items():
+            self._progress.begin(f"holding {name} to its gate")
+            given_back[name] = search.first_that_passes()
+            if name.startswith("int8"):
+                self._progress.begin(f"measuring what each block of {name} costs")
+                search.measure()
+        for _ in range(_FINAL_ROUNDS):
+            chosen = {name: search.chosen(given_back[name]) for name, search in searches.items()}
+            calibrated, written = self._assembled(fp32, chosen)
+            judged = {name: self._final_gate(calibrated, name) for name in searches}
+            failed = [name for name, report in judged.items() if not report.passed]
+            if not failed:
+                break
+            for name in failed:
+                given_back[name] = searches[name].first_that_passes(given_back[name] + 1)
+        else:
+            name = failed[0]
+            raise PrecisionError(
+                f"{name} does not pass its gate with the references and thresholds fitted for it: "
+                f"{'; '.join(judged[name].failures)}. Nothing was written. Give more images, or loosen a limit "
+                "with --gate."
+            )
+        reports = tuple(
+            self._report(name, searches[name], chosen[name], written[name], judged[name]) for name in searches
+        )
+        return calibrated, reports
+
+    def real_bf16(self, calibrated: Bundle) -> dict[str, Path | bytes]:
+        """The graph for devices, with the constants that its emulation was given."""
+        if "bf16" not in self._precisions:
+            return {}
+        graph = calibrated.manifest.graph("bf16")
+        plain, patched = self._folder / "bf16.onnx", self._folder / graph.file
+        blocks = [name for name in self._typing.blocks("bf16") if name not in graph.given_back]
+        self._typing.write("bf16", blocks, plain)
+        reference = graph.scoring.reference
+        if reference is None:
+            plain.rename(patched)
+        else:
+            write_constants(plain, patched, constants_of(reference))
+        return {graph.file: patched}
+
+    def page(self, calibrated: Bundle, report: PrecisionReport) -> bytes:
+        """What the gate found, block by block and with a few maps side by side."""
+        gate = GateImages(calibrated, self._gate_images()[:_SHOWN], 0, self._threads)
+        maps: list[MapTriple] = []
+        with (
+            gate.detector(calibrated, "fp32") as reference,
+            gate.detector(calibrated, report.precision) as typed,
+        ):
+            for n, frame in enumerate(gate.probe_frames()):
+                maps.append(
+                    MapTriple(
+                        name="a good image" if n % 2 == 0 else "a synthetic defect",
+                        frame=frame,
+                        reference=reference(frame).network_map,
+                        typed=typed(frame).network_map,
+                    )
+                )
+        blocks = [
+            BlockRow(
+                name=block.name,
+                macs_share=block.macs_share,
+                sensitivity=math.nan if block.sensitivity is None else block.sensitivity,
+                precision=block.precision,
+                reason=block.reason,
+            )
+            for block in report.blocks
+        ]
+        title = f"{calibrated.manifest.source.file}: {report.precision}"
+        return page_from_gate(title, report.gate, blocks, maps).encode()
+
+    def _calibrated(self, draft: Bundle, thresholds: ThresholdRequest | None, label: str) -> Bundle:
+        self._progress.begin(label)
+        return calibrate_bundle(
+            draft,
+            self._images,
+            request=thresholds,
+            engine="onnxruntime-cpu",
+            threads=self._threads,
+            on_progress=self._progress.advance,
+        ).bundle
+
+    def _ranges(self, fp32: Bundle) -> dict[str, TensorRange] | None:
+        graph = fp32.graph_path("fp32")
+        tensors = tensors_to_type(graph, self._precisions)
+        if not tensors:
+            return None
+        key = ranges_key(
+            hashlib.sha256(graph.read_bytes()).hexdigest(), hash_of_images(self._images), tensors
+        )
+        known = self._cache / f"{key}.npz" if self._cache is not None else None
+        if known is not None and known.is_file():
+            try:
+                return ranges_from_bytes(known.read_bytes())
+            except ValueError:
+                known.unlink(missing_ok=True)
+        self._progress.begin("taking the ranges of all tensors")
+        input_of = GraphInput(fp32.manifest)
+        done = 0
+
+        def on_image() -> None:
+            nonlocal done
+            done += 1
+            self._progress.advance(done, len(self._images))
+
+        ranges = observe(
+            graph,
+            tensors,
+            (input_of([read_image(path)]) for path in self._images),
+            threads=self._threads,
+            on_image=on_image,
+        )
+        if known is not None:
+            known.parent.mkdir(parents=True, exist_ok=True)
+            draft = known.with_suffix(f".{os.getpid()}.tmp")
+            draft.write_bytes(bytes_from_ranges(ranges))
+            draft.replace(known)
+        return ranges
+
+    def _gate_images(self) -> Sequence[Path]:
+        wanted = min(self._request.gate_images, len(self._images))
+        return [self._images[n * len(self._images) // wanted] for n in range(wanted)]
+
+    def _search(self, name: TypedPrecision, gate: GateImages) -> Search:
+        folder = self._folder / f"search-{name}"
+        folder.mkdir()
+        return Search(self._typing, name, gate, self._limits(name), folder, self._progress.advance)
+
+    def _limits(self, name: TypedPrecision) -> GateLimits:
+        return self._request.limits[name.partition("-")[0]]
+
+    def _assembled(
+        self, fp32: Bundle, chosen: Mapping[TypedPrecision, tuple[str, ...]]
+    ) -> tuple[Bundle, dict[TypedPrecision, Written]]:
+        """All graphs in one bundle that runs here, calibrated."""
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        written = {
+            name: self._typing.write(name, blocks, folder / FILES[name], runnable=True)
+            for name, blocks in chosen.items()
+        }
+        graphs = (
+            *(graph for graph in self._opened.manifest.graphs if graph.precision not in written),
+            *(one.graph for one in written.values()),
+        )
+        manifest = msgspec.structs.replace(self._opened.manifest, graphs=graphs)
+        files: dict[str, Path | bytes] = {file.name: file for file in folder.iterdir()}
+        draft = clone_bundle(self._opened, folder / "bundle", manifest=manifest, files=files)
+        label = "fitting the references and thresholds of every precision"
+        return self._calibrated(draft, self._request.thresholds, label), written
+
+    def _final_gate(self, calibrated: Bundle, name: TypedPrecision) -> GateReport:
+        """The gate once more, each precision with what was fitted for it, and with the labelled images."""
+        self._progress.begin(f"holding the calibrated {name} to its gate")
+        gate = GateImages(calibrated, (), 0, self._threads)
+        with gate.detector(calibrated, "fp32") as reference, gate.detector(calibrated, name) as typed:
+            return compare(
+                reference,
+                typed,
+                self._gate_images(),
+                self._request.defects_per_image,
+                self._limits(name),
+                self._request.labelled,
+                self._progress.advance,
+            )
+
+    def _report(
+        self,
+        name: TypedPrecision,
+        search: Search,
+        chosen: tuple[str, ...],
+        written: Written,
+        judged: GateReport,
+    ) -> PrecisionReport:
+        macs = self._typing.blocks(name)
+        total = max(sum(macs.values()), 1)
+        low: Literal["fp16", "bf16", "int8"] = "int8" if name.startswith("int8") else name  # type: ignore[assignment]
+        high: Literal["fp32", "fp16"] = "fp16" if name == "int8-gpu" else "fp32"
+        return PrecisionReport(
+            precision=name,
+            calibrator=self._request.calibrator if low == "int8" else None,
+            images=len(self._images),
+            images_sha256=hash_of_images(self._images),
+            islands=dict(written.islands),
+            blocks=tuple(
+                BlockChoice(
+                    name=block,
+                    macs_share=count / total,
+                    precision=low if block in chosen else high,
+                    sensitivity=search.sensitivities.get(block),
+                    reason="" if block in chosen else "among the most sensitive: without it the gate failed",
+                )
+                for block, count in macs.items()
+            ),
+            gate=judged,
+            bytes_share=written.bytes / self._typing.fp32_bytes,
+        )

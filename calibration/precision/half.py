@@ -1,0 +1,275 @@
+"""Half precision by types: the same graph with its backbone and its subnets in float16 or bfloat16.
+
+What runs is what the ONNX says, so one file serves strongly typed TensorRT, TensorRT for RTX and ONNX Runtime. The
+coupling's ``x exp(g) + t``, the sums of squares, the likelihoods and all aggregation stay in float32: the worst
+case of eight couplings is 4e6, and a sum over 2048 channels has a spacing of 2 in float16. So do layer norms, as
+TensorRT advises, and nodes with a weight or, where images were seen, a value that float16 cannot hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from flowedge.calibration.precision.blocks import TYPED
+from flowedge.calibration.precision.ranges import TensorRange
+from flowedge.errors import ExportError
+
+HalfType: TypeAlias = Literal["fp16", "bf16"]
+
+_NORMS: Final = "flow/steps/*/norm/*"  # sums of squares over channels
+_FLOAT_OPS: Final = frozenset({"LayerNormalization"})
+_LARGEST: Final = 65504.0
+_HEADROOM: Final = 4.0  # how much further an image may go than those that were seen
+_SMALLEST: Final = 2.0**-14  # below it float16 loses digits
+_FLOAT_ONLY_INPUTS: Final = {"Resize": (1, 2)}  # roi and scales are float32 whatever the data is
+_EXTERNAL_ABOVE: Final = 500_000_000
+_TYPES: Final = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
+
+
+def typed_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The names of the nodes that may compute in half precision, by the families' rule."""
+    return tuple(
+        node.name
+        for node in model.graph.node
+        if any(fnmatchcase(node.name, pattern) for pattern in TYPED)
+        and not fnmatchcase(node.name, _NORMS)
+        and node.op_type not in _FLOAT_OPS
+    )
+
+
+def islands(
+    model: onnx.ModelProto, half: HalfType, ranges: Mapping[str, TensorRange] | None = None
+) -> dict[str, str]:
+    """The nodes that `typed_nodes` names and that must stay in float32 all the same, each with the reason.
+
+    bfloat16 reaches as far as float32, so it has none.
+
+    Args:
+        model: An fp32 graph with its weights.
+        half: Which half precision.
+        ranges: What the tensors held on images; without it only the weights are looked at.
+    """
+    if half == "bf16":
+        return {}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    seen = ranges or {}
+    found: dict[str, str] = {}
+    wanted = set(typed_nodes(model))
+    for node in model.graph.node:
+        if node.name not in wanted:
+            continue
+        for name in (*node.input, *node.output):
+            reason = _why_not(name, weights, seen)
+            if reason:
+                found[node.name] = reason
+                break
+    return found
+
+
+def _why_not(
+    name: str, weights: Mapping[str, onnx.TensorProto], ranges: Mapping[str, TensorRange]
+) -> str | None:
+    """Why a tensor does not fit float16."""
+    if name in weights:
+        if weights[name].data_type != onnx.TensorProto.FLOAT:
+            return None
+        values = numpy_helper.to_array(weights[name])
+        largest = float(np.abs(values).max()) if values.size else 0.0
+        return f"a weight of {largest:.3g}" if largest > _LARGEST else None
+    if name not in ranges:
+        return None
+    values_seen = ranges[name]
+    largest = values_seen.largest_magnitude
+    if values_seen.infinite or largest * _HEADROOM > _LARGEST:
+        return f"{name} reached {largest:.3g}"
+    if 0 < largest < _SMALLEST:
+        return f"{name} stayed below {largest:.1e}"
+    return None
+
+
+def write_half(
+    source: Path, target: Path, half: HalfType, ranges: Mapping[str, TensorRange] | None = None
+) -> dict[str, str]:
+    """Write ``target``: the graph of ``source`` with its typed nodes in half precision.
+
+    Inputs and outputs keep their types.
+
+    Returns:
+        The `islands`.
+
+    Raises:
+        ExportError: No node is named like a typed one, or the result is not a valid graph.
+    """
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(source)))
+    kept = islands(model, half, ranges)
+    to_half(model, half, keep=kept)
+    save(model, target)
+    return kept
+
+
+def to_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str]) -> None:
+    """Retype a graph in place.
+
+    Args:
+        model: With inferred shapes (which tell the float tensors from the others) and its weights.
+        half: Which half precision.
+        keep: Names of typed nodes that stay in float32.
+
+    Raises:
+        ExportError: No node is named like a typed one, or an output of the graph would change its type.
+    """
+    nodes = typed_nodes(model)
+    if not nodes:
+        raise ExportError(f"no node of the graph is named like {', '.join(TYPED)}: export the bundle again")
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    _retype(model.graph, set(nodes) - set(keep), weights, half)
+    del model.graph.value_info[:]  # of the old types
+
+
+def _retype(
+    graph: onnx.GraphProto, half: set[str], weights: dict[str, onnx.TensorProto], name_of_type: HalfType
+) -> None:
+    floats = set(_float_tensors(graph))
+    made_half: set[str] = set()
+    casts: dict[tuple[str, int], str] = {}
+    nodes: list[onnx.NodeProto] = []
+    used: set[str] = set()
+
+    def cast(name: str, to: int) -> str:
+        key = (name, to)
+        if key not in casts:
+            suffix = "fp32" if to == onnx.TensorProto.FLOAT else name_of_type
+            casts[key] = f"{name}.{suffix}"
+            nodes.append(
+                onnx.helper.make_node("Cast", [name], [casts[key]], name=f"{name}/Cast_{suffix}", to=to)
+            )
+        return casts[key]
+
+    for node in graph.node:
+        in_half = node.name in half
+        fixed = _FLOAT_ONLY_INPUTS.get(node.op_type, ())
+        for place, name in enumerate(node.input):
+            if name not in floats and name not in made_half:
+                continue
+            if in_half and place not in fixed:
+                if name in weights:
+                    node.input[place] = _half_weight(graph, weights, name, name_of_type)
+                elif name not in made_half:
+                    node.input[place] = cast(name, _TYPES[name_of_type])
+            elif name in made_half:
+                node.input[place] = cast(name, onnx.TensorProto.FLOAT)
+        nodes.append(node)
+        used.update(node.input)
+        if in_half:
+            made_half.update(name for name in node.output if name in floats)
+    for output in graph.output:
+        if output.name in made_half:
+            raise ExportError(
+                f"the output {output.name} would change its type: a node of the backbone or of a subnet writes it"
+            )
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    ordered = [onnx.NodeProto() for _ in nodes]
+    for copy, node in zip(ordered, nodes, strict=True):
+        copy.CopyFrom(node)
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
+def emulate_bf16(model: onnx.ModelProto, *, keep: Collection[str]) -> None:
+    """Round in place to what the bfloat16 graph would compute with, in float32 types that any engine runs.
+
+    ONNX Runtime's CPU has no bfloat16 convolution; every value that a typed node reads or writes is rounded instead.
+
+    Args:
+        model: As for `to_half`.
+        keep: As for `to_half`.
+    """
+    graph = model.graph
+    rounded = set(typed_nodes(model)) - set(keep)
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    floats = set(_float_tensors(graph))
+    nodes: list[onnx.NodeProto] = []
+    done: set[str] = set()
+    written: set[str] = set()
+
+    def round_tensor(name: str) -> str:
+        if name in weights:
+            if f"{name}.rounded" not in weights:
+                values = _rounded(numpy_helper.to_array(weights[name]), "bf16").astype(np.float32)
+                weights[f"{name}.rounded"] = numpy_helper.from_array(values, f"{name}.rounded")
+                graph.initializer.append(weights[f"{name}.rounded"])
+        elif name not in done:
+            done.add(name)
+            for source, target, to in (
+                (name, f"{name}.bf16", onnx.TensorProto.BFLOAT16),
+                (f"{name}.bf16", f"{name}.rounded", onnx.TensorProto.FLOAT),
+            ):
+                nodes.append(onnx.helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=to))
+        return f"{name}.rounded"
+
+    for node in graph.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for place, name in enumerate(node.input):
+            if name in floats and (node.name in rounded or name in written):
+                copy.input[place] = round_tensor(name)
+        nodes.append(copy)
+        if node.name in rounded:
+            for name in node.output:
+                if name in floats:
+                    round_tensor(name)
+                    written.add(name)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _half_weight(
+    graph: onnx.GraphProto, weights: dict[str, onnx.TensorProto], name: str, half: HalfType
+) -> str:
+    key = f"{name}.{half}"
+    if key not in weights:
+        values = numpy_helper.to_array(weights[name])
+        tensor = numpy_helper.from_array(_rounded(values, half), key)
+        graph.initializer.append(tensor)
+        weights[key] = tensor
+    return key
+
+
+def _rounded(values: NDArray[np.generic], half: HalfType) -> NDArray[np.generic]:
+    return values.astype(np.float16 if half == "fp16" else ml_dtypes.bfloat16)
+
+
+def _float_tensors(graph: onnx.GraphProto) -> Iterator[str]:
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            yield value.name
+    for tensor in graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            yield tensor.name
+
+
+def save(model: onnx.ModelProto, target: Path) -> None:
+    """Write a graph, with its weights beside it where they are large, and check it.
+
+    Raises:
+        ExportError: It is not a valid graph.
+    """
+    large = model.ByteSize() > _EXTERNAL_ABOVE
+    onnx.save(
+        model, str(target), save_as_external_data=large, location=f"{target.name}.data" if large else None
+    )
+    try:
+        onnx.checker.check_model(str(target), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the typed graph is not valid: {error}") from error

@@ -1,0 +1,282 @@
+"""INT8 by explicit Q/DQ: the same graph with QuantizeLinear and DequantizeLinear around what shall run in eight bits.
+
+There are two layouts of one calibration, because engines fuse different patterns:
+
+- ``GPU``: signed activations with zero point 0 and nothing behind a node whose reader is not INT8, as TensorRT wants
+  it (its parser refuses other zero points). A residual sum has Q/DQ on one side only, so that it fuses with the
+  convolution on the other.
+- ``CPU``: unsigned activations, which spend all 255 steps on what a ReLU leaves, and Q/DQ behind every INT8 node: ONNX
+  Runtime runs a convolution in INT8 only where its output is quantised too.
+
+Weights are symmetric int8 per output channel in both, stored as int8. Biases stay float32; engines quantise them with
+the product of the two scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from flowedge.calibration.precision.blocks import Site, block_of, sites_of
+from flowedge.calibration.precision.calibrators import CalibratorName, magnitude_limit
+from flowedge.calibration.precision.ranges import TensorRange
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What an engine's INT8 kernels want.
+
+    Attributes:
+        name: ``"cpu"`` or ``"gpu"``.
+        unsigned: Activations are uint8 with a zero point, else int8 without.
+        outputs: Quantise what an INT8 node writes even where no INT8 node reads it.
+    """
+
+    name: str
+    unsigned: bool
+    outputs: bool
+
+
+CPU: Final = Layout("cpu", unsigned=True, outputs=True)
+GPU: Final = Layout("gpu", unsigned=False, outputs=False)
+
+_SAME_RANGE: Final = frozenset({"MaxPool"})  # what they write are values they read
+_FUSED: Final = frozenset({"Relu", "Clip"})
+_UNARY: Final = frozenset({"LeakyRelu"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Which nodes run in INT8 and which tensors are quantised for it.
+
+    Attributes:
+        sites: The convolutions and matrix products.
+        nodes: The names of all INT8 nodes: those of the sites, and what runs along with them.
+        tensors: Each tensor to quantise, and the tensor whose observed range it takes.
+        written: The tensors of ``tensors`` that an INT8 node writes: every reader takes the rounded values.
+        raw: ``(node, place)`` of inputs that are read as they are although the tensor is quantised for others.
+    """
+
+    sites: tuple[Site, ...]
+    nodes: frozenset[str]
+    tensors: Mapping[str, str]
+    written: frozenset[str]
+
+
+def plan_of(model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> Plan:
+    """Where Q/DQ go when these blocks run in INT8.
+
+    Args:
+        model: An fp32 graph of a bundle with inferred shapes; weights may be kept outside.
+        blocks: Names that `flowedge.calibration.precision.blocks` gives.
+        layout: For which engines.
+    """
+    sites = tuple(site for site in sites_of(model) if site.block in blocks)
+    readers = _readers(model)
+    results = {output.name for output in model.graph.output}
+    by_output = {site.output: site for site in sites}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = {site.node for site in sites}
+    written: set[str] = set()  # by an INT8 node, after its activation
+    quantised: dict[str, str] = {site.source: site.source for site in sites}
+    skipped: set[str] = set()  # activations that are part of the node before them
+
+    def after_activation(tensor: str) -> str:
+        following = readers.get(tensor, ())
+        if len(following) != 1 or tensor in results:
+            return tensor
+        act = following[0]
+        if act.op_type == "Relu" or (act.op_type == "Clip" and _clips_below_zero(act, constants)):
+            nodes.add(act.name)
+            skipped.add(act.name)
+            return str(act.output[0])
+        return tensor
+
+    for node in model.graph.node:
+        chosen = block_of(node.name) in blocks
+        if node.output[0] in by_output:
+            written.add(after_activation(node.output[0]))
+        elif node.op_type in _SAME_RANGE and node.input[0] in written:
+            nodes.add(node.name)
+            written.add(node.output[0])
+            quantised[node.input[0]] = quantised.get(node.input[0], node.input[0])
+            quantised[node.output[0]] = quantised[node.input[0]]
+        elif chosen and node.op_type in _UNARY and node.input[0] in written:
+            nodes.add(node.name)
+            written.add(node.output[0])
+        elif chosen and node.op_type == "Add" and _joins(node, written, constants):
+            nodes.add(node.name)
+            for name in node.input if layout.outputs else _skip_inputs(node, written, readers):
+                quantised.setdefault(name, name)
+            written.add(after_activation(node.output[0]))
+    if layout.outputs:
+        for name in sorted(written):
+            quantised.setdefault(name, name)
+    return Plan(
+        sites=sites, nodes=frozenset(nodes), tensors=quantised, written=frozenset(written & quantised.keys())
+    )
+
+
+def tensors_to_observe(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Every tensor whose range some plan may need, in a stable order."""
+    everything = {site.block for site in sites_of(model)}
+    names = {name for layout in (CPU, GPU) for name in plan_of(model, everything, layout).tensors.values()}
+    # A block given back turns what was inside of a chain into its end, whose range is that of its own tensor.
+    return tuple(sorted(names))
+
+
+class Scales:
+    """The step and the zero of each tensor, computed when it is first asked for."""
+
+    def __init__(self, ranges: Mapping[str, TensorRange], calibrator: CalibratorName, layout: Layout) -> None:
+        """Choose by a calibrator.
+
+        Args:
+            ranges: What `flowedge.calibration.precision.ranges.observe` saw of `tensors_to_observe`.
+            calibrator: How a range is chosen.
+            layout: For which engines.
+        """
+        self.layout = layout
+        self._ranges, self._calibrator = ranges, calibrator
+        self._known: dict[str, tuple[np.float32, NDArray[np.generic]]] = {}
+
+    def __getitem__(self, tensor: str) -> tuple[np.float32, NDArray[np.generic]]:
+        """As `scale_and_zero`."""
+        if tensor not in self._known:
+            self._known[tensor] = scale_and_zero(self._ranges[tensor], self._calibrator, self.layout)
+        return self._known[tensor]
+
+
+def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) -> Plan:
+    """Put Q/DQ into a graph, in place; inputs and outputs keep their types.
+
+    Args:
+        model: As for `plan_of`, with its weights.
+        blocks: The blocks to run in INT8.
+        chosen: The scales, for the layout that is wanted.
+    """
+    plan = plan_of(model, blocks, chosen.layout)
+    graph = model.graph
+    scales = {name: chosen[source] for name, source in plan.tensors.items()}
+    nodes: list[onnx.NodeProto] = []
+    for value in graph.input:
+        if value.name in scales:
+            nodes += _pair(graph, value.name, *scales[value.name])
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    sites = {site.node: site for site in plan.sites}
+    stored: dict[str, str] = {}
+    for node in graph.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for place, name in enumerate(node.input):
+            if name in scales and (node.name in plan.nodes or name in plan.written):
+                copy.input[place] = f"{name}.dq"
+        if node.name in sites:
+            weight = sites[node.name].weight
+            if weight not in stored:
+                axis = 0 if node.op_type == "Conv" else 1
+                nodes.append(_weight(graph, weights[weight], axis))
+                stored[weight] = nodes[-1].output[0]
+            copy.input[1] = stored[weight]
+        nodes.append(copy)
+        for name in node.output:
+            if name in scales:
+                nodes += _pair(graph, name, *scales[name])
+    del graph.node[:]
+    graph.node.extend(nodes)
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    graph.value_info.extend(
+        helper.make_tensor_value_info(f"{name}.dq", onnx.TensorProto.FLOAT, None) for name in scales
+    )
+    return plan
+
+
+def scale_and_zero(
+    values: TensorRange, calibrator: CalibratorName, layout: Layout
+) -> tuple[np.float32, NDArray[np.generic]]:
+    """The step between two quantised values, in the tensor's units, and the quantised value of zero."""
+    negative = values.smallest < 0
+    if not layout.unsigned:
+        limit = magnitude_limit(values, calibrator, levels=127)
+        return _step(limit / 127), np.array(0, np.int8)
+    low, high = min(values.smallest, 0.0), max(values.largest, 0.0)
+    levels = round(255 * max(-low, high) / (high - low)) if negative and high > low else 255
+    limit = magnitude_limit(values, calibrator, levels=max(levels, 1))
+    low, high = max(low, -limit), min(high, limit)
+    step = _step((high - low) / 255)
+    return step, np.array(np.clip(np.rint(-low / step), 0, 255), np.uint8)
+
+
+def _step(step: float) -> np.float32:
+    """Engines divide by it and multiply two of them: neither zero nor denormal."""
+    return np.float32(step) if step > 1e-20 else np.float32(1.0)
+
+
+def _pair(
+    graph: onnx.GraphProto, name: str, scale: np.float32, zero: NDArray[np.generic]
+) -> list[onnx.NodeProto]:
+    graph.initializer.append(numpy_helper.from_array(np.array(scale), f"{name}.scale"))
+    graph.initializer.append(numpy_helper.from_array(zero, f"{name}.zero"))
+    ends = [f"{name}.scale", f"{name}.zero"]
+    return [
+        helper.make_node("QuantizeLinear", [name, *ends], [f"{name}.q"], name=f"{name}/QuantizeLinear"),
+        helper.make_node(
+            "DequantizeLinear", [f"{name}.q", *ends], [f"{name}.dq"], name=f"{name}/DequantizeLinear"
+        ),
+    ]
+
+
+def _weight(graph: onnx.GraphProto, tensor: onnx.TensorProto, axis: int) -> onnx.NodeProto:
+    """Store a weight as int8, symmetric per output channel."""
+    values = numpy_helper.to_array(tensor).astype(np.float32)
+    others = tuple(n for n in range(values.ndim) if n != axis)
+    largest = np.abs(values).max(axis=others, keepdims=True)
+    scale = np.where(largest > 1e-20, largest / 127, np.float32(1.0)).astype(np.float32)
+    name = tensor.name
+    rounded = np.clip(np.rint(values / scale), -127, 127).astype(np.int8)
+    graph.initializer.append(numpy_helper.from_array(rounded, f"{name}.int8"))
+    graph.initializer.append(numpy_helper.from_array(scale.ravel(), f"{name}.scale"))
+    graph.initializer.append(numpy_helper.from_array(np.zeros(scale.size, np.int8), f"{name}.zero"))
+    return helper.make_node(
+        "DequantizeLinear",
+        [f"{name}.int8", f"{name}.scale", f"{name}.zero"],
+        [f"{name}.dq"],
+        name=f"{name}/DequantizeLinear",
+        axis=axis,
+    )
+
+
+def _readers(model: onnx.ModelProto) -> dict[str, Sequence[onnx.NodeProto]]:
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return dict(readers)
+
+
+def _clips_below_zero(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether a Clip begins at zero, so that an unsigned range can express it."""
+    low = constants.get(node.input[1]) if len(node.input) > 1 else None
+    return low is not None and float(numpy_helper.to_array(low)) == 0.0
+
+
+def _joins(node: onnx.NodeProto, written: Collection[str], constants: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether a sum of two tensors has a side that an INT8 node wrote."""
+    return any(name in written for name in node.input) and not any(name in constants for name in node.input)
+
+
+def _skip_inputs(
+    node: onnx.NodeProto, written: Collection[str], readers: Mapping[str, Sequence[onnx.NodeProto]]
+) -> list[str]:
+    """All inputs of a sum but one that comes fresh from a convolution which nobody else reads."""
+    fresh = [name for name in node.input if name in written and len(readers[name]) == 1]
+    return [name for name in node.input if not fresh or name != fresh[0]]

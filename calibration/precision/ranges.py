@@ -1,0 +1,223 @@
+"""What values the tensors of a graph take on images: the ground that every scale and every FP32 island stands on.
+
+A tensor's values are counted by the upper 16 bits of their float32 form, which is how bfloat16 would write them: 65,536
+bins that are 0.8 % wide at every magnitude. So one pass over the images is enough, no range has to be known
+beforehand, and the memory does not depend on how many images there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from flowedge.errors import CalibrationError
+
+_BINS: Final = 1 << 16
+_SIGN: Final = 1 << 15
+_OUTPUT_BYTES: Final = 1 << 30  # of the observed tensors of one run
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class TensorRange:
+    """The values that one tensor took.
+
+    Attributes:
+        counts: ``(65536,)`` int64, finite values by the upper 16 bits of their float32 form.
+        smallest: The smallest finite value, in the tensor's own units.
+        largest: The largest.
+        infinite: How many values were NaN or infinite.
+    """
+
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64), repr=False)
+    smallest: float = math.inf
+    largest: float = -math.inf
+    infinite: int = 0
+
+    @property
+    def largest_magnitude(self) -> float:
+        """Of the finite values; 0 when there were none."""
+        return max(abs(self.smallest), abs(self.largest)) if self.counts.any() else 0.0
+
+    def add(self, values: NDArray[np.floating]) -> None:
+        """Count values of any shape; half-precision ones are widened."""
+        flat = np.ascontiguousarray(values, np.float32).ravel()
+        if flat.size == 0:
+            return
+        bins = (flat.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+        counts = np.bincount(bins, minlength=_BINS)
+        infinite = int(counts[_NOT_FINITE].sum())
+        if infinite:
+            counts[_NOT_FINITE] = 0
+            flat = flat[np.isfinite(flat)]
+        self.counts += counts
+        self.infinite += infinite
+        if flat.size:
+            self.smallest = min(self.smallest, float(flat.min()))
+            self.largest = max(self.largest, float(flat.max()))
+
+    def histogram(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The values that occurred, each as the middle of its bin, ascending, and how often; both ``(n,)``."""
+        filled = np.flatnonzero(self.counts)
+        values = _MIDDLES[filled]
+        order = np.argsort(values, kind="stable")
+        return np.clip(values[order], self.smallest, self.largest), self.counts[filled][order]
+
+
+def _middles() -> NDArray[np.float64]:
+    bits = (np.arange(_BINS, dtype=np.uint32) << np.uint32(16)) | np.uint32(0x8000)
+    with np.errstate(invalid="ignore"):
+        values = bits.view(np.float32).astype(np.float64)
+    values[[0, _SIGN]] = 0.0  # zeros, and denormals that engines flush
+    return values
+
+
+_MIDDLES: Final = _middles()
+_NOT_FINITE: Final = np.flatnonzero((np.arange(_BINS) & 0x7F80) == 0x7F80)
+
+
+def observe(
+    graph: Path,
+    tensors: Sequence[str],
+    images: Iterable[NDArray[np.float32]],
+    *,
+    threads: int | None = None,
+    on_image: Callable[[], None] = lambda: None,
+) -> dict[str, TensorRange]:
+    """Run a graph over images and count what its tensors hold.
+
+    The tensors are read in as many runs per image as it takes to hold no more than 1 GiB of them at once.
+
+    Args:
+        graph: An fp32 graph of a bundle.
+        tensors: Names of tensors in it.
+        images: Each what the graph's input takes, ``(1, 3, H, W)`` float32 (or a frame, for graphs that take frames).
+        threads: CPU threads; None leaves it to ONNX Runtime.
+        on_image: Called after each image.
+
+    Raises:
+        CalibrationError: No image was given.
+    """
+    ranges = {name: TensorRange() for name in tensors}
+    seen = 0
+    with tempfile.TemporaryDirectory(prefix="flowedge-") as folder:
+        sessions = [
+            (_session(graph, group, Path(folder) / f"{n}.onnx", threads), group)
+            for n, group in enumerate(_groups(graph, tensors))
+        ]
+        for image in images:
+            for session, group in sessions:
+                answers = session.run(list(group), {session.get_inputs()[0].name: image})
+                for name, values in zip(group, answers, strict=True):
+                    ranges[name].add(values)  # pyright: ignore[reportArgumentType]
+            seen += 1
+            on_image()
+    if not seen:
+        raise CalibrationError("ranges need at least one image, got none.")
+    return ranges
+
+
+def _groups(graph: Path, tensors: Sequence[str]) -> list[tuple[str, ...]]:
+    shapes = tensor_shapes(onnx.shape_inference.infer_shapes(onnx.load(str(graph), load_external_data=False)))
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name in tensors:
+        # An open batch counts as one: images are observed one by one.
+        own = 4 * math.prod(side or 1 for side in shapes.get(name, ()))
+        if groups[-1] and size + own > _OUTPUT_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += own
+    return [tuple(group) for group in groups if group]
+
+
+def _session(graph: Path, outputs: Sequence[str], place: Path, threads: int | None) -> ort.InferenceSession:
+    """The graph with other outputs; weights beside it stay where they are."""
+    model = onnx.load(str(graph), load_external_data=False)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    beside = [tensor for tensor in model.graph.initializer if tensor.external_data]
+    for location in {_location(tensor) for tensor in beside}:
+        if not (place.parent / location).exists():
+            os.symlink(graph.parent.resolve() / location, place.parent / location)
+    onnx.save(model, str(place))
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return ort.InferenceSession(str(place), options, providers=["CPUExecutionProvider"])
+
+
+def _location(tensor: onnx.TensorProto) -> str:
+    return str(next(entry.value for entry in tensor.external_data if entry.key == "location"))
+
+
+def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """The shape of every tensor that shape inference knows; an open side is None."""
+    graph = model.graph
+    return {
+        value.name: tuple(
+            side.dim_value if side.HasField("dim_value") else None
+            for side in value.type.tensor_type.shape.dim
+        )
+        for value in (*graph.value_info, *graph.input, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
+# The cache
+
+
+def bytes_from_ranges(ranges: Mapping[str, TensorRange]) -> bytes:
+    """The ranges as a compressed ``.npz``; a few kilobytes per tensor."""
+    arrays: dict[str, NDArray[np.generic]] = {"names": np.array(list(ranges), dtype=np.str_)}
+    for n, one in enumerate(ranges.values()):
+        filled = np.flatnonzero(one.counts)
+        arrays[f"bins_{n}"] = filled.astype(np.uint16)
+        arrays[f"counts_{n}"] = one.counts[filled]
+        arrays[f"limits_{n}"] = np.array([one.smallest, one.largest, one.infinite])
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def ranges_from_bytes(data: bytes) -> dict[str, TensorRange]:
+    """What `bytes_from_ranges` wrote.
+
+    Raises:
+        ValueError: The bytes are not that.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            ranges: dict[str, TensorRange] = {}
+            for n, name in enumerate(arrays["names"]):
+                counts = np.zeros(_BINS, np.int64)
+                counts[arrays[f"bins_{n}"]] = arrays[f"counts_{n}"]
+                smallest, largest, infinite = (float(v) for v in arrays[f"limits_{n}"])
+                ranges[str(name)] = TensorRange(
+                    counts=counts, smallest=smallest, largest=largest, infinite=int(infinite)
+                )
+    except Exception as error:  # a damaged archive raises from zipfile, zlib, struct or NumPy
+        raise ValueError(f"not stored ranges: {error}") from error
+    return ranges
+
+
+def ranges_key(graph_sha256: str, images_sha256: str, tensors: Iterable[str]) -> str:
+    """What stored ranges belong to: this graph, these images in any order, these tensors."""
+    digest = hashlib.sha256()
+    for part in (graph_sha256, images_sha256, *sorted(tensors)):
+        digest.update(part.encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,226 @@
+"""Which blocks may have a lower precision: all that the gate lets pass, the most sensitive given back first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.bundle import Bundle
+from flowedge.calibration.defects import DEFECTS, synthetic_defect
+from flowedge.calibration.evaluation import Detection
+from flowedge.calibration.gates import GateLimits, GateReport, compare
+from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Typing, Written
+from flowedge.errors import PrecisionError
+from flowedge.manifest import Preprocessing
+from flowedge.runtime.detector import Detector
+from flowedge.runtime.engine import open_engine
+from flowedge.runtime.images import read_image
+
+ENGINE: Final = "onnxruntime-cpu"
+_PROBES: Final = 4  # good images that a block's sensitivity is measured on, each also with one defect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What is kept of a detector's answer."""
+
+    score: float
+    network_map: NDArray[np.float32]
+    preprocessing: Preprocessing
+    network_log_nfa: None = None
+
+
+class GateImages:
+    """The images that every candidate is compared on, with the fp32 answers, which are computed once."""
+
+    def __init__(
+        self, fp32: Bundle, images: Sequence[Path], defects_per_image: int, threads: int | None
+    ) -> None:
+        """Compare on these.
+
+        Args:
+            fp32: A bundle whose fp32 graph is the reference.
+            images: Of good parts.
+            defects_per_image: Synthetic defects made from each.
+            threads: CPU threads.
+        """
+        self.fp32 = fp32
+        self.images = images
+        self._defects_per_image = defects_per_image
+        self._threads = threads
+        self._answers: list[Answer] = []
+        self._probes: tuple[NDArray[np.float32], ...] | None = None
+
+    def detector(self, bundle: Bundle, precision: str) -> Detector:
+        """One graph of a bundle on the engine that judges."""
+        return Detector(bundle, open_engine(ENGINE, bundle, precision, threads=self._threads), precision)
+
+    def judge(
+        self,
+        candidate: Bundle,
+        precision: str,
+        limits: GateLimits,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> GateReport:
+        """Compare a graph with fp32."""
+        known = iter(list(self._answers))
+        with self.detector(self.fp32, "fp32") as reference, self.detector(candidate, precision) as typed:
+
+            def remembered(frame: NDArray[np.uint8]) -> Detection:
+                answer = next(known, None)
+                if answer is None:
+                    answer = _answer(reference(frame))
+                    self._answers.append(answer)
+                return answer
+
+            return compare(
+                remembered, typed, self.images, self._defects_per_image, limits, on_progress=on_progress
+            )
+
+    def sensitivity(self, candidate: Bundle, precision: str) -> float:
+        """How much a candidate moves the map: see `flowedge.calibration.record.BlockChoice`."""
+        if self._probes is None:
+            with self.detector(self.fp32, "fp32") as detect:
+                self._probes = tuple(detect(frame).network_map for frame in self.probe_frames())
+        spread = max(float(np.std(np.stack(self._probes[::2]))), 1e-12)
+        with self.detector(candidate, precision) as detect:
+            errors = [
+                np.mean(np.square(detect(frame).network_map.astype(np.float64) - expected))
+                for frame, expected in zip(self.probe_frames(), self._probes, strict=True)
+            ]
+        value = float(np.sqrt(np.mean(errors))) / spread
+        return value if np.isfinite(value) else float("inf")
+
+    def probe_frames(self) -> Iterator[NDArray[np.uint8]]:
+        """A few good images, each followed by itself with a defect."""
+        for n, path in enumerate(self.images[:_PROBES]):
+            frame = read_image(path)
+            yield frame
+            yield synthetic_defect(frame, tuple(DEFECTS)[n % len(DEFECTS)], np.random.default_rng(n)).frame
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A graph that passes its gate.
+
+    Attributes:
+        blocks: Those that have the precision.
+        sensitivities: Of each block, where they were measured.
+    """
+
+    blocks: tuple[str, ...]
+    sensitivities: dict[str, float]
+
+
+class Search:
+    """The search for one precision."""
+
+    def __init__(
+        self,
+        typing: Typing,
+        precision: TypedPrecision,
+        gate: GateImages,
+        limits: GateLimits,
+        folder: Path,
+        on_progress: Callable[[int, int], None],
+    ) -> None:
+        """Search.
+
+        Args:
+            typing: Writes the candidates.
+            precision: For which.
+            gate: Judges them.
+            limits: What they are held to.
+            folder: Where candidates are written; one at a time.
+            on_progress: Called with how much of a step is done.
+        """
+        self._typing, self._precision, self._gate, self._limits = typing, precision, gate, limits
+        self._folder = folder
+        self._on_progress = on_progress
+        self._blocks = tuple(typing.blocks(precision))
+        self._order: tuple[str, ...] | None = None
+        self.sensitivities: dict[str, float] = {}
+
+    def first_that_passes(self, given_back: int = 0) -> int:
+        """The smallest number of blocks to give back, at least ``given_back``, with which the gate passes.
+
+        More and more are given back until it passes, and then the number is narrowed down by halves, on the assumption
+        that giving back more never hurts.
+
+        Raises:
+            PrecisionError: Nothing passes.
+        """
+        report = self._judge(given_back)
+        if report.passed:
+            return given_back
+        self.measure()
+        fails, step = given_back, 1
+        while not report.passed:
+            if fails == len(self._blocks) - 1:
+                raise PrecisionError(self._verdict(report))
+            tried = min(fails + step, len(self._blocks) - 1)
+            report = self._judge(tried)
+            if not report.passed:
+                fails, step = tried, 2 * step
+        passes = tried
+        while passes - fails > 1:
+            middle = (passes + fails) // 2
+            if self._judge(middle).passed:
+                passes = middle
+            else:
+                fails = middle
+        return passes
+
+    def measure(self) -> None:
+        """Measure each block's sensitivity, once."""
+        if self.sensitivities:
+            return
+        for done, block in enumerate(self._blocks, start=1):
+            bundle = self._candidate((block,))
+            self.sensitivities[block] = self._gate.sensitivity(bundle, self._precision)
+            self._on_progress(done, len(self._blocks))
+
+    def chosen(self, given_back: int) -> tuple[str, ...]:
+        """The blocks that keep the precision, in the graph's order."""
+        order = sorted(self._blocks, key=lambda name: -self.sensitivities.get(name, 0.0))
+        gone = set(order[:given_back])
+        return tuple(name for name in self._blocks if name not in gone)
+
+    def _judge(self, given_back: int) -> GateReport:
+        bundle = self._candidate(self.chosen(given_back))
+        return self._gate.judge(bundle, self._precision, self._limits, self._on_progress)
+
+    def _candidate(self, blocks: Sequence[str]) -> Bundle:
+        for file in self._folder.iterdir():
+            file.unlink()
+        return candidate(self._typing, self._precision, blocks, self._folder, self._gate.fp32)[0]
+
+    def _verdict(self, report: GateReport) -> str:
+        worst = sorted(self.sensitivities.items(), key=lambda item: -item[1])[:3]
+        return (
+            f"{self._precision} cannot pass its gate, whatever is given back: {'; '.join(report.failures)}. "
+            f"Most sensitive: {', '.join(f'{name} ({value:.2g})' for name, value in worst)}. "
+            "Nothing was written. Try another --calibrator or more images, or loosen a limit with --gate."
+        )
+
+
+def candidate(
+    typing: Typing, precision: TypedPrecision, blocks: Sequence[str], folder: Path, fp32: Bundle
+) -> tuple[Bundle, Written]:
+    """A graph that runs here, as the only one of a bundle that is good for nothing but to be judged."""
+    place = folder / FILES[precision]
+    written = typing.write(precision, blocks, place, runnable=True)
+    manifest = msgspec.structs.replace(fp32.manifest, graphs=(written.graph,))
+    return Bundle(folder, manifest), written
+
+
+def _answer(result: Detection) -> Answer:
+    return Answer(
+        score=result.score, network_map=result.network_map.copy(), preprocessing=result.preprocessing
+    )

@@ -1,0 +1,161 @@
+"""From a choice of blocks to a graph of lower precision."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Literal, TypeAlias
+
+import onnx
+
+from flowedge.calibration.precision.blocks import TYPED, block_of, blocks_of, sites_of
+from flowedge.calibration.precision.calibrators import CalibratorName
+from flowedge.calibration.precision.half import HalfType, emulate_bf16, islands, save, to_half, typed_nodes
+from flowedge.calibration.precision.qdq import CPU, GPU, Layout, Scales, quantise, tensors_to_observe
+from flowedge.calibration.precision.ranges import TensorRange
+from flowedge.manifest import GraphFile
+
+TypedPrecision: TypeAlias = Literal["fp16", "bf16", "int8-gpu", "int8-cpu"]
+
+FILES: Final[Mapping[TypedPrecision, str]] = MappingProxyType(
+    {
+        "fp16": "model.fp16.onnx",
+        "bf16": "model.bf16.onnx",
+        "int8-gpu": "model.int8.onnx",
+        "int8-cpu": "model.int8-cpu.onnx",
+    }
+)
+_LAYOUTS: Final[Mapping[TypedPrecision, Layout]] = MappingProxyType({"int8-gpu": GPU, "int8-cpu": CPU})
+# What the rest computes in: float16 only slows a CPU down.
+_REST: Final[Mapping[TypedPrecision, HalfType | None]] = MappingProxyType(
+    {"fp16": "fp16", "bf16": "bf16", "int8-gpu": "fp16", "int8-cpu": None}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        graph: For the manifest; scoring and thresholds are those of the fp32 graph.
+        islands: Nodes that stay in float32 beside the families' rule, each with the reason.
+        bytes: The size of the graph with its weights.
+    """
+
+    graph: GraphFile
+    islands: Mapping[str, str]
+    bytes: int
+
+
+class Typing:
+    """An fp32 graph with all that is known of its values; its weights are held in memory."""
+
+    def __init__(
+        self,
+        source: Path,
+        fp32: GraphFile,
+        ranges: Mapping[str, TensorRange] | None,
+        calibrator: CalibratorName = "percentile",
+    ) -> None:
+        """Read a graph.
+
+        Args:
+            source: Its file.
+            fp32: What the manifest says of it.
+            ranges: What `tensors_to_type` held on images; None allows half precision alone, by the families' rule.
+            calibrator: How an activation's range is chosen for INT8.
+        """
+        self._model = onnx.shape_inference.infer_shapes(onnx.load(str(source)))
+        self._fp32 = fp32
+        self._ranges = ranges
+        self._scales = {name: Scales(ranges or {}, calibrator, layout) for name, layout in _LAYOUTS.items()}
+        self.fp32_bytes = sum(file.stat().st_size for file in (source, _beside(source)) if file.exists())
+
+    def blocks(self, precision: TypedPrecision) -> Mapping[str, int]:
+        """The blocks that can have a precision, and the multiply-accumulates of each, in the graph's order."""
+        macs = blocks_of(sites_of(self._model))
+        if precision in _LAYOUTS:
+            return macs
+        named = (block_of(node) for node in typed_nodes(self._model))
+        return MappingProxyType({name: macs.get(name, 0) for name in named if name is not None})
+
+    def write(
+        self, precision: TypedPrecision, blocks: Collection[str], target: Path, *, runnable: bool = False
+    ) -> Written:
+        """Write the graph in which these blocks have the precision.
+
+        Args:
+            precision: Which.
+            blocks: Some of those that `blocks` gives.
+            target: The file; large weights go into a file beside it.
+            runnable: Make it run on a CPU: bfloat16 is emulated by rounding. Else exactly what a device gets.
+
+        Raises:
+            ExportError: The result is not a valid graph.
+        """
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        everything = self.blocks(precision)
+        given_back = tuple(name for name in everything if name not in blocks)
+        int8: tuple[str, ...] = ()
+        keep: set[str] = set()
+        if precision in _LAYOUTS:
+            keep |= quantise(model, blocks, self._scales[precision]).nodes
+            int8 = tuple(name for name in everything if name in blocks)
+        else:
+            keep |= {node for node in typed_nodes(model) if block_of(node) in given_back}
+        rest = _REST[precision]
+        found: dict[str, str] = {}
+        if rest is not None:
+            found = {
+                node: why
+                for node, why in islands(self._model, rest, self._ranges).items()
+                if node not in keep
+            }
+            if precision == "bf16" and runnable:
+                emulate_bf16(model, keep=keep)
+            else:
+                to_half(model, rest, keep={*keep, *found})
+        save(model, target)
+        graph = GraphFile(
+            precision=precision,
+            file=FILES[precision],
+            opset=self._fp32.opset,
+            scoring=self._fp32.scoring,
+            half=TYPED if rest is not None else (),
+            fp32_islands=tuple(sorted(found)),
+            int8=int8,
+            given_back=given_back,
+        )
+        size = sum(file.stat().st_size for file in (target, _beside(target)) if file.exists())
+        return Written(graph=graph, islands=found, bytes=size)
+
+
+def tensors_to_type(source: Path, precisions: Collection[TypedPrecision]) -> Sequence[str]:
+    """The tensors whose values must be known for these precisions."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(source), load_external_data=False))
+    names: set[str] = set()
+    if any(name in _LAYOUTS for name in precisions):
+        names |= set(tensors_to_observe(model))
+    if any(_REST[name] == "fp16" for name in precisions):
+        wanted = set(typed_nodes(model))
+        weights = {tensor.name for tensor in model.graph.initializer}
+        floats = {
+            value.name
+            for value in (*model.graph.value_info, *model.graph.input)
+            if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        }
+        names |= {
+            name
+            for node in model.graph.node
+            if node.name in wanted
+            for name in (*node.input, *node.output)
+            if name in floats and name not in weights
+        }
+    return tuple(sorted(names))
+
+
+def _beside(graph: Path) -> Path:
+    return graph.with_name(f"{graph.name}.data")

@@ -1,0 +1,109 @@
+"""What ``calibration.json`` holds: everything that was fitted on images, and what the gates found."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from flowedge.bundle import Bundle
+from flowedge.calibration.gates import GateReport
+from flowedge.errors import BundleError
+from flowedge.manifest import FixedReference, Thresholds
+
+RECORD: Final = "calibration.json"
+
+
+class FittedGraph(msgspec.Struct, frozen=True, kw_only=True):
+    """What was fitted for one precision."""
+
+    precision: str
+    reference: FixedReference | None
+    thresholds: Thresholds
+    notes: tuple[str, ...]
+
+
+class BlockChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """What one block of a graph computes in, and why.
+
+    Attributes:
+        name: The common beginning of its nodes' names.
+        macs_share: Of all multiply-accumulates that could have the precision, in 0..1.
+        precision: What its convolutions and matrix products compute in.
+        sensitivity: The root mean square change of the map when this block alone has the lower precision, in standard
+            deviations of the good images' fp32 map; None where it was not measured.
+        reason: Why it was given back, else empty.
+    """
+
+    name: str
+    macs_share: float
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    sensitivity: float | None
+    reason: str
+
+
+class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How one graph of lower precision came to be.
+
+    Attributes:
+        precision: As in the manifest.
+        calibrator: How the activations' ranges were chosen; None where nothing is INT8.
+        images: How many good images the ranges were taken from.
+        images_sha256: As in `CalibrationRecord`.
+        islands: Nodes that stay in float32 beside the families' rule, each with the reason.
+        blocks: In the graph's order.
+        gate: What the comparison with fp32 found, with the references and thresholds of each.
+        bytes_share: The size of the graph with its weights over that of fp32.
+    """
+
+    precision: str
+    calibrator: str | None
+    images: int
+    images_sha256: str
+    islands: dict[str, str]
+    blocks: tuple[BlockChoice, ...]
+    gate: GateReport
+    bytes_share: float
+
+
+class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``calibration.json`` holds.
+
+    Attributes:
+        date: ISO 8601, UTC.
+        engine: The engine that computed the scores.
+        images: How many good images were used.
+        images_sha256: Over the images' own hashes, in the order of their names.
+        labelled_images: How many labelled images ``f1`` was fitted on.
+        graphs: By precision.
+        typed: The lower precisions, as they were when they were made.
+    """
+
+    date: str
+    engine: str
+    images: int
+    images_sha256: str
+    labelled_images: int
+    graphs: tuple[FittedGraph, ...]
+    typed: tuple[PrecisionReport, ...] = ()
+
+
+def read_record(bundle: Bundle) -> CalibrationRecord | None:
+    """The bundle's, None where it was never calibrated.
+
+    Raises:
+        BundleError: It cannot be read.
+    """
+    if RECORD not in {stored.path for stored in bundle.manifest.files}:
+        return None
+    try:
+        return msgspec.json.decode(bundle.read(RECORD), type=CalibrationRecord)
+    except msgspec.MsgspecError as error:
+        raise BundleError(
+            f"{bundle.path}/{RECORD} is not what flowedge calibrate writes: {error}. Calibrate again."
+        ) from error
+
+
+def bytes_of_record(record: CalibrationRecord) -> bytes:
+    """As indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"

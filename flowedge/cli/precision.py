@@ -1,0 +1,128 @@
+"""The options of the commands that add precisions, and how what the gates found is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+from flowedge.cli.output import MESSAGES, RESULTS, number, table
+from flowedge.cli.packages import explain_missing
+from flowedge.errors import FlowEdgeError
+
+if TYPE_CHECKING:
+    from flowedge.calibration.calibrate import ThresholdRequest
+    from flowedge.calibration.gates import GateLimits, GateReport
+    from flowedge.calibration.precision import PrecisionRequest
+    from flowedge.calibration.record import PrecisionReport
+
+Fp16: TypeAlias = Annotated[bool, typer.Option("--fp16", help="Add a float16 graph.")]
+Bf16: TypeAlias = Annotated[bool, typer.Option("--bf16", help="Add a bfloat16 graph, for GPUs.")]
+Int8: TypeAlias = Annotated[
+    bool, typer.Option("--int8", help="Add INT8 graphs, one for CPUs and one for GPUs; needs images.")
+]
+CalibratorOption: TypeAlias = Annotated[
+    str,
+    typer.Option("--calibrator", help="How INT8 ranges are chosen: min-max, percentile, entropy or mse."),
+]
+GateOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--gate",
+        metavar="NAME=VALUE",
+        help="A limit of the gate, such as map_correlation=0.98 or flips=0.05; repeatable.",
+    ),
+]
+LabelledOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--labelled", help="A dataset with a test folder, whose metrics the gate compares as well."),
+]
+
+
+def precision_request(
+    *,
+    fp16: bool,
+    bf16: bool,
+    int8: bool,
+    calibrator: str,
+    gate: list[str] | None,
+    labelled: Path | None,
+    thresholds: ThresholdRequest | None = None,
+) -> PrecisionRequest | None:
+    """What the options ask for; None where they ask for no precision.
+
+    Raises:
+        FlowEdgeError: An option has no meaning, or none without a precision.
+    """
+    asked = {"fp16": fp16, "bf16": bf16, "int8": int8}
+    wanted = tuple(name for name, is_wanted in asked.items() if is_wanted)
+    if not wanted:
+        if gate or labelled is not None:
+            raise FlowEdgeError("--gate and --labelled go with --fp16, --bf16 or --int8.")
+        return None
+    with explain_missing("export"):
+        from flowedge.calibration.calibrate import ThresholdRequest
+        from flowedge.calibration.dataset import read_dataset
+        from flowedge.calibration.gates import DEFAULT_LIMITS
+        from flowedge.calibration.precision import PrecisionRequest
+        from flowedge.calibration.precision.calibrators import CALIBRATORS
+    if calibrator not in CALIBRATORS:
+        raise FlowEdgeError(f"--calibrator is one of {', '.join(CALIBRATORS)}, got {calibrator!r}.")
+    return PrecisionRequest(
+        wanted=wanted,  # type: ignore[arg-type]
+        calibrator=calibrator,  # type: ignore[arg-type]
+        limits={name: _limits(DEFAULT_LIMITS[name], gate or []) for name in wanted},
+        labelled=None if labelled is None else read_dataset(labelled),
+        thresholds=thresholds if thresholds is not None else ThresholdRequest(),
+    )
+
+
+def _limits(defaults: GateLimits, assignments: Sequence[str]) -> GateLimits:
+    import msgspec
+
+    names = defaults.__struct_fields__
+    changed: dict[str, float] = {}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        try:
+            changed[name] = float(text)
+        except ValueError:
+            raise FlowEdgeError(f"--gate takes NAME=NUMBER, got {assignment!r}.") from None
+        if name not in names or not 0 <= changed[name] < float("inf"):
+            raise FlowEdgeError(
+                f"--gate knows {', '.join(names)}, each with a number from 0; got {assignment!r}."
+            )
+    return msgspec.structs.replace(defaults, **changed)
+
+
+def print_reports(reports: Sequence[PrecisionReport]) -> None:
+    """A table per precision: what was given back, and what the gate found."""
+    for report in reports:
+        low = [block for block in report.blocks if not block.reason]
+        share = sum(block.macs_share for block in low)
+        print_gate(
+            report.gate,
+            f"{report.precision}: {len(low)} of {len(report.blocks)} blocks, {share:.0%} of the multiply-accumulates; "
+            f"file {report.bytes_share:.2f} of fp32's",
+        )
+        for block in report.blocks:
+            if block.reason:
+                MESSAGES.print(f"{report.precision}: {block.name} stays {block.precision}: {block.reason}")
+        for node, why in list(report.islands.items())[:10]:
+            MESSAGES.print(f"{report.precision}: {node} stays fp32: {why}")
+        if len(report.islands) > 10:
+            MESSAGES.print(
+                f"{report.precision}: and {len(report.islands) - 10} more nodes; see calibration.json"
+            )
+
+
+def print_gate(report: GateReport, title: str) -> None:
+    """A table of what was compared."""
+    rows = table("gate", ">value", ">limit", "", title=title)
+    for quantity in report.quantities:
+        limit = "-" if quantity.limit is None else f"{quantity.limit:.4g}"
+        mark = "" if quantity.limit is None else "ok" if quantity.passed else "FAILED"
+        rows.add_row(quantity.name, number(quantity.value), limit, mark)
+    RESULTS.print(rows)

@@ -1,0 +1,152 @@
+"""The few calls of CUDA's runtime that TensorRT needs beside it, through CUDA's own Python binding."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from cuda.bindings import runtime as cudart  # pyright: ignore[reportAttributeAccessIssue]
+from numpy.typing import NDArray
+
+from flowedge.errors import EngineUnavailableError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """The GPU that is used: the first that CUDA shows.
+
+    Attributes:
+        name: As NVIDIA calls it.
+        capability: Its compute capability, such as 8.7.
+        driver: The CUDA version that its driver supports, such as 12.6.
+        free: Free memory in bytes; on a Jetson the CPU's as well.
+        total: All of it.
+    """
+
+    name: str
+    capability: str
+    driver: str
+    free: int
+    total: int
+
+
+def device() -> Device:
+    """What the GPU is and has.
+
+    Raises:
+        EngineUnavailableError: There is no GPU, or no driver for it.
+    """
+    if call(cudart.cudaGetDeviceCount) < 1:
+        raise EngineUnavailableError("CUDA shows no GPU. Check CUDA_VISIBLE_DEVICES.")
+    properties = call(cudart.cudaGetDeviceProperties, 0)
+    driver = call(cudart.cudaDriverGetVersion)
+    free, total = call(cudart.cudaMemGetInfo)
+    return Device(
+        name=properties.name.split(b"\0")[0].decode(errors="replace"),
+        capability=f"{properties.major}.{properties.minor}",
+        driver=f"{driver // 1000}.{driver % 1000 // 10}",
+        free=free,
+        total=total,
+    )
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call CUDA; what it gives besides its status.
+
+    Raises:
+        EngineUnavailableError: It failed.
+    """
+    status, *values = function(*arguments)
+    if status != cudart.cudaError_t.cudaSuccess:
+        _, text = cudart.cudaGetErrorString(status)
+        reason = text.decode() if isinstance(text, bytes) else str(text)
+        raise EngineUnavailableError(
+            f"CUDA's {function.__name__} failed: {reason} ({status.name}). "
+            "Check the GPU and its driver with nvidia-smi, or take an engine of the CPU."
+        )
+    return values[0] if len(values) == 1 else values
+
+
+class Buffer:
+    """Memory for one input or output, on the device and pinned on the host, for the largest batch."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Allocate ``shape`` twice.
+
+        Raises:
+            EngineUnavailableError: One of them does not fit.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        self.device = int(call(cudart.cudaMalloc, size))
+        try:
+            self._pinned = int(call(cudart.cudaMallocHost, size))
+        except EngineUnavailableError:
+            cudart.cudaFree(self.device)
+            raise
+        content = (ctypes.c_byte * size).from_address(self._pinned)
+        self.host: NDArray[Any] = np.frombuffer(memoryview(content), dtype).reshape(shape)
+
+    def to_device(self, images: int, stream: Any) -> None:
+        """Queue the copy of the first ``images`` of the batch."""
+        size = self.host[:images].nbytes
+        kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        call(cudart.cudaMemcpyAsync, self.device, self._pinned, size, kind, stream)
+
+    def to_host(self, images: int, stream: Any) -> None:
+        """Queue the copy of the first ``images`` of the batch."""
+        size = self.host[:images].nbytes
+        kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        call(cudart.cudaMemcpyAsync, self._pinned, self.device, size, kind, stream)
+
+    def free(self) -> None:
+        """Give both back; ``host`` must not be used after it."""
+        cudart.cudaFree(self.device)
+        cudart.cudaFreeHost(self._pinned)
+
+
+def new_stream() -> Any:
+    """A stream that does not wait for the default one."""
+    return call(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
+
+
+def captured(stream: Any, queue: Callable[[], None]) -> Any:
+    """What ``queue`` puts on the stream, as a graph that one call launches; nothing is computed yet.
+
+    Raises:
+        EngineUnavailableError: Something that it does cannot be captured.
+    """
+    call(cudart.cudaStreamBeginCapture, stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+    try:
+        queue()
+    except BaseException:
+        cudart.cudaStreamEndCapture(stream)
+        raise
+    graph = call(cudart.cudaStreamEndCapture, stream)
+    try:
+        return call(cudart.cudaGraphInstantiate, graph, 0)
+    finally:
+        cudart.cudaGraphDestroy(graph)
+
+
+def launch(graph: Any, stream: Any) -> None:
+    """Queue all of a captured graph."""
+    call(cudart.cudaGraphLaunch, graph, stream)
+
+
+def wait(stream: Any) -> None:
+    """Until everything queued is done."""
+    call(cudart.cudaStreamSynchronize, stream)
+
+
+def destroy_graph(graph: Any) -> None:
+    """Give a captured graph back."""
+    cudart.cudaGraphExecDestroy(graph)
+
+
+def destroy_stream(stream: Any) -> None:
+    """Give a stream back."""
+    cudart.cudaStreamDestroy(stream)

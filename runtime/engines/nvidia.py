@@ -1,0 +1,312 @@
+"""What TensorRT and TensorRT for RTX share: loading an engine from the cache, and running it.
+
+``trt`` is the library, as the two files beside this one import it. Buffers are allocated once, for the largest batch
+the engine was built for; a run queues the copies and the engine on one stream and waits once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import weakref
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
+from flowedge.runtime.engine import Engine, EngineSpec, Opening, TensorSpec, check_contract
+from flowedge.runtime.engine_cache import EngineCache, EngineFacts, engine_cache, graph_hash
+from flowedge.runtime.engines import cuda
+
+RTX: Final = "tensorrt-rtx"
+# In what an engine may differ from what is asked for and still be the one to load: whoever loads asks for none of it.
+_ANY: Final = ("batches", "capability", "options")
+
+
+def facts_of(
+    trt: Any,
+    opening: Opening,
+    device: cuda.Device | None,
+    *,
+    batches: tuple[int, int, int] = (1, 1, 1),
+    capability: str = "",
+    options: tuple[str, ...] = (),
+) -> EngineFacts:
+    """What an engine depends on. One of TensorRT for RTX fits several devices: ``device`` is None for it."""
+    return EngineFacts(
+        engine=opening.spec.name,
+        version=trt.__version__,
+        graph=graph_hash(opening.bundle, opening.precision),
+        precision=opening.precision,
+        device="" if device is None else device.name,
+        capability=capability if device is None else device.capability,
+        driver="" if device is None else device.driver,
+        batches=batches,
+        options=options,
+    )
+
+
+def load(trt: Any, opening: Opening) -> Engine:
+    """Load the engine that was built for this graph and device.
+
+    Raises:
+        EngineNotBuiltError: The cache has none, or one that this library refuses; then it has none from now on.
+        EngineUnavailableError: There is no GPU, or it has not enough memory.
+        BundleError: The engine is not what the manifest says.
+    """
+    device = cuda.device()
+    cache = engine_cache()
+    is_rtx = opening.spec.name == RTX
+    ignoring = _ANY if is_rtx else tuple(name for name in _ANY if name != "capability")
+    found = cache.find(facts_of(trt, opening, None if is_rtx else device), ignoring=ignoring)
+    if found.plan is None:
+        raise _not_built(opening, found.reason)
+    engine, complaints = deserialized(trt, found.plan)
+    if engine is None:
+        cache.drop(found.path)
+        raise _not_built(opening, f"{found.path} was refused and deleted: {complaints}")
+    names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+    specs = {name: _spec(engine, name) for name in names}
+    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+    outputs = [name for name in names if name not in inputs]
+    check_contract(
+        opening.graph,
+        opening.bundle.manifest,
+        {name: specs[name] for name in inputs},
+        {name: specs[name] for name in outputs},
+    )
+    kernels = None
+    if is_rtx:
+        kernels = Kernels(cache, f"kernels/{found.facts.key}-{device.capability}-{device.driver}.cache")
+    return Native(
+        trt,
+        engine,
+        name=opening.spec.name,
+        input_name=inputs[0],
+        outputs={name: specs[name] for name in outputs},
+        kernels=kernels,
+        graphs="dla" not in found.facts.options,
+    )
+
+
+def probe(trt: Any, spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Build and run a graph with one input and one output of the same shape, all of it fixed.
+
+    Raises:
+        EngineUnavailableError: There is no GPU, or the library cannot build or run it.
+    """
+    from flowedge.runtime.engines.nvidia_build import parsed, serialized
+
+    cuda.device()
+    builder, network = parsed(trt, graph, spec.name)
+    plan = serialized(trt, builder, network, builder.create_builder_config())
+    engine, complaints = deserialized(trt, plan)
+    if engine is None:
+        raise EngineUnavailableError(
+            f"{spec.name} refuses its own engine: {complaints}. Reinstall {spec.needs}."
+        )
+    names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+    taken, given = sorted(names, key=lambda name: engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT)
+    native = Native(
+        trt,
+        engine,
+        name=spec.name,
+        input_name=taken,
+        outputs={given: _spec(engine, given)},
+        kernels=None,
+        graphs=False,
+    )
+    try:
+        return native.infer(x)[given]
+    finally:
+        native.close()
+
+
+class Kernels:
+    """What TensorRT for RTX compiles on the device when an engine starts, kept for the next start."""
+
+    def __init__(self, cache: EngineCache, name: str) -> None:
+        self._cache, self._name = cache, name
+        self._stored = b""
+        self._runtime_cache: Any = None
+
+    def attach(self, config: Any) -> None:
+        """Give the configuration of a context what was kept; the library itself refuses what does not fit."""
+        self._runtime_cache = config.create_runtime_cache()
+        self._stored = self._cache.read_extra(self._name)
+        if self._stored:
+            self._runtime_cache.deserialize(self._stored)
+        config.set_runtime_cache(self._runtime_cache)
+
+    def keep(self) -> None:
+        """Store what has been compiled since."""
+        content = bytes(self._runtime_cache.serialize())
+        if content != self._stored:
+            self._cache.write_extra(self._name, content)
+            self._stored = content
+
+
+class Native:
+    """An engine on the GPU."""
+
+    def __init__(
+        self,
+        trt: Any,
+        engine: Any,
+        *,
+        name: str,
+        input_name: str,
+        outputs: dict[str, TensorSpec],
+        kernels: Kernels | None,
+        graphs: bool,
+    ) -> None:
+        """Allocate what a run needs.
+
+        Args:
+            trt: The library.
+            engine: Deserialised.
+            name: In ``ENGINES``.
+            input_name: Of the only input.
+            outputs: The outputs in order; an open dimension is the batch.
+            kernels: Where TensorRT for RTX keeps what it compiles.
+            graphs: Replay runs as a CUDA graph where the engine has one batch size only.
+
+        Raises:
+            EngineUnavailableError: The device has not enough memory.
+        """
+        self.name = name
+        self.reason = ""
+        self.precision = ""
+        self.output_names: tuple[str, ...] = tuple(outputs)
+        self._input_name, self._kernels = input_name, kernels
+        shape = tuple(engine.get_tensor_shape(input_name))
+        smallest = largest = shape
+        if -1 in shape:
+            smallest, _, largest = (tuple(one) for one in engine.get_tensor_profile_shape(input_name, 0))
+        self._batches = (smallest[0], largest[0])
+        self._use_graph = graphs and kernels is None and smallest == largest
+        self._graph: Any = None
+        with contextlib.ExitStack() as stack:
+            self._context: Any = _context(trt, engine, kernels)
+            if self._context is None:
+                raise EngineUnavailableError(
+                    f"{name} cannot start the engine: {'; '.join(log_of(trt).lines)}. "
+                    "Check how much memory of the GPU is free (nvidia-smi)."
+                )
+            self._stream = cuda.new_stream()
+            stack.callback(cuda.destroy_stream, self._stream)
+            self._buffers: dict[str, cuda.Buffer] = {}
+            sizes = {input_name: (largest, np.dtype(_dtype(engine, input_name)))}
+            for output, spec in outputs.items():
+                full = tuple(largest[0] if size is None else size for size in spec.shape)
+                sizes[output] = (full, np.dtype(spec.dtype))
+            for tensor, (full, dtype) in sizes.items():
+                buffer = cuda.Buffer(full, dtype)
+                stack.callback(buffer.free)
+                self._buffers[tensor] = buffer
+                self._context.set_tensor_address(tensor, buffer.device)
+            self._resources = stack.pop_all()
+        self._trt, self._engine = trt, engine
+        self._finalizer = weakref.finalize(self, self._resources.close)
+
+    def infer(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        if not self._finalizer.alive:
+            raise ValueError("the engine is closed")
+        images = len(image)
+        smallest, largest = self._batches
+        if not smallest <= images <= largest:
+            raise EngineUnavailableError(
+                f"the engine was built for {smallest} to {largest} images at a time, got {images}. "
+                f"Build one for more with: flowedge build BUNDLE --engine {self.name} --batch 1,1,{images}"
+            )
+        self._buffers[self._input_name].host[:images] = image
+        if self._graph is not None:
+            cuda.launch(self._graph, self._stream)
+        else:
+            if not self._context.set_input_shape(self._input_name, image.shape):
+                raise self._stopped(image)
+            self._queue(image)
+        cuda.wait(self._stream)
+        if self._use_graph and self._graph is None:  # the first run has set up what cannot be captured
+            self._graph = cuda.captured(self._stream, lambda: self._queue(image))
+            self._resources.callback(cuda.destroy_graph, self._graph)
+        return {name: self._buffers[name].host[:images].copy() for name in self.output_names}
+
+    def close(self) -> None:
+        if self._finalizer.alive:
+            if self._kernels is not None:
+                self._kernels.keep()
+            self._finalizer()
+            self._context = self._engine = None
+
+    def _queue(self, image: NDArray[np.float32]) -> None:
+        self._buffers[self._input_name].to_device(len(image), self._stream)
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise self._stopped(image)
+        for name in self.output_names:
+            self._buffers[name].to_host(len(image), self._stream)
+
+    def _stopped(self, image: NDArray[np.float32]) -> EngineUnavailableError:
+        return EngineUnavailableError(
+            f"{self.name} stopped on an input of {image.shape}: {'; '.join(log_of(self._trt).lines)}. "
+            "Try a smaller batch."
+        )
+
+
+def deserialized(trt: Any, plan: bytes) -> tuple[Any, str]:
+    """The engine, or None and what the library says against it.
+
+    An engine that carries code for the host (a "version compatible" one) is refused: FlowEdge builds none, and loading
+    one runs what it carries.
+    """
+    log = log_of(trt)
+    log.lines.clear()
+    runtime = trt.Runtime(log)
+    runtime.engine_host_code_allowed = False
+    engine = runtime.deserialize_cuda_engine(plan)
+    return engine, "; ".join(log.lines)
+
+
+@functools.cache
+def log_of(trt: Any) -> Any:
+    """One logger for the process, since the library warns of a second: keeps ``lines`` from a warning on."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.WARNING:
+                self.lines.append(f"{severity.name.lower().replace('_', ' ')}: {' '.join(message.split())}")
+
+    return Log()
+
+
+def _context(trt: Any, engine: Any, kernels: Kernels | None) -> Any:
+    log_of(trt).lines.clear()
+    if kernels is None:
+        return engine.create_execution_context()
+    config = engine.create_runtime_config()
+    config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    kernels.attach(config)
+    return engine.create_execution_context(config)
+
+
+def _spec(engine: Any, name: str) -> TensorSpec:
+    shape = tuple(None if size < 0 else int(size) for size in engine.get_tensor_shape(name))
+    return TensorSpec(_dtype(engine, name), shape)
+
+
+def _dtype(engine: Any, name: str) -> str:
+    """NumPy's name of a tensor's type; the library's own for what the contract has no place for."""
+    own: str = engine.get_tensor_dtype(name).name
+    return {"FLOAT": "float32", "UINT8": "uint8"}.get(own, own)
+
+
+def _not_built(opening: Opening, reason: str) -> EngineNotBuiltError:
+    return EngineNotBuiltError(
+        f"{opening.spec.name} needs an engine compiled for this machine: {reason}. Build it with: "
+        f"flowedge build {opening.bundle.path} --engine {opening.spec.name} --precision {opening.precision}"
+    )

@@ -1,0 +1,224 @@
+"""What TensorRT and TensorRT for RTX share: from the bundle's graph to an engine in the cache.
+
+The network is strongly typed: what the graph says is what runs, and TensorFloat-32, which both use for float32 unless
+told otherwise, is switched off. TensorRT 8 has no such networks and builds float32 only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flowedge.errors import EngineUnavailableError
+from flowedge.runtime.building import Building, Built, built_in_cache
+from flowedge.runtime.engines import cuda
+from flowedge.runtime.engines.nvidia import RTX, facts_of, log_of
+
+
+def build(trt: Any, building: Building) -> Built:
+    """Build the graph's engine for this device, or for TensorRT for RTX for every device it fits.
+
+    Raises:
+        EngineUnavailableError: The library, the device or its accelerator cannot build the graph; the message holds
+            all that the parser says.
+        EngineCacheError: The cache cannot be written.
+    """
+    opening, options = building.opening, building.options
+    name, precision = opening.spec.name, opening.precision
+    is_rtx = name == RTX
+    if options.capabilities and not is_rtx:
+        raise EngineUnavailableError(
+            f"compute capabilities are chosen for {RTX} only: {name} builds for the GPU of this machine."
+        )
+    if precision != "fp32" and not _strongly_typed(trt):
+        raise EngineUnavailableError(
+            f"TensorRT {trt.__version__} has no strongly typed networks: it would choose where to compute in half "
+            f"precision by itself. Take --precision fp32, or --engine onnxruntime-cuda for {precision}."
+        )
+    device = None if is_rtx else cuda.device()
+    facts = facts_of(
+        trt,
+        opening,
+        device,
+        batches=options.batches,
+        capability=",".join(options.capabilities),
+        options=("dla",) if options.dla else (),
+    )
+    notes: list[str] = []
+
+    def compile_it() -> bytes:
+        builder, network = parsed(trt, opening.graph, name)
+        config = builder.create_builder_config()
+        set_batches(builder, network, config, options.batches)
+        if options.capabilities:
+            _set_capabilities(trt, config, options.capabilities)
+        if options.dla:
+            notes.extend(use_dla(trt, builder, network, config, building))
+        timing = ""
+        if device is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, device.free // 2)
+            timing = f"timing/{trt.__version__}-{device.name.replace('/', ' ')}-{device.capability}.cache"
+            times = config.create_timing_cache(building.cache.read_extra(timing))  # empty where it is damaged
+            config.set_timing_cache(times, ignore_mismatch=False)
+        plan = serialized(trt, builder, network, config, building.on_progress)
+        if timing:
+            building.cache.write_extra(timing, bytes(config.get_timing_cache().serialize()))
+        return plan
+
+    return built_in_cache(building, facts, compile_it, notes)
+
+
+def parsed(trt: Any, graph: Path | bytes, name: str) -> tuple[Any, Any]:
+    """Builder and network of a graph.
+
+    Raises:
+        EngineUnavailableError: The builder cannot start, or the parser refuses the graph; with all that it says.
+    """
+    log = log_of(trt)
+    log.lines.clear()
+    try:
+        builder = trt.Builder(log)
+    except TypeError as error:  # the library gave no builder
+        raise EngineUnavailableError(
+            f"{name} {trt.__version__} cannot start: {'; '.join(log.lines) or error}. Check the GPU and its driver."
+        ) from error
+    flag = "STRONGLY_TYPED" if _strongly_typed(trt) else "EXPLICIT_BATCH"
+    network = builder.create_network(1 << int(getattr(trt.NetworkDefinitionCreationFlag, flag)))
+    parser = trt.OnnxParser(network, log)
+    accepted = parser.parse(graph) if isinstance(graph, bytes) else parser.parse_from_file(str(graph))
+    if not accepted:
+        errors = [str(parser.get_error(number)) for number in range(parser.num_errors)]
+        where = "the probe graph" if isinstance(graph, bytes) else str(graph)
+        raise EngineUnavailableError(
+            f"{name} {trt.__version__} cannot parse {where}:\n" + "\n".join([*errors, *log.lines])
+        )
+    return builder, network
+
+
+def serialized(
+    trt: Any,
+    builder: Any,
+    network: Any,
+    config: Any,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> bytes:
+    """Build an engine without TensorFloat-32.
+
+    Raises:
+        EngineUnavailableError: The builder gave up; with what it says.
+        KeyboardInterrupt: It was asked for while building, which has ended.
+    """
+    log = log_of(trt)
+    log.lines.clear()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    monitor = None
+    if on_progress is not None and hasattr(trt, "IProgressMonitor"):  # since 8.6
+        monitor = _monitor(trt, on_progress)
+        config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if monitor is not None and monitor.interrupted:
+        raise KeyboardInterrupt
+    if plan is None:
+        raise EngineUnavailableError(
+            f"{trt.__name__} {trt.__version__} cannot build the engine:\n" + "\n".join(log.lines)
+        )
+    return bytes(plan)
+
+
+def _strongly_typed(trt: Any) -> bool:
+    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+
+def set_batches(builder: Any, network: Any, config: Any, batches: tuple[int, int, int]) -> None:
+    """Open the batch of the only input between these sizes."""
+    image = network.get_input(0)
+    rest = tuple(image.shape)[1:]
+    profile = builder.create_optimization_profile()
+    profile.set_shape(image.name, *((batch, *rest) for batch in batches))
+    config.add_optimization_profile(profile)
+
+
+def _set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> None:
+    known = trt.ComputeCapability.__members__
+    config.num_compute_capabilities = len(capabilities)
+    for number, capability in enumerate(capabilities):
+        member = known.get(f"SM{capability.replace('.', '')}")
+        if member is None:
+            fitting = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in known if n.startswith("SM"))
+            raise EngineUnavailableError(
+                f"{RTX} {trt.__version__} does not build for the compute capability {capability!r}. "
+                f"Choose of: {fitting}."
+            )
+        config.set_compute_capability(member, number)
+
+
+def use_dla(trt: Any, builder: Any, network: Any, config: Any, building: Building) -> list[str]:
+    """Put the backbone's layers on the accelerator; what does not run there goes to the GPU and is reported.
+
+    Raises:
+        EngineUnavailableError: There is no accelerator, or it cannot take this precision or an open batch.
+    """
+    if not builder.num_DLA_cores:
+        raise EngineUnavailableError(
+            "this machine has no deep learning accelerator that TensorRT can use (Jetson Orin and Xavier have one). "
+            "Build without --dla."
+        )
+    smallest, _, largest = building.options.batches
+    if building.opening.precision == "fp32" or smallest != largest:
+        raise EngineUnavailableError(
+            "the deep learning accelerator computes in float16 or int8, in one batch size: "
+            f"got {building.opening.precision} and {smallest} to {largest} images. "
+            "Take --precision fp16 and, for instance, --batch 1,1,1."
+        )
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+    config.DLA_core = 0
+    layers = [network.get_layer(number) for number in range(network.num_layers)]
+    backbone = [layer for layer in layers if layer.name.startswith("backbone/")]
+    fallen: Counter[str] = Counter()
+    for layer in backbone:
+        if config.can_run_on_DLA(layer):
+            config.set_device_type(layer, trt.DeviceType.DLA)
+        else:
+            fallen[layer.type.name] += 1
+    placed = len(backbone) - fallen.total()
+    note = f"{placed} of the backbone's {len(backbone)} layers run on the accelerator"
+    if fallen:
+        note += "; on the GPU: " + ", ".join(f"{count} {kind}" for kind, count in fallen.most_common())
+    return [note]
+
+
+def _monitor(trt: Any, on_progress: Callable[[str, int, int], None]) -> Any:
+    """TensorRT's own progress, with the innermost phase by name and the outermost's steps."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.interrupted = False
+            self._phases: dict[str, int] = {}
+            self._done = 0
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._phases[phase_name] = num_steps
+            self._tell(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name == next(iter(self._phases), None):
+                self._done = step + 1
+            self._tell(phase_name)
+            return not self.interrupted
+
+        def phase_finish(self, phase_name: str) -> None:
+            if phase_name == next(iter(self._phases), None):
+                self._done = self._phases[phase_name]
+                self._tell(phase_name)
+            self._phases.pop(phase_name, None)
+
+        def _tell(self, phase_name: str) -> None:
+            try:
+                on_progress(phase_name, self._done, next(iter(self._phases.values()), 1))
+            except KeyboardInterrupt:  # it must not cross the library; step_complete ends the build
+                self.interrupted = True
+
+    return Monitor()

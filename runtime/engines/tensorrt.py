@@ -1,0 +1,26 @@
+"""TensorRT: 8 (float32 only), 10 and 11."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorrt as trt
+from numpy.typing import NDArray
+
+from flowedge.runtime.building import Building, Built
+from flowedge.runtime.engine import Engine, EngineSpec, Opening
+from flowedge.runtime.engines import nvidia, nvidia_build
+
+
+def load(opening: Opening) -> Engine:
+    """As ``nvidia.load``."""
+    return nvidia.load(trt, opening)
+
+
+def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """As ``nvidia.probe``."""
+    return nvidia.probe(trt, spec, graph, x)
+
+
+def build(building: Building) -> Built:
+    """As ``nvidia_build.build``."""
+    return nvidia_build.build(trt, building)

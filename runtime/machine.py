@@ -1,0 +1,114 @@
+"""What this machine is, read from files: no library and no program is needed, and none is run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+# NVIDIA's Linux for Tegra, major and minor, and the JetPack that brings it.
+_JETPACKS: Final = {
+    (35, 1): "5.0.2",
+    (35, 2): "5.1",
+    (35, 3): "5.1.1",
+    (35, 4): "5.1.2",
+    (35, 5): "5.1.3",
+    (36, 3): "6.0",
+    (38, 2): "7.0",
+    (38, 4): "7.1",
+    (39, 2): "7.2",
+}
+_JETPACKS_BY_MAJOR: Final = {35: "5", 36: "6", 38: "7", 39: "7"}
+_JETPACKS_OF_36_4: Final = {"0": "6.1", "3": "6.2", "4": "6.2.1"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jetson:
+    """A Jetson module.
+
+    Attributes:
+        model: As its device tree calls it.
+        l4t: The release of Linux for Tegra, such as 36.4.3.
+        jetpack: The JetPack it belongs to; with the major version alone where the release is not known.
+        power_mode: The name of the chosen power mode, empty where it cannot be read.
+        power_modes: All that it has.
+    """
+
+    model: str
+    l4t: str
+    jetpack: str
+    power_mode: str
+    power_modes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NvidiaDriver:
+    """NVIDIA's driver of a PC; without one, the version is empty and there are no names."""
+
+    version: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """The machine's memory in bytes: all of it, and what can be had without swapping."""
+
+    total: int
+    available: int
+
+
+def find_jetson(root: Path = Path("/")) -> Jetson | None:
+    """The Jetson that this is, None where it is none."""
+    release = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release"))
+    if release is None:
+        return None
+    major, revision = int(release[1]), release[2]
+    minor, _, patch = revision.partition(".")
+    jetpack = _JETPACKS.get((major, int(minor)), _JETPACKS_BY_MAJOR.get(major, "unknown"))
+    if (major, minor) == (36, "4"):
+        jetpack = _JETPACKS_OF_36_4.get(patch, jetpack)
+    modes = dict(
+        re.findall(
+            r"^<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", _text(root / "etc/nvpmodel.conf"), re.MULTILINE
+        )
+    )
+    chosen = re.search(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status"))
+    if chosen is None:  # as long as nobody chose one, the default of the list holds
+        chosen = re.search(r"^<\s*PM_CONFIG\s+DEFAULT=(\d+)", _text(root / "etc/nvpmodel.conf"), re.MULTILINE)
+    return Jetson(
+        model=_text(root / "proc/device-tree/model").strip("\0\n ") or "Jetson",
+        l4t=f"{major}.{revision}",
+        jetpack=jetpack,
+        power_mode=modes.get(str(int(chosen[1])), "") if chosen else "",
+        power_modes=tuple(modes.values()),
+    )
+
+
+def find_nvidia_driver(root: Path = Path("/")) -> NvidiaDriver:
+    """NVIDIA's driver, as it shows itself in ``/proc``."""
+    folder = root / "proc/driver/nvidia"
+    version = re.search(r"Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", _text(folder / "version"))
+    names = [
+        re.search(r"^Model:\s*(.+?)\s*$", _text(file), re.MULTILINE)
+        for file in sorted(folder.glob("gpus/*/information"))
+    ]
+    return NvidiaDriver(
+        version=version[1] if version else "", names=tuple(name[1] for name in names if name is not None)
+    )
+
+
+def find_memory(root: Path = Path("/")) -> Memory | None:
+    """The machine's memory, None where the system does not say."""
+    found = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE))
+    if "MemTotal" not in found:
+        return None
+    total = int(found["MemTotal"]) * 1024
+    return Memory(total=total, available=int(found.get("MemAvailable", 0)) * 1024)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

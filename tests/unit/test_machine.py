@@ -1,0 +1,151 @@
+"""What this machine is, read from trees of files as JetPack 5, 6 and 7 and a PC have them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flowedge.cli import doctor
+from flowedge.runtime import machine
+from flowedge.runtime.machine import Memory, NvidiaDriver, find_jetson, find_memory, find_nvidia_driver
+from support.command_line import flowedge
+
+RELEASE = "# R{major} (release), REVISION: {revision}, GCID: 1234, BOARD: generic, EABI: aarch64, DATE: Mon\n"
+MODES = """
+# A comment with < POWER_MODEL ID=9 NAME=NOT_THIS > in it
+< PARAM TYPE=FILE NAME=CPU_ONLINE >
+CORE_0 /sys/devices/system/cpu/cpu0/online
+
+< POWER_MODEL ID=0 NAME=MAXN >
+CPU_ONLINE CORE_0 1
+< POWER_MODEL ID=1 NAME=15W >
+CPU_ONLINE CORE_0 1
+< POWER_MODEL ID=2 NAME=MODE_30W >
+
+# mandatory section to configure the default mode
+< PM_CONFIG DEFAULT=2 >
+"""
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return root
+
+
+def jetson_tree(root: Path, major: int, revision: str, model: str, **more: str) -> Path:
+    files = {
+        "etc/nv_tegra_release": RELEASE.format(major=major, revision=revision),
+        "proc/device-tree/model": model + "\0",
+        "etc/nvpmodel.conf": MODES,
+        "var/lib/nvpmodel/status": "pmode:0001 fmode:quiet\n",
+        **more,
+    }
+    return tree(root, files)
+
+
+@pytest.mark.parametrize(
+    ("major", "revision", "jetpack"),
+    [
+        (35, "4.1", "5.1.2"),
+        (35, "6.0", "5"),
+        (36, "3.0", "6.0"),
+        (36, "4.0", "6.1"),
+        (36, "4.3", "6.2"),
+        (36, "5.0", "6"),
+        (38, "2.0", "7.0"),
+        (38, "4.0", "7.1"),
+        (39, "2.0", "7.2"),
+        (50, "1.0", "unknown"),
+    ],
+)
+def test_a_jetson_names_its_jetpack_and_power_mode(
+    tmp_path: Path, major: int, revision: str, jetpack: str
+) -> None:
+    root = jetson_tree(tmp_path, major, revision, "NVIDIA Jetson Orin Nano Developer Kit")
+    found = find_jetson(root)
+    assert found is not None
+    assert (found.model, found.l4t, found.jetpack) == (
+        "NVIDIA Jetson Orin Nano Developer Kit",
+        f"{major}.{revision}",
+        jetpack,
+    )
+    assert (found.power_mode, found.power_modes) == ("15W", ("MAXN", "15W", "MODE_30W"))
+
+
+def test_until_a_mode_was_chosen_it_is_the_default(tmp_path: Path) -> None:
+    root = jetson_tree(tmp_path, 38, "2.0", "NVIDIA Jetson AGX Thor Developer Kit")
+    (root / "var/lib/nvpmodel/status").unlink()
+    found = find_jetson(root)
+    assert found is not None
+    assert found.power_mode == "MODE_30W"
+
+
+def test_a_container_shows_the_release_alone(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"etc/nv_tegra_release": RELEASE.format(major=36, revision="4.3")})
+    found = find_jetson(root)
+    assert found is not None
+    assert (found.model, found.power_mode, found.power_modes) == ("Jetson", "", ())
+
+
+def test_a_pc_is_no_jetson_and_names_its_driver_and_gpus(tmp_path: Path) -> None:
+    gpu = "Model: \t\t NVIDIA RTX A2000 12GB\nIRQ:   \t\t 142\nGPU UUID: \t GPU-0\n"
+    version = (
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (dvs)\n"
+        "GCC version:  gcc version 12.3.0\n"
+    )
+    root = tree(
+        tmp_path,
+        {
+            "proc/driver/nvidia/version": version,
+            "proc/driver/nvidia/gpus/0000:01:00.0/information": gpu,
+            "proc/driver/nvidia/gpus/0000:02:00.0/information": gpu.replace("A2000 12GB", "4090"),
+        },
+    )
+    assert find_jetson(root) is None
+    found = find_nvidia_driver(root)
+    assert (found.version, found.names) == ("580.65.06", ("NVIDIA RTX A2000 12GB", "NVIDIA RTX 4090"))
+
+
+def test_an_empty_tree_has_nothing(tmp_path: Path) -> None:
+    assert find_jetson(tmp_path) is None
+    assert find_nvidia_driver(tmp_path) == NvidiaDriver(version="", names=())
+    assert find_memory(tmp_path) is None
+
+
+def test_memory_is_in_bytes(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path, {"proc/meminfo": "MemTotal:  7629456 kB\nMemFree: 1 kB\nMemAvailable:  5000000 kB\n"}
+    )
+    assert find_memory(root) == Memory(total=7629456 * 1024, available=5000000 * 1024)
+
+
+def test_doctor_shows_the_machine_and_every_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = jetson_tree(tmp_path, 36, "4.3", "NVIDIA Jetson Orin NX")
+    found = find_jetson(root)
+    monkeypatch.setattr(machine, "find_jetson", lambda: found)
+    monkeypatch.setattr("flowedge.runtime.engine.find_jetson", lambda: found)
+    shown = flowedge("doctor")
+    assert shown.status == 0
+    assert "Orin NX, JetPack 6.2 (L4T 36.4.3), power mode 15W" in " ".join(shown.stdout.split())
+    printed = json.loads(flowedge("doctor", "--json").stdout)
+    assert printed["machine"]["jetson"]["jetpack"] == "6.2"
+    engines = {engine["name"]: engine for engine in printed["engines"]}
+    assert engines["onnxruntime-cpu"]["works"]
+    assert engines["openvino"]["works"]
+    assert printed["order"][-2:] == ["onnxruntime-cpu", "openvino"]
+    if not engines["tensorrt"]["installed"]:
+        assert "sudo apt install python3-libnvinfer" in engines["tensorrt"]["problem"]
+    assert all(engine["works"] or engine["problem"] for engine in engines.values())
+
+
+def test_every_fact_of_the_machine_has_words() -> None:
+    assert doctor._described(None) == "-"
+    assert doctor._described(NvidiaDriver(version="", names=())) == "no driver"
+    assert (
+        doctor._described(Memory(total=8_000_000_000, available=5_000_000_000)) == "8.0 GB, 5.0 GB available"
+    )

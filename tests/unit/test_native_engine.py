@@ -1,0 +1,239 @@
+"""What surrounds a run on an NVIDIA GPU: the cache, memory, batches, graphs. The GPU itself is pretended."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import flowedge
+from flowedge.bundle import Bundle
+from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
+from flowedge.runtime.building import open_or_build
+from flowedge.runtime.engine import ENGINES, Engine, Opening, open_engine
+from flowedge.runtime.engine_cache import EngineFacts, engine_cache
+from support.pretend_gpu import PretendCuda, PretendTrt
+from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
+
+pytest.importorskip(
+    "cuda.bindings.runtime", reason="cuda-bindings is not installed: pip install cuda-bindings"
+)
+from flowedge.runtime.engines import cuda, nvidia
+
+DEVICE = cuda.Device(name="Orin", capability="8.7", driver="12.6", free=4 << 30, total=8 << 30)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
+    return write_tiny_bundle(tmp_path / "tiny.flowedge")
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> PretendCuda:
+    made = PretendCuda()
+    monkeypatch.setattr(cuda, "cudart", made)
+    monkeypatch.setattr(cuda, "device", lambda: DEVICE)
+    return made
+
+
+def opening_of(bundle: Bundle, name: str = "tensorrt") -> Opening:
+    return Opening(spec=ENGINES[name], bundle=bundle, precision="fp32", threads=None)
+
+
+def stored(trt: PretendTrt, bundle: Bundle, plan: bytes, name: str = "tensorrt") -> EngineFacts:
+    device = None if name == nvidia.RTX else DEVICE
+    facts = nvidia.facts_of(trt, opening_of(bundle, name), device, batches=(1, 1, 4))
+    engine_cache().store(facts, plan)
+    return facts
+
+
+def loaded(pretended: PretendCuda, bundle: Bundle, plan: bytes, name: str = "tensorrt") -> Engine:
+    trt = PretendTrt(pretended)
+    stored(trt, bundle, plan, name)
+    return nvidia.load(trt, opening_of(bundle, name))
+
+
+def images(count: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(count, 3, *IMAGE_SIZE)).astype(np.float32)
+
+
+def check(engine: Engine, image: NDArray[np.float32]) -> None:
+    found, wanted = engine.infer(image), tiny_answer(image)
+    assert found.keys() == wanted.keys() == set(engine.output_names)
+    for name, value in wanted.items():
+        assert found[name].dtype == np.float32
+        assert found[name].flags.owndata
+        np.testing.assert_allclose(found[name], value, rtol=1e-6)
+
+
+def test_batches_of_all_sizes_are_answered_and_everything_is_given_back(
+    pretended: PretendCuda, bundle: Bundle
+) -> None:
+    engine = loaded(pretended, bundle, b"1 4")
+    for count in (1, 4, 2, 3, 1):
+        check(engine, images(count, seed=count))
+    assert (pretended.launches, len(pretended.held), pretended.streams) == (0, 10, 1)
+    engine.close()
+    engine.close()
+    assert (len(pretended.held), pretended.streams) == (0, 0)
+    with pytest.raises(ValueError, match="closed"):
+        engine.infer(images(1))
+
+
+def test_an_answer_is_not_changed_by_the_next_run(pretended: PretendCuda, bundle: Bundle) -> None:
+    engine = loaded(pretended, bundle, b"1 4")
+    first = engine.infer(images(1))
+    before = first["anomaly_map"].copy()
+    engine.infer(images(1, seed=9))
+    np.testing.assert_array_equal(first["anomaly_map"], before)
+
+
+def test_a_fixed_batch_is_replayed_as_a_graph_with_the_new_image(
+    pretended: PretendCuda, bundle: Bundle
+) -> None:
+    engine = loaded(pretended, bundle, b"2 2")
+    for seed in range(4):
+        check(engine, images(2, seed=seed))
+    assert (pretended.launches, pretended.graphs) == (3, 1)
+    engine.close()
+    assert (pretended.graphs, len(pretended.held)) == (0, 0)
+
+
+def test_an_engine_that_nobody_closes_gives_back_what_it_holds(
+    pretended: PretendCuda, bundle: Bundle
+) -> None:
+    engine = loaded(pretended, bundle, b"1 4")
+    check(engine, images(1))
+    del engine
+    gc.collect()
+    assert len(pretended.held) == 0
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_batch_outside_of_the_profile_says_how_to_build_for_it(
+    pretended: PretendCuda, bundle: Bundle, count: int
+) -> None:
+    engine = loaded(pretended, bundle, b"2 4")
+    with pytest.raises(EngineUnavailableError, match=rf"2 to 4 images .*got {count}.*--batch 1,1,{count}"):
+        engine.infer(images(count))
+
+
+@pytest.mark.parametrize("room", range(10))
+def test_memory_that_runs_out_half_way_is_given_back(
+    pretended: PretendCuda, bundle: Bundle, room: int
+) -> None:
+    pretended.room = room
+    with pytest.raises(EngineUnavailableError, match=r"CUDA's \w+ failed: .*cudaErrorMemoryAllocation"):
+        loaded(pretended, bundle, b"1 4")
+    assert (len(pretended.held), pretended.streams) == (0, 0)
+
+
+def test_without_an_engine_the_command_that_builds_it_is_named(
+    pretended: PretendCuda, bundle: Bundle
+) -> None:
+    command = rf"flowedge build {bundle.path} --engine tensorrt --precision fp32"
+    with pytest.raises(EngineNotBuiltError, match=f"has no tensorrt engine of this graph.*{command}"):
+        nvidia.load(PretendTrt(pretended), opening_of(bundle))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"version": "10.7.0"}, "version 10.7.0 instead of 10.3.0"),
+        (
+            {"device": "Thor", "capability": "11.0"},
+            "device Thor instead of Orin, capability 11.0 instead of 8.7",
+        ),
+        ({"driver": "13.0"}, "driver 13.0 instead of 12.6"),
+    ],
+)
+def test_an_engine_of_another_machine_is_explained(
+    pretended: PretendCuda, bundle: Bundle, change: dict[str, str], reason: str
+) -> None:
+    trt = PretendTrt(pretended)
+    facts = nvidia.facts_of(trt, opening_of(bundle), DEVICE)
+    engine_cache().store(msgspec.structs.replace(facts, **change), b"1 4")
+    with pytest.raises(EngineNotBuiltError, match=reason):
+        nvidia.load(trt, opening_of(bundle))
+
+
+def test_an_engine_that_only_has_to_be_built_is_part_of_the_reason(
+    pretended: PretendCuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    engine = open_engine(None, bundle, "fp32")
+    assert engine.name not in ("tensorrt", "tensorrt-rtx")
+    assert f"flowedge build {bundle.path} --engine tensorrt-rtx --precision fp32" in engine.reason
+
+
+def test_an_engine_that_the_library_refuses_is_explained_once_and_then_gone(
+    pretended: PretendCuda, bundle: Bundle
+) -> None:
+    with pytest.raises(EngineNotBuiltError, match="refused and deleted: error: Magic tag does not match"):
+        loaded(pretended, bundle, b"of another build")
+    assert engine_cache().files() == []
+
+
+def test_the_kernels_of_an_rtx_engine_are_kept_for_the_next_start(
+    pretended: PretendCuda, bundle: Bundle
+) -> None:
+    engine = loaded(pretended, bundle, b"2 2", nvidia.RTX)
+    check(engine, images(2))
+    check(engine, images(2, seed=1))
+    assert pretended.launches == 0  # TensorRT for RTX captures by itself
+    engine.close()
+    (kernels,) = (entry.path for entry in engine_cache().files() if entry.facts is None)
+    assert kernels.read_bytes() == b"compiled"
+    kernels.write_bytes(b"compiled before")
+    again = nvidia.load(PretendTrt(pretended), opening_of(bundle, nvidia.RTX))
+    again.close()
+    assert kernels.read_bytes() == b"compiled before"
+
+
+# On a machine without a GPU
+
+
+def has_gpu() -> bool:
+    try:
+        cuda.device()
+    except EngineUnavailableError:
+        return False
+    return True
+
+
+def test_without_a_gpu_the_engine_says_so_and_another_is_chosen(bundle: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    if has_gpu():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(EngineUnavailableError, match=r"CUDA's cudaGetDeviceCount failed: .*nvidia-smi"):
+        open_engine("tensorrt-rtx", bundle, "fp32")
+    with pytest.raises(EngineUnavailableError, match="cudaGetDeviceCount"):
+        open_or_build("tensorrt-rtx", bundle, "fp32", build=True)
+    detector = flowedge.load(bundle.path)
+    assert detector.engine.name == "onnxruntime-cpu"
+    assert "tensorrt-rtx" in detector.engine.reason
+    result = detector(np.zeros((*IMAGE_SIZE, 3), np.uint8))
+    assert (result.engine, result.engine_reason) == ("onnxruntime-cpu", detector.engine.reason)
+
+
+def test_building_needs_the_name_of_what_to_build(bundle: Bundle) -> None:
+    with pytest.raises(EngineUnavailableError, match=r"name it: one of tensorrt, tensorrt-rtx"):
+        flowedge.load(bundle.path, build=True)
+
+
+@pytest.mark.gpu
+def test_a_real_engine_answers_on_a_real_gpu(bundle: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    if not has_gpu():
+        pytest.skip("needs an NVIDIA GPU and its driver")
+    engine = open_or_build("tensorrt-rtx", bundle, "fp32", build=True)
+    for count in (1, 8, 3):
+        found, wanted = engine.infer(images(count)), tiny_answer(images(count))
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5)
+    engine.close()

@@ -1,0 +1,150 @@
+"""ONNX Runtime's GPU providers, without a GPU: never another device than the one asked for, caches where ours are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from flowedge.bundle import Bundle
+from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
+from flowedge.runtime.building import BuildOptions, build_engine
+from flowedge.runtime.engine import open_engine
+from flowedge.runtime.engine_cache import engine_cache
+from flowedge.runtime.engines import onnxrt
+from flowedge.runtime.machine import NvidiaDriver
+from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
+
+CUDA, TENSORRT = "onnxruntime-cuda", "onnxruntime-tensorrt"
+PROVIDERS = {CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider"}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # so that what is set is taken back
+    return write_tiny_bundle(tmp_path / "tiny.flowedge", precisions=("fp32", "fp16"))
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_a_build_without_the_provider_says_which_has_it(bundle: Bundle, name: str) -> None:
+    if PROVIDERS[name] in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has the provider")
+    reason = rf"without {PROVIDERS[name]}.*pip uninstall onnxruntime, then pip install 'flowedge\[ort-gpu\]'"
+    with pytest.raises(EngineUnavailableError, match=reason):
+        open_engine(name, bundle, "fp32")
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_refused(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where CUDA's libraries are missing: the provider is listed, and the session has only the CPU.
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(EngineUnavailableError, match="would compute with CPUExecutionProvider"),
+    ):
+        open_engine(CUDA, bundle, "fp32")
+
+
+class Sessions:
+    """ONNX Runtime's sessions on the CPU, which leave a file where TensorRT's provider would."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[onnxrt._Providers] = []
+        self.engines = 1
+        real = onnxrt._session
+
+        def session(model: Any, providers: onnxrt._Providers, **others: Any) -> onnxruntime.InferenceSession:
+            self.asked.append(providers)
+            name, options = providers[0]
+            if name == PROVIDERS[TENSORRT]:
+                for number in range(self.engines):
+                    Path(options["trt_engine_cache_path"], f"{number}_sm87.engine").write_bytes(b"plan")
+            return real(model, [("CPUExecutionProvider", {})], **others)
+
+        monkeypatch.setattr(onnxrt, "_session", session)
+        monkeypatch.setattr(
+            onnxruntime, "get_available_providers", lambda: [*PROVIDERS.values(), "CPUExecutionProvider"]
+        )
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> Sessions:
+    return Sessions(monkeypatch)
+
+
+def images(count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(0).normal(size=(count, 3, *IMAGE_SIZE)).astype(np.float32)
+
+
+def test_cuda_computes_float32_in_full(bundle: Bundle, sessions: Sessions) -> None:
+    engine = open_engine(CUDA, bundle, "fp16")
+    assert sessions.asked == [[("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {})]]
+    assert engine.name == CUDA
+    np.testing.assert_allclose(engine.infer(images(2))["score"], tiny_answer(images(2))["score"], rtol=1e-5)
+
+
+def test_tensorrts_engines_are_built_on_request_and_kept_in_our_cache(
+    bundle: Bundle, sessions: Sessions, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineNotBuiltError, match=f"flowedge build {bundle.path} --engine {TENSORRT}"):
+        open_engine(TENSORRT, bundle, "fp32")
+    assert sessions.asked == []
+    options = BuildOptions(batches=(1, 2, 3))
+    built = build_engine(bundle, TENSORRT, options=options)
+    assert built.was_built
+    assert not build_engine(bundle, TENSORRT, options=options).was_built
+    ((_, asked), *fallbacks) = sessions.asked[0]
+    assert [name for name, _ in fallbacks] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    height, width = IMAGE_SIZE
+    assert asked["trt_profile_max_shapes"] == f"image:3x3x{height}x{width}"
+    for folder in ("trt_engine_cache_path", "trt_timing_cache_path"):
+        assert Path(asked[folder]).is_relative_to(tmp_path / "cache")
+    engine = open_engine(TENSORRT, bundle, "fp32")
+    assert sessions.asked[1] == sessions.asked[0]
+    assert len(engine.infer(images(3))["score"]) == 3
+    with pytest.raises(EngineUnavailableError, match=r"at most 3 images at a time, got 4.*--batch 1,1,4"):
+        engine.infer(images(4))
+
+
+def test_engines_whose_files_are_gone_are_built_again(bundle: Bundle, sessions: Sessions) -> None:
+    build_engine(bundle, TENSORRT)
+    for entry in engine_cache().files():
+        if entry.facts is None:
+            entry.path.unlink()
+    with pytest.raises(EngineNotBuiltError, match="files were deleted"):
+        open_engine(TENSORRT, bundle, "fp32")
+    assert build_engine(bundle, TENSORRT).was_built
+    assert open_engine(TENSORRT, bundle, "fp32").name == TENSORRT
+
+
+def test_another_driver_is_another_engine(
+    bundle: Bundle, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_engine(bundle, TENSORRT)
+    monkeypatch.setattr(onnxrt, "find_nvidia_driver", lambda: NvidiaDriver(version="580.1", names=("A2000",)))
+    with pytest.raises(
+        EngineNotBuiltError, match=r"device none instead of A2000, driver none instead of 580\.1"
+    ):
+        open_engine(TENSORRT, bundle, "fp32")
+
+
+def test_a_graph_of_which_tensorrt_takes_nothing_is_refused(bundle: Bundle, sessions: Sessions) -> None:
+    sessions.engines = 0
+    with pytest.raises(EngineUnavailableError, match="built no engine"):
+        build_engine(bundle, TENSORRT)
+    assert all(entry.facts is None for entry in engine_cache().files())
+
+
+@pytest.mark.parametrize(
+    ("precision", "options"), [("fp16", BuildOptions()), ("fp32", BuildOptions(dla=True))]
+)
+def test_it_builds_nothing_whose_precision_tensorrt_would_choose(
+    bundle: Bundle, sessions: Sessions, precision: str, options: BuildOptions
+) -> None:
+    with pytest.raises(EngineUnavailableError, match="is built for the precision fp32"):
+        build_engine(bundle, TENSORRT, precision, options=options)
