@@ -45,8 +45,8 @@ from flowedge.calibration.record import (
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.onnx_constants import write_constants
 from flowedge.runtime.engine_cache import cache_folder
+from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.images import read_image
-from flowedge.runtime.preprocess import Preprocessor
 
 Wanted: TypeAlias = Literal["fp16", "bf16", "int8"]
 """What a user asks for; ``int8`` is two graphs, one for each kind of device."""
@@ -281,7 +281,7 @@ class _Work:
             except ValueError:
                 known.unlink(missing_ok=True)
         self._progress.begin("taking the ranges of all tensors")
-        preprocess = Preprocessor(fp32.manifest.preprocessing)
+        input_of = GraphInput(fp32.manifest)
         done = 0
 
         def on_image() -> None:
@@ -292,7 +292,7 @@ class _Work:
         ranges = observe(
             graph,
             tensors,
-            (preprocess(read_image(path))[None] for path in self._images),
+            (input_of([read_image(path)]) for path in self._images),
             threads=self._threads,
             on_image=on_image,
         )

@@ -81,6 +81,8 @@ def _print_bundle(manifest: Manifest) -> None:
     rows.add_row("backbone", manifest.backbone)
     rows.add_row("input", "x".join(map(str, manifest.image_size)))
     rows.add_row("preprocessing", _preprocessing(manifest.preprocessing))
+    if manifest.frame_size is not None:
+        rows.add_row("frames", f"{'x'.join(map(str, manifest.frame_size))}, preprocessed in the graph")
     rows.add_row("levels", ", ".join(f"{lv.channels}@{lv.height}x{lv.width}" for lv in manifest.levels))
     for graph in manifest.graphs:
         image, pixel = graph.thresholds.image, graph.thresholds.pixel
