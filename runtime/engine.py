@@ -226,7 +226,12 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
 
     def opened(spec: EngineSpec) -> Engine:
         exact = bundle.manifest.precision_on(spec.device, precision)
-        bundle.manifest.graph(exact)
+        try:
+            bundle.manifest.graph(exact)
+        except BundleError as error:
+            if name is None and exact != precision:  # it may have the other form of int8
+                raise EngineUnavailableError(str(error)) from error
+            raise
         engine = engine_module(spec).load(Opening(spec=spec, bundle=bundle, precision=exact, threads=threads))
         engine.precision = exact
         return engine
@@ -360,8 +365,8 @@ def how_to_install(spec: EngineSpec) -> str:
     if spec.name == "tensorrt" and find_jetson() is not None:
         return (
             "On a Jetson it comes with JetPack: sudo apt install python3-libnvinfer, and give the virtual environment "
-            "the system's packages (python3 -m venv --system-site-packages). Its CUDA binding: "
-            "pip install 'flowedge[tensorrt]'"
+            "the system's packages (python3 -m venv --system-site-packages). Its CUDA binding, of JetPack's CUDA: "
+            "pip install 'cuda-bindings==12.*' (13 from JetPack 7 on)"
         )
     return f"Install it with: pip install 'flowedge[{spec.extra}]'"
 

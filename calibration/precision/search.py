@@ -140,7 +140,8 @@ class Search:
             folder: Where candidates are written; one at a time.
             on_progress: Called with how much of a step is done.
         """
-        self._typing, self._precision, self._gate, self._limits = typing, precision, gate, limits
+        self._typing, self._gate, self._limits = typing, gate, limits
+        self._precision: TypedPrecision = precision
         self._folder = folder
         self._on_progress = on_progress
         self._blocks = tuple(typing.blocks(precision))
@@ -156,19 +157,20 @@ class Search:
         Raises:
             PrecisionError: Nothing passes.
         """
+        if given_back:
+            self.measure()
         report = self._judge(given_back)
         if report.passed:
             return given_back
         self.measure()
-        fails, step = given_back, 1
+        fails, passes, step = given_back, given_back, 1
         while not report.passed:
-            if fails == len(self._blocks) - 1:
+            if fails >= len(self._blocks) - 1:
                 raise PrecisionError(self._verdict(report))
-            tried = min(fails + step, len(self._blocks) - 1)
-            report = self._judge(tried)
+            passes = min(fails + step, len(self._blocks) - 1)
+            report = self._judge(passes)
             if not report.passed:
-                fails, step = tried, 2 * step
-        passes = tried
+                fails, step = passes, 2 * step
         while passes - fails > 1:
             middle = (passes + fails) // 2
             if self._judge(middle).passed:
