@@ -105,19 +105,6 @@ class GateImages:
             yield synthetic_defect(frame, tuple(DEFECTS)[n % len(DEFECTS)], np.random.default_rng(n)).frame
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """A graph that passes its gate.
-
-    Attributes:
-        blocks: Those that have the precision.
-        sensitivities: Of each block, where they were measured.
-    """
-
-    blocks: tuple[str, ...]
-    sensitivities: dict[str, float]
-
-
 class Search:
     """The search for one precision."""
 
@@ -144,7 +131,6 @@ class Search:
         self._folder = folder
         self._on_progress = on_progress
         self._blocks = tuple(typing.blocks(precision))
-        self._order: tuple[str, ...] | None = None
         self.sensitivities: dict[str, float] = {}
 
     def first_that_passes(self, given_back: int = 0) -> int:
@@ -154,8 +140,15 @@ class Search:
         that giving back more never hurts.
 
         Raises:
-            PrecisionError: Nothing passes.
+            PrecisionError: Nothing passes with at least one block left.
         """
+        if given_back >= len(self._blocks):
+            raise PrecisionError(
+                f"{self._precision} cannot pass its gate: none of its {len(self._blocks)} blocks would be left. "
+                "Nothing was written. Give more images, or loosen a limit with --gate."
+            )
+        if given_back:
+            self.measure()
         report = self._judge(given_back)
         if report.passed:
             return given_back

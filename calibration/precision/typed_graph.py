@@ -122,7 +122,7 @@ class Typing:
         graph = GraphFile(
             precision=precision,
             file=FILES[precision],
-            opset=self._fp32.opset,
+            opset=model.opset_import[0].version,
             scoring=self._fp32.scoring,
             half=TYPED if rest is not None else (),
             fp32_islands=tuple(sorted(found)),
