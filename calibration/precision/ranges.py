@@ -21,6 +21,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from flowedge.errors import CalibrationError
+from flowedge.runtime.denormals import flushing_denormals
 
 _BINS: Final = 1 << 16
 _SIGN: Final = 1 << 15
@@ -112,7 +113,8 @@ def observe(
     sessions = [(_session(graph, group, threads), group) for group in _groups(graph, tensors)]
     for image in images:
         for session, group in sessions:
-            answers = session.run(list(group), {session.get_inputs()[0].name: image})
+            with flushing_denormals():
+                answers = session.run(list(group), {session.get_inputs()[0].name: image})
             for name, values in zip(group, answers, strict=True):
                 ranges[name].add(values)  # pyright: ignore[reportArgumentType]
         seen += 1
@@ -149,7 +151,8 @@ def _session(graph: Path, outputs: Sequence[str], threads: int | None) -> ort.In
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     if threads is not None:
         options.intra_op_num_threads = threads
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with flushing_denormals():
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
