@@ -356,7 +356,7 @@ class _Work:
                 chosen = {**chosen, "bf16": blocks}
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         written = {
-            name: self._typing.write(name, blocks, folder / FILES[name], runnable=True)
+            name: self._typing.write(name, blocks, folder / FILES[name], emulated=name == "bf16")
             for name, blocks in chosen.items()
         }
         graphs = (

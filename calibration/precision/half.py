@@ -193,13 +193,15 @@ def _retype(
     graph.node.extend(ordered)
 
 
-def emulate_bf16(model: onnx.ModelProto, *, keep: Collection[str]) -> None:
-    """Round in place to what the bfloat16 graph would compute with, in float32 types that any engine runs.
+def emulate_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str]) -> None:
+    """Round in place to what the typed graph would compute with, in float32 types that any engine runs.
 
-    ONNX Runtime's CPU has no bfloat16 convolution; every value that a typed node reads or writes is rounded instead.
+    ONNX Runtime's CPU has no bfloat16 convolution, and of a float16 graph it rounds the weights alone: what runs on a
+    GPU overflows where it does not. Here every value that a typed node reads or writes is rounded.
 
     Args:
         model: As for `to_half`.
+        half: Which half precision.
         keep: As for `to_half`.
     """
     graph = model.graph
@@ -213,14 +215,14 @@ def emulate_bf16(model: onnx.ModelProto, *, keep: Collection[str]) -> None:
     def round_tensor(name: str) -> str:
         if name in weights:
             if f"{name}.rounded" not in weights:
-                values = _rounded(numpy_helper.to_array(weights[name]), "bf16").astype(np.float32)
+                values = _rounded(numpy_helper.to_array(weights[name]), half).astype(np.float32)
                 weights[f"{name}.rounded"] = numpy_helper.from_array(values, f"{name}.rounded")
                 graph.initializer.append(weights[f"{name}.rounded"])
         elif name not in done:
             done.add(name)
             for source, target, to in (
-                (name, f"{name}.bf16", onnx.TensorProto.BFLOAT16),
-                (f"{name}.bf16", f"{name}.rounded", onnx.TensorProto.FLOAT),
+                (name, f"{name}.{half}", _TYPES[half]),
+                (f"{name}.{half}", f"{name}.rounded", onnx.TensorProto.FLOAT),
             ):
                 nodes.append(onnx.helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=to))
         return f"{name}.rounded"

@@ -180,7 +180,9 @@ def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) ->
             if name in scales and (node.name in plan.nodes or name in plan.written):
                 copy.input[place] = f"{name}.dq"
         if node.name in sites:
-            for place, stored in enumerate(_stored(graph, sites[node.name], weights, scales, chosen.layout), 1):
+            for place, stored in enumerate(
+                _stored(graph, sites[node.name], weights, scales, chosen.layout), 1
+            ):
                 copy.input[place] = stored.output[0]
                 nodes.append(stored)
         nodes.append(copy)

@@ -130,7 +130,8 @@ class Search:
         self._typing, self._precision, self._gate, self._limits = typing, precision, gate, limits
         self._folder = folder
         self._on_progress = on_progress
-        self._blocks = tuple(typing.blocks(precision))
+        self._macs = typing.blocks(precision)
+        self._blocks = tuple(self._macs)
         self.sensitivities: dict[str, float] = {}
 
     def first_that_passes(self, given_back: int = 0) -> int:
@@ -142,22 +143,22 @@ class Search:
         Raises:
             PrecisionError: Nothing passes with at least one block left.
         """
-        if given_back >= len(self._blocks):
-            raise PrecisionError(
-                f"{self._precision} cannot pass its gate: none of its {len(self._blocks)} blocks would be left. "
-                "Nothing was written. Give more images, or loosen a limit with --gate."
-            )
         if given_back:
             self.measure()
+        if given_back > self._most():
+            raise PrecisionError(
+                f"{self._precision} cannot pass its gate: none of its {len(self._blocks)} blocks would be left to "
+                "compute anything in it. Nothing was written. Give more images, or loosen a limit with --gate."
+            )
         report = self._judge(given_back)
         if report.passed:
             return given_back
         self.measure()
-        fails, step = given_back, 1
+        fails, step, most = given_back, 1, self._most()
         while not report.passed:
-            if fails == len(self._blocks) - 1:
+            if fails == most:
                 raise PrecisionError(self._verdict(report))
-            tried = min(fails + step, len(self._blocks) - 1)
+            tried = min(fails + step, most)
             report = self._judge(tried)
             if not report.passed:
                 fails, step = tried, 2 * step
@@ -181,9 +182,17 @@ class Search:
 
     def chosen(self, given_back: int) -> tuple[str, ...]:
         """The blocks that keep the precision, in the graph's order."""
-        order = sorted(self._blocks, key=lambda name: -self.sensitivities.get(name, 0.0))
-        gone = set(order[:given_back])
+        gone = set(self._order()[:given_back])
         return tuple(name for name in self._blocks if name not in gone)
+
+    def _order(self) -> list[str]:
+        return sorted(self._blocks, key=lambda name: -self.sensitivities.get(name, 0.0))
+
+    def _most(self) -> int:
+        """How many blocks can be given back so that one with multiply-accumulates is left."""
+        return max(
+            (n for n, name in enumerate(self._order()) if self._macs[name]), default=len(self._blocks) - 1
+        )
 
     def _judge(self, given_back: int) -> GateReport:
         bundle = self._candidate(self.chosen(given_back))
@@ -208,7 +217,7 @@ def candidate(
 ) -> tuple[Bundle, Written]:
     """A graph that runs here, as the only one of a bundle that is good for nothing but to be judged."""
     place = folder / FILES[precision]
-    written = typing.write(precision, blocks, place, runnable=True)
+    written = typing.write(precision, blocks, place, emulated=True)
     manifest = msgspec.structs.replace(fp32.manifest, graphs=(written.graph,))
     return Bundle(folder, manifest), written
 

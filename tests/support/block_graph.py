@@ -1,4 +1,4 @@
-"""A bundle whose backbone is a chain of hand-made convolutions, one block each: what a precision does to it is known."""
+"""A bundle whose backbone is a chain of hand-made convolutions, one block each."""
 
 from __future__ import annotations
 

@@ -83,7 +83,9 @@ def direct_divergence(counts: list[float], end: int, steps: int) -> float:
     for n, count in enumerate(true):
         sums[n * steps // end] += count
         filled[n * steps // end] += count > 0
-    rounded = [sums[n * steps // end] / filled[n * steps // end] if count else 0.0 for n, count in enumerate(true)]
+    rounded = [
+        sums[n * steps // end] / filled[n * steps // end] if count else 0.0 for n, count in enumerate(true)
+    ]
     true[-1] += sum(counts[end:])
     divergence = 0.0
     for p, q in zip(true, rounded, strict=True):
@@ -116,7 +118,7 @@ def test_values_within_the_limit_lose_half_a_step(calibrator: CalibratorName, ch
         assert zero.dtype == (np.uint8 if chosen is CPU else np.int8)
         if chosen is GPU or not (values < 0).any():
             assert zero == 0
-        limits = np.iinfo(zero.dtype)
+        limits = np.iinfo(np.uint8 if chosen is CPU else np.int8)
         whole = np.clip(np.rint(values / scale) + zero.astype(np.int64), limits.min, limits.max)
         back = (whole - zero.astype(np.int64)) * scale
         inside = (whole > limits.min) & (whole < limits.max)
@@ -131,5 +133,5 @@ def test_an_outlier_widens_min_max_alone() -> None:
     assert magnitude_limit(spoilt, "entropy", levels=127) < 60
     assert magnitude_limit(range_of(bell(5, 12.0)), "mse", levels=127) < 11.5
     assert magnitude_limit(spoilt, "percentile", levels=127) == pytest.approx(
-        magnitude_limit(plain, "percentile", levels=127), rel=0.05
+        magnitude_limit(plain, "percentile", levels=127), rel=0.1
     )

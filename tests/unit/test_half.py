@@ -140,7 +140,9 @@ def test_values_that_float16_cannot_hold_make_islands(factor: float, why: str, t
     assert written.graph.fp32_islands == tuple(sorted(written.islands))
     whole, half = (np.asarray(run(p, IMAGES)[2]) for p in (path, tmp_path / "half.onnx"))
     assert np.abs(whole - half).max() < 5e-3 * np.abs(whole).max()
-    types = {tensor.name: tensor.data_type for tensor in onnx.load(str(tmp_path / "half.onnx")).graph.initializer}
+    types = {
+        tensor.name: tensor.data_type for tensor in onnx.load(str(tmp_path / "half.onnx")).graph.initializer
+    }
     assert types["l0.weight.fp16"] == types["l3.weight.fp16"] == TensorProto.FLOAT16
     assert types["l1.weight"] == types["l2.weight"] == TensorProto.FLOAT
     assert len(before.graph.node) == len(onnx.load(str(path)).graph.node)
@@ -178,10 +180,31 @@ def bf16(values: NDArray[np.floating]) -> NDArray[np.float32]:
     return values.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
+def test_float16_is_emulated_with_every_value_rounded_and_overflows_where_a_gpu_would(tmp_path: Path) -> None:
+    """ONNX Runtime's CPU widens float16 and rounds nothing but the weights: it cannot judge a graph for others."""
+    typing, path = typing_of(block_model(random_layers(2)), IMAGES, tmp_path)
+    blocks = list(typing.blocks("fp16"))
+    typing.write("fp16", blocks, tmp_path / "real.onnx")
+    typing.write("fp16", blocks, tmp_path / "emulated.onnx", emulated=True)
+    whole, real, emulated = (
+        np.asarray(run(p, IMAGES)[2]) for p in (path, tmp_path / "real.onnx", tmp_path / "emulated.onnx")
+    )
+    assert np.abs(real - whole).max() < np.abs(emulated - whole).max() < 1e-2 * whole.max()
+    overflow = random_layers(2)
+    overflow[1].weight[:] *= 2.0**15
+    overflow[1].bias[:] = 60000
+    overflow[2].weight[:] *= 2.0**-15
+    _, path = typing_of(block_model(overflow), IMAGES, tmp_path)
+    fp32 = GraphFile(precision="fp32", file="fp32.onnx", opset=18, scoring=Scoring(normalisation="none"))
+    blind = Typing(path, fp32, None)
+    blind.write("fp16", blocks, tmp_path / "overflow.onnx", emulated=True)
+    assert not np.isfinite(np.asarray(run(tmp_path / "overflow.onnx", IMAGES)[2])).all()
+
+
 def test_the_emulation_rounds_every_value_as_numpy_does(tmp_path: Path) -> None:
     layers = random_layers(2)
     typing, _ = typing_of(block_model(layers), IMAGES, tmp_path)
-    typing.write("bf16", list(typing.blocks("bf16")), tmp_path / "runnable.onnx", runnable=True)
+    typing.write("bf16", list(typing.blocks("bf16")), tmp_path / "runnable.onnx", emulated=True)
     found = np.asarray(run(tmp_path / "runnable.onnx", IMAGES)[2])
     values = bf16(IMAGES).reshape(2, 3, SIZE[0] // 2, 2, SIZE[1] // 2, 2)
     for layer in layers:
@@ -194,7 +217,9 @@ def test_the_emulation_rounds_every_value_as_numpy_does(tmp_path: Path) -> None:
         if layer is not layers[-1]:
             values = np.maximum(values, 0)
     expected = np.square(values).mean(axis=1, keepdims=True)
-    assert (np.abs(found - expected) <= 1e-6 * expected.max()).mean() > 0.98, "float32 sums may tip a rounding"
+    assert (np.abs(found - expected) <= 1e-6 * expected.max()).mean() > 0.98, (
+        "float32 sums may tip a rounding"
+    )
     assert np.abs(found - expected).max() <= 0.02 * expected.max()
 
 
@@ -204,10 +229,12 @@ def test_blocks_given_back_stay_float32_in_both_forms(tmp_path: Path) -> None:
     real = typing.write("bf16", blocks[:2], tmp_path / "real.onnx")
     assert real.graph.given_back == tuple(blocks[2:])
     assert real.graph.opset == 22
-    types = {tensor.name: tensor.data_type for tensor in onnx.load(str(tmp_path / "real.onnx")).graph.initializer}
+    types = {
+        tensor.name: tensor.data_type for tensor in onnx.load(str(tmp_path / "real.onnx")).graph.initializer
+    }
     assert types["l1.weight.bf16"] == TensorProto.BFLOAT16
     assert types["l2.weight"] == TensorProto.FLOAT
-    typing.write("bf16", (), tmp_path / "none.onnx", runnable=True)
+    typing.write("bf16", (), tmp_path / "none.onnx", emulated=True)
     np.testing.assert_array_equal(run(path, IMAGES)[2], run(tmp_path / "none.onnx", IMAGES)[2])
 
 
@@ -221,7 +248,9 @@ def test_the_scales_of_a_resize_are_never_rounded(tmp_path: Path) -> None:
     resize = onnx.helper.make_node(
         "Resize", ["small", "", "larger"], ["grown"], name="backbone/l0/Resize", mode="linear"
     )
-    crop = onnx.helper.make_node("Slice", ["grown", "from", "to", "axes"], ["l0.relu"], name="backbone/l0/Slice")
+    crop = onnx.helper.make_node(
+        "Slice", ["grown", "from", "to", "axes"], ["l0.relu"], name="backbone/l0/Slice"
+    )
     for name, value in {"from": [0, 0], "to": [24, 32], "axes": [2, 3]}.items():
         model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
     place = list(model.graph.node).index(relu) + 1
@@ -230,7 +259,7 @@ def test_the_scales_of_a_resize_are_never_rounded(tmp_path: Path) -> None:
     typing, path = typing_of(model, IMAGES, tmp_path)
     blocks = list(typing.blocks("bf16"))
     typing.write("bf16", blocks, tmp_path / "real.onnx")
-    typing.write("bf16", blocks, tmp_path / "runnable.onnx", runnable=True)
+    typing.write("bf16", blocks, tmp_path / "runnable.onnx", emulated=True)
     whole, rounded = (np.asarray(run(p, IMAGES)[2]) for p in (path, tmp_path / "runnable.onnx"))
     assert np.corrcoef(whole.ravel(), rounded.ravel())[0, 1] > 0.999
     for name in ("real", "runnable"):

@@ -18,7 +18,6 @@ import flowedge
 from flowedge.bundle import Bundle, open_bundle
 from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport
 from flowedge.calibration.precision import PrecisionRequest, add_precisions, ranges_folder
-from flowedge.calibration.precision import add as add_module
 from flowedge.calibration.precision.ranges import observe, tensor_shapes
 from flowedge.calibration.precision.search import GateImages, Search
 from flowedge.calibration.precision.typed_graph import FILES, Typing, tensors_to_type
@@ -106,7 +105,8 @@ class CountingSearch(Search):
 
     def __init__(self, costs: dict[str, float], most: float) -> None:
         self._blocks, self._precision, self._limits = tuple(costs), "int8-cpu", LIMITS
-        self._costs, self._most = costs, most
+        self._macs = {name: int(name != "idle") for name in costs}
+        self._costs, self._bearable = costs, most
         self.sensitivities = {}
         self.judged: list[int] = []
 
@@ -115,7 +115,7 @@ class CountingSearch(Search):
 
     def _judge(self, given_back: int) -> GateReport:
         self.judged.append(given_back)
-        passed = sum(self._costs[name] for name in self.chosen(given_back)) <= self._most
+        passed = sum(self._costs[name] for name in self.chosen(given_back)) <= self._bearable
         return GateReport(
             passed=passed, limits=LIMITS, good_images=1, defect_images=0, labelled_images=0, quantities=()
         )
@@ -144,6 +144,8 @@ def test_nothing_left_is_refused() -> None:
         search.first_that_passes()
     with pytest.raises(PrecisionError, match="none of its 2 blocks would be left"):
         CountingSearch({"a": 1.0, "b": 2.0}, most=100.0).first_that_passes(2)
+    with pytest.raises(PrecisionError, match="whatever is given back"):
+        CountingSearch({"a": 1.0, "b": 2.0, "idle": 0.0}, most=0.5).first_that_passes()
 
 
 @pytest.mark.parametrize("wanted", ["fp16", "bf16", "int8"])
@@ -152,7 +154,7 @@ def test_what_cannot_pass_leaves_nothing_behind(
 ) -> None:
     bundle = write_block_bundle(tmp_path / "blocks.flowedge", random_layers(1, (4, 4)))
     before = listing(tmp_path)
-    with pytest.raises(PrecisionError, match="cannot pass its gate.*Nothing was written"):
+    with pytest.raises(PrecisionError, match=r"cannot pass its gate.*Nothing was written"):
         add_precisions(bundle, photographs[:2], request_of(wanted, limits=IMPOSSIBLE), threads=1)
     assert listing(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["blocks.flowedge"]
@@ -166,13 +168,12 @@ def test_the_ranges_are_kept_for_the_same_graph_images_and_preprocessing_alone(
 ) -> None:
     monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
     observed: list[int] = []
-    real = add_module.observe
 
     def counted(graph: Path, tensors: Sequence[str], images: Any, **options: Any) -> Any:
         observed.append(len(tensors))
-        return real(graph, tensors, images, **options)
+        return observe(graph, tensors, images, **options)
 
-    monkeypatch.setattr(add_module, "observe", counted)
+    monkeypatch.setattr("flowedge.calibration.precision.add.observe", counted)
 
     def add(number: int, *, weights: int = 1, images: int = 2, crop: bool = False) -> bytes:
         bundle = write_block_bundle(tmp_path / f"{number}.flowedge", random_layers(weights, (4, 4)))
@@ -231,13 +232,17 @@ def test_a_second_precision_keeps_the_first_and_its_report(
 # What only one way of planning saves
 
 
-def judged(bundle: Bundle, photographs: Sequence[Path], precision: str, ranges: Any, calibrator: Any) -> GateReport:
+def judged(
+    bundle: Bundle, photographs: Sequence[Path], precision: str, ranges: Any, calibrator: Any
+) -> GateReport:
     """The gate on a graph of which nothing was given back."""
     fp32 = bundle.manifest.graph("fp32")
     typing = Typing(bundle.graph_path("fp32"), fp32, ranges, calibrator)
     folder = bundle.path.parent / f"{precision}-{calibrator}-{ranges is None}"
     folder.mkdir()
-    written = typing.write(precision, list(typing.blocks(precision)), folder / f"model.{precision}.onnx")  # type: ignore[arg-type]
+    place = folder / f"model.{precision}.onnx"
+    blocks = list(typing.blocks(precision))  # type: ignore[arg-type]
+    written = typing.write(precision, blocks, place, emulated=True)  # type: ignore[arg-type]
     graph = msgspec.structs.replace(written.graph, file=f"model.{precision}.onnx")
     candidate = Bundle(folder, msgspec.structs.replace(bundle.manifest, graphs=(graph,)))
     images = GateImages(bundle, photographs, 1, 1)
@@ -256,12 +261,12 @@ def test_float16_overflows_without_ranges_and_passes_with_islands(
 ) -> None:
     layers = random_layers(1)
     layers[1].weight[:] *= 2.0**15
-    layers[1].bias[:] *= 2.0**15
+    layers[1].bias[:] = 2.0**17
     layers[2].weight[:] *= 2.0**-15
     bundle = write_block_bundle(tmp_path / "large.flowedge", layers)
     blind = judged(bundle, photographs, "fp16", None, "percentile")
     assert not blind.passed
-    assert blind.quantity("not_finite").value
+    assert blind.quantity("not_finite").value == 16, "eight images and a defect of each"
     done, (report,) = add_precisions(
         bundle, photographs, PrecisionRequest(wanted=("fp16",), defects_per_image=1), threads=1
     )

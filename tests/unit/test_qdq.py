@@ -51,7 +51,9 @@ class Wrapped(torch.nn.Module):
             network, pretrained=False, features_only=True, exportable=True, out_indices=(1,)
         )
         for module in self.network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):  # some begin at zero, and leave convolutions of zeros
+            if isinstance(
+                module, torch.nn.BatchNorm2d
+            ):  # some begin at zero, and leave convolutions of zeros
                 torch.nn.init.uniform_(module.weight, 0.5, 1.0)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
@@ -198,7 +200,9 @@ def test_a_residual_sum_of_the_gpu_layout_is_quantised_on_one_side(
 ) -> None:
     model = onnx.load(str(detector("resnet18").gpu))
     dequantised = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
-    sums = [n for n in model.graph.node if n.op_type == "Add" and (block_of(n.name) or "").startswith("backbone")]
+    sums = [
+        n for n in model.graph.node if n.op_type == "Add" and (block_of(n.name) or "").startswith("backbone")
+    ]
     assert [len(dequantised.intersection(node.input)) for node in sums] == [1, 1]
 
 
@@ -209,7 +213,9 @@ def test_openvino_answers_the_cpu_layout_as_onnx_runtime_does(
     """Loosely: rounding on the edge of a step goes either way, and random flows amplify one step; see the limit."""
     graph, images = detector(name).cpu, family_bundle(name).images
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, {"image": images}), strict=True))
+    expected = dict(
+        zip([o.name for o in session.get_outputs()], session.run(None, {"image": images}), strict=True)
+    )
     compiled = openvino.Core().compile_model(str(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled(images)
     layers = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
@@ -235,7 +241,9 @@ def one_layer(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> onnx.Mo
     return onnx.shape_inference.infer_shapes(block_model([Layer("l0", weight, bias, stride=2)]))
 
 
-def int8_of(model: onnx.ModelProto, images: NDArray[np.float32], layout: Layout) -> tuple[onnx.ModelProto, Scales]:
+def int8_of(
+    model: onnx.ModelProto, images: NDArray[np.float32], layout: Layout
+) -> tuple[onnx.ModelProto, Scales]:
     ranges: dict[str, TensorRange] = {}
     session = run(model, tensors_to_observe(model), images)
     for name, values in session.items():
@@ -262,7 +270,8 @@ def run(
 def products(patches: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:
     n, _, height, width = patches.shape
     split = patches.reshape(n, 3, height // 2, 2, width // 2, 2)
-    return np.einsum("nciajb,ocab->noij", split, weight)
+    answer: NDArray[Any] = np.einsum("nciajb,ocab->noij", split, weight)
+    return answer
 
 
 def test_one_convolution_of_the_cpu_layout_is_integer_arithmetic() -> None:
@@ -270,7 +279,7 @@ def test_one_convolution_of_the_cpu_layout_is_integer_arithmetic() -> None:
     images = np.random.default_rng(5).normal(size=(2, 3, *SIZE)).astype(np.float32)
     typed, scales = int8_of(one_layer(layer.weight, layer.bias), images, CPU)
     (step_in, zero_in), (step_out, zero_out) = scales["image"], scales["l0.out"]
-    assert zero_in > 0, "there are negative values"
+    assert int(zero_in) > 0, "there are negative values"
     whole = np.clip(np.rint(images / step_in) + int(zero_in), 0, 255).astype(np.int64) - int(zero_in)
     step_weight = np.abs(layer.weight).max(axis=(1, 2, 3)) / 127
     weight = np.rint(layer.weight / step_weight[:, None, None, None]).astype(np.int64)
@@ -287,7 +296,7 @@ def test_one_convolution_of_the_gpu_layout_is_rounded_on_its_inputs_alone() -> N
     images = np.random.default_rng(5).normal(size=(2, 3, *SIZE)).astype(np.float32)
     typed, scales = int8_of(one_layer(layer.weight, layer.bias), images, GPU)
     step = np.abs(images).max() / np.float32(127)
-    assert scales["image"] == (step, 0)
+    assert (float(scales["image"][0]), int(scales["image"][1])) == (float(step), 0)
     step_weight = (np.abs(layer.weight).max(axis=(1, 2, 3)) / 127)[:, None, None, None]
     expected = products(np.rint(images / step) * step, np.rint(layer.weight / step_weight) * step_weight)
     found = run(typed, ["l0.out"], images)["l0.out"]
