@@ -265,7 +265,7 @@ class EngineCache:
             EngineCacheError: Something cannot be deleted.
         """
         size = sum(entry.size for entry in self.files())
-        for part in (_ENGINES, "timing", "kernels", "onnxruntime-tensorrt", "openvino"):
+        for part in (_ENGINES, "timing", "kernels", "onnxruntime-tensorrt", "openvino", "ranges"):
             try:
                 shutil.rmtree(self.folder / part)
             except FileNotFoundError:

@@ -8,7 +8,7 @@ cannot pass is not written.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import math
 import os
 import tempfile
@@ -132,21 +132,30 @@ def add_precisions(
         work = _Work(opened, Path(folder), images, request, threads, cache, progress or Progress())
         calibrated, reports = work.run()
         record = msgspec.json.decode(calibrated.read(RECORD), type=CalibrationRecord)
-        files: dict[str, Path | bytes] = {
-            stored.path: calibrated.path / stored.path
-            for stored in calibrated.manifest.files
-            if stored not in opened.manifest.files
-        }
-        files |= work.real_bf16(calibrated)
-        files |= {f"gate.{report.precision}.html": work.page(calibrated, report) for report in reports}
-        files[RECORD] = bytes_of_record(msgspec.structs.replace(record, typed=reports))
-        done = replace_in_bundle(opened, manifest=calibrated.manifest, files=files)
+        pages = {f"gate.{report.precision}.html": work.page(calibrated, report) for report in reports}
+        shipped, reports, files = work.for_devices(calibrated, reports)
+        renewed = {report.precision for report in reports}
+        typed = (*(report for report in record.typed if report.precision not in renewed), *reports)
+        files |= {**pages, RECORD: bytes_of_record(msgspec.structs.replace(record, typed=typed))}
+        done = replace_in_bundle(opened, manifest=shipped.manifest, files=files)
     return Bundle(bundle.path, done.manifest), reports
 
 
 def ranges_folder() -> Path:
     """Where ranges are kept from one export to the next: beside the compiled engines."""
     return cache_folder() / "ranges"
+
+
+def _keep(place: Path, content: bytes) -> None:
+    """Keep something that only saves time: where it cannot be written, it is not kept."""
+    draft = place.with_name(f".{place.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            draft.write_bytes(content)
+            draft.replace(place)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 class _Work:
@@ -210,20 +219,50 @@ class _Work:
             f"{'; '.join(report.failures)}. Nothing was written. Give more images, or loosen a limit with --gate."
         )
 
-    def real_bf16(self, calibrated: Bundle) -> dict[str, Path | bytes]:
-        """The graph for devices, with the constants that its emulation was given."""
-        if "bf16" not in self._precisions:
-            return {}
+    def for_devices(
+        self, calibrated: Bundle, reports: Sequence[PrecisionReport]
+    ) -> tuple[Bundle, tuple[PrecisionReport, ...], dict[str, Path | bytes]]:
+        """With the real bfloat16 graph in place of its emulation, and the constants that the emulation was given.
+
+        Args:
+            calibrated: The bundle that ran here.
+            reports: What its gates found.
+
+        Returns:
+            The same bundle with a manifest that describes the real graph; the reports with its size; and the new
+            files, of this and of every other precision.
+        """
+        new = {
+            stored.path: calibrated.path / stored.path
+            for stored in calibrated.manifest.files
+            if stored not in self._opened.manifest.files
+        }
+        if "bf16" not in {graph.precision for graph in calibrated.manifest.graphs}:
+            return calibrated, tuple(reports), dict(new)
         graph = calibrated.manifest.graph("bf16")
-        plain, patched = self._folder / "bf16.onnx", self._folder / graph.file
+        folder, patched = self._folder / "real", self._folder / graph.file
+        folder.mkdir()
         blocks = [name for name in self._typing.blocks("bf16") if name not in graph.given_back]
-        self._typing.write("bf16", blocks, plain)
-        reference = graph.scoring.reference
-        if reference is None:
-            plain.rename(patched)
-        else:
-            write_constants(plain, patched, constants_of(reference))
-        return {graph.file: patched}
+        written = self._typing.write("bf16", blocks, folder / graph.file)
+        for file in [name for name in new if name.startswith(graph.file)]:
+            del new[file]
+        new |= {file.name: file for file in folder.iterdir()}
+        if graph.scoring.reference is not None:
+            write_constants(folder / graph.file, patched, constants_of(graph.scoring.reference))
+            new[graph.file] = patched
+        graphs = tuple(
+            msgspec.structs.replace(one, opset=written.graph.opset) if one is graph else one
+            for one in calibrated.manifest.graphs
+        )
+        share = written.bytes / self._typing.fp32_bytes
+        return (
+            Bundle(calibrated.path, msgspec.structs.replace(calibrated.manifest, graphs=graphs)),
+            tuple(
+                msgspec.structs.replace(report, bytes_share=share) if report.precision == "bf16" else report
+                for report in reports
+            ),
+            dict(new),
+        )
 
     def page(self, calibrated: Bundle, report: PrecisionReport) -> bytes:
         """What the gate found, block by block and with a few maps side by side."""
@@ -271,15 +310,14 @@ class _Work:
         tensors = tensors_to_type(graph, self._precisions)
         if not tensors:
             return None
-        key = ranges_key(
-            hashlib.sha256(graph.read_bytes()).hexdigest(), hash_of_images(self._images), tensors
-        )
+        weights = {file.path: file.sha256 for file in fp32.manifest.files}
+        stored = [weights[name] for name in (graph.name, f"{graph.name}.data") if name in weights]
+        preprocessing = msgspec.json.encode(fp32.manifest.preprocessing).decode()
+        key = ranges_key(",".join(stored), hash_of_images(self._images) + preprocessing, tensors)
         known = self._cache / f"{key}.npz" if self._cache is not None else None
-        if known is not None and known.is_file():
-            try:
+        if known is not None:
+            with contextlib.suppress(OSError, ValueError):  # not there, or damaged: observed anew
                 return ranges_from_bytes(known.read_bytes())
-            except ValueError:
-                known.unlink(missing_ok=True)
         self._progress.begin("taking the ranges of all tensors")
         input_of = GraphInput(fp32.manifest)
         done = 0
@@ -297,10 +335,7 @@ class _Work:
             on_image=on_image,
         )
         if known is not None:
-            known.parent.mkdir(parents=True, exist_ok=True)
-            draft = known.with_suffix(f".{os.getpid()}.tmp")
-            draft.write_bytes(bytes_from_ranges(ranges))
-            draft.replace(known)
+            _keep(known, bytes_from_ranges(ranges))
         return ranges
 
     def _gate_images(self) -> Sequence[Path]:
@@ -319,9 +354,13 @@ class _Work:
         self, fp32: Bundle, chosen: Mapping[TypedPrecision, tuple[str, ...]]
     ) -> tuple[Bundle, dict[TypedPrecision, Written]]:
         """All graphs in one bundle that runs here, calibrated."""
+        for graph in self._opened.manifest.graphs:
+            if graph.precision == "bf16" and "bf16" not in chosen:  # it was there before, and no CPU runs it
+                blocks = tuple(b for b in self._typing.blocks("bf16") if b not in graph.given_back)
+                chosen = {**chosen, "bf16": blocks}
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         written: dict[TypedPrecision, Written] = {
-            name: self._typing.write(name, blocks, folder / FILES[name], runnable=True)
+            name: self._typing.write(name, blocks, folder / FILES[name], emulated=name == "bf16")
             for name, blocks in chosen.items()
         }
         graphs = (

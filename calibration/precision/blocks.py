@@ -36,7 +36,9 @@ class Site:
         node: Its name.
         block: The block that it belongs to.
         source: The tensor that it reads.
-        weight: The initializer of its weights, output channels first for a convolution, last for a product.
+        weight: The initializer of its weights.
+        channel_axis: Which of the weight's axes are the output channels: the first for a convolution, the last for a
+            product.
         bias: The initializer of its bias, None without one.
         output: The tensor that it writes.
         macs: Multiply-accumulates for one image; 0 where the shapes are not known.
@@ -46,6 +48,7 @@ class Site:
     block: str
     source: str
     weight: str
+    channel_axis: int
     bias: str | None
     output: str
     macs: int
@@ -87,6 +90,7 @@ def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
                 block=block,
                 source=node.input[0],
                 weight=node.input[1],
+                channel_axis=0 if node.op_type == "Conv" else 1,
                 bias=node.input[2] if len(node.input) > 2 else None,
                 output=node.output[0],
                 macs=int(np.prod(kernel)) * int(np.prod([side or 1 for side in positions])),

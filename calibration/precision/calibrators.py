@@ -71,7 +71,7 @@ def _entropy(m: NDArray[np.float64], w: NDArray[np.float64], largest: float, lev
     counts[0] = 0.0  # zero is exact in every range
     if not counts.any():
         return largest
-    ends = range(max(levels + 1, _ENTROPY_STEP), _LINEAR_BINS + 1, _ENTROPY_STEP)
+    ends = range(_LINEAR_BINS, levels, -_ENTROPY_STEP)  # the whole range is one of them
     divergences = [_divergence(counts, end, levels + 1) for end in ends]
     return ends[int(np.argmin(divergences))] / _LINEAR_BINS * largest
 

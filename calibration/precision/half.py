@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import numpy_helper, version_converter
 
 from flowedge.calibration.precision.blocks import TYPED
 from flowedge.calibration.precision.ranges import TensorRange
@@ -32,6 +32,7 @@ _HEADROOM: Final = 4.0  # how much further an image may go than those that were 
 _SMALLEST: Final = 2.0**-14  # below it float16 loses digits
 _FLOAT_ONLY_INPUTS: Final = {"Resize": (1, 2)}  # roi and scales are float32 whatever the data is
 _EXTERNAL_ABOVE: Final = 500_000_000
+_BF16_OPSET: Final = 22  # the first in which a convolution may be bfloat16
 _TYPES: Final = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
@@ -84,7 +85,11 @@ def _why_not(
             return None
         values = numpy_helper.to_array(weights[name])
         largest = float(np.abs(values).max()) if values.size else 0.0
-        return f"a weight of {largest:.3g}" if largest > _LARGEST else None
+        if largest > _LARGEST:
+            return f"a weight of {largest:.3g}"
+        if values.ndim > 1 and 0 < largest < _SMALLEST:  # a bias as small as that is nothing beside its sum
+            return f"weights of at most {largest:.1e}"
+        return None
     if name not in ranges:
         return None
     values_seen = ranges[name]
@@ -121,7 +126,7 @@ def to_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str]) ->
 
     Args:
         model: With inferred shapes (which tell the float tensors from the others) and its weights.
-        half: Which half precision.
+        half: Which half precision. bfloat16 lifts the graph to the first opset whose convolutions have it.
         keep: Names of typed nodes that stay in float32.
 
     Raises:
@@ -130,6 +135,8 @@ def to_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str]) ->
     nodes = typed_nodes(model)
     if not nodes:
         raise ExportError(f"no node of the graph is named like {', '.join(TYPED)}: export the bundle again")
+    if half == "bf16" and model.opset_import[0].version < _BF16_OPSET:
+        model.CopyFrom(version_converter.convert_version(model, _BF16_OPSET))
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     _retype(model.graph, set(nodes) - set(keep), weights, half)
     del model.graph.value_info[:]  # of the old types
@@ -186,13 +193,15 @@ def _retype(
     graph.node.extend(ordered)
 
 
-def emulate_bf16(model: onnx.ModelProto, *, keep: Collection[str]) -> None:
-    """Round in place to what the bfloat16 graph would compute with, in float32 types that any engine runs.
+def emulate_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str]) -> None:
+    """Round in place to what the typed graph would compute with, in float32 types that any engine runs.
 
-    ONNX Runtime's CPU has no bfloat16 convolution; every value that a typed node reads or writes is rounded instead.
+    ONNX Runtime's CPU has no bfloat16 convolution, and of a float16 graph it rounds the weights alone: what runs on a
+    GPU overflows where it does not. Here every value that a typed node reads or writes is rounded.
 
     Args:
         model: As for `to_half`.
+        half: Which half precision.
         keep: As for `to_half`.
     """
     graph = model.graph
@@ -206,14 +215,14 @@ def emulate_bf16(model: onnx.ModelProto, *, keep: Collection[str]) -> None:
     def round_tensor(name: str) -> str:
         if name in weights:
             if f"{name}.rounded" not in weights:
-                values = _rounded(numpy_helper.to_array(weights[name]), "bf16").astype(np.float32)
+                values = _rounded(numpy_helper.to_array(weights[name]), half).astype(np.float32)
                 weights[f"{name}.rounded"] = numpy_helper.from_array(values, f"{name}.rounded")
                 graph.initializer.append(weights[f"{name}.rounded"])
         elif name not in done:
             done.add(name)
             for source, target, to in (
-                (name, f"{name}.bf16", onnx.TensorProto.BFLOAT16),
-                (f"{name}.bf16", f"{name}.rounded", onnx.TensorProto.FLOAT),
+                (name, f"{name}.{half}", _TYPES[half]),
+                (f"{name}.{half}", f"{name}.rounded", onnx.TensorProto.FLOAT),
             ):
                 nodes.append(onnx.helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=to))
         return f"{name}.rounded"
@@ -221,8 +230,9 @@ def emulate_bf16(model: onnx.ModelProto, *, keep: Collection[str]) -> None:
     for node in graph.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
+        fixed = _FLOAT_ONLY_INPUTS.get(node.op_type, ())
         for place, name in enumerate(node.input):
-            if name in floats and (node.name in rounded or name in written):
+            if place not in fixed and name in floats and (node.name in rounded or name in written):
                 copy.input[place] = round_tensor(name)
         nodes.append(copy)
         if node.name in rounded:

@@ -8,8 +8,9 @@ There are two layouts of one calibration, because engines fuse different pattern
 - ``CPU``: unsigned activations, which spend all 255 steps on what a ReLU leaves, and Q/DQ behind every INT8 node: ONNX
   Runtime runs a convolution in INT8 only where its output is quantised too.
 
-Weights are symmetric int8 per output channel in both, stored as int8. Biases stay float32; engines quantise them with
-the product of the two scales.
+Weights are symmetric int8 per output channel in both, stored as int8. Biases are float32 in the GPU layout, as TensorRT
+wants them, and int32 with the product of the two scales in the CPU layout: ONNX Runtime before 1.21 runs a convolution
+with a float32 bias in float32. A channel whose weights are tiny beside its bias gets a scale with which the bias fits.
 """
 
 from __future__ import annotations
@@ -33,22 +34,23 @@ class Layout:
     """What an engine's INT8 kernels want.
 
     Attributes:
-        name: ``"cpu"`` or ``"gpu"``.
         unsigned: Activations are uint8 with a zero point, else int8 without.
         outputs: Quantise what an INT8 node writes even where no INT8 node reads it.
+        biases: Store the convolutions' biases as int32.
     """
 
-    name: str
     unsigned: bool
     outputs: bool
+    biases: bool
 
 
-CPU: Final = Layout("cpu", unsigned=True, outputs=True)
-GPU: Final = Layout("gpu", unsigned=False, outputs=False)
+CPU: Final = Layout(unsigned=True, outputs=True, biases=True)
+GPU: Final = Layout(unsigned=False, outputs=False, biases=False)
 
 _SAME_RANGE: Final = frozenset({"MaxPool"})  # what they write are values they read
-_FUSED: Final = frozenset({"Relu", "Clip"})
 _UNARY: Final = frozenset({"LeakyRelu"})
+_SMALLEST_STEP: Final = 1e-20
+_LARGEST_BIAS: Final = 2.0**30  # in steps; the sum of products in an int32 needs the rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,6 @@ class Plan:
         nodes: The names of all INT8 nodes: those of the sites, and what runs along with them.
         tensors: Each tensor to quantise, and the tensor whose observed range it takes.
         written: The tensors of ``tensors`` that an INT8 node writes: every reader takes the rounded values.
-        raw: ``(node, place)`` of inputs that are read as they are although the tensor is quantised for others.
     """
 
     sites: tuple[Site, ...]
@@ -85,7 +86,6 @@ def plan_of(model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> 
     nodes = {site.node for site in sites}
     written: set[str] = set()  # by an INT8 node, after its activation
     quantised: dict[str, str] = {site.source: site.source for site in sites}
-    skipped: set[str] = set()  # activations that are part of the node before them
 
     def after_activation(tensor: str) -> str:
         following = readers.get(tensor, ())
@@ -94,7 +94,6 @@ def plan_of(model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> 
         act = following[0]
         if act.op_type == "Relu" or (act.op_type == "Clip" and _clips_below_zero(act, constants)):
             nodes.add(act.name)
-            skipped.add(act.name)
             return str(act.output[0])
         return tensor
 
@@ -102,7 +101,11 @@ def plan_of(model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> 
         chosen = block_of(node.name) in blocks
         if node.output[0] in by_output:
             written.add(after_activation(node.output[0]))
-        elif node.op_type in _SAME_RANGE and node.input[0] in written:
+        elif (
+            node.op_type in _SAME_RANGE
+            and node.input[0] in written
+            and (layout.outputs or node.output[0] in quantised)
+        ):
             nodes.add(node.name)
             written.add(node.output[0])
             quantised[node.input[0]] = quantised.get(node.input[0], node.input[0])
@@ -171,7 +174,6 @@ def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) ->
             nodes += _pair(graph, value.name, *scales[value.name])
     weights = {tensor.name: tensor for tensor in graph.initializer}
     sites = {site.node: site for site in plan.sites}
-    stored: dict[str, str] = {}
     for node in graph.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
@@ -179,12 +181,11 @@ def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) ->
             if name in scales and (node.name in plan.nodes or name in plan.written):
                 copy.input[place] = f"{name}.dq"
         if node.name in sites:
-            weight = sites[node.name].weight
-            if weight not in stored:
-                axis = 0 if node.op_type == "Conv" else 1
-                nodes.append(_weight(graph, weights[weight], axis))
-                stored[weight] = nodes[-1].output[0]
-            copy.input[1] = stored[weight]
+            for place, stored in enumerate(
+                _stored(graph, sites[node.name], weights, scales, chosen.layout), 1
+            ):
+                copy.input[place] = stored.output[0]
+                nodes.append(stored)
         nodes.append(copy)
         for name in node.output:
             if name in scales:
@@ -219,7 +220,7 @@ def scale_and_zero(
 
 def _step(step: float) -> np.float32:
     """Engines divide by it and multiply two of them: neither zero nor denormal."""
-    return np.float32(step) if step > 1e-20 else np.float32(1.0)
+    return np.float32(step) if step > _SMALLEST_STEP else np.float32(1.0)
 
 
 def _pair(
@@ -236,20 +237,51 @@ def _pair(
     ]
 
 
-def _weight(graph: onnx.GraphProto, tensor: onnx.TensorProto, axis: int) -> onnx.NodeProto:
-    """Store a weight as int8, symmetric per output channel."""
-    values = numpy_helper.to_array(tensor).astype(np.float32)
+def _stored(
+    graph: onnx.GraphProto,
+    site: Site,
+    constants: Mapping[str, onnx.TensorProto],
+    scales: Mapping[str, tuple[np.float32, NDArray[np.generic]]],
+    layout: Layout,
+) -> list[onnx.NodeProto]:
+    """Store a site's weight as int8, symmetric per output channel, and its bias where the layout says so.
+
+    Returns:
+        The nodes that dequantise them; what they write are the site's inputs from the second on.
+    """
+    values = numpy_helper.to_array(constants[site.weight]).astype(np.float32)
+    axis = site.channel_axis
     others = tuple(n for n in range(values.ndim) if n != axis)
-    largest = np.abs(values).max(axis=others, keepdims=True)
-    scale = np.where(largest > 1e-20, largest / 127, np.float32(1.0)).astype(np.float32)
-    name = tensor.name
-    rounded = np.clip(np.rint(values / scale), -127, 127).astype(np.int8)
-    graph.initializer.append(numpy_helper.from_array(rounded, f"{name}.int8"))
-    graph.initializer.append(numpy_helper.from_array(scale.ravel(), f"{name}.scale"))
-    graph.initializer.append(numpy_helper.from_array(np.zeros(scale.size, np.int8), f"{name}.zero"))
+    scale = np.abs(values).max(axis=others).astype(np.float64) / 127
+    source = float(scales[site.source][0])
+    bias = None if site.bias is None or not layout.biases else numpy_helper.to_array(constants[site.bias])
+    if bias is not None:
+        scale = np.maximum(scale, np.abs(bias.astype(np.float64)) / (source * _LARGEST_BIAS))
+    steps = np.where(scale > _SMALLEST_STEP, scale, 1.0).astype(np.float32)
+    shape = [-1 if n == axis else 1 for n in range(values.ndim)]
+    rounded = np.clip(np.rint(values / steps.reshape(shape)), -127, 127).astype(np.int8)
+    nodes = [_dequantised(graph, f"int8/{site.node}/weight", rounded, steps, axis)]
+    if bias is not None:
+        product = np.float32(source) * steps
+        limit = np.iinfo(np.int32).max
+        whole = np.clip(np.rint(bias / product.astype(np.float64)), -limit, limit).astype(np.int32)
+        nodes.append(_dequantised(graph, f"int8/{site.node}/bias", whole, product, 0))
+    return nodes
+
+
+def _dequantised(
+    graph: onnx.GraphProto,
+    name: str,
+    values: NDArray[np.signedinteger],
+    scale: NDArray[np.float32],
+    axis: int,
+) -> onnx.NodeProto:
+    graph.initializer.append(numpy_helper.from_array(values, f"{name}.q"))
+    graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
+    graph.initializer.append(numpy_helper.from_array(np.zeros(scale.size, values.dtype), f"{name}.zero"))
     return helper.make_node(
         "DequantizeLinear",
-        [f"{name}.int8", f"{name}.scale", f"{name}.zero"],
+        [f"{name}.q", f"{name}.scale", f"{name}.zero"],
         [f"{name}.dq"],
         name=f"{name}/DequantizeLinear",
         axis=axis,

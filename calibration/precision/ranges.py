@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +21,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from flowedge.errors import CalibrationError
+from flowedge.runtime.denormals import flushing_denormals
 
 _BINS: Final = 1 << 16
 _SIGN: Final = 1 << 15
@@ -111,18 +110,15 @@ def observe(
     """
     ranges = {name: TensorRange() for name in tensors}
     seen = 0
-    with tempfile.TemporaryDirectory(prefix="flowedge-") as folder:
-        sessions = [
-            (_session(graph, group, Path(folder) / f"{n}.onnx", threads), group)
-            for n, group in enumerate(_groups(graph, tensors))
-        ]
-        for image in images:
-            for session, group in sessions:
+    sessions = [(_session(graph, group, threads), group) for group in _groups(graph, tensors)]
+    for image in images:
+        for session, group in sessions:
+            with flushing_denormals():
                 answers = session.run(list(group), {session.get_inputs()[0].name: image})
-                for name, values in zip(group, answers, strict=True):
-                    ranges[name].add(values)  # pyright: ignore[reportArgumentType]
-            seen += 1
-            on_image()
+            for name, values in zip(group, answers, strict=True):
+                ranges[name].add(values)  # pyright: ignore[reportArgumentType]
+        seen += 1
+        on_image()
     if not seen:
         raise CalibrationError("ranges need at least one image, got none.")
     return ranges
@@ -143,26 +139,20 @@ def _groups(graph: Path, tensors: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in groups if group]
 
 
-def _session(graph: Path, outputs: Sequence[str], place: Path, threads: int | None) -> ort.InferenceSession:
+def _session(graph: Path, outputs: Sequence[str], threads: int | None) -> ort.InferenceSession:
     """The graph with other outputs; weights beside it stay where they are."""
     model = onnx.load(str(graph), load_external_data=False)
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    beside = [tensor for tensor in model.graph.initializer if tensor.external_data]
-    for location in {_location(tensor) for tensor in beside}:
-        if not (place.parent / location).exists():
-            os.symlink(graph.parent.resolve() / location, place.parent / location)
-    onnx.save(model, str(place))
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    folder = str(graph.parent.resolve())
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     if threads is not None:
         options.intra_op_num_threads = threads
-    return ort.InferenceSession(str(place), options, providers=["CPUExecutionProvider"])
-
-
-def _location(tensor: onnx.TensorProto) -> str:
-    return str(next(entry.value for entry in tensor.external_data if entry.key == "location"))
+    with flushing_denormals():
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
@@ -215,9 +205,9 @@ def ranges_from_bytes(data: bytes) -> dict[str, TensorRange]:
     return ranges
 
 
-def ranges_key(graph_sha256: str, images_sha256: str, tensors: Iterable[str]) -> str:
-    """What stored ranges belong to: this graph, these images in any order, these tensors."""
+def ranges_key(graph_sha256: str, inputs_sha256: str, tensors: Iterable[str]) -> str:
+    """What stored ranges belong to: this graph with its weights, what it was given, these tensors in any order."""
     digest = hashlib.sha256()
-    for part in (graph_sha256, images_sha256, *sorted(tensors)):
+    for part in (graph_sha256, inputs_sha256, *sorted(tensors)):
         digest.update(part.encode() + b"\n")
     return digest.hexdigest()

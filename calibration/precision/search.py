@@ -105,19 +105,6 @@ class GateImages:
             yield synthetic_defect(frame, tuple(DEFECTS)[n % len(DEFECTS)], np.random.default_rng(n)).frame
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """A graph that passes its gate.
-
-    Attributes:
-        blocks: Those that have the precision.
-        sensitivities: Of each block, where they were measured.
-    """
-
-    blocks: tuple[str, ...]
-    sensitivities: dict[str, float]
-
-
 class Search:
     """The search for one precision."""
 
@@ -144,8 +131,8 @@ class Search:
         self._precision: TypedPrecision = precision
         self._folder = folder
         self._on_progress = on_progress
-        self._blocks = tuple(typing.blocks(precision))
-        self._order: tuple[str, ...] | None = None
+        self._macs = typing.blocks(precision)
+        self._blocks = tuple(self._macs)
         self.sensitivities: dict[str, float] = {}
 
     def first_that_passes(self, given_back: int = 0) -> int:
@@ -155,19 +142,24 @@ class Search:
         that giving back more never hurts.
 
         Raises:
-            PrecisionError: Nothing passes.
+            PrecisionError: Nothing passes with at least one block left.
         """
         if given_back:
             self.measure()
+        if given_back > self._most():
+            raise PrecisionError(
+                f"{self._precision} cannot pass its gate: none of its {len(self._blocks)} blocks would be left to "
+                "compute anything in it. Nothing was written. Give more images, or loosen a limit with --gate."
+            )
         report = self._judge(given_back)
         if report.passed:
             return given_back
         self.measure()
-        fails, passes, step = given_back, given_back, 1
+        fails, passes, step, most = given_back, given_back, 1, self._most()
         while not report.passed:
-            if fails >= len(self._blocks) - 1:
+            if fails == most:
                 raise PrecisionError(self._verdict(report))
-            passes = min(fails + step, len(self._blocks) - 1)
+            passes = min(fails + step, most)
             report = self._judge(passes)
             if not report.passed:
                 fails, step = passes, 2 * step
@@ -190,9 +182,17 @@ class Search:
 
     def chosen(self, given_back: int) -> tuple[str, ...]:
         """The blocks that keep the precision, in the graph's order."""
-        order = sorted(self._blocks, key=lambda name: -self.sensitivities.get(name, 0.0))
-        gone = set(order[:given_back])
+        gone = set(self._order()[:given_back])
         return tuple(name for name in self._blocks if name not in gone)
+
+    def _order(self) -> list[str]:
+        return sorted(self._blocks, key=lambda name: -self.sensitivities.get(name, 0.0))
+
+    def _most(self) -> int:
+        """How many blocks can be given back so that one with multiply-accumulates is left."""
+        return max(
+            (n for n, name in enumerate(self._order()) if self._macs[name]), default=len(self._blocks) - 1
+        )
 
     def _judge(self, given_back: int) -> GateReport:
         bundle = self._candidate(self.chosen(given_back))
@@ -217,7 +217,7 @@ def candidate(
 ) -> tuple[Bundle, Written]:
     """A graph that runs here, as the only one of a bundle that is good for nothing but to be judged."""
     place = folder / FILES[precision]
-    written = typing.write(precision, blocks, place, runnable=True)
+    written = typing.write(precision, blocks, place, emulated=True)
     manifest = msgspec.structs.replace(fp32.manifest, graphs=(written.graph,))
     return Bundle(folder, manifest), written
 

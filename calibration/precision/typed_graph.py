@@ -12,7 +12,7 @@ import onnx
 
 from flowedge.calibration.precision.blocks import TYPED, block_of, blocks_of, sites_of
 from flowedge.calibration.precision.calibrators import CalibratorName
-from flowedge.calibration.precision.half import HalfType, emulate_bf16, islands, save, to_half, typed_nodes
+from flowedge.calibration.precision.half import HalfType, emulate_half, islands, save, to_half, typed_nodes
 from flowedge.calibration.precision.qdq import CPU, GPU, Layout, Scales, quantise, tensors_to_observe
 from flowedge.calibration.precision.ranges import TensorRange
 from flowedge.manifest import GraphFile
@@ -82,7 +82,7 @@ class Typing:
         return MappingProxyType({name: macs.get(name, 0) for name in named if name is not None})
 
     def write(
-        self, precision: TypedPrecision, blocks: Collection[str], target: Path, *, runnable: bool = False
+        self, precision: TypedPrecision, blocks: Collection[str], target: Path, *, emulated: bool = False
     ) -> Written:
         """Write the graph in which these blocks have the precision.
 
@@ -90,7 +90,8 @@ class Typing:
             precision: Which.
             blocks: Some of those that `blocks` gives.
             target: The file; large weights go into a file beside it.
-            runnable: Make it run on a CPU: bfloat16 is emulated by rounding. Else exactly what a device gets.
+            emulated: Round every value of fp16 and bf16 in float32 types, which a CPU runs; INT8 is as it is. Else
+                exactly what a device gets.
 
         Raises:
             ExportError: The result is not a valid graph.
@@ -114,15 +115,15 @@ class Typing:
                 for node, why in islands(self._model, rest, self._ranges).items()
                 if node not in keep
             }
-            if precision == "bf16" and runnable:
-                emulate_bf16(model, keep=keep)
+            if precision not in _LAYOUTS and emulated:
+                emulate_half(model, rest, keep={*keep, *found})
             else:
                 to_half(model, rest, keep={*keep, *found})
         save(model, target)
         graph = GraphFile(
             precision=precision,
             file=FILES[precision],
-            opset=self._fp32.opset,
+            opset=model.opset_import[0].version,
             scoring=self._fp32.scoring,
             half=TYPED if rest is not None else (),
             fp32_islands=tuple(sorted(found)),

@@ -238,6 +238,11 @@ class _OnnxRuntime:
         self._session = None
 
 
+# It would put float convolutions between two quantised tensors into eight bits as well, a whole weight to a scale: just
+# those that an INT8 graph keeps in float because they lose too much.
+_DISABLED: Final = ["WeightBiasQuantization"]
+
+
 def _session(
     model: str | bytes, providers: _Providers, *, threads: int | None, where: str
 ) -> ort.InferenceSession:
@@ -249,7 +254,9 @@ def _session(
         options.intra_op_num_threads = threads
     try:
         with flushing_denormals():
-            session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
+            session = ort.InferenceSession(
+                model, options, providers=providers, disabled_optimizers=_DISABLED, enable_fallback=0
+            )
     except _BROKEN_GRAPH as error:
         raise BundleError(
             f"ONNX Runtime {ort.__version__} cannot read {where}: {_one_line(error)}. "

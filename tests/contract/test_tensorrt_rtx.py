@@ -83,7 +83,7 @@ def test_the_header_check_can_fail() -> None:
     assert complaints(b"not an engine" * 400)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [name for name in PRECISIONS if name != "int8-cpu"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_familys_graph_becomes_an_engine_with_a_dynamic_batch(
     family_bundle: Callable[[str], FamilyBundle], family: str, precision: str

@@ -1,4 +1,4 @@
-"""Every engine of this machine's CPU gives every family's answers, in every precision."""
+"""Every engine of this machine's CPU gives every family's answers, in float32 and float16."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 
 from flowedge.runtime.engine import ENGINES, open_engine
 from flowedge.runtime.verify import BATCH_LIMIT, PARITY_LIMITS
-from support.family_graphs import FAMILIES, PRECISIONS, FamilyBundle
+from support.family_graphs import FAMILIES, FamilyBundle
 
 ON_THE_CPU = [name for name, spec in ENGINES.items() if spec.device == "cpu"]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("engine", ON_THE_CPU)
 def test_an_engine_gives_what_the_unlowered_network_gives(

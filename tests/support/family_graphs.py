@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowedge.bundle import Bundle, write_bundle
-from flowedge.calibration.precision.half import write_half
+from flowedge.calibration.precision.ranges import observe
+from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Typing, Written, tensors_to_type
 from flowedge.export.graph import ir
 from flowedge.export.graph.emit import Flow
 from flowedge.export.graph.onnx_export import onnx_from_model
@@ -31,7 +32,7 @@ FAMILIES: Final[dict[str, Callable[[int], ir.FlowModel]]] = {
     "msflow": random_msflow,
     "csflow": random_csflow,
 }
-PRECISIONS: Final[tuple[PrecisionName, ...]] = ("fp32", "fp16")
+PRECISIONS: Final[tuple[PrecisionName, ...]] = ("fp32", "fp16", "bf16", "int8-gpu", "int8-cpu")
 
 
 class Features(nn.Module):
@@ -66,23 +67,34 @@ def write_family_bundle(family: str, folder: Path) -> FamilyBundle:
     height, width = model.image_size
     images = np.random.default_rng(7).standard_normal((3, 3, height, width)).astype(np.float32)
     expected = reference_answers(model, images)
-    graph, half = folder / f"{family}.onnx", folder / f"{family}.fp16.onnx"
+    graph = folder / f"{family}.onnx"
     onnx_from_model(lower(model), Features(model).eval(), graph)
-    write_half(graph, half, "fp16")
+    fp32 = GraphFile(precision="fp32", file="model.onnx", opset=18, scoring=model.scoring)
+    typed = typed_graphs(graph, fp32, images, folder)
     manifest = msgspec.structs.replace(
         tiny_manifest(image_size=model.image_size),
         family=model.family,
         levels=tuple(
             LevelInfo(channels=lv.channels, height=lv.height, width=lv.width) for lv in model.levels
         ),
-        graphs=tuple(
-            GraphFile(precision=precision, file=file, opset=18, scoring=model.scoring)
-            for precision, file in zip(PRECISIONS, ("model.onnx", "model.fp16.onnx"), strict=True)
-        ),
+        graphs=(fp32, *(written.graph for written in typed.values())),
     )
-    files: dict[str, Path | bytes] = {"model.onnx": graph, "model.fp16.onnx": half}
+    files: dict[str, Path | bytes] = {"model.onnx": graph}
+    files |= {written.graph.file: folder / f"{family}.{name}.onnx" for name, written in typed.items()}
     bundle = write_bundle(folder / f"{family}.flowedge", manifest, files)
     return FamilyBundle(bundle=bundle, images=images, expected=expected)
+
+
+def typed_graphs(
+    graph: Path, fp32: GraphFile, images: NDArray[np.float32], folder: Path
+) -> dict[TypedPrecision, Written]:
+    """Write ``folder/STEM.PRECISION.onnx`` for every precision, with ranges from the images ``(N, 3, H, W)``."""
+    ranges = observe(graph, tensors_to_type(graph, tuple(FILES)), images[:, None])
+    typing = Typing(graph, fp32, ranges)
+    return {
+        name: typing.write(name, tuple(typing.blocks(name)), folder / f"{graph.stem}.{name}.onnx")
+        for name in FILES
+    }
 
 
 def reference_answers(model: ir.FlowModel, images: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:

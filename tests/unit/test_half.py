@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from flowedge.calibration.precision.half import write_half
+from flowedge.calibration.precision.ranges import observe
+from flowedge.calibration.precision.typed_graph import Typing, tensors_to_type
 from flowedge.errors import ExportError
 from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
+from flowedge.manifest import GraphFile, Scoring
+from support.block_graph import SIZE, block_model, random_layers
 from support.random_flows import random_cflow
 from support.tiny_bundle import tiny_model
 
@@ -103,3 +110,159 @@ def test_a_graph_without_a_matching_node_is_refused(tmp_path: Path) -> None:
     onnx.save(tiny_model(), str(tiny))
     with pytest.raises(ExportError, match="no node"):
         write_half(tiny, tmp_path / "half.onnx", "fp16")
+
+
+# Islands from ranges
+
+
+def typing_of(model: onnx.ModelProto, images: NDArray[np.float32], folder: Path) -> tuple[Typing, Path]:
+    path = folder / "fp32.onnx"
+    onnx.save(model, str(path))
+    fp32 = GraphFile(precision="fp32", file="fp32.onnx", opset=18, scoring=Scoring(normalisation="none"))
+    ranges = observe(path, tensors_to_type(path, ("fp16", "bf16")), images[:, None])
+    return Typing(path, fp32, ranges), path
+
+
+IMAGES = np.random.default_rng(0).normal(size=(2, 3, *SIZE)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("factor", "why"), [(2.0**15, "reached"), (2.0**-19, "below|at most")])
+def test_values_that_float16_cannot_hold_make_islands(factor: float, why: str, tmp_path: Path) -> None:
+    layers = random_layers(0)
+    before = onnx.load(str(typing_of(block_model(layers), IMAGES, tmp_path)[1]))
+    layers[1].weight[:] *= factor
+    layers[1].bias[:] *= factor
+    layers[2].weight[:] /= factor
+    typing, path = typing_of(block_model(layers), IMAGES, tmp_path)
+    written = typing.write("fp16", list(typing.blocks("fp16")), tmp_path / "half.onnx")
+    assert set(written.islands) == {"backbone/l1/Conv", "backbone/l1/Relu", "backbone/l2/Conv"}
+    assert all(re.search(why, reason) for reason in written.islands.values()), written.islands
+    assert written.graph.fp32_islands == tuple(sorted(written.islands))
+    whole, half = (np.asarray(run(p, IMAGES)[2]) for p in (path, tmp_path / "half.onnx"))
+    assert np.abs(whole - half).max() < 5e-3 * np.abs(whole).max()
+    types = {
+        tensor.name: tensor.data_type for tensor in onnx.load(str(tmp_path / "half.onnx")).graph.initializer
+    }
+    assert types["l0.weight.fp16"] == types["l3.weight.fp16"] == TensorProto.FLOAT16
+    assert types["l1.weight"] == types["l2.weight"] == TensorProto.FLOAT
+    assert len(before.graph.node) == len(onnx.load(str(path)).graph.node)
+
+
+def test_only_the_graph_without_ranges_overflows(tmp_path: Path) -> None:
+    layers = random_layers(0)
+    layers[1].weight[:] *= 2.0**15
+    layers[2].weight[:] *= 2.0**-15
+    _, path = typing_of(block_model(layers), IMAGES, tmp_path)
+    assert write_half(path, tmp_path / "blind.onnx", "fp16").keys() <= {"backbone/l2/Conv"}
+    whole, blind = (np.asarray(run(p, IMAGES)[2]) for p in (path, tmp_path / "blind.onnx"))
+    assert not np.abs(whole - blind).max() < 0.1 * np.abs(whole).max()
+
+
+# bfloat16
+
+
+def test_bfloat16_is_valid_in_an_opset_that_has_it_and_typed_as_planned(fp32: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bf16.onnx"
+    assert write_half(fp32, target, "bf16") == {}
+    model = onnx.load(str(target))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    assert model.opset_import[0].version == 22
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    named = [n for n in model.graph.node if n.op_type == "Conv" and not n.name.startswith("flow/energies")]
+    assert {types[node.input[1]] for node in named} == {TensorProto.BFLOAT16}
+    assert TensorProto.FLOAT16 not in types.values()
+    for value in (*model.graph.input, *model.graph.output):
+        assert value.type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+def bf16(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    return values.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def test_float16_is_emulated_with_every_value_rounded_and_overflows_where_a_gpu_would(tmp_path: Path) -> None:
+    """ONNX Runtime's CPU widens float16 and rounds nothing but the weights: it cannot judge a graph for others."""
+    typing, path = typing_of(block_model(random_layers(2)), IMAGES, tmp_path)
+    blocks = list(typing.blocks("fp16"))
+    typing.write("fp16", blocks, tmp_path / "real.onnx")
+    typing.write("fp16", blocks, tmp_path / "emulated.onnx", emulated=True)
+    whole, real, emulated = (
+        np.asarray(run(p, IMAGES)[2]) for p in (path, tmp_path / "real.onnx", tmp_path / "emulated.onnx")
+    )
+    assert np.abs(real - whole).max() < np.abs(emulated - whole).max() < 1e-2 * whole.max()
+    overflow = random_layers(2)
+    overflow[1].weight[:] *= 2.0**15
+    overflow[1].bias[:] = 60000
+    overflow[2].weight[:] *= 2.0**-15
+    _, path = typing_of(block_model(overflow), IMAGES, tmp_path)
+    fp32 = GraphFile(precision="fp32", file="fp32.onnx", opset=18, scoring=Scoring(normalisation="none"))
+    blind = Typing(path, fp32, None)
+    blind.write("fp16", blocks, tmp_path / "overflow.onnx", emulated=True)
+    assert not np.isfinite(np.asarray(run(tmp_path / "overflow.onnx", IMAGES)[2])).all()
+
+
+def test_the_emulation_rounds_every_value_as_numpy_does(tmp_path: Path) -> None:
+    layers = random_layers(2)
+    typing, _ = typing_of(block_model(layers), IMAGES, tmp_path)
+    typing.write("bf16", list(typing.blocks("bf16")), tmp_path / "runnable.onnx", emulated=True)
+    found = np.asarray(run(tmp_path / "runnable.onnx", IMAGES)[2])
+    values = bf16(IMAGES).reshape(2, 3, SIZE[0] // 2, 2, SIZE[1] // 2, 2)
+    for layer in layers:
+        kernel = bf16(layer.weight).astype(np.float64)
+        if layer.stride == 2:
+            total = np.einsum("nciajb,ocab->noij", values, kernel)
+        else:
+            total = np.einsum("ncij,oc->noij", values, kernel[:, :, 0, 0])
+        values = bf16(total + bf16(layer.bias)[:, None, None])
+        if layer is not layers[-1]:
+            values = np.maximum(values, 0)
+    expected = np.square(values).mean(axis=1, keepdims=True)
+    assert (np.abs(found - expected) <= 1e-6 * expected.max()).mean() > 0.98, (
+        "float32 sums may tip a rounding"
+    )
+    assert np.abs(found - expected).max() <= 0.02 * expected.max()
+
+
+def test_blocks_given_back_stay_float32_in_both_forms(tmp_path: Path) -> None:
+    typing, path = typing_of(block_model(random_layers(2)), IMAGES, tmp_path)
+    blocks = list(typing.blocks("bf16"))
+    real = typing.write("bf16", blocks[:2], tmp_path / "real.onnx")
+    assert real.graph.given_back == tuple(blocks[2:])
+    assert real.graph.opset == 22
+    types = {
+        tensor.name: tensor.data_type for tensor in onnx.load(str(tmp_path / "real.onnx")).graph.initializer
+    }
+    assert types["l1.weight.bf16"] == TensorProto.BFLOAT16
+    assert types["l2.weight"] == TensorProto.FLOAT
+    typing.write("bf16", (), tmp_path / "none.onnx", emulated=True)
+    np.testing.assert_array_equal(run(path, IMAGES)[2], run(tmp_path / "none.onnx", IMAGES)[2])
+
+
+def test_the_scales_of_a_resize_are_never_rounded(tmp_path: Path) -> None:
+    model = block_model(random_layers(0))
+    scale = 1 + 1 / 24  # from 24x32 to 25x33, and not in bfloat16
+    constant = numpy_helper.from_array(np.array([1, 1, scale, scale], np.float32), "larger")
+    model.graph.initializer.append(constant)
+    relu = next(node for node in model.graph.node if node.name == "backbone/l0/Relu")
+    relu.output[0] = "small"
+    resize = onnx.helper.make_node(
+        "Resize", ["small", "", "larger"], ["grown"], name="backbone/l0/Resize", mode="linear"
+    )
+    crop = onnx.helper.make_node(
+        "Slice", ["grown", "from", "to", "axes"], ["l0.relu"], name="backbone/l0/Slice"
+    )
+    for name, value in {"from": [0, 0], "to": [24, 32], "axes": [2, 3]}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+    place = list(model.graph.node).index(relu) + 1
+    model.graph.node.insert(place, resize)
+    model.graph.node.insert(place + 1, crop)
+    typing, path = typing_of(model, IMAGES, tmp_path)
+    blocks = list(typing.blocks("bf16"))
+    typing.write("bf16", blocks, tmp_path / "real.onnx")
+    typing.write("bf16", blocks, tmp_path / "runnable.onnx", emulated=True)
+    whole, rounded = (np.asarray(run(p, IMAGES)[2]) for p in (path, tmp_path / "runnable.onnx"))
+    assert np.corrcoef(whole.ravel(), rounded.ravel())[0, 1] > 0.999
+    for name in ("real", "runnable"):
+        graph = onnx.load(str(tmp_path / f"{name}.onnx")).graph
+        (node,) = (n for n in graph.node if n.name == "backbone/l0/Resize")
+        assert node.input[2] == "larger"

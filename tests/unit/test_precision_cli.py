@@ -1,0 +1,158 @@
+"""Lower precisions through the command line: exported, calibrated, verified, run, and refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowedge.bundle import open_bundle
+from flowedge.calibration.calibrate import constants_of
+from flowedge.calibration.record import read_record
+from flowedge.onnx_constants import read_constants
+from support.block_graph import write_photographs
+from support.command_line import flowedge
+
+LOOSE = ("--gate", "map_correlation=0.9", "--gate", "map_error=20", "--gate", "rank_agreement=0")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs") / "good"
+    write_photographs(folder, 3)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def copy(small_bundle: Path, tmp_path: Path) -> Callable[[], Path]:
+    return lambda: Path(shutil.copytree(small_bundle, tmp_path / "small.flowedge"))
+
+
+def test_export_with_images_writes_the_graphs_with_what_was_found(
+    small_checkpoint: Path, photographs: Path, tmp_path: Path, cache: Path
+) -> None:
+    target = tmp_path / "int8.flowedge"
+    done = flowedge(
+        "export", small_checkpoint, "-o", target, "--int8", "--calib-data", photographs, *LOOSE, "--json"
+    )
+    assert done.status == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [report["precision"] for report in answer["precisions"]] == ["int8-gpu", "int8-cpu"]
+    assert set(answer["checks"]) == {"fp32", "int8-gpu", "int8-cpu"}
+    assert all(report["gate"]["passed"] for report in answer["precisions"])
+    assert all(report["bytes_share"] < 0.4 for report in answer["precisions"])
+    bundle = open_bundle(target)
+    stored = {file.path for file in bundle.manifest.files}
+    assert {"model.int8.onnx", "model.int8-cpu.onnx", "gate.int8-cpu.html", "calibration.json"} <= stored
+    record = read_record(bundle)
+    assert record is not None
+    assert [report.calibrator for report in record.typed] == ["percentile", "percentile"]
+    assert len(list((cache / "ranges").iterdir())) == 1
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_calibrate_adds_int8_and_every_precision_gets_its_own_reference(
+    copy: Callable[[], Path], photographs: Path
+) -> None:
+    bundle = copy()
+    done = flowedge("calibrate", bundle, "--data", photographs, "--int8", "--calibrator", "mse", *LOOSE)
+    assert done.status == 0, done.stderr
+    for part in ("int8-gpu: ", "int8-cpu: ", "map_correlation", "ok"):
+        assert part in done.stdout
+    opened = open_bundle(bundle)
+    references = []
+    for graph in opened.manifest.graphs:
+        reference = graph.scoring.reference
+        assert reference is not None
+        assert graph.thresholds.image is not None
+        references.append(reference.map_max)
+        expected = constants_of(reference)
+        stored = read_constants(opened.path / graph.file, expected)
+        assert all(np.array_equal(stored[name], expected[name]) for name in expected)
+    assert len(set(references)) == 3, "fp32 and both INT8 graphs"
+    assert max(references) < 1.1 * min(references)
+
+    limits = {
+        name: flowedge("verify", bundle, "--precision", "int8", "--data", photographs, "--engine", name)
+        for name in ("onnxruntime-cpu", "openvino")
+    }
+    for done in limits.values():
+        assert "int8 against fp32, 3 images of" in done.stdout.replace("\n", "").replace("  ", "")
+        assert done.status == (1 if "FAILED" in done.stdout else 0)
+    assert limits["onnxruntime-cpu"].stdout.count("map_correlation") == 1
+
+    run = flowedge("run", bundle, photographs / "00.png", "--precision", "int8", "--json")
+    assert run.status == 0, run.stderr
+    answer = json.loads(run.stdout)
+    assert (answer["precision"], answer["engine"]) == ("int8-cpu", "onnxruntime-cpu")
+    assert answer["threshold"] == opened.manifest.graph("int8-cpu").thresholds.image.value  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--int8"], "--int8 needs images of good parts: name their folder with --calib-data"),
+        (["--fp16", "--gate", "flips=0.1"], "name a folder with --calib-data"),
+        (["--calib-data", "GOOD"], "--calib-data goes with --fp16, --bf16 or --int8"),
+        (
+            ["--int8", "--calib-data", "GOOD", "--gate", "nonsense"],
+            "--gate takes NAME=NUMBER, got 'nonsense'",
+        ),
+        (
+            ["--int8", "--calib-data", "GOOD", "--gate", "nonsense=1"],
+            "--gate knows map_correlation, map_error",
+        ),
+        (["--int8", "--calib-data", "GOOD", "--gate", "flips=-1"], "got 'flips=-1'"),
+        (["--int8", "--calib-data", "GOOD", "--gate", "flips=nan"], "got 'flips=nan'"),
+        (["--int8", "--calib-data", "GOOD", "--calibrator", "nonsense"], "min-max, percentile, mse, entropy"),
+        (["--int8", "--calib-data", "EMPTY"], "EMPTY"),
+    ],
+)
+def test_an_option_that_cannot_be_is_one_message_before_any_work(
+    small_checkpoint: Path, photographs: Path, tmp_path: Path, options: list[str], reason: str
+) -> None:
+    (tmp_path / "EMPTY").mkdir()
+    named = {"GOOD": str(photographs), "EMPTY": str(tmp_path / "EMPTY")}
+    target = tmp_path / "none.flowedge"
+    done = flowedge("export", small_checkpoint, "-o", target, *(named.get(word, word) for word in options))
+    assert done.status == 2
+    assert reason in " ".join(done.stderr.split())
+    assert not target.exists()
+
+
+def test_a_gate_that_cannot_pass_ends_with_its_reason_and_changes_nothing(
+    copy: Callable[[], Path], photographs: Path, tmp_path: Path
+) -> None:
+    bundle = copy()
+    before = {path: path.read_bytes() for path in sorted(bundle.rglob("*")) if path.is_file()}
+    impossible = ("--gate", "map_correlation=1", "--gate", "map_error=0")
+    done = flowedge("calibrate", bundle, "--data", photographs, "--fp16", *impossible)
+    assert done.status == 1
+    assert "fp16 cannot pass its gate" in done.stderr
+    assert "must be at most 0" in done.stderr
+    assert "Nothing was written" in done.stderr
+    assert {path: path.read_bytes() for path in sorted(bundle.rglob("*")) if path.is_file()} == before
+    assert {path.name for path in tmp_path.iterdir()} <= {"small.flowedge", "cache"}
+
+
+def test_an_export_whose_gate_cannot_pass_leaves_no_bundle(
+    small_checkpoint: Path, photographs: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "none.flowedge"
+    impossible = ("--gate", "map_correlation=1", "--gate", "map_error=0")
+    done = flowedge(
+        "export", small_checkpoint, "-o", target, "--bf16", "--calib-data", photographs, *impossible
+    )
+    assert done.status == 1
+    assert "bf16 cannot pass its gate" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}

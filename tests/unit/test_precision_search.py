@@ -1,0 +1,302 @@
+"""Adding precisions: what is given back, what is refused, and detectors that only one way of planning saves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+import flowedge
+from flowedge.bundle import Bundle, open_bundle
+from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport
+from flowedge.calibration.precision import PrecisionRequest, add_precisions, ranges_folder
+from flowedge.calibration.precision.ranges import observe, tensor_shapes
+from flowedge.calibration.precision.search import GateImages, Search
+from flowedge.calibration.precision.typed_graph import FILES, Typing, tensors_to_type
+from flowedge.calibration.record import PrecisionReport, read_record
+from flowedge.errors import CalibrationError, PrecisionError
+from flowedge.runtime.engine_cache import engine_cache
+from flowedge.runtime.images import read_image
+from flowedge.runtime.preprocess import Preprocessor
+from support.block_graph import Layer, random_layers, write_block_bundle, write_photographs
+
+LIMITS = GateLimits(
+    map_correlation=0.98,
+    map_error=3.0,
+    rank_agreement=0.0,
+    flips=1.0,
+    image_auroc=1.0,
+    pixel_auroc=1.0,
+    aupro=1.0,
+)
+IMPOSSIBLE = msgspec.structs.replace(LIMITS, map_correlation=1.0, map_error=0.0)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    return write_photographs(tmp_path_factory.mktemp("photographs") / "good", 8)
+
+
+def request_of(*wanted: str, limits: GateLimits = LIMITS, **options: Any) -> PrecisionRequest:
+    return PrecisionRequest(
+        wanted=wanted,  # type: ignore[arg-type]
+        limits=dict.fromkeys(("fp16", "bf16", "int8"), limits),
+        defects_per_image=1,
+        **options,
+    )
+
+
+def ruined_by_int8(layers: Sequence[Layer], number: int) -> None:
+    """One input channel is always zero, and its weights use up all the steps of the others."""
+    before, layer = layers[number - 1], layers[number]
+    before.weight[0] = 0
+    before.bias[0] = 0
+    layer.weight[:, 0] = 300.0
+
+
+def listing(folder: Path) -> dict[str, str]:
+    """Every file below a folder, and its hash."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def given_back(reports: Sequence[PrecisionReport], precision: str) -> set[str]:
+    (report,) = (one for one in reports if one.precision == precision)
+    return {block.name for block in report.blocks if block.reason}
+
+
+def test_exactly_the_ruined_blocks_are_given_back(tmp_path: Path, photographs: tuple[Path, ...]) -> None:
+    layers = random_layers(2, (8,) * 7)
+    for number in (2, 5):
+        ruined_by_int8(layers, number)
+    bundle = write_block_bundle(tmp_path / "blocks.flowedge", layers)
+    done, reports = add_precisions(bundle, photographs, request_of("int8"), threads=1)
+    ruined = {"backbone/l2", "backbone/l5"}
+    for report in reports:
+        assert report.gate.passed
+        assert given_back(reports, report.precision) == ruined
+        costs = {block.name: block.sensitivity for block in report.blocks}
+        assert None not in costs.values()
+        worst = sorted(costs, key=lambda name: -(costs[name] or 0))[:2]
+        assert set(worst) == ruined
+        graph = done.manifest.graph(report.precision)
+        assert set(graph.given_back) == ruined
+        assert set(graph.int8) == {f"backbone/l{n}" for n in range(7)} - ruined
+        assert sum(block.macs_share for block in report.blocks) == pytest.approx(1)
+    high = [[b.precision for b in report.blocks if b.reason] for report in reports]
+    assert high == [["fp16", "fp16"], ["fp32", "fp32"]]
+    types = {t.name: t.data_type for t in onnx.load(str(done.graph_path("int8-cpu"))).graph.initializer}
+    assert [types.get(f"l{n}.weight") for n in range(7)].count(TensorProto.FLOAT) == 2
+
+
+class CountingSearch(Search):
+    """A search over blocks that cost what a table says; nothing is run."""
+
+    def __init__(self, costs: dict[str, float], most: float) -> None:
+        self._blocks, self._precision, self._limits = tuple(costs), "int8-cpu", LIMITS
+        self._macs = {name: int(name != "idle") for name in costs}
+        self._costs, self._bearable = costs, most
+        self.sensitivities = {}
+        self.judged: list[int] = []
+
+    def measure(self) -> None:
+        self.sensitivities = dict(self._costs)
+
+    def _judge(self, given_back: int) -> GateReport:
+        self.judged.append(given_back)
+        passed = sum(self._costs[name] for name in self.chosen(given_back)) <= self._bearable
+        return GateReport(
+            passed=passed, limits=LIMITS, good_images=1, defect_images=0, labelled_images=0, quantities=()
+        )
+
+
+@pytest.mark.parametrize("wanted", range(12))
+def test_the_smallest_number_is_found_in_few_comparisons(wanted: int) -> None:
+    costs = {f"b{n}": float((7 * n) % 12 + 1) for n in range(12)}
+    order = sorted(costs, key=lambda name: -costs[name])
+    search = CountingSearch(costs, sum(costs[name] for name in order[wanted:]))
+    assert search.first_that_passes() == wanted
+    assert set(search.chosen(wanted)) == set(order[wanted:])
+    assert len(search.judged) <= 9
+    assert max(search.judged) < 12, "a graph without a single block is no graph of this precision"
+
+
+def test_what_is_given_back_later_is_the_most_sensitive_too() -> None:
+    search = CountingSearch({"a": 1.0, "b": 9.0, "c": 2.0}, most=100.0)
+    assert search.first_that_passes(1) == 1
+    assert search.chosen(1) == ("a", "c")
+
+
+def test_nothing_left_is_refused() -> None:
+    search = CountingSearch({"a": 1.0, "b": 2.0}, most=0.5)
+    with pytest.raises(PrecisionError, match=r"whatever is given back.*Most sensitive: b \(2\), a \(1\)"):
+        search.first_that_passes()
+    with pytest.raises(PrecisionError, match="none of its 2 blocks would be left"):
+        CountingSearch({"a": 1.0, "b": 2.0}, most=100.0).first_that_passes(2)
+    with pytest.raises(PrecisionError, match="whatever is given back"):
+        CountingSearch({"a": 1.0, "b": 2.0, "idle": 0.0}, most=0.5).first_that_passes()
+
+
+@pytest.mark.parametrize("wanted", ["fp16", "bf16", "int8"])
+def test_what_cannot_pass_leaves_nothing_behind(
+    tmp_path: Path, photographs: tuple[Path, ...], wanted: str
+) -> None:
+    bundle = write_block_bundle(tmp_path / "blocks.flowedge", random_layers(1, (4, 4)))
+    before = listing(tmp_path)
+    with pytest.raises(PrecisionError, match=r"cannot pass its gate.*Nothing was written"):
+        add_precisions(bundle, photographs[:2], request_of(wanted, limits=IMPOSSIBLE), threads=1)
+    assert listing(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["blocks.flowedge"]
+    with pytest.raises(CalibrationError, match=f"{wanted}: .* need images of good parts, got none"):
+        add_precisions(bundle, (), request_of(wanted))
+    assert listing(tmp_path) == before
+
+
+def test_the_ranges_are_kept_for_the_same_graph_images_and_preprocessing_alone(
+    tmp_path: Path, photographs: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
+    observed: list[int] = []
+
+    def counted(graph: Path, tensors: Sequence[str], images: Any, **options: Any) -> Any:
+        observed.append(len(tensors))
+        return observe(graph, tensors, images, **options)
+
+    monkeypatch.setattr("flowedge.calibration.precision.add.observe", counted)
+
+    def add(number: int, *, weights: int = 1, images: int = 2, crop: bool = False) -> bytes:
+        bundle = write_block_bundle(tmp_path / f"{number}.flowedge", random_layers(weights, (4, 4)))
+        if crop:
+            changed = msgspec.structs.replace(bundle.manifest.preprocessing, mean=(0.4, 0.4, 0.4))
+            bundle = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, preprocessing=changed))
+            (bundle.path / "manifest.json").write_bytes(msgspec.json.encode(bundle.manifest))
+        done, _ = add_precisions(
+            bundle, photographs[:images], request_of("int8"), threads=1, cache=ranges_folder()
+        )
+        return done.read("model.int8-cpu.onnx")
+
+    first = add(0)
+    assert len(observed) == 1
+    assert add(1) == first
+    assert len(observed) == 1, "the second run found them"
+    for number, change in enumerate(({"weights": 2}, {"images": 3}, {"crop": True}), start=2):
+        add(number, **change)  # type: ignore[arg-type]
+        assert len(observed) == number
+    (stored, *_) = ranges_folder().iterdir()
+    for file in ranges_folder().iterdir():
+        file.write_bytes(b"damaged")
+    assert add(5) == first
+    assert len(observed) == 5
+    assert stored.suffix == ".npz"
+    assert engine_cache().clear() > 0
+    assert not ranges_folder().exists()
+    ranges_folder().parent.mkdir(exist_ok=True)
+    ranges_folder().write_text("a file in the way")
+    assert add(6) == first
+
+
+def test_a_second_precision_keeps_the_first_and_its_report(
+    tmp_path: Path, photographs: tuple[Path, ...]
+) -> None:
+    bundle = write_block_bundle(tmp_path / "blocks.flowedge", random_layers(1, (64, 64)))
+    first, reports = add_precisions(bundle, photographs[:2], request_of("bf16"), threads=1)
+    assert reports[0].bytes_share < 0.9, "the size of the real graph, not of its emulation"
+    assert first.manifest.graph("bf16").opset == 22
+    real = first.read("model.bf16.onnx")
+    types = {tensor.data_type for tensor in onnx.load_from_string(real).graph.initializer}
+    assert TensorProto.BFLOAT16 in types
+    second, _ = add_precisions(first, photographs[:2], request_of("fp16", "int8"), threads=1)
+    assert [graph.precision for graph in second.manifest.graphs] == [
+        *("fp32", "fp16", "int8-gpu", "int8-cpu", "bf16")
+    ]
+    assert second.read("model.bf16.onnx") == real
+    record = read_record(open_bundle(second.path))
+    assert record is not None
+    assert {report.precision for report in record.typed} == {"bf16", "fp16", "int8-gpu", "int8-cpu"}
+    assert {graph.precision for graph in record.graphs} == {g.precision for g in second.manifest.graphs}
+    assert all(graph.thresholds.image is not None for graph in second.manifest.graphs)
+    assert "gate.bf16.html" in {stored.path for stored in second.manifest.files}
+
+
+# What only one way of planning saves
+
+
+def judged(
+    bundle: Bundle, photographs: Sequence[Path], precision: str, ranges: Any, calibrator: Any
+) -> GateReport:
+    """The gate on a graph of which nothing was given back."""
+    fp32 = bundle.manifest.graph("fp32")
+    typing = Typing(bundle.graph_path("fp32"), fp32, ranges, calibrator)
+    folder = bundle.path.parent / f"{precision}-{calibrator}-{ranges is None}"
+    folder.mkdir()
+    place = folder / f"model.{precision}.onnx"
+    blocks = list(typing.blocks(precision))  # type: ignore[arg-type]
+    written = typing.write(precision, blocks, place, emulated=True)  # type: ignore[arg-type]
+    graph = msgspec.structs.replace(written.graph, file=f"model.{precision}.onnx")
+    candidate = Bundle(folder, msgspec.structs.replace(bundle.manifest, graphs=(graph,)))
+    images = GateImages(bundle, photographs, 1, 1)
+    return images.judge(candidate, precision, DEFAULT_LIMITS[precision.partition("-")[0]])
+
+
+def ranges_of(bundle: Bundle, photographs: Sequence[Path]) -> Any:
+    preprocess = Preprocessor(bundle.manifest.preprocessing)
+    graph = bundle.graph_path("fp32")
+    frames = (preprocess(read_image(path))[None] for path in photographs)
+    return observe(graph, tensors_to_type(graph, tuple(FILES)), frames, threads=1)
+
+
+def test_float16_overflows_without_ranges_and_passes_with_islands(
+    tmp_path: Path, photographs: tuple[Path, ...]
+) -> None:
+    layers = random_layers(1)
+    layers[1].weight[:] *= 2.0**15
+    layers[1].bias[:] = 2.0**17
+    layers[2].weight[:] *= 2.0**-15
+    bundle = write_block_bundle(tmp_path / "large.flowedge", layers)
+    blind = judged(bundle, photographs, "fp16", None, "percentile")
+    assert not blind.passed
+    assert blind.quantity("not_finite").value == 16, "eight images and a defect of each"
+    done, (report,) = add_precisions(
+        bundle, photographs, PrecisionRequest(wanted=("fp16",), defects_per_image=1), threads=1
+    )
+    assert report.gate.passed
+    assert set(report.islands) == {"backbone/l1/Conv", "backbone/l1/Relu", "backbone/l2/Conv"}
+    assert given_back((report,), "fp16") == set()
+    with flowedge.load(done.path, engine="onnxruntime-cpu", precision="fp16") as detect:
+        assert detect(np.full((48, 64, 3), 100, np.uint8)).verdict != "not_inspected"
+
+
+def test_an_outlier_ruins_min_max_and_percentile_passes(
+    tmp_path: Path, photographs: tuple[Path, ...]
+) -> None:
+    """One channel is zero but on a white spot, where it is huge, and nothing reads it."""
+    layers = random_layers(6)
+    layers[0].weight[0] = 400.0
+    layers[0].bias[0] = -400.0 * 12 * 2.0
+    layers[1].weight[:, 0] = 0
+    bundle = write_block_bundle(tmp_path / "outlier.flowedge", layers)
+    frame = cv2.imread(str(photographs[0]))
+    assert frame is not None
+    frame[20:22, 30:32] = 255
+    spotted = tmp_path / "spot.png"
+    assert cv2.imwrite(str(spotted), frame)
+    images = (spotted, *photographs[1:])
+    ranges = ranges_of(bundle, images)
+    relu = ranges["l0.relu"]
+    assert relu.largest > 500
+    shapes = tensor_shapes(onnx.shape_inference.infer_shapes(onnx.load(str(bundle.graph_path("fp32")))))
+    assert relu.counts.sum() == len(images) * np.prod([side or 1 for side in shapes["l0.relu"]])
+    for precision in ("int8-cpu", "int8-gpu"):
+        assert not judged(bundle, images, precision, ranges, "min-max").passed
+        assert judged(bundle, images, precision, ranges, "percentile").passed

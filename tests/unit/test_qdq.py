@@ -1,0 +1,351 @@
+"""The INT8 graphs: valid, in eight bits where they were meant to be, and what quantisation by hand gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import timm
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from flowedge.calibration.precision.blocks import block_of, sites_of
+from flowedge.calibration.precision.qdq import CPU, GPU, Layout, Scales, plan_of, quantise, tensors_to_observe
+from flowedge.calibration.precision.ranges import TensorRange, observe
+from flowedge.export.graph.onnx_export import onnx_from_model
+from flowedge.export.graph.passes import lower
+from flowedge.manifest import GraphFile
+from support.block_graph import SIZE, Layer, block_model, random_layers
+from support.family_graphs import FAMILIES, FamilyBundle, typed_graphs
+from support.random_flows import random_cflow, random_fastflow
+
+BACKBONES = ("resnet18", "mobilenetv2_100")  # residual sums, and depthwise convolutions
+
+
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """One detector: its fp32 graph and both INT8 layouts of it."""
+
+    fp32: Path
+    cpu: Path
+    gpu: Path
+
+
+class Wrapped(torch.nn.Module):
+    """The first stages of a timm network with random weights, as a backbone of one level."""
+
+    def __init__(self, network: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = timm.create_model(
+            network, pretrained=False, features_only=True, exportable=True, out_indices=(1,)
+        )
+        for module in self.network.modules():
+            if isinstance(
+                module, torch.nn.BatchNorm2d
+            ):  # some begin at zero, and leave convolutions of zeros
+                torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        features: list[torch.Tensor] = self.network(image)
+        return features
+
+
+def write_detector(network: str, folder: Path) -> Graphs:
+    """A flow of one block a level on a real backbone; 64x64 pixels in."""
+    if network == "resnet18":
+        model = random_fastflow(0, sizes=((64, 16, 16),), blocks=1)
+    else:
+        model = random_cflow(0, sizes=((24, 16, 16),), blocks=1)
+    model = dataclasses.replace(model, image_size=(64, 64))
+    graph = folder / f"{network}.onnx"
+    onnx_from_model(lower(model), Wrapped(network).eval(), graph)
+    images = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
+    fp32 = GraphFile(precision="fp32", file="model.onnx", opset=18, scoring=model.scoring)
+    typed_graphs(graph, fp32, images, folder)
+    return Graphs(graph, folder / f"{network}.int8-cpu.onnx", folder / f"{network}.int8-gpu.onnx")
+
+
+@pytest.fixture(scope="module")
+def detector(
+    tmp_path_factory: pytest.TempPathFactory, family_bundle: Callable[[str], FamilyBundle]
+) -> Callable[[str], Graphs]:
+    made: dict[str, Graphs] = {}
+
+    def of(name: str) -> Graphs:
+        if name in FAMILIES:
+            bundle = family_bundle(name).bundle
+            return Graphs(*(bundle.graph_path(precision) for precision in ("fp32", "int8-cpu", "int8-gpu")))
+        if name not in made:
+            made[name] = write_detector(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return of
+
+
+@pytest.mark.parametrize("layout", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", [*FAMILIES, *BACKBONES])
+def test_every_graph_is_valid_and_its_weights_lose_half_a_step(
+    detector: Callable[[str], Graphs], name: str, layout: str
+) -> None:
+    graphs = detector(name)
+    model = onnx.load(str(graphs.cpu if layout == "cpu" else graphs.gpu))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    for value in (*model.graph.input, *model.graph.output):
+        assert value.type.tensor_type.elem_type == TensorProto.FLOAT
+    source = onnx.shape_inference.infer_shapes(onnx.load(str(graphs.fp32)))
+    before, after = constants_of(source), constants_of(model)
+    nodes = {node.name: node for node in model.graph.node}
+    writer = {node.output[0]: node for node in model.graph.node}
+    sites = sites_of(source)
+    assert len(sites) >= 7
+    for site in sites:
+        stored = writer[nodes[site.node].input[1]]
+        assert stored.op_type == "DequantizeLinear"
+        whole, scale, zero = (after[name] for name in stored.input)
+        assert whole.dtype == np.int8
+        assert not zero.any()
+        axis = 0 if nodes[site.node].op_type == "Conv" else 1
+        shape = [-1 if n == axis else 1 for n in range(whole.ndim)]
+        error = np.abs(whole * scale.reshape(shape) - before[site.weight])
+        assert (error <= scale.reshape(shape) / 2 * (1 + 1e-5)).all(), site.node
+        largest = np.abs(before[site.weight]).max(axis=tuple(n for n in range(whole.ndim) if n != axis))
+        assert (scale * 127 <= np.maximum(largest * 1.01, 1e-6)).mean() > 0.9, "no step is wasted"
+
+
+def constants_of(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def optimised(graph: Path, folder: Path) -> onnx.GraphProto:
+    """What ONNX Runtime makes of a graph before it runs it."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return onnx.load(options.optimized_model_filepath).graph
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *BACKBONES])
+def test_onnx_runtime_computes_every_site_of_the_cpu_layout_in_eight_bits(
+    detector: Callable[[str], Graphs], name: str, tmp_path: Path
+) -> None:
+    graphs = detector(name)
+    source = onnx.shape_inference.infer_shapes(onnx.load(str(graphs.fp32)))
+    kinds = Counter(node.op_type for node in optimised(graphs.cpu, tmp_path).node)
+    wanted = Counter(
+        {node.name: node.op_type for node in source.graph.node}[site.node] for site in sites_of(source)
+    )
+    others = Counter(node.op_type for node in source.graph.node) - wanted
+    assert kinds["QLinearConv"] == wanted["Conv"]
+    assert kinds["QLinearMatMul"] == wanted["MatMul"]
+    assert sum(kinds[kind] for kind in ("Conv", "FusedConv", "NhwcFusedConv")) == others["Conv"]
+
+
+def test_depthwise_convolutions_residual_sums_and_pooling_are_among_them(
+    detector: Callable[[str], Graphs], tmp_path: Path
+) -> None:
+    resnet = Counter(node.op_type for node in optimised(detector("resnet18").cpu, tmp_path).node)
+    assert resnet["QLinearAdd"] == 2, "one in each block"
+    assert not {"MaxPool", "Relu"} & resnet.keys()
+    graph = optimised(detector("mobilenetv2_100").cpu, tmp_path)
+    groups = [
+        attribute.i
+        for node in graph.node
+        if node.op_type == "QLinearConv"
+        for attribute in node.attribute
+        if attribute.name == "group" and attribute.i > 1
+    ]
+    assert len(groups) == 3
+    assert Counter(node.op_type for node in graph.node)["QLinearAdd"] == 1
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *BACKBONES])
+def test_the_gpu_layout_is_symmetric_and_quantises_nothing_in_vain(
+    detector: Callable[[str], Graphs], name: str
+) -> None:
+    graphs = detector(name)
+    model = onnx.load(str(graphs.gpu))
+    constants = constants_of(model)
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero = constants[node.input[2]]
+            assert zero.dtype == np.int8
+            assert not zero.any()
+    source = onnx.shape_inference.infer_shapes(onnx.load(str(graphs.fp32)))
+    for block in (None, *{site.block for site in sites_of(source)}):
+        chosen = {site.block for site in sites_of(source)} - {block}
+        assert not quantised_in_vain(source, chosen)
+
+
+def quantised_in_vain(source: onnx.ModelProto, blocks: Collection[str]) -> list[str]:
+    plan = plan_of(source, blocks, GPU)
+    readers = {name: {n.name for n in source.graph.node if name in n.input} for name in plan.tensors}
+    return [name for name, nodes in readers.items() if not nodes & plan.nodes]
+
+
+def test_a_residual_sum_of_the_gpu_layout_is_quantised_on_one_side(
+    detector: Callable[[str], Graphs],
+) -> None:
+    model = onnx.load(str(detector("resnet18").gpu))
+    dequantised = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    sums = [
+        n for n in model.graph.node if n.op_type == "Add" and (block_of(n.name) or "").startswith("backbone")
+    ]
+    assert [len(dequantised.intersection(node.input)) for node in sums] == [1, 1]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_openvino_answers_the_cpu_layout_as_onnx_runtime_does(
+    detector: Callable[[str], Graphs], family_bundle: Callable[[str], FamilyBundle], name: str
+) -> None:
+    """Loosely: rounding on the edge of a step goes either way, and random flows amplify one step; see the limit."""
+    graph, images = detector(name).cpu, family_bundle(name).images
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    expected = dict(
+        zip([o.name for o in session.get_outputs()], session.run(None, {"image": images}), strict=True)
+    )
+    compiled = openvino.Core().compile_model(str(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = compiled(images)
+    layers = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
+    kinds = Counter(
+        str(info["runtimePrecision"].astype(str))
+        for info in layers
+        if info["layerType"].astype(str) == "Convolution"
+    )
+    sites = sites_of(onnx.shape_inference.infer_shapes(onnx.load(str(detector(name).fp32))))
+    convolutions = [site for site in sites if site.node.endswith("Conv")]
+    assert kinds["u8"] + kinds["i8"] >= 0.9 * len(convolutions), kinds
+    for output in (name for name in expected if name.startswith("level")):
+        answer = np.asarray(found[compiled.output(output)])
+        scale = np.abs(expected[output]).max()
+        assert np.sqrt(np.square(answer - expected[output]).mean()) <= 0.05 * scale, output
+
+
+# By hand
+
+
+def one_layer(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> onnx.ModelProto:
+    """A convolution of 2x2 pixels as the only block."""
+    return onnx.shape_inference.infer_shapes(block_model([Layer("l0", weight, bias, stride=2)]))
+
+
+def int8_of(
+    model: onnx.ModelProto, images: NDArray[np.float32], layout: Layout
+) -> tuple[onnx.ModelProto, Scales]:
+    ranges: dict[str, TensorRange] = {}
+    session = run(model, tensors_to_observe(model), images)
+    for name, values in session.items():
+        ranges[name] = TensorRange()
+        ranges[name].add(values)
+    scales = Scales(ranges, "min-max", layout)
+    typed = onnx.ModelProto()
+    typed.CopyFrom(model)
+    quantise(typed, {site.block for site in sites_of(model)}, scales)
+    return typed, scales
+
+
+def run(
+    model: onnx.ModelProto, names: Collection[str], images: NDArray[np.float32]
+) -> dict[str, NDArray[Any]]:
+    seen = onnx.ModelProto()
+    seen.CopyFrom(model)
+    have = {output.name for output in seen.graph.output}
+    seen.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in have)
+    session = onnxruntime.InferenceSession(seen.SerializeToString(), providers=["CPUExecutionProvider"])
+    return dict(zip(names, session.run(list(names), {"image": images}), strict=True))
+
+
+def products(patches: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:
+    n, _, height, width = patches.shape
+    split = patches.reshape(n, 3, height // 2, 2, width // 2, 2)
+    answer: NDArray[Any] = np.einsum("nciajb,ocab->noij", split, weight)
+    return answer
+
+
+def test_one_convolution_of_the_cpu_layout_is_integer_arithmetic() -> None:
+    layer = random_layers(4)[0]
+    images = np.random.default_rng(5).normal(size=(2, 3, *SIZE)).astype(np.float32)
+    typed, scales = int8_of(one_layer(layer.weight, layer.bias), images, CPU)
+    (step_in, zero_in), (step_out, zero_out) = scales["image"], scales["l0.out"]
+    assert int(zero_in) > 0, "there are negative values"
+    whole = np.clip(np.rint(images / step_in) + int(zero_in), 0, 255).astype(np.int64) - int(zero_in)
+    step_weight = np.abs(layer.weight).max(axis=(1, 2, 3)) / 127
+    weight = np.rint(layer.weight / step_weight[:, None, None, None]).astype(np.int64)
+    bias = np.rint(layer.bias / (step_in.astype(np.float64) * step_weight)).astype(np.int64)
+    total = (products(whole, weight) + bias[:, None, None]) * (step_in * step_weight)[:, None, None]
+    expected = np.clip(np.rint(total / step_out) + int(zero_out), 0, 255) - int(zero_out)
+    found = run(typed, ["l0.out.dq"], images)["l0.out.dq"] / step_out
+    assert np.abs(found - expected).max() < 1.01, "at most the edge of a step"
+    assert (np.abs(found - expected) < 0.01).mean() > 0.999
+
+
+def test_one_convolution_of_the_gpu_layout_is_rounded_on_its_inputs_alone() -> None:
+    layer = random_layers(4)[0]
+    images = np.random.default_rng(5).normal(size=(2, 3, *SIZE)).astype(np.float32)
+    typed, scales = int8_of(one_layer(layer.weight, layer.bias), images, GPU)
+    step = np.abs(images).max() / np.float32(127)
+    assert (float(scales["image"][0]), int(scales["image"][1])) == (float(step), 0)
+    step_weight = (np.abs(layer.weight).max(axis=(1, 2, 3)) / 127)[:, None, None, None]
+    expected = products(np.rint(images / step) * step, np.rint(layer.weight / step_weight) * step_weight)
+    found = run(typed, ["l0.out"], images)["l0.out"]
+    np.testing.assert_allclose(found, expected + layer.bias[:, None, None], rtol=0, atol=1e-4)
+
+
+def test_a_bias_survives_a_channel_whose_weights_are_nothing() -> None:
+    layer = random_layers(6)[0]
+    layer.weight[1] *= 1e-12
+    layer.weight[2] = 0
+    layer.bias[1:3] = (0.75, -0.5)
+    images = np.random.default_rng(5).normal(size=(2, 3, *SIZE)).astype(np.float32)
+    model = one_layer(layer.weight, layer.bias)
+    expected = run(model, ["l0.out"], images)["l0.out"]
+    for layout, name in ((CPU, "l0.out.dq"), (GPU, "l0.out")):
+        typed, _ = int8_of(model, images, layout)
+        found = run(typed, [name], images)[name]
+        step = (expected.max() - expected.min()) / 255
+        assert np.abs(found - expected)[:, 1:3].max() <= step
+        assert np.abs(found - expected).max() <= 10 * step
+
+
+def test_a_pooling_that_only_float_nodes_read_stays_float() -> None:
+    model = block_model(random_layers(0))
+    relu = next(node for node in model.graph.node if node.name == "backbone/l0/Relu")
+    relu.output[0] = "unpooled"
+    place = list(model.graph.node).index(relu) + 1
+    pool = onnx.helper.make_node(
+        "MaxPool", ["unpooled"], ["l0.relu"], name="backbone/pool/MaxPool", kernel_shape=[1, 1]
+    )
+    model.graph.node.insert(place, pool)
+    model = onnx.shape_inference.infer_shapes(model)
+    assert not quantised_in_vain(model, {"backbone/l0"})
+    both = plan_of(model, {"backbone/l0", "backbone/l1"}, GPU)
+    assert {"unpooled", "l0.relu"} <= both.tensors.keys()
+    assert both.tensors["l0.relu"] == both.tensors["unpooled"] == "unpooled"
+
+
+def test_blocks_that_are_given_back_keep_their_float_convolutions(
+    detector: Callable[[str], Graphs], tmp_path: Path
+) -> None:
+    source = onnx.shape_inference.infer_shapes(onnx.load(str(detector("resnet18").fp32)))
+    sites = sites_of(source)
+    chosen = {site.block for site in sites if "layer1/0" not in site.block}
+    images = np.random.default_rng(0).standard_normal((1, 1, 3, 64, 64)).astype(np.float32)
+    ranges = observe(detector("resnet18").fp32, tensors_to_observe(source), images)
+    quantise(source, chosen, Scales(ranges, "percentile", CPU))
+    onnx.checker.check_model(source, full_check=True)
+    path = tmp_path / "some.onnx"
+    onnx.save(source, str(path))
+    kinds = Counter(node.op_type for node in optimised(path, tmp_path).node)
+    assert kinds["QLinearConv"] == sum(site.block in chosen for site in sites)
