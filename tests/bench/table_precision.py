@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ TILES = SHARED / "data" / "magnetic_tile"
 ENGINE = "onnxruntime-cpu"
 FACTS = "facts.json"
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
-SMALL = {
+SMALL: dict[str, tuple[FullSize, int]] = {
     model.family: (model, epochs)
     for model, epochs in (
         (FullSize(family="fastflow", layout="anomalib", network="resnet18", size=128), 8),
@@ -99,7 +99,9 @@ class Measured:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--families", nargs="+", default=ROWS, choices=ROWS, metavar="NAME", help=", ".join(ROWS))
+    parser.add_argument(
+        "--families", nargs="+", default=ROWS, choices=ROWS, metavar="NAME", help=", ".join(ROWS)
+    )
     parser.add_argument("--out", type=Path, default=Path("bench-out/precision"))
     parser.add_argument("--threads", type=int, default=1, help="more than one only on a machine of one's own")
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
@@ -165,16 +167,16 @@ def prepare(name: str, folder: Path) -> tuple[Subject, str]:
         return Subject(checkpoint=TILE, options=ExportOptions(), good=good_images(TILES), dataset=TILES), ""
     photos = write_photos(folder / "photos", PhotoPlan())
     said = folder / "trained.txt"
-    model, epochs = SMALL.get(name, (None, 0))
-    options = ExportOptions() if model is None else options_of(model, folder)
     if not said.exists():
-        if model is None:
+        if name == "cflow-demo":
             levels = train_cflow(photos.train, folder / MODEL, TrainPlan())
             text = "; ".join(f"{one.first_nll:.2f} to {one.last_nll:.2f}" for one in levels)
         else:
+            model, epochs = SMALL[name]
             result = train_flow(model, photos.train, folder, epochs=epochs)
             text = f"{result.first_nll:.2f} to {result.last_nll:.2f} in {result.steps} steps"
         said.write_text(text, encoding="utf-8")
+    options = ExportOptions() if name == "cflow-demo" else options_of(SMALL[name][0], folder)
     subject = Subject(
         checkpoint=folder / MODEL, options=options, good=photos.calibration, dataset=photos.root
     )
@@ -211,9 +213,9 @@ def measure(
     for report in reports:
         evaluation, got = answers(bundle, report.precision, dataset, threads)
         pairs = PairMoments()
-        for one, other in zip(expected, got, strict=True):
-            pairs.add(one.network_map, other.network_map)
-        flips = sum(one.verdict != other.verdict for one, other in zip(expected, got, strict=True))
+        for before, now in zip(expected, got, strict=True):
+            pairs.add(before.network_map, now.network_map)
+        flips = sum(before.verdict != now.verdict for before, now in zip(expected, got, strict=True))
         low = [block for block in report.blocks if not block.reason]
         one = Measured(
             precision=report.precision,
@@ -224,7 +226,7 @@ def measure(
             blocks=(len(low), len(report.blocks)),
             macs=sum(block.macs_share for block in low),
         )
-        measured.append(Measured(**{**asdict(one), "beyond": _beyond(one, fp32)}))
+        measured.append(replace(one, beyond=_beyond(one, fp32)))
     return measured
 
 
@@ -301,7 +303,9 @@ def _lines(row: dict[str, Any]) -> list[str]:
 
 
 def _note(row: dict[str, Any]) -> str:
-    training = f"trained in {row['trained_seconds']:.0f} s ({row['trained']} nats); " if row["trained"] else ""
+    training = (
+        f"trained in {row['trained_seconds']:.0f} s ({row['trained']} nats); " if row["trained"] else ""
+    )
     planning = f"planned in {row['planned_seconds']:.0f} s on {row['good_images']} good images"
     refused = "".join(f" Refused: {why}" for why in row["refused"])
     return f"- {row['name']}: {training}{planning}, tested on {row['test_images']}.{refused}"

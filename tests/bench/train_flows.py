@@ -21,6 +21,7 @@ from flowedge.export.reference.csflow import CsflowReference, TwoSidedCoupling
 from flowedge.export.reference.fastflow import FastflowReference
 from flowedge.export.reference.msflow import MsflowReference
 from flowedge.export.reference.uflow import UflowReference
+from flowedge.manifest import Preprocessing
 from flowedge.runtime.images import read_image
 from flowedge.runtime.preprocess import Preprocessor
 
@@ -63,19 +64,17 @@ def train_flow(
     reference = read.reference()
     file = torch.load(path, map_location="cpu", weights_only=True)
     stored = {_bytes_of(tensor): tensor for tensor in _tensors_in(file)}
-    learned = {
-        _bytes_of(parameter): parameter.requires_grad_(True)
+    learned = [
+        parameter.requires_grad_(True)
         for name, parameter in reference.named_parameters()
         if name.endswith(_LEARNED) and not name.startswith(_FROZEN)
-    }
-    preprocess = Preprocessor(read.preprocessing)
+    ]
+    places = [stored[_bytes_of(parameter)] for parameter in learned]
+    features = features_of(reference, images, read.preprocessing)
+    losses = _fit(reference, features, learned, epochs, learning_rate)
     with torch.no_grad():
-        found = [reference.backbone(torch.from_numpy(preprocess(read_image(path)))[None]) for path in images]  # type: ignore[operator]
-    features = [torch.cat(level) for level in zip(*found, strict=True)]
-    losses = _fit(reference, features, list(learned.values()), epochs, learning_rate)
-    with torch.no_grad():
-        for key, parameter in learned.items():
-            stored[key].copy_(parameter.reshape(stored[key].shape))
+        for place, parameter in zip(places, learned, strict=True):
+            place.copy_(parameter.reshape(place.shape))
     torch.save(file, path)
     per_epoch = len(losses) // epochs
     return Trained(
@@ -85,10 +84,20 @@ def train_flow(
     )
 
 
+def features_of(reference: Reference, images: Sequence[Path], preprocessing: Preprocessing) -> list[Tensor]:
+    """Per level, fine to coarse, ``(len(images), C, h, w)`` float32."""
+    preprocess = Preprocessor(preprocessing)
+    backbone = reference.backbone
+    assert isinstance(backbone, nn.Module)
+    with torch.no_grad():
+        found = [backbone(torch.from_numpy(preprocess(read_image(path)))[None]) for path in images]
+    return [torch.cat(level) for level in zip(*found, strict=True)]
+
+
 def _fit(
     reference: Reference,
     features: Sequence[Tensor],
-    parameters: Sequence[nn.Parameter],
+    parameters: Sequence[Tensor],
     epochs: int,
     learning_rate: float,
 ) -> list[float]:
@@ -100,7 +109,7 @@ def _fit(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, len(order))
     losses: list[float] = []
     for rows in order:
-        loss = _negative_log_likelihood(reference, [level[rows] for level in features])
+        loss = negative_log_likelihood(reference, [level[rows] for level in features])
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -110,7 +119,7 @@ def _fit(
     return losses
 
 
-def _negative_log_likelihood(reference: Reference, features: list[Tensor]) -> Tensor:
+def negative_log_likelihood(reference: Reference, features: list[Tensor]) -> Tensor:
     """Mean over images and dimensions, nats, without the constant."""
     match reference:
         case FastflowReference():
@@ -154,7 +163,7 @@ def _msflow(reference: MsflowReference, features: list[Tensor]) -> tuple[list[Te
         latents.append(z)
         log_dets.append(log_det)
     coupling = reference.fusion.coupling
-    with _LogDets(coupling) as fused:
+    with LogDets(coupling) as fused:
         latents = reference.fusion(latents)
     return latents, [*log_dets, *fused.found]
 
@@ -162,13 +171,13 @@ def _msflow(reference: MsflowReference, features: list[Tensor]) -> tuple[list[Te
 def _csflow(reference: CsflowReference, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     log_dets: list[Tensor] = []
     for block in reference.blocks:
-        with _LogDets(block.coupling) as moved:
+        with LogDets(block.coupling) as moved:
             features = block(features)
         log_dets += moved.found
     return features, log_dets
 
 
-class _LogDets:
+class LogDets:
     """Listens to a coupling's nets and notes what each scale adds to the log-determinant, ``(N,)``."""
 
     def __init__(self, coupling: Tensor | nn.Module) -> None:
@@ -177,7 +186,7 @@ class _LogDets:
         self._clamp = coupling.clamp
         self._handles = [net.register_forward_hook(self._note) for net in (coupling.net1, coupling.net2)]
 
-    def __enter__(self) -> _LogDets:
+    def __enter__(self) -> LogDets:
         return self
 
     def __exit__(self, *_: object) -> None:
