@@ -136,9 +136,9 @@ def negative_log_likelihood(reference: Reference, features: list[Tensor]) -> Ten
             latents, log_dets = _csflow(reference, features)
         case _:
             raise TypeError(f"{type(reference).__name__} is not trained here")
-    energy = sum(z.square().flatten(1).sum(1) for z in latents)
+    energy = torch.stack([z.square().flatten(1).sum(1) for z in latents]).sum(0)
     dimensions = sum(z[0].numel() for z in latents)
-    loss: Tensor = (0.5 * energy - sum(log_dets)).mean() / dimensions
+    loss: Tensor = (0.5 * energy - torch.stack(log_dets).sum(0)).mean() / dimensions
     return loss
 
 
