@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from flowedge.runtime.bench.report import Machine
+from flowedge.runtime.machine import cpu_name
 
 _SYS: Final = Path("/sys")
 _SAMPLE_SECONDS: Final = 0.05
@@ -21,7 +22,7 @@ _INPUT_RAILS: Final = ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0")  # of the whole mod
 def machine_facts() -> Machine:
     """The machine, without its speed."""
     return Machine(
-        cpu=_cpu(),
+        cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
         platform=platform.platform(),
@@ -102,13 +103,6 @@ def _input_rail(sys: Path) -> tuple[Path, Path] | None:
             if _number(volts) is not None and _number(amperes) is not None:
                 return volts, amperes
     return None
-
-
-def _cpu() -> str:
-    text = _text(Path("/proc/cpuinfo")) or ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    board = _text(Path("/proc/device-tree/model")) or ""
-    return (names[0] if names else board.strip("\0")) or platform.machine()
 
 
 def _text(path: Path) -> str | None:

@@ -31,7 +31,6 @@ TERMINAL_COLUMNS: tuple[str, ...] = (
     "answers",
     ">worst error",
     ">p50 ms",
-    ">images/s",
     ">cold start ms",
     ">overhead ms",
     ">peak MB",
