@@ -156,3 +156,15 @@ def test_an_export_whose_gate_cannot_pass_leaves_no_bundle(
     assert done.status == 1
     assert "bf16 cannot pass its gate" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+def test_a_bundle_with_bfloat16_says_how_it_is_calibrated(
+    small_checkpoint: Path, photographs: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "small.flowedge"
+    assert flowedge("export", small_checkpoint, "-o", target, "--bf16").status == 0
+    before = (target / "manifest.json").read_bytes()
+    done = flowedge("calibrate", target, "--data", photographs)
+    assert done.status == 2
+    assert "no CPU runs it: add --bf16" in done.stderr
+    assert (target / "manifest.json").read_bytes() == before
