@@ -164,7 +164,7 @@ def test_a_bundle_with_bfloat16_says_how_it_is_calibrated(
     target = tmp_path / "small.flowedge"
     assert flowedge("export", small_checkpoint, "-o", target, "--bf16").status == 0
     before = (target / "manifest.json").read_bytes()
-    done = flowedge("calibrate", target, "--data", photographs)
+    done = flowedge("calibrate", target, "--data", photographs, "--engine", "onnxruntime-cpu")
     assert done.status == 2
     assert "no CPU runs it: add --bf16" in done.stderr
     assert (target / "manifest.json").read_bytes() == before
