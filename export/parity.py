@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
 from flowedge.errors import CheckpointError
-from flowedge.export.pipeline import ExportOptions, read_model
+from flowedge.export.pipeline import ExportOptions, ReadModel, read_model
 from flowedge.export.reference.answers import reference_answers
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.engine import open_engine
+from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.images import read_image
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import read_selftest
@@ -50,15 +51,7 @@ def compare_with_checkpoint(
         ImageError: An image cannot be read.
     """
     manifest = bundle.manifest
-    given = {one.name: _text(one.value) for one in manifest.assumed if one.given}
-    given.pop("input_size", None)
-    options = ExportOptions(image_size=manifest.image_size, backbone_weights=backbone_weights, settings=given)
-    read = read_model(checkpoint, options)
-    if read.checkpoint.sha256 != manifest.source.sha256:
-        raise CheckpointError(
-            f"{checkpoint} is not the file that {bundle.path} was made from: its sha256 is "
-            f"{read.checkpoint.sha256[:12]}…, the bundle says {manifest.source.sha256[:12]}… ({manifest.source.file})."
-        )
+    read = model_of_bundle(bundle, checkpoint, backbone_weights=backbone_weights)
     frames: Sequence[NDArray[np.uint8]]
     frames = read_selftest(bundle).frames if images is None else [read_image(path) for path in images]
     preprocess = Preprocessor(manifest.preprocessing)
@@ -69,7 +62,7 @@ def compare_with_checkpoint(
     wanted = aggregate(levels, scoring, manifest.family, manifest.image_size)
     session = open_engine(engine, bundle, precision)
     try:
-        got = infer_one_by_one(session, inputs)
+        got = infer_one_by_one(session, GraphInput(manifest)(frames))
     finally:
         session.close()
     against = f"the checkpoint, {len(frames)} images"
@@ -88,6 +81,25 @@ def compare_with_checkpoint(
             for name, one in finals.items()
         ),
     )
+
+
+def model_of_bundle(bundle: Bundle, checkpoint: Path, *, backbone_weights: Path | None) -> ReadModel:
+    """The checkpoint that a bundle was made from, with the values that were assumed then.
+
+    Raises:
+        CheckpointError: It cannot be read, or is another one.
+    """
+    manifest = bundle.manifest
+    given = {one.name: _text(one.value) for one in manifest.assumed if one.given}
+    given.pop("input_size", None)
+    options = ExportOptions(image_size=manifest.image_size, backbone_weights=backbone_weights, settings=given)
+    read = read_model(checkpoint, options)
+    if read.checkpoint.sha256 != manifest.source.sha256:
+        raise CheckpointError(
+            f"{checkpoint} is not the file that {bundle.path} was made from: its sha256 is "
+            f"{read.checkpoint.sha256[:12]}…, the bundle says {manifest.source.sha256[:12]}… ({manifest.source.file})."
+        )
+    return read
 
 
 def _text(value: object) -> str:

@@ -30,7 +30,8 @@ from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.families import FAMILIES, LICENCES
 from flowedge.export.graph import ir
 from flowedge.export.graph.counts import lower_and_describe
-from flowedge.export.graph.onnx_export import DEFAULT_OPSET, OPSETS, onnx_from_model
+from flowedge.export.graph.onnx_export import DEFAULT_OPSET, OPSETS, FrameInput, onnx_from_model
+from flowedge.export.graph.preprocess import check_frame_size
 from flowedge.export.reference.answers import Reference, reference_answers
 from flowedge.lowering import LOWERING, Lowering, json_from_lowering
 from flowedge.manifest import (
@@ -62,6 +63,8 @@ class ExportOptions:
         backbone_weights: State dict of the feature extractor, for checkpoints that do not hold it.
         settings: ``--set name=value``.
         nfa: Give what the number of false alarms needs: counts, and energies where the levels are likelihoods.
+        frame_size: ``(height, width)`` of the frames that the graph is to take, preprocessing them itself; None makes
+            it take the network's input.
         opset: ONNX opset, 17 to 21.
     """
 
@@ -72,6 +75,7 @@ class ExportOptions:
     backbone_weights: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     nfa: bool = False
+    frame_size: tuple[int, int] | None = None
     opset: int = DEFAULT_OPSET
 
     def __post_init__(self) -> None:
@@ -256,9 +260,13 @@ def _trace(path: Path, graph: Path, options: ExportOptions, on_step: Callable[[s
     read = read_model(path, options)
     nfa = nfa_outputs_of(read.checkpoint.repository, read.checkpoint.family) if options.nfa else None
     fp32 = GraphFile(precision="fp32", file=graph.name, opset=options.opset, scoring=read.model.scoring)
-    draft = _manifest(read, fp32, nfa)
+    frame_input = None
+    if options.frame_size is not None:
+        check_frame_size(read.preprocessing, options.frame_size, read.model.image_size)
+        frame_input = FrameInput(size=options.frame_size, preprocessing=read.preprocessing)
+    draft = _manifest(read, fp32, nfa, options.frame_size)
     on_step("computing the reference's answers")
-    frames = synthetic_frames(read.preprocessing)
+    frames = synthetic_frames(read.preprocessing, options.frame_size)
     selftest = files_of_selftest(frames, _reference_answers(read, frames, nfa))
     on_step("lowering")
     model, backbone = read.model, read.backbone
@@ -267,7 +275,7 @@ def _trace(path: Path, graph: Path, options: ExportOptions, on_step: Callable[[s
     model, lowering = lower_and_describe(model, keep_latents=options.nfa)
     _return_memory()
     on_step("tracing the graph")
-    onnx_from_model(model, backbone, graph, nfa=nfa, opset=options.opset)
+    onnx_from_model(model, backbone, graph, nfa=nfa, frames=frame_input, opset=options.opset)
     return _Traced(draft=draft, selftest=selftest, lowering=lowering)
 
 
@@ -299,7 +307,9 @@ def _reference_answers(
     return answers
 
 
-def _manifest(read: ReadModel, graph: GraphFile, nfa: NfaOutputs | None) -> Manifest:
+def _manifest(
+    read: ReadModel, graph: GraphFile, nfa: NfaOutputs | None, frame_size: tuple[int, int] | None
+) -> Manifest:
     checkpoint, model = read.checkpoint, read.model
     now = datetime.datetime.now(datetime.timezone.utc)
     return Manifest(
@@ -323,6 +333,7 @@ def _manifest(read: ReadModel, graph: GraphFile, nfa: NfaOutputs | None) -> Mani
         assumed=checkpoint.assumed,
         source_scale=checkpoint.source_scale,
         nfa=nfa,
+        frame_size=frame_size,
         licence_note=LICENCES.get(checkpoint.repository, ""),
     )
 

@@ -27,11 +27,12 @@ def load(
     Args:
         path: The bundle's folder.
         engine: A name of ``flowedge.runtime.ENGINES``; None takes the first that opens on this machine.
-        precision: Which of the bundle's graphs to run; ``int8`` is the one for the engine's device.
+        precision: Which of the bundle's graphs to run; ``int8`` is the one for the engine's device, ``auto`` the
+            fastest that is right here, measured once.
         threads: How many CPU threads one inference uses; None leaves it to the engine.
         source_scale: Give the score and the map that anomalib would give, normalised to 0..1, and decide by its
             thresholds; they were fitted where the checkpoint was trained.
-        build: Compile the named engine first where the engine cache has none that fits; that takes minutes. Without
+        build: Compile the named engine first where the engine cache has none that fits; it may take minutes. Without
             it nothing is ever compiled here.
 
     Raises:

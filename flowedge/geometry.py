@@ -27,6 +27,9 @@ Size: TypeAlias = tuple[int, int]
 PIL_FRACTION_BITS: Final = 22
 """PIL's weights for uint8 images are integers in units of ``2 ** -22``."""
 
+CV2_FRACTION_BITS: Final = 11
+"""OpenCV's weights for uint8 images are integers in units of ``2 ** -11``."""
+
 MAX_SIDE: Final = 16384
 """The longest side in pixels that a resized frame may have, as in the manifest."""
 
@@ -168,7 +171,7 @@ def input_matrices(
 
     ``rows @ channel @ columns.T`` is the resized and cropped channel in the frame's unit, before the rounding
     to uint8 that all methods but ``float_bilinear`` do, and before mean and std. For ``cv2_bilinear`` it is
-    within one grey level of OpenCV, which rounds its weights to 11 bits.
+    within one grey level of OpenCV, which rounds its weights to 11 bits; `cv2_taps` are exact.
 
     Returns:
         ``rows`` ``[window height, frame height]`` and ``columns`` ``[window width, frame width]``. A row of
@@ -182,6 +185,48 @@ def input_matrices(
         _dense(_resize_taps(preprocessing.method, resized, length).window(first, count), length, np.float64)
         for resized, length, first, count in zip(
             place.resized, place.frame, (place.top, place.left), place.window, strict=True
+        )
+    )
+    return rows, columns
+
+
+@dataclass(frozen=True, slots=True)
+class TwoTaps:
+    """OpenCV's integer weights along one axis: each output takes two inputs.
+
+    Attributes:
+        first: ``[outputs]`` int64, an input.
+        second: ``[outputs]`` int64, the next, or the first again at an edge.
+        first_weight: ``[outputs]`` int32, in units of ``2 ** -CV2_FRACTION_BITS``; zero for padding.
+        second_weight: ``[outputs]`` int32, likewise.
+    """
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    first_weight: NDArray[np.int32]
+    second_weight: NDArray[np.int32]
+
+
+def cv2_taps(preprocessing: Preprocessing, frame: Size) -> tuple[TwoTaps, TwoTaps]:
+    """What OpenCV's INTER_LINEAR takes of a frame of uint8, with the crop; rows and columns.
+
+    Along x, its integers are ``s = first * weight + second * weight``; then along y, with ``t = s >> 4``, the
+    result is ``((t_first * weight >> 16) + (t_second * weight >> 16) + 2) >> 2``. Along x a position is held
+    within the inputs' centres, along y only the rows are: the fraction stays, which is another rounding.
+
+    Raises:
+        ImageError: As `placement`.
+    """
+    place = placement(preprocessing, frame)
+    rows, columns = (
+        _two_taps(resized, length, first, count, is_held=is_held)
+        for resized, length, first, count, is_held in zip(
+            place.resized,
+            place.frame,
+            (place.top, place.left),
+            place.window,
+            (False, True),
+            strict=True,
         )
     )
     return rows, columns
@@ -306,6 +351,22 @@ def _resize_taps(method: ResizeMethod, outputs: int, inputs: int) -> _Taps:
         return _bilinear_taps(outputs, inputs, align_corners=False)
     kernel: Kernel = "lanczos" if method == "pil_lanczos" else "bilinear"
     return _antialiased_taps(outputs, inputs, kernel, "float32" if method == "float_bilinear" else "float64")
+
+
+def _two_taps(resized: int, length: int, start: int, count: int, *, is_held: bool) -> TwoTaps:
+    position = ((np.arange(start, start + count) + 0.5) * (length / resized) - 0.5).astype(np.float32)
+    if is_held:
+        position = np.clip(position, 0, length - 1)
+    first = np.floor(position)
+    fraction = position - first
+    exists = (np.arange(start, start + count) >= 0) & (np.arange(start, start + count) < resized)
+    one = np.float32(1 << CV2_FRACTION_BITS)
+    return TwoTaps(
+        first=np.clip(first.astype(np.int64), 0, length - 1),
+        second=np.clip(first.astype(np.int64) + 1, 0, length - 1),
+        first_weight=np.asarray(np.rint((1 - fraction) * one) * exists, np.int32),
+        second_weight=np.asarray(np.rint(fraction * one) * exists, np.int32),
+    )
 
 
 @lru_cache(maxsize=16)

@@ -260,12 +260,14 @@ class Manifest(_Record, frozen=True, kw_only=True):
         flowedge_version: The version that wrote the bundle.
         created: ISO 8601, UTC.
         backbone: The network's name, in timm's or torchvision's words.
-        image_size: ``[height, width]`` of the graph's ``image`` input.
+        image_size: ``[height, width]`` of the network's input.
         levels: Fine to coarse.
         assumed: Every value that the checkpoint did not hold.
         source_scale: anomalib's own thresholds and ranges, where the checkpoint held any. They belong to the scores
             of a bundle that was not calibrated to a fixed reference.
         nfa: What the graphs give for the number of false alarms; None without ``--nfa``.
+        frame_size: ``[height, width]`` of the frames that the graphs take as they are, doing the preprocessing
+            themselves; None where they take the network's input.
         licence_note: What the weights' origin says about their licence, or an empty string.
         files: Every file of the bundle but the manifest itself.
     """
@@ -283,6 +285,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     assumed: tuple[Assumed, ...] = ()
     source_scale: SourceScale | None = None
     nfa: NfaOutputs | None = None
+    frame_size: tuple[Pixels, Pixels] | None = None
     licence_note: str = ""
     files: tuple[StoredFile, ...] = ()
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
+from flowedge.runtime.auto import AUTO, fastest_precision, precisions_on
 from flowedge.runtime.engine import ENGINES, Engine, Opening, engine_module, engine_spec, open_engine
 from flowedge.runtime.engine_cache import CachedFile, EngineCache, EngineFacts, engine_cache
 
@@ -105,7 +106,6 @@ def build_engine(
     smallest, usual, largest = options.batches
     if not 1 <= smallest <= usual <= largest:
         raise ValueError(f"the batch sizes must be min <= opt <= max, from 1 on, got {options.batches}")
-    bundle.manifest.graph(precision)
     spec = engine_spec(engine)
     if not spec.compiled:
         able = ", ".join(name for name, other in ENGINES.items() if other.compiled)
@@ -113,6 +113,7 @@ def build_engine(
             f"{engine} runs the bundle's graph as it is: there is nothing to build. Built are {able}."
         )
     exact = bundle.manifest.precision_on(spec.device, precision)
+    bundle.manifest.graph(exact)
     opening = Opening(spec=spec, bundle=bundle, precision=exact, threads=None)
     building = Building(
         opening=opening, options=options, cache=engine_cache(), say=say, on_progress=on_progress
@@ -125,6 +126,8 @@ def open_or_build(
 ) -> Engine:
     """As ``open_engine``; with ``build``, the named engine is compiled first where the cache has none that fits.
 
+    The precision may be ``auto``: the fastest graph that is right here, see `flowedge.runtime.auto`.
+
     Raises:
         EngineUnavailableError: As ``open_engine`` and ``build_engine``; or ``build`` without an engine's name.
         EngineCacheError: The cache cannot be written.
@@ -133,6 +136,12 @@ def open_or_build(
     if build and engine is None:
         able = ", ".join(name for name, spec in ENGINES.items() if spec.compiled)
         raise EngineUnavailableError(f"to build an engine, name it: one of {able}.")
+    if precision == AUTO:
+        if build and engine is not None:
+            for each in precisions_on(bundle, engine):
+                build_engine(bundle, engine, each)
+        choice = fastest_precision(bundle, engine, threads=threads)
+        engine, precision = choice.engine, choice.precision
     try:
         return open_engine(engine, bundle, precision, threads=threads)
     except EngineNotBuiltError:

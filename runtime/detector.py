@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
-from flowedge.errors import BundleError, EngineUnavailableError, ImageError
+from flowedge.errors import BundleError, EngineUnavailableError
 from flowedge.geometry import map_to_frame
 from flowedge.manifest import NfaThreshold, Preprocessing, SourceScale, Threshold
 from flowedge.runtime.engine import Engine
+from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.nfa import (
     NotInspectedError,
     Region,
@@ -25,7 +26,6 @@ from flowedge.runtime.nfa import (
     log_nfa_of_outputs,
     warm_up,
 )
-from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.source_scale import scaled_map, scaled_score, source_thresholds
 
 Verdict: TypeAlias = Literal["ok", "anomalous", "unknown", "not_inspected"]
@@ -153,7 +153,7 @@ class Detector:
         self._scale = _source_scale(bundle, precision) if source_scale else None
         if self._scale is not None:
             self.thresholds = source_thresholds(self._scale)
-        self._preprocessor = Preprocessor(bundle.manifest.preprocessing)
+        self._input = GraphInput(bundle.manifest)
         self._is_closed = False
         if self.thresholds.nfa is not None:
             check_form(bundle.manifest, self.thresholds.nfa.form)
@@ -164,17 +164,17 @@ class Detector:
         """Inspect one frame.
 
         Args:
-            frame: ``(H, W, 3)`` uint8, RGB, any size; not modified.
+            frame: ``(H, W, 3)`` uint8, RGB, not modified; of any size, or of the manifest's ``frame_size``.
 
         Raises:
-            ImageError: The frame is of another type or shape, or does not become the network's input.
+            ImageError: The frame is of another type or shape, or does not become the graph's input.
             EngineUnavailableError: The device stopped, or the detector was closed.
         """
         (result,) = self.detect_batch([frame])
         return result
 
     def detect_batch(self, frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> list[Result]:
-        """Inspect several frames in one run of the engine; they may differ in size.
+        """Inspect several frames in one run of the engine; they may differ in size, but for a ``frame_size``.
 
         Args:
             frames: Each as in a call with one frame; or ``(N, H, W, 3)``, frames of one size.
@@ -194,7 +194,7 @@ class Detector:
         if len(frames) == 0:
             return []
         start = time.perf_counter()
-        image = np.stack([self._network_input(frame) for frame in frames])
+        image = self._input(frames)
         preprocessed = time.perf_counter()
         outputs = self.engine.infer(image)
         inferred = time.perf_counter()
@@ -240,17 +240,6 @@ class Detector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _network_input(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        image = self._preprocessor(frame)
-        height, width = self.bundle.manifest.image_size
-        if image.shape != (3, height, width):
-            raise ImageError(
-                f"a frame of {frame.shape[0]}x{frame.shape[1]} becomes {image.shape[1]}x{image.shape[2]} pixels "
-                f"by the bundle's preprocessing, its graph takes {height}x{width}. "
-                "Export again with an --image-size that suits the frames."
-            )
-        return image
 
     def _decide(
         self,

@@ -43,11 +43,13 @@ class Engine(Protocol):
     precision: str
     output_names: tuple[str, ...]
 
-    def infer(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Run the graph once.
 
         Args:
-            image: ``(N, 3, H, W)`` float32, resized and normalised as the manifest says, C-contiguous.
+            image: The graph's one input, C-contiguous: the network's, ``(N, 3, H, W)`` float32, resized and
+                normalised as the manifest says; or, where the manifest has a ``frame_size``, frames as they are,
+                ``(N, H, W, 3)`` uint8, RGB.
 
         Returns:
             Per output name: ``score`` ``(N,)``; ``anomaly_map`` ``(N, 1, H, W)``; ``level_i``, and
@@ -224,7 +226,12 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
 
     def opened(spec: EngineSpec) -> Engine:
         exact = bundle.manifest.precision_on(spec.device, precision)
-        bundle.manifest.graph(exact)
+        try:
+            bundle.manifest.graph(exact)
+        except BundleError as error:
+            if name is None and exact != precision:  # it may have the other form of int8
+                raise EngineUnavailableError(str(error)) from error
+            raise
         engine = engine_module(spec).load(Opening(spec=spec, bundle=bundle, precision=exact, threads=threads))
         engine.precision = exact
         return engine
@@ -358,8 +365,8 @@ def how_to_install(spec: EngineSpec) -> str:
     if spec.name == "tensorrt" and find_jetson() is not None:
         return (
             "On a Jetson it comes with JetPack: sudo apt install python3-libnvinfer, and give the virtual environment "
-            "the system's packages (python3 -m venv --system-site-packages). Its CUDA binding: "
-            "pip install 'flowedge[tensorrt]'"
+            "the system's packages (python3 -m venv --system-site-packages). Its CUDA binding, of JetPack's CUDA: "
+            "pip install 'cuda-bindings==12.*' (13 from JetPack 7 on)"
         )
     return f"Install it with: pip install 'flowedge[{spec.extra}]'"
 
@@ -378,6 +385,13 @@ class TensorSpec:
         return f"{self.dtype} [{', '.join('N' if size is None else str(size) for size in self.shape)}]"
 
 
+def input_of_graph(manifest: Manifest) -> tuple[str, TensorSpec]:
+    """The name and the type of the one input of a bundle's graphs."""
+    if manifest.frame_size is not None:
+        return "frame", TensorSpec("uint8", (None, *manifest.frame_size, 3))
+    return "image", TensorSpec("float32", (None, 3, *manifest.image_size))
+
+
 def check_contract(
     graph: Path, manifest: Manifest, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
 ) -> None:
@@ -387,7 +401,7 @@ def check_contract(
         BundleError: An input or output is missing, is one too many, or has another type or shape.
     """
     height, width = manifest.image_size
-    image = {"image": TensorSpec("float32", (None, 3, height, width))}
+    taken = dict([input_of_graph(manifest)])
     wanted = {
         "score": TensorSpec("float32", (None,)),
         "anomaly_map": TensorSpec("float32", (None, 1, height, width)),
@@ -397,13 +411,13 @@ def check_contract(
     if manifest.family == "msflow":
         wanted["anomaly_map_mul"] = wanted["anomaly_map"]
     fits = (
-        dict(inputs) == image
+        dict(inputs) == taken
         and outputs.keys() == wanted.keys()
         and all(_fits(outputs[name], spec) for name, spec in wanted.items())
     )
     if not fits:
         raise BundleError(
-            f"{graph} is not the graph that its manifest describes: it should take {_listing(image)} and give "
+            f"{graph} is not the graph that its manifest describes: it should take {_listing(taken)} and give "
             f"{_listing(wanted)}; it takes {_listing(inputs)} and gives {_listing(outputs)}. "
             "Export the bundle again."
         )

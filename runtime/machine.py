@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,16 @@ def find_nvidia_driver(root: Path = Path("/")) -> NvidiaDriver:
     return NvidiaDriver(
         version=version[1] if version else "", names=tuple(name[1] for name in names if name is not None)
     )
+
+
+def cpu_name(root: Path = Path("/")) -> str:
+    """The processor's name, or the board's where the processor has none."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in _text(root / "proc/cpuinfo").splitlines()
+        if line.startswith("model name")
+    ]
+    return (names[0] if names else _text(root / "proc/device-tree/model").strip("\0 ")) or platform.machine()
 
 
 def find_memory(root: Path = Path("/")) -> Memory | None:

@@ -26,6 +26,7 @@ ANSWERS: Final = "selftest/answers.npz"
 
 _SIZES: Final = ((120, 160), (203, 151), (96, 96))
 _SQUARE_SIZES: Final = ((120, 120), (203, 203), (96, 96))
+_LONGEST_SIDE: Final = 256  # drawn pixels of a frame of a given size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,7 +34,7 @@ class SelfTest:
     """What must come out of a bundle on any machine.
 
     Attributes:
-        frames: K frames, each ``(H, W, 3)`` uint8 RGB, of different sizes.
+        frames: K frames, each ``(H, W, 3)`` uint8 RGB, of different sizes but for a ``frame_size``.
         answers: By the name of the graph's output, ``level_i`` and what the manifest's ``nfa`` adds, each
             ``(K, 1, h, w)`` float32.
     """
@@ -42,8 +43,20 @@ class SelfTest:
     answers: Mapping[str, NDArray[np.float32]]
 
 
-def synthetic_frames(preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], ...]:
-    """The frames of a self-test: the same on every machine; square where only square frames fit the network."""
+def synthetic_frames(
+    preprocessing: Preprocessing, frame_size: tuple[int, int] | None = None
+) -> tuple[NDArray[np.uint8], ...]:
+    """The frames of a self-test: the same on every machine; square where only square frames fit the network.
+
+    With a ``frame_size`` all are of that size, and drawn in coarse pixels where it is large, so that they pack well.
+    """
+    if frame_size is not None:
+        coarse = -(-max(frame_size) // _LONGEST_SIDE)
+        drawn = -(-frame_size[0] // coarse), -(-frame_size[1] // coarse)
+        return tuple(
+            _frame(number, drawn).repeat(coarse, 0).repeat(coarse, 1)[: frame_size[0], : frame_size[1]]
+            for number in range(len(_SIZES))
+        )
     square = preprocessing.keep_aspect and preprocessing.crop is None
     return tuple(_frame(number, size) for number, size in enumerate(_SQUARE_SIZES if square else _SIZES))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,8 @@ from flowedge.bundle import Bundle
 from flowedge.manifest import Manifest
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.engine import Engine, open_engine
+from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.nfa import window_sides
-from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import read_selftest
 
 # Largest difference from the reference, relative to the quantity's largest magnitude. fp32 only re-associates
@@ -65,14 +65,22 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, precision: str =
         BundleError: The bundle has no such graph or no self-test.
         EngineUnavailableError: The engine cannot run here.
     """
-    selftest = read_selftest(bundle)
-    preprocess = Preprocessor(bundle.manifest.preprocessing)
-    images = np.stack([preprocess(frame) for frame in selftest.frames])
     session = open_engine(engine, bundle, precision)
     try:
-        return tuple(_checks(bundle, session, images, selftest.answers, session.precision))
+        return replay_selftest(bundle, session)
     finally:
         session.close()
+
+
+def replay_selftest(bundle: Bundle, session: Engine) -> tuple[Check, ...]:
+    """As `verify_bundle`, on an engine that has loaded one of its graphs.
+
+    Raises:
+        BundleError: The bundle has no self-test.
+    """
+    selftest = read_selftest(bundle)
+    images = GraphInput(bundle.manifest)(selftest.frames)
+    return tuple(_checks(bundle, session, images, selftest.answers, session.precision))
 
 
 def relative_difference(got: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
@@ -120,8 +128,8 @@ def check_of_output(
     return Check(name=f"{name.replace('_', ' ')} against {against}", value=value, limit=limit)
 
 
-def infer_one_by_one(session: Engine, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """Each image alone; the answers stacked along N."""
+def infer_one_by_one(session: Engine, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+    """Each image (or frame) alone; the answers stacked along N."""
     singles = [session.infer(np.ascontiguousarray(image[None])) for image in images]
     return {name: np.concatenate([single[name] for single in singles]) for name in session.output_names}
 
@@ -129,7 +137,7 @@ def infer_one_by_one(session: Engine, images: NDArray[np.float32]) -> dict[str, 
 def _checks(
     bundle: Bundle,
     session: Engine,
-    images: NDArray[np.float32],
+    images: NDArray[Any],
     expected: Mapping[str, NDArray[np.float32]],
     precision: str,
 ) -> Iterator[Check]:

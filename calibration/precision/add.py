@@ -45,8 +45,8 @@ from flowedge.calibration.record import (
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.onnx_constants import write_constants
 from flowedge.runtime.engine_cache import cache_folder
+from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.images import read_image
-from flowedge.runtime.preprocess import Preprocessor
 
 Wanted: TypeAlias = Literal["fp16", "bf16", "int8"]
 """What a user asks for; ``int8`` is two graphs, one for each kind of device."""
@@ -171,7 +171,9 @@ class _Work:
     ) -> None:
         self._opened, self._folder, self._images, self._request = opened, folder, images, request
         self._threads, self._cache, self._progress = threads, cache, progress
-        self._precisions = tuple(name for wanted in request.wanted for name in _GRAPHS[wanted])
+        self._precisions: tuple[TypedPrecision, ...] = tuple(
+            name for wanted in request.wanted for name in _GRAPHS[wanted]
+        )
 
     def run(self) -> tuple[Bundle, tuple[PrecisionReport, ...]]:
         """The bundle with every graph typed and calibrated, somewhere in the folder, and the reports."""
@@ -186,7 +188,7 @@ class _Work:
             fp32.graph_path("fp32"), fp32.manifest.graph("fp32"), self._ranges(fp32), request.calibrator
         )
         gate = GateImages(fp32, self._gate_images(), request.defects_per_image, self._threads)
-        searches = {name: self._search(name, gate) for name in self._precisions}
+        searches: dict[TypedPrecision, Search] = {name: self._search(name, gate) for name in self._precisions}
         given_back: dict[TypedPrecision, int] = {}
         for name, search in searches.items():
             self._progress.begin(f"holding {name} to its gate")
@@ -194,26 +196,28 @@ class _Work:
             if name.startswith("int8"):
                 self._progress.begin(f"measuring what each block of {name} costs")
                 search.measure()
+        failed: dict[TypedPrecision, GateReport] = {}
         for _ in range(_FINAL_ROUNDS):
-            chosen = {name: search.chosen(given_back[name]) for name, search in searches.items()}
+            chosen: dict[TypedPrecision, tuple[str, ...]] = {
+                name: search.chosen(given_back[name]) for name, search in searches.items()
+            }
             calibrated, written = self._assembled(fp32, chosen)
-            judged = {name: self._final_gate(calibrated, name) for name in searches}
-            failed = [name for name, report in judged.items() if not report.passed]
+            judged: dict[TypedPrecision, GateReport] = {
+                name: self._final_gate(calibrated, name) for name in self._precisions
+            }
+            failed = {name: report for name, report in judged.items() if not report.passed}
             if not failed:
-                break
+                return calibrated, tuple(
+                    self._report(name, searches[name], chosen[name], written[name], judged[name])
+                    for name in self._precisions
+                )
             for name in failed:
                 given_back[name] = searches[name].first_that_passes(given_back[name] + 1)
-        else:
-            name = failed[0]
-            raise PrecisionError(
-                f"{name} does not pass its gate with the references and thresholds fitted for it: "
-                f"{'; '.join(judged[name].failures)}. Nothing was written. Give more images, or loosen a limit "
-                "with --gate."
-            )
-        reports = tuple(
-            self._report(name, searches[name], chosen[name], written[name], judged[name]) for name in searches
+        name, report = next(iter(failed.items()))
+        raise PrecisionError(
+            f"{name} does not pass its gate with the references and thresholds fitted for it: "
+            f"{'; '.join(report.failures)}. Nothing was written. Give more images, or loosen a limit with --gate."
         )
-        return calibrated, reports
 
     def for_devices(
         self, calibrated: Bundle, reports: Sequence[PrecisionReport]
@@ -315,7 +319,7 @@ class _Work:
             with contextlib.suppress(OSError, ValueError):  # not there, or damaged: observed anew
                 return ranges_from_bytes(known.read_bytes())
         self._progress.begin("taking the ranges of all tensors")
-        preprocess = Preprocessor(fp32.manifest.preprocessing)
+        input_of = GraphInput(fp32.manifest)
         done = 0
 
         def on_image() -> None:
@@ -326,7 +330,7 @@ class _Work:
         ranges = observe(
             graph,
             tensors,
-            (preprocess(read_image(path))[None] for path in self._images),
+            (input_of([read_image(path)]) for path in self._images),
             threads=self._threads,
             on_image=on_image,
         )
@@ -355,7 +359,7 @@ class _Work:
                 blocks = tuple(b for b in self._typing.blocks("bf16") if b not in graph.given_back)
                 chosen = {**chosen, "bf16": blocks}
         folder = Path(tempfile.mkdtemp(dir=self._folder))
-        written = {
+        written: dict[TypedPrecision, Written] = {
             name: self._typing.write(name, blocks, folder / FILES[name], emulated=name == "bf16")
             for name, blocks in chosen.items()
         }

@@ -24,9 +24,8 @@ TYPED: Final = ("backbone/*", "flow/steps/*/subnet/*", "flow/steps/*/net[0-9]*/*
 _BLOCK: Final = re.compile(
     r"(flow/steps/\d+/(?:subnet|net\d*)|backbone/(?:[^/\d][^/]*/)*?[^/\d][^/]*(?:/\d+)+|backbone/.*?(?=/[^/]*$))/"
 )
-_SMALLEST_SIDE: Final = (
-    2  # of a map; one position is a vector times a matrix, which eight bits do not speed up
-)
+_SMALLEST_SIDE: Final = 2  # of a map: a vector times a matrix is not faster in eight bits
+_FEWEST_INPUTS: Final = 4  # channels: the image's three cost most accuracy in eight bits, and gain least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +81,8 @@ def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
             continue
         if node.op_type == "Conv" and max((side or 1 for side in out[2:]), default=0) < _SMALLEST_SIDE:
             continue
+        if node.op_type == "Conv" and _input_channels(kernel, out) < _FEWEST_INPUTS:
+            continue
         positions = out[2:] if node.op_type == "Conv" else out[1:-1]
         found.append(
             Site(
@@ -96,6 +97,12 @@ def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
             )
         )
     return tuple(found)
+
+
+def _input_channels(kernel: tuple[int, ...], out: tuple[int | None, ...]) -> int:
+    """Of the whole convolution: a depthwise one has as many groups as channels."""
+    is_depthwise = kernel[1] == 1 and len(out) > 1 and (out[1] or 0) > 1
+    return kernel[0] if is_depthwise else kernel[1]
 
 
 def blocks_of(sites: Iterable[Site]) -> Mapping[str, int]:

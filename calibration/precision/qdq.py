@@ -146,7 +146,8 @@ class Scales:
             layout: For which engines.
         """
         self.layout = layout
-        self._ranges, self._calibrator = ranges, calibrator
+        self._ranges: Mapping[str, TensorRange] = ranges
+        self._calibrator: CalibratorName = calibrator
         self._known: dict[str, tuple[np.float32, NDArray[np.generic]]] = {}
 
     def __getitem__(self, tensor: str) -> tuple[np.float32, NDArray[np.generic]]:

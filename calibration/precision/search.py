@@ -127,7 +127,8 @@ class Search:
             folder: Where candidates are written; one at a time.
             on_progress: Called with how much of a step is done.
         """
-        self._typing, self._precision, self._gate, self._limits = typing, precision, gate, limits
+        self._typing, self._gate, self._limits = typing, gate, limits
+        self._precision: TypedPrecision = precision
         self._folder = folder
         self._on_progress = on_progress
         self._macs = typing.blocks(precision)
@@ -154,15 +155,14 @@ class Search:
         if report.passed:
             return given_back
         self.measure()
-        fails, step, most = given_back, 1, self._most()
+        fails, passes, step, most = given_back, given_back, 1, self._most()
         while not report.passed:
-            if fails == most:
+            if fails >= most:
                 raise PrecisionError(self._verdict(report))
-            tried = min(fails + step, most)
-            report = self._judge(tried)
+            passes = min(fails + step, most)
+            report = self._judge(passes)
             if not report.passed:
-                fails, step = tried, 2 * step
-        passes = tried
+                fails, step = passes, 2 * step
         while passes - fails > 1:
             middle = (passes + fails) // 2
             if self._judge(middle).passed:

@@ -82,17 +82,27 @@ class Flow(nn.Module):
 class Detector(nn.Module):
     """Backbone, flow and score: the graph's contract.
 
-    ``image (N, 3, H, W)`` float32 in; ``score (N,)``, ``anomaly_map (N, 1, H, W)`` and what the flow gives out.
+    ``image (N, 3, H, W)`` float32 in, or with ``preprocess`` ``frame (N, H_src, W_src, 3)`` uint8; ``score (N,)``,
+    ``anomaly_map (N, 1, H, W)`` and what the flow gives out.
     """
 
-    def __init__(self, backbone: nn.Module, model: ir.FlowModel, nfa: NfaOutputs | None = None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        model: ir.FlowModel,
+        nfa: NfaOutputs | None = None,
+        preprocess: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self._levels = len(model.levels)
+        self.preprocess = preprocess
         self.backbone = backbone
         self.flow = Flow(model, nfa)
         self.reference = ScoreModule(model)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        if self.preprocess is not None:
+            image = self.preprocess(image)
         given = self.flow(self.backbone(image))
         return (*self.reference(given[: self._levels]), *given)
 

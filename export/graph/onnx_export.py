@@ -5,19 +5,21 @@ from __future__ import annotations
 import ast
 import logging
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import onnx
 import onnx_ir
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flowedge.errors import ExportError
 from flowedge.export.graph import ir
 from flowedge.export.graph.emit import Detector
+from flowedge.export.graph.preprocess import Preprocess
 from flowedge.export.graph.score import reference_constants
-from flowedge.manifest import NfaOutputs, level_outputs
+from flowedge.manifest import NfaOutputs, Preprocessing, level_outputs
 
 OPSETS: Final = range(17, 22)
 DEFAULT_OPSET: Final = 18
@@ -25,6 +27,19 @@ _SCOPES: Final = "pkg.torch.onnx.name_scopes"
 # Bytes. A protobuf ends at 2 GiB, and writing or reading one holds its weights two more times in memory, where a
 # file of weights beside it is written array by array and mapped.
 _EXTERNAL_ABOVE: Final = 500_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameInput:
+    """The frames that a graph takes as they are.
+
+    Attributes:
+        size: ``(height, width)`` in pixels.
+        preprocessing: How they become the network's input.
+    """
+
+    size: tuple[int, int]
+    preprocessing: Preprocessing
 
 
 def output_names(model: ir.FlowModel, nfa: NfaOutputs | None = None) -> list[str]:
@@ -39,6 +54,7 @@ def onnx_from_model(
     path: Path,
     *,
     nfa: NfaOutputs | None = None,
+    frames: FrameInput | None = None,
     opset: int = DEFAULT_OPSET,
 ) -> None:
     """Trace the model and write ``path``, and ``path.data`` where the weights are large.
@@ -50,6 +66,7 @@ def onnx_from_model(
         backbone: The feature extractor.
         path: The file.
         nfa: What to give for the number of false alarms; None gives nothing.
+        frames: Which frames to take; None takes the network's input.
         opset: One of ``OPSETS``.
 
     Raises:
@@ -59,11 +76,18 @@ def onnx_from_model(
     """
     if opset not in OPSETS:
         raise ValueError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}, got {opset}")
-    detector = Detector(backbone, model, nfa).eval()
+    preprocess = None if frames is None else Preprocess(frames.preprocessing, frames.size)
+    detector = Detector(backbone, model, nfa, preprocess).eval()
+    taken = "image" if frames is None else "frame"
+    example = (
+        torch.zeros(2, 3, *model.image_size)
+        if frames is None
+        else torch.zeros(2, *frames.size, 3, dtype=torch.uint8)
+    )
     outputs = output_names(model, nfa)
     size = sum(p.numel() * p.element_size() for p in detector.parameters())
     try:
-        program = _trace(detector, model.image_size, outputs, opset)
+        program = _trace(detector, example, taken, outputs, opset)
     except Exception as error:
         raise ExportError(
             f"torch could not trace the {model.family} graph at opset {opset}: {error}"
@@ -72,11 +96,10 @@ def onnx_from_model(
     _set_reference(program.model, model)
     program.save(str(path), external_data=size > _EXTERNAL_ABOVE)
     _let_go(detector, program.model)
-    _check(path, outputs, opset)
+    _check(path, taken, outputs, opset)
 
 
-def _trace(detector: nn.Module, image_size: tuple[int, int], outputs: list[str], opset: int) -> Any:
-    example = torch.zeros(2, 3, *image_size)
+def _trace(detector: nn.Module, example: Tensor, taken: str, outputs: list[str], opset: int) -> Any:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -89,7 +112,7 @@ def _trace(detector: nn.Module, image_size: tuple[int, int], outputs: list[str],
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
-                input_names=["image"],
+                input_names=[taken],
                 output_names=outputs,
                 dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             )
@@ -136,14 +159,14 @@ def _let_go(detector: nn.Module, graph: Any) -> None:
         value.const_value = None
 
 
-def _check(path: Path, expected: list[str], opset: int) -> None:
+def _check(path: Path, taken: str, expected: list[str], opset: int) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the traced graph is not valid ONNX: {error}") from error
     graph = onnx.load(str(path), load_external_data=False)
     outputs = [value.name for value in graph.graph.output]
-    if outputs != expected or [value.name for value in graph.graph.input] != ["image"]:
+    if outputs != expected or [value.name for value in graph.graph.input] != [taken]:
         raise ExportError(f"the traced graph's outputs are {outputs}, expected {expected}")
     got = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
     if got != opset:

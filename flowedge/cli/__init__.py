@@ -10,7 +10,7 @@ import sys
 import typer
 
 from flowedge import __version__
-from flowedge.cli import build, cache, calibrate, demo, doctor, evaluate, export, info, run, verify
+from flowedge.cli import bench, build, cache, calibrate, demo, doctor, evaluate, export, info, run, verify
 from flowedge.cli.output import MESSAGES
 from flowedge.errors import FlowEdgeError, PrecisionError
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (export, info, verify, calibrate, evaluate, run, build, doctor, demo):
+for command in (export, info, verify, calibrate, evaluate, run, bench, build, doctor, demo):
     app.command(command.NAME)(command.command)
 app.add_typer(cache.app)
 

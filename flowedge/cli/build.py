@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowedge.bundle import Bundle, open_bundle
-from flowedge.cli.output import MESSAGES, RESULTS, Json, PrecisionOption, phases, print_json
+from flowedge.cli.output import (
+    MESSAGES,
+    RESULTS,
+    Json,
+    PrecisionOption,
+    number,
+    phases,
+    print_json,
+    table,
+)
 from flowedge.errors import FlowEdgeError
 
 if TYPE_CHECKING:
+    from flowedge.runtime.auto import Choice
     from flowedge.runtime.building import BuildOptions, Built
 
 NAME = "build"
@@ -43,18 +53,43 @@ def command(
     json: Json = False,
 ) -> None:
     """Compile one graph of a bundle for this machine and keep it in the engine cache."""
+    from flowedge.runtime.auto import AUTO, fastest_precision, precisions_on
     from flowedge.runtime.building import BuildOptions
 
     options = BuildOptions(batches=_batches(batch), dla=dla, capabilities=tuple(capability or ()))
-    built = build_with_bar(open_bundle(bundle), engine, precision, options)
-    if json:
-        print_json(built)
+    opened = open_bundle(bundle)
+    if precision != AUTO:
+        built = build_with_bar(opened, engine, precision, options)
+        if json:
+            print_json(built)
+        else:
+            _print(built)
         return
+    every = [build_with_bar(opened, engine, name, options) for name in precisions_on(opened, engine)]
+    choice = fastest_precision(opened, engine)
+    if json:
+        print_json({"built": every, "choice": choice})
+        return
+    for built in every:
+        _print(built)
+    print_choice(choice)
+
+
+def _print(built: Built) -> None:
     for note in built.notes:
         RESULTS.print(note)
     size = f"{built.file.size / 1e6:.1f} MB"
     what = f"built in {built.seconds:.1f} s" if built.was_built else "was in the cache already"
     RESULTS.print(f"{built.file.path}: {size}, {what}", soft_wrap=True)
+
+
+def print_choice(choice: Choice) -> None:
+    """What ``auto`` means here, and what it was measured against."""
+    rows = table("precision", ">ms per image", "")
+    for one in choice.measured:
+        chosen = "auto" if one.precision == choice.precision else one.problem
+        rows.add_row(one.precision, number(one.median_ms), chosen)
+    RESULTS.print(rows)
 
 
 def build_with_bar(bundle: Bundle, engine: str, precision: str, options: BuildOptions) -> Built:
@@ -74,11 +109,14 @@ def build_with_bar(bundle: Bundle, engine: str, precision: str, options: BuildOp
 
 def build_first(bundle: Path, engine: str | None, precision: str) -> None:
     """What ``--build`` does before a bundle is loaded: nothing where the named engine needs none."""
+    from flowedge.runtime.auto import AUTO, precisions_on
     from flowedge.runtime.building import BuildOptions
     from flowedge.runtime.engine import engine_spec
 
     if engine is not None and engine_spec(engine).compiled:
-        build_with_bar(open_bundle(bundle), engine, precision, BuildOptions())
+        opened = open_bundle(bundle)
+        for name in precisions_on(opened, engine) if precision == AUTO else (precision,):
+            build_with_bar(opened, engine, name, BuildOptions())
 
 
 def _batches(text: str) -> tuple[int, int, int]:

@@ -35,7 +35,10 @@ def command(json: Json = False) -> None:
         "nvidia": find_nvidia_driver(),
         "engine_cache": str(cache.folder),
     }
-    order = [status.spec.name for status in engines if status.spec.order is not None]
+    ordered = [status for status in engines if status.spec.order is not None]
+    order = [status.spec.name for status in ordered]
+    default = next((s.spec.name for s in ordered if s.works and not s.spec.compiled), None)
+    compiled = [s.spec.name for s in ordered if s.works and s.spec.compiled]
     if json:
         print_json(
             {
@@ -52,6 +55,7 @@ def command(json: Json = False) -> None:
                     for status in engines
                 ],
                 "order": order,
+                "default": default,
                 "export": packages,
                 "nfa_compiler": {"numba": numba},
             }
@@ -67,8 +71,10 @@ def command(json: Json = False) -> None:
         rows.add_row(status.spec.name, status.spec.device, version, "yes" if status.works else "no")
     RESULTS.print(rows)
     RESULTS.print(
-        f"Without --engine, the first that opens is taken, of: {', '.join(order)}. The others must be named; "
-        "those of TensorRT open what flowedge build has compiled."
+        f"Without --engine, the first that opens is taken, the fastest kind first: {', '.join(order)}. "
+        f"Here that is {default or 'none'}"
+        + (f", and {' or '.join(compiled)} for what flowedge build has compiled." if compiled else "."),
+        soft_wrap=True,
     )
     for status in engines:
         if status.problem:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowedge.cli.info import print_assumed
-from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json, stages
+from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json, size_from, stages
 from flowedge.cli.packages import explain_missing
 from flowedge.cli.precision import (
     Bf16,
@@ -67,6 +67,14 @@ def command(
         bool,
         typer.Option("--nfa", help="Add the outputs that a threshold by the number of false alarms needs."),
     ] = False,
+    frame_size: Annotated[
+        str | None,
+        typer.Option(
+            "--frame-size",
+            metavar="HxW",
+            help="Take frames of this size as they are; the graph preprocesses.",
+        ),
+    ] = None,
     opset: Annotated[int, typer.Option("--opset", min=17, max=21, help="ONNX opset.")] = 18,
     json: Json = False,
 ) -> None:
@@ -86,6 +94,7 @@ def command(
         backbone_weights=backbone_weights,
         settings=settings_from(assignments or []),
         nfa=nfa,
+        frame_size=None if frame_size is None else size_from("--frame-size", frame_size),
         opset=opset,
     )
     target = output if output is not None else default_target(checkpoint)

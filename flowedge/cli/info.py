@@ -15,7 +15,15 @@ from flowedge.cli.output import RESULTS, Json, print_json, table
 from flowedge.cli.packages import explain_missing
 from flowedge.errors import BundleError
 from flowedge.lowering import Lowering, read_lowering
-from flowedge.manifest import Assumed, Manifest, NfaThreshold, Preprocessing, SourceScale, Threshold
+from flowedge.manifest import (
+    Assumed,
+    GraphFile,
+    Manifest,
+    NfaThreshold,
+    Preprocessing,
+    SourceScale,
+    Threshold,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,6 +89,8 @@ def _print_bundle(manifest: Manifest) -> None:
     rows.add_row("backbone", manifest.backbone)
     rows.add_row("input", "x".join(map(str, manifest.image_size)))
     rows.add_row("preprocessing", _preprocessing(manifest.preprocessing))
+    if manifest.frame_size is not None:
+        rows.add_row("frames", f"{'x'.join(map(str, manifest.frame_size))}, preprocessed in the graph")
     rows.add_row("levels", ", ".join(f"{lv.channels}@{lv.height}x{lv.width}" for lv in manifest.levels))
     for graph in manifest.graphs:
         image, pixel = graph.thresholds.image, graph.thresholds.pixel
@@ -88,7 +98,7 @@ def _print_bundle(manifest: Manifest) -> None:
         rows.add_row(
             graph.precision,
             f"{graph.file}, opset {graph.opset}, score {score}, image threshold {_threshold(image)}, "
-            f"pixel threshold {_threshold(pixel)}{_nfa(graph.thresholds.nfa)}",
+            f"pixel threshold {_threshold(pixel)}{_nfa(graph.thresholds.nfa)}{_plan(graph)}",
         )
     if manifest.source_scale is not None:
         _add_source_scale(rows, manifest.source_scale)
@@ -102,6 +112,18 @@ def _print_bundle(manifest: Manifest) -> None:
     print_assumed(manifest.assumed)
     if manifest.licence_note:
         RESULTS.print(manifest.licence_note)
+
+
+def _plan(graph: GraphFile) -> str:
+    """What of a lower precision's plan differs from all or nothing."""
+    parts = []
+    if graph.int8:
+        parts.append(f"{len(graph.int8)} blocks in INT8")
+    if graph.given_back:
+        parts.append(f"{len(graph.given_back)} given back")
+    if graph.fp32_islands:
+        parts.append(f"{len(graph.fp32_islands)} nodes kept in fp32")
+    return "".join(f", {part}" for part in parts)
 
 
 def _print_lowering(lowering: Lowering) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -19,6 +20,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from flowedge.errors import FlowEdgeError
+from flowedge.geometry import MAX_SIDE
+
 # No markup: the names of files and folders are printed, and they may hold brackets.
 MESSAGES: Final = Console(stderr=True, highlight=False, markup=False)
 RESULTS: Final = Console(highlight=False, markup=False)
@@ -28,14 +32,17 @@ EngineName: TypeAlias = Annotated[
     str | None, typer.Option("--engine", help="Which engine computes; see flowedge doctor.")
 ]
 PrecisionOption: TypeAlias = Annotated[
-    str, typer.Option("--precision", help="Which graph of the bundle runs.")
+    str,
+    typer.Option(
+        "--precision", help="Which graph of the bundle runs; auto measures once which is fastest here."
+    ),
 ]
 Threads: TypeAlias = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of one inference.")
 ]
 
 Build: TypeAlias = Annotated[
-    bool, typer.Option("--build", help="Compile the engine first where the cache has none; takes minutes.")
+    bool, typer.Option("--build", help="Compile the engine first where the cache has none; may take minutes.")
 ]
 
 
@@ -115,6 +122,21 @@ def phases(label: str) -> Iterator[Callable[[str, int, int], None]]:
     ) as bar:
         task = bar.add_task("", total=None)
         yield lambda phase, done, total: bar.update(task, description=phase, completed=done, total=total)
+
+
+def size_from(option: str, text: str) -> tuple[int, int]:
+    """``(height, width)`` in pixels of a word such as ``1080x1920``.
+
+    Raises:
+        FlowEdgeError: It is not two whole numbers from 1 to 16384 with an x between.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,4})[xX]([1-9]\d{0,4})", text)
+    size = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= min(size) <= max(size) <= MAX_SIDE:
+        raise FlowEdgeError(
+            f"{option} takes HEIGHTxWIDTH in pixels, such as 1080x1920, each 1 to {MAX_SIDE}; got {text!r}."
+        )
+    return size
 
 
 def number(value: float | None, digits: int = 4) -> str:

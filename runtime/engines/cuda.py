@@ -38,20 +38,35 @@ def device() -> Device:
     """What the GPU is and has.
 
     Raises:
-        EngineUnavailableError: There is no GPU, or no driver for it.
+        EngineUnavailableError: There is no GPU, no driver for it, or one that is older than the CUDA binding.
     """
+    driver = call(cudart.cudaDriverGetVersion)
+    if driver == 0:
+        raise EngineUnavailableError(
+            "this machine has no NVIDIA driver. Install the one for its GPU, or take an engine of the CPU."
+        )
+    binding = call(cudart.cudaRuntimeGetVersion)
+    if driver // 1000 < binding // 1000:
+        raise EngineUnavailableError(
+            f"the NVIDIA driver supports CUDA {_version(driver)}, the installed cuda-bindings is of "
+            f"{_version(binding)}. Install the one that fits: pip install 'cuda-bindings=={driver // 1000}.*'"
+        )
     if call(cudart.cudaGetDeviceCount) < 1:
         raise EngineUnavailableError("CUDA shows no GPU. Check CUDA_VISIBLE_DEVICES.")
     properties = call(cudart.cudaGetDeviceProperties, 0)
-    driver = call(cudart.cudaDriverGetVersion)
     free, total = call(cudart.cudaMemGetInfo)
     return Device(
         name=properties.name.split(b"\0")[0].decode(errors="replace"),
         capability=f"{properties.major}.{properties.minor}",
-        driver=f"{driver // 1000}.{driver % 1000 // 10}",
+        driver=_version(driver),
         free=free,
         total=total,
     )
+
+
+def _version(number: int) -> str:
+    """CUDA's own way of writing versions: 12060 is 12.6."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -187,6 +187,7 @@ class Native:
         self._batches = (smallest[0], largest[0])
         self._use_graph = graphs and kernels is None and smallest == largest
         self._graph: Any = None
+        self._has_run = False
         with contextlib.ExitStack() as stack:
             self._context: Any = _context(trt, engine, kernels)
             if self._context is None:
@@ -210,7 +211,7 @@ class Native:
         self._trt, self._engine = trt, engine
         self._finalizer = weakref.finalize(self, self._resources.close)
 
-    def infer(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         if not self._finalizer.alive:
             raise ValueError("the engine is closed")
         images = len(image)
@@ -228,9 +229,15 @@ class Native:
                 raise self._stopped(image)
             self._queue(image)
         cuda.wait(self._stream)
-        if self._use_graph and self._graph is None:  # the first run has set up what cannot be captured
-            self._graph = cuda.captured(self._stream, lambda: self._queue(image))
-            self._resources.callback(cuda.destroy_graph, self._graph)
+        if (
+            not self._has_run
+        ):  # the first run has compiled what is missing, and set up what cannot be captured
+            self._has_run = True
+            if self._kernels is not None:
+                self._kernels.keep()
+            if self._use_graph:
+                self._graph = cuda.captured(self._stream, lambda: self._queue(image))
+                self._resources.callback(cuda.destroy_graph, self._graph)
         return {name: self._buffers[name].host[:images].copy() for name in self.output_names}
 
     def close(self) -> None:
@@ -240,14 +247,14 @@ class Native:
             self._finalizer()
             self._context = self._engine = None
 
-    def _queue(self, image: NDArray[np.float32]) -> None:
+    def _queue(self, image: NDArray[Any]) -> None:
         self._buffers[self._input_name].to_device(len(image), self._stream)
         if not self._context.execute_async_v3(int(self._stream)):
             raise self._stopped(image)
         for name in self.output_names:
             self._buffers[name].to_host(len(image), self._stream)
 
-    def _stopped(self, image: NDArray[np.float32]) -> EngineUnavailableError:
+    def _stopped(self, image: NDArray[Any]) -> EngineUnavailableError:
         return EngineUnavailableError(
             f"{self.name} stopped on an input of {image.shape}: {'; '.join(log_of(self._trt).lines)}. "
             "Try a smaller batch."

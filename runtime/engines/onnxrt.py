@@ -21,7 +21,7 @@ from flowedge.runtime.engine import Engine, EngineSpec, Opening, TensorSpec, che
 from flowedge.runtime.engine_cache import EngineCache, EngineFacts, cannot_write, engine_cache, graph_hash
 from flowedge.runtime.machine import find_jetson, find_nvidia_driver
 
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
 # The graph asks for an operator or a type that this build lacks, or the machine has not enough of something.
 _CANNOT_RUN = (
@@ -223,7 +223,7 @@ class _OnnxRuntime:
         self._session: ort.InferenceSession | None = session
         self._largest = largest  # beyond it, TensorRT would build another engine in the middle of a run
 
-    def infer(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         if self._session is None:
             raise ValueError("the engine is closed")
         if self._largest is not None and len(image) > self._largest:
@@ -278,7 +278,7 @@ def _session(
 
 
 def _run(
-    session: ort.InferenceSession, names: tuple[str, ...] | None, feed: dict[str, NDArray[np.float32]]
+    session: ort.InferenceSession, names: tuple[str, ...] | None, feed: dict[str, NDArray[Any]]
 ) -> list[NDArray[np.float32]]:
     try:
         with flushing_denormals():

@@ -70,7 +70,7 @@ class _OpenVino:
         self._one_by_one = one_by_one
         self._request: ov.InferRequest | None = compiled.create_infer_request()
 
-    def infer(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         if self._request is None:
             raise ValueError("the engine is closed")
         if self._one_by_one:
@@ -126,7 +126,7 @@ def _compiled(model: ov.Model, device: str, threads: int | None) -> ov.CompiledM
         ) from error
 
 
-def _run(request: ov.InferRequest, x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+def _run(request: ov.InferRequest, x: NDArray[Any]) -> list[NDArray[np.float32]]:
     try:
         with flushing_denormals():
             answers = request.infer({0: x}, share_inputs=True)

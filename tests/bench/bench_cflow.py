@@ -25,12 +25,13 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from bench.graph_facts import file_mb, multiply_accumulates, node_count
+from bench.graph_facts import file_mb, node_count
 from bench.time_onnx import THREADS, session_of
 from bench.turns import median_ratio, peak_gflops, processor, times_in_turns
 from flowedge.bundle import open_bundle
 from flowedge.export.pipeline import ExportOptions, export_bundle, read_model
 from flowedge.manifest import Preprocessing, SourceScale
+from flowedge.runtime.bench.macs import multiply_accumulates
 from flowedge.runtime.source_scale import scaled_map, scaled_score
 
 HERE = Path(__file__).resolve().parent

@@ -31,13 +31,14 @@ from torch import Tensor, nn
 
 from bench.bench_cflow import normalised, unit_image
 from bench.full_size import BACKBONE, MODELS, write_checkpoint
-from bench.graph_facts import file_mb, multiply_accumulates, node_count, parameter_count
+from bench.graph_facts import file_mb, node_count, parameter_count
 from bench.time_onnx import THREADS, session_of
 from bench.turns import median_ratio, peak_gflops, processor, times_in_turns
 from flowedge.bundle import Bundle, open_bundle
 from flowedge.export.parity import compare_with_checkpoint
 from flowedge.export.pipeline import ExportOptions, ReadModel, export_bundle, read_model
 from flowedge.export.reference.scores import answer_from_levels
+from flowedge.runtime.bench.macs import multiply_accumulates
 from flowedge.runtime.verify import relative_difference
 from support.golden import RECORDS, unpack
 

@@ -36,6 +36,8 @@ class PretendCuda:
     """``cuda.bindings.runtime``, as far as it is used; ``room`` is how many allocations succeed."""
 
     room: int = 1000
+    driver: int = 12060
+    devices: int = 1
     held: dict[int, Any] = field(default_factory=dict)
     streams: int = 0
     graphs: int = 0
@@ -54,6 +56,21 @@ class PretendCuda:
 
     def cudaGetErrorString(self, status: Any) -> tuple[Any, bytes]:
         return Success, status.name.encode()
+
+    def cudaDriverGetVersion(self) -> tuple[Any, int]:
+        return Success, self.driver
+
+    def cudaRuntimeGetVersion(self) -> tuple[Any, int]:
+        return Success, 12060
+
+    def cudaGetDeviceCount(self) -> tuple[Any, int]:
+        return Success, self.devices
+
+    def cudaMemGetInfo(self) -> tuple[Any, int, int]:
+        return Success, 4 << 30, 8 << 30
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, Any]:
+        return Success, SimpleNamespace(name=b"Orin" + bytes(60), major=8, minor=7)
 
     def _allocated(self, size: int) -> tuple[Any, ...]:
         if self.room == 0:

@@ -28,6 +28,7 @@ from flowedge.manifest import (
 
 IMAGE_SIZE = (16, 24)
 CHANNELS = 4
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def tiny_weight(seed: int = 0) -> NDArray[np.float32]:
@@ -51,10 +52,23 @@ def tiny_answer(image: NDArray[Any], seed: int = 0) -> dict[str, NDArray[Any]]:
     }
 
 
-def tiny_model(*, image_size: tuple[int, int] = IMAGE_SIZE, seed: int = 0) -> onnx.ModelProto:
-    """The graph of ``tiny_answer``; both sides of ``image_size`` are multiples of 4."""
+def tiny_model(
+    *, image_size: tuple[int, int] = IMAGE_SIZE, takes_frames: bool = False, seed: int = 0
+) -> onnx.ModelProto:
+    """The graph of ``tiny_answer``; both sides of ``image_size`` are multiples of 4.
+
+    With ``takes_frames`` it takes uint8 frames of that size and normalises them as ``tiny_manifest`` says.
+    """
     height, width = image_size
+    preprocess = [
+        helper.make_node("Cast", ["frame"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["levels"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Div", ["planes", "white"], ["unit"]),
+        helper.make_node("Sub", ["unit", "mean"], ["centred"]),
+        helper.make_node("Div", ["centred", "std"], ["image"]),
+    ]
     nodes = [
+        *(preprocess if takes_frames else ()),
         helper.make_node("Conv", ["image", "weight"], ["z"], strides=[2, 2]),
         helper.make_node("Mul", ["z", "z"], ["squares"]),
         helper.make_node("ReduceMean", ["squares", "channel_axis"], ["level_0"], keepdims=1),
@@ -75,6 +89,9 @@ def tiny_model(*, image_size: tuple[int, int] = IMAGE_SIZE, seed: int = 0) -> on
         "scales": np.array([1, 1, 2, 2], np.float32),
         "map_axes": np.array([1, 2, 3], np.int64),
     }
+    if takes_frames:
+        constants["white"] = np.array(255, np.float32)
+        constants |= {name: np.array(value, np.float32)[:, None, None] for name, value in IMAGENET.items()}
     shapes: dict[str, list[str | int | None]] = {
         "image": ["N", 3, height, width],
         "score": ["N"],
@@ -82,11 +99,12 @@ def tiny_model(*, image_size: tuple[int, int] = IMAGE_SIZE, seed: int = 0) -> on
         "level_0": ["N", 1, height // 2, width // 2],
         "level_1": ["N", 1, height // 4, width // 4],
     }
+    frame = helper.make_tensor_value_info("frame", TensorProto.UINT8, ["N", height, width, 3])
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     graph = helper.make_graph(
         nodes,
         "tiny",
-        values[:1],
+        [frame] if takes_frames else values[:1],
         values[1:],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
@@ -102,6 +120,7 @@ def tiny_manifest(
     precisions: tuple[PrecisionName, ...] = ("fp32",),
     thresholds: Thresholds | None = None,
     preprocessing: Preprocessing | None = None,
+    takes_frames: bool = False,
     files: tuple[StoredFile, ...] = (),
 ) -> Manifest:
     """A manifest that fits ``tiny_model``; frames are resized to ``image_size`` unless told otherwise."""
@@ -123,8 +142,8 @@ def tiny_manifest(
         or Preprocessing(
             resize=image_size,
             method="float_bilinear",
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
+            mean=IMAGENET["mean"],
+            std=IMAGENET["std"],
         ),
         graphs=tuple(
             GraphFile(
@@ -136,6 +155,7 @@ def tiny_manifest(
             )
             for precision in precisions
         ),
+        frame_size=image_size if takes_frames else None,
         files=files,
     )
 
@@ -147,6 +167,7 @@ def write_tiny_bundle(
     precisions: tuple[PrecisionName, ...] = ("fp32",),
     thresholds: Thresholds | None = None,
     preprocessing: Preprocessing | None = None,
+    takes_frames: bool = False,
     seed: int = 0,
 ) -> Bundle:
     """A whole bundle with the tiny graph (the same one under every precision) and one file in a folder."""
@@ -155,7 +176,8 @@ def write_tiny_bundle(
         precisions=precisions,
         thresholds=thresholds,
         preprocessing=preprocessing,
+        takes_frames=takes_frames,
     )
-    model = tiny_model(image_size=image_size, seed=seed).SerializeToString()
+    model = tiny_model(image_size=image_size, takes_frames=takes_frames, seed=seed).SerializeToString()
     files: dict[str, Path | bytes] = {graph.file: model for graph in manifest.graphs}
     return write_bundle(target, manifest, {**files, "selftest/frame.bin": b"frame"})

@@ -14,11 +14,11 @@ from FrEIA.modules import AllInOneBlock
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.graph_facts import multiply_accumulates
 from flowedge.export.graph import ir
 from flowedge.export.graph.counts import lower_and_describe, step_costs, totals
 from flowedge.export.graph.emit import Flow
 from flowedge.export.graph.passes import PASSES, lower
+from flowedge.runtime.bench.macs import multiply_accumulates
 from support.random_flows import random_cflow, random_csflow, random_features, random_msflow, random_uflow
 
 

@@ -81,6 +81,20 @@ def test_an_image_has_the_same_answer_alone_and_in_a_batch(bundle: Bundle, name:
 
 
 @pytest.mark.parametrize("name", ON_THE_CPU)
+def test_an_answer_is_the_callers_and_the_image_is_left_alone(bundle: Bundle, name: str) -> None:
+    engine = open_engine(name, bundle, "fp32")
+    image = images(2)
+    image.setflags(write=False)
+    first = engine.infer(image)
+    kept = {output: value.copy() for output, value in first.items()}
+    engine.infer(images(2, seed=1))
+    for output, value in first.items():
+        np.testing.assert_array_equal(value, kept[output])
+        assert value.flags.writeable
+    np.testing.assert_array_equal(image, images(2))
+
+
+@pytest.mark.parametrize("name", ON_THE_CPU)
 def test_a_closed_engine_says_so(bundle: Bundle, name: str) -> None:
     engine = open_engine(name, bundle, "fp32")
     engine.close()
@@ -170,6 +184,17 @@ def test_no_name_takes_the_first_engine_that_can_be_imported(
     engine = open_engine(None, bundle, "fp32")
     assert engine.name == ORT
     assert engine.reason == "the first that opens here; first did not (flowedge doctor says why)"
+
+
+def test_int8_is_looked_for_on_the_next_device_where_a_bundle_has_one_form_only(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny.flowedge", precisions=("fp32", "int8-cpu"))
+    engine = open_engine(None, bundle, "int8")
+    assert (ENGINES[engine.name].device, engine.precision) == ("cpu", "int8-cpu")
+    with pytest.raises(BundleError, match="no int8-gpu graph"):
+        open_engine("onnxruntime-cuda", bundle, "int8")
+    only_float = write_tiny_bundle(tmp_path / "float.flowedge")
+    with pytest.raises(EngineUnavailableError, match=r"no int8-gpu graph.*no int8-cpu graph"):
+        open_engine(None, only_float, "int8")
 
 
 def test_an_engine_without_an_order_must_be_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

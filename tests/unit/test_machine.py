@@ -137,6 +137,9 @@ def test_doctor_shows_the_machine_and_every_engine(tmp_path: Path, monkeypatch: 
     engines = {engine["name"]: engine for engine in printed["engines"]}
     assert engines["onnxruntime-cpu"]["works"]
     assert engines["openvino"]["works"]
+    works = [name for name in printed["order"] if engines[name]["works"]]
+    assert printed["default"] in works
+    assert f"Here that is {printed['default']}" in shown.stdout
     assert printed["order"][-2:] == ["onnxruntime-cpu", "openvino"]
     if not engines["tensorrt"]["installed"]:
         assert "sudo apt install python3-libnvinfer" in engines["tensorrt"]["problem"]

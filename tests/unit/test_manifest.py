@@ -87,6 +87,7 @@ MANIFEST = Manifest(
         pixel=PartScale(),
     ),
     nfa=NfaOutputs(energies=True, window=5, probability=0.9),
+    frame_size=(480, 640),
     licence_note="The backbone was trained on ImageNet.",
     files=(
         StoredFile(path="model.fp16.onnx", size=2, sha256="cd" * 32),

@@ -24,6 +24,7 @@ pytest.importorskip(
 )
 from flowedge.runtime.engines import cuda, nvidia
 
+REAL_DEVICE = cuda.device
 DEVICE = cuda.Device(name="Orin", capability="8.7", driver="12.6", free=4 << 30, total=8 << 30)
 
 
@@ -186,13 +187,29 @@ def test_the_kernels_of_an_rtx_engine_are_kept_for_the_next_start(
     check(engine, images(2))
     check(engine, images(2, seed=1))
     assert pretended.launches == 0  # TensorRT for RTX captures by itself
-    engine.close()
     (kernels,) = (entry.path for entry in engine_cache().files() if entry.facts is None)
-    assert kernels.read_bytes() == b"compiled"
+    assert kernels.read_bytes() == b"compiled"  # before it is closed, as nobody may close it
     kernels.write_bytes(b"compiled before")
     again = nvidia.load(PretendTrt(pretended), opening_of(bundle, nvidia.RTX))
     again.close()
     assert kernels.read_bytes() == b"compiled before"
+
+
+@pytest.mark.parametrize(
+    ("driver", "devices", "reason"),
+    [
+        (0, 0, "no NVIDIA driver"),
+        (11040, 1, r"supports CUDA 11\.4, the installed cuda-bindings is of 12\.6.*'cuda-bindings==11\.\*'"),
+        (13000, 0, "CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_why_there_is_no_device_is_told_apart(
+    pretended: PretendCuda, driver: int, devices: int, reason: str
+) -> None:
+    assert REAL_DEVICE() == DEVICE
+    pretended.driver, pretended.devices = driver, devices
+    with pytest.raises(EngineUnavailableError, match=reason):
+        REAL_DEVICE()
 
 
 # On a machine without a GPU
@@ -210,9 +227,9 @@ def test_without_a_gpu_the_engine_says_so_and_another_is_chosen(bundle: Bundle) 
     pytest.importorskip("tensorrt_rtx")
     if has_gpu():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(EngineUnavailableError, match=r"CUDA's cudaGetDeviceCount failed: .*nvidia-smi"):
+    with pytest.raises(EngineUnavailableError, match=r"NVIDIA driver|CUDA"):
         open_engine("tensorrt-rtx", bundle, "fp32")
-    with pytest.raises(EngineUnavailableError, match="cudaGetDeviceCount"):
+    with pytest.raises(EngineUnavailableError, match=r"NVIDIA driver|CUDA"):
         open_or_build("tensorrt-rtx", bundle, "fp32", build=True)
     detector = flowedge.load(bundle.path)
     assert detector.engine.name == "onnxruntime-cpu"

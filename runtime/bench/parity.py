@@ -1,0 +1,73 @@
+"""Is an engine right? A bundle's self-test against the answers that the fp32 reference gave at export."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.bundle import Bundle
+from flowedge.manifest import Scoring
+from flowedge.runtime.aggregate import aggregate
+from flowedge.runtime.bench.protocol import Parity
+from flowedge.runtime.engine import Engine
+from flowedge.runtime.graph_input import GraphInput
+from flowedge.runtime.selftest import read_selftest
+from flowedge.runtime.verify import infer_one_by_one, replay_selftest
+
+LEAST_CORRELATION: Final = 0.99
+"""Of a map with the reference's; below, an engine counts as wrong whatever its precision allows."""
+
+
+def parity_of(bundle: Bundle, session: Engine) -> Parity:
+    """Replay the self-test on an engine that is open.
+
+    Raises:
+        BundleError: The bundle has no self-test.
+    """
+    manifest = bundle.manifest
+    checks = replay_selftest(bundle, session)
+    levels = [check for check in checks if check.name.startswith("level")]
+    worst = max((check.value for check in levels), key=lambda value: math.inf if math.isnan(value) else value)
+    selftest = read_selftest(bundle)
+    recorded = [selftest.answers[f"level_{number}"] for number in range(len(manifest.levels))]
+    scoring = _reference_scoring(bundle, session.precision)
+    wanted = aggregate(recorded, scoring, manifest.family, manifest.image_size).anomaly_map
+    got = infer_one_by_one(session, GraphInput(manifest)(selftest.frames))["anomaly_map"]
+    correlation = lowest_correlation(got, wanted)
+    failed = [
+        f"{check.name}: {check.value:.2g}, limit {check.limit:.0e}" for check in checks if not check.passed
+    ]
+    if correlation is not None and correlation < LEAST_CORRELATION:
+        failed.append(f"map correlation: {correlation:.4f}, limit {LEAST_CORRELATION}")
+    return Parity(
+        is_right=not failed,
+        worst_error=_finite(worst),
+        limit=_finite(levels[0].limit),
+        correlation=correlation,
+        failed=tuple(failed),
+    )
+
+
+def lowest_correlation(got: NDArray[Any], wanted: NDArray[Any]) -> float | None:
+    """Pearson's, of ``(N, ...)`` maps one by one; None where one is flat or not finite."""
+    lowest = 1.0
+    for one, other in zip(got, wanted, strict=True):
+        a, b = (x.astype(np.float64).ravel() - x.astype(np.float64).mean() for x in (one, other))
+        spread = float(np.linalg.norm(a) * np.linalg.norm(b))
+        if not (math.isfinite(spread) and spread > 0):
+            return None
+        lowest = min(lowest, float(a @ b) / spread)
+    return lowest
+
+
+def _reference_scoring(bundle: Bundle, precision: str) -> Scoring:
+    """The fp32 graph's, whose map is the reference; a bundle without that graph is compared with its own."""
+    graphs = {graph.precision: graph for graph in bundle.manifest.graphs}
+    return graphs.get("fp32", bundle.manifest.graph(precision)).scoring
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,104 @@
+"""A worker process, seen from the bench: start it, ask it, end it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from types import TracebackType
+from typing import Final, TypeVar
+
+import msgspec
+
+from flowedge.errors import EngineUnavailableError
+from flowedge.runtime.bench.protocol import Command, Job, Problem, Started
+
+_MODULE: Final = "flowedge.runtime.bench.worker"
+_Answer = TypeVar("_Answer", bound=msgspec.Struct)
+
+
+class Worker:
+    """One process; whatever it says that is not an answer is an `EngineUnavailableError` with the reason."""
+
+    def __init__(self, job: Job) -> None:
+        """Start it and wait for its first verdict.
+
+        Raises:
+            EngineUnavailableError: It cannot load or run what the job names, or it ended.
+        """
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
+        environment = dict(os.environ)
+        if job.threads is not None:  # for the libraries that ask nobody
+            environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads))
+        start = time.perf_counter()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", _MODULE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+        )
+        try:
+            self.started = self._exchange(job, Started)
+            self.cold_start_ms = 1000 * (time.perf_counter() - start)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def ask(self, command: Command, answer: type[_Answer]) -> _Answer:
+        """Send a command and wait for its answer.
+
+        Raises:
+            EngineUnavailableError: The worker answers with a problem, or ended.
+        """
+        return self._exchange(command, answer)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                try:
+                    stream.close()
+                except BrokenPipeError:
+                    continue
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _exchange(self, said: msgspec.Struct, answer: type[_Answer]) -> _Answer:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            stdin.write(msgspec.json.encode(said) + b"\n")
+            stdin.flush()
+            line = stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            raise EngineUnavailableError(self._how_it_ended())
+        try:
+            return msgspec.json.decode(line, type=answer)
+        except msgspec.ValidationError:
+            raise EngineUnavailableError(msgspec.json.decode(line, type=Problem).problem) from None
+
+    def _how_it_ended(self) -> str:
+        status = self._process.wait()
+        self._errors.seek(0)
+        said = self._errors.read().decode("utf-8", "replace").split("\n")
+        last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
+        return f"its process ended with status {status}: {last}"

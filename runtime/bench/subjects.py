@@ -1,0 +1,269 @@
+"""What a worker process measures: a bundle on an engine, a foreign ONNX file, PyTorch, or the machine."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.errors import EngineUnavailableError, FlowEdgeError
+from flowedge.runtime.bench.protocol import (
+    Command,
+    Job,
+    Macs,
+    Memory,
+    Peak,
+    StagesAnswer,
+    StageTimes,
+    Started,
+    Window,
+)
+
+LEAST_RUNS: Final = 3
+"""In a window, however short it is."""
+
+_BASELINE: Final = "flowedge.export.baseline"  # imports torch, and only in the process that measures it
+_PEAK_SIDE: Final = 1024
+_COPY_BYTES: Final = 64_000_000
+_FLOATS: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+
+class Subject(Protocol):
+    """Answers commands; ``started`` is the first answer."""
+
+    started: Started
+
+    def answer(self, command: Command) -> msgspec.Struct:
+        """Do what the command says."""
+        ...
+
+
+class Inference(Protocol):
+    """What can be timed, and loads before it is."""
+
+    started: Started
+
+    def work(self, batch: int) -> Callable[[], object]:
+        """One inference with this batch, its input prepared."""
+        ...
+
+
+def subject_of(job: Job) -> Subject:
+    """Load what the job names, and run it once.
+
+    Raises:
+        FlowEdgeError: It cannot be loaded or run here.
+    """
+    if job.kind == "machine":
+        return _Machine()
+    if job.kind == "torch":
+        return _Timed(importlib.import_module(_BASELINE).TorchBaseline(job))
+    return _Bundle(job) if job.kind == "bundle" else _Timed(_Peer(job))
+
+
+def window_of(work: Callable[[], object], seconds: float) -> Window:
+    """Time runs one after the other for a while, at least `LEAST_RUNS`."""
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(taken) < LEAST_RUNS or time.perf_counter() < end:
+        start = time.perf_counter()
+        work()
+        taken.append(1000 * (time.perf_counter() - start))
+    return Window(ms=tuple(taken))
+
+
+class _Timed:
+    """Windows and memory of something that infers."""
+
+    def __init__(self, inference: Inference) -> None:
+        self.started = inference.started
+        self._inference = inference
+        self._batch = 0
+        self._work: Callable[[], object] = _nothing
+
+    def answer(self, command: Command) -> msgspec.Struct:
+        if command.do == "window":
+            if command.batch != self._batch:
+                self._work = _nothing  # the last batch's input goes first
+                self._batch, self._work = command.batch, self._inference.work(command.batch)
+            return window_of(self._work, command.seconds)
+        if command.do == "memory":
+            return Memory(peak_mb=peak_resident_mb())
+        raise FlowEdgeError(f"{self.started.engine} has no {command.do} to measure.")
+
+
+class _Bundle(_Timed):
+    """One graph of a bundle on one engine."""
+
+    def __init__(self, job: Job) -> None:
+        frame: NDArray[np.uint8] = np.load(job.frame, allow_pickle=False)
+        start = time.perf_counter()
+        import flowedge
+
+        self._detector = flowedge.load(
+            job.path, engine=job.engine, precision=job.precision, threads=job.threads
+        )
+        loaded = time.perf_counter()
+        self._detector(frame)
+        verdict = time.perf_counter()
+        from flowedge.runtime.engine import ENGINES
+        from flowedge.runtime.graph_input import GraphInput
+
+        spec = ENGINES[job.engine]
+        self.started = Started(
+            engine=spec.name,
+            version=_version(spec.needs),
+            device=spec.device,
+            load_ms=1000 * (loaded - start),
+            first_ms=1000 * (verdict - loaded),
+            graph=str(self._detector.bundle.graph_path(self._detector.precision)),
+            precision=self._detector.precision,
+        )
+        self._frame, self._picture = frame, Path(job.picture)
+        self._input = GraphInput(self._detector.bundle.manifest)
+        super().__init__(self)
+
+    def work(self, batch: int) -> Callable[[], object]:
+        image = self._input([self._frame] * batch)
+        return lambda: self._detector.engine.infer(image)
+
+    def answer(self, command: Command) -> msgspec.Struct:
+        if command.do == "stages":
+            return self._stages(command.seconds)
+        if command.do == "parity":
+            from flowedge.runtime.bench.parity import parity_of
+
+            return parity_of(self._detector.bundle, self._detector.engine)
+        return super().answer(command)
+
+    def _stages(self, seconds: float) -> StagesAnswer:
+        from flowedge.runtime.images import read_image
+
+        frames: list[StageTimes] = []
+
+        def road() -> None:
+            start = time.perf_counter()
+            frame = read_image(self._picture)
+            decoded = time.perf_counter()
+            timings = self._detector(frame).timings
+            done = time.perf_counter()
+            frames.append(
+                StageTimes(
+                    decode=1000 * (decoded - start),
+                    preprocess=timings.preprocess_ms,
+                    infer=timings.infer_ms,
+                    decide=timings.decide_ms,
+                    overhead=1000 * (done - decoded) - timings.infer_ms,
+                )
+            )
+
+        window_of(road, seconds)
+        return StagesAnswer(frames=tuple(frames))
+
+
+class _Peer:
+    """A foreign ONNX file on ONNX Runtime's CPU, fed with random numbers of its input's shape."""
+
+    def __init__(self, job: Job) -> None:
+        start = time.perf_counter()
+        try:
+            import onnxruntime as ort
+        except ModuleNotFoundError as error:
+            raise EngineUnavailableError(
+                "a peer runs on onnxruntime, which is not installed. Install it with: pip install 'flowedge[ort]'"
+            ) from error
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        if job.threads is not None:
+            options.intra_op_num_threads = job.threads
+        self._path = job.path
+        try:
+            self._session = ort.InferenceSession(job.path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # a foreign file may break anything
+            raise self._problem("load", error) from error
+        loaded = time.perf_counter()
+        self.work(1)()
+        self.started = Started(
+            engine="onnxruntime-cpu",
+            version=ort.__version__,
+            device="cpu",
+            load_ms=1000 * (loaded - start),
+            first_ms=1000 * (time.perf_counter() - loaded),
+            graph=job.path,
+        )
+
+    def work(self, batch: int) -> Callable[[], object]:
+        rng = np.random.default_rng(0)
+        feed: dict[str, NDArray[Any]] = {}
+        for entry in self._session.get_inputs():
+            first, *sides = entry.shape or [None]
+            if isinstance(first, int) and first != batch:
+                raise FlowEdgeError(f"{self._path} takes a batch of {first} only, not of {batch}.")
+            fixed = [side for side in sides if isinstance(side, int)]
+            if entry.type not in _FLOATS or len(fixed) < len(sides):
+                raise FlowEdgeError(
+                    f"{self._path} takes {entry.name} {entry.type} {entry.shape}: a peer is fed with random floats, so "
+                    "its inputs must be floats whose sides are fixed but for the batch. Export it so."
+                )
+            feed[entry.name] = rng.random((batch, *fixed)).astype(_FLOATS[entry.type])
+
+        def run() -> object:
+            try:
+                return self._session.run(None, feed)
+            except Exception as error:
+                raise self._problem("run", error) from error
+
+        return run
+
+    def _problem(self, what: str, error: Exception) -> EngineUnavailableError:
+        reason = " ".join(str(error).split())
+        return EngineUnavailableError(f"ONNX Runtime cannot {what} {self._path}: {reason}.")
+
+
+class _Machine:
+    """What no inference can beat, and what an ONNX file asks for."""
+
+    def __init__(self) -> None:
+        self.started = Started(
+            engine="numpy", version=np.__version__, device="cpu", load_ms=0.0, first_ms=0.0
+        )
+        self._a, self._b = np.random.default_rng(0).random((2, _PEAK_SIDE, _PEAK_SIDE), np.float32)
+        self._product = np.empty_like(self._a)
+        self._from = np.ones(_COPY_BYTES // 8)
+        self._to = np.empty_like(self._from)
+
+    def answer(self, command: Command) -> msgspec.Struct:
+        if command.do == "macs":
+            from flowedge.runtime.bench.macs import multiply_accumulates
+
+            return Macs(macs=multiply_accumulates(Path(command.graph)))
+        if command.do != "peak":
+            raise FlowEdgeError(f"the machine has no {command.do} to measure.")
+        product = window_of(lambda: np.matmul(self._a, self._b, out=self._product), command.seconds / 2)
+        copy = window_of(lambda: np.copyto(self._to, self._from), command.seconds / 2)
+        return Peak(
+            gflops=2e-6 * _PEAK_SIDE**3 / min(product.ms), copy_gb_s=2e-6 * _COPY_BYTES / min(copy.ms)
+        )
+
+
+def peak_resident_mb() -> float | None:
+    """The largest resident memory of this process so far, in 10^6 bytes, as Linux counts it (VmHWM), if it does."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    return None
+
+
+def _version(package: str) -> str:
+    return str(getattr(importlib.import_module(package), "__version__", "unknown"))
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,64 @@
+"""From frames to what a bundle's graph takes: the network's input, or the frames themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.errors import ImageError
+from flowedge.manifest import Manifest
+from flowedge.runtime.preprocess import Preprocessor, check_frame
+
+
+class GraphInput:
+    """Makes the one input of a bundle's graphs; threads may share one."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._preprocessor = Preprocessor(manifest.preprocessing)
+        self._image_size = manifest.image_size
+        self._frame_size = manifest.frame_size
+
+    def __call__(self, frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[Any]:
+        """Make one input of at least one frame.
+
+        Args:
+            frames: Each ``(H, W, 3)`` uint8, RGB, or all as one array; not modified. With a ``frame_size`` in the
+                manifest, of that size.
+
+        Returns:
+            ``(N, 3, h, w)`` float32; with a ``frame_size`` ``(N, H, W, 3)`` uint8, which for a single frame may be
+            a view of it. C-contiguous.
+
+        Raises:
+            ImageError: A frame is of another type or shape, or does not become the network's input.
+        """
+        if self._frame_size is None:
+            return np.stack([self._network_input(frame) for frame in frames])
+        for frame in frames:
+            self._check_size(frame, self._frame_size)
+        if len(frames) == 1:
+            return np.ascontiguousarray(frames[0])[None]
+        return np.stack(list(frames))
+
+    def _network_input(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        image = self._preprocessor(frame)
+        height, width = self._image_size
+        if image.shape != (3, height, width):
+            raise ImageError(
+                f"a frame of {frame.shape[0]}x{frame.shape[1]} becomes {image.shape[1]}x{image.shape[2]} pixels "
+                f"by the bundle's preprocessing, its graph takes {height}x{width}. "
+                "Export again with an --image-size that suits the frames."
+            )
+        return image
+
+    def _check_size(self, frame: NDArray[np.uint8], size: tuple[int, int]) -> None:
+        check_frame(frame)
+        if frame.shape[:2] != size:
+            raise ImageError(
+                f"a frame is {frame.shape[0]}x{frame.shape[1]} pixels, the bundle's graph takes frames of "
+                f"{size[0]}x{size[1]} (height x width) and no others. Export again with "
+                f"--frame-size {frame.shape[0]}x{frame.shape[1]}, or without for frames of any size."
+            )

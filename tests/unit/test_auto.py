@@ -1,0 +1,76 @@
+"""``--precision auto``: the fastest graph that is right, measured once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import flowedge
+from flowedge.bundle import Bundle, write_bundle
+from flowedge.errors import EngineUnavailableError
+from flowedge.export.pipeline import ExportOptions, export_bundle
+from flowedge.runtime.auto import fastest_precision, precisions_on
+
+CPU = "onnxruntime-cpu"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def exported(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    target = tmp_path_factory.mktemp("auto") / "small.flowedge"
+    return export_bundle(small_checkpoint, target, ExportOptions(half=("fp16",))).bundle
+
+
+def test_the_fastest_right_graph_is_taken_and_remembered(exported: Bundle, cache: Path) -> None:
+    choice = fastest_precision(exported, CPU, threads=1)
+    times = {one.precision: one.median_ms for one in choice.measured}
+    assert set(times) == {"fp32", "fp16"}
+    assert all(time is not None for time in times.values()), choice
+    assert choice.precision == min(times, key=lambda name: times[name] or 0.0)
+    (known,) = (cache / "precision").iterdir()
+    known.write_bytes(
+        known.read_bytes().replace(b'"precision":"' + choice.precision.encode(), b'"precision":"fp16', 1)
+    )
+    assert fastest_precision(exported, CPU, threads=1).precision == "fp16", "the remembered choice"
+    known.write_bytes(b"damaged")
+    assert fastest_precision(exported, CPU, threads=1).measured
+    with flowedge.load(exported.path, engine=CPU, precision="auto", threads=1) as detector:
+        assert detector.precision in times
+
+
+def test_a_graph_that_is_wrong_here_is_not_taken(exported: Bundle, tmp_path: Path, cache: Path) -> None:
+    model = onnx.load(str(exported.graph_path("fp16")))
+    tensor = next(one for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT16)
+    tensor.CopyFrom(numpy_helper.from_array(-3 * numpy_helper.to_array(tensor), tensor.name))
+    files: dict[str, Path | bytes] = {
+        stored.path: exported.path / stored.path for stored in exported.manifest.files
+    }
+    files[exported.manifest.graph("fp16").file] = model.SerializeToString()
+    bundle = write_bundle(tmp_path / "wrong.flowedge", exported.manifest, files)
+    choice = fastest_precision(bundle, CPU, threads=1)
+    assert choice.precision == "fp32"
+    (fp16,) = (one for one in choice.measured if one.precision == "fp16")
+    assert fp16.median_ms is None
+    assert "not right: level" in fp16.problem
+
+
+def test_an_engine_that_is_not_there_is_said(exported: Bundle, cache: Path) -> None:
+    with pytest.raises(EngineUnavailableError, match="there is no engine"):
+        fastest_precision(exported, "abacus")
+
+
+def test_of_the_two_forms_of_int8_one_is_for_the_device(exported: Bundle) -> None:
+    fp32 = exported.manifest.graph("fp32")
+    graphs = tuple(msgspec.structs.replace(fp32, precision=name) for name in ("fp32", "int8-cpu", "int8-gpu"))
+    bundle = Bundle(exported.path, msgspec.structs.replace(exported.manifest, graphs=graphs))
+    assert precisions_on(bundle, CPU) == ("fp32", "int8-cpu")
+    assert precisions_on(bundle, "tensorrt") == ("fp32", "int8-gpu")
