@@ -157,7 +157,7 @@ class Search:
         self.measure()
         fails, passes, step, most = given_back, given_back, 1, self._most()
         while not report.passed:
-            if fails == most:
+            if fails >= most:
                 raise PrecisionError(self._verdict(report))
             passes = min(fails + step, most)
             report = self._judge(passes)
