@@ -226,12 +226,7 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
 
     def opened(spec: EngineSpec) -> Engine:
         exact = bundle.manifest.precision_on(spec.device, precision)
-        try:
-            bundle.manifest.graph(exact)
-        except BundleError as error:
-            if name is None and exact != precision:  # it may have the other form of int8
-                raise EngineUnavailableError(str(error)) from error
-            raise
+        bundle.manifest.graph(exact)
         engine = engine_module(spec).load(Opening(spec=spec, bundle=bundle, precision=exact, threads=threads))
         engine.precision = exact
         return engine
