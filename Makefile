@@ -7,6 +7,7 @@
 #   make bench    speed against anomalib's own ONNX, into bench-out/ (anomalib gets an environment of its own)
 #   make parity   every family by source and backbone: errors, sizes and speed, into bench-out/parity/
 #   make memory   peak memory and time of the largest exports, into bench-out/memory/
+#   make precision what float16 and INT8 cost on a trained model of every family, into bench-out/precision/
 #   make venv     only the environment, .venv
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := .venv/bin
 VENV := .venv/.complete
 PEER := .venv-peer/.complete
 
-.PHONY: demo test check wheel bench parity memory venv peer clean
+.PHONY: demo test check wheel bench parity memory precision venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out
@@ -41,6 +42,9 @@ parity: $(VENV) $(PEER)
 
 memory: $(VENV)
 	PYTHONPATH=tests $(BIN)/python tests/bench/export_memory.py --out bench-out/memory
+
+precision: $(VENV)
+	PYTHONPATH=tests $(BIN)/python tests/bench/table_precision.py --out bench-out/precision
 
 venv: $(VENV)
 

@@ -34,7 +34,7 @@ from flowedge.calibration.threshold import (
     fit_pixel_threshold,
     fit_threshold,
 )
-from flowedge.errors import CalibrationError
+from flowedge.errors import CalibrationError, EngineUnavailableError
 from flowedge.manifest import FixedReference, GraphFile, Manifest, NfaThreshold, Thresholds
 from flowedge.onnx_constants import write_constants
 from flowedge.runtime.aggregate import largest_sums
@@ -143,7 +143,16 @@ def _fitted(
     progress = _Progress(on_progress, passes * len(precisions))
 
     def detector(precision: str) -> Detector:
-        return Detector(draft, open_engine(engine, draft, precision, threads=threads), precision)
+        try:
+            session = open_engine(engine, draft, precision, threads=threads)
+        except EngineUnavailableError as error:
+            if precision != "bf16":
+                raise
+            raise CalibrationError(
+                "the bf16 graph cannot be calibrated here, no CPU runs it: add --bf16, which plans it anew and "
+                f"calibrates an emulation, or calibrate on the GPU with --engine. ({error})"
+            ) from error
+        return Detector(draft, session, precision)
 
     references: dict[str, FixedReference] = {}
     if fits_reference:

@@ -39,6 +39,7 @@ class FullSize:
         network: The backbone.
         size: Height and width of the input, pixels.
         soft: Rotations instead of permutations between the blocks.
+        hidden: Channels of CS-Flow's subnets.
     """
 
     family: Family
@@ -46,6 +47,7 @@ class FullSize:
     network: str
     size: int
     soft: bool = False
+    hidden: int = 1024
 
     @property
     def name(self) -> str:
@@ -182,7 +184,7 @@ def _msflow(model: FullSize, _backbone: State) -> object:
 
 
 def _csflow(model: FullSize, backbone: State) -> object:
-    half, hidden = _EFFICIENTNET_CHANNELS // 2, 1024
+    half, hidden = _EFFICIENTNET_CHANNELS // 2, model.hidden
     official = model.layout == "official"
     nets = ("s1", "s2") if official else ("cross_convolution1", "cross_convolution2")
     state: State = {}

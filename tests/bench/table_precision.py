@@ -1,0 +1,315 @@
+"""What float16 and INT8 cost, for every family, on a trained model and labelled photographs.
+
+    make precision    or: PYTHONPATH=tests python tests/bench/table_precision.py [--families NAME ...] [--out FOLDER]
+
+Each model is exported, given its lower precisions and calibrated on good images alone, as ``flowedge export --fp16
+--int8 --calib-data`` does, and every graph is evaluated on the test images, on ONNX Runtime's CPU. The tile checkpoint
+is that of ``../shared``; the other models are trained here, in minutes, on the demo's photographs, all but the demo's
+own on backbones with random weights. Each row is computed in a process of its own and kept in the output folder;
+remove its folder to compute it again. Nothing here passes or fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+import torch
+
+from bench.full_size import MODEL, FullSize
+from bench.train_flows import options_of, train_flow
+from bench.turns import processor
+from flowedge.bundle import Bundle
+from flowedge.calibration.agreement import PairMoments
+from flowedge.calibration.dataset import Dataset, good_images, read_dataset
+from flowedge.calibration.evaluation import Evaluation, evaluate
+from flowedge.calibration.gates import DEFAULT_LIMITS
+from flowedge.calibration.precision import PrecisionRequest, Progress, add_precisions
+from flowedge.calibration.precision.add import Wanted
+from flowedge.calibration.record import PrecisionReport
+from flowedge.demo.photos import PhotoPlan, write_photos
+from flowedge.demo.train import TrainPlan, train_cflow
+from flowedge.errors import PrecisionError
+from flowedge.export.pipeline import ExportOptions, export_bundle
+from flowedge.runtime.detector import Detector, Result
+from flowedge.runtime.engine import open_engine
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"  # beside the checkout
+TILE = SHARED / "checkpoints" / "cflow_magnetic_tile.ckpt"
+TILES = SHARED / "data" / "magnetic_tile"
+ENGINE = "onnxruntime-cpu"
+FACTS = "facts.json"
+METRICS = ("image_auroc", "pixel_auroc", "aupro")
+SMALL: dict[str, tuple[FullSize, int]] = {
+    model.family: (model, epochs)
+    for model, epochs in (
+        (FullSize(family="fastflow", layout="anomalib", network="resnet18", size=128), 24),
+        (FullSize(family="uflow", layout="anomalib", network="resnet18", size=128), 24),
+        (FullSize(family="msflow", layout="official", network="resnet18", size=128), 12),
+        (FullSize(family="csflow", layout="anomalib", network="efficientnet_b5", size=256, hidden=64), 12),
+    )
+}
+"""What is trained here, and for how many epochs."""
+PHOTOS = PhotoPlan(test_good=100, test_per_defect=25)
+ROWS = ("cflow-tiles", "cflow-demo", *SMALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A trained model, how it is exported, the good images to calibrate on, and the dataset to test on."""
+
+    checkpoint: Path
+    options: ExportOptions
+    good: Sequence[Path]
+    dataset: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One graph on the test images.
+
+    Attributes:
+        metrics: Image AUROC, pixel AUROC and AUPRO.
+        flips: The share of the test images whose verdict is not that of fp32, each with its own threshold.
+        correlation: With fp32's maps, over all pixels of all test images.
+        file: The graph's size over that of fp32.
+        blocks: How many have the precision, and of how many.
+        macs: Their share of the multiply-accumulates.
+        beyond: What is beyond the default limits of the gate, here on the test images.
+    """
+
+    precision: str
+    metrics: tuple[float, float, float]
+    flips: float = 0.0
+    correlation: float = 1.0
+    file: float = 1.0
+    blocks: tuple[int, int] | None = None
+    macs: float | None = None
+    beyond: tuple[str, ...] = ()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument(
+        "--families", nargs="+", default=ROWS, choices=ROWS, metavar="NAME", help=", ".join(ROWS)
+    )
+    parser.add_argument("--out", type=Path, default=Path("bench-out/precision"))
+    parser.add_argument("--threads", type=int, default=1, help="more than one only on a machine of one's own")
+    parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.row:
+        torch.set_num_threads(options.threads)
+        compute(options.families[0], options.out / options.families[0], options.threads)
+        return
+    names = []
+    for name in options.families:
+        if name == "cflow-tiles" and not TILE.is_file():
+            print(f"{name} left out: {TILE} is not beside this checkout", flush=True)
+            continue
+        names.append(name)
+        if not (options.out / name / FACTS).exists():
+            print(f"{name} …", flush=True)
+            command = [sys.executable, __file__, "--row", "--families", name, "--out", options.out]
+            command += ["--threads", options.threads]
+            subprocess.run(
+                [str(part) for part in command],
+                check=True,
+                env={**os.environ, "OMP_NUM_THREADS": str(options.threads)},
+            )
+    write_table(options.out, names)
+
+
+# --- one row --------------------------------------------------------------------------------------------------
+
+
+def compute(name: str, folder: Path, threads: int) -> None:
+    """Train, export, plan and evaluate, and write the row's facts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = Progress(begin=lambda what: print(f"  {time.strftime('%X')} {what}", flush=True))
+    subject, trained = prepare(name, folder)
+    target = folder / "bundle.flowedge"
+    shutil.rmtree(target, ignore_errors=True)
+    exported = export_bundle(subject.checkpoint, target, subject.options, progress=progress).bundle
+    start = time.perf_counter()
+    bundle, reports, refused = add(exported, subject.good, threads, folder / "ranges", progress)
+    seconds = time.perf_counter() - start
+    progress.begin("evaluating")
+    dataset = read_dataset(subject.dataset)
+    facts = {
+        "name": name,
+        "backbone": bundle.manifest.backbone,
+        "side": bundle.manifest.image_size[0],
+        "good_images": len(subject.good),
+        "test_images": len(dataset.samples),
+        "trained": trained,
+        "planned_seconds": seconds,
+        "refused": refused,
+        "graphs": [asdict(one) for one in measure(bundle, dataset, reports, threads)],
+    }
+    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def prepare(name: str, folder: Path) -> tuple[Subject, str]:
+    """The row's model, trained where it is not there yet, and what its training came to."""
+    if name == "cflow-tiles":
+        return Subject(checkpoint=TILE, options=ExportOptions(), good=good_images(TILES), dataset=TILES), ""
+    photos = write_photos(folder / "photos", PHOTOS)
+    said = folder / "trained.txt"
+    if not said.exists():
+        start = time.perf_counter()
+        if name == "cflow-demo":
+            levels = train_cflow(photos.train, folder / MODEL, TrainPlan())
+            losses = "; ".join(f"{one.first_nll:.2f} to {one.last_nll:.2f}" for one in levels)
+        else:
+            model, epochs = SMALL[name]
+            result = train_flow(model, photos.train, folder, epochs=epochs)
+            losses = f"{result.first_nll:.2f} to {result.last_nll:.2f}"
+        seconds = time.perf_counter() - start
+        said.write_text(f"{losses} nats per dimension in {seconds:.0f} s", encoding="utf-8")
+    options = ExportOptions() if name == "cflow-demo" else options_of(SMALL[name][0], folder)
+    subject = Subject(
+        checkpoint=folder / MODEL, options=options, good=photos.calibration, dataset=photos.root
+    )
+    return subject, said.read_text(encoding="utf-8")
+
+
+def add(
+    bundle: Bundle, good: Sequence[Path], threads: int, cache: Path, progress: Progress
+) -> tuple[Bundle, tuple[PrecisionReport, ...], list[str]]:
+    """Both precisions, or those that pass, and why another was refused."""
+    wanted: tuple[Wanted, ...] = ("fp16", "int8")
+    refused: list[str] = []
+    while wanted:
+        try:
+            done, reports = add_precisions(
+                bundle, good, PrecisionRequest(wanted=wanted), threads=threads, cache=cache, progress=progress
+            )
+        except PrecisionError as error:
+            refused.append(str(error))
+            print(f"  {error}", flush=True)
+            wanted = tuple(one for one in wanted if not str(error).startswith(one))
+        else:
+            return done, reports, refused
+    return bundle, (), refused
+
+
+def measure(
+    bundle: Bundle, dataset: Dataset, reports: Sequence[PrecisionReport], threads: int
+) -> list[Measured]:
+    """Every graph of the bundle on the test images, fp32 first."""
+    evaluation, expected = answers(bundle, "fp32", dataset, threads)
+    fp32 = Measured(precision="fp32", metrics=_metrics(evaluation))
+    measured = [fp32]
+    for report in reports:
+        evaluation, got = answers(bundle, report.precision, dataset, threads)
+        pairs = PairMoments()
+        for before, now in zip(expected, got, strict=True):
+            pairs.add(before.network_map, now.network_map)
+        flips = sum(before.verdict != now.verdict for before, now in zip(expected, got, strict=True))
+        low = [block for block in report.blocks if not block.reason]
+        one = Measured(
+            precision=report.precision,
+            metrics=_metrics(evaluation),
+            flips=flips / len(got),
+            correlation=pairs.correlation(),
+            file=report.bytes_share,
+            blocks=(len(low), len(report.blocks)),
+            macs=sum(block.macs_share for block in low),
+        )
+        measured.append(replace(one, beyond=_beyond(one, fp32)))
+    return measured
+
+
+def answers(
+    bundle: Bundle, precision: str, dataset: Dataset, threads: int
+) -> tuple[Evaluation, list[Result]]:
+    """What `flowedge eval` finds with the graph's own thresholds, and every answer in the dataset's order."""
+    kept: list[Result] = []
+    with Detector(bundle, open_engine(ENGINE, bundle, precision, threads=threads), precision) as detector:
+
+        def remembered(frame: Any) -> Result:
+            kept.append(detector(frame))
+            return kept[-1]
+
+        return evaluate(remembered, dataset, thresholds=detector.thresholds), kept
+
+
+def _metrics(evaluation: Evaluation) -> tuple[float, float, float]:
+    found = (evaluation.image_auroc, evaluation.pixel_auroc, evaluation.aupro)
+    image, pixel, aupro = (float("nan") if value is None else value for value in found)
+    return image, pixel, aupro
+
+
+def _beyond(one: Measured, fp32: Measured) -> tuple[str, ...]:
+    limits = DEFAULT_LIMITS[one.precision.partition("-")[0]]
+    changes = zip(METRICS, one.metrics, fp32.metrics, strict=True)
+    found = [name for name, now, before in changes if abs(now - before) > getattr(limits, name)]
+    found += ["flips"] if one.flips > limits.flips else []
+    found += ["map_correlation"] if one.correlation < limits.map_correlation else []
+    return tuple(found)
+
+
+# --- the table ------------------------------------------------------------------------------------------------
+
+
+def write_table(out: Path, names: Sequence[str]) -> None:
+    """``precision.md``, from what the rows' folders hold."""
+    rows = [json.loads((out / name / FACTS).read_text(encoding="utf-8")) for name in names]
+    lines = [
+        f"{processor()}, ONNX Runtime {ort.__version__}; every graph on its CPU engine.",
+        "",
+        "| model | precision | image AUROC, pixel AUROC, AUPRO | change | verdicts flipped | map correlation "
+        "| file | blocks, their share of the MACs | beyond its limit |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(line for row in rows for line in _lines(row)),
+        "",
+        *(_note(row) for row in rows),
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "precision.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+def _lines(row: dict[str, Any]) -> list[str]:
+    fp32 = row["graphs"][0]
+    lines = []
+    for graph in row["graphs"]:
+        metrics = ", ".join(f"{value:.4f}" for value in graph["metrics"])
+        cells = [f"{row['name']}, {row['backbone']}, {row['side']}", graph["precision"], metrics]
+        if graph is fp32:
+            cells += ["", "", "", "1", "", ""]
+        else:
+            changes = zip(graph["metrics"], fp32["metrics"], strict=True)
+            cells += [
+                ", ".join(f"{now - before:+.4f}" for now, before in changes),
+                f"{graph['flips']:.1%}",
+                f"{graph['correlation']:.6f}",
+                f"{graph['file']:.2f}",
+                f"{graph['blocks'][0]} of {graph['blocks'][1]}, {graph['macs']:.0%}",
+                ", ".join(graph["beyond"]) or "-",
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _note(row: dict[str, Any]) -> str:
+    training = (
+        f"trained in {row['trained_seconds']:.0f} s ({row['trained']} nats); " if row["trained"] else ""
+    )
+    planning = f"planned in {row['planned_seconds']:.0f} s on {row['good_images']} good images"
+    refused = "".join(f" Refused: {why}" for why in row["refused"])
+    return f"- {row['name']}: {training}{planning}, tested on {row['test_images']}.{refused}"
+
+
+if __name__ == "__main__":
+    main()
