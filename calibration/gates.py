@@ -80,7 +80,7 @@ DEFAULT_LIMITS: Final[Mapping[str, GateLimits]] = MappingProxyType(
             aupro=0.002,
         ),
         "int8": GateLimits(
-            map_correlation=0.99,
+            map_correlation=0.995,
             map_error=2.0,
             rank_agreement=0.98,
             flips=0.03,

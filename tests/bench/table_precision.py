@@ -53,8 +53,8 @@ METRICS = ("image_auroc", "pixel_auroc", "aupro")
 SMALL: dict[str, tuple[FullSize, int]] = {
     model.family: (model, epochs)
     for model, epochs in (
-        (FullSize(family="fastflow", layout="anomalib", network="resnet18", size=128), 24),
-        (FullSize(family="uflow", layout="anomalib", network="resnet18", size=128), 24),
+        (FullSize(family="fastflow", layout="anomalib", network="resnet18", size=128), 8),
+        (FullSize(family="uflow", layout="anomalib", network="resnet18", size=128), 10),
         (FullSize(family="msflow", layout="official", network="resnet18", size=128), 12),
         (FullSize(family="csflow", layout="anomalib", network="efficientnet_b5", size=256, hidden=64), 12),
     )

@@ -145,19 +145,6 @@ def test_a_gate_that_cannot_pass_ends_with_its_reason_and_changes_nothing(
     assert {path.name for path in tmp_path.iterdir()} <= {"small.flowedge", "cache"}
 
 
-def test_an_export_whose_gate_cannot_pass_leaves_no_bundle(
-    small_checkpoint: Path, photographs: Path, tmp_path: Path
-) -> None:
-    target = tmp_path / "none.flowedge"
-    impossible = ("--gate", "map_correlation=1", "--gate", "map_error=0")
-    done = flowedge(
-        "export", small_checkpoint, "-o", target, "--bf16", "--calib-data", photographs, *impossible
-    )
-    assert done.status == 1
-    assert "bf16 cannot pass its gate" in done.stderr
-    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
-
-
 def test_a_bundle_with_bfloat16_says_how_it_is_calibrated(
     small_checkpoint: Path, photographs: Path, tmp_path: Path
 ) -> None:
