@@ -108,8 +108,7 @@ def plan_of(model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> 
         ):
             nodes.add(node.name)
             written.add(node.output[0])
-            quantised[node.input[0]] = quantised.get(node.input[0], node.input[0])
-            quantised[node.output[0]] = quantised[node.input[0]]
+            quantised[node.output[0]] = quantised.setdefault(node.input[0], node.input[0])
         elif chosen and node.op_type in _UNARY and node.input[0] in written:
             nodes.add(node.name)
             written.add(node.output[0])
