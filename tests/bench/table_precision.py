@@ -303,9 +303,7 @@ def _lines(row: dict[str, Any]) -> list[str]:
 
 
 def _note(row: dict[str, Any]) -> str:
-    training = (
-        f"trained in {row['trained_seconds']:.0f} s ({row['trained']} nats); " if row["trained"] else ""
-    )
+    training = f"trained from {row['trained']}; " if row["trained"] else ""
     planning = f"planned in {row['planned_seconds']:.0f} s on {row['good_images']} good images"
     refused = "".join(f" Refused: {why}" for why in row["refused"])
     return f"- {row['name']}: {training}{planning}, tested on {row['test_images']}.{refused}"
