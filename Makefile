@@ -20,9 +20,10 @@ PEER := .venv-peer/.complete
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out
 
-# With anomalib in an environment of its own, whose answers some tests compare with.
+# With anomalib in an environment of its own, whose answers some tests compare with. Two files at a time: most tests wait
+# on one core.
 test: $(VENV) $(PEER)
-	$(BIN)/pytest --durations=15
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --durations=15
 
 # Without its cache, which remembers which modules there were when a file was last checked.
 check: $(VENV)

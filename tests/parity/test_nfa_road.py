@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_the_reference_that_is_fitted_beside_it_is_printed(bundle: Path, tmp_pat
     done = flowedge(*arguments)
     assert done.status == 0, done.stderr
     assert "reference fitted on 2 good images" in done.stdout
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("fp")}
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if re.match(r"fp\d+ +-?\d", line)}
     graphs = open_bundle(bundle).manifest.graphs
     for graph in graphs:
         assert graph.scoring.reference is not None
