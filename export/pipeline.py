@@ -166,6 +166,11 @@ def export_bundle(
         BundleError: The bundle cannot be written there.
     """
     check_target(target)
+    if options.opset < DEFAULT_OPSET and (options.half or options.request is not None):
+        raise ExportError(
+            f"a lower precision needs --opset {DEFAULT_OPSET} or more, got {options.opset}: the conversion to an older "
+            "one loses the names that say which nodes may have it."
+        )
     progress = progress or Progress()
     on_step = progress.begin
     try:
