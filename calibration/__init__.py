@@ -6,9 +6,9 @@ from flowedge.calibration.calibrate import Calibration, ThresholdRequest, calibr
 from flowedge.calibration.dataset import Dataset, Sample, good_images, read_dataset
 from flowedge.calibration.defects import DEFECTS, Defect, synthetic_defect, synthetic_defects
 from flowedge.calibration.evaluation import Evaluation, evaluate
-from flowedge.calibration.gate_page import BlockRow, MapTriple, page_from_gate
+from flowedge.calibration.gate_page import MapTriple, page_from_gate
 from flowedge.calibration.gates import DEFAULT_LIMITS, Gate, GateLimits, GateQuantity, GateReport, compare
-from flowedge.calibration.record import CalibrationRecord
+from flowedge.calibration.record import BlockChoice, CalibrationRecord
 
 __all__ = [
     # fitting
@@ -22,7 +22,7 @@ __all__ = [
     "synthetic_defect",
     "synthetic_defects",
     # holding a lower precision to fp32
-    "BlockRow",
+    "BlockChoice",
     "DEFAULT_LIMITS",
     "Gate",
     "GateLimits",

@@ -13,31 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.calibration.gates import GateQuantity, GateReport
+from flowedge.calibration.record import BlockChoice
 from flowedge.runtime.render import data_address, heatmap
 
 _WIDEST_PX: Final = 320  # of a picture
 _BAR_PX, _ROW_PX, _NAME_PX = 420, 20, 280
 _COLOURS: Final = {"fp32": "#8a94a3", "fp16": "#4a7fb5", "bf16": "#4a7fb5", "int8": "#2c7a4b"}
 _OTHER_COLOUR: Final = "#d9822b"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockRow:
-    """One block of the graph and what became of it.
-
-    Attributes:
-        name: Its name.
-        macs_share: Its share of the graph's multiply-accumulates, 0 to 1.
-        sensitivity: How much the maps suffer from its precision; larger is worse, in whatever unit the search used.
-        precision: What it computes in now.
-        reason: Why.
-    """
-
-    name: str
-    macs_share: float
-    sensitivity: float
-    precision: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,7 +40,7 @@ class MapTriple:
 
 
 def page_from_gate(
-    title: str, report: GateReport, blocks: Sequence[BlockRow], maps: Sequence[MapTriple]
+    title: str, report: GateReport, blocks: Sequence[BlockChoice], maps: Sequence[MapTriple]
 ) -> str:
     """The page.
 
@@ -111,28 +93,34 @@ def _quantity_cells(one: GateQuantity) -> Sequence[str]:
     return (escape(one.name), *numbers, outcome, escape(one.words))
 
 
-def _block_cells(one: BlockRow) -> Sequence[str]:
-    share, sensitivity = f"{one.macs_share:.1%}", f"{one.sensitivity:.3g}"
+def _block_cells(one: BlockChoice) -> Sequence[str]:
+    share, sensitivity = f"{one.macs_share:.1%}", f"{_sensitivity(one):.3g}"
     return (escape(one.name), share, sensitivity, escape(one.precision), escape(one.reason))
 
 
-def _bars(blocks: Sequence[BlockRow]) -> str:
+def _bars(blocks: Sequence[BlockChoice]) -> str:
     """One bar per block, as long as its sensitivity; what is not finite is as long as the longest."""
-    longest = max((one.sensitivity for one in blocks if math.isfinite(one.sensitivity)), default=0.0) or 1.0
+    sensitivities = [_sensitivity(one) for one in blocks]
+    longest = max(filter(math.isfinite, sensitivities), default=0.0) or 1.0
     width, height = _NAME_PX + _BAR_PX + 80, _ROW_PX * len(blocks)
     drawn = [
         f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="Sensitivity" font-size="12">'
     ]
-    for row, one in enumerate(blocks):
-        share = one.sensitivity / longest if math.isfinite(one.sensitivity) else 1.0
+    for row, (one, sensitivity) in enumerate(zip(blocks, sensitivities, strict=True)):
+        share = sensitivity / longest if math.isfinite(sensitivity) else 1.0
         bar, y = max(0.0, share) * _BAR_PX, row * _ROW_PX
         drawn.append(
             f'<text x="{_NAME_PX - 6}" y="{y + 14}" text-anchor="end">{escape(one.name[-44:])}</text>'
             f'<rect x="{_NAME_PX}" y="{y + 3}" width="{bar:.1f}" height="{_ROW_PX - 6}" '
             f'fill="{_COLOURS.get(one.precision, _OTHER_COLOUR)}"><title>{escape(one.name)}</title></rect>'
-            f'<text x="{_NAME_PX + bar + 5:.1f}" y="{y + 14}">{one.sensitivity:.3g} {escape(one.precision)}</text>'
+            f'<text x="{_NAME_PX + bar + 5:.1f}" y="{y + 14}">{sensitivity:.3g} {escape(one.precision)}</text>'
         )
     return "\n".join([*drawn, "</svg>"])
+
+
+def _sensitivity(one: BlockChoice) -> float:
+    """NaN where it was not measured."""
+    return math.nan if one.sensitivity is None else one.sensitivity
 
 
 def _figure(one: MapTriple) -> str:

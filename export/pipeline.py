@@ -6,7 +6,7 @@ import ctypes
 import datetime
 import gc
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,7 @@ from torch import nn
 
 from flowedge import __version__
 from flowedge.bundle import Bundle, write_bundle
-from flowedge.calibration.precision import PrecisionRequest, Progress, add_precisions, ranges_folder
+from flowedge.calibration.precision import PrecisionRequest, Progress, add_precisions
 from flowedge.calibration.precision.half import HalfType
 from flowedge.calibration.precision.typed_graph import FILES, Typing
 from flowedge.calibration.record import PrecisionReport
@@ -44,6 +44,7 @@ from flowedge.manifest import (
     Preprocessing,
     Source,
 )
+from flowedge.runtime.engine_cache import engine_cache
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import files_of_selftest, synthetic_frames
 from flowedge.runtime.verify import Check, verify_bundle
@@ -180,10 +181,8 @@ def export_bundle(
             _return_memory()
             fp32 = traced.draft.graphs[0]
             graphs = [fp32]
-            for half in options.half:
-                on_step(f"typing the {half} graph")
-                typing = Typing(graph, fp32, ranges=None)
-                graphs.append(typing.write(half, typing.blocks(half), Path(folder) / FILES[half]).graph)
+            if options.half:
+                graphs += _half_graphs(graph, fp32, options.half, on_step)
             on_step("writing the bundle and replaying its self-test")
             files: dict[str, Path | bytes] = {file.name: file for file in sorted(Path(folder).iterdir())}
             staged = write_bundle(
@@ -194,7 +193,7 @@ def export_bundle(
             reports: tuple[PrecisionReport, ...] = ()
             if options.request is not None:
                 staged, reports = add_precisions(
-                    staged, options.images, options.request, cache=ranges_folder(), progress=progress
+                    staged, options.images, options.request, cache=engine_cache(), progress=progress
                 )
             checks: dict[str, tuple[Check, ...]] = {
                 g.precision: verify_bundle(staged, precision=g.precision)
@@ -208,6 +207,18 @@ def export_bundle(
             f"cannot write {target}: {error.strerror or error}. Free space or name another -o."
         ) from error
     return ExportResult(bundle=Bundle(target, staged.manifest), checks=checks, reports=reports)
+
+
+def _half_graphs(
+    graph: Path, fp32: GraphFile, wanted: Sequence[HalfType], on_step: Callable[[str], None]
+) -> list[GraphFile]:
+    """Typed by the family's rule, beside the fp32 graph."""
+    typing = Typing(graph, fp32, ranges=None)
+    made: list[GraphFile] = []
+    for half in wanted:
+        on_step(f"typing the {half} graph")
+        made.append(typing.write(half, typing.blocks(half), graph.with_name(FILES[half])).graph)
+    return made
 
 
 def nfa_outputs_of(repository: str, family: Family) -> NfaOutputs:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import time
 from collections.abc import Sequence
-from importlib import metadata
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -16,14 +12,14 @@ import numpy as np
 
 from flowedge.bundle import Bundle
 from flowedge.errors import BundleError, EngineUnavailableError
-from flowedge.runtime.engine import Engine, engine_spec, open_engine
-from flowedge.runtime.engine_cache import cache_folder, graph_hash
+from flowedge.runtime.bench.subjects import window_of
+from flowedge.runtime.engine import Engine, engine_module, engine_spec, library_version, open_engine
+from flowedge.runtime.engine_cache import engine_cache, graph_hash
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.machine import cpu_name, find_nvidia_driver
 from flowedge.runtime.selftest import read_selftest
 from flowedge.runtime.verify import replay_selftest
 
-AUTO: Final = "auto"
 _WARM_UP_S: Final = 0.3
 _MEASURED_S: Final = 1.0
 
@@ -69,15 +65,17 @@ def fastest_precision(bundle: Bundle, engine: str | None = None, *, threads: int
 
     Raises:
         EngineUnavailableError: The engine is not there, or no graph of the bundle is right on it.
+        EngineCacheError: ``FLOWEDGE_CACHE_SIZE`` is not a size.
     """
     if engine is None:
         session = open_engine(None, bundle, "fp32", threads=threads)
         engine = session.name
         session.close()
+    engine_module(engine_spec(engine))  # says what to install where it is not there
     precisions = precisions_on(bundle, engine)
-    known = _file_of(bundle, engine, precisions, threads)
-    with contextlib.suppress(OSError, msgspec.MsgspecError):
-        return msgspec.json.decode(known.read_bytes(), type=Choice)
+    cache, name = engine_cache(), _name_of(bundle, engine, precisions, threads)
+    with contextlib.suppress(msgspec.MsgspecError):  # not there, or damaged
+        return msgspec.json.decode(cache.read_extra(name), type=Choice)
     measured = tuple(_measure(bundle, engine, name, threads) for name in precisions)
     right = [(one.median_ms, one.precision) for one in measured if one.median_ms is not None]
     if not right:
@@ -86,11 +84,7 @@ def fastest_precision(bundle: Bundle, engine: str | None = None, *, threads: int
             f"no graph of {bundle.path} is right on {engine}: {reasons}. Run flowedge verify for the whole report."
         )
     choice = Choice(precision=min(right)[1], engine=engine, measured=measured)
-    with contextlib.suppress(OSError):  # remembering is a convenience
-        known.parent.mkdir(parents=True, exist_ok=True)
-        draft = known.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_bytes(msgspec.json.encode(choice))
-        draft.replace(known)
+    cache.write_extra(name, msgspec.json.encode(choice))
     return choice
 
 
@@ -119,22 +113,21 @@ def _measure(bundle: Bundle, engine: str, precision: str, threads: int | None) -
 
 def _median_ms(bundle: Bundle, session: Engine) -> float:
     image = GraphInput(bundle.manifest)(read_selftest(bundle).frames[:1])
-    times: list[float] = []
-    begun = time.perf_counter()
-    while (now := time.perf_counter()) < begun + _WARM_UP_S + _MEASURED_S or len(times) < 3:
-        session.infer(image)
-        if now >= begun + _WARM_UP_S:
-            times.append(time.perf_counter() - now)
-    return float(np.median(times)) * 1000
+    window_of(lambda: session.infer(image), _WARM_UP_S)
+    return float(np.median(window_of(lambda: session.infer(image), _MEASURED_S).ms))
 
 
-def _file_of(bundle: Bundle, engine: str, precisions: Sequence[str], threads: int | None) -> Path:
+def _name_of(bundle: Bundle, engine: str, precisions: Sequence[str], threads: int | None) -> str:
+    """Of a choice in the cache."""
     digest = hashlib.sha256()
-    version = "unknown"
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        version = metadata.version(engine_spec(engine).needs)
-    parts = [engine, version, cpu_name(), *find_nvidia_driver().names, str(threads)]
+    parts = [
+        engine,
+        library_version(engine_spec(engine)),
+        cpu_name(),
+        *find_nvidia_driver().names,
+        str(threads),
+    ]
     parts += [f"{name} {graph_hash(bundle, name)}" for name in precisions]
     for part in parts:
         digest.update(part.encode() + b"\n")
-    return cache_folder() / "precision" / f"{digest.hexdigest()[:32]}.json"
+    return f"precision/{digest.hexdigest()[:32]}.json"

@@ -9,8 +9,7 @@ from typing import Final
 
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
-from flowedge.runtime.auto import AUTO, fastest_precision, precisions_on
-from flowedge.runtime.engine import ENGINES, Engine, Opening, engine_module, engine_spec, open_engine
+from flowedge.runtime.engine import AUTO, ENGINES, Engine, Opening, engine_module, engine_spec, open_engine
 from flowedge.runtime.engine_cache import CachedFile, EngineCache, EngineFacts, engine_cache
 
 DEFAULT_BATCHES: Final = (1, 1, 8)
@@ -137,6 +136,8 @@ def open_or_build(
         able = ", ".join(name for name, spec in ENGINES.items() if spec.compiled)
         raise EngineUnavailableError(f"to build an engine, name it: one of {able}.")
     if precision == AUTO:
+        from flowedge.runtime.auto import fastest_precision, precisions_on
+
         if build and engine is not None:
             for each in precisions_on(bundle, engine):
                 build_engine(bundle, engine, each)

@@ -203,6 +203,10 @@ ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
 )
 
 
+AUTO: Final = "auto"
+"""In place of a precision: the fastest graph that is right here, see `flowedge.runtime.auto`."""
+
+
 def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: int | None = None) -> Engine:
     """Load one graph of a bundle.
 
@@ -224,15 +228,16 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
 
-    def opened(spec: EngineSpec) -> Engine:
-        exact = bundle.manifest.precision_on(spec.device, precision)
-        bundle.manifest.graph(exact)
+    def opened(spec: EngineSpec, exact: str) -> Engine:
         engine = engine_module(spec).load(Opening(spec=spec, bundle=bundle, precision=exact, threads=threads))
         engine.precision = exact
         return engine
 
     if name is not None:
-        engine = opened(engine_spec(name))
+        spec = engine_spec(name)
+        exact = bundle.manifest.precision_on(spec.device, precision)
+        bundle.manifest.graph(exact)
+        engine = opened(spec, exact)
         engine.reason = "named"
         return engine
     problems: dict[str, EngineUnavailableError] = {}
@@ -249,7 +254,7 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
             )
             continue
         try:
-            engine = opened(spec)
+            engine = opened(spec, exact)
         except EngineUnavailableError as error:
             problems[spec.name] = error
         else:
@@ -265,6 +270,11 @@ def _reason(problems: Mapping[str, EngineUnavailableError]) -> str:
     not_built = [str(problem) for problem in problems.values() if isinstance(problem, EngineNotBuiltError)]
     passed_over = f"the first that opens here; {', '.join(problems)} did not (flowedge doctor says why)"
     return ". ".join([passed_over, *not_built])
+
+
+def library_version(spec: EngineSpec) -> str:
+    """Of an engine's library, which must be importable."""
+    return str(getattr(importlib.import_module(spec.needs), "__version__", "unknown"))
 
 
 def _in_order() -> list[EngineSpec]:
@@ -302,7 +312,7 @@ def _status(spec: EngineSpec) -> EngineStatus:
     x = np.array([1.0, -2.0, 0.5], dtype=np.float32)
     try:
         module = engine_module(spec)
-        version = getattr(importlib.import_module(spec.needs), "__version__", "unknown")
+        version = library_version(spec)
         answer = module.probe(spec, PROBE_GRAPH, x)
         if not np.array_equal(answer, x + x):
             problem = f"{spec.name} computed {answer} for {x + x}. Reinstall {spec.needs}."

@@ -10,6 +10,7 @@ or of another version is explained, and built again where that is asked for.
     FOLDER/timing, FOLDER/kernels  what makes the next build or start faster
     FOLDER/onnxruntime-tensorrt    what ONNX Runtime keeps itself
     FOLDER/openvino                what OpenVINO keeps itself
+    FOLDER/ranges, FOLDER/precision  what was once found on images, and which precision was fastest
 """
 
 from __future__ import annotations
@@ -265,7 +266,15 @@ class EngineCache:
             EngineCacheError: Something cannot be deleted.
         """
         size = sum(entry.size for entry in self.files())
-        for part in (_ENGINES, "timing", "kernels", "onnxruntime-tensorrt", "openvino", "ranges"):
+        for part in (
+            _ENGINES,
+            "timing",
+            "kernels",
+            "onnxruntime-tensorrt",
+            "openvino",
+            "ranges",
+            "precision",
+        ):
             try:
                 shutil.rmtree(self.folder / part)
             except FileNotFoundError:

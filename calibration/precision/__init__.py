@@ -5,6 +5,6 @@ All of it edits graphs, so unlike the rest of ``flowedge.calibration`` it needs 
 
 from __future__ import annotations
 
-from flowedge.calibration.precision.add import PrecisionRequest, Progress, add_precisions, ranges_folder
+from flowedge.calibration.precision.add import PrecisionRequest, Progress, add_precisions
 
-__all__ = ["PrecisionRequest", "Progress", "add_precisions", "ranges_folder"]
+__all__ = ["PrecisionRequest", "Progress", "add_precisions"]

@@ -9,11 +9,11 @@ cannot pass is not written.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
@@ -23,8 +23,8 @@ import msgspec
 from flowedge.bundle import Bundle, clone_bundle, replace_in_bundle
 from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle, constants_of, hash_of_images
 from flowedge.calibration.dataset import Dataset
-from flowedge.calibration.gate_page import BlockRow, MapTriple, page_from_gate
-from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport, compare
+from flowedge.calibration.gate_page import MapTriple, page_from_gate
+from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport
 from flowedge.calibration.precision.calibrators import CalibratorName
 from flowedge.calibration.precision.ranges import (
     TensorRange,
@@ -33,18 +33,24 @@ from flowedge.calibration.precision.ranges import (
     ranges_from_bytes,
     ranges_key,
 )
-from flowedge.calibration.precision.search import GateImages, Search
+from flowedge.calibration.precision.search import (
+    ENGINE,
+    GateImages,
+    Search,
+    judging_detector,
+    probe_frames,
+)
 from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Typing, Written, tensors_to_type
 from flowedge.calibration.record import (
     RECORD,
     BlockChoice,
-    CalibrationRecord,
     PrecisionReport,
     bytes_of_record,
+    read_record,
 )
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.onnx_constants import write_constants
-from flowedge.runtime.engine_cache import cache_folder
+from flowedge.runtime.engine_cache import EngineCache, graph_hash
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.images import read_image
 
@@ -100,7 +106,7 @@ def add_precisions(
     request: PrecisionRequest,
     *,
     threads: int | None = None,
-    cache: Path | None = None,
+    cache: EngineCache | None = None,
     progress: Progress | None = None,
 ) -> tuple[Bundle, tuple[PrecisionReport, ...]]:
     """Add typed graphs, and fit the reference maxima and the thresholds of every graph of the bundle.
@@ -110,7 +116,7 @@ def add_precisions(
         images: Good images.
         request: What to add. A graph of the same precision is replaced.
         threads: CPU threads.
-        cache: A folder that keeps the ranges by graph and images; None observes anew.
+        cache: Keeps the ranges by graph and images; None observes anew.
         progress: Told what is being done.
 
     Returns:
@@ -131,7 +137,8 @@ def add_precisions(
     with tempfile.TemporaryDirectory(dir=opened.path.parent, prefix=".flowedge-") as folder:
         work = _Work(opened, Path(folder), images, request, threads, cache, progress or Progress())
         calibrated, reports = work.run()
-        record = msgspec.json.decode(calibrated.read(RECORD), type=CalibrationRecord)
+        record = read_record(calibrated)
+        assert record is not None, "calibrate_bundle writes one"
         pages = {f"gate.{report.precision}.html": work.page(calibrated, report) for report in reports}
         shipped, reports, files = work.for_devices(calibrated, reports)
         renewed = {report.precision for report in reports}
@@ -139,23 +146,6 @@ def add_precisions(
         files |= {**pages, RECORD: bytes_of_record(msgspec.structs.replace(record, typed=typed))}
         done = replace_in_bundle(opened, manifest=shipped.manifest, files=files)
     return Bundle(bundle.path, done.manifest), reports
-
-
-def ranges_folder() -> Path:
-    """Where ranges are kept from one export to the next: beside the compiled engines."""
-    return cache_folder() / "ranges"
-
-
-def _keep(place: Path, content: bytes) -> None:
-    """Keep something that only saves time: where it cannot be written, it is not kept."""
-    draft = place.with_name(f".{place.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            draft.write_bytes(content)
-            draft.replace(place)
-        finally:
-            draft.unlink(missing_ok=True)
 
 
 class _Work:
@@ -166,7 +156,7 @@ class _Work:
         images: Sequence[Path],
         request: PrecisionRequest,
         threads: int | None,
-        cache: Path | None,
+        cache: EngineCache | None,
         progress: Progress,
     ) -> None:
         self._opened, self._folder, self._images, self._request = opened, folder, images, request
@@ -202,9 +192,14 @@ class _Work:
                 name: search.chosen(given_back[name]) for name, search in searches.items()
             }
             calibrated, written = self._assembled(fp32, chosen)
-            judged: dict[TypedPrecision, GateReport] = {
-                name: self._final_gate(calibrated, name) for name in self._precisions
-            }
+            judged: dict[TypedPrecision, GateReport] = {}
+            for (
+                name
+            ) in self._precisions:  # once more, with what was fitted for it, and with the labelled images
+                self._progress.begin(f"holding the calibrated {name} to its gate")
+                judged[name] = gate.judge(
+                    calibrated, name, self._limits(name), request.labelled, self._progress.advance
+                )
             failed = {name: report for name, report in judged.items() if not report.passed}
             if not failed:
                 return calibrated, tuple(
@@ -266,13 +261,12 @@ class _Work:
 
     def page(self, calibrated: Bundle, report: PrecisionReport) -> bytes:
         """What the gate found, block by block and with a few maps side by side."""
-        gate = GateImages(calibrated, self._gate_images()[:_SHOWN], 0, self._threads)
         maps: list[MapTriple] = []
         with (
-            gate.detector(calibrated, "fp32") as reference,
-            gate.detector(calibrated, report.precision) as typed,
+            judging_detector(calibrated, "fp32", self._threads) as reference,
+            judging_detector(calibrated, report.precision, self._threads) as typed,
         ):
-            for n, frame in enumerate(gate.probe_frames()):
+            for n, frame in enumerate(probe_frames(self._gate_images()[:_SHOWN])):
                 maps.append(
                     MapTriple(
                         name="a good image" if n % 2 == 0 else "a synthetic defect",
@@ -281,18 +275,12 @@ class _Work:
                         typed=typed(frame).network_map,
                     )
                 )
-        blocks = [
-            BlockRow(
-                name=block.name,
-                macs_share=block.macs_share,
-                sensitivity=math.nan if block.sensitivity is None else block.sensitivity,
-                precision=block.precision,
-                reason=block.reason,
-            )
-            for block in report.blocks
-        ]
         title = f"{calibrated.manifest.source.file}: {report.precision}"
-        return page_from_gate(title, report.gate, blocks, maps).encode()
+        return page_from_gate(title, report.gate, report.blocks, maps).encode()
+
+    @cached_property
+    def _images_sha256(self) -> str:
+        return hash_of_images(self._images)
 
     def _calibrated(self, draft: Bundle, thresholds: ThresholdRequest | None, label: str) -> Bundle:
         self._progress.begin(label)
@@ -300,7 +288,7 @@ class _Work:
             draft,
             self._images,
             request=thresholds,
-            engine="onnxruntime-cpu",
+            engine=ENGINE,
             threads=self._threads,
             on_progress=self._progress.advance,
         ).bundle
@@ -310,14 +298,12 @@ class _Work:
         tensors = tensors_to_type(graph, self._precisions)
         if not tensors:
             return None
-        weights = {file.path: file.sha256 for file in fp32.manifest.files}
-        stored = [weights[name] for name in (graph.name, f"{graph.name}.data") if name in weights]
         preprocessing = msgspec.json.encode(fp32.manifest.preprocessing).decode()
-        key = ranges_key(",".join(stored), hash_of_images(self._images) + preprocessing, tensors)
-        known = self._cache / f"{key}.npz" if self._cache is not None else None
-        if known is not None:
-            with contextlib.suppress(OSError, ValueError):  # not there, or damaged: observed anew
-                return ranges_from_bytes(known.read_bytes())
+        key = ranges_key(graph_hash(fp32, "fp32"), self._images_sha256 + preprocessing, tensors)
+        known = f"ranges/{key}.npz"
+        if self._cache is not None:
+            with contextlib.suppress(ValueError):  # not there, or damaged: observed anew
+                return ranges_from_bytes(self._cache.read_extra(known))
         self._progress.begin("taking the ranges of all tensors")
         input_of = GraphInput(fp32.manifest)
         done = 0
@@ -334,8 +320,8 @@ class _Work:
             threads=self._threads,
             on_image=on_image,
         )
-        if known is not None:
-            _keep(known, bytes_from_ranges(ranges))
+        if self._cache is not None:
+            self._cache.write_extra(known, bytes_from_ranges(ranges))
         return ranges
 
     def _gate_images(self) -> Sequence[Path]:
@@ -373,21 +359,6 @@ class _Work:
         label = "fitting the references and thresholds of every precision"
         return self._calibrated(draft, self._request.thresholds, label), written
 
-    def _final_gate(self, calibrated: Bundle, name: TypedPrecision) -> GateReport:
-        """The gate once more, each precision with what was fitted for it, and with the labelled images."""
-        self._progress.begin(f"holding the calibrated {name} to its gate")
-        gate = GateImages(calibrated, (), 0, self._threads)
-        with gate.detector(calibrated, "fp32") as reference, gate.detector(calibrated, name) as typed:
-            return compare(
-                reference,
-                typed,
-                self._gate_images(),
-                self._request.defects_per_image,
-                self._limits(name),
-                self._request.labelled,
-                self._progress.advance,
-            )
-
     def _report(
         self,
         name: TypedPrecision,
@@ -404,7 +375,7 @@ class _Work:
             precision=name,
             calibrator=self._request.calibrator if low == "int8" else None,
             images=len(self._images),
-            images_sha256=hash_of_images(self._images),
+            images_sha256=self._images_sha256,
             islands=dict(written.islands),
             blocks=tuple(
                 BlockChoice(

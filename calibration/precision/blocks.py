@@ -15,7 +15,6 @@ from typing import Final
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from flowedge.calibration.precision.ranges import tensor_shapes
 
@@ -111,8 +110,3 @@ def blocks_of(sites: Iterable[Site]) -> Mapping[str, int]:
     for site in sites:
         macs[site.block] = macs.get(site.block, 0) + site.macs
     return MappingProxyType(macs)
-
-
-def array_of(tensor: onnx.TensorProto) -> np.ndarray:
-    """An initializer's values."""
-    return numpy_helper.to_array(tensor)

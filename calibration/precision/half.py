@@ -22,6 +22,7 @@ from onnx import numpy_helper, version_converter
 from flowedge.calibration.precision.blocks import TYPED
 from flowedge.calibration.precision.ranges import TensorRange
 from flowedge.errors import ExportError
+from flowedge.graph_files import EXTERNAL_ABOVE, weights_beside
 
 HalfType: TypeAlias = Literal["fp16", "bf16"]
 
@@ -31,7 +32,6 @@ _LARGEST: Final = 65504.0
 _HEADROOM: Final = 4.0  # how much further an image may go than those that were seen
 _SMALLEST: Final = 2.0**-14  # below it float16 loses digits
 _FLOAT_ONLY_INPUTS: Final = {"Resize": (1, 2)}  # roi and scales are float32 whatever the data is
-_EXTERNAL_ABOVE: Final = 500_000_000
 _BF16_OPSET: Final = 22  # the first in which a convolution may be bfloat16
 _TYPES: Final = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
@@ -99,26 +99,6 @@ def _why_not(
     if 0 < largest < _SMALLEST:
         return f"{name} stayed below {largest:.1e}"
     return None
-
-
-def write_half(
-    source: Path, target: Path, half: HalfType, ranges: Mapping[str, TensorRange] | None = None
-) -> dict[str, str]:
-    """Write ``target``: the graph of ``source`` with its typed nodes in half precision.
-
-    Inputs and outputs keep their types.
-
-    Returns:
-        The `islands`.
-
-    Raises:
-        ExportError: No node is named like a typed one, or the result is not a valid graph.
-    """
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(source)))
-    kept = islands(model, half, ranges)
-    to_half(model, half, keep=kept)
-    save(model, target)
-    return kept
 
 
 def to_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str]) -> None:
@@ -275,9 +255,12 @@ def save(model: onnx.ModelProto, target: Path) -> None:
     Raises:
         ExportError: It is not a valid graph.
     """
-    large = model.ByteSize() > _EXTERNAL_ABOVE
+    large = model.ByteSize() > EXTERNAL_ABOVE
     onnx.save(
-        model, str(target), save_as_external_data=large, location=f"{target.name}.data" if large else None
+        model,
+        str(target),
+        save_as_external_data=large,
+        location=weights_beside(target).name if large else None,
     )
     try:
         onnx.checker.check_model(str(target), full_check=True)

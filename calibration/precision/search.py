@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
+from flowedge.calibration.dataset import Dataset
 from flowedge.calibration.defects import DEFECTS, synthetic_defect
 from flowedge.calibration.evaluation import Detection
 from flowedge.calibration.gates import GateLimits, GateReport, compare
-from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Typing, Written
+from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Typing
 from flowedge.errors import PrecisionError
 from flowedge.manifest import Preprocessing
 from flowedge.runtime.detector import Detector
@@ -36,6 +37,19 @@ class Answer:
     network_log_nfa: None = None
 
 
+def judging_detector(bundle: Bundle, precision: str, threads: int | None) -> Detector:
+    """One graph of a bundle on the engine that judges."""
+    return Detector(bundle, open_engine(ENGINE, bundle, precision, threads=threads), precision)
+
+
+def probe_frames(images: Sequence[Path]) -> Iterator[NDArray[np.uint8]]:
+    """Good images, each followed by itself with a defect; their places decide the defects."""
+    for n, path in enumerate(images):
+        frame = read_image(path)
+        yield frame
+        yield synthetic_defect(frame, tuple(DEFECTS)[n % len(DEFECTS)], np.random.default_rng(n)).frame
+
+
 class GateImages:
     """The images that every candidate is compared on, with the fp32 answers, which are computed once."""
 
@@ -51,26 +65,26 @@ class GateImages:
             threads: CPU threads.
         """
         self.fp32 = fp32
-        self.images = images
+        self._images = images
         self._defects_per_image = defects_per_image
         self._threads = threads
         self._answers: list[Answer] = []
         self._probes: tuple[NDArray[np.float32], ...] | None = None
-
-    def detector(self, bundle: Bundle, precision: str) -> Detector:
-        """One graph of a bundle on the engine that judges."""
-        return Detector(bundle, open_engine(ENGINE, bundle, precision, threads=self._threads), precision)
 
     def judge(
         self,
         candidate: Bundle,
         precision: str,
         limits: GateLimits,
+        labelled: Dataset | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> GateReport:
-        """Compare a graph with fp32."""
+        """Compare a graph with fp32; labelled images, where there are some, come after the others."""
         known = iter(list(self._answers))
-        with self.detector(self.fp32, "fp32") as reference, self.detector(candidate, precision) as typed:
+        with (
+            judging_detector(self.fp32, "fp32", self._threads) as reference,
+            judging_detector(candidate, precision, self._threads) as typed,
+        ):
 
             def remembered(frame: NDArray[np.uint8]) -> Detection:
                 answer = next(known, None)
@@ -80,29 +94,25 @@ class GateImages:
                 return answer
 
             return compare(
-                remembered, typed, self.images, self._defects_per_image, limits, on_progress=on_progress
+                remembered, typed, self._images, self._defects_per_image, limits, labelled, on_progress
             )
 
     def sensitivity(self, candidate: Bundle, precision: str) -> float:
         """How much a candidate moves the map: see `flowedge.calibration.record.BlockChoice`."""
         if self._probes is None:
-            with self.detector(self.fp32, "fp32") as detect:
-                self._probes = tuple(detect(frame).network_map for frame in self.probe_frames())
+            with judging_detector(self.fp32, "fp32", self._threads) as detect:
+                self._probes = tuple(detect(frame).network_map for frame in self._probe_frames())
         spread = max(float(np.std(np.stack(self._probes[::2]))), 1e-12)
-        with self.detector(candidate, precision) as detect:
+        with judging_detector(candidate, precision, self._threads) as detect:
             errors = [
                 np.mean(np.square(detect(frame).network_map.astype(np.float64) - expected))
-                for frame, expected in zip(self.probe_frames(), self._probes, strict=True)
+                for frame, expected in zip(self._probe_frames(), self._probes, strict=True)
             ]
         value = float(np.sqrt(np.mean(errors))) / spread
         return value if np.isfinite(value) else float("inf")
 
-    def probe_frames(self) -> Iterator[NDArray[np.uint8]]:
-        """A few good images, each followed by itself with a defect."""
-        for n, path in enumerate(self.images[:_PROBES]):
-            frame = read_image(path)
-            yield frame
-            yield synthetic_defect(frame, tuple(DEFECTS)[n % len(DEFECTS)], np.random.default_rng(n)).frame
+    def _probe_frames(self) -> Iterator[NDArray[np.uint8]]:
+        return probe_frames(self._images[:_PROBES])
 
 
 class Search:
@@ -196,12 +206,16 @@ class Search:
 
     def _judge(self, given_back: int) -> GateReport:
         bundle = self._candidate(self.chosen(given_back))
-        return self._gate.judge(bundle, self._precision, self._limits, self._on_progress)
+        return self._gate.judge(bundle, self._precision, self._limits, on_progress=self._on_progress)
 
     def _candidate(self, blocks: Sequence[str]) -> Bundle:
+        """A graph that runs here, as the only one of a bundle that is good for nothing but to be judged."""
         for file in self._folder.iterdir():
             file.unlink()
-        return candidate(self._typing, self._precision, blocks, self._folder, self._gate.fp32)[0]
+        place = self._folder / FILES[self._precision]
+        written = self._typing.write(self._precision, blocks, place, emulated=True)
+        manifest = msgspec.structs.replace(self._gate.fp32.manifest, graphs=(written.graph,))
+        return Bundle(self._folder, manifest)
 
     def _verdict(self, report: GateReport) -> str:
         worst = sorted(self.sensitivities.items(), key=lambda item: -item[1])[:3]
@@ -210,16 +224,6 @@ class Search:
             f"Most sensitive: {', '.join(f'{name} ({value:.2g})' for name, value in worst)}. "
             "Nothing was written. Try another --calibrator or more images, or loosen a limit with --gate."
         )
-
-
-def candidate(
-    typing: Typing, precision: TypedPrecision, blocks: Sequence[str], folder: Path, fp32: Bundle
-) -> tuple[Bundle, Written]:
-    """A graph that runs here, as the only one of a bundle that is good for nothing but to be judged."""
-    place = folder / FILES[precision]
-    written = typing.write(precision, blocks, place, emulated=True)
-    manifest = msgspec.structs.replace(fp32.manifest, graphs=(written.graph,))
-    return Bundle(folder, manifest), written
 
 
 def _answer(result: Detection) -> Answer:

@@ -15,6 +15,7 @@ from flowedge.calibration.precision.calibrators import CalibratorName
 from flowedge.calibration.precision.half import HalfType, emulate_half, islands, save, to_half, typed_nodes
 from flowedge.calibration.precision.qdq import CPU, GPU, Layout, Scales, quantise, tensors_to_observe
 from flowedge.calibration.precision.ranges import TensorRange
+from flowedge.graph_files import bytes_of_graph
 from flowedge.manifest import GraphFile
 
 TypedPrecision: TypeAlias = Literal["fp16", "bf16", "int8-gpu", "int8-cpu"]
@@ -70,16 +71,18 @@ class Typing:
         self._model = onnx.shape_inference.infer_shapes(onnx.load(str(source)))
         self._fp32 = fp32
         self._ranges = ranges
+        self._macs = blocks_of(sites_of(self._model))
+        self._half_nodes = typed_nodes(self._model)
+        self._islands: dict[HalfType, dict[str, str]] = {}
         self._scales = {name: Scales(ranges or {}, calibrator, layout) for name, layout in _LAYOUTS.items()}
-        self.fp32_bytes = sum(file.stat().st_size for file in (source, _beside(source)) if file.exists())
+        self.fp32_bytes = bytes_of_graph(source)
 
     def blocks(self, precision: TypedPrecision) -> Mapping[str, int]:
         """The blocks that can have a precision, and the multiply-accumulates of each, in the graph's order."""
-        macs = blocks_of(sites_of(self._model))
         if precision in _LAYOUTS:
-            return macs
-        named = (block_of(node) for node in typed_nodes(self._model))
-        return MappingProxyType({name: macs.get(name, 0) for name in named if name is not None})
+            return self._macs
+        named = (block_of(node) for node in self._half_nodes)
+        return MappingProxyType({name: self._macs.get(name, 0) for name in named if name is not None})
 
     def write(
         self, precision: TypedPrecision, blocks: Collection[str], target: Path, *, emulated: bool = False
@@ -106,15 +109,11 @@ class Typing:
             keep |= quantise(model, blocks, self._scales[precision]).nodes
             int8 = tuple(name for name in everything if name in blocks)
         else:
-            keep |= {node for node in typed_nodes(model) if block_of(node) in given_back}
+            keep |= {node for node in self._half_nodes if block_of(node) in given_back}
         rest = _REST[precision]
         found: dict[str, str] = {}
         if rest is not None:
-            found = {
-                node: why
-                for node, why in islands(self._model, rest, self._ranges).items()
-                if node not in keep
-            }
+            found = {node: why for node, why in self._islands_of(rest).items() if node not in keep}
             if precision not in _LAYOUTS and emulated:
                 emulate_half(model, rest, keep={*keep, *found})
             else:
@@ -130,8 +129,13 @@ class Typing:
             int8=int8,
             given_back=given_back,
         )
-        size = sum(file.stat().st_size for file in (target, _beside(target)) if file.exists())
-        return Written(graph=graph, islands=found, bytes=size)
+        return Written(graph=graph, islands=found, bytes=bytes_of_graph(target))
+
+    def _islands_of(self, half: HalfType) -> Mapping[str, str]:
+        """Looks at every weight, so once for all graphs that are written."""
+        if half not in self._islands:
+            self._islands[half] = islands(self._model, half, self._ranges)
+        return self._islands[half]
 
 
 def tensors_to_type(source: Path, precisions: Collection[TypedPrecision]) -> Sequence[str]:
@@ -156,7 +160,3 @@ def tensors_to_type(source: Path, precisions: Collection[TypedPrecision]) -> Seq
             if name in floats and name not in weights
         }
     return tuple(sorted(names))
-
-
-def _beside(graph: Path) -> Path:
-    return graph.with_name(f"{graph.name}.data")

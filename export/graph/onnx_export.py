@@ -19,14 +19,12 @@ from flowedge.export.graph import ir
 from flowedge.export.graph.emit import Detector
 from flowedge.export.graph.preprocess import Preprocess
 from flowedge.export.graph.score import reference_constants
+from flowedge.graph_files import EXTERNAL_ABOVE
 from flowedge.manifest import NfaOutputs, Preprocessing, level_outputs
 
 OPSETS: Final = range(17, 22)
 DEFAULT_OPSET: Final = 18
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"
-# Bytes. A protobuf ends at 2 GiB, and writing or reading one holds its weights two more times in memory, where a
-# file of weights beside it is written array by array and mapped.
-_EXTERNAL_ABOVE: Final = 500_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +92,7 @@ def onnx_from_model(
         ) from error
     _name_nodes(program.model)
     _set_reference(program.model, model)
-    program.save(str(path), external_data=size > _EXTERNAL_ABOVE)
+    program.save(str(path), external_data=size > EXTERNAL_ABOVE)
     _let_go(detector, program.model)
     _check(path, taken, outputs, opset)
 

@@ -53,8 +53,9 @@ def command(
     json: Json = False,
 ) -> None:
     """Compile one graph of a bundle for this machine and keep it in the engine cache."""
-    from flowedge.runtime.auto import AUTO, fastest_precision, precisions_on
+    from flowedge.runtime.auto import fastest_precision, precisions_on
     from flowedge.runtime.building import BuildOptions
+    from flowedge.runtime.engine import AUTO
 
     options = BuildOptions(batches=_batches(batch), dla=dla, capabilities=tuple(capability or ()))
     opened = open_bundle(bundle)
@@ -109,9 +110,9 @@ def build_with_bar(bundle: Bundle, engine: str, precision: str, options: BuildOp
 
 def build_first(bundle: Path, engine: str | None, precision: str) -> None:
     """What ``--build`` does before a bundle is loaded: nothing where the named engine needs none."""
-    from flowedge.runtime.auto import AUTO, precisions_on
+    from flowedge.runtime.auto import precisions_on
     from flowedge.runtime.building import BuildOptions
-    from flowedge.runtime.engine import engine_spec
+    from flowedge.runtime.engine import AUTO, engine_spec
 
     if engine is not None and engine_spec(engine).compiled:
         opened = open_bundle(bundle)

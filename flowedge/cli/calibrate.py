@@ -159,7 +159,8 @@ def _add(
     threads: int | None,
     json: bool,
 ) -> Bundle:
-    from flowedge.calibration.precision import Progress, add_precisions, ranges_folder
+    from flowedge.calibration.precision import Progress, add_precisions
+    from flowedge.runtime.engine_cache import engine_cache
 
     with stages() as (begin, advance):
         bundle, reports = add_precisions(
@@ -167,7 +168,7 @@ def _add(
             images,
             request,
             threads=threads,
-            cache=ranges_folder(),
+            cache=engine_cache(),
             progress=Progress(begin=begin, advance=advance),
         )
     if not json:

@@ -22,6 +22,7 @@ import numpy as np
 from flowedge import __version__
 from flowedge.bundle import Bundle, open_bundle
 from flowedge.errors import EngineUnavailableError, FlowEdgeError
+from flowedge.graph_files import bytes_of_graph
 from flowedge.runtime.bench.machine import EnergyMeter, device_memory_mb, machine_facts
 from flowedge.runtime.bench.process import Worker
 from flowedge.runtime.bench.protocol import (
@@ -225,7 +226,9 @@ class _Run:
         if on_cpu and self.macs and per_image and machine.gflops:
             peak_share = 2e-6 * self.macs / min(per_image) / machine.gflops
         if on_cpu and started.graph is not None and measured and machine.copy_gb_s and measured[0].p50_ms:
-            bandwidth_share = 1e-6 * _bytes_of(Path(started.graph)) / measured[0].p50_ms / machine.copy_gb_s
+            bandwidth_share = (
+                1e-6 * bytes_of_graph(Path(started.graph)) / measured[0].p50_ms / machine.copy_gb_s
+            )
         return msgspec.structs.replace(
             self._row(machine, options),
             engine=started.engine,
@@ -373,11 +376,6 @@ def _write_frame(bundle: Bundle, size: tuple[int, int], target: Path) -> tuple[s
         )
     picture.write_bytes(encoded.tobytes())
     return str(array), str(picture)
-
-
-def _bytes_of(graph: Path) -> int:
-    parts = (graph, graph.with_name(f"{graph.name}.data"))
-    return sum(part.stat().st_size for part in parts if part.exists())
 
 
 def _now() -> str:

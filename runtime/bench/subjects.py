@@ -112,13 +112,13 @@ class _Bundle(_Timed):
         loaded = time.perf_counter()
         self._detector(frame)
         verdict = time.perf_counter()
-        from flowedge.runtime.engine import ENGINES
+        from flowedge.runtime.engine import ENGINES, library_version
         from flowedge.runtime.graph_input import GraphInput
 
         spec = ENGINES[job.engine]
         self.started = Started(
             engine=spec.name,
-            version=_version(spec.needs),
+            version=library_version(spec),
             device=spec.device,
             load_ms=1000 * (loaded - start),
             first_ms=1000 * (verdict - loaded),
@@ -259,10 +259,6 @@ def peak_resident_mb() -> float | None:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024 / 1e6
     return None
-
-
-def _version(package: str) -> str:
-    return str(getattr(importlib.import_module(package), "__version__", "unknown"))
 
 
 def _nothing() -> None:

@@ -43,12 +43,14 @@ from flowedge.errors import PrecisionError
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.runtime.detector import Detector, Result
 from flowedge.runtime.engine import open_engine
+from flowedge.runtime.engine_cache import EngineCache
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"  # beside the checkout
 TILE = SHARED / "checkpoints" / "cflow_magnetic_tile.ckpt"
 TILES = SHARED / "data" / "magnetic_tile"
 ENGINE = "onnxruntime-cpu"
 FACTS = "facts.json"
+RANGES_BYTES = 1 << 30  # kept of one row
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
 SMALL: dict[str, tuple[FullSize, int]] = {
     model.family: (model, epochs)
@@ -141,7 +143,9 @@ def compute(name: str, folder: Path, threads: int) -> None:
     shutil.rmtree(target, ignore_errors=True)
     exported = export_bundle(subject.checkpoint, target, subject.options, progress=progress).bundle
     start = time.perf_counter()
-    bundle, reports, refused = add(exported, subject.good, threads, folder / "ranges", progress)
+    bundle, reports, refused = add(
+        exported, subject.good, threads, EngineCache(folder / "cache", RANGES_BYTES), progress
+    )
     seconds = time.perf_counter() - start
     progress.begin("evaluating")
     dataset = read_dataset(subject.dataset)
@@ -184,7 +188,7 @@ def prepare(name: str, folder: Path) -> tuple[Subject, str]:
 
 
 def add(
-    bundle: Bundle, good: Sequence[Path], threads: int, cache: Path, progress: Progress
+    bundle: Bundle, good: Sequence[Path], threads: int, cache: EngineCache, progress: Progress
 ) -> tuple[Bundle, tuple[PrecisionReport, ...], list[str]]:
     """Both precisions, or those that pass, and why another was refused."""
     wanted: tuple[Wanted, ...] = ("fp16", "int8")

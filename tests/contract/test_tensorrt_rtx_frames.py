@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from flowedge.export.graph.preprocess import Preprocess
 from flowedge.manifest import Preprocessing, ResizeMethod
+from support.preprocess_graph import write_preprocess
 
 trt: Any = pytest.importorskip(
     "tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install tensorrt-rtx"
@@ -19,20 +18,10 @@ nvidia_build: Any = pytest.importorskip("flowedge.runtime.engines.nvidia_build")
 
 @pytest.mark.parametrize("method", ["float_bilinear", "pil_lanczos", "cv2_bilinear"])
 def test_every_way_to_resize_becomes_an_engine(method: ResizeMethod, tmp_path: Path) -> None:
-    graph = tmp_path / "preprocess.onnx"
     preprocessing = Preprocessing(
         resize=(64, 96), method=method, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
-    torch.onnx.export(
-        Preprocess(preprocessing, (240, 333)).eval(),
-        (torch.zeros(2, 240, 333, 3, dtype=torch.uint8),),
-        str(graph),
-        dynamo=True,
-        verbose=False,
-        opset_version=18,
-        input_names=["frame"],
-        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-    )
+    graph = write_preprocess(preprocessing, (240, 333), tmp_path / "preprocess.onnx")
     builder, network = nvidia_build.parsed(trt, graph, "tensorrt-rtx")
     taken = network.get_input(0)
     assert (taken.dtype, tuple(taken.shape)) == (trt.uint8, (-1, 240, 333, 3))

@@ -14,7 +14,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from flowedge.calibration.precision.half import write_half
 from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
 from flowedge.export.pipeline import ExportOptions, read_model
@@ -22,6 +21,7 @@ from flowedge.manifest import NfaOutputs, level_outputs
 from flowedge.runtime.nfa import block_log_nfa, exceedance_threshold, tree_log_nfa, window_sides
 from support.direct_nfa import direct_counts
 from support.golden import RECORDS, Record, unpack
+from support.half_graph import write_half
 
 NFA = NfaOutputs(energies=True, window=5, probability=0.9)
 # A latent this close to the threshold may fall on either side: float32 sums in another order.

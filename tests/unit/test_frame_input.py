@@ -23,6 +23,7 @@ from flowedge.geometry import antialiased_matrix, cv2_taps, pil_fixed_point
 from flowedge.manifest import Preprocessing, ResizeMethod
 from flowedge.runtime.preprocess import Preprocessor
 from support.command_line import flowedge as run_flowedge
+from support.preprocess_graph import write_preprocess
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
 
 METHODS: tuple[ResizeMethod, ...] = ("float_bilinear", "pil_bilinear", "pil_lanczos", "cv2_bilinear")
@@ -115,17 +116,7 @@ def test_the_graph_makes_of_a_frame_what_the_libraries_make_of_it(
 def test_the_engines_answer_as_the_host_for_a_batch(method: ResizeMethod, tmp_path: Path) -> None:
     preprocessing = preprocessing_of(method, (72, 72), True, (64, 96))
     frames = np.stack([frame_of((90, 131), seed) for seed in range(3)])
-    graph = tmp_path / "graph.onnx"
-    torch.onnx.export(
-        Preprocess(preprocessing, (90, 131)).eval(),
-        (torch.zeros(2, 90, 131, 3, dtype=torch.uint8),),
-        str(graph),
-        dynamo=True,
-        verbose=False,
-        opset_version=18,
-        input_names=["frame"],
-        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-    )
+    graph = write_preprocess(preprocessing, (90, 131), tmp_path / "graph.onnx")
     session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"frame": frames})
     expected = np.stack([Preprocessor(preprocessing)(frame) for frame in frames])

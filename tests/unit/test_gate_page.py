@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flowedge.calibration.gate_page import BlockRow, MapTriple, page_from_gate
+from flowedge.calibration.gate_page import MapTriple, page_from_gate
 from flowedge.calibration.gates import DEFAULT_LIMITS, GateQuantity, GateReport
+from flowedge.calibration.record import BlockChoice
 from flowedge.runtime.render import heatmap
 
 EVIL = "<script>alert('x')</script>&\"'"
@@ -61,8 +62,14 @@ def report_of(*, passed: bool) -> GateReport:
     )
 
 
-def block(name: str, sensitivity: float, precision: str = "int8", reason: str = "passed") -> BlockRow:
-    return BlockRow(name=name, macs_share=0.25, sensitivity=sensitivity, precision=precision, reason=reason)
+def block(name: str, sensitivity: float, precision: str = "int8", reason: str = "passed") -> BlockChoice:
+    return BlockChoice(
+        name=name,
+        macs_share=0.25,
+        sensitivity=sensitivity,
+        precision=precision,  # type: ignore[arg-type]
+        reason=reason,
+    )
 
 
 def picture_of(address: str | None) -> NDArray[np.uint8]:

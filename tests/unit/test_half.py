@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from flowedge.calibration.precision.half import write_half
 from flowedge.calibration.precision.ranges import observe
 from flowedge.calibration.precision.typed_graph import Typing, tensors_to_type
 from flowedge.errors import ExportError
@@ -23,6 +22,7 @@ from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
 from flowedge.manifest import GraphFile, Scoring
 from support.block_graph import SIZE, block_model, random_layers
+from support.half_graph import write_half
 from support.random_flows import random_cflow
 from support.tiny_bundle import tiny_model
 

@@ -17,7 +17,7 @@ from onnx import TensorProto
 import flowedge
 from flowedge.bundle import Bundle, open_bundle
 from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport
-from flowedge.calibration.precision import PrecisionRequest, add_precisions, ranges_folder
+from flowedge.calibration.precision import PrecisionRequest, add_precisions
 from flowedge.calibration.precision.ranges import observe, tensor_shapes
 from flowedge.calibration.precision.search import GateImages, Search
 from flowedge.calibration.precision.typed_graph import FILES, Typing, tensors_to_type
@@ -167,6 +167,7 @@ def test_the_ranges_are_kept_for_the_same_graph_images_and_preprocessing_alone(
     tmp_path: Path, photographs: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
+    kept = engine_cache().folder / "ranges"
     observed: list[int] = []
 
     def counted(graph: Path, tensors: Sequence[str], images: Any, **options: Any) -> Any:
@@ -182,7 +183,7 @@ def test_the_ranges_are_kept_for_the_same_graph_images_and_preprocessing_alone(
             bundle = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, preprocessing=changed))
             (bundle.path / "manifest.json").write_bytes(msgspec.json.encode(bundle.manifest))
         done, _ = add_precisions(
-            bundle, photographs[:images], request_of("int8"), threads=1, cache=ranges_folder()
+            bundle, photographs[:images], request_of("int8"), threads=1, cache=engine_cache()
         )
         return done.read("model.int8-cpu.onnx")
 
@@ -193,16 +194,16 @@ def test_the_ranges_are_kept_for_the_same_graph_images_and_preprocessing_alone(
     for number, change in enumerate(({"weights": 2}, {"images": 3}, {"crop": True}), start=2):
         add(number, **change)  # type: ignore[arg-type]
         assert len(observed) == number
-    (stored, *_) = ranges_folder().iterdir()
-    for file in ranges_folder().iterdir():
+    (stored, *_) = kept.iterdir()
+    for file in kept.iterdir():
         file.write_bytes(b"damaged")
     assert add(5) == first
     assert len(observed) == 5
     assert stored.suffix == ".npz"
     assert engine_cache().clear() > 0
-    assert not ranges_folder().exists()
-    ranges_folder().parent.mkdir(exist_ok=True)
-    ranges_folder().write_text("a file in the way")
+    assert not kept.exists()
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("a file in the way")
     assert add(6) == first
 
 
