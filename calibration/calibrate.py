@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -72,6 +72,7 @@ def calibrate_bundle(
     images: Sequence[Path],
     *,
     reference: bool = True,
+    known: Mapping[str, FixedReference] | None = None,
     request: ThresholdRequest | None = None,
     labelled: Dataset | None = None,
     engine: str | None = None,
@@ -87,6 +88,7 @@ def calibrate_bundle(
         bundle: The bundle; it is replaced by its calibrated version, or left as it was.
         images: Good images.
         reference: Fit the reference maxima too, where the family's score has them.
+        known: By precision, references that were fitted on these images before, which are taken as they are.
         request: Which thresholds; None fits none. A limit of the number of false alarms gives way to them.
         labelled: The labelled images of an ``f1`` request.
         engine: The engine to compute with; None takes the default.
@@ -107,7 +109,16 @@ def calibrate_bundle(
     opened = Bundle(Path(os.path.realpath(bundle.path)), bundle.manifest)
     with tempfile.TemporaryDirectory(dir=opened.path.parent, prefix=".flowedge-") as folder:
         draft, record = _fitted(
-            opened, Path(folder), images, reference, request, labelled, engine, threads, on_progress
+            opened,
+            Path(folder),
+            images,
+            reference,
+            known or {},
+            request,
+            labelled,
+            engine,
+            threads,
+            on_progress,
         )
         before = read_record(opened)
         if before is not None:
@@ -125,6 +136,7 @@ def _fitted(
     folder: Path,
     images: Sequence[Path],
     reference: bool,
+    known: Mapping[str, FixedReference],
     request: ThresholdRequest | None,
     labelled: Dataset | None,
     engine: str | None,
@@ -137,10 +149,11 @@ def _fitted(
     """
     precisions = [graph.precision for graph in draft.manifest.graphs]
     fits_reference = reference and draft.manifest.graphs[0].scoring.normalisation != "none"
-    passes = len(images) * fits_reference
+    inferences = len(images) * sum(fits_reference and precision not in known for precision in precisions)
     if request is not None:
-        passes += len(labelled.samples) if labelled and request.method == "f1" else len(images)
-    progress = _Progress(on_progress, passes * len(precisions))
+        each = len(labelled.samples) if labelled and request.method == "f1" else len(images)
+        inferences += each * len(precisions)
+    progress = _Progress(on_progress, inferences)
 
     def detector(precision: str) -> Detector:
         try:
@@ -149,14 +162,17 @@ def _fitted(
             if precision != "bf16":
                 raise
             raise CalibrationError(
-                "the bf16 graph cannot be calibrated here, no CPU runs it: add --bf16, which plans it anew and "
-                f"calibrates an emulation, or calibrate on the GPU with --engine. ({error})"
+                "the bf16 graph cannot be calibrated here: take an engine that runs it (--engine openvino, or a GPU's), or "
+                f"add --bf16, which plans it anew and calibrates an emulation. ({error})"
             ) from error
         return Detector(draft, session, precision)
 
     references: dict[str, FixedReference] = {}
     if fits_reference:
         for precision in precisions:
+            if precision in known:
+                references[precision] = known[precision]
+                continue
             with detector(precision) as detect:
                 references[precision] = _fit_reference(detect, images, draft.manifest, progress)
         draft = _with_references(draft, references, folder)

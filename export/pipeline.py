@@ -113,8 +113,8 @@ class ExportResult:
 
     Attributes:
         bundle: The bundle, verified.
-        checks: By precision, the comparison with the reference on the bundle's self-test; bfloat16 runs on no CPU
-            and is not in it.
+        checks: By precision, the comparison with the reference on the bundle's self-test; not of bfloat16,
+            which ONNX Runtime's CPU does not run.
         reports: What the gates found, of the precisions that were held to one.
     """
 

@@ -49,6 +49,7 @@ from flowedge.calibration.record import (
     read_record,
 )
 from flowedge.errors import CalibrationError, PrecisionError
+from flowedge.manifest import FixedReference
 from flowedge.onnx_constants import write_constants
 from flowedge.runtime.engine_cache import EngineCache, graph_hash
 from flowedge.runtime.graph_input import GraphInput
@@ -282,11 +283,18 @@ class _Work:
     def _images_sha256(self) -> str:
         return hash_of_images(self._images)
 
-    def _calibrated(self, draft: Bundle, thresholds: ThresholdRequest | None, label: str) -> Bundle:
+    def _calibrated(
+        self,
+        draft: Bundle,
+        thresholds: ThresholdRequest | None,
+        label: str,
+        known: Mapping[str, FixedReference] | None = None,
+    ) -> Bundle:
         self._progress.begin(label)
         return calibrate_bundle(
             draft,
             self._images,
+            known=known,
             request=thresholds,
             engine=ENGINE,
             threads=self._threads,
@@ -341,7 +349,9 @@ class _Work:
     ) -> tuple[Bundle, dict[TypedPrecision, Written]]:
         """All graphs in one bundle that runs here, calibrated."""
         for graph in self._opened.manifest.graphs:
-            if graph.precision == "bf16" and "bf16" not in chosen:  # it was there before, and no CPU runs it
+            if (
+                graph.precision == "bf16" and "bf16" not in chosen
+            ):  # it was there before, and the engine that judges cannot run it
                 blocks = tuple(b for b in self._typing.blocks("bf16") if b not in graph.given_back)
                 chosen = {**chosen, "bf16": blocks}
         folder = Path(tempfile.mkdtemp(dir=self._folder))
@@ -357,7 +367,9 @@ class _Work:
         files: dict[str, Path | bytes] = {file.name: file for file in folder.iterdir()}
         draft = clone_bundle(self._opened, folder / "bundle", manifest=manifest, files=files)
         label = "fitting the references and thresholds of every precision"
-        return self._calibrated(draft, self._request.thresholds, label), written
+        fitted = fp32.manifest.graph("fp32").scoring.reference
+        known = {} if fitted is None else {"fp32": fitted}
+        return self._calibrated(draft, self._request.thresholds, label, known), written
 
     def _report(
         self,

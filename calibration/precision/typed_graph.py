@@ -93,8 +93,8 @@ class Typing:
             precision: Which.
             blocks: Some of those that `blocks` gives.
             target: The file; large weights go into a file beside it.
-            emulated: Round every value of fp16 and bf16 in float32 types, which a CPU runs; INT8 is as it is. Else
-                exactly what a device gets.
+            emulated: Only to be judged, on a CPU: every value of fp16 and bf16 is rounded in float32 types; INT8 is as
+                it is. Else exactly what a device gets, and checked.
 
         Raises:
             ExportError: The result is not a valid graph.
@@ -118,7 +118,7 @@ class Typing:
                 emulate_half(model, rest, keep={*keep, *found})
             else:
                 to_half(model, rest, keep={*keep, *found})
-        save(model, target)
+        save(model, target, check=not emulated)
         graph = GraphFile(
             precision=precision,
             file=FILES[precision],

@@ -18,7 +18,13 @@ def command(json: Json = False) -> None:
     """Try every engine on a small graph, and list what is installed and what is missing."""
     from flowedge.runtime.engine import available_engines
     from flowedge.runtime.engine_cache import engine_cache
-    from flowedge.runtime.machine import find_jetson, find_memory, find_nvidia_driver
+    from flowedge.runtime.machine import (
+        cpu_extensions,
+        cpu_name,
+        find_jetson,
+        find_memory,
+        find_nvidia_driver,
+    )
 
     engines = available_engines()
     packages = {name: _version(name) for name in _EXPORT_PACKAGES}
@@ -29,6 +35,8 @@ def command(json: Json = False) -> None:
         "flowedge": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cpu_extensions": cpu_extensions(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": find_memory(),
         "jetson": find_jetson(),
@@ -102,6 +110,8 @@ def _described(value: object) -> str:
             return f"{value.model}, JetPack {value.jetpack} (L4T {value.l4t}), {modes}"
         case NvidiaDriver():
             return f"driver {value.version}, {', '.join(value.names)}" if value.version else "no driver"
+        case tuple():
+            return ", ".join(str(one) for one in value) or "-"
         case None:
             return "-"
     return str(value)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from flowedge.calibration.record import PrecisionReport
 
 Fp16: TypeAlias = Annotated[bool, typer.Option("--fp16", help="Add a float16 graph.")]
-Bf16: TypeAlias = Annotated[bool, typer.Option("--bf16", help="Add a bfloat16 graph, for GPUs.")]
+Bf16: TypeAlias = Annotated[
+    bool, typer.Option("--bf16", help="Add a bfloat16 graph, for GPUs and, in OpenVINO, recent Intel CPUs.")
+]
 Int8: TypeAlias = Annotated[
     bool, typer.Option("--int8", help="Add INT8 graphs, one for CPUs and one for GPUs; needs images.")
 ]

@@ -9,7 +9,14 @@ import pytest
 
 from flowedge.cli import doctor
 from flowedge.runtime import machine
-from flowedge.runtime.machine import Memory, NvidiaDriver, find_jetson, find_memory, find_nvidia_driver
+from flowedge.runtime.machine import (
+    Memory,
+    NvidiaDriver,
+    cpu_extensions,
+    find_jetson,
+    find_memory,
+    find_nvidia_driver,
+)
 from support.command_line import flowedge
 
 RELEASE = "# R{major} (release), REVISION: {revision}, GCID: 1234, BOARD: generic, EABI: aarch64, DATE: Mon\n"
@@ -115,6 +122,7 @@ def test_an_empty_tree_has_nothing(tmp_path: Path) -> None:
     assert find_jetson(tmp_path) is None
     assert find_nvidia_driver(tmp_path) == NvidiaDriver(version="", names=())
     assert find_memory(tmp_path) is None
+    assert cpu_extensions(tmp_path) == ()
 
 
 def test_memory_is_in_bytes(tmp_path: Path) -> None:
@@ -122,6 +130,22 @@ def test_memory_is_in_bytes(tmp_path: Path) -> None:
         tmp_path, {"proc/meminfo": "MemTotal:  7629456 kB\nMemFree: 1 kB\nMemAvailable:  5000000 kB\n"}
     )
     assert find_memory(root) == Memory(total=7629456 * 1024, available=5000000 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "flags\t\t: fpu avx512f amx_bf16 avx512_vnni amx_tile amx_int8 avx512_bf16",
+            "avx512_vnni amx_int8 avx512_bf16 amx_bf16",
+        ),
+        ("Features\t: fp asimd asimddp bf16", "asimddp bf16"),
+        ("bugs\t\t: amx_bf16", ""),
+    ],
+)
+def test_extensions_are_what_the_processor_names(tmp_path: Path, line: str, expected: str) -> None:
+    root = tree(tmp_path, {"proc/cpuinfo": f"processor\t: 0\n{line}\n"})
+    assert cpu_extensions(root) == tuple(expected.split())
 
 
 def test_doctor_shows_the_machine_and_every_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +172,8 @@ def test_doctor_shows_the_machine_and_every_engine(tmp_path: Path, monkeypatch: 
 
 def test_every_fact_of_the_machine_has_words() -> None:
     assert doctor._described(None) == "-"
+    assert doctor._described(()) == "-"
+    assert doctor._described(("amx_int8", "amx_bf16")) == "amx_int8, amx_bf16"
     assert doctor._described(NvidiaDriver(version="", names=())) == "no driver"
     assert (
         doctor._described(Memory(total=8_000_000_000, available=5_000_000_000)) == "8.0 GB, 5.0 GB available"
