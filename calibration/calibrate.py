@@ -162,7 +162,7 @@ def _fitted(
             if precision != "bf16":
                 raise
             raise CalibrationError(
-                "the bf16 graph cannot be calibrated here: take an engine that runs it (--engine openvino, or a GPU's), "
+                "the bf16 graph cannot be calibrated here: take an engine that runs it (--engine openvino or a GPU's), "
                 f"or add --bf16, which plans it anew and calibrates an emulation. ({error})"
             ) from error
         return Detector(draft, session, precision)

@@ -61,9 +61,11 @@ def page_from_gate(
         ),
     ]
     if blocks:
+        measured = [one for one in blocks if one.sensitivity is not None]
+        unmeasured = '<p class="soft">Not measured: the gate passed with every block in it.</p>'
         sections += [
             "<h2>Sensitivity of the blocks</h2>",
-            _bars(blocks),
+            _bars(measured) if measured else unmeasured,
             _table(
                 ("block", "share of the work", "sensitivity", "precision", "why"),
                 (_block_cells(one) for one in blocks),
@@ -94,13 +96,14 @@ def _quantity_cells(one: GateQuantity) -> Sequence[str]:
 
 
 def _block_cells(one: BlockChoice) -> Sequence[str]:
-    share, sensitivity = f"{one.macs_share:.1%}", f"{_sensitivity(one):.3g}"
+    share = f"{one.macs_share:.1%}"
+    sensitivity = "-" if one.sensitivity is None else f"{one.sensitivity:.3g}"
     return (escape(one.name), share, sensitivity, escape(one.precision), escape(one.reason))
 
 
 def _bars(blocks: Sequence[BlockChoice]) -> str:
     """One bar per block, as long as its sensitivity; what is not finite is as long as the longest."""
-    sensitivities = [_sensitivity(one) for one in blocks]
+    sensitivities = [one.sensitivity or 0.0 for one in blocks]
     longest = max(filter(math.isfinite, sensitivities), default=0.0) or 1.0
     width, height = _NAME_PX + _BAR_PX + 80, _ROW_PX * len(blocks)
     drawn = [
@@ -116,11 +119,6 @@ def _bars(blocks: Sequence[BlockChoice]) -> str:
             f'<text x="{_NAME_PX + bar + 5:.1f}" y="{y + 14}">{sensitivity:.3g} {escape(one.precision)}</text>'
         )
     return "\n".join([*drawn, "</svg>"])
-
-
-def _sensitivity(one: BlockChoice) -> float:
-    """NaN where it was not measured."""
-    return math.nan if one.sensitivity is None else one.sensitivity
 
 
 def _figure(one: MapTriple) -> str:

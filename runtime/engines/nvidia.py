@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import weakref
 from typing import Any, Final
 
@@ -264,13 +265,13 @@ class Native:
 def deserialized(trt: Any, plan: bytes) -> tuple[Any, str]:
     """The engine, or None and what the library says against it.
 
-    An engine that carries code for the host (a "version compatible" one) is refused: FlowEdge builds none, and loading
-    one runs what it carries.
+    An engine that carries code for the host (a "version compatible" one) is refused unless ``FLOWEDGE_HOST_CODE`` is
+    ``allow``: FlowEdge builds none, and loading one runs what it carries.
     """
     log = log_of(trt)
     log.lines.clear()
     runtime = trt.Runtime(log)
-    runtime.engine_host_code_allowed = False
+    runtime.engine_host_code_allowed = os.environ.get("FLOWEDGE_HOST_CODE") == "allow"
     engine = runtime.deserialize_cuda_engine(plan)
     return engine, "; ".join(log.lines)
 

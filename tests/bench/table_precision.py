@@ -3,10 +3,11 @@
     make precision    or: PYTHONPATH=tests python tests/bench/table_precision.py [--families NAME ...] [--out FOLDER]
 
 Each model is exported, given its lower precisions and calibrated on good images alone, as ``flowedge export --fp16
---bf16 --int8 --calib-data`` does, and every graph is evaluated on the test images, on ONNX Runtime's CPU (bfloat16, which
-that does not run, on OpenVINO's). The tile checkpoint is that of ``../shared``; the other models are trained here, in minutes, on the demo's photographs, all but the demo's
-own on backbones with random weights. Each row is computed in a process of its own and kept in the output folder;
-remove its folder to compute it again. Nothing here passes or fails.
+--bf16 --int8 --calib-data`` does, and every graph is evaluated on the test images, on ONNX Runtime's CPU (bfloat16,
+which that does not run, on OpenVINO's). The tile checkpoint is that of ``../shared``; the other models are trained
+here, in minutes, on the demo's photographs, all but the demo's own on backbones with random weights. Each row is
+computed in a process of its own and kept in the output folder; remove its folder to compute it again. Nothing here
+passes or fails.
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ class PretendKernels:
 
 
 class PretendTrt:
-    """The library; a plan is ``b"MIN MAX"``, and any other is refused."""
+    """The library; a plan is ``b"MIN MAX"``, after ``b"host code"`` where it carries some, and any other is refused."""
 
     __name__ = "tensorrt"
     __version__ = "10.3.0"
@@ -250,7 +250,11 @@ class PretendTrt:
 
     def Runtime(self, logger: Any) -> Any:
         def deserialize(plan: bytes) -> PretendEngine | None:
-            assert not runtime.engine_host_code_allowed
+            if plan.startswith(b"host code"):
+                if not runtime.engine_host_code_allowed:
+                    logger.lines.append("error: Engine host code is not allowed")
+                    return None
+                plan = plan.removeprefix(b"host code")
             try:
                 smallest, largest = (int(part) for part in plan.split())
             except ValueError:

@@ -62,7 +62,9 @@ def report_of(*, passed: bool) -> GateReport:
     )
 
 
-def block(name: str, sensitivity: float, precision: str = "int8", reason: str = "passed") -> BlockChoice:
+def block(
+    name: str, sensitivity: float | None, precision: str = "int8", reason: str = "passed"
+) -> BlockChoice:
     return BlockChoice(
         name=name,
         macs_share=0.25,
@@ -139,6 +141,15 @@ def test_bars_are_as_long_as_the_sensitivity() -> None:
     assert (
         Read(page_from_gate("bottle", report_of(passed=True), [block("a", 0.0)], [])).text.count("int8") == 2
     )
+
+
+def test_a_sensitivity_that_was_not_measured_is_no_number() -> None:
+    page = page_from_gate("bottle", report_of(passed=True), [block("a", None), block("b", 2.0)], [])
+    assert page.count("<rect") == 1
+    assert "nan" not in Read(page).text
+    page = page_from_gate("bottle", report_of(passed=True), [block("a", None)], [])
+    assert "Not measured" in page
+    assert "<svg" not in page
 
 
 def test_the_maps_of_a_row_share_the_colours_of_fp32() -> None:

@@ -180,6 +180,18 @@ def test_an_engine_that_the_library_refuses_is_explained_once_and_then_gone(
     assert engine_cache().files() == []
 
 
+@pytest.mark.parametrize("value", ["", "1", "allow"])
+def test_an_engine_with_host_code_is_loaded_where_it_is_asked_for_alone(
+    pretended: PretendCuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("FLOWEDGE_HOST_CODE", value)
+    if value == "allow":
+        check(loaded(pretended, bundle, b"host code 1 4"), images(2))
+        return
+    with pytest.raises(EngineNotBuiltError, match="host code is not allowed"):
+        loaded(pretended, bundle, b"host code 1 4")
+
+
 def test_the_kernels_of_an_rtx_engine_are_kept_for_the_next_start(
     pretended: PretendCuda, bundle: Bundle
 ) -> None:
