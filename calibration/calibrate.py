@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import os
@@ -26,7 +27,7 @@ from flowedge.calibration.record import (
     bytes_of_record,
     read_record,
 )
-from flowedge.calibration.reference import fit_reference
+from flowedge.calibration.reference import StoredLevels, fit_reference
 from flowedge.calibration.threshold import (
     FittedThreshold,
     GoodMethod,
@@ -37,11 +38,12 @@ from flowedge.calibration.threshold import (
 from flowedge.errors import CalibrationError, EngineUnavailableError
 from flowedge.manifest import FixedReference, GraphFile, Manifest, NfaThreshold, Thresholds
 from flowedge.onnx_constants import write_constants
-from flowedge.runtime.aggregate import largest_sums
+from flowedge.runtime.aggregate import aggregate, largest_sums
 from flowedge.runtime.detector import Detector, Result
 from flowedge.runtime.engine import open_engine
 from flowedge.runtime.images import read_image
 from flowedge.runtime.nfa import check_form
+from flowedge.runtime.verify import AGGREGATION_LIMIT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,7 @@ def calibrate_bundle(
     images: Sequence[Path],
     *,
     reference: bool = True,
-    known: Mapping[str, FixedReference] | None = None,
+    known: Mapping[str, FittedGraph] | None = None,
     request: ThresholdRequest | None = None,
     labelled: Dataset | None = None,
     engine: str | None = None,
@@ -81,14 +83,16 @@ def calibrate_bundle(
 ) -> Calibration:
     """Fit the fixed reference and the thresholds of every graph of a bundle, and store them in it.
 
-    The reference is patched into the graphs first, and the thresholds are fitted on what the patched graphs
-    answer, so that they hold to the last bit for the graph that inspects.
+    Each graph infers each image once, for its levels; the reference is fitted on them and patched into the graph. The
+    scores and maps that follow are then computed from the levels, and every image whose score lies within rounding of
+    the image threshold is asked of the patched graph again: that threshold holds to the last bit for the graph that
+    inspects, the one for pixels to within 1e-5 of the largest score. Without a reference, both are the graph's own.
 
     Args:
         bundle: The bundle; it is replaced by its calibrated version, or left as it was.
         images: Good images.
         reference: Fit the reference maxima too, where the family's score has them.
-        known: By precision, references that were fitted on these images before, which are taken as they are.
+        known: By precision, what was fitted on these images for this request before; it is taken as it is.
         request: Which thresholds; None fits none. A limit of the number of false alarms gives way to them.
         labelled: The labelled images of an ``f1`` request.
         engine: The engine to compute with; None takes the default.
@@ -136,7 +140,7 @@ def _fitted(
     folder: Path,
     images: Sequence[Path],
     reference: bool,
-    known: Mapping[str, FixedReference],
+    known: Mapping[str, FittedGraph],
     request: ThresholdRequest | None,
     labelled: Dataset | None,
     engine: str | None,
@@ -149,11 +153,12 @@ def _fitted(
     """
     precisions = [graph.precision for graph in draft.manifest.graphs]
     fits_reference = reference and draft.manifest.graphs[0].scoring.normalisation != "none"
-    inferences = len(images) * sum(fits_reference and precision not in known for precision in precisions)
-    if request is not None:
-        each = len(labelled.samples) if labelled and request.method == "f1" else len(images)
-        inferences += each * len(precisions)
-    progress = _Progress(on_progress, inferences)
+    inferences = len(images) * fits_reference
+    if request is not None and request.method == "f1":
+        inferences += len(labelled.samples) if labelled else 0
+    elif request is not None and not fits_reference:
+        inferences = len(images)
+    progress = _Progress(on_progress, inferences * sum(precision not in known for precision in precisions))
 
     def detector(precision: str) -> Detector:
         try:
@@ -167,26 +172,38 @@ def _fitted(
             ) from error
         return Detector(draft, session, precision)
 
-    references: dict[str, FixedReference] = {}
-    if fits_reference:
-        for precision in precisions:
-            if precision in known:
-                references[precision] = known[precision]
-                continue
-            with detector(precision) as detect:
-                references[precision] = _fit_reference(detect, images, draft.manifest, progress)
-        draft = _with_references(draft, references, folder)
+    references: dict[str, FixedReference | None] = {
+        precision: one.reference for precision, one in known.items()
+    }
     fitted: list[FittedGraph] = []
     name = ""
-    for precision in precisions:
-        with detector(precision) as detect:
-            name = detect.engine.name
-            thresholds, notes = _fit_thresholds(detect, images, request, labelled, progress)
-        fitted.append(
-            FittedGraph(
-                precision=precision, reference=references.get(precision), thresholds=thresholds, notes=notes
+    with contextlib.ExitStack() as stack:
+        stored: dict[str, StoredLevels] = {}
+        if fits_reference:
+            for precision in precisions:
+                if precision in known:
+                    continue
+                with detector(precision) as detect:
+                    stored[precision] = stack.enter_context(_stored_levels(detect, images, progress))
+                references[precision] = _fit_reference(stored[precision], draft.manifest)
+            draft = _with_references(draft, references, folder)
+        for precision in precisions:
+            if precision in known:
+                fitted.append(known[precision])
+                continue
+            with detector(precision) as detect:
+                name = detect.engine.name
+                thresholds, notes = _fit_thresholds(
+                    detect, images, stored.get(precision), request, labelled, progress
+                )
+            fitted.append(
+                FittedGraph(
+                    precision=precision,
+                    reference=references.get(precision),
+                    thresholds=thresholds,
+                    notes=notes,
+                )
             )
-        )
     record = CalibrationRecord(
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         engine=name,
@@ -229,7 +246,9 @@ class _Progress:
         self._report(self._done, self._total)
 
 
-def _results(detect: Detector, images: Sequence[Path], progress: _Progress) -> Iterator[tuple[Path, Result]]:
+def _results(
+    detect: Detector, images: Sequence[Path], on_image: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Path, Result]]:
     for path in images:
         result = detect(read_image(path))
         if result.verdict == "not_inspected":
@@ -238,17 +257,18 @@ def _results(detect: Detector, images: Sequence[Path], progress: _Progress) -> I
                 "flowedge verify to see whether the precision is the cause."
             )
         yield path, result
-        progress.step()
+        on_image()
 
 
-def _fit_reference(
-    detect: Detector, images: Sequence[Path], manifest: Manifest, progress: _Progress
-) -> FixedReference:
+def _stored_levels(detect: Detector, images: Sequence[Path], progress: _Progress) -> StoredLevels:
     levels = (
         tuple(level[None, None] for level in result.levels)
-        for _, result in _results(detect, images, progress)
+        for _, result in _results(detect, images, progress.step)
     )
+    return StoredLevels(levels, names=[str(path) for path in images])
 
+
+def _fit_reference(levels: StoredLevels, manifest: Manifest) -> FixedReference:
     def largest_map(image: tuple[NDArray[np.float32], ...], level_max: tuple[float, ...]) -> float:
         return largest_sums(image, level_max, manifest.family, manifest.image_size)[0]
 
@@ -258,16 +278,14 @@ def _fit_reference(
         return largest
 
     return fit_reference(
-        levels,
-        map_sum=largest_map,
-        mul_sum=largest_mul if manifest.family == "msflow" else None,
-        names=[str(path) for path in images],
+        levels, map_sum=largest_map, mul_sum=largest_mul if manifest.family == "msflow" else None
     )
 
 
 def _fit_thresholds(
     detect: Detector,
     images: Sequence[Path],
+    stored: StoredLevels | None,
     request: ThresholdRequest | None,
     labelled: Dataset | None,
     progress: _Progress,
@@ -278,7 +296,7 @@ def _fit_thresholds(
         assert labelled is not None
         image, pixel = _fit_f1(detect, labelled, progress)
     else:
-        image, pixel = _fit_good(detect, images, request, request.method, progress)
+        image, pixel = _fit_good(detect, images, stored, request, request.method, progress)
     notes = tuple(fit.note for fit in (image, pixel) if fit is not None and fit.note)
     return Thresholds(image=image.threshold, pixel=None if pixel is None else pixel.threshold), notes
 
@@ -286,20 +304,52 @@ def _fit_thresholds(
 def _fit_good(
     detect: Detector,
     images: Sequence[Path],
+    stored: StoredLevels | None,
     request: ThresholdRequest,
     method: GoodMethod,
     progress: _Progress,
 ) -> tuple[FittedThreshold, FittedThreshold | None]:
     scores: list[float] = []
     pixels = ValueHistogram()
-    for _, result in _results(detect, images, progress):
-        scores.append(result.score)
-        pixels.add(result.network_map)
+    for score, anomaly_map in _answers(detect, images, stored, progress):
+        scores.append(score)
+        pixels.add(anomaly_map)
     names = [str(path) for path in images]
-    image = fit_threshold(scores, method=method, parameter=request.image, names=names)
+
+    def fitted() -> FittedThreshold:
+        return fit_threshold(scores, method=method, parameter=request.image, names=names)
+
+    image = fitted()
+    if stored is not None:  # what lies within rounding of the threshold is asked of the graph itself
+        rounding = AGGREGATION_LIMIT * max(1.0, *(abs(score) for score in scores))
+        asked: set[int] = set()
+        while (
+            near := {n for n, score in enumerate(scores) if abs(score - image.threshold.value) <= rounding}
+            - asked
+        ):
+            for n in sorted(near):
+                ((_, result),) = _results(detect, [images[n]])
+                scores[n] = result.score
+            asked |= near
+            image = fitted()
     if request.pixel is None:
         return image, None
     return image, fit_pixel_threshold(pixels, method=method, parameter=request.pixel, images=len(images))
+
+
+def _answers(
+    detect: Detector, images: Sequence[Path], stored: StoredLevels | None, progress: _Progress
+) -> Iterator[tuple[float, NDArray[np.float32]]]:
+    """Every image's score and map, from its stored levels where there are some."""
+    if stored is None:
+        for _, result in _results(detect, images, progress.step):
+            yield result.score, result.network_map
+        return
+    manifest = detect.bundle.manifest
+    scoring = manifest.graph(detect.precision).scoring
+    for levels in stored:
+        answer = aggregate(levels, scoring, manifest.family, manifest.image_size)
+        yield float(answer.score[0]), answer.anomaly_map
 
 
 def _fit_f1(
@@ -326,7 +376,7 @@ def _fit_f1(
     return image, fit_f1_threshold(pixels.curve(), images=len(scores))
 
 
-def _with_references(bundle: Bundle, references: dict[str, FixedReference], folder: Path) -> Bundle:
+def _with_references(bundle: Bundle, references: Mapping[str, FixedReference | None], folder: Path) -> Bundle:
     """A draft with every graph patched; the thresholds that belonged to the old scores are dropped.
 
     The number of false alarms is taken from the latents, which know no reference: its limit stays.
@@ -334,6 +384,7 @@ def _with_references(bundle: Bundle, references: dict[str, FixedReference], fold
     graphs: list[GraphFile] = []
     for graph in bundle.manifest.graphs:
         reference = references[graph.precision]
+        assert reference is not None
         write_constants(bundle.path / graph.file, folder / graph.file, constants_of(reference))
         scoring = msgspec.structs.replace(graph.scoring, normalisation="fixed_reference", reference=reference)
         thresholds = Thresholds(nfa=graph.thresholds.nfa)

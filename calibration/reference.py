@@ -14,8 +14,10 @@ more number to choose, and of maps that no longer agree with the source's.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -28,60 +30,92 @@ Levels: TypeAlias = tuple[NDArray[np.float32], ...]
 LargestSum: TypeAlias = Callable[[Levels, tuple[float, ...]], float]
 
 
+class StoredLevels:
+    """The levels of images in a temporary file, 5 kB an image for a CFLOW at 256x256, until it is closed.
+
+    Iterating gives each image's levels in order, as often as wanted; memory is that of one image.
+
+    Attributes:
+        level_max: Each level's largest value over all images.
+        count: How many images there are.
+    """
+
+    def __init__(self, levels: Iterable[Levels], names: Sequence[str] | None = None) -> None:
+        """Read and store all levels.
+
+        Args:
+            levels: Per image, its levels fine to coarse, of any shape, float32 log-likelihood per dimension. Read once.
+            names: What to call the images in an error; their index by default.
+
+        Raises:
+            CalibrationError: No image, or an image's levels are not all finite.
+            ValueError: An image's levels have other shapes than the first one's.
+        """
+        self.level_max: tuple[float, ...] = ()
+        self.count = 0
+        self._shapes: list[tuple[int, ...]] = []
+        self._file = tempfile.TemporaryFile(prefix="flowedge-levels-")  # noqa: SIM115, closed with this object
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self.close)
+            for image in levels:
+                self._add(image, f"image {self.count}" if names is None else names[self.count])
+            if self.count == 0:
+                raise CalibrationError("the reference needs at least one good image, got none.")
+            on_error.pop_all()
+
+    def _add(self, image: Levels, name: str) -> None:
+        if not self._shapes:
+            self._shapes = [level.shape for level in image]
+            self.level_max = (-np.inf,) * len(image)
+        if [level.shape for level in image] != self._shapes:
+            raise ValueError(f"levels {[level.shape for level in image]} after levels {self._shapes}")
+        if not all(np.isfinite(level).all() for level in image):
+            raise CalibrationError(
+                f"the likelihoods of {name} are not all finite. Remove the image, or run flowedge verify to see "
+                "whether the precision is the cause."
+            )
+        self.level_max = tuple(
+            max(m, float(level.max())) for m, level in zip(self.level_max, image, strict=True)
+        )
+        for level in image:
+            self._file.write(np.ascontiguousarray(level, np.float32).tobytes())
+        self.count += 1
+
+    def __iter__(self) -> Iterator[Levels]:
+        self._file.seek(0)
+        for _ in range(self.count):
+            yield tuple(_read(self._file.read(4 * math.prod(shape)), shape) for shape in self._shapes)
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._file.close()
+
+    def __enter__(self) -> StoredLevels:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
 def fit_reference(
-    levels: Iterable[Levels],
-    *,
-    map_sum: LargestSum,
-    mul_sum: LargestSum | None = None,
-    names: Sequence[str] | None = None,
+    levels: StoredLevels, *, map_sum: LargestSum, mul_sum: LargestSum | None = None
 ) -> FixedReference:
     """Fit the maxima over good images.
 
-    The sums need the levels' maxima over all images first, so the levels are written to a temporary file
-    (5 kB an image for a CFLOW at 256x256) and read back: memory is that of one image, and no image is inferred
-    twice.
-
     Args:
-        levels: Per image, its levels fine to coarse, each ``(h, w)`` or any other shape that ``map_sum``
-            takes, float32 log-likelihood per dimension. Read once.
+        levels: The images' levels, of shapes that ``map_sum`` takes.
         map_sum: From an image's levels and the levels' maxima, the largest value of
             sum over l of U_l(exp(level_l - max_l)), as the bundle's family computes its map.
         mul_sum: MSFlow only: from the same, the largest value of the sum of the levels' likelihoods.
-        names: What to call the images in an error; their index by default.
-
-    Raises:
-        CalibrationError: No image, or an image's levels are not all finite.
-        ValueError: An image's levels have other shapes than the first one's.
     """
-    shapes: list[tuple[int, ...]] = []
-    level_max: tuple[float, ...] = ()
-    count = 0
-    with tempfile.TemporaryFile(prefix="flowedge-levels-") as spool:
-        for image in levels:
-            if not shapes:
-                shapes = [level.shape for level in image]
-                level_max = (-np.inf,) * len(image)
-            if [level.shape for level in image] != shapes:
-                raise ValueError(f"levels {[level.shape for level in image]} after levels {shapes}")
-            if not all(np.isfinite(level).all() for level in image):
-                raise CalibrationError(
-                    f"the likelihoods of {f'image {count}' if names is None else names[count]} are not all "
-                    "finite. Remove the image, or run flowedge verify to see whether the precision is the cause."
-                )
-            level_max = tuple(max(m, float(level.max())) for m, level in zip(level_max, image, strict=True))
-            for level in image:
-                spool.write(np.ascontiguousarray(level, np.float32).tobytes())
-            count += 1
-        if count == 0:
-            raise CalibrationError("the reference needs at least one good image, got none.")
-        map_max, mul_max = -np.inf, -np.inf
-        spool.seek(0)
-        for _ in range(count):
-            image = tuple(_read(spool.read(4 * int(np.prod(shape))), shape) for shape in shapes)
-            map_max = max(map_max, map_sum(image, level_max))
-            if mul_sum is not None:
-                mul_max = max(mul_max, mul_sum(image, level_max))
-    return FixedReference(level_max=level_max, map_max=map_max, mul_max=None if mul_sum is None else mul_max)
+    map_max, mul_max = -np.inf, -np.inf
+    for image in levels:
+        map_max = max(map_max, map_sum(image, levels.level_max))
+        if mul_sum is not None:
+            mul_max = max(mul_max, mul_sum(image, levels.level_max))
+    return FixedReference(
+        level_max=levels.level_max, map_max=map_max, mul_max=None if mul_sum is None else mul_max
+    )
 
 
 def _read(data: bytes, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -44,12 +44,12 @@ from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Ty
 from flowedge.calibration.record import (
     RECORD,
     BlockChoice,
+    FittedGraph,
     PrecisionReport,
     bytes_of_record,
     read_record,
 )
 from flowedge.errors import CalibrationError, PrecisionError
-from flowedge.manifest import FixedReference
 from flowedge.onnx_constants import write_constants
 from flowedge.runtime.engine_cache import EngineCache, graph_hash
 from flowedge.runtime.graph_input import GraphInput
@@ -165,15 +165,15 @@ class _Work:
         self._precisions: tuple[TypedPrecision, ...] = tuple(
             name for wanted in request.wanted for name in _GRAPHS[wanted]
         )
+        self._fitted: dict[str, FittedGraph] = {}  # of these graphs, whose blocks are:
+        self._chosen: dict[str, tuple[str, ...]] = {}
 
     def run(self) -> tuple[Bundle, tuple[PrecisionReport, ...]]:
         """The bundle with every graph typed and calibrated, somewhere in the folder, and the reports."""
         opened, request = self._opened, self._request
         only_fp32 = msgspec.structs.replace(opened.manifest, graphs=(opened.manifest.graph("fp32"),))
         fp32 = self._calibrated(
-            clone_bundle(opened, self._folder / "fp32", manifest=only_fp32),
-            None,
-            "fitting the reference of fp32",
+            clone_bundle(opened, self._folder / "fp32", manifest=only_fp32), {}, "calibrating fp32"
         )
         self._typing = Typing(
             fp32.graph_path("fp32"), fp32.manifest.graph("fp32"), self._ranges(fp32), request.calibrator
@@ -194,9 +194,8 @@ class _Work:
             }
             calibrated, written = self._assembled(fp32, chosen)
             judged: dict[TypedPrecision, GateReport] = {}
-            for (
-                name
-            ) in self._precisions:  # once more, with what was fitted for it, and with the labelled images
+            # Once more, with what was fitted for it, and with the labelled images.
+            for name in self._precisions:
                 self._progress.begin(f"holding the calibrated {name} to its gate")
                 judged[name] = gate.judge(
                     calibrated, name, self._limits(name), request.labelled, self._progress.advance
@@ -283,23 +282,20 @@ class _Work:
     def _images_sha256(self) -> str:
         return hash_of_images(self._images)
 
-    def _calibrated(
-        self,
-        draft: Bundle,
-        thresholds: ThresholdRequest | None,
-        label: str,
-        known: Mapping[str, FixedReference] | None = None,
-    ) -> Bundle:
+    def _calibrated(self, draft: Bundle, known: Mapping[str, FittedGraph], label: str) -> Bundle:
+        """Calibrate all graphs but those that were before."""
         self._progress.begin(label)
-        return calibrate_bundle(
+        done = calibrate_bundle(
             draft,
             self._images,
             known=known,
-            request=thresholds,
+            request=self._request.thresholds,
             engine=ENGINE,
             threads=self._threads,
             on_progress=self._progress.advance,
-        ).bundle
+        )
+        self._fitted |= {graph.precision: graph for graph in done.record.graphs}
+        return done.bundle
 
     def _ranges(self, fp32: Bundle) -> dict[str, TensorRange] | None:
         graph = fp32.graph_path("fp32")
@@ -366,10 +362,11 @@ class _Work:
         manifest = msgspec.structs.replace(self._opened.manifest, graphs=graphs)
         files: dict[str, Path | bytes] = {file.name: file for file in folder.iterdir()}
         draft = clone_bundle(self._opened, folder / "bundle", manifest=manifest, files=files)
-        label = "fitting the references and thresholds of every precision"
-        fitted = fp32.manifest.graph("fp32").scoring.reference
-        known = {} if fitted is None else {"fp32": fitted}
-        return self._calibrated(draft, self._request.thresholds, label, known), written
+        before, self._chosen = self._chosen, {str(name): blocks for name, blocks in chosen.items()}
+        known = {
+            name: one for name, one in self._fitted.items() if before.get(name) == self._chosen.get(name)
+        }
+        return self._calibrated(draft, known, "calibrating every precision"), written
 
     def _report(
         self,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flowedge.calibration.reference import Levels, fit_reference
+from flowedge.calibration.reference import LargestSum, Levels, StoredLevels, fit_reference
 from flowedge.errors import CalibrationError
+from flowedge.manifest import FixedReference
 
 
 def images(count: int, *, size: int = 8, seed: int = 0) -> Iterator[Levels]:
@@ -34,6 +35,11 @@ def largest_likelihood(levels: Levels, level_max: tuple[float, ...]) -> float:
     return float(np.sum([enlarged(level, len(levels[0])) for level in levels], axis=0).max())
 
 
+def fitted(levels: Iterable[Levels], **sums: LargestSum) -> FixedReference:
+    with StoredLevels(levels) as stored:
+        return fit_reference(stored, **sums)
+
+
 def test_the_maxima_are_those_of_all_images_together() -> None:
     stacks = [np.stack(levels) for levels in zip(*images(30), strict=True)]
     maxima = [stack.max() for stack in stacks]
@@ -41,7 +47,7 @@ def test_the_maxima_are_those_of_all_images_together() -> None:
         np.exp(stack - m).repeat(8 // stack.shape[1], 1).repeat(8 // stack.shape[2], 2)
         for stack, m in zip(stacks, maxima, strict=True)
     )
-    reference = fit_reference(images(30), map_sum=largest_sum)
+    reference = fitted(images(30), map_sum=largest_sum)
     assert reference.level_max == tuple(float(m) for m in maxima)
     assert reference.map_max == pytest.approx(float(np.max(total)), rel=1e-6)
     assert reference.mul_max is None
@@ -54,7 +60,7 @@ def test_every_sum_is_asked_for_with_the_final_maxima_and_the_original_levels() 
         seen.append((levels, level_max))
         return float(len(seen))
 
-    reference = fit_reference(images(5), map_sum=record)
+    reference = fitted(images(5), map_sum=record)
     assert reference.map_max == 5.0
     assert {level_max for _, level_max in seen} == {reference.level_max}
     for (levels, _), original in zip(seen, images(5), strict=True):
@@ -64,13 +70,23 @@ def test_every_sum_is_asked_for_with_the_final_maxima_and_the_original_levels() 
 
 def test_the_products_maximum_is_fitted_where_it_is_asked_for() -> None:
     expected = max(largest_likelihood(levels, ()) for levels in images(9))
-    reference = fit_reference(images(9), map_sum=largest_sum, mul_sum=largest_likelihood)
+    reference = fitted(images(9), map_sum=largest_sum, mul_sum=largest_likelihood)
     assert reference.mul_max == expected
 
 
 def test_the_order_of_the_images_does_not_matter() -> None:
     shuffled = reversed(list(images(12)))
-    assert fit_reference(shuffled, map_sum=largest_sum) == fit_reference(images(12), map_sum=largest_sum)
+    assert fitted(shuffled, map_sum=largest_sum) == fitted(images(12), map_sum=largest_sum)
+
+
+def test_levels_are_read_again_as_they_were() -> None:
+    with StoredLevels(images(4)) as stored:
+        for _ in range(2):
+            for found, expected in zip(stored, images(4), strict=True):
+                for level, original in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(level, original)
+    with pytest.raises(ValueError, match="closed file"):
+        next(iter(stored))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -78,26 +94,26 @@ def test_likelihoods_that_are_not_finite_are_refused_by_the_images_name(value: f
     levels = list(images(3))
     levels[1][2][0, 0] = value
     with pytest.raises(CalibrationError, match=r"the likelihoods of b\.png"):
-        fit_reference(levels, map_sum=largest_sum, names=["a.png", "b.png", "c.png"])
+        StoredLevels(levels, names=["a.png", "b.png", "c.png"])
     with pytest.raises(CalibrationError, match="the likelihoods of image 1"):
-        fit_reference(levels, map_sum=largest_sum)
+        StoredLevels(levels)
 
 
 def test_no_image_is_refused() -> None:
     with pytest.raises(CalibrationError, match="at least one good image"):
-        fit_reference([], map_sum=largest_sum)
+        StoredLevels([])
 
 
 def test_levels_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(16, 16\).*after levels.*\(8, 8\)"):
-        fit_reference([*images(1), *images(1, size=16)], map_sum=largest_sum)
+        StoredLevels([*images(1), *images(1, size=16)])
 
 
 def test_memory_does_not_grow_with_the_number_of_images() -> None:
     def peak(count: int) -> int:
         tracemalloc.start()
         try:
-            fit_reference(images(count, size=32), map_sum=lambda levels, level_max: 0.0)
+            fitted(images(count, size=32), map_sum=lambda levels, level_max: 0.0)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

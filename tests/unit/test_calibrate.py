@@ -1,0 +1,99 @@
+"""Calibration: thresholds are those of the graphs that inspect, and no image is inferred more often than it must."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowedge.bundle import Bundle, open_bundle
+from flowedge.calibration import ThresholdRequest, calibrate_bundle
+from flowedge.calibration.metrics import ValueHistogram
+from flowedge.calibration.threshold import fit_pixel_threshold, fit_threshold
+from flowedge.runtime.detector import Detector
+from flowedge.runtime.engine import open_engine
+from flowedge.runtime.images import read_image
+from flowedge.runtime.verify import AGGREGATION_LIMIT
+from support.block_graph import write_photographs
+from support.family_graphs import FAMILIES, FamilyBundle
+
+ENGINE = "openvino"  # which runs every precision
+REQUEST = ThresholdRequest(image=0.8, pixel=0.99)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    return write_photographs(tmp_path_factory.mktemp("photographs") / "good", 9)
+
+
+def copied(made: FamilyBundle, folder: Path) -> Bundle:
+    shutil.copytree(made.bundle.path, folder / made.bundle.path.name)
+    return open_bundle(folder / made.bundle.path.name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_thresholds_are_fitted_on_what_the_graphs_answer(
+    family_bundle: Callable[[str], FamilyBundle],
+    photographs: tuple[Path, ...],
+    tmp_path: Path,
+    family: str,
+) -> None:
+    bundle = copied(family_bundle(family), tmp_path)
+    done = calibrate_bundle(bundle, photographs, request=REQUEST, engine=ENGINE, threads=1).bundle
+    for graph in done.manifest.graphs:
+        session = open_engine(ENGINE, done, graph.precision, threads=1)
+        scores, pixels = [], ValueHistogram()
+        with Detector(done, session, graph.precision) as detect:
+            for path in photographs:
+                result = detect(read_image(path))
+                scores.append(result.score)
+                pixels.add(result.network_map)
+        image = fit_threshold(scores, method="quantile", parameter=0.8).threshold
+        assert graph.thresholds.image == image, "to the last bit"
+        pixel = fit_pixel_threshold(pixels, method="quantile", parameter=0.99, images=9).threshold
+        assert graph.thresholds.pixel is not None
+        limit = AGGREGATION_LIMIT * max(1.0, float(np.abs(scores).max()))
+        assert graph.thresholds.pixel.value == pytest.approx(pixel.value, abs=limit, rel=0)
+
+
+@pytest.mark.parametrize("family", ["cflow", "fastflow"])  # with a reference and without
+def test_each_graph_infers_each_image_once(
+    family_bundle: Callable[[str], FamilyBundle],
+    photographs: tuple[Path, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+) -> None:
+    bundle = copied(family_bundle(family), tmp_path)
+    seen: list[str] = []
+    detect = Detector.__call__
+
+    def counted(self: Detector, frame: Any) -> Any:
+        seen.append(self.precision)
+        return detect(self, frame)
+
+    monkeypatch.setattr(Detector, "__call__", counted)
+    first = calibrate_bundle(bundle, photographs, request=REQUEST, engine=ENGINE, threads=1)
+    for precision in {graph.precision for graph in bundle.manifest.graphs}:
+        # Random networks score much alike, so some lie within rounding of the threshold.
+        assert 9 <= seen.count(precision) < (9 + 9 if family == "cflow" else 10)
+    known = {graph.precision: graph for graph in first.record.graphs if graph.precision != "fp16"}
+    seen.clear()
+    steps: list[tuple[int, int]] = []
+    second = calibrate_bundle(
+        first.bundle,
+        photographs,
+        known=known,
+        request=REQUEST,
+        engine=ENGINE,
+        threads=1,
+        on_progress=lambda done, total: steps.append((done, total)),
+    )
+    assert set(seen) == {"fp16"}
+    assert steps == [(n, 9) for n in range(1, 10)], "and progress ends where it was said to"
+    assert second.record.graphs == first.record.graphs
+    assert second.bundle.manifest.graphs == first.bundle.manifest.graphs
