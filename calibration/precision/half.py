@@ -27,7 +27,9 @@ from flowedge.graph_files import EXTERNAL_ABOVE, weights_beside
 HalfType: TypeAlias = Literal["fp16", "bf16"]
 
 _NORMS: Final = "flow/steps/*/norm/*"  # sums of squares over channels
+_STEPS: Final = "flow/steps/*"  # a layer norm's product and sum among them
 _FLOAT_OPS: Final = frozenset({"LayerNormalization"})
+_DIMS: Final = 3  # channels, rows and columns
 _LARGEST: Final = 65504.0
 _HEADROOM: Final = 4.0  # how much further an image may go than those that were seen
 _SMALLEST: Final = 2.0**-14  # below it float16 loses digits
@@ -129,7 +131,6 @@ def _retype(
     made_half: set[str] = set()
     casts: dict[tuple[str, int], str] = {}
     nodes: list[onnx.NodeProto] = []
-    used: set[str] = set()
 
     def cast(name: str, to: int) -> str:
         key = (name, to)
@@ -154,8 +155,10 @@ def _retype(
                     node.input[place] = cast(name, _TYPES[name_of_type])
             elif name in made_half:
                 node.input[place] = cast(name, onnx.TensorProto.FLOAT)
+            elif name in weights and _is_stored_in(name_of_type, node, weights[name]):
+                stored = _half_weight(graph, weights, name, name_of_type)
+                node.input[place] = cast(stored, onnx.TensorProto.FLOAT)
         nodes.append(node)
-        used.update(node.input)
         if in_half:
             made_half.update(name for name in node.output if name in floats)
     for output in graph.output:
@@ -163,6 +166,7 @@ def _retype(
             raise ExportError(
                 f"the output {output.name} would change its type: a node of the backbone or of a subnet writes it"
             )
+    used = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
@@ -212,7 +216,12 @@ def emulate_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str
         copy.CopyFrom(node)
         fixed = _FLOAT_ONLY_INPUTS.get(node.op_type, ())
         for place, name in enumerate(node.input):
-            if place not in fixed and name in floats and (node.name in rounded or name in written):
+            is_stored = name in weights and _is_stored_in(half, node, weights[name])
+            if (
+                place not in fixed
+                and name in floats
+                and (node.name in rounded or name in written or is_stored)
+            ):
                 copy.input[place] = round_tensor(name)
         nodes.append(copy)
         if node.name in rounded:
@@ -222,6 +231,18 @@ def emulate_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str
                     written.add(name)
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _is_stored_in(half: HalfType, node: onnx.NodeProto, weight: onnx.TensorProto) -> bool:
+    """Whether a weight of a float32 node is one number for every element of a level, and fits float16."""
+    return (
+        half == "fp16"
+        and node.op_type in ("Mul", "Add")
+        and fnmatchcase(node.name, _STEPS)
+        and len(weight.dims) >= _DIMS
+        and min(weight.dims[-_DIMS:]) > 1
+        and float(np.abs(numpy_helper.to_array(weight)).max()) <= _LARGEST
+    )
 
 
 def _half_weight(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -22,6 +23,7 @@ from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
 from flowedge.manifest import GraphFile, Scoring
 from support.block_graph import SIZE, block_model, random_layers
+from support.family_graphs import FamilyBundle
 from support.half_graph import write_half
 from support.random_flows import random_cflow
 from support.tiny_bundle import tiny_model
@@ -266,3 +268,38 @@ def test_the_scales_of_a_resize_are_never_rounded(tmp_path: Path) -> None:
         graph = onnx.load(str(tmp_path / f"{name}.onnx")).graph
         (node,) = (n for n in graph.node if n.name == "backbone/l0/Resize")
         assert node.input[2] == "larger"
+
+
+@pytest.mark.parametrize("family", ["fastflow", "uflow"])
+def test_a_layer_norm_computes_in_float32_from_weights_of_float16(
+    family_bundle: Callable[[str], FamilyBundle], family: str, tmp_path: Path
+) -> None:
+    fp32 = family_bundle(family).bundle.graph_path("fp32")
+    source = onnx.load(str(fp32))
+    norms = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in source.graph.initializer
+        if len(tensor.dims) >= 3 and min(tensor.dims[-3:]) > 1 and ".steps." in tensor.name
+        for node in source.graph.node
+        if tensor.name in node.input and node.op_type in ("Mul", "Add")
+    }
+    assert norms
+    too_large = sorted(norms)[0]
+    for tensor in source.graph.initializer:
+        if tensor.name == too_large:
+            tensor.CopyFrom(numpy_helper.from_array(np.full_like(norms[too_large], 7e4), too_large))
+    onnx.save(source, str(tmp_path / "fp32.onnx"))
+    for half in ("fp16", "bf16"):
+        target = tmp_path / f"{half}.onnx"
+        write_half(tmp_path / "fp32.onnx", target, half)
+        graph = onnx.load(str(target)).graph
+        stored = {tensor.name: tensor for tensor in graph.initializer}
+        for name, values in norms.items():
+            if half == "bf16" or name == too_large:
+                assert stored[name].data_type == TensorProto.FLOAT
+                continue
+            assert name not in stored
+            kept = stored[f"{name}.fp16"]
+            np.testing.assert_array_equal(numpy_helper.to_array(kept), values.astype(np.float16))
+            (cast,) = (node for node in graph.node if kept.name in node.input)
+            assert (cast.op_type, cast.attribute[0].i) == ("Cast", TensorProto.FLOAT)
