@@ -92,6 +92,9 @@ DEFAULT_LIMITS: Final[Mapping[str, GateLimits]] = MappingProxyType(
 )
 
 
+_ROUNDING: Final = 1e-9  # 0.07 * 100 is a little more than 7
+
+
 class GateQuantity(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was measured.
 
@@ -124,8 +127,8 @@ class GateReport(msgspec.Struct, frozen=True, kw_only=True):
       nothing is wrong, whatever the family's scale (FastFlow's maps lie within 1, CS-Flow's have no bound); the second
       matters where a defect rises to thousands of that, and an error in proportion to it decides nothing.
     - ``rank_agreement``: Spearman's correlation of the image scores, over all images.
-    - ``flips``: the share of all images whose verdict differs, each precision by its own threshold. One may, however
-      few the images are: a score next to its threshold shows nothing.
+    - ``flips``: the share of all images whose verdict differs, each precision by its own threshold. The limit is
+      rounded up to whole verdicts: one score next to its threshold shows nothing.
     - ``image_auroc``, ``pixel_auroc``, ``aupro``: how much the metric changed on the labelled images, absolute; only
       with such images. One pair of images may change places, however few they are.
     - ``synthetic_pixel_auroc``, ``synthetic_aupro``: the change on good images and synthetic defects. Not held to a
@@ -309,7 +312,7 @@ class Gate:
             "flips",
             f"verdicts that flip ({flipped} of {images})",
             flipped / images,
-            max(limits.flips, 1 / images),
+            math.ceil(limits.flips * images - _ROUNDING) / images,
         )
         yield from self._metric_changes()
 

@@ -241,18 +241,26 @@ def test_without_masks_only_the_metrics_of_images_are_compared() -> None:
     assert names & {"pixel_auroc", "aupro"} == set()
 
 
-def test_one_flip_is_allowed_however_few_images_there_are() -> None:
+@pytest.mark.parametrize(
+    ("limit", "defects", "allowed"),
+    [(0.03, 4, 1), (0.03, 30, 2), (0.05, 36, 2), (0.05, 37, 3), (0.07, 96, 7), (0.0, 4, 0)],
+)
+def test_the_limit_of_flips_is_rounded_up_to_whole_verdicts(limit: float, defects: int, allowed: int) -> None:
     flat = np.zeros(SIZE, np.float32)
-    for flips in (1, 2):
-        gate = Gate(LIMITS)
+    for flips in (allowed, allowed + 1):
+        gate = Gate(msgspec.structs.replace(LIMITS, flips=limit))
         for index in range(4):
             one = Answer(float(index), flat)
             gate.add_good(one, one)
-        for index in range(4):
+        for index in range(defects):
             above, below = Answer(10.0 + index, flat), Answer(-10.0 + index, flat)
             gate.add_defect(above, below if index < flips else above, np.ones(SIZE, bool))
-        found = gate.report().quantity("flips")
-        assert (found.value, found.limit, found.passed) == (flips / 8, 1 / 8, flips == 1)
+        found, images = gate.report().quantity("flips"), 4 + defects
+        assert (found.value, found.limit, found.passed) == (
+            flips / images,
+            allowed / images,
+            flips == allowed,
+        )
 
 
 def test_memory_does_not_grow_with_the_number_of_images() -> None:
