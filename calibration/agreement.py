@@ -36,7 +36,7 @@ class PairMoments:
         one = PairMoments()
         one._count = values.shape[1]
         one._means = (pivots + means)[:, 0]
-        one._products = values @ values.T
+        one._products = np.einsum("in,jn->ij", values, values)  # not BLAS, whose threads would linger
         self.merge(one)
 
     def merge(self, other: PairMoments) -> None:

@@ -299,11 +299,11 @@ class _Work:
 
     def _ranges(self, fp32: Bundle) -> dict[str, TensorRange] | None:
         graph = fp32.graph_path("fp32")
-        tensors = tensors_to_type(graph, self._precisions)
+        tensors, counted = tensors_to_type(graph, self._precisions)
         if not tensors:
             return None
         preprocessing = msgspec.json.encode(fp32.manifest.preprocessing).decode()
-        key = ranges_key(graph_hash(fp32, "fp32"), self._images_sha256 + preprocessing, tensors)
+        key = ranges_key(graph_hash(fp32, "fp32"), self._images_sha256 + preprocessing, tensors, counted)
         known = f"ranges/{key}.npz"
         if self._cache is not None:
             with contextlib.suppress(ValueError):  # not there, or damaged: observed anew
@@ -321,6 +321,7 @@ class _Work:
             graph,
             tensors,
             (input_of([read_image(path)]) for path in self._images),
+            counted=frozenset(counted),
             threads=self._threads,
             on_image=on_image,
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -33,7 +33,8 @@ class TensorRange:
     """The values that one tensor took.
 
     Attributes:
-        counts: ``(65536,)`` int64, finite values by the upper 16 bits of their float32 form.
+        counts: ``(65536,)`` int64, finite values by the upper 16 bits of their float32 form; all zero where only the
+            extremes were wanted.
         smallest: The smallest finite value, in the tensor's own units.
         largest: The largest.
         infinite: How many values were NaN or infinite.
@@ -47,24 +48,24 @@ class TensorRange:
     @property
     def largest_magnitude(self) -> float:
         """Of the finite values; 0 when there were none."""
-        return max(abs(self.smallest), abs(self.largest)) if self.counts.any() else 0.0
+        return max(abs(self.smallest), abs(self.largest)) if self.smallest <= self.largest else 0.0
 
-    def add(self, values: NDArray[np.floating]) -> None:
-        """Count values of any shape; half-precision ones are widened."""
+    def add(self, values: NDArray[np.floating], *, counted: bool = True) -> None:
+        """Count values of any shape, or take their extremes alone; half-precision ones are widened."""
         flat = np.ascontiguousarray(values, np.float32).ravel()
         if flat.size == 0:
             return
-        bins = (flat.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
-        counts = np.bincount(bins, minlength=_BINS)
-        infinite = int(counts[_NOT_FINITE].sum())
-        if infinite:
-            counts[_NOT_FINITE] = 0
-            flat = flat[np.isfinite(flat)]
-        self.counts += counts
-        self.infinite += infinite
-        if flat.size:
-            self.smallest = min(self.smallest, float(flat.min()))
-            self.largest = max(self.largest, float(flat.max()))
+        smallest, largest = float(flat.min()), float(flat.max())
+        if not (math.isfinite(smallest) and math.isfinite(largest)):
+            finite = flat[np.isfinite(flat)]
+            self.infinite += flat.size - finite.size
+            if finite.size:
+                self.add(finite, counted=counted)
+            return
+        self.smallest, self.largest = min(self.smallest, smallest), max(self.largest, largest)
+        if counted:  # the costly part
+            bins = (flat.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+            self.counts += np.bincount(bins, minlength=_BINS)
 
     def histogram(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """The values that occurred, each as the middle of its bin, ascending, and how often; both ``(n,)``."""
@@ -83,7 +84,6 @@ def _middles() -> NDArray[np.float64]:
 
 
 _MIDDLES: Final = _middles()
-_NOT_FINITE: Final = np.flatnonzero((np.arange(_BINS) & 0x7F80) == 0x7F80)
 
 
 def observe(
@@ -91,6 +91,7 @@ def observe(
     tensors: Sequence[str],
     images: Iterable[NDArray[np.float32]],
     *,
+    counted: Collection[str] | None = None,
     threads: int | None = None,
     on_image: Callable[[], None] = lambda: None,
 ) -> dict[str, TensorRange]:
@@ -102,6 +103,7 @@ def observe(
         graph: An fp32 graph of a bundle.
         tensors: Names of tensors in it.
         images: Each what the graph's input takes, ``(1, 3, H, W)`` float32 (or a frame, for graphs that take frames).
+        counted: Those whose values are counted; of the others only the extremes are taken. None counts all.
         threads: CPU threads; None leaves it to ONNX Runtime.
         on_image: Called after each image.
 
@@ -116,7 +118,8 @@ def observe(
             with flushing_denormals():
                 answers = session.run(list(group), {session.get_inputs()[0].name: image})
             for name, values in zip(group, answers, strict=True):
-                ranges[name].add(values)  # pyright: ignore[reportArgumentType]
+                is_counted = counted is None or name in counted
+                ranges[name].add(values, counted=is_counted)  # pyright: ignore[reportArgumentType]
         seen += 1
         on_image()
     if not seen:
@@ -205,9 +208,11 @@ def ranges_from_bytes(data: bytes) -> dict[str, TensorRange]:
     return ranges
 
 
-def ranges_key(graph_sha256: str, inputs_sha256: str, tensors: Iterable[str]) -> str:
+def ranges_key(
+    graph_sha256: str, inputs_sha256: str, tensors: Iterable[str], counted: Iterable[str] = ()
+) -> str:
     """What stored ranges belong to: this graph with its weights, what it was given, these tensors in any order."""
     digest = hashlib.sha256()
-    for part in (graph_sha256, inputs_sha256, *sorted(tensors)):
+    for part in (graph_sha256, inputs_sha256, *sorted(tensors), "counted", *sorted(counted)):
         digest.update(part.encode() + b"\n")
     return digest.hexdigest()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import onnx
 
@@ -65,7 +65,8 @@ class Typing:
         Args:
             source: Its file.
             fp32: What the manifest says of it.
-            ranges: What `tensors_to_type` held on images; None allows half precision alone, by the families' rule.
+            ranges: What the tensors of `tensors_to_type` held on images; None allows half precision alone, by the
+                families' rule.
             calibrator: How an activation's range is chosen for INT8.
         """
         self._model = onnx.shape_inference.infer_shapes(onnx.load(str(source)))
@@ -138,12 +139,20 @@ class Typing:
         return self._islands[half]
 
 
-def tensors_to_type(source: Path, precisions: Collection[TypedPrecision]) -> Sequence[str]:
-    """The tensors whose values must be known for these precisions."""
+class Observed(NamedTuple):
+    """Tensors whose extremes must be known, and those of them whose values must be counted."""
+
+    tensors: Sequence[str]
+    counted: Sequence[str]
+
+
+def tensors_to_type(source: Path, precisions: Collection[TypedPrecision]) -> Observed:
+    """What must be known of a graph's values for these precisions: INT8 needs counts, float16 only extremes."""
     model = onnx.shape_inference.infer_shapes(onnx.load(str(source), load_external_data=False))
-    names: set[str] = set()
+    counted: set[str] = set()
     if any(name in _LAYOUTS for name in precisions):
-        names |= set(tensors_to_observe(model))
+        counted |= set(tensors_to_observe(model))
+    names = set(counted)
     if any(_REST[name] == "fp16" for name in precisions):
         wanted = set(typed_nodes(model))
         weights = {tensor.name for tensor in model.graph.initializer}
@@ -159,4 +168,4 @@ def tensors_to_type(source: Path, precisions: Collection[TypedPrecision]) -> Seq
             for name in (*node.input, *node.output)
             if name in floats and name not in weights
         }
-    return tuple(sorted(names))
+    return Observed(tuple(sorted(names)), tuple(sorted(counted)))

@@ -89,7 +89,7 @@ def typed_graphs(
     graph: Path, fp32: GraphFile, images: NDArray[np.float32], folder: Path
 ) -> dict[TypedPrecision, Written]:
     """Write ``folder/STEM.PRECISION.onnx`` for every precision, with ranges from the images ``(N, 3, H, W)``."""
-    ranges = observe(graph, tensors_to_type(graph, tuple(FILES)), images[:, None])
+    ranges = observe(graph, tensors_to_type(graph, tuple(FILES)).tensors, images[:, None])
     typing = Typing(graph, fp32, ranges)
     return {
         name: typing.write(name, tuple(typing.blocks(name)), folder / f"{graph.stem}.{name}.onnx")

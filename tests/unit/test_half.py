@@ -121,7 +121,7 @@ def typing_of(model: onnx.ModelProto, images: NDArray[np.float32], folder: Path)
     path = folder / "fp32.onnx"
     onnx.save(model, str(path))
     fp32 = GraphFile(precision="fp32", file="fp32.onnx", opset=18, scoring=Scoring(normalisation="none"))
-    ranges = observe(path, tensors_to_type(path, ("fp16", "bf16")), images[:, None])
+    ranges = observe(path, tensors_to_type(path, ("fp16", "bf16")).tensors, images[:, None])
     return Typing(path, fp32, ranges), path
 
 

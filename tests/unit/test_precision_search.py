@@ -256,7 +256,7 @@ def ranges_of(bundle: Bundle, photographs: Sequence[Path]) -> Any:
     preprocess = Preprocessor(bundle.manifest.preprocessing)
     graph = bundle.graph_path("fp32")
     frames = (preprocess(read_image(path))[None] for path in photographs)
-    return observe(graph, tensors_to_type(graph, tuple(FILES)), frames, threads=1)
+    return observe(graph, tensors_to_type(graph, tuple(FILES)).tensors, frames, threads=1)
 
 
 def test_float16_overflows_without_ranges_and_passes_with_islands(

@@ -203,3 +203,22 @@ def test_the_key_is_that_of_graph_inputs_and_tensors() -> None:
     }
     assert len(keys) == 5
     assert ranges_key("g", "i", ["b", "a"]) in keys
+
+
+def test_where_only_extremes_are_wanted_nothing_is_counted() -> None:
+    values = np.array([1.5, -3.0, np.inf, np.nan, 2.0], np.float32)
+    counted, extremes = TensorRange(), TensorRange()
+    counted.add(values)
+    extremes.add(values, counted=False)
+    for one in (counted, extremes):
+        assert (one.smallest, one.largest, one.infinite) == (-3.0, 2.0, 2)
+        assert one.largest_magnitude == 3.0
+    assert (counted.counts.sum(), extremes.counts.sum()) == (3, 0)
+    again = ranges_from_bytes(bytes_from_ranges({"x": extremes}))["x"]
+    assert (again.smallest, again.largest, again.infinite, again.counts.sum()) == (-3.0, 2.0, 2, 0)
+
+
+def test_counted_tensors_are_part_of_what_stored_ranges_belong_to() -> None:
+    keys = {ranges_key("g", "i", ("a", "b"), counted) for counted in ((), ("a",), ("b",), ("a", "b"))}
+    assert len(keys) == 4
+    assert ranges_key("g", "i", ("b", "a"), ("b", "a")) in keys
