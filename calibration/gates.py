@@ -380,27 +380,51 @@ def compare(
         ImageError: An image or a mask cannot be read, or is too small.
         ValueError: ``defects_per_image`` is negative.
     """
+    gate = Gate(limits)
+    for one in compared_frames(images, defects_per_image, labelled, on_progress):
+        with _naming(one.path):
+            answers = (reference_detector(one.frame), typed_detector(one.frame))
+            if one.is_anomalous is not None:
+                gate.add_labelled(*answers, is_anomalous=one.is_anomalous, mask=one.mask)
+            elif one.mask is not None:
+                gate.add_defect(*answers, one.mask)
+            else:
+                gate.add_good(*answers)
+    return gate.report()
+
+
+class ComparedFrame(NamedTuple):
+    """One frame of a comparison, by its file: labelled where ``is_anomalous`` is there, else a defect with a mask."""
+
+    path: Path
+    frame: NDArray[np.uint8]
+    mask: NDArray[np.bool_] | None = None
+    is_anomalous: bool | None = None
+
+
+def compared_frames(
+    images: Sequence[Path],
+    defects_per_image: int,
+    labelled: Dataset | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[ComparedFrame]:
+    """The frames that `compare` looks at, in its order; the arguments and errors are its own."""
     if defects_per_image < 0:
         raise ValueError(f"defects_per_image must not be negative, got {defects_per_image}")
-    gate = Gate(limits)
     samples = labelled.samples if labelled is not None else ()
     total = len(images) + len(samples)
     for index, path in enumerate(images):
         frame = read_image(path)
+        yield ComparedFrame(path, frame)
         with _naming(path):
-            gate.add_good(reference_detector(frame), typed_detector(frame))
             for defect in _defects(frame, index, defects_per_image):
-                gate.add_defect(reference_detector(defect.frame), typed_detector(defect.frame), defect.mask)
+                yield ComparedFrame(path, defect.frame, defect.mask)
         on_progress(index + 1, total)
     for done, sample in enumerate(samples, start=len(images) + 1):
         frame = read_image(sample.path)
         mask = None if sample.mask is None else read_mask(sample.mask, frame)
-        with _naming(sample.path):
-            gate.add_labelled(
-                reference_detector(frame), typed_detector(frame), is_anomalous=sample.is_anomalous, mask=mask
-            )
+        yield ComparedFrame(sample.path, frame, mask, sample.is_anomalous)
         on_progress(done, total)
-    return gate.report()
 
 
 class _Scores(NamedTuple):

@@ -281,7 +281,7 @@ def save(model: onnx.ModelProto, target: Path, *, check: bool = True) -> None:
     Raises:
         ExportError: It is not a valid graph.
     """
-    large = model.ByteSize() > EXTERNAL_ABOVE
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_ABOVE
     onnx.save(
         model,
         str(target),

@@ -11,9 +11,10 @@ import hashlib
 import io
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -25,7 +26,7 @@ from flowedge.runtime.denormals import flushing_denormals
 
 _BINS: Final = 1 << 16
 _SIGN: Final = 1 << 15
-_OUTPUT_BYTES: Final = 1 << 30  # of the observed tensors of one run
+_OUTPUT_BYTES: Final = 1 << 29  # of the observed tensors of one run; those of two are held
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -113,15 +114,24 @@ def observe(
     ranges = {name: TensorRange() for name in tensors}
     seen = 0
     sessions = [(_session(graph, group, threads), group) for group in _groups(graph, tensors)]
-    for image in images:
-        for session, group in sessions:
-            with flushing_denormals():
-                answers = session.run(list(group), {session.get_inputs()[0].name: image})
-            for name, values in zip(group, answers, strict=True):
-                is_counted = counted is None or name in counted
-                ranges[name].add(values, counted=is_counted)  # pyright: ignore[reportArgumentType]
-        seen += 1
-        on_image()
+
+    def add(names: Sequence[str], answers: Sequence[Any]) -> None:
+        for name, values in zip(names, answers, strict=True):
+            ranges[name].add(values, counted=counted is None or name in counted)
+
+    with ThreadPoolExecutor(max_workers=1) as worker:  # counts while the next run computes
+        counting: Future[None] | None = None
+        for image in images:
+            for session, group in sessions:
+                with flushing_denormals():
+                    answers = session.run(list(group), {session.get_inputs()[0].name: image})
+                if counting is not None:
+                    counting.result()
+                counting = worker.submit(add, group, answers)
+            seen += 1
+            on_image()
+        if counting is not None:
+            counting.result()
     if not seen:
         raise CalibrationError("ranges need at least one image, got none.")
     return ranges

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from flowedge.bundle import Bundle
 from flowedge.calibration.dataset import Dataset
 from flowedge.calibration.defects import DEFECTS, synthetic_defect
 from flowedge.calibration.evaluation import Detection
-from flowedge.calibration.gates import GateLimits, GateReport, compare
+from flowedge.calibration.gates import GateLimits, GateReport, compare, compared_frames
 from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Typing
 from flowedge.errors import PrecisionError
 from flowedge.manifest import Preprocessing
@@ -87,23 +88,32 @@ class GateImages:
         labelled: Dataset | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> GateReport:
-        """Compare a graph with fp32; labelled images, where there are some, come after the others."""
-        known = iter(list(self._answers))
-        with (
-            judging_detector(self.fp32, "fp32", self._threads) as reference,
-            judging_detector(candidate, precision, self._threads) as typed,
-        ):
+        """Compare a graph with fp32; labelled images, where there are some, come after the others.
 
-            def remembered(frame: NDArray[np.uint8]) -> Detection:
-                answer = next(known, None)
-                if answer is None:
-                    answer = _answer(reference(frame))
-                    self._answers.append(answer)
-                return answer
-
+        The fp32 answers come first: two sessions at a time slow each other down.
+        """
+        self._answer(labelled)
+        answers = iter(self._answers)
+        with judging_detector(candidate, precision, self._threads) as typed:
             return compare(
-                remembered, typed, self._images, self._defects_per_image, limits, labelled, on_progress
+                lambda frame: next(answers),
+                typed,
+                self._images,
+                self._defects_per_image,
+                limits,
+                labelled,
+                on_progress,
             )
+
+    def _answer(self, labelled: Dataset | None) -> None:
+        """What no comparison has asked of fp32 yet."""
+        labels = 0 if labelled is None else len(labelled.samples)
+        if len(self._answers) >= len(self._images) * (1 + self._defects_per_image) + labels:
+            return
+        frames = compared_frames(self._images, self._defects_per_image, labelled)
+        with judging_detector(self.fp32, "fp32", self._threads) as reference:
+            for one in itertools.islice(frames, len(self._answers), None):
+                self._answers.append(_kept(reference(one.frame)))
 
     def sensitivity(self, candidate: Bundle, precision: str) -> float:
         """How much a candidate moves the map: see `flowedge.calibration.record.BlockChoice`."""
@@ -235,7 +245,7 @@ class Search:
         )
 
 
-def _answer(result: Detection) -> Answer:
+def _kept(result: Detection) -> Answer:
     return Answer(
         score=result.score, network_map=result.network_map.copy(), preprocessing=result.preprocessing
     )
