@@ -11,10 +11,9 @@ import hashlib
 import io
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx
@@ -26,7 +25,7 @@ from flowedge.runtime.denormals import flushing_denormals
 
 _BINS: Final = 1 << 16
 _SIGN: Final = 1 << 15
-_OUTPUT_BYTES: Final = 1 << 29  # of the observed tensors of one run; those of two are held
+_OUTPUT_BYTES: Final = 1 << 30  # of the observed tensors of one run
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -115,23 +114,15 @@ def observe(
     seen = 0
     sessions = [(_session(graph, group, threads), group) for group in _groups(graph, tensors)]
 
-    def add(names: Sequence[str], answers: Sequence[Any]) -> None:
-        for name, values in zip(names, answers, strict=True):
-            ranges[name].add(values, counted=counted is None or name in counted)
-
-    with ThreadPoolExecutor(max_workers=1) as worker:  # counts while the next run computes
-        counting: Future[None] | None = None
-        for image in images:
-            for session, group in sessions:
-                with flushing_denormals():
-                    answers = session.run(list(group), {session.get_inputs()[0].name: image})
-                if counting is not None:
-                    counting.result()
-                counting = worker.submit(add, group, answers)
-            seen += 1
-            on_image()
-        if counting is not None:
-            counting.result()
+    for image in images:
+        for session, group in sessions:
+            with flushing_denormals():
+                answers = session.run(list(group), {session.get_inputs()[0].name: image})
+            for name, values in zip(group, answers, strict=True):
+                is_counted = counted is None or name in counted
+                ranges[name].add(values, counted=is_counted)  # pyright: ignore[reportArgumentType]
+        seen += 1
+        on_image()
     if not seen:
         raise CalibrationError("ranges need at least one image, got none.")
     return ranges
