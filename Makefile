@@ -8,6 +8,7 @@
 #   make parity   every family by source and backbone: errors, sizes and speed, into bench-out/parity/
 #   make memory   peak memory and time of the largest exports, into bench-out/memory/
 #   make precision what float16 and INT8 cost on a trained model of every family, into bench-out/precision/
+#   make engines  every family on every engine and precision of a CPU, into bench-out/engines/
 #   make venv     only the environment, .venv
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ BIN := .venv/bin
 VENV := .venv/.complete
 PEER := .venv-peer/.complete
 
-.PHONY: demo test check wheel bench parity memory precision venv peer clean
+.PHONY: demo test check wheel bench parity memory precision engines venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out
@@ -46,6 +47,9 @@ memory: $(VENV)
 
 precision: $(VENV)
 	PYTHONPATH=tests $(BIN)/python tests/bench/table_precision.py --out bench-out/precision
+
+engines: $(VENV) $(PEER)
+	PYTHONPATH=tests $(BIN)/python tests/bench/table_engines.py --peer .venv-peer/bin/python --out bench-out/engines
 
 venv: $(VENV)
 

@@ -207,9 +207,9 @@ class _Run:
                 self.parity = self.worker.ask(Command(do="parity"), Parity)
         except EngineUnavailableError as error:
             self.parity_problem = printable(str(error))
-        if self.worker.started.graph is not None:
+        if self.worker.started.counted is not None:
             try:
-                command = Command(do="macs", graph=self.worker.started.graph)
+                command = Command(do="macs", graph=self.worker.started.counted)
                 self.macs = machine.ask(command, Macs).macs
             except EngineUnavailableError as error:
                 self.notes.append(printable(f"no share of the peak: {error}"))

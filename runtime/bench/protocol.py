@@ -45,6 +45,7 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
         load_ms: From the call that loads to a loaded engine, imports of the engine's library included.
         first_ms: The first frame, from pixels to verdict; the first inference where there is no verdict.
         graph: The ONNX file that runs, if it is one.
+        counted: The one whose operations are counted: a bundle's fp32 graph, which has those of every precision.
         precision: Of the bundle's graph that runs: ``int8`` has a form for each kind of device.
     """
 
@@ -54,6 +55,7 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     load_ms: float
     first_ms: float
     graph: str | None = None
+    counted: str | None = None
     precision: str = ""
 
 

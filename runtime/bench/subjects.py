@@ -123,6 +123,7 @@ class _Bundle(_Timed):
             load_ms=1000 * (loaded - start),
             first_ms=1000 * (verdict - loaded),
             graph=str(self._detector.bundle.graph_path(self._detector.precision)),
+            counted=str(self._detector.bundle.graph_path("fp32")),
             precision=self._detector.precision,
         )
         self._frame, self._picture = frame, Path(job.picture)
@@ -197,6 +198,7 @@ class _Peer:
             load_ms=1000 * (loaded - start),
             first_ms=1000 * (time.perf_counter() - loaded),
             graph=job.path,
+            counted=job.path,
         )
 
     def work(self, batch: int) -> Callable[[], object]:

@@ -1,0 +1,133 @@
+"""The five families across engines and precisions on this machine's CPU, beside anomalib's ONNX and PyTorch.
+
+    make engines      or: PYTHONPATH=tests python tests/bench/table_engines.py [--peer PYTHON] [--out FOLDER] [NAME ...]
+
+Each model has random weights (``full_size``). Its lower precisions are added on the demo's photographs, with limits
+that let every block have them: what random weights answer says nothing about a gate, and speed is the question here.
+Then ``flowedge bench`` times everything in turns, with the checkpoint in PyTorch and, with ``--peer``, anomalib's own
+ONNX of the same weights on ONNX Runtime beside it. Each model is kept in the output folder; remove its folder to
+compute it again. The table names the command of each model. Nothing here passes or fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from bench.full_size import BACKBONE, MODELS, FullSize, write_checkpoint
+from bench.turns import processor
+from flowedge.demo.photos import PhotoPlan, write_photos
+
+HERE = Path(__file__).resolve().parent
+ROWS: Final[dict[str, FullSize]] = {
+    **{
+        str(model.family): model
+        for model in (
+            MODELS["cflow-anomalib-resnet18"],
+            MODELS["fastflow-anomalib-resnet18"],
+            MODELS["uflow-anomalib-resnet18"],
+            FullSize(family="msflow", layout="official", network="resnet18", size=256),
+            FullSize(family="csflow", layout="anomalib", network="efficientnet_b5", size=256, hidden=64),
+        )
+    },
+    "cflow-paper": MODELS["cflow-anomalib-wide_resnet50_2"],
+    "fastflow-paper": MODELS["fastflow-official-wide_resnet50_2"],
+    "msflow-paper": MODELS["msflow-official-wide_resnet50_2"],
+    "uflow-paper": MODELS["uflow-official-mcait"],
+    "csflow-paper": MODELS["csflow-anomalib-efficientnet_b5"],
+}
+"""By the name of its row; the papers' own configurations take long."""
+PHOTOS = PhotoPlan(train=1, calibration=24, test_good=1, test_per_defect=1)
+ANY: Final = ("map_correlation=0", "map_error=1e9", "rank_agreement=-1", "flips=1")
+REPORT = "bench.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("names", nargs="*", default=list(ROWS), metavar="NAME", help=", ".join(ROWS))
+    parser.add_argument("--peer", type=Path, help="a Python with anomalib 2.7, for its own ONNX")
+    parser.add_argument("--out", type=Path, default=Path("bench-out/engines"))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    for name in options.names:
+        if not (options.out / name / REPORT).exists():
+            print(f"{name} …", flush=True)
+            measure(ROWS[name], options.out / name, options.peer, options.threads)
+    write_table(options.out, options.names)
+
+
+def measure(model: FullSize, folder: Path, peer: Path | None, threads: int) -> None:
+    """Make a model's bundle and time it; the report stays in its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = write_checkpoint(model, folder)
+    photos = write_photos(folder / "photos", PHOTOS)
+    bundle = folder / "bundle.flowedge"
+    shutil.rmtree(bundle, ignore_errors=True)
+    good = str(photos.calibration[0].parent)
+    export = ["export", str(checkpoint), "-o", str(bundle), *model.export_options(folder)]
+    run(*export, "--fp16", "--bf16", "--int8", "--calib-data", good, *(f"--gate={limit}" for limit in ANY))
+    bench = ["bench", str(bundle), "--engines", "onnxruntime-cpu,openvino", "--batch", "1"]
+    bench += ["--precisions", "fp32,bf16,int8", "--threads", str(threads), "--against", str(checkpoint)]
+    if model.has_backbone_file:
+        bench += ["--backbone-weights", str(folder / BACKBONE)]
+    if peer is not None and model.layout == "anomalib" and (model.family != "csflow" or model.hidden == 1024):
+        command = [peer, HERE / "peer_onnx.py", model.family, model.size, checkpoint, folder / "peer"]
+        subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+        bench += ["--peer", str(folder / "peer" / "model.onnx")]
+    (folder / "command.txt").write_text(f"flowedge {shlex.join(bench)}\n", encoding="utf-8")
+    run(*bench, "--json", str(folder / REPORT), may_fail=True)
+
+
+def run(*arguments: str, may_fail: bool = False) -> None:
+    """Run ``flowedge``; a bench that found a wrong answer has its report all the same."""
+    command = [sys.executable, "-c", "from flowedge.cli import main; main()", *arguments]
+    subprocess.run(
+        command, check=not may_fail, stdout=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "200"}
+    )
+
+
+def write_table(out: Path, names: Sequence[str]) -> None:
+    """``engines.md``, from what the models' folders hold."""
+    lines = [f"{processor()}.", ""]
+    lines += [
+        "| model | what | answers | map correlation | p50, ms | as fast as the peer | cold start, s | overhead, ms |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    for name in names:
+        report = json.loads((out / name / REPORT).read_text(encoding="utf-8"))
+        lines += _lines(name, report)
+    lines += ["", *(f"- {name}: `{(out / name / 'command.txt').read_text().strip()}`" for name in names)]
+    (out / "engines.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+def _lines(name: str, report: dict[str, Any]) -> list[str]:
+    rows = [row for row in report["rows"] if row["timings"] and row["timings"][0]["p50_ms"]]
+    peer = next((row["timings"][0]["p50_ms"] for row in rows if row["kind"] == "peer"), None)
+    model = ROWS[name]
+    lines = []
+    for row in rows:
+        p50, parity = row["timings"][0]["p50_ms"], row["parity"]
+        what = {"peer": "anomalib's ONNX, ONNX Runtime", "torch": "PyTorch, to the levels"}.get(
+            row["kind"], f"{row['engine']}, {row['precision']}"
+        )
+        cells = [f"{name}: {model.network}, {model.size}", what]
+        cells += ["-" if parity is None else "WRONG" if parity["failed"] else "right"]
+        cells += ["-" if parity is None or parity["correlation"] is None else f"{parity['correlation']:.5f}"]
+        cells += [f"{p50:.1f}", "-" if peer is None else f"{peer / p50:.2f}x"]
+        cells += ["-" if row["cold_start_ms"] is None else f"{row['cold_start_ms'] / 1000:.1f}"]
+        cells += ["-" if row["stages"] is None else f"{row['stages']['overhead_ms']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
