@@ -176,7 +176,7 @@ def _fitted(
         precision: one.reference for precision, one in known.items()
     }
     fitted: list[FittedGraph] = []
-    name = ""
+    engines: dict[str, None] = {}  # in the order of their use
     with contextlib.ExitStack() as stack:
         stored: dict[str, StoredLevels] = {}
         if fits_reference:
@@ -192,7 +192,7 @@ def _fitted(
                 fitted.append(known[precision])
                 continue
             with detector(precision) as detect:
-                name = detect.engine.name
+                engines[detect.engine.name] = None
                 thresholds, notes = _fit_thresholds(
                     detect, images, stored.get(precision), request, labelled, progress
                 )
@@ -206,7 +206,7 @@ def _fitted(
             )
     record = CalibrationRecord(
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        engine=name,
+        engine=", ".join(engines),
         images=len(images),
         images_sha256=hash_of_images(images),
         labelled_images=len(labelled.samples) if labelled is not None else 0,

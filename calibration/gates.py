@@ -484,7 +484,7 @@ def _at_least(name: str, noun: str, value: float, limit: float) -> GateQuantity:
         value=value,
         limit=limit,
         passed=value >= limit,
-        words=f"{noun}: {value:.6g}, must be at least {limit:g}",
+        words=f"{noun}: {value:{'.6g' if value >= limit else '.10g'}}, must be at least {limit:g}",
     )
 
 

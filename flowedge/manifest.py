@@ -300,10 +300,13 @@ class Manifest(_Record, frozen=True, kw_only=True):
                 return graph
         have = ", ".join(g.precision for g in self.graphs)
         if precision not in (*get_args(PrecisionName), "int8"):
-            raise BundleError(f"there is no precision {precision!r}. Choose one of the bundle's: {have}.")
+            int8 = " (int8 is the form for the engine's device)" if "int8" in have else ""
+            raise BundleError(
+                f"there is no precision {precision!r}. Choose one of the bundle's: {have}{int8}."
+            )
         raise BundleError(
-            f"the bundle has no {precision} graph; it has {have}. Choose one of them, or export again with the "
-            "option that makes it."
+            f"the bundle has no {precision} graph; it has {have}. Choose one of them, or add it with "
+            f"flowedge calibrate --data GOOD --{precision.partition('-')[0]}."
         )
 
     def precision_on(self, device: str, precision: str) -> str:

@@ -238,10 +238,15 @@ class Search:
 
     def _verdict(self, report: GateReport) -> str:
         worst = sorted(self.sensitivities.items(), key=lambda item: -item[1])[:3]
+        other = (
+            "Try another --calibrator or more images"
+            if self._precision.startswith("int8")
+            else "Give more images"
+        )
         return (
             f"{self._precision} cannot pass its gate, whatever is given back: {'; '.join(report.failures)}. "
             f"Most sensitive: {', '.join(f'{name} ({value:.2g})' for name, value in worst)}. "
-            "Nothing was written. Try another --calibrator or more images, or loosen a limit with --gate."
+            f"Nothing was written. {other}, or loosen a limit with --gate."
         )
 
 

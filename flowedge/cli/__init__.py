@@ -5,6 +5,8 @@ Exit status: 0 done, 1 it ran and found a problem, 2 it could not run.
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 
 import typer
@@ -42,8 +44,15 @@ def _options(
     pass
 
 
+def _terminated(number: int, frame: object) -> None:
+    """Leave as on Ctrl-C, so that nothing half-written stays behind."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the command line; only errors that the user can act on are caught."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except PrecisionError as error:

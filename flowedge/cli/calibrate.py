@@ -11,12 +11,10 @@ import typer
 
 from flowedge.bundle import Bundle, open_bundle
 from flowedge.cli.output import (
-    MESSAGES,
     RESULTS,
     EngineName,
     Json,
     Threads,
-    number,
     print_json,
     progress,
     stages,
@@ -29,11 +27,13 @@ from flowedge.cli.precision import (
     GateOption,
     Int8,
     LabelledOption,
+    maxima,
     precision_request,
+    print_fitted,
     print_reports,
 )
 from flowedge.errors import FlowEdgeError
-from flowedge.manifest import FixedReference, Manifest, NfaForm, NfaThreshold
+from flowedge.manifest import Manifest, NfaForm, NfaThreshold
 
 if TYPE_CHECKING:
     from flowedge.calibration.calibrate import ThresholdRequest
@@ -103,6 +103,7 @@ def command(
     """
     from flowedge.calibration.calibrate import calibrate_bundle, decide_by_nfa
     from flowedge.calibration.dataset import good_images, read_dataset
+    from flowedge.calibration.record import read_record
     from flowedge.runtime.nfa import check_form
 
     nfa = _nfa_threshold(threshold, log_nfa)
@@ -115,13 +116,31 @@ def command(
             _print_nfa(bundle, opened.manifest, nfa, None, json=json)
             return
     elif data is None:
-        raise FlowEdgeError(f"--threshold {threshold} is fitted on images: name their folder with --data.")
+        asked = [
+            name for name, is_asked in (("--fp16", fp16), ("--bf16", bf16), ("--int8", int8)) if is_asked
+        ]
+        what = f"{', '.join(asked)} is planned and judged" if asked else f"--threshold {threshold} is fitted"
+        raise FlowEdgeError(f"{what} on images of good parts: name their folder with --data.")
     images = good_images(data)
+    on_good = request if request is not None and request.method != "f1" else None
     added = precision_request(
-        fp16=fp16, bf16=bf16, int8=int8, calibrator=calibrator, gate=gate, labelled=labelled
+        fp16=fp16,
+        bf16=bf16,
+        int8=int8,
+        calibrator=calibrator,
+        gate=gate,
+        labelled=labelled,
+        thresholds=on_good,
     )
     if added is not None:
         opened = _add(opened, images, added, threads=threads, json=json)
+        fitted = read_record(opened)
+        if on_good is not None and reference and nfa is None and fitted is not None:  # all that was asked for
+            if json:
+                print_json(fitted)
+            else:
+                print_fitted(fitted, bundle)
+            return
     dataset = read_dataset(data) if threshold == "f1" else None
     with progress("calibrating") as on_progress:
         result = calibrate_bundle(
@@ -141,14 +160,7 @@ def command(
     if json:
         print_json(result.record)
         return
-    rows = table("precision", "reference maxima", ">image threshold", ">pixel threshold")
-    for graph in result.record.graphs:
-        limits = [None if t is None else t.value for t in (graph.thresholds.image, graph.thresholds.pixel)]
-        rows.add_row(graph.precision, _maxima(graph.reference), *(number(limit) for limit in limits))
-        for note in graph.notes:
-            MESSAGES.print(f"{graph.precision}: {note}")
-    RESULTS.print(rows)
-    RESULTS.print(f"{bundle}: fitted on {result.record.images} good images")
+    print_fitted(result.record, bundle)
 
 
 def _add(
@@ -208,12 +220,6 @@ def _request(threshold: str, image: float | None, pixel: float | None) -> Thresh
     )
 
 
-def _maxima(reference: FixedReference | None) -> str:
-    if reference is None:
-        return "-"
-    return ", ".join(f"{value:.4f}" for value in (*reference.level_max, reference.map_max))
-
-
 def _print_nfa(
     bundle: Path, manifest: Manifest, nfa: NfaThreshold, fitted: CalibrationRecord | None, *, json: bool
 ) -> None:
@@ -233,7 +239,7 @@ def _print_nfa(
     if fitted is not None and any(references.values()):
         rows = table("precision", "reference maxima")
         for precision, reference in references.items():
-            rows.add_row(precision, _maxima(reference))
+            rows.add_row(precision, maxima(reference))
         RESULTS.print(rows)
         RESULTS.print(f"{bundle}: reference fitted on {fitted.images} good images")
     RESULTS.print(

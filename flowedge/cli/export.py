@@ -18,6 +18,7 @@ from flowedge.cli.precision import (
     Int8,
     LabelledOption,
     precision_request,
+    print_fitted,
     print_reports,
 )
 from flowedge.cli.verify import print_checks
@@ -81,6 +82,7 @@ def command(
     """Export a trained checkpoint to a bundle, and check it against the original network."""
     with explain_missing("export"):
         from flowedge.calibration.precision import Progress
+        from flowedge.calibration.record import read_record
         from flowedge.export.pipeline import ExportOptions, default_target, export_bundle
     images, request = _judged_on(
         calib_data, int8=int8, fp16=fp16, bf16=bf16, calibrator=calibrator, gate=gate, labelled=labelled
@@ -115,6 +117,10 @@ def command(
     for precision, checks in result.checks.items():
         print_checks(checks, f"{precision} against the reference")
     print_reports(result.reports)
+    if result.reports:
+        fitted = read_record(result.bundle)
+        assert fitted is not None, "what was judged was calibrated"
+        print_fitted(fitted, target)
     if manifest.licence_note:
         MESSAGES.print(manifest.licence_note)
     RESULTS.print(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from flowedge.calibration.calibrate import ThresholdRequest
     from flowedge.calibration.gates import GateLimits, GateReport
     from flowedge.calibration.precision import PrecisionRequest
-    from flowedge.calibration.record import PrecisionReport
+    from flowedge.calibration.record import CalibrationRecord, PrecisionReport
+    from flowedge.manifest import FixedReference
+
+_UP_TO_ONE: Final = ("map_correlation", "rank_agreement", "quantile")
 
 Fp16: TypeAlias = Annotated[bool, typer.Option("--fp16", help="Add a float16 graph.")]
 Bf16: TypeAlias = Annotated[
@@ -92,11 +96,34 @@ def _limits(defaults: GateLimits, assignments: Sequence[str]) -> GateLimits:
             changed[name] = float(text)
         except ValueError:
             raise FlowEdgeError(f"--gate takes NAME=NUMBER, got {assignment!r}.") from None
-        if name not in names or not 0 <= changed[name] < float("inf"):
+        if name not in names or not 0 <= changed[name] <= (1.0 if name in _UP_TO_ONE else sys.float_info.max):
             raise FlowEdgeError(
-                f"--gate knows {', '.join(names)}, each with a number from 0; got {assignment!r}."
+                f"--gate knows {', '.join(names)}, each with a number from 0, {', '.join(_UP_TO_ONE)} up to 1; got "
+                f"{assignment!r}."
             )
     return msgspec.structs.replace(defaults, **changed)
+
+
+def print_fitted(record: CalibrationRecord, bundle: Path) -> None:
+    """A table of what was fitted, and once each what should be known about it."""
+    rows = table("precision", "reference maxima", ">image threshold", ">pixel threshold")
+    notes: dict[str, list[str]] = {}
+    for graph in record.graphs:
+        limits = [None if t is None else t.value for t in (graph.thresholds.image, graph.thresholds.pixel)]
+        rows.add_row(graph.precision, maxima(graph.reference), *(number(limit) for limit in limits))
+        for note in graph.notes:
+            notes.setdefault(note, []).append(graph.precision)
+    for note, precisions in notes.items():
+        MESSAGES.print(f"{', '.join(precisions)}: {note}", soft_wrap=True)
+    RESULTS.print(rows)
+    RESULTS.print(f"{bundle}: fitted on {record.images} good images")
+
+
+def maxima(reference: FixedReference | None) -> str:
+    """A reference in a cell of a table."""
+    if reference is None:
+        return "-"
+    return ", ".join(f"{value:.4f}" for value in (*reference.level_max, reference.map_max))
 
 
 def print_reports(reports: Sequence[PrecisionReport]) -> None:
@@ -109,6 +136,12 @@ def print_reports(reports: Sequence[PrecisionReport]) -> None:
             f"{report.precision}: {len(low)} of {len(report.blocks)} blocks, {share:.0%} of the multiply-accumulates; "
             f"file {report.bytes_share:.2f} of fp32's",
         )
+        if report.precision == "bf16":
+            MESSAGES.print(
+                "bf16: judged and calibrated by rounding to bfloat16 in float32, which ONNX Runtime's CPU runs; on the "
+                "device: flowedge verify BUNDLE --precision bf16 --engine openvino --data GOOD",
+                soft_wrap=True,
+            )
         for block in report.blocks:
             if block.reason:
                 MESSAGES.print(f"{report.precision}: {block.name} stays {block.precision}: {block.reason}")

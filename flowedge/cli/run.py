@@ -79,6 +79,7 @@ def command(
     if not json:
         RESULTS.print(rows)
         RESULTS.print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
+        RESULTS.print(f"precision {detector.precision}", soft_wrap=True)
         RESULTS.print(f"engine {detector.engine.name}: {detector.engine.reason}", soft_wrap=True)
     if verdicts["unknown"]:
         MESSAGES.print("No threshold is set: run flowedge calibrate to get verdicts.")

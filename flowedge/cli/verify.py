@@ -52,6 +52,10 @@ def command(
     json: Json = False,
 ) -> None:
     """Replay the bundle's self-test on this machine; exit status 1 when a check fails."""
+    if precision == "auto":
+        raise FlowEdgeError(
+            "verify checks one graph: name its precision; auto is for run, eval, bench and build."
+        )
     if data is not None and against is None and precision == "fp32":
         raise FlowEdgeError(
             "--data goes with --against CKPT, or with a --precision to hold to fp32; the self-test has its own frames."

@@ -29,7 +29,7 @@ COLUMNS: tuple[str, ...] = (
 TERMINAL_COLUMNS: tuple[str, ...] = (
     "what",
     "answers",
-    ">worst error",
+    ">map corr.",
     ">p50 ms",
     ">cold start ms",
     ">overhead ms",

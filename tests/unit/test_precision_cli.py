@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,8 +71,11 @@ def test_calibrate_adds_int8_and_every_precision_gets_its_own_reference(
     bundle = copy()
     done = flowedge("calibrate", bundle, "--data", photographs, "--int8", "--calibrator", "mse", *LOOSE)
     assert done.status == 0, done.stderr
-    for part in ("int8-gpu: ", "int8-cpu: ", "map_correlation", "ok"):
+    for part in ("int8-gpu: ", "int8-cpu: ", "map_correlation", "ok", "image threshold", "on 3 good images"):
         assert part in done.stdout
+    assert done.stderr.count("the threshold is the largest of 3 good images") == 1, (
+        "said once for all precisions"
+    )
     opened = open_bundle(bundle)
     references = []
     for graph in opened.manifest.graphs:
@@ -115,6 +122,7 @@ def test_calibrate_adds_int8_and_every_precision_gets_its_own_reference(
         ),
         (["--int8", "--calib-data", "GOOD", "--gate", "flips=-1"], "got 'flips=-1'"),
         (["--int8", "--calib-data", "GOOD", "--gate", "flips=nan"], "got 'flips=nan'"),
+        (["--int8", "--calib-data", "GOOD", "--gate", "map_correlation=1.5"], "got 'map_correlation=1.5'"),
         (["--int8", "--calib-data", "GOOD", "--calibrator", "nonsense"], "min-max, percentile, mse, entropy"),
         (["--int8", "--calib-data", "EMPTY"], "EMPTY"),
     ],
@@ -129,6 +137,36 @@ def test_an_option_that_cannot_be_is_one_message_before_any_work(
     assert done.status == 2
     assert reason in " ".join(done.stderr.split())
     assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (["calibrate", "--int8"], "--int8 is planned and judged on images of good parts: name their folder"),
+        (["verify", "--precision", "auto"], "verify checks one graph: name its precision"),
+        (["verify", "--precision", "int8"], "or add it with flowedge calibrate --data GOOD --int8"),
+    ],
+)
+def test_what_a_bundle_cannot_do_names_what_can(
+    copy: Callable[[], Path], command: list[str], reason: str
+) -> None:
+    done = flowedge(command[0], copy(), *command[1:])
+    assert done.status == 2
+    assert reason in " ".join(done.stderr.split())
+
+
+def test_an_export_that_is_told_to_end_leaves_nothing(
+    small_checkpoint: Path, photographs: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", "from flowedge.cli import main; main()"]
+    command += ["export", str(small_checkpoint), "-o", str(tmp_path / "killed.flowedge")]
+    with subprocess.Popen([*command, "--int8", "--calib-data", str(photographs), *LOOSE]) as export:
+        while not list(tmp_path.iterdir()):  # until it has begun to write
+            assert export.poll() is None
+            time.sleep(0.01)
+        export.send_signal(signal.SIGTERM)
+        assert export.wait(60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_gate_that_cannot_pass_ends_with_its_reason_and_changes_nothing(
