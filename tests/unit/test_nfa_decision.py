@@ -300,7 +300,7 @@ def test_fitting_a_quantile_afterwards_decides_again_and_a_reference_alone_does_
         (("--threshold", "nfa-block"), r"block form .* again with --nfa"),
         (
             ("--threshold", "quantile"),
-            "--threshold quantile is fitted on images: name their folder with --data",
+            "--threshold quantile is fitted on images of good parts: name their folder with --data",
         ),
         (("--threshold", "quantile", "--log-nfa", "1"), "--log-nfa belongs to --threshold nfa"),
         (("--threshold", "nfa", "--log-nfa", "nan"), "--log-nfa must be finite, got nan"),
