@@ -152,13 +152,14 @@ def _fitted(
     The bundle itself waits until all of it is there.
     """
     precisions = [graph.precision for graph in draft.manifest.graphs]
+    unknown = [precision for precision in precisions if precision not in known]
     fits_reference = reference and draft.manifest.graphs[0].scoring.normalisation != "none"
     inferences = len(images) * fits_reference
     if request is not None and request.method == "f1":
         inferences += len(labelled.samples) if labelled else 0
     elif request is not None and not fits_reference:
         inferences = len(images)
-    progress = _Progress(on_progress, inferences * sum(precision not in known for precision in precisions))
+    progress = _Progress(on_progress, inferences * len(unknown))
 
     def detector(precision: str) -> Detector:
         try:
@@ -172,37 +173,25 @@ def _fitted(
             ) from error
         return Detector(draft, session, precision)
 
-    references: dict[str, FixedReference | None] = {
-        precision: one.reference for precision, one in known.items()
-    }
-    fitted: list[FittedGraph] = []
+    references = {precision: one.reference for precision, one in known.items()}
+    fitted = dict(known)
     engines: dict[str, None] = {}  # in the order of their use
     with contextlib.ExitStack() as stack:
         stored: dict[str, StoredLevels] = {}
         if fits_reference:
-            for precision in precisions:
-                if precision in known:
-                    continue
+            for precision in unknown:
                 with detector(precision) as detect:
                     stored[precision] = stack.enter_context(_stored_levels(detect, images, progress))
                 references[precision] = _fit_reference(stored[precision], draft.manifest)
             draft = _with_references(draft, references, folder)
-        for precision in precisions:
-            if precision in known:
-                fitted.append(known[precision])
-                continue
+        for precision in unknown:
             with detector(precision) as detect:
                 engines[detect.engine.name] = None
                 thresholds, notes = _fit_thresholds(
                     detect, images, stored.get(precision), request, labelled, progress
                 )
-            fitted.append(
-                FittedGraph(
-                    precision=precision,
-                    reference=references.get(precision),
-                    thresholds=thresholds,
-                    notes=notes,
-                )
+            fitted[precision] = FittedGraph(
+                precision=precision, reference=references.get(precision), thresholds=thresholds, notes=notes
             )
     record = CalibrationRecord(
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -210,7 +199,7 @@ def _fitted(
         images=len(images),
         images_sha256=hash_of_images(images),
         labelled_images=len(labelled.samples) if labelled is not None else 0,
-        graphs=tuple(fitted),
+        graphs=tuple(fitted[precision] for precision in precisions),
     )
     return draft, record
 

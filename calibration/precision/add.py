@@ -346,9 +346,8 @@ class _Work:
     ) -> tuple[Bundle, dict[TypedPrecision, Written]]:
         """All graphs in one bundle that runs here, calibrated."""
         for graph in self._opened.manifest.graphs:
-            if (
-                graph.precision == "bf16" and "bf16" not in chosen
-            ):  # it was there before, and the engine that judges cannot run it
+            # It was there before, and the engine that judges cannot run it.
+            if graph.precision == "bf16" and "bf16" not in chosen:
                 blocks = tuple(b for b in self._typing.blocks("bf16") if b not in graph.given_back)
                 chosen = {**chosen, "bf16": blocks}
         folder = Path(tempfile.mkdtemp(dir=self._folder))

@@ -113,7 +113,6 @@ def observe(
     ranges = {name: TensorRange() for name in tensors}
     seen = 0
     sessions = [(_session(graph, group, threads), group) for group in _groups(graph, tensors)]
-
     for image in images:
         for session, group in sessions:
             with flushing_denormals():

@@ -23,6 +23,7 @@ from flowedge.cli.output import (
 from flowedge.cli.packages import explain_missing
 from flowedge.cli.precision import print_gate
 from flowedge.errors import FlowEdgeError
+from flowedge.runtime.engine import AUTO
 from flowedge.runtime.images import find_images
 from flowedge.runtime.verify import Check, verify_bundle
 
@@ -52,7 +53,7 @@ def command(
     json: Json = False,
 ) -> None:
     """Replay the bundle's self-test on this machine; exit status 1 when a check fails."""
-    if precision == "auto":
+    if precision == AUTO:
         raise FlowEdgeError(
             "verify checks one graph: name its precision; auto is for run, eval, bench and build."
         )

@@ -18,10 +18,9 @@ from flowedge.runtime.selftest import read_selftest
 from flowedge.runtime.verify import infer_one_by_one, replay_selftest
 
 LEAST_CORRELATION: Final = 0.99
-LEAST_CORRELATION_INT8: Final = (
-    0.95  # its gate judged it on real images; on synthetic frames it must not be another
-)
 """Of a map with the reference's; below, an engine counts as wrong whatever its precision allows."""
+LEAST_CORRELATION_INT8: Final = 0.95
+"""The same for INT8, which its gate judged on real images; on synthetic frames it only must not be another network."""
 
 
 def parity_of(bundle: Bundle, session: Engine) -> Parity:

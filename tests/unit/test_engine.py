@@ -502,41 +502,40 @@ def test_an_npu_is_not_given_a_float32_graph(bundle: Bundle) -> None:
         open_engine("openvino:NPU", bundle, "fp32")
 
 
-def test_a_device_that_takes_one_image_at_a_time_gives_a_batch_in_order(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What OpenVINO compiles from now on, for whichever device, and the size of the batch; all of it for the CPU."""
     module = importlib.import_module(ENGINES[OPENVINO].module)
-    compile_it, sizes = module._compiled, []
+    compile_it, seen = module._compiled, []
 
     def compiled_for_the_cpu(model: Any, device: str, threads: int | None) -> Any:
-        sizes.append((device, model.input(0).shape[0]))
+        seen.append((device, model.input(0).shape[0]))
         return compile_it(model, "CPU", threads)
 
     monkeypatch.setattr(module, "_compiled", compiled_for_the_cpu)
+    return seen
+
+
+def test_a_device_that_takes_one_image_at_a_time_gives_a_batch_in_order(
+    bundle: Bundle, compilations: list[tuple[str, int]]
+) -> None:
+    module = importlib.import_module(ENGINES[OPENVINO].module)
     engine = module._OpenVino("openvino:NPU", module._model(bundle.graph_path("fp32")), "NPU", None)
     found, wanted = engine.infer(images(3)), tiny_answer(images(3))
     for output, value in wanted.items():
         np.testing.assert_allclose(found[output], value, rtol=1e-5, atol=1e-6)
-    assert sizes == [("NPU", 1)]
+    assert compilations == [("NPU", 1)]
 
 
 def test_each_size_of_batch_is_compiled_when_it_comes_and_one_is_kept_beside_one_image(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, compilations: list[tuple[str, int]]
 ) -> None:
-    module = importlib.import_module(ENGINES[OPENVINO].module)
-    compile_it, sizes = module._compiled, []
-
-    def counted(model: Any, device: str, threads: int | None) -> Any:
-        sizes.append(model.input(0).shape[0])
-        return compile_it(model, device, threads)
-
-    monkeypatch.setattr(module, "_compiled", counted)
     engine = open_engine(OPENVINO, bundle, "fp32")
     for size in (3, 1, 3, 2, 1, 3):
         np.testing.assert_allclose(
             engine.infer(images(size))["score"], tiny_answer(images(size))["score"], rtol=1e-5, atol=1e-6
         )
-    assert sizes == [1, 3, 2, 3]
+    assert compilations == [("CPU", size) for size in (1, 3, 2, 3)]
 
 
 def test_an_operator_that_openvino_does_not_know_makes_it_unavailable(tmp_path: Path) -> None:
