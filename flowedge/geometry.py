@@ -33,6 +33,9 @@ CV2_FRACTION_BITS: Final = 11
 MAX_SIDE: Final = 16384
 """The longest side in pixels that a resized frame may have, as in the manifest."""
 
+_ONE_THREADS_WORK: Final = 1 << 18
+"""Multiply-accumulates of a product that BLAS still leaves to one thread; woken ones linger beside the engine."""
+
 _Real = TypeVar("_Real", np.float32, np.float64)
 _SUPPORT: Final[dict[Kernel, float]] = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 
@@ -279,22 +282,15 @@ class BandedMatrix:
 
     def __matmul__(self, image: NDArray[Any]) -> NDArray[Any]:
         """``matrix @ image`` for ``[inputs, m]`` numbers of any type; returns ``[outputs, m]``."""
-        result = np.empty((self.shape[0], image.shape[1]), self.dtype)
+        width = image.shape[1]
+        result = np.empty((self.shape[0], width), self.dtype)
         for outputs, inputs, weights in self.blocks:
-            np.matmul(weights, image[inputs].astype(self.dtype, copy=False), out=result[outputs])
-        return result
-
-    def grey_levels(self, image: NDArray[Any]) -> NDArray[np.uint8]:
-        """``matrix @ image``, halves rounded up, clipped to 0..255; ``[inputs, m]`` uint8 to ``[outputs, m]``.
-
-        Exact when the matrix is float64 and holds multiples of ``2 ** -PIL_FRACTION_BITS``.
-        """
-        result = np.empty((self.shape[0], image.shape[1]), np.uint8)
-        for outputs, inputs, weights in self.blocks:
-            product = weights @ image[inputs].astype(self.dtype)
-            product += 0.5
-            np.clip(product, 0, 255, out=product)
-            result[outputs] = product  # the cast rounds down
+            at_once = max(1, _ONE_THREADS_WORK // max(1, weights.size))
+            for first in range(0, width, at_once):
+                part = slice(first, first + at_once)
+                np.matmul(
+                    weights, image[inputs, part].astype(self.dtype, copy=False), out=result[outputs, part]
+                )
         return result
 
 

@@ -23,7 +23,7 @@ from flowedge.geometry import (
 from flowedge.manifest import Preprocessing, ResizeMethod
 
 _SIZES_KEPT: Final = 16  # frame sizes whose matrices are remembered
-_STRIP_ROWS: Final = 128  # resized along x at once: products small enough that BLAS wakes no second thread
+_STRIP_ROWS: Final = 64  # of a frame that are resized along x at once, so that they stay in the cache
 
 
 def check_frame(frame: NDArray[np.uint8]) -> None:
@@ -58,7 +58,8 @@ class Preprocessor:
         self._preprocessing = preprocessing
         self._mean = np.array(preprocessing.mean, np.float32)[:, None, None]
         self._std = np.array(preprocessing.std, np.float32)[:, None, None]
-        self._matrices = lru_cache(maxsize=_SIZES_KEPT)(self._make_matrices)
+        self._float_matrices = lru_cache(maxsize=_SIZES_KEPT)(self._make_float_matrices)
+        self._pil_matrices = lru_cache(maxsize=_SIZES_KEPT)(self._make_pil_matrices)
 
     def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Make the network's input of a frame.
@@ -83,12 +84,12 @@ class Preprocessor:
     def _float_bilinear(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Antialiased bilinear in float32, as torchvision resizes a float tensor; ``(3, h, w)`` in 0..255."""
         height, width, _ = frame.shape
-        rows, columns = self._matrices((height, width))
+        strips, columns = self._float_matrices((height, width))
         flat = frame.reshape(height, width * 3)
-        planes = np.empty((3, rows.shape[0], columns.shape[0]), np.float32)
-        for outputs, inputs, weights in rows.blocks:
-            strip = weights @ flat[inputs].astype(np.float32)
-            turned = cv2.transpose(strip.reshape(len(weights), width, 3))
+        planes = np.empty((3, strips[-1][0].stop, columns.shape[0]), np.float32)
+        for outputs, inputs, rows in strips:
+            strip = rows @ flat[inputs].astype(np.float32)
+            turned = cv2.transpose(strip.reshape(-1, width, 3))
             resized = columns @ turned.reshape(width, -1)
             planes[:, outputs] = resized.reshape(len(resized), -1, 3).transpose(2, 1, 0)
         return planes
@@ -96,7 +97,7 @@ class Preprocessor:
     def _pil(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """PIL's resize to the last grey level: two passes, in PIL's order, with rounding in between."""
         size = frame.shape[:2]
-        rows, columns = self._matrices(size)
+        rows, columns = self._pil_matrices(size)
         if pil_resizes_rows_first(size, placement(self._preprocessing, size).resized):
             return _planes(_resize_along_x(columns, _resize_along_y(rows, frame)))
         return _planes(_resize_along_y(rows, _resize_along_x(columns, frame)))
@@ -111,17 +112,24 @@ class Preprocessor:
         window[max(-place.top, 0) :, max(-place.left, 0) :][: len(inside), : inside.shape[1]] = inside
         return _planes(window)
 
-    def _make_matrices(self, frame: Size) -> tuple[BandedMatrix, BandedMatrix]:
-        rows, columns = input_matrices(self._preprocessing, frame)
-        if self._preprocessing.method == "float_bilinear":
-            return (
-                BandedMatrix(rows.astype(np.float32)),
-                BandedMatrix(columns.astype(np.float32), outputs_at_once=32),
-            )
-        return (
-            BandedMatrix(np.ldexp(pil_fixed_point(rows), -PIL_FRACTION_BITS)),
-            BandedMatrix(np.ldexp(pil_fixed_point(columns), -PIL_FRACTION_BITS)),
+    def _make_float_matrices(
+        self, frame: Size
+    ) -> tuple[list[tuple[slice, slice, BandedMatrix]], BandedMatrix]:
+        """By strip of outputs: which they are, the frame's rows that they need, the matrix; and the columns'."""
+        rows, columns = (matrix.astype(np.float32) for matrix in input_matrices(self._preprocessing, frame))
+        strips = [
+            (outputs, inputs, BandedMatrix(weights, outputs_at_once=4))
+            for outputs, inputs, weights in BandedMatrix(rows, outputs_at_once=16).blocks
+        ]
+        return strips, BandedMatrix(columns, outputs_at_once=32)
+
+    def _make_pil_matrices(self, frame: Size) -> tuple[BandedMatrix, BandedMatrix]:
+        """The rows' and the columns', in units of a grey level."""
+        rows, columns = (
+            np.ldexp(pil_fixed_point(matrix), -PIL_FRACTION_BITS)
+            for matrix in input_matrices(self._preprocessing, frame)
         )
+        return BandedMatrix(rows, outputs_at_once=8), BandedMatrix(columns, outputs_at_once=16)
 
     _METHODS: ClassVar[
         Mapping[ResizeMethod, Callable[[Preprocessor, NDArray[np.uint8]], NDArray[np.float32]]]
@@ -135,7 +143,7 @@ class Preprocessor:
 
 def _resize_along_y(rows: BandedMatrix, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width, _ = image.shape
-    return rows.grey_levels(image.reshape(height, width * 3)).reshape(-1, width, 3)
+    return _grey_levels(rows @ image.reshape(height, width * 3)).reshape(-1, width, 3)
 
 
 def _resize_along_x(columns: BandedMatrix, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -143,9 +151,17 @@ def _resize_along_x(columns: BandedMatrix, image: NDArray[np.uint8]) -> NDArray[
     result = np.empty((height, columns.shape[0], 3), np.uint8)
     for first in range(0, height, _STRIP_ROWS):
         turned = cv2.transpose(image[first : first + _STRIP_ROWS])
-        resized = columns.grey_levels(turned.reshape(width, -1))
+        resized = _grey_levels(columns @ turned.reshape(width, -1))
         result[first : first + _STRIP_ROWS] = cv2.transpose(resized.reshape(len(resized), -1, 3))
     return result
+
+
+def _grey_levels(exact: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Multiples of ``2 ** -PIL_FRACTION_BITS`` to whole grey levels, halves up, clipped to 0..255.
+
+    OpenCV saturates, but rounds halves to even: half of the grid's step moves them, and nothing else, up.
+    """
+    return np.asarray(cv2.add(exact, 2.0 ** -(PIL_FRACTION_BITS + 1), dtype=cv2.CV_8U), np.uint8)
 
 
 def _planes(image: NDArray[np.uint8]) -> NDArray[np.float32]:
