@@ -1,4 +1,4 @@
-"""The fastest of a bundle's graphs that is right on this device, measured once and remembered."""
+"""The fastest engine and graph that is right on this device, measured once and remembered."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ import msgspec
 import numpy as np
 
 from flowedge.bundle import Bundle
-from flowedge.errors import BundleError, EngineUnavailableError
+from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.bench.subjects import window_of
-from flowedge.runtime.engine import Engine, engine_module, engine_spec, library_version, open_engine
+from flowedge.runtime.engine import (
+    Engine,
+    choosable_engines,
+    engine_module,
+    engine_spec,
+    library_version,
+    open_engine,
+)
 from flowedge.runtime.engine_cache import engine_cache, graph_hash
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.machine import cpu_name, find_nvidia_driver
@@ -28,14 +35,20 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """One graph on one engine.
 
     Attributes:
+        engine: Which engine.
         precision: Which graph.
         median_ms: Of one image, in ms of the engine's own call; None where it did not run or was not right.
         problem: Why it is out of the question, else empty.
     """
 
+    engine: str
     precision: str
     median_ms: float | None
     problem: str
+
+    def __str__(self) -> str:
+        time = "" if self.median_ms is None else f" {self.median_ms:.1f} ms"
+        return f"{self.engine} {self.precision}{time}"
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,46 +57,60 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         precision: The fastest that was right.
         engine: The engine it was measured on.
-        measured: All of them, in the manifest's order.
+        measured: All of them, engine by engine in the order of choice, in the manifest's order.
+        not_built: Sentences about installed engines that have to be built first.
     """
 
     precision: str
     engine: str
     measured: tuple[Measured, ...]
+    not_built: tuple[str, ...] = ()
 
 
 def fastest_precision(bundle: Bundle, engine: str | None = None, *, threads: int | None = None) -> Choice:
     """Replay each graph's self-test and time it on one image; what was once chosen here is remembered.
 
-    The choice belongs to the graphs, the engine and its version, the device and the number of threads. A typed graph
-    that was made on images has passed its gate; here it must pass its self-test as well.
+    The choice belongs to the graphs, the engines and their versions, what is built for them, the device and the
+    number of threads. A typed graph that was made on images has passed its gate; here it must pass its self-test as
+    well.
 
     Args:
         bundle: A verified bundle.
-        engine: A name of ``ENGINES``; None takes the first that opens the fp32 graph.
+        engine: A name of ``ENGINES``; None compares all that are chosen by themselves and open the fp32 graph.
         threads: CPU threads of one inference.
 
     Raises:
-        EngineUnavailableError: The engine is not there, or no graph of the bundle is right on it.
+        EngineUnavailableError: The engine is not there, or no graph of the bundle is right on any.
         EngineCacheError: ``FLOWEDGE_CACHE_SIZE`` is not a size.
     """
     if engine is None:
-        session = open_engine(None, bundle, "fp32", threads=threads)
-        engine = session.name
-        session.close()
-    engine_module(engine_spec(engine))  # says what to install where it is not there
-    precisions = precisions_on(bundle, engine)
-    cache, name = engine_cache(), _name_of(bundle, engine, precisions, threads)
+        engines = [spec.name for spec in choosable_engines()]
+    else:
+        engine_module(engine_spec(engine))  # says what to install where it is not there
+        engines = [engine]
+    cache, name = engine_cache(), _name_of(bundle, engines, threads)
     with contextlib.suppress(msgspec.MsgspecError):  # not there, or damaged
         return msgspec.json.decode(cache.read_extra(name), type=Choice)
-    measured = tuple(_measure(bundle, engine, name, threads) for name in precisions)
-    right = [(one.median_ms, one.precision) for one in measured if one.median_ms is not None]
+    measured: list[Measured] = []
+    not_built: list[str] = []
+    closed: list[str] = []
+    for one in engines:
+        try:
+            if engine is None:
+                open_engine(one, bundle, "fp32", threads=threads).close()
+        except EngineUnavailableError as error:
+            (not_built if isinstance(error, EngineNotBuiltError) else closed).append(str(error))
+        else:
+            measured += (_measure(bundle, one, each, threads) for each in precisions_on(bundle, one))
+    right = [(one.median_ms, one.precision, one.engine) for one in measured if one.median_ms is not None]
     if not right:
-        reasons = "; ".join(f"{one.precision}: {one.problem}" for one in measured)
+        reasons = "; ".join([*(f"{one}: {one.problem}" for one in measured), *not_built, *closed])
         raise EngineUnavailableError(
-            f"no graph of {bundle.path} is right on {engine}: {reasons}. Run flowedge verify for the whole report."
+            f"no graph of {bundle.path} is right on {engine or 'any engine'}: {reasons} "
+            "Run flowedge verify for the whole report."
         )
-    choice = Choice(precision=min(right)[1], engine=engine, measured=measured)
+    _, precision, fastest = min(right)
+    choice = Choice(precision=precision, engine=fastest, measured=tuple(measured), not_built=tuple(not_built))
     cache.write_extra(name, msgspec.json.encode(choice))
     return choice
 
@@ -99,16 +126,20 @@ def _measure(bundle: Bundle, engine: str, precision: str, threads: int | None) -
     try:
         session = open_engine(engine, bundle, precision, threads=threads)
     except (EngineUnavailableError, BundleError) as error:
-        return Measured(precision=precision, median_ms=None, problem=str(error))
+        return _out_of_the_question(engine, precision, str(error))
     try:
         failed = [check.name for check in replay_selftest(bundle, session) if not check.passed]
         if failed:
-            return Measured(precision=precision, median_ms=None, problem=f"not right: {', '.join(failed)}")
-        return Measured(precision=precision, median_ms=_median_ms(bundle, session), problem="")
+            return _out_of_the_question(engine, precision, f"not right: {', '.join(failed)}")
+        return Measured(engine=engine, precision=precision, median_ms=_median_ms(bundle, session), problem="")
     except EngineUnavailableError as error:
-        return Measured(precision=precision, median_ms=None, problem=str(error))
+        return _out_of_the_question(engine, precision, str(error))
     finally:
         session.close()
+
+
+def _out_of_the_question(engine: str, precision: str, problem: str) -> Measured:
+    return Measured(engine=engine, precision=precision, median_ms=None, problem=problem)
 
 
 def _median_ms(bundle: Bundle, session: Engine) -> float:
@@ -117,17 +148,15 @@ def _median_ms(bundle: Bundle, session: Engine) -> float:
     return float(np.median(window_of(lambda: session.infer(image), _MEASURED_S).ms))
 
 
-def _name_of(bundle: Bundle, engine: str, precisions: Sequence[str], threads: int | None) -> str:
+def _name_of(bundle: Bundle, engines: Sequence[str], threads: int | None) -> str:
     """Of a choice in the cache."""
     digest = hashlib.sha256()
-    parts = [
-        engine,
-        library_version(engine_spec(engine)),
-        cpu_name(),
-        *find_nvidia_driver().names,
-        str(threads),
-    ]
-    parts += [f"{name} {graph_hash(bundle, name)}" for name in precisions]
+    parts = [cpu_name(), *find_nvidia_driver().names, str(threads)]
+    for engine in engines:
+        parts += [engine, library_version(engine_spec(engine))]
+        parts += [f"{name} {graph_hash(bundle, name)}" for name in precisions_on(bundle, engine)]
+    if any(engine_spec(engine).compiled for engine in engines):
+        parts += sorted(file.path.name for file in engine_cache().files() if file.facts is not None)
     for part in parts:
         digest.update(part.encode() + b"\n")
     return f"precision/{digest.hexdigest()[:32]}.json"

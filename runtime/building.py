@@ -125,7 +125,8 @@ def open_or_build(
 ) -> Engine:
     """As ``open_engine``; with ``build``, the named engine is compiled first where the cache has none that fits.
 
-    The precision may be ``auto``: the fastest graph that is right here, see `flowedge.runtime.auto`.
+    The precision may be ``auto``: the fastest that is right here, on any engine where none is named; see
+    `flowedge.runtime.auto`.
 
     Raises:
         EngineUnavailableError: As ``open_engine`` and ``build_engine``; or ``build`` without an engine's name.
@@ -143,12 +144,12 @@ def open_or_build(
                 build_engine(bundle, engine, each)
         choice = fastest_precision(bundle, engine, threads=threads)
         session = open_engine(choice.engine, bundle, choice.precision, threads=threads)
-        times = (
-            f"{one.precision} {one.median_ms:.1f} ms" for one in choice.measured if one.median_ms is not None
-        )
-        session.reason = (
-            f"{'the first that opens here' if engine is None else session.reason}; its fastest graph that is right: "
-            f"{', '.join(times)}"
+        right = ", ".join(str(one) for one in choice.measured if one.median_ms is not None)
+        session.reason = ". ".join(
+            [
+                f"the fastest {'here' if engine is None else 'graph on it'} that is right: {right}",
+                *choice.not_built,
+            ]
         )
         return session
     try:

@@ -6,6 +6,7 @@ engine's file imports its library plainly at the top, and is itself imported onl
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import math
@@ -275,6 +276,16 @@ def _reason(problems: Mapping[str, EngineUnavailableError]) -> str:
 def library_version(spec: EngineSpec) -> str:
     """Of an engine's library, which must be importable."""
     return str(getattr(importlib.import_module(spec.needs), "__version__", "unknown"))
+
+
+def choosable_engines() -> tuple[EngineSpec, ...]:
+    """Those that may be chosen without being named and that can be imported here, in the order of choice."""
+    found = []
+    for spec in _in_order():
+        with contextlib.suppress(EngineUnavailableError):
+            if spec.order is not None and engine_module(spec):
+                found.append(spec)
+    return tuple(found)
 
 
 def _in_order() -> list[EngineSpec]:

@@ -161,7 +161,8 @@ def _grey_levels(exact: NDArray[np.float64]) -> NDArray[np.uint8]:
 
     OpenCV saturates, but rounds halves to even: half of the grid's step moves them, and nothing else, up.
     """
-    return np.asarray(cv2.add(exact, 2.0 ** -(PIL_FRACTION_BITS + 1), dtype=cv2.CV_8U), np.uint8)
+    up = 2.0 ** -(PIL_FRACTION_BITS + 1)
+    return np.asarray(cv2.add(exact, up, dtype=cv2.CV_8U), np.uint8)  # type: ignore[call-overload]  # takes a scalar
 
 
 def _planes(image: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -86,10 +86,10 @@ def _print(built: Built) -> None:
 
 def print_choice(choice: Choice) -> None:
     """What ``auto`` means here, and what it was measured against."""
-    rows = table("precision", ">ms per image", "")
+    rows = table("engine", "precision", ">ms per image", "")
     for one in choice.measured:
-        chosen = "auto" if one.precision == choice.precision else one.problem
-        rows.add_row(one.precision, number(one.median_ms), chosen)
+        is_chosen = (one.engine, one.precision) == (choice.engine, choice.precision)
+        rows.add_row(one.engine, one.precision, number(one.median_ms), "auto" if is_chosen else one.problem)
     RESULTS.print(rows)
 
 

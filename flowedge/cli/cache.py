@@ -25,17 +25,16 @@ def list_files(json: Json = False) -> None:
     if json:
         print_json({"folder": str(cache.folder), "limit": cache.limit, "files": files})
         return
-    rows = table("file", "engine", "precision", "device", "batches", ">MB", "last used")
+    rows = table("engine", "precision", "device", "batches", ">MB", "last used")
     for entry in files:
-        engine, precision, device, batches = "-", "-", "-", "-"
+        engine, precision, device, batches = entry.path.relative_to(cache.folder).parts[0], "-", "-", "-"
         if entry.facts is not None:
             engine = f"{entry.facts.engine} {entry.facts.version}"
             precision = entry.facts.precision
             device = f"{entry.facts.device} {entry.facts.capability}".strip()
             batches = ",".join(map(str, entry.facts.batches))
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        name = str(entry.path.relative_to(cache.folder))
-        rows.add_row(name, engine, precision, device, batches, f"{entry.size / 1e6:.1f}", used)
+        rows.add_row(engine, precision, device, batches, f"{entry.size / 1e6:.1f}", used)
     RESULTS.print(rows)
     total = sum(entry.size for entry in files)
     RESULTS.print(f"{cache.folder}: {total / 1e6:.1f} MB of at most {cache.limit / 1e6:.0f} MB")

@@ -13,7 +13,9 @@ import flowedge
 from flowedge.bundle import Bundle, write_bundle
 from flowedge.errors import EngineUnavailableError
 from flowedge.export.pipeline import ExportOptions, export_bundle
+from flowedge.runtime import auto
 from flowedge.runtime.auto import fastest_precision, precisions_on
+from flowedge.runtime.engine_cache import EngineFacts, engine_cache
 
 CPU = "onnxruntime-cpu"
 
@@ -45,6 +47,49 @@ def test_the_fastest_right_graph_is_taken_and_remembered(exported: Bundle, cache
     assert fastest_precision(exported, CPU, threads=1).measured
     with flowedge.load(exported.path, engine=CPU, precision="auto", threads=1) as detector:
         assert detector.precision in times
+
+
+def test_without_a_named_engine_all_that_open_here_are_compared(exported: Bundle, cache: Path) -> None:
+    pytest.importorskip("openvino")
+    choice = fastest_precision(exported, threads=1)
+    times = {(one.engine, one.precision): one.median_ms for one in choice.measured}
+    assert set(times) == {(engine, name) for engine in (CPU, "openvino") for name in ("fp32", "fp16")}
+    right = {key: time for key, time in times.items() if time is not None}
+    assert (choice.engine, choice.precision) == min(right, key=lambda key: right[key])
+    with flowedge.load(exported.path, precision="auto", threads=1) as detector:
+        assert (detector.engine.name, detector.precision) == (choice.engine, choice.precision)
+        assert "openvino fp32" in detector.engine.reason
+
+
+def test_what_is_built_later_is_measured_too(
+    exported: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an engine that is compiled ahead; here its module stands in, for no such engine opens without a device."""
+    asked: list[str] = []
+
+    def measure(bundle: Bundle, engine: str, precision: str, threads: int | None) -> auto.Measured:
+        asked.append(precision)
+        return auto.Measured(engine=engine, precision=precision, median_ms=1.0, problem="")
+
+    monkeypatch.setattr(auto, "engine_module", lambda spec: None)
+    monkeypatch.setattr(auto, "library_version", lambda spec: "1")
+    monkeypatch.setattr(auto, "_measure", measure)
+    fastest_precision(exported, "tensorrt")
+    fastest_precision(exported, "tensorrt")
+    assert asked == ["fp32", "fp16"], "the second time it is remembered"
+    facts = EngineFacts(
+        engine="tensorrt",
+        version="1",
+        graph="0" * 64,
+        precision="fp16",
+        device="d",
+        capability="8.7",
+        driver="1",
+        batches=(1, 1, 8),
+    )
+    engine_cache().find_or_build(facts, lambda: b"an engine", say=lambda line: None)
+    fastest_precision(exported, "tensorrt")
+    assert asked == ["fp32", "fp16"] * 2
 
 
 def test_a_graph_that_is_wrong_here_is_not_taken(exported: Bundle, tmp_path: Path, cache: Path) -> None:
