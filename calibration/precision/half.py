@@ -124,6 +124,16 @@ def to_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str]) ->
     del model.graph.value_info[:]  # of the old types
 
 
+def store_in_half(model: onnx.ModelProto) -> None:
+    """Store in float16, in place, the large weights of float32 nodes; engines widen them when they load the graph.
+
+    Args:
+        model: As for `to_half`; nothing computes in another type than before.
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    _retype(model.graph, set(), weights, "fp16")
+
+
 def _retype(
     graph: onnx.GraphProto, half: set[str], weights: dict[str, onnx.TensorProto], name_of_type: HalfType
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,19 @@ import onnx
 
 from flowedge.calibration.precision.blocks import TYPED, block_of, blocks_of, sites_of
 from flowedge.calibration.precision.calibrators import CalibratorName
-from flowedge.calibration.precision.half import HalfType, emulate_half, islands, save, to_half, typed_nodes
+from flowedge.calibration.precision.half import (
+    HalfType,
+    emulate_half,
+    islands,
+    save,
+    store_in_half,
+    to_half,
+    typed_nodes,
+)
 from flowedge.calibration.precision.qdq import CPU, GPU, Layout, Scales, quantise, tensors_to_observe
 from flowedge.calibration.precision.ranges import TensorRange
-from flowedge.graph_files import bytes_of_graph
+from flowedge.errors import ExportError
+from flowedge.graph_files import bytes_of_graph, weights_beside
 from flowedge.manifest import GraphFile
 
 TypedPrecision: TypeAlias = Literal["fp16", "bf16", "int8-gpu", "int8-cpu"]
@@ -69,7 +79,7 @@ class Typing:
                 families' rule.
             calibrator: How an activation's range is chosen for INT8.
         """
-        self._model = onnx.shape_inference.infer_shapes(onnx.load(str(source)))
+        self._model = _loaded(source)
         self._fp32 = fp32
         self._ranges = ranges
         self._macs = blocks_of(sites_of(self._model))
@@ -119,6 +129,8 @@ class Typing:
                 emulate_half(model, rest, keep={*keep, *found})
             else:
                 to_half(model, rest, keep={*keep, *found})
+        else:
+            store_in_half(model)
         save(model, target, check=not emulated)
         graph = GraphFile(
             precision=precision,
@@ -137,6 +149,28 @@ class Typing:
         if half not in self._islands:
             self._islands[half] = islands(self._model, half, self._ranges)
         return self._islands[half]
+
+
+def _loaded(source: Path) -> onnx.ModelProto:
+    """A graph with inferred shapes and all its weights.
+
+    The onnx package refuses a file of weights that has several hard links, and the one in a bundle's clone has. Shapes
+    are inferred before the weights are there: with them a message must stay below 2 GiB.
+    """
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(source), load_external_data=False))
+    beside = weights_beside(source)
+    with beside.open("rb") if beside.exists() else contextlib.nullcontext() as file:
+        for tensor in model.graph.initializer:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            stored = {entry.key: entry.value for entry in tensor.external_data}
+            if file is None or stored["location"] != beside.name:
+                raise ExportError(f"the weights of {source} are not in {beside}: export the bundle again")
+            file.seek(int(stored.get("offset", 0)))
+            tensor.raw_data = file.read(int(stored["length"]))
+            del tensor.external_data[:]
+            tensor.data_location = onnx.TensorProto.DEFAULT
+    return model
 
 
 class Observed(NamedTuple):

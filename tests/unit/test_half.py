@@ -289,9 +289,14 @@ def test_a_layer_norm_computes_in_float32_from_weights_of_float16(
         if tensor.name == too_large:
             tensor.CopyFrom(numpy_helper.from_array(np.full_like(norms[too_large], 7e4), too_large))
     onnx.save(source, str(tmp_path / "fp32.onnx"))
-    for half in ("fp16", "bf16"):
+    fp32_graph = GraphFile(
+        precision="fp32", file="fp32.onnx", opset=18, scoring=Scoring(normalisation="none")
+    )
+    Typing(tmp_path / "fp32.onnx", fp32_graph, None).write("int8-cpu", (), tmp_path / "int8-cpu.onnx")
+    for half in ("fp16", "bf16", "int8-cpu"):
         target = tmp_path / f"{half}.onnx"
-        write_half(tmp_path / "fp32.onnx", target, half)
+        if half != "int8-cpu":
+            write_half(tmp_path / "fp32.onnx", target, half)
         graph = onnx.load(str(target)).graph
         stored = {tensor.name: tensor for tensor in graph.initializer}
         for name, values in norms.items():

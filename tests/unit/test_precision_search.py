@@ -15,9 +15,9 @@ import pytest
 from onnx import TensorProto
 
 import flowedge
-from flowedge.bundle import Bundle, open_bundle
+from flowedge.bundle import Bundle, open_bundle, write_bundle
 from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport
-from flowedge.calibration.precision import PrecisionRequest, add_precisions
+from flowedge.calibration.precision import PrecisionRequest, add_precisions, half
 from flowedge.calibration.precision.ranges import observe, tensor_shapes
 from flowedge.calibration.precision.search import GateImages, Search
 from flowedge.calibration.precision.typed_graph import FILES, Typing, tensors_to_type
@@ -228,6 +228,33 @@ def test_a_second_precision_keeps_the_first_and_its_report(
     assert {graph.precision for graph in record.graphs} == {g.precision for g in second.manifest.graphs}
     assert all(graph.thresholds.image is not None for graph in second.manifest.graphs)
     assert "gate.bf16.html" in {stored.path for stored in second.manifest.files}
+
+
+def test_weights_beside_the_graph_are_read_and_written_beside_it(
+    tmp_path: Path, photographs: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a large graph; the bundle's files have several hard links while it is planned."""
+    bundle = write_block_bundle(tmp_path / "inside.flowedge", random_layers(1, (64, 64)))
+    inside, _ = add_precisions(bundle, photographs[:2], request_of("fp16", "int8"), threads=1)
+    monkeypatch.setattr(half, "EXTERNAL_ABOVE", 1000)
+    model = onnx.load(str(bundle.graph_path("fp32")))
+    half.save(model, tmp_path / "model.onnx")
+    files = {name: tmp_path / name for name in ("model.onnx", "model.onnx.data")}
+    kept = {stored.path: bundle.path / stored.path for stored in bundle.manifest.files}
+    large = write_bundle(tmp_path / "beside.flowedge", bundle.manifest, {**kept, **files})
+    beside, _ = add_precisions(large, photographs[:2], request_of("fp16", "int8"), threads=1)
+    frame = read_image(photographs[2])
+    for precision in ("fp32", "fp16", "int8-gpu", "int8-cpu"):
+        assert (
+            beside.graph_path(precision).with_name(f"{beside.graph_path(precision).name}.data").stat().st_size
+        )
+        one, other = (
+            flowedge.load(each.path, engine="onnxruntime-cpu", precision=precision, threads=1)(
+                frame
+            ).network_map
+            for each in (inside, beside)
+        )
+        np.testing.assert_array_equal(one, other)
 
 
 # What only one way of planning saves
