@@ -56,26 +56,41 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="a Python with anomalib 2.7, for its own ONNX")
     parser.add_argument("--out", type=Path, default=Path("bench-out/engines"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--without-int8",
+        action="store_true",
+        help="fp32 and bf16 alone: planning INT8 takes long on the largest models",
+    )
     options = parser.parse_args()
     for name in options.names:
         if not (options.out / name / REPORT).exists():
             print(f"{name} …", flush=True)
-            measure(ROWS[name], options.out / name, options.peer, options.threads)
+            measure(
+                ROWS[name], options.out / name, options.peer, options.threads, int8=not options.without_int8
+            )
     write_table(options.out, options.names)
 
 
-def measure(model: FullSize, folder: Path, peer: Path | None, threads: int) -> None:
+def measure(model: FullSize, folder: Path, peer: Path | None, threads: int, *, int8: bool) -> None:
     """Make a model's bundle and time it; the report stays in its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = write_checkpoint(model, folder)
-    photos = write_photos(folder / "photos", PHOTOS)
     bundle = folder / "bundle.flowedge"
     shutil.rmtree(bundle, ignore_errors=True)
-    good = str(photos.calibration[0].parent)
     export = ["export", str(checkpoint), "-o", str(bundle), *model.export_options(folder)]
-    run(*export, "--bf16", "--int8", "--calib-data", good, *(f"--gate={limit}" for limit in ANY))
+    if int8:
+        good = write_photos(folder / "photos", PHOTOS).calibration[0].parent
+        export += ["--int8", "--calib-data", str(good), *(f"--gate={limit}" for limit in ANY)]
+    run(*export, "--bf16")
     bench = ["bench", str(bundle), "--engines", "onnxruntime-cpu,openvino", "--batch", "1"]
-    bench += ["--precisions", "fp32,bf16,int8", "--threads", str(threads), "--against", str(checkpoint)]
+    bench += [
+        "--precisions",
+        "fp32,bf16,int8" if int8 else "fp32,bf16",
+        "--threads",
+        str(threads),
+        "--against",
+        str(checkpoint),
+    ]
     if model.has_backbone_file:
         bench += ["--backbone-weights", str(folder / BACKBONE)]
     if peer is not None and model.layout == "anomalib" and (model.family != "csflow" or model.hidden == 1024):

@@ -293,14 +293,13 @@ def test_a_layer_norm_computes_in_float32_from_weights_of_float16(
         precision="fp32", file="fp32.onnx", opset=18, scoring=Scoring(normalisation="none")
     )
     Typing(tmp_path / "fp32.onnx", fp32_graph, None).write("int8-cpu", (), tmp_path / "int8-cpu.onnx")
-    for half in ("fp16", "bf16", "int8-cpu"):
-        target = tmp_path / f"{half}.onnx"
-        if half != "int8-cpu":
-            write_half(tmp_path / "fp32.onnx", target, half)
-        graph = onnx.load(str(target)).graph
+    write_half(tmp_path / "fp32.onnx", tmp_path / "fp16.onnx", "fp16")
+    write_half(tmp_path / "fp32.onnx", tmp_path / "bf16.onnx", "bf16")
+    for precision in ("fp16", "bf16", "int8-cpu"):
+        graph = onnx.load(str(tmp_path / f"{precision}.onnx")).graph
         stored = {tensor.name: tensor for tensor in graph.initializer}
         for name, values in norms.items():
-            if half == "bf16" or name == too_large:
+            if precision == "bf16" or name == too_large:
                 assert stored[name].data_type == TensorProto.FLOAT
                 continue
             assert name not in stored
