@@ -83,14 +83,8 @@ def measure(model: FullSize, folder: Path, peer: Path | None, threads: int, *, i
         export += ["--int8", "--calib-data", str(good), *(f"--gate={limit}" for limit in ANY)]
     run(*export, "--bf16")
     bench = ["bench", str(bundle), "--engines", "onnxruntime-cpu,openvino", "--batch", "1"]
-    bench += [
-        "--precisions",
-        "fp32,bf16,int8" if int8 else "fp32,bf16",
-        "--threads",
-        str(threads),
-        "--against",
-        str(checkpoint),
-    ]
+    bench += ["--precisions", "fp32,bf16,int8" if int8 else "fp32,bf16"]
+    bench += ["--threads", str(threads), "--against", str(checkpoint)]
     if model.has_backbone_file:
         bench += ["--backbone-weights", str(folder / BACKBONE)]
     if peer is not None and model.layout == "anomalib" and (model.family != "csflow" or model.hidden == 1024):

@@ -15,7 +15,8 @@ from flowedge.errors import EngineUnavailableError
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.runtime import auto
 from flowedge.runtime.auto import fastest_precision, precisions_on
-from flowedge.runtime.engine_cache import EngineFacts, engine_cache
+from flowedge.runtime.engine_cache import engine_cache
+from support.engine_facts import facts
 
 CPU = "onnxruntime-cpu"
 
@@ -77,17 +78,7 @@ def test_what_is_built_later_is_measured_too(
     fastest_precision(exported, "tensorrt")
     fastest_precision(exported, "tensorrt")
     assert asked == ["fp32", "fp16"], "the second time it is remembered"
-    facts = EngineFacts(
-        engine="tensorrt",
-        version="1",
-        graph="0" * 64,
-        precision="fp16",
-        device="d",
-        capability="8.7",
-        driver="1",
-        batches=(1, 1, 8),
-    )
-    engine_cache().find_or_build(facts, lambda: b"an engine", say=lambda line: None)
+    engine_cache().find_or_build(facts(), lambda: b"an engine", say=lambda line: None)
     fastest_precision(exported, "tensorrt")
     assert asked == ["fp32", "fp16"] * 2
 

@@ -16,8 +16,9 @@ import msgspec
 import pytest
 
 from flowedge.errors import EngineCacheError
-from flowedge.runtime.engine_cache import EngineCache, EngineFacts, engine_cache, graph_hash
+from flowedge.runtime.engine_cache import EngineCache, engine_cache, graph_hash
 from support.command_line import flowedge
+from support.engine_facts import facts
 from support.tiny_bundle import write_tiny_bundle
 
 # Python 3.12 warns of a fork beside the threads that other tests of the process left behind.
@@ -25,20 +26,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:Deprecati
 
 PLAN = bytes(range(256)) * 40
 FORK = multiprocessing.get_context("fork")
-
-
-def facts(**changes: object) -> EngineFacts:
-    made = EngineFacts(
-        engine="tensorrt",
-        version="10.3.0",
-        graph="0" * 64,
-        precision="fp16",
-        device="Orin",
-        capability="8.7",
-        driver="12.6",
-        batches=(1, 1, 8),
-    )
-    return msgspec.structs.replace(made, **changes)
 
 
 @pytest.fixture

@@ -117,12 +117,14 @@ def test_a_graph_without_a_matching_node_is_refused(tmp_path: Path) -> None:
 # Islands from ranges
 
 
+FP32 = GraphFile(precision="fp32", file="fp32.onnx", opset=18, scoring=Scoring(normalisation="none"))
+
+
 def typing_of(model: onnx.ModelProto, images: NDArray[np.float32], folder: Path) -> tuple[Typing, Path]:
     path = folder / "fp32.onnx"
     onnx.save(model, str(path))
-    fp32 = GraphFile(precision="fp32", file="fp32.onnx", opset=18, scoring=Scoring(normalisation="none"))
     ranges = observe(path, tensors_to_type(path, ("fp16", "bf16")).tensors, images[:, None])
-    return Typing(path, fp32, ranges), path
+    return Typing(path, FP32, ranges), path
 
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 3, *SIZE)).astype(np.float32)
@@ -197,8 +199,7 @@ def test_float16_is_emulated_with_every_value_rounded_and_overflows_where_a_gpu_
     overflow[1].bias[:] = 60000
     overflow[2].weight[:] *= 2.0**-15
     _, path = typing_of(block_model(overflow), IMAGES, tmp_path)
-    fp32 = GraphFile(precision="fp32", file="fp32.onnx", opset=18, scoring=Scoring(normalisation="none"))
-    blind = Typing(path, fp32, None)
+    blind = Typing(path, FP32, None)
     blind.write("fp16", blocks, tmp_path / "overflow.onnx", emulated=True)
     assert not np.isfinite(np.asarray(run(tmp_path / "overflow.onnx", IMAGES)[2])).all()
 
@@ -289,10 +290,7 @@ def test_a_layer_norm_computes_in_float32_from_weights_of_float16(
         if tensor.name == too_large:
             tensor.CopyFrom(numpy_helper.from_array(np.full_like(norms[too_large], 7e4), too_large))
     onnx.save(source, str(tmp_path / "fp32.onnx"))
-    fp32_graph = GraphFile(
-        precision="fp32", file="fp32.onnx", opset=18, scoring=Scoring(normalisation="none")
-    )
-    Typing(tmp_path / "fp32.onnx", fp32_graph, None).write("int8-cpu", (), tmp_path / "int8-cpu.onnx")
+    Typing(tmp_path / "fp32.onnx", FP32, None).write("int8-cpu", (), tmp_path / "int8-cpu.onnx")
     write_half(tmp_path / "fp32.onnx", tmp_path / "fp16.onnx", "fp16")
     write_half(tmp_path / "fp32.onnx", tmp_path / "bf16.onnx", "bf16")
     for precision in ("fp16", "bf16", "int8-cpu"):

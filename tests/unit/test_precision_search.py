@@ -23,6 +23,7 @@ from flowedge.calibration.precision.search import GateImages, Search
 from flowedge.calibration.precision.typed_graph import FILES, Typing, tensors_to_type
 from flowedge.calibration.record import PrecisionReport, read_record
 from flowedge.errors import CalibrationError, PrecisionError
+from flowedge.graph_files import weights_beside
 from flowedge.runtime.engine_cache import engine_cache
 from flowedge.runtime.images import read_image
 from flowedge.runtime.preprocess import Preprocessor
@@ -245,9 +246,7 @@ def test_weights_beside_the_graph_are_read_and_written_beside_it(
     beside, _ = add_precisions(large, photographs[:2], request_of("fp16", "int8"), threads=1)
     frame = read_image(photographs[2])
     for precision in ("fp32", "fp16", "int8-gpu", "int8-cpu"):
-        assert (
-            beside.graph_path(precision).with_name(f"{beside.graph_path(precision).name}.data").stat().st_size
-        )
+        assert weights_beside(beside.graph_path(precision)).stat().st_size
         one, other = (
             flowedge.load(each.path, engine="onnxruntime-cpu", precision=precision, threads=1)(
                 frame

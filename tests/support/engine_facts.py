@@ -1,0 +1,22 @@
+"""The facts of an engine that nobody built."""
+
+from __future__ import annotations
+
+import msgspec
+
+from flowedge.runtime.engine_cache import EngineFacts
+
+
+def facts(**changes: object) -> EngineFacts:
+    """Of one on a Jetson, but for what is named."""
+    made = EngineFacts(
+        engine="tensorrt",
+        version="10.3.0",
+        graph="0" * 64,
+        precision="fp16",
+        device="Orin",
+        capability="8.7",
+        driver="12.6",
+        batches=(1, 1, 8),
+    )
+    return msgspec.structs.replace(made, **changes)
