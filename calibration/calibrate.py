@@ -75,6 +75,7 @@ def calibrate_bundle(
     *,
     reference: bool = True,
     known: Mapping[str, FittedGraph] | None = None,
+    levels: Mapping[str, StoredLevels] | None = None,
     request: ThresholdRequest | None = None,
     labelled: Dataset | None = None,
     engine: str | None = None,
@@ -93,6 +94,7 @@ def calibrate_bundle(
         images: Good images.
         reference: Fit the reference maxima too, where the family's score has them.
         known: By precision, what was fitted on these images for this request before; it is taken as it is.
+        levels: By precision, the levels of these images where they were inferred before; the caller closes them.
         request: Which thresholds; None fits none. A limit of the number of false alarms gives way to them.
         labelled: The labelled images of an ``f1`` request.
         engine: The engine to compute with; None takes the default.
@@ -118,6 +120,7 @@ def calibrate_bundle(
             images,
             reference,
             known or {},
+            levels or {},
             request,
             labelled,
             engine,
@@ -141,6 +144,7 @@ def _fitted(
     images: Sequence[Path],
     reference: bool,
     known: Mapping[str, FittedGraph],
+    levels: Mapping[str, StoredLevels],
     request: ThresholdRequest | None,
     labelled: Dataset | None,
     engine: str | None,
@@ -153,13 +157,15 @@ def _fitted(
     """
     precisions = [graph.precision for graph in draft.manifest.graphs]
     unknown = [precision for precision in precisions if precision not in known]
-    fits_reference = reference and draft.manifest.graphs[0].scoring.normalisation != "none"
-    inferences = len(images) * fits_reference
+    fits_reference = reference and has_reference(draft.manifest)
+    inferences = 0
     if request is not None and request.method == "f1":
-        inferences += len(labelled.samples) if labelled else 0
-    elif request is not None and not fits_reference:
-        inferences = len(images)
-    progress = _Progress(on_progress, inferences * len(unknown))
+        inferences += (len(labelled.samples) if labelled else 0) * len(unknown)
+    if fits_reference:
+        inferences += len(images) * len(set(unknown) - set(levels))
+    elif request is not None and request.method != "f1":
+        inferences += len(images) * len(unknown)
+    progress = _Progress(on_progress, inferences)
 
     def detector(precision: str) -> Detector:
         try:
@@ -180,8 +186,11 @@ def _fitted(
         stored: dict[str, StoredLevels] = {}
         if fits_reference:
             for precision in unknown:
-                with detector(precision) as detect:
-                    stored[precision] = stack.enter_context(_stored_levels(detect, images, progress))
+                if precision in levels:
+                    stored[precision] = levels[precision]
+                else:
+                    with detector(precision) as detect:
+                        stored[precision] = stack.enter_context(_stored_levels(detect, images, progress))
                 references[precision] = _fit_reference(stored[precision], draft.manifest)
             draft = _with_references(draft, references, folder)
         for precision in unknown:
@@ -202,6 +211,11 @@ def _fitted(
         graphs=tuple(fitted[precision] for precision in precisions),
     )
     return draft, record
+
+
+def has_reference(manifest: Manifest) -> bool:
+    """Whether the family's score is normalised by maxima that can be fitted."""
+    return manifest.graphs[0].scoring.normalisation != "none"
 
 
 def decide_by_nfa(bundle: Bundle, threshold: NfaThreshold) -> Bundle:

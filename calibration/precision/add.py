@@ -8,10 +8,11 @@ cannot pass is not written.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,17 +20,25 @@ from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle, clone_bundle, replace_in_bundle
-from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle, constants_of, hash_of_images
+from flowedge.calibration.calibrate import (
+    ThresholdRequest,
+    calibrate_bundle,
+    constants_of,
+    has_reference,
+    hash_of_images,
+)
 from flowedge.calibration.dataset import Dataset
 from flowedge.calibration.gate_page import MapTriple, page_from_gate
 from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport
 from flowedge.calibration.precision.calibrators import CalibratorName
 from flowedge.calibration.precision.ranges import (
+    Observer,
     TensorRange,
     bytes_from_ranges,
-    observe,
     ranges_from_bytes,
     ranges_key,
 )
@@ -49,6 +58,7 @@ from flowedge.calibration.record import (
     bytes_of_record,
     read_record,
 )
+from flowedge.calibration.reference import StoredLevels
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.onnx_constants import write_constants
 from flowedge.runtime.engine_cache import EngineCache, graph_hash
@@ -170,13 +180,10 @@ class _Work:
 
     def run(self) -> tuple[Bundle, tuple[PrecisionReport, ...]]:
         """The bundle with every graph typed and calibrated, somewhere in the folder, and the reports."""
-        opened, request = self._opened, self._request
-        only_fp32 = msgspec.structs.replace(opened.manifest, graphs=(opened.manifest.graph("fp32"),))
-        fp32 = self._calibrated(
-            clone_bundle(opened, self._folder / "fp32", manifest=only_fp32), {}, "calibrating fp32"
-        )
+        request = self._request
+        fp32, ranges = self._observed()
         self._typing = Typing(
-            fp32.graph_path("fp32"), fp32.manifest.graph("fp32"), self._ranges(fp32), request.calibrator
+            fp32.graph_path("fp32"), fp32.manifest.graph("fp32"), ranges, request.calibrator
         )
         gate = GateImages(fp32, self._gate_images(), request.defects_per_image, self._threads)
         searches: dict[TypedPrecision, Search] = {name: self._search(name, gate) for name in self._precisions}
@@ -282,13 +289,20 @@ class _Work:
     def _images_sha256(self) -> str:
         return hash_of_images(self._images)
 
-    def _calibrated(self, draft: Bundle, known: Mapping[str, FittedGraph], label: str) -> Bundle:
-        """Calibrate all graphs but those that were before."""
+    def _calibrated(
+        self,
+        draft: Bundle,
+        known: Mapping[str, FittedGraph],
+        label: str,
+        levels: Mapping[str, StoredLevels] = MappingProxyType({}),
+    ) -> Bundle:
+        """Calibrate all graphs but those that were before, and infer no image whose levels are there."""
         self._progress.begin(label)
         done = calibrate_bundle(
             draft,
             self._images,
             known=known,
+            levels=levels,
             request=self._request.thresholds,
             engine=ENGINE,
             threads=self._threads,
@@ -297,37 +311,51 @@ class _Work:
         self._fitted |= {graph.precision: graph for graph in done.record.graphs}
         return done.bundle
 
-    def _ranges(self, fp32: Bundle) -> dict[str, TensorRange] | None:
-        graph = fp32.graph_path("fp32")
-        tensors, counted = tensors_to_type(graph, self._precisions)
+    def _observed(self) -> tuple[Bundle, dict[str, TensorRange] | None]:
+        """The bundle with its fp32 graph alone, calibrated, and the ranges of that graph's tensors.
+
+        One pass over the images finds both; no range depends on what is fitted.
+        """
+        opened = self._opened
+        only_fp32 = msgspec.structs.replace(opened.manifest, graphs=(opened.manifest.graph("fp32"),))
+        draft = clone_bundle(opened, self._folder / "fp32", manifest=only_fp32)
+        tensors, counted = tensors_to_type(draft.graph_path("fp32"), self._precisions)
         if not tensors:
-            return None
-        preprocessing = msgspec.json.encode(fp32.manifest.preprocessing).decode()
-        key = ranges_key(graph_hash(fp32, "fp32"), self._images_sha256 + preprocessing, tensors, counted)
-        known = f"ranges/{key}.npz"
+            return self._calibrated(draft, {}, "calibrating fp32"), None
         if self._cache is not None:
             with contextlib.suppress(ValueError):  # not there, or damaged: observed anew
-                return ranges_from_bytes(self._cache.read_extra(known))
+                ranges = ranges_from_bytes(self._cache.read_extra(self._ranges_name(draft, tensors, counted)))
+                return self._calibrated(draft, {}, "calibrating fp32"), ranges
         self._progress.begin("taking the ranges of all tensors")
-        input_of = GraphInput(fp32.manifest)
-        done = 0
-
-        def on_image() -> None:
-            nonlocal done
-            done += 1
-            self._progress.advance(done, len(self._images))
-
-        ranges = observe(
-            graph,
-            tensors,
-            (input_of([read_image(path)]) for path in self._images),
-            counted=frozenset(counted),
-            threads=self._threads,
-            on_image=on_image,
+        names = [f"level_{n}" for n in range(len(draft.manifest.levels))]
+        observer = Observer(
+            draft.graph_path("fp32"), tensors, counted=counted, outputs=names, threads=self._threads
         )
+        answers = self._answers(observer, GraphInput(draft.manifest))
+        with contextlib.ExitStack() as stack:
+            levels: dict[str, StoredLevels] = {}
+            if has_reference(draft.manifest):
+                paths = [str(path) for path in self._images]
+                levels["fp32"] = stack.enter_context(StoredLevels(answers, names=paths))
+            else:
+                collections.deque(answers, maxlen=0)
+            fp32 = self._calibrated(draft, {}, "calibrating fp32", levels)
         if self._cache is not None:
-            self._cache.write_extra(known, bytes_from_ranges(ranges))
-        return ranges
+            for graph in (draft, fp32):  # whether the next run begins with the one or the other
+                known = self._ranges_name(graph, tensors, counted)
+                self._cache.write_extra(known, bytes_from_ranges(observer.ranges))
+        return fp32, observer.ranges
+
+    def _ranges_name(self, fp32: Bundle, tensors: Sequence[str], counted: Sequence[str]) -> str:
+        """Of stored ranges in the cache."""
+        preprocessing = msgspec.json.encode(fp32.manifest.preprocessing).decode()
+        key = ranges_key(graph_hash(fp32, "fp32"), self._images_sha256 + preprocessing, tensors, counted)
+        return f"ranges/{key}.npz"
+
+    def _answers(self, observer: Observer, input_of: GraphInput) -> Iterator[tuple[NDArray[np.float32], ...]]:
+        for done, path in enumerate(self._images, start=1):
+            yield observer(input_of([read_image(path)]))
+            self._progress.advance(done, len(self._images))
 
     def _gate_images(self) -> Sequence[Path]:
         wanted = min(self._request.gate_images, len(self._images))

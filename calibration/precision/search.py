@@ -26,7 +26,7 @@ from flowedge.runtime.engine import open_engine
 from flowedge.runtime.images import read_image
 
 ENGINE: Final = "onnxruntime-cpu"
-# Both layouts round alike; beside the CPU's the rest is float32, which moves nothing and takes a third of the time.
+# Both layouts round alike.
 _MEASURED_AS: Final[Mapping[TypedPrecision, TypedPrecision]] = MappingProxyType({"int8-gpu": "int8-cpu"})
 _PROBES: Final = 4  # good images that a block's sensitivity is measured on, each also with one defect
 

@@ -104,8 +104,9 @@ class Typing:
             precision: Which.
             blocks: Some of those that `blocks` gives.
             target: The file; large weights go into a file beside it.
-            emulated: Only to be judged, on a CPU: every value of fp16 and bf16 is rounded in float32 types; INT8 is as
-                it is. Else exactly what a device gets, and checked.
+            emulated: Only to be judged, on a CPU: every value of fp16 and bf16 is rounded in float32 types; beside INT8
+                all is float32, which a CPU runs several times as fast as float16. Else exactly what a device gets, and
+                checked.
 
         Raises:
             ExportError: The result is not a valid graph.
@@ -121,15 +122,15 @@ class Typing:
             int8 = tuple(name for name in everything if name in blocks)
         else:
             keep |= {node for node in self._half_nodes if block_of(node) in given_back}
-        rest = _REST[precision]
+        rest = None if emulated and precision in _LAYOUTS else _REST[precision]
         found: dict[str, str] = {}
         if rest is not None:
             found = {node: why for node, why in self._islands_of(rest).items() if node not in keep}
-            if precision not in _LAYOUTS and emulated:
+            if emulated:
                 emulate_half(model, rest, keep={*keep, *found})
             else:
                 to_half(model, rest, keep={*keep, *found})
-        else:
+        elif not emulated:
             store_in_half(model)
         save(model, target, check=not emulated)
         graph = GraphFile(

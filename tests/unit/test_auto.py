@@ -11,10 +11,11 @@ from onnx import numpy_helper
 
 import flowedge
 from flowedge.bundle import Bundle, write_bundle
-from flowedge.errors import EngineUnavailableError
+from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.runtime import auto
 from flowedge.runtime.auto import fastest_precision, precisions_on
+from flowedge.runtime.engine import Engine, engine_spec, open_engine
 from flowedge.runtime.engine_cache import engine_cache
 from support.engine_facts import facts
 
@@ -62,25 +63,60 @@ def test_without_a_named_engine_all_that_open_here_are_compared(exported: Bundle
         assert "openvino fp32" in detector.engine.reason
 
 
-def test_what_is_built_later_is_measured_too(
-    exported: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On an engine that is compiled ahead; here its module stands in, for no such engine opens without a device."""
-    asked: list[str] = []
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """What stands in for a built TensorRT, which opens without a device nowhere: by precision, how often it was opened.
 
-    def measure(bundle: Bundle, engine: str, precision: str, threads: int | None) -> auto.Measured:
-        asked.append(precision)
-        return auto.Measured(engine=engine, precision=precision, median_ms=1.0, problem="")
+    Only the precisions that it has at first are built; each is computed on ONNX Runtime.
+    """
+    opened = {"fp16": 0}
+
+    def open_one(engine: str, bundle: Bundle, precision: str, *, threads: int | None) -> Engine:
+        if engine != "tensorrt":
+            return open_engine(engine, bundle, precision, threads=threads)
+        if precision not in opened:
+            raise EngineNotBuiltError(f"{precision} is not built. Run flowedge build.")
+        opened[precision] += 1
+        session = open_engine(CPU, bundle, precision, threads=threads)
+        session.name = engine
+        return session
 
     monkeypatch.setattr(auto, "engine_module", lambda spec: None)
     monkeypatch.setattr(auto, "library_version", lambda spec: "1")
-    monkeypatch.setattr(auto, "_measure", measure)
-    fastest_precision(exported, "tensorrt")
-    fastest_precision(exported, "tensorrt")
-    assert asked == ["fp32", "fp16"], "the second time it is remembered"
+    monkeypatch.setattr(auto, "open_engine", open_one)
+    monkeypatch.setattr(auto, "choosable_engines", lambda: [engine_spec("tensorrt"), engine_spec(CPU)])
+    return opened
+
+
+def test_what_is_built_later_is_measured_too(exported: Bundle, cache: Path, built: dict[str, int]) -> None:
+    fastest_precision(exported, "tensorrt", threads=1)
+    fastest_precision(exported, "tensorrt", threads=1)
+    assert built == {"fp16": 1}, "the second time it is remembered"
     engine_cache().find_or_build(facts(), lambda: b"an engine", say=lambda line: None)
-    fastest_precision(exported, "tensorrt")
-    assert asked == ["fp32", "fp16"] * 2
+    built["fp32"] = 0
+    choice = fastest_precision(exported, "tensorrt", threads=1)
+    assert built == {"fp16": 2, "fp32": 1}
+    assert all(one.median_ms for one in choice.measured)
+
+
+def test_an_engine_with_one_graph_built_is_compared_by_it(
+    exported: Bundle, cache: Path, built: dict[str, int]
+) -> None:
+    choice = fastest_precision(exported, threads=1)
+    problems = {(one.engine, one.precision): one.problem for one in choice.measured}
+    assert set(problems) == {(engine, name) for engine in ("tensorrt", CPU) for name in ("fp32", "fp16")}
+    assert "fp32 is not built" in problems["tensorrt", "fp32"]
+    assert not problems["tensorrt", "fp16"]
+    assert not choice.not_built
+
+
+def test_an_engine_with_nothing_built_is_said_to_need_it(
+    exported: Bundle, cache: Path, built: dict[str, int]
+) -> None:
+    built.clear()
+    choice = fastest_precision(exported, threads=1)
+    assert {one.engine for one in choice.measured} == {CPU}
+    assert choice.not_built == ("fp32 is not built. Run flowedge build.",)
 
 
 def test_a_graph_that_is_wrong_here_is_not_taken(exported: Bundle, tmp_path: Path, cache: Path) -> None:

@@ -11,19 +11,25 @@ import cv2
 import msgspec
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
 import flowedge
 from flowedge.bundle import Bundle, open_bundle, write_bundle
+from flowedge.calibration import calibrate
+from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle
 from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport
 from flowedge.calibration.precision import PrecisionRequest, add_precisions, half
-from flowedge.calibration.precision.ranges import observe, tensor_shapes
+from flowedge.calibration.precision.ranges import Observer, observe, tensor_shapes
 from flowedge.calibration.precision.search import GateImages, Search
 from flowedge.calibration.precision.typed_graph import FILES, Typing, tensors_to_type
-from flowedge.calibration.record import PrecisionReport, read_record
+from flowedge.calibration.record import FittedGraph, PrecisionReport, read_record
+from flowedge.calibration.reference import StoredLevels
 from flowedge.errors import CalibrationError, PrecisionError
+from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.graph_files import weights_beside
+from flowedge.runtime.detector import Detector
 from flowedge.runtime.engine_cache import engine_cache
 from flowedge.runtime.images import read_image
 from flowedge.runtime.preprocess import Preprocessor
@@ -171,11 +177,11 @@ def test_the_ranges_are_kept_for_the_same_graph_images_and_preprocessing_alone(
     kept = engine_cache().folder / "ranges"
     observed: list[int] = []
 
-    def counted(graph: Path, tensors: Sequence[str], images: Any, **options: Any) -> Any:
+    def counted(graph: Path, tensors: Sequence[str], **options: Any) -> Observer:
         observed.append(len(tensors))
-        return observe(graph, tensors, images, **options)
+        return Observer(graph, tensors, **options)
 
-    monkeypatch.setattr("flowedge.calibration.precision.add.observe", counted)
+    monkeypatch.setattr("flowedge.calibration.precision.add.Observer", counted)
 
     def add(number: int, *, weights: int = 1, images: int = 2, crop: bool = False) -> bytes:
         bundle = write_block_bundle(tmp_path / f"{number}.flowedge", random_layers(weights, (4, 4)))
@@ -206,6 +212,74 @@ def test_the_ranges_are_kept_for_the_same_graph_images_and_preprocessing_alone(
     kept.parent.mkdir(exist_ok=True)
     kept.write_text("a file in the way")
     assert add(6) == first
+
+
+def test_the_pass_that_takes_ranges_gives_fp32_its_reference(
+    small_checkpoint: Path, tmp_path: Path, photographs: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
+    path = tmp_path / "cflow.flowedge"
+    export_bundle(small_checkpoint, path, ExportOptions())
+    alone = calibrate_bundle(
+        export_bundle(small_checkpoint, tmp_path / "alone.flowedge", ExportOptions()).bundle,
+        photographs,
+        request=ThresholdRequest(),
+        engine="onnxruntime-cpu",
+        threads=1,
+    ).record.graphs[0]
+    inferred: list[str] = []
+    stored_levels = calibrate._stored_levels
+
+    def recorded(detect: Detector, *arguments: Any) -> StoredLevels:
+        inferred.append(detect.precision)
+        return stored_levels(detect, *arguments)
+
+    monkeypatch.setattr(calibrate, "_stored_levels", recorded)
+
+    def fitted() -> FittedGraph:
+        done, _ = add_precisions(
+            open_bundle(path), photographs, request_of("int8"), threads=1, cache=engine_cache()
+        )
+        record = read_record(done)
+        assert record is not None
+        return record.graphs[0]
+
+    def values(graph: FittedGraph) -> list[float]:
+        assert graph.reference is not None
+        assert graph.thresholds.image is not None
+        assert graph.thresholds.pixel is not None
+        thresholds = (graph.thresholds.image.value, graph.thresholds.pixel.value)
+        return [*graph.reference.level_max, graph.reference.map_max, *thresholds]
+
+    first = fitted()
+    assert inferred == ["int8-gpu", "int8-cpu"], "fp32 was not inferred again"
+    np.testing.assert_allclose(values(first), values(alone), rtol=1e-5)
+    second = fitted()
+    assert inferred[2:] == ["fp32", "int8-gpu", "int8-cpu"], "the ranges were known, the levels were not"
+    np.testing.assert_allclose(values(second), values(alone), rtol=1e-5)
+
+
+def test_int8_is_searched_without_float16_which_moves_nothing(
+    tmp_path: Path, photographs: tuple[Path, ...]
+) -> None:
+    bundle = write_block_bundle(tmp_path / "blocks.flowedge", random_layers(1, (64, 64)))
+    ranges = ranges_of(bundle, photographs)
+    typing = Typing(bundle.graph_path("fp32"), bundle.manifest.graph("fp32"), ranges)
+    blocks = list(typing.blocks("int8-gpu"))
+    real, emulated = tmp_path / "real.onnx", tmp_path / "emulated.onnx"
+    typing.write("int8-gpu", blocks, real)
+    typing.write("int8-gpu", blocks, emulated, emulated=True)
+    kinds = [
+        {tensor.data_type for tensor in onnx.load(str(path)).graph.initializer} for path in (real, emulated)
+    ]
+    assert [TensorProto.FLOAT16 in kind for kind in kinds] == [True, False]
+    assert all(TensorProto.INT8 in kind for kind in kinds)
+    image = Preprocessor(bundle.manifest.preprocessing)(read_image(photographs[0]))[None]
+    whole, one, other = (
+        ort.InferenceSession(str(path)).run(["anomaly_map"], {"image": image})[0]
+        for path in (bundle.graph_path("fp32"), real, emulated)
+    )
+    assert np.abs(one - other).max() < 0.1 * np.abs(one - whole).max()
 
 
 def test_a_second_precision_keeps_the_first_and_its_report(

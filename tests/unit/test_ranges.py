@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from flowedge.calibration.precision import ranges as ranges_module
 from flowedge.calibration.precision.ranges import (
+    Observer,
     TensorRange,
     bytes_from_ranges,
     observe,
@@ -72,6 +73,16 @@ def test_many_parts_are_as_one_pass(parts: list[Values]) -> None:
 def test_half_precision_is_counted_as_the_same_numbers() -> None:
     values = np.random.default_rng(0).normal(size=500).astype(np.float16)
     assert same(range_of(values), range_of(values.astype(np.float32)))
+
+
+@pytest.mark.parametrize("size", [(1 << 17) - 1, 1 << 17, 300_000])
+def test_large_tensors_are_counted_like_small_ones(size: int) -> None:
+    values = np.random.default_rng(size).normal(size=size).astype(np.float32)
+    values[::3] = 0
+    together = range_of(values)
+    assert same(together, range_of(*np.array_split(values, 50)))
+    assert together.counts.dtype == np.int64
+    assert together.counts[0] == len(values[::3])
 
 
 def test_what_is_kept_does_not_grow_with_the_values() -> None:
@@ -138,6 +149,20 @@ def test_weights_beside_the_graph_are_found(graph: Path, tmp_path: Path) -> None
     assert beside.with_name("model.onnx.data").stat().st_size > 10_000
     one, other = (observe(path, ["l2.out"], images_of(1), threads=1) for path in (graph, beside))
     assert same(one["l2.out"], other["l2.out"])
+
+
+def test_outputs_beside_the_tensors_are_the_graphs_own(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = images_of(2)
+    session = onnxruntime.InferenceSession(str(graph))
+    names = [output.name for output in session.get_outputs()]
+    alone = observe(graph, ["l0.out", "l1.out"], images, threads=1)
+    monkeypatch.setattr(ranges_module, "_OUTPUT_BYTES", 1)  # a run of its own for each tensor
+    observer = Observer(graph, ["l0.out", "l1.out"], outputs=names, threads=1)
+    for image in images:
+        expected = session.run(names, {session.get_inputs()[0].name: image})
+        for one, other in zip(observer(image), expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert all(same(alone[name], observer.ranges[name]) for name in alone)
 
 
 def test_values_that_are_not_finite_are_counted_apart(graph: Path) -> None:
