@@ -143,7 +143,7 @@ class Observer:
         outputs: tuple[NDArray[np.float32], ...] = ()
         for session, group, more in self._sessions:
             with flushing_denormals():
-                answers: list[Any] = session.run([*group, *more], {session.get_inputs()[0].name: image})
+                answers: Sequence[Any] = session.run([*group, *more], {session.get_inputs()[0].name: image})
             for name, values in zip(group, answers[: len(group)], strict=True):
                 self.ranges[name].add(values, counted=name in self._counted)
             outputs += tuple(answers[len(group) :])
