@@ -21,7 +21,6 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from flowedge.errors import CalibrationError
 from flowedge.runtime.denormals import flushing_denormals
 
 _BINS: Final = 1 << 16
@@ -148,29 +147,6 @@ class Observer:
                 self.ranges[name].add(values, counted=name in self._counted)
             outputs += tuple(answers[len(group) :])
         return outputs
-
-
-def observe(
-    graph: Path,
-    tensors: Sequence[str],
-    images: Iterable[NDArray[np.float32]],
-    *,
-    counted: Collection[str] | None = None,
-    threads: int | None = None,
-) -> dict[str, TensorRange]:
-    """Run a graph over images and count what its tensors hold: see `Observer`.
-
-    Raises:
-        CalibrationError: No image was given.
-    """
-    observer = Observer(graph, tensors, counted=counted, threads=threads)
-    seen = 0
-    for image in images:
-        observer(image)
-        seen += 1
-    if not seen:
-        raise CalibrationError("ranges need at least one image, got none.")
-    return observer.ranges
 
 
 def _groups(graph: Path, tensors: Sequence[str]) -> list[tuple[str, ...]]:

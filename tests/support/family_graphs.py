@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowedge.bundle import Bundle, write_bundle
-from flowedge.calibration.precision.ranges import observe
 from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Typing, Written, tensors_to_type
 from flowedge.export.graph import ir
 from flowedge.export.graph.emit import Flow
@@ -22,6 +21,7 @@ from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
 from flowedge.export.reference.scores import answer_from_levels
 from flowedge.manifest import GraphFile, LevelInfo, PrecisionName
+from support.observed import observe
 from support.random_flows import random_cflow, random_csflow, random_fastflow, random_msflow, random_uflow
 from support.tiny_bundle import tiny_manifest
 

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from flowedge.calibration.precision.ranges import observe
 from flowedge.calibration.precision.typed_graph import Typing, tensors_to_type
 from flowedge.errors import ExportError
 from flowedge.export.graph.onnx_export import onnx_from_model
@@ -25,6 +24,7 @@ from flowedge.manifest import GraphFile, Scoring
 from support.block_graph import SIZE, block_model, random_layers
 from support.family_graphs import FamilyBundle
 from support.half_graph import write_half
+from support.observed import observe
 from support.random_flows import random_cflow
 from support.tiny_bundle import tiny_model
 

@@ -21,7 +21,7 @@ from flowedge.calibration import calibrate
 from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle
 from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport
 from flowedge.calibration.precision import PrecisionRequest, add_precisions, half
-from flowedge.calibration.precision.ranges import Observer, observe, tensor_shapes
+from flowedge.calibration.precision.ranges import Observer, tensor_shapes
 from flowedge.calibration.precision.search import GateImages, Search
 from flowedge.calibration.precision.typed_graph import FILES, Typing, tensors_to_type
 from flowedge.calibration.record import FittedGraph, PrecisionReport, read_record
@@ -34,6 +34,7 @@ from flowedge.runtime.engine_cache import engine_cache
 from flowedge.runtime.images import read_image
 from flowedge.runtime.preprocess import Preprocessor
 from support.block_graph import Layer, random_layers, write_block_bundle, write_photographs
+from support.observed import observe
 
 LIMITS = GateLimits(
     map_correlation=0.98,

@@ -21,12 +21,13 @@ from onnx import TensorProto, numpy_helper
 
 from flowedge.calibration.precision.blocks import block_of, sites_of
 from flowedge.calibration.precision.qdq import CPU, GPU, Layout, Scales, plan_of, quantise, tensors_to_observe
-from flowedge.calibration.precision.ranges import TensorRange, observe
+from flowedge.calibration.precision.ranges import TensorRange
 from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
 from flowedge.manifest import GraphFile
 from support.block_graph import SIZE, Layer, block_model, random_layers
 from support.family_graphs import FAMILIES, FamilyBundle, typed_graphs
+from support.observed import observe
 from support.random_flows import random_cflow, random_fastflow
 
 BACKBONES = ("resnet18", "mobilenetv2_100")  # residual sums, and depthwise convolutions
