@@ -26,7 +26,9 @@ from flowedge.runtime.bench.protocol import (
 )
 
 LEAST_RUNS: Final = 3
-"""In a window, however short it is."""
+"""In a window, however short it is, unless they take long."""
+
+_LONG_S: Final = 5.0  # no run begins later in a short window
 
 _BASELINE: Final = "flowedge.export.baseline"  # imports torch, and only in the process that measures it
 _PEAK_SIDE: Final = 1024
@@ -68,13 +70,14 @@ def subject_of(job: Job) -> Subject:
 
 
 def window_of(work: Callable[[], object], seconds: float) -> Window:
-    """Time runs one after the other for a while, at least `LEAST_RUNS`."""
+    """Time runs one after the other for a while, at least `LEAST_RUNS` unless those take long."""
     taken: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(taken) < LEAST_RUNS or time.perf_counter() < end:
+    began = done = time.perf_counter()
+    while not taken or done < began + (seconds if len(taken) >= LEAST_RUNS else max(seconds, _LONG_S)):
         start = time.perf_counter()
         work()
-        taken.append(1000 * (time.perf_counter() - start))
+        done = time.perf_counter()
+        taken.append(1000 * (done - start))
     return Window(ms=tuple(taken))
 
 

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flowedge.bundle import clone_bundle, open_bundle
 from flowedge.errors import EngineUnavailableError
+from flowedge.runtime.bench import subjects
 from flowedge.runtime.bench.machine import EnergyMeter
 from flowedge.runtime.bench.macs import multiply_accumulates
 from flowedge.runtime.bench.measure import ROUNDS, BenchOptions, run_bench
@@ -26,7 +27,7 @@ from flowedge.runtime.bench.parity import lowest_correlation
 from flowedge.runtime.bench.process import Worker
 from flowedge.runtime.bench.protocol import Command, Job, Peak
 from flowedge.runtime.bench.report import Report
-from flowedge.runtime.bench.subjects import LEAST_RUNS
+from flowedge.runtime.bench.subjects import LEAST_RUNS, window_of
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.selftest import read_selftest
 from support.command_line import Finished, flowedge
@@ -108,6 +109,13 @@ def test_every_combination_is_a_row_that_says_where_and_how_it_was_measured(
         assert row["machine"]["cores"] >= 1
         assert row["threads"] == 1
     assert benched.row(small_bundle.name)["version"] == ort.__version__
+
+
+def test_a_window_of_long_runs_has_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(window_of(lambda: None, 0.0).ms) == LEAST_RUNS
+    monkeypatch.setattr(subjects, "_LONG_S", 0.0)
+    assert len(window_of(lambda: None, 0.0).ms) == 1
+    assert len(window_of(lambda: None, 0.1).ms) > LEAST_RUNS, "seconds hold however long that is"
 
 
 def test_a_measured_row_has_all_its_numbers(benched: Benched, small_bundle: Path) -> None:
