@@ -80,13 +80,15 @@ def command(
     json: Json = False,
 ) -> None:
     """Export a trained checkpoint to a bundle, and check it against the original network."""
+    settings = settings_from(assignments or [])
+    size = None if frame_size is None else size_from("--frame-size", frame_size)
     with explain_missing("export"):
+        images, request = _judged_on(  # before PyTorch, which takes seconds to import
+            calib_data, int8=int8, fp16=fp16, bf16=bf16, calibrator=calibrator, gate=gate, labelled=labelled
+        )
         from flowedge.calibration.precision import Progress
         from flowedge.calibration.record import read_record
         from flowedge.export.pipeline import ExportOptions, default_target, export_bundle
-    images, request = _judged_on(
-        calib_data, int8=int8, fp16=fp16, bf16=bf16, calibrator=calibrator, gate=gate, labelled=labelled
-    )
     halves = [name for name, wanted in (("fp16", fp16), ("bf16", bf16)) if wanted and request is None]
     options = ExportOptions(
         half=tuple(halves),  # type: ignore[arg-type]
@@ -94,9 +96,9 @@ def command(
         images=images,
         image_size=image_size,
         backbone_weights=backbone_weights,
-        settings=settings_from(assignments or []),
+        settings=settings,
         nfa=nfa,
-        frame_size=None if frame_size is None else size_from("--frame-size", frame_size),
+        frame_size=size,
         opset=opset,
     )
     target = output if output is not None else default_target(checkpoint)
