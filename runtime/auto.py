@@ -112,10 +112,13 @@ def fastest_precision(bundle: Bundle, engine: str | None = None, *, threads: int
             measured += found
     right = [(one.median_ms, one.precision, one.engine) for one in measured if one.median_ms is not None]
     if not right:
-        reasons = "; ".join([*(f"{one}: {one.problem}" for one in measured), *not_built, *closed])
+        of_problem: dict[str, list[str]] = {}
+        for graph in measured:
+            of_problem.setdefault(graph.problem, []).append(str(graph))
+        reasons = [f"{', '.join(graphs)}: {problem}" for problem, graphs in of_problem.items()]
         raise EngineUnavailableError(
-            f"no graph of {bundle.path} is right on {engine or 'any engine'}: {reasons} "
-            "Run flowedge verify for the whole report."
+            f"no graph of {bundle.path} runs here and is right on {engine or 'any engine'}: "
+            f"{'; '.join([*reasons, *not_built, *closed])} Run flowedge verify for the whole report."
         )
     _, precision, fastest = min(right)
     choice = Choice(precision=precision, engine=fastest, measured=tuple(measured), not_built=tuple(not_built))

@@ -269,7 +269,9 @@ def _reason(problems: Mapping[str, EngineUnavailableError]) -> str:
     if not problems:
         return "the first choice"
     not_built = [str(problem) for problem in problems.values() if isinstance(problem, EngineNotBuiltError)]
-    passed_over = f"the first that opens here; {', '.join(problems)} did not (flowedge doctor says why)"
+    passed_over = (
+        f"the first that opens here; {', '.join(problems)} did not (name one as the engine to see why)"
+    )
     return ". ".join([passed_over, *not_built])
 
 

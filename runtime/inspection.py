@@ -32,6 +32,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         latency_ms: Preprocessing, inference and decision; not reading the file.
         precision: What the graph computed in.
         engine: What computed it.
+        engine_reason: Why that one.
         overlay: The heatmap's file, where one was written.
         mask: The mask's file, where one was written.
         problem: Why the image was not inspected; empty otherwise.
@@ -48,6 +49,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float | None
     precision: str
     engine: str
+    engine_reason: str
     overlay: str | None = None
     mask: str | None = None
     problem: str = ""
@@ -160,6 +162,7 @@ def _inspection(
         latency_ms=timings.preprocess_ms + timings.infer_ms + timings.decide_ms,
         precision=result.precision,
         engine=result.engine,
+        engine_reason=result.engine_reason,
         overlay=None if overlay is None else printable(str(overlay)),
         mask=None if mask is None else printable(str(mask)),
         problem="" if finite else f"{printable(str(path))}: the network's answer is not finite",
@@ -178,6 +181,7 @@ def _unread(detector: Detector, path: Path, problem: str) -> Inspection:
         latency_ms=None,
         precision=detector.precision,
         engine=detector.engine.name,
+        engine_reason=detector.engine.reason,
         problem=problem,
     )
 

@@ -216,9 +216,12 @@ class _Work:
             for name in failed:
                 given_back[name] = searches[name].first_that_passes(given_back[name] + 1)
         name, report = next(iter(failed.items()))
+        blocks = len(self._typing.blocks(name))
+        back = blocks - len(self._chosen[name])
         raise PrecisionError(
-            f"{name} does not pass its gate with the references and thresholds fitted for it: "
-            f"{'; '.join(report.failures)}. Nothing was written. Give more images, or loosen a limit with --gate."
+            f"{name} does not pass its gate as it would ship, with {back} of {blocks} blocks "
+            f"given back: {'; '.join(report.failures)}. Nothing was written. Loosen a limit with --gate, or give more "
+            "images."
         )
 
     def for_devices(

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flowedge.runtime.bench.report import Report
 
 NAME = "bench"
+_WIDEST: Final = 10_000  # characters
 
 
 def command(
@@ -114,13 +115,13 @@ def _print(report: Report) -> None:
     shown = [COLUMNS.index(column) for column in TERMINAL_COLUMNS]
     cells = [cells_of(row) for row in report.rows]
     styles = ["bold red" if row.is_wrong else "dim" if row.problem else None for row in report.rows]
-    RESULTS.print(_table(TERMINAL_COLUMNS, [[row[n] for n in shown] for row in cells], styles))
+    _print_whole(_table(TERMINAL_COLUMNS, [[row[n] for n in shown] for row in cells], styles))
     for title, columns, body in (
         ("\nImages per second", batch_columns(report), batch_rows(report)),
         ("\nWhere the time of one frame goes", STAGE_COLUMNS, stage_rows(report)),
     ):
         if body:
-            RESULTS.print(_table(columns, body, [None] * len(body), title))
+            _print_whole(_table(columns, body, [None] * len(body), title))
     RESULTS.print(f"\n{machine_line(report.machine)}", soft_wrap=True)
     for remark in remarks_of(report):
         MESSAGES.print(remark, soft_wrap=True)
@@ -140,6 +141,20 @@ def _table(
     for row, style in zip(rows, styles, strict=True):
         made.add_row(*row, style=style)
     return made
+
+
+def _print_whole(made: Table) -> None:
+    """No number is cut: lines are longer than a terminal that is too narrow for all, and whole in a file or a pipe."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    size = Measurement.get(RESULTS, RESULTS.options.update(width=_WIDEST, max_width=_WIDEST), made)
+    needed = size.maximum
+    if RESULTS.is_terminal and RESULTS.width < size.maximum:
+        needed = size.minimum
+        for column in made.columns[1:]:
+            column.width = column.min_width  # else rich takes from all alike
+    Console(width=max(RESULTS.width, needed), highlight=False, markup=False).print(made)
 
 
 def _words(option: str, text: str | None) -> tuple[str, ...] | None:

@@ -160,6 +160,13 @@ def test_an_engine_that_answers_wrongly_is_shown_as_wrong_everywhere(benched: Be
     assert benched.report["wrong"] == [f"{WRONG} {ORT} fp32"]
     assert benched.done.status == 1
     assert "WRONG" in benched.done.stdout
+
+
+def test_the_table_is_whole_in_a_pipe(benched: Benched, small_bundle: Path) -> None:
+    row = benched.row(small_bundle.name)
+    label = f"{small_bundle.name} {ORT} fp32"
+    line = next(one for one in benched.done.stdout.splitlines() if one.startswith(label))
+    assert line.split()[-2:] == [f"{row['stages']['overhead_ms']:.2f}", f"{row['peak_resident_mb']:.0f}"]
     assert benched.page.count('<tr class="wrong">') == 1
     assert "Wrong answers: " in benched.page
     assert "WRONG" in benched.markdown

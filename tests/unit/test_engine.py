@@ -184,7 +184,7 @@ def test_no_name_takes_the_first_engine_that_can_be_imported(
     monkeypatch.setattr(engine_file, "ENGINES", table)
     engine = open_engine(None, bundle, "fp32")
     assert engine.name == ORT
-    assert engine.reason == "the first that opens here; first did not (flowedge doctor says why)"
+    assert engine.reason == "the first that opens here; first did not (name one as the engine to see why)"
 
 
 def test_int8_is_looked_for_on_the_next_device_where_a_bundle_has_one_form_only(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_export_with_images_writes_the_graphs_with_what_was_found(
     record = read_record(bundle)
     assert record is not None
     assert [report.calibrator for report in record.typed] == ["percentile", "percentile"]
-    assert len(list((cache / "ranges").iterdir())) == 1
+    assert len(list((cache / "ranges").iterdir())) == 2, "for the graph as it was, and calibrated"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -102,6 +102,7 @@ def test_calibrate_adds_int8_and_every_precision_gets_its_own_reference(
     assert run.status == 0, run.stderr
     answer = json.loads(run.stdout)
     assert (answer["precision"], answer["engine"]) == ("int8-cpu", "onnxruntime-cpu")
+    assert answer["engine_reason"]
     assert answer["threshold"] == opened.manifest.graph("int8-cpu").thresholds.image.value  # type: ignore[union-attr]
 
 
