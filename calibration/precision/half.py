@@ -30,6 +30,7 @@ _NORMS: Final = "flow/steps/*/norm/*"  # sums of squares over channels
 _STEPS: Final = "flow/steps/*"  # a layer norm's product and sum among them
 _FLOAT_OPS: Final = frozenset({"LayerNormalization"})
 _DIMS: Final = 3  # channels, rows and columns
+_LARGE: Final = 4096  # elements of a matrix that are worth a cast
 _LARGEST: Final = 65504.0
 _HEADROOM: Final = 4.0  # how much further an image may go than those that were seen
 _SMALLEST: Final = 2.0**-14  # below it float16 loses digits
@@ -244,14 +245,21 @@ def emulate_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str
 
 
 def _is_stored_in(half: HalfType, node: onnx.NodeProto, weight: onnx.TensorProto) -> bool:
-    """Whether a weight of a float32 node is one number for every element of a level, and fits float16."""
+    """Whether a float32 node's weight is stored in float16.
+
+    It is where it is one number for every element of a level, and fits, or a large matrix that float16 holds exactly.
+    """
+    if half != "fp16":
+        return False
+    values = numpy_helper.to_array(weight)
+    if node.op_type == "MatMul":
+        return values.size >= _LARGE and bool((values.astype(np.float16) == values).all())
     return (
-        half == "fp16"
-        and node.op_type in ("Mul", "Add")
+        node.op_type in ("Mul", "Add")
         and fnmatchcase(node.name, _STEPS)
-        and len(weight.dims) >= _DIMS
-        and min(weight.dims[-_DIMS:]) > 1
-        and float(np.abs(numpy_helper.to_array(weight)).max()) <= _LARGEST
+        and values.ndim >= _DIMS
+        and min(values.shape[-_DIMS:]) > 1
+        and float(np.abs(values).max()) <= _LARGEST
     )
 
 
@@ -281,7 +289,7 @@ def _float_tensors(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def save(model: onnx.ModelProto, target: Path, *, check: bool = True) -> None:
-    """Write a graph, with its weights beside it where they are large, and check it.
+    """Write a graph, with its weights beside it where they are large and without inferred shapes, and check it.
 
     Args:
         model: The graph.
@@ -291,6 +299,7 @@ def save(model: onnx.ModelProto, target: Path, *, check: bool = True) -> None:
     Raises:
         ExportError: It is not a valid graph.
     """
+    del model.graph.value_info[:]
     large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_ABOVE
     onnx.save(
         model,

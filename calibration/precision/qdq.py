@@ -277,10 +277,12 @@ def _dequantised(
 ) -> onnx.NodeProto:
     graph.initializer.append(numpy_helper.from_array(values, f"{name}.q"))
     graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
-    graph.initializer.append(numpy_helper.from_array(np.zeros(scale.size, values.dtype), f"{name}.zero"))
+    zeros = f"int8/zeros.{values.dtype}.{scale.size}"  # which ONNX Runtime asks for, once for all sites
+    if all(tensor.name != zeros for tensor in graph.initializer):
+        graph.initializer.append(numpy_helper.from_array(np.zeros(scale.size, values.dtype), zeros))
     return helper.make_node(
         "DequantizeLinear",
-        [f"{name}.q", f"{name}.scale", f"{name}.zero"],
+        [f"{name}.q", f"{name}.scale", zeros],
         [f"{name}.dq"],
         name=f"{name}/DequantizeLinear",
         axis=axis,

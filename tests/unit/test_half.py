@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from flowedge.calibration.precision.half import store_in_half
 from flowedge.calibration.precision.typed_graph import Typing, tensors_to_type
 from flowedge.errors import ExportError
 from flowedge.export.graph.onnx_export import onnx_from_model
@@ -305,3 +306,31 @@ def test_a_layer_norm_computes_in_float32_from_weights_of_float16(
             np.testing.assert_array_equal(numpy_helper.to_array(kept), values.astype(np.float16))
             (cast,) = (node for node in graph.node if kept.name in node.input)
             assert (cast.op_type, cast.attribute[0].i) == ("Cast", TensorProto.FLOAT)
+
+
+@pytest.mark.parametrize(("exact", "half"), [(True, TensorProto.FLOAT16), (False, TensorProto.FLOAT)])
+def test_a_large_matrix_that_float16_holds_exactly_is_stored_so(exact: bool, half: int) -> None:
+    matrix = np.random.default_rng(0).integers(-64, 64, (64, 64)).astype(np.float32) / 32
+    if not exact:
+        matrix[5, 7] = 0.1
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["image", "matrix"], ["map"], name="reference/MatMul")],
+        "one product",
+        [onnx.helper.make_tensor_value_info("image", TensorProto.FLOAT, [2, 64])],
+        [onnx.helper.make_tensor_value_info("map", TensorProto.FLOAT, [2, 64])],
+        [numpy_helper.from_array(matrix, "matrix")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+    image = np.random.default_rng(1).normal(size=(2, 64)).astype(np.float32)
+    before, after = (
+        onnxruntime.InferenceSession(each).run(None, {"image": image})[0]
+        for each in (model.SerializeToString(), stored_in_half(model))
+    )
+    np.testing.assert_array_equal(before, after)
+    assert half in {tensor.data_type for tensor in model.graph.initializer}
+
+
+def stored_in_half(model: onnx.ModelProto) -> bytes:
+    store_in_half(model)
+    content: bytes = model.SerializeToString()
+    return content

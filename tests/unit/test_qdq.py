@@ -111,6 +111,8 @@ def test_every_graph_is_valid_and_its_weights_lose_half_a_step(
     writer = {node.output[0]: node for node in model.graph.node}
     sites = sites_of(source)
     assert len(sites) >= 7
+    zeros = Counter(writer[nodes[site.node].input[1]].input[2] for site in sites)
+    assert len(zeros) == len({after[name].size for name in zeros}), "sites of one size share their zeros"
     for site in sites:
         stored = writer[nodes[site.node].input[1]]
         assert stored.op_type == "DequantizeLinear"
