@@ -249,14 +249,14 @@ def _is_stored_in(half: HalfType, node: onnx.NodeProto, weight: onnx.TensorProto
 
     It is where it is one number for every element of a level, and fits, or a large matrix that float16 holds exactly.
     """
-    if half != "fp16":
+    if half != "fp16" or node.op_type not in ("MatMul", "Mul", "Add"):
         return False
     values = numpy_helper.to_array(weight)
     if node.op_type == "MatMul":
-        return values.size >= _LARGE and bool((values.astype(np.float16) == values).all())
+        with np.errstate(over="ignore"):  # infinity is no number that it holds
+            return values.size >= _LARGE and bool((values.astype(np.float16) == values).all())
     return (
-        node.op_type in ("Mul", "Add")
-        and fnmatchcase(node.name, _STEPS)
+        fnmatchcase(node.name, _STEPS)
         and values.ndim >= _DIMS
         and min(values.shape[-_DIMS:]) > 1
         and float(np.abs(values).max()) <= _LARGEST
