@@ -115,7 +115,7 @@ def fastest_precision(bundle: Bundle, engine: str | None = None, *, threads: int
         of_problem: dict[str, list[str]] = {}
         for graph in measured:
             of_problem.setdefault(graph.problem, []).append(str(graph))
-        reasons = [f"{', '.join(graphs)}: {problem}" for problem, graphs in of_problem.items()]
+        reasons = [f"{', '.join(names)}: {problem}" for problem, names in of_problem.items()]
         raise EngineUnavailableError(
             f"no graph of {bundle.path} runs here and is right on {engine or 'any engine'}: "
             f"{'; '.join([*reasons, *not_built, *closed])} Run flowedge verify for the whole report."

@@ -8,7 +8,6 @@ cannot pass is not written.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import os
 import tempfile
@@ -60,6 +59,7 @@ from flowedge.calibration.record import (
 )
 from flowedge.calibration.reference import StoredLevels
 from flowedge.errors import CalibrationError, PrecisionError
+from flowedge.manifest import level_outputs
 from flowedge.onnx_constants import write_constants
 from flowedge.runtime.engine_cache import EngineCache, graph_hash
 from flowedge.runtime.graph_input import GraphInput
@@ -322,7 +322,8 @@ class _Work:
         opened = self._opened
         only_fp32 = msgspec.structs.replace(opened.manifest, graphs=(opened.manifest.graph("fp32"),))
         draft = clone_bundle(opened, self._folder / "fp32", manifest=only_fp32)
-        tensors, counted = tensors_to_type(draft.graph_path("fp32"), self._precisions)
+        graph = draft.graph_path("fp32")
+        tensors, counted = tensors_to_type(graph, self._precisions)
         if not tensors:
             return self._calibrated(draft, {}, "calibrating fp32"), None
         if self._cache is not None:
@@ -330,10 +331,8 @@ class _Work:
                 ranges = ranges_from_bytes(self._cache.read_extra(self._ranges_name(draft, tensors, counted)))
                 return self._calibrated(draft, {}, "calibrating fp32"), ranges
         self._progress.begin("taking the ranges of all tensors")
-        names = [f"level_{n}" for n in range(len(draft.manifest.levels))]
-        observer = Observer(
-            draft.graph_path("fp32"), tensors, counted=counted, outputs=names, threads=self._threads
-        )
+        names = list(level_outputs(draft.manifest.levels, None))
+        observer = Observer(graph, tensors, counted=counted, outputs=names, threads=self._threads)
         answers = self._answers(observer, GraphInput(draft.manifest))
         with contextlib.ExitStack() as stack:
             levels: dict[str, StoredLevels] = {}
@@ -341,12 +340,14 @@ class _Work:
                 paths = [str(path) for path in self._images]
                 levels["fp32"] = stack.enter_context(StoredLevels(answers, names=paths))
             else:
-                collections.deque(answers, maxlen=0)
+                for _ in answers:
+                    pass
             fp32 = self._calibrated(draft, {}, "calibrating fp32", levels)
         if self._cache is not None:
-            for graph in (draft, fp32):  # whether the next run begins with the one or the other
-                known = self._ranges_name(graph, tensors, counted)
-                self._cache.write_extra(known, bytes_from_ranges(observer.ranges))
+            content = bytes_from_ranges(observer.ranges)
+            # Whether the next run begins with the one or the other.
+            for name in {self._ranges_name(bundle, tensors, counted) for bundle in (draft, fp32)}:
+                self._cache.write_extra(name, content)
         return fp32, observer.ranges
 
     def _ranges_name(self, fp32: Bundle, tensors: Sequence[str], counted: Sequence[str]) -> str:

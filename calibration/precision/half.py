@@ -30,7 +30,7 @@ _NORMS: Final = "flow/steps/*/norm/*"  # sums of squares over channels
 _STEPS: Final = "flow/steps/*"  # a layer norm's product and sum among them
 _FLOAT_OPS: Final = frozenset({"LayerNormalization"})
 _DIMS: Final = 3  # channels, rows and columns
-_LARGE: Final = 4096  # elements of a matrix that are worth a cast
+_WORTH_A_CAST: Final = 4096  # elements of a matrix
 _LARGEST: Final = 65504.0
 _HEADROOM: Final = 4.0  # how much further an image may go than those that were seen
 _SMALLEST: Final = 2.0**-14  # below it float16 loses digits
@@ -254,7 +254,7 @@ def _is_stored_in(half: HalfType, node: onnx.NodeProto, weight: onnx.TensorProto
     values = numpy_helper.to_array(weight)
     if node.op_type == "MatMul":
         with np.errstate(over="ignore"):  # infinity is no number that it holds
-            return values.size >= _LARGE and bool((values.astype(np.float16) == values).all())
+            return values.size >= _WORTH_A_CAST and bool((values.astype(np.float16) == values).all())
     return (
         fnmatchcase(node.name, _STEPS)
         and values.ndim >= _DIMS

@@ -192,9 +192,9 @@ def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) ->
     del graph.node[:]
     graph.node.extend(nodes)
     used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    kept = {tensor.name: tensor for tensor in graph.initializer if tensor.name in used}
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(kept.values())
     graph.value_info.extend(
         helper.make_tensor_value_info(f"{name}.dq", onnx.TensorProto.FLOAT, None) for name in scales
     )
@@ -277,9 +277,8 @@ def _dequantised(
 ) -> onnx.NodeProto:
     graph.initializer.append(numpy_helper.from_array(values, f"{name}.q"))
     graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
-    zeros = f"int8/zeros.{values.dtype}.{scale.size}"  # which ONNX Runtime asks for, once for all sites
-    if all(tensor.name != zeros for tensor in graph.initializer):
-        graph.initializer.append(numpy_helper.from_array(np.zeros(scale.size, values.dtype), zeros))
+    zeros = f"int8/zeros.{values.dtype}.{scale.size}"  # which ONNX Runtime asks for; `quantise` keeps one
+    graph.initializer.append(numpy_helper.from_array(np.zeros(scale.size, values.dtype), zeros))
     return helper.make_node(
         "DequantizeLinear",
         [f"{name}.q", f"{name}.scale", zeros],

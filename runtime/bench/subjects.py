@@ -72,13 +72,14 @@ def subject_of(job: Job) -> Subject:
 def window_of(work: Callable[[], object], seconds: float) -> Window:
     """Time runs one after the other for a while, at least `LEAST_RUNS` unless those take long."""
     taken: list[float] = []
-    began = done = time.perf_counter()
-    while not taken or done < began + (seconds if len(taken) >= LEAST_RUNS else max(seconds, _LONG_S)):
+    began = time.perf_counter()
+    while True:
         start = time.perf_counter()
         work()
         done = time.perf_counter()
         taken.append(1000 * (done - start))
-    return Window(ms=tuple(taken))
+        if done - began >= (seconds if len(taken) >= LEAST_RUNS else max(seconds, _LONG_S)):
+            return Window(ms=tuple(taken))
 
 
 class _Timed:
