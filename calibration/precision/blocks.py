@@ -23,6 +23,9 @@ TYPED: Final = ("backbone/*", "flow/steps/*/subnet/*", "flow/steps/*/net[0-9]*/*
 _BLOCK: Final = re.compile(
     r"(flow/steps/\d+/(?:subnet|net\d*)|backbone/(?:[^/\d][^/]*/)*?[^/\d][^/]*(?:/\d+)+|backbone/.*?(?=/[^/]*$))/"
 )
+_RESAMPLING: Final = (
+    "*/up/*"  # products with fixed weights: little work, and all of a coarse level goes through them
+)
 _SMALLEST_SIDE: Final = 2  # of a map: a vector times a matrix is not faster in eight bits
 _FEWEST_INPUTS: Final = 4  # channels: the image's three cost most accuracy in eight bits, and gain least
 
@@ -73,6 +76,8 @@ def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
     for node in model.graph.node:
         block = block_of(node.name)
         if block is None or node.op_type not in ("Conv", "MatMul") or node.input[1] not in weights:
+            continue
+        if fnmatchcase(node.name, _RESAMPLING):
             continue
         kernel = weights[node.input[1]]
         out = shapes.get(node.output[0], ())

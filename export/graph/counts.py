@@ -143,10 +143,17 @@ def _net_share(
     if isinstance(net, ir.CrossScaleNet):
         convs = [net.inner[level], *(route.conv for route in net.routes[level])]
         parameters = sum(_layer_parameters(conv) for conv in convs)
-        macs = sum(conv.weight.size for conv in convs) * pixels
-        if level + 1 < len(sizes):
-            hidden = len(net.inner[level + 1].weight)
-            macs += _upsampling(hidden, sizes[level + 1], sizes[level])
+        macs = net.inner[level].weight.size * pixels
+        for route in net.routes[level]:
+            outputs, inputs, *kernel = route.conv.weight.shape
+            if route.mixes_first:
+                seen = outputs * math.prod(kernel) * math.prod(sizes[route.sources[0]])
+                macs += seen * (inputs + pixels)
+                continue
+            macs += route.conv.weight.size * pixels
+            for source in route.sources:
+                if source > level:
+                    macs += _upsampling(len(net.inner[source].weight), sizes[source], sizes[level])
         return parameters, macs
     heads = list(net.heads[level])
     if level + 1 == len(sizes):

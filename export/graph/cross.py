@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -55,11 +58,20 @@ class _CrossScale(nn.Module):
         self._net = net
         self.inner = nn.ModuleList(Convolution(conv.weight, conv.bias) for conv in net.inner)
         self.routes = nn.ModuleList(
-            nn.ModuleList(Convolution(route.conv.weight, route.conv.bias, route.stride) for route in routes)
-            for routes in net.routes
+            nn.ModuleList(_module_of_route(route, level, sizes) for route in routes)
+            for level, routes in enumerate(net.routes)
         )
+        upsampled = {
+            source
+            for level, routes in enumerate(net.routes)
+            for route in routes
+            for source in route.sources
+            if source > level and not route.mixes_first
+        }
         self.up = nn.ModuleList(
             _Upsample(sizes[coarse], sizes[coarse - 1], align_corners=False)
+            if coarse in upsampled
+            else nn.Identity()
             for coarse in range(1, len(sizes))
         )
 
@@ -81,6 +93,51 @@ class _CrossScale(nn.Module):
                 total = total + part
             outputs.append(total if gain == 1.0 else total * gain)
         return outputs
+
+
+def _module_of_route(route: ir.Route, level: int, sizes: Sequence[tuple[int, int]]) -> nn.Module:
+    if route.mixes_first:
+        return _MixingFirst(route.conv.weight, sizes[route.sources[0]], sizes[level])
+    return Convolution(route.conv.weight, route.conv.bias, route.stride)
+
+
+class _MixingFirst(nn.Module):
+    """``conv(upsample(x))`` without a bias, each of the kernel's taps a 1x1 convolution before the upsampling."""
+
+    def __init__(self, weight: ir.Array, source: tuple[int, int], target: tuple[int, int]) -> None:
+        super().__init__()
+        _, inputs, *kernel = weight.shape
+        self.taps = Convolution(weight.transpose(0, 2, 3, 1).reshape(-1, inputs, 1, 1), None)
+        self.up = _UpsampleTaps(source, target, kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.up(self.taps(x)))
+
+
+class _UpsampleTaps(nn.Module):
+    """Each tap's share, bilinear and shifted to where the kernel sees it, and their sum: one constant matrix."""
+
+    matrix: Tensor
+
+    def __init__(self, source: tuple[int, int], target: tuple[int, int], kernel: Sequence[int]) -> None:
+        super().__init__()
+        self._target = target
+        rows, columns = (_shifted(*lengths) for lengths in zip(target, source, kernel, strict=True))
+        matrix = np.einsum("aoi,bpj->abijop", rows, columns, dtype=np.float32)
+        self.register_buffer("matrix", torch.from_numpy(matrix.reshape(-1, math.prod(target))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = len(self.matrix)  # of every tap and source pixel
+        outputs = x.shape[1] * x.shape[2] * x.shape[3] // shares
+        product = torch.reshape(x, (-1, outputs, shares)) @ self.matrix
+        return torch.reshape(product, (-1, outputs, *self._target))
+
+
+def _shifted(target: int, source: int, kernel: int) -> NDArray[np.float32]:
+    """``[kernel, target, source]``: upsampled, then what each tap of a zero-padded kernel sees of it."""
+    up = bilinear_matrix(target, source, align_corners=False)
+    padded = np.pad(up, ((kernel // 2, kernel // 2), (0, 0)))
+    return np.stack([padded[tap : tap + target] for tap in range(kernel)])
 
 
 class _Fusion(nn.Module):

@@ -204,11 +204,14 @@ class Route:
         sources: The levels it reads, concatenated; those coarser than its own are first upsampled by 2.
         conv: Its weights; zero-padded by ``k // 2``.
         stride: 2 where it reads a finer level, else 1.
+        mixes_first: Of a route from one coarser level: the channels are mixed there, once for each of the kernel's
+            taps, and what that gives is upsampled, shifted and summed by one constant matrix. No bias.
     """
 
     sources: tuple[int, ...]
     conv: Conv
     stride: int
+    mixes_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

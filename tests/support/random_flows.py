@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -197,12 +198,12 @@ def random_msflow(seed: int) -> ir.FlowModel:
     )
 
 
-def random_csflow(seed: int) -> ir.FlowModel:
-    """Three scales, permutations, and two cross-scale couplings of different kernels."""
+def random_csflow(seed: int, *, hidden: int = 5, kernels: Sequence[int] = (3, 1)) -> ir.FlowModel:
+    """Three scales, permutations, and a cross-scale coupling for each kernel."""
     rng = np.random.default_rng(seed)
-    width, hidden, sizes = 7, 5, ((8, 4), (4, 2), (2, 1))
+    width, sizes = 7, ((8, 4), (4, 2), (2, 1))
     steps: list[ir.Step] = []
-    for kernel in (3, 1):
+    for kernel in kernels:
 
         def net(inputs: int, outputs: int, kernel: int = kernel) -> ir.CrossScaleNet:
             def route(source: int, stride: int = 1) -> ir.Route:

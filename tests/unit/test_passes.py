@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from flowedge.export.graph import ir
 from flowedge.export.graph.affine import fold_affine
+from flowedge.export.graph.counts import totals
 from flowedge.export.graph.emit import Flow
-from flowedge.export.graph.passes import PASSES, lower
+from flowedge.export.graph.passes import PASSES, lower, mix_channels_before_upsampling
 from support.random_flows import (
     random_cflow,
     random_csflow,
@@ -72,14 +73,38 @@ def test_every_pass_leaves_the_other_families_as_they_were(
         model = after
 
 
-def test_csflow_ends_with_one_convolution_per_stride_and_no_gamma() -> None:
+def test_csflow_ends_with_one_convolution_per_stride_or_mixes_before_upsampling_and_has_no_gamma() -> None:
     for step in lower(random_csflow(0)).steps:
         assert isinstance(step, ir.TwoSidedCoupling)
         for net in (step.net1, step.net2):
             assert isinstance(net, ir.CrossScaleNet)
-            assert [len(routes) for routes in net.routes] == [1, 2, 2]
+            assert [[route.sources for route in routes] for routes in net.routes] == [
+                [(0, 1)],  # five hidden channels at 8x4: the matrix would cost more than it saves
+                [(1,), (2,), (0,)],
+                [(2,), (1,)],
+            ]
+            assert [route.mixes_first for route in net.routes[1]] == [False, True, False]
             assert net.gains == (1.0, 1.0, 1.0)
         assert step.inner == 1.0
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 24),
+    st.lists(st.sampled_from([1, 3, 5]), min_size=1, max_size=3),
+)
+def test_mixing_before_upsampling_leaves_the_levels_as_they_were_and_saves_work(
+    seed: int, hidden: int, kernels: list[int]
+) -> None:
+    model = random_csflow(seed, hidden=hidden, kernels=kernels)
+    after = mix_channels_before_upsampling(model)
+    assert worst_difference(model, after) < 3e-5
+    for step in after.steps:
+        for net in (step.net1, step.net2) if isinstance(step, ir.TwoSidedCoupling) else ():
+            assert isinstance(net, ir.CrossScaleNet)
+            assert net.routes[0][1].mixes_first == (hidden > 32 * 8 / (32 - 8))  # 32 pixels, 8 a level below
+    assert totals(after).macs <= totals(model).macs
 
 
 def test_msflow_ends_with_one_head_per_level_and_its_permutations_in_the_coupling() -> None:
