@@ -23,9 +23,8 @@ TYPED: Final = ("backbone/*", "flow/steps/*/subnet/*", "flow/steps/*/net[0-9]*/*
 _BLOCK: Final = re.compile(
     r"(flow/steps/\d+/(?:subnet|net\d*)|backbone/(?:[^/\d][^/]*/)*?[^/\d][^/]*(?:/\d+)+|backbone/.*?(?=/[^/]*$))/"
 )
-_RESAMPLING: Final = (
-    "*/up/*"  # products with fixed weights: little work, and all of a coarse level goes through them
-)
+# Upsampling and means, fixed weights that do little work: all of a coarse level, or of a pixel, goes through them.
+_NEVER: Final = ("flow/*/up/*", "flow/*/norm/*")
 _SMALLEST_SIDE: Final = 2  # of a map: a vector times a matrix is not faster in eight bits
 _FEWEST_INPUTS: Final = 4  # channels: the image's three cost most accuracy in eight bits, and gain least
 
@@ -77,7 +76,7 @@ def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
         block = block_of(node.name)
         if block is None or node.op_type not in ("Conv", "MatMul") or node.input[1] not in weights:
             continue
-        if fnmatchcase(node.name, _RESAMPLING):
+        if any(fnmatchcase(node.name, pattern) for pattern in _NEVER):
             continue
         kernel = weights[node.input[1]]
         out = shapes.get(node.output[0], ())

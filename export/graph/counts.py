@@ -73,13 +73,13 @@ def _costs(model: ir.FlowModel) -> Iterator[StepCost]:
                 macs=macs,
             )
     for number, level in enumerate(model.levels):
-        weights = _size(level.latent_scale)
+        weights = level.channels if level.latent_scale is None else level.latent_scale.size
         yield StepCost(
             level=number,
             step=len(model.steps) + number,
             kind="sum of squares",
             shape=(1, level.height, level.width),
-            parameters=weights,
+            parameters=_size(level.latent_scale),
             macs=weights * level.height * level.width,
         )
 
@@ -116,7 +116,7 @@ def _cost(step: ir.Step, place: int, shapes: Sequence[tuple[int, int, int]]) -> 
         case ir.Coupling():
             pixels = height * width
             parameters = sum(_layer_parameters(layer) for layer in step.subnet)
-            macs = sum(layer.weight.size for layer in step.subnet if isinstance(layer, (ir.Linear, ir.Conv)))
+            macs = sum(_layer_macs(layer) for layer in step.subnet)
             return parameters + _size(step.scale, step.offset), macs * pixels
         case ir.ChannelMap():
             return _size(step.matrix, step.bias), _size(step.matrix) * height * width
@@ -159,9 +159,10 @@ def _net_share(
     if level + 1 == len(sizes):
         heads += [net.conv1, net.conv2]
     parameters = sum(_layer_parameters(conv) for conv in heads)
-    macs = sum(conv.weight.size for conv in heads) * pixels
+    macs = sum(_layer_macs(conv) for conv in heads) * pixels
     if level + 1 == len(sizes):
         parameters += _layer_parameters(net.norm)
+        macs += _layer_macs(net.norm) * pixels
     if sizes[level] != sizes[-1]:
         macs += _upsampling(net.heads[level][0].weight.shape[1], sizes[-1], sizes[level])
     return parameters, macs
@@ -170,6 +171,13 @@ def _net_share(
 def _upsampling(channels: int, source: tuple[int, int], target: tuple[int, int]) -> int:
     """A product with a matrix from the left, then with one from the right."""
     return channels * target[0] * source[1] * (source[0] + target[1])
+
+
+def _layer_macs(layer: ir.SubnetLayer) -> int:
+    """For one pixel; a centred norm's mean square is a convolution."""
+    if isinstance(layer, ir.Relu) or (isinstance(layer, ir.ChannelNorm) and not layer.centred):
+        return 0
+    return layer.weight.size
 
 
 def _layer_parameters(layer: ir.SubnetLayer) -> int:

@@ -269,17 +269,16 @@ class _Concat(nn.Module):
 
 
 class _Energy(nn.Module):
-    """``sum over channels of z squared``, ``(N, 1, h, w)``."""
+    """``sum over channels of z squared``, ``(N, 1, h, w)``: a convolution, which engines do faster than the sum."""
 
     def __init__(self, level: ir.Level) -> None:
         super().__init__()
-        scale = level.latent_scale
-        squared = None if scale is None else (scale.astype(np.float64) ** 2).astype(np.float32)
-        self.weight = None if squared is None else parameter(squared[None, :, None, None])
+        scale = np.ones(level.channels, np.float32) if level.latent_scale is None else level.latent_scale
+        squared = (scale.astype(np.float64) ** 2).astype(np.float32)
+        self.weight = parameter(squared[None, :, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        square = x * x
-        return square.sum(1, keepdim=True) if self.weight is None else functional.conv2d(square, self.weight)
+        return functional.conv2d(x * x, self.weight)
 
 
 def _module_of(step: ir.Step, model: ir.FlowModel) -> nn.Module:

@@ -45,11 +45,15 @@ class Conv:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChannelNorm:
-    """Layer normalisation over the channels of each pixel. weight and bias ``(C,)``."""
+    """Layer normalisation over the channels of each pixel. weight and bias ``(C,)``.
+
+    With ``centred`` each pixel's mean is already zero.
+    """
 
     weight: Array
     bias: Array
     eps: float
+    centred: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -8,6 +8,7 @@ which is checked). All folding is done in float64 and rounded once.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -237,6 +238,25 @@ def carry_position(model: ir.FlowModel) -> ir.FlowModel:
     return dataclasses.replace(model, steps=tuple(steps), levels=tuple(levels))
 
 
+def centre_before_norm(model: ir.FlowModel) -> ir.FlowModel:
+    """The mean that a norm over channels subtracts leaves the convolution before it, in its weights. Re-association."""
+
+    def lowered(step: ir.Coupling) -> ir.Coupling:
+        subnet = list(step.subnet)
+        for place, (conv, norm) in enumerate(itertools.pairwise(step.subnet)):
+            if isinstance(conv, ir.Conv) and isinstance(norm, ir.ChannelNorm):
+                subnet[place : place + 2] = _centred(conv, norm)
+        return dataclasses.replace(step, subnet=tuple(subnet))
+
+    def mixed(net: ir.CrossScaleNet | ir.FusionNet) -> ir.CrossScaleNet | ir.FusionNet:
+        if isinstance(net, ir.CrossScaleNet):
+            return net
+        conv1, norm = _centred(net.conv1, net.norm)
+        return dataclasses.replace(net, conv1=conv1, norm=norm)
+
+    return _map_nets(_map_couplings(model, lowered), mixed)
+
+
 def merge_scale_and_shift_heads(model: ir.FlowModel) -> ir.FlowModel:
     """MSFlow's two convolutions of one input become one with their outputs concatenated. Re-association."""
 
@@ -318,6 +338,7 @@ PASSES: Final[tuple[Pass, ...]] = (
     reduce_position_code,
     fold_affine,
     carry_position,
+    centre_before_norm,
     merge_scale_and_shift_heads,
     mix_channels_before_upsampling,
     merge_cross_convolutions,
@@ -398,6 +419,15 @@ def _map_nets(
         for step in model.steps
     )
     return dataclasses.replace(model, steps=steps)
+
+
+def _centred(conv: ir.Conv, norm: ir.ChannelNorm) -> tuple[ir.Conv, ir.ChannelNorm]:
+    """Both, with the mean over the outputs taken out of the convolution's weights and bias."""
+    weight = conv.weight.astype(np.float64)
+    weight -= weight.mean(0)
+    bias = _bias(conv)
+    conv = ir.Conv(weight=_f32(weight), bias=_f32(bias - bias.mean()))
+    return conv, dataclasses.replace(norm, centred=True)
 
 
 def _stacked(convs: tuple[ir.Conv, ...]) -> ir.Conv:
