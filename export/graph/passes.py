@@ -238,6 +238,49 @@ def carry_position(model: ir.FlowModel) -> ir.FlowModel:
     return dataclasses.replace(model, steps=tuple(steps), levels=tuple(levels))
 
 
+def fill_channel_blocks(model: ir.FlowModel) -> ir.FlowModel:
+    """Subnets get idle channels up to a multiple of eight, which engines compute faster than fewer. Bitwise.
+
+    Where that is a small step. The subnet's input repeats a channel of the passive half, and its hidden layers get
+    channels of zeros; all their weights are zero. The repeated channel stays in the stream, and nothing reads it.
+    """
+    steps: list[ir.Step] = []
+    moved: dict[int, ir.Index] = {}  # by stream, where its channels are once some are repeated
+    for step in model.steps:
+        moves = {stream: moved.pop(stream) for stream in ir.streams_of(step) if stream in moved}
+        current: ir.Step | None = step
+        if moves and isinstance(step, ir.ChannelAffine):
+            moved.update(moves)
+            (known,) = moves.values()
+            current = dataclasses.replace(
+                step,
+                scale=_spread(step.scale, known, int(known[-1]) + 1, 1.0),
+                shift=_spread(step.shift, known, int(known[-1]) + 1, 0.0),
+            )
+        elif moves:
+            current = _reading_through(step, moves)
+            if current is None:
+                steps += [ir.ChannelMap(stream=stream, index=index) for stream, index in moves.items()]
+                current = step
+        if isinstance(current, ir.Coupling):
+            filled = _filled(current)
+            seen, behind = len(current.passive), len(filled.passive) - len(current.passive)
+            if behind:
+                width = seen + len(current.active)
+                moved[current.stream] = np.concatenate([np.arange(seen), np.arange(seen, width) + behind])
+            current = filled
+        assert current is not None
+        steps.append(current)
+    levels = list(model.levels)
+    for stream, known in moved.items():
+        level = levels[stream]
+        scale = np.ones(len(known), np.float32) if level.latent_scale is None else level.latent_scale
+        levels[stream] = dataclasses.replace(
+            level, latent_scale=_spread(scale, known, int(known[-1]) + 1, 0.0)
+        )
+    return dataclasses.replace(model, steps=tuple(steps), levels=tuple(levels))
+
+
 def centre_before_norm(model: ir.FlowModel) -> ir.FlowModel:
     """The mean that a norm over channels subtracts leaves the convolution before it, in its weights. Re-association."""
 
@@ -338,6 +381,7 @@ PASSES: Final[tuple[Pass, ...]] = (
     reduce_position_code,
     fold_affine,
     carry_position,
+    fill_channel_blocks,
     centre_before_norm,
     merge_scale_and_shift_heads,
     mix_channels_before_upsampling,
@@ -419,6 +463,43 @@ def _map_nets(
         for step in model.steps
     )
     return dataclasses.replace(model, steps=steps)
+
+
+def _filled(step: ir.Coupling) -> ir.Coupling:
+    """The coupling with idle channels in its subnet's convolutions, and repeated ones in its passive half."""
+    first, *others = step.subnet
+    if not isinstance(first, ir.Conv) or any(isinstance(layer, ir.ChannelNorm) for layer in others):
+        return step
+    seen, behind = len(step.passive), _idle(first.weight.shape[1])
+    weight = np.insert(first.weight, [seen] * behind, 0.0, axis=1)
+    subnet: list[ir.SubnetLayer] = [dataclasses.replace(first, weight=weight), *others]
+    places = [place for place, layer in enumerate(subnet) if isinstance(layer, ir.Conv)]
+    for place, following in itertools.pairwise(places):
+        conv, reader = subnet[place], subnet[following]
+        assert isinstance(conv, ir.Conv)
+        assert isinstance(reader, ir.Conv)
+        rows = [(0, _idle(len(conv.weight)))]
+        whole = [(0, 0)]
+        subnet[place] = ir.Conv(
+            weight=np.pad(conv.weight, rows + 3 * whole),
+            bias=None if conv.bias is None else np.pad(conv.bias, rows),
+        )
+        subnet[following] = dataclasses.replace(
+            reader, weight=np.pad(reader.weight, whole + rows + 2 * whole)
+        )
+    return dataclasses.replace(
+        step,
+        passive=np.concatenate([step.passive, np.repeat(step.passive[:1], behind)]),
+        subnet=tuple(subnet),
+        scale=_widened(step.scale, seen, behind, 1.0),
+        offset=_widened(step.offset, seen, behind, 0.0),
+    )
+
+
+def _idle(channels: int) -> int:
+    """How many channels are missing to a whole block; none where that is more than a quarter."""
+    missing = -channels % _CHANNEL_BLOCK
+    return missing if 4 * missing <= channels else 0
 
 
 def _centred(conv: ir.Conv, norm: ir.ChannelNorm) -> tuple[ir.Conv, ir.ChannelNorm]:

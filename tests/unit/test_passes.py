@@ -15,7 +15,7 @@ from flowedge.export.graph import ir
 from flowedge.export.graph.affine import fold_affine
 from flowedge.export.graph.counts import totals
 from flowedge.export.graph.emit import Flow
-from flowedge.export.graph.passes import PASSES, lower, mix_channels_before_upsampling
+from flowedge.export.graph.passes import PASSES, fill_channel_blocks, lower, mix_channels_before_upsampling
 from support.random_flows import (
     random_cflow,
     random_csflow,
@@ -105,6 +105,38 @@ def test_mixing_before_upsampling_leaves_the_levels_as_they_were_and_saves_work(
             assert isinstance(net, ir.CrossScaleNet)
             assert net.routes[0][1].mixes_first == (hidden > 32 * 8 / (32 - 8))  # 32 pixels, 8 a level below
     assert totals(after).macs <= totals(model).macs
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(2, 60), min_size=1, max_size=2), st.integers(1, 3))
+def test_filled_channel_blocks_leave_the_levels_as_they_were(
+    seed: int, channels: list[int], blocks: int
+) -> None:
+    model = random_fastflow(seed, sizes=tuple((count, 3, 2) for count in channels), blocks=blocks)
+    after = fill_channel_blocks(model)
+    assert worst_difference(model, after) < 1e-6
+    subnets = [step.subnet for step in after.steps if isinstance(step, ir.Coupling)]
+    for first, *others in subnets:
+        assert isinstance(first, ir.Conv)
+        inputs = first.weight.shape[1]
+        missing = -inputs % 8
+        assert missing == 0 or 4 * missing > inputs  # no more than a quarter is added
+        for conv in others:
+            assert not isinstance(conv, ir.Conv) or conv.weight.shape[1] == len(first.weight)
+
+
+def test_a_subnet_of_42_channels_gets_48_and_nothing_reads_the_idle_ones() -> None:
+    model = lower(random_fastflow(1, sizes=((84, 2, 2),), blocks=2))
+    couplings = [step for step in model.steps if isinstance(step, ir.Coupling)]
+    for coupling in couplings:
+        widths = [layer.weight.shape[1] for layer in coupling.subnet if isinstance(layer, ir.Conv)]
+        assert widths == [48, len(coupling.subnet[0].weight)]  # type: ignore[union-attr]
+        assert widths[1] % 8 == 0
+        assert len(set(coupling.passive.tolist())) == 42
+    read = np.concatenate([couplings[1].passive, couplings[1].active])
+    assert set(read.tolist()) == {*range(42), *range(48, 90)}
+    assert model.levels[0].latent_scale is not None
+    assert np.count_nonzero(model.levels[0].latent_scale) == 84
 
 
 def test_msflow_ends_with_one_head_per_level_and_its_permutations_in_the_coupling() -> None:

@@ -124,7 +124,8 @@ def test_every_graph_is_valid_and_its_weights_lose_half_a_step(
         error = np.abs(whole * scale.reshape(shape) - before[site.weight])
         assert (error <= scale.reshape(shape) / 2 * (1 + 1e-5)).all(), site.node
         largest = np.abs(before[site.weight]).max(axis=tuple(n for n in range(whole.ndim) if n != axis))
-        assert (scale * 127 <= np.maximum(largest * 1.01, 1e-6)).mean() > 0.9, "no step is wasted"
+        used = largest > 0  # idle channels that fill a block have weights of zero
+        assert (scale[used] * 127 <= np.maximum(largest[used] * 1.01, 1e-6)).mean() > 0.9, "no step is wasted"
 
 
 def constants_of(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
