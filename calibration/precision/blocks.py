@@ -63,6 +63,11 @@ def block_of(name: str) -> str | None:
     return match.group(1) if match else None
 
 
+def stays_float(name: str) -> bool:
+    """Whether a node computes with fixed weights, and never in INT8."""
+    return any(fnmatchcase(name, pattern) for pattern in _NEVER)
+
+
 def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
     """Every node of a graph that can run in INT8, in the graph's order.
 
@@ -76,7 +81,7 @@ def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
         block = block_of(node.name)
         if block is None or node.op_type not in ("Conv", "MatMul") or node.input[1] not in weights:
             continue
-        if any(fnmatchcase(node.name, pattern) for pattern in _NEVER):
+        if stays_float(node.name):
             continue
         kernel = weights[node.input[1]]
         out = shapes.get(node.output[0], ())

@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from flowedge.calibration.precision.blocks import Site, block_of, sites_of
+from flowedge.calibration.precision.blocks import Site, block_of, sites_of, stays_float
 from flowedge.calibration.precision.calibrators import CalibratorName, magnitude_limit
 from flowedge.calibration.precision.ranges import TensorRange
 
@@ -85,6 +85,7 @@ def plan_of(model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = {site.node for site in sites}
     written: set[str] = set()  # by an INT8 node, after its activation
+    never = set(constants)  # what no sum needs in INT8: its other side is not worth rounding for it
     quantised: dict[str, str] = {site.source: site.source for site in sites}
 
     def after_activation(tensor: str) -> str:
@@ -99,7 +100,9 @@ def plan_of(model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> 
 
     for node in model.graph.node:
         chosen = block_of(node.name) in blocks
-        if node.output[0] in by_output:
+        if stays_float(node.name):
+            never.update(node.output)
+        elif node.output[0] in by_output:
             written.add(after_activation(node.output[0]))
         elif (
             node.op_type in _SAME_RANGE
@@ -112,7 +115,7 @@ def plan_of(model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> 
         elif chosen and node.op_type in _UNARY and node.input[0] in written:
             nodes.add(node.name)
             written.add(node.output[0])
-        elif chosen and node.op_type == "Add" and _joins(node, written, constants):
+        elif chosen and node.op_type == "Add" and _joins(node, written, never):
             nodes.add(node.name)
             for name in node.input if layout.outputs else _skip_inputs(node, written, readers):
                 quantised.setdefault(name, name)
@@ -302,9 +305,9 @@ def _clips_below_zero(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorP
     return low is not None and float(numpy_helper.to_array(low)) == 0.0
 
 
-def _joins(node: onnx.NodeProto, written: Collection[str], constants: Mapping[str, onnx.TensorProto]) -> bool:
-    """Whether a sum of two tensors has a side that an INT8 node wrote."""
-    return any(name in written for name in node.input) and not any(name in constants for name in node.input)
+def _joins(node: onnx.NodeProto, written: Collection[str], never: Collection[str]) -> bool:
+    """Whether a sum of two tensors has a side that an INT8 node wrote, and none that stays float."""
+    return any(name in written for name in node.input) and not any(name in never for name in node.input)
 
 
 def _skip_inputs(

@@ -86,7 +86,8 @@ class _CrossScale(nn.Module):
         ):
             parts = []
             for route, conv in zip(routes, cast(nn.ModuleList, convs), strict=True):
-                read = [finer[source] if source > level else hidden[source] for source in route.sources]
+                own = hidden if route.mixes_first else finer
+                read = [own[source] if source > level else hidden[source] for source in route.sources]
                 parts.append(conv(read[0] if len(read) == 1 else torch.cat(read, 1)))
             total = parts[0]
             for part in parts[1:]:
@@ -97,7 +98,9 @@ class _CrossScale(nn.Module):
 
 def _module_of_route(route: ir.Route, level: int, sizes: Sequence[tuple[int, int]]) -> nn.Module:
     if route.mixes_first:
-        return _MixingFirst(route.conv.weight, sizes[route.sources[0]], sizes[level])
+        (source,) = route.sources
+        assert route.conv.bias is None
+        return _MixingFirst(route.conv.weight, sizes[source], sizes[level])
     return Convolution(route.conv.weight, route.conv.bias, route.stride)
 
 
@@ -106,9 +109,9 @@ class _MixingFirst(nn.Module):
 
     def __init__(self, weight: ir.Array, source: tuple[int, int], target: tuple[int, int]) -> None:
         super().__init__()
-        _, inputs, *kernel = weight.shape
+        outputs, inputs, *kernel = weight.shape
         self.taps = Convolution(weight.transpose(0, 2, 3, 1).reshape(-1, inputs, 1, 1), None)
-        self.up = _UpsampleTaps(source, target, kernel)
+        self.up = _UpsampleTaps(outputs, source, target, kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.up(self.taps(x)))
@@ -119,18 +122,18 @@ class _UpsampleTaps(nn.Module):
 
     matrix: Tensor
 
-    def __init__(self, source: tuple[int, int], target: tuple[int, int], kernel: Sequence[int]) -> None:
+    def __init__(
+        self, outputs: int, source: tuple[int, int], target: tuple[int, int], kernel: Sequence[int]
+    ) -> None:
         super().__init__()
-        self._target = target
+        self._outputs, self._target = outputs, target
         rows, columns = (_shifted(*lengths) for lengths in zip(target, source, kernel, strict=True))
         matrix = np.einsum("aoi,bpj->abijop", rows, columns, dtype=np.float32)
         self.register_buffer("matrix", torch.from_numpy(matrix.reshape(-1, math.prod(target))))
 
     def forward(self, x: Tensor) -> Tensor:
-        shares = len(self.matrix)  # of every tap and source pixel
-        outputs = x.shape[1] * x.shape[2] * x.shape[3] // shares
-        product = torch.reshape(x, (-1, outputs, shares)) @ self.matrix
-        return torch.reshape(product, (-1, outputs, *self._target))
+        product = torch.reshape(x, (-1, self._outputs, len(self.matrix))) @ self.matrix
+        return torch.reshape(product, (-1, self._outputs, *self._target))
 
 
 def _shifted(target: int, source: int, kernel: int) -> NDArray[np.float32]:

@@ -45,9 +45,8 @@ class _Count(nn.Module):
         super().__init__()
         limit = np.full((1, 1, 1, 1), threshold)
         if level.latent_scale is not None:
-            with np.errstate(
-                divide="ignore"
-            ):  # a scale of zero drops the channel: no square reaches infinity
+            # A scale of zero drops the channel: only an overflow reaches infinity, and such a level is not inspected.
+            with np.errstate(divide="ignore"):
                 limit = threshold / level.latent_scale.astype(np.float64)[None, :, None, None] ** 2
         self.register_buffer("limit", torch.from_numpy(limit.astype(np.float32)))
         self._half = side // 2

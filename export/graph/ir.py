@@ -107,7 +107,7 @@ class Coupling:
     main branch since August 2023.
 
     Attributes:
-        passive: Channels of the stream that the subnet reads, in its order.
+        passive: Channels of the stream that the subnet reads, in its order; one may be repeated.
         active: Channels that are transformed, in the order of the subnet's output.
         scale: ``(len(passive) + len(active),)`` or None for 1.
         offset: Likewise, or None for 0.
@@ -205,7 +205,8 @@ class Route:
     """One convolution of a ``CrossScaleNet`` between levels.
 
     Attributes:
-        sources: The levels it reads, concatenated; those coarser than its own are first upsampled by 2.
+        sources: The levels it reads, concatenated; those coarser than its own are first upsampled by 2, but for
+            ``mixes_first``.
         conv: Its weights; zero-padded by ``k // 2``.
         stride: 2 where it reads a finer level, else 1.
         mixes_first: Of a route from one coarser level: the channels are mixed there, once for each of the kernel's

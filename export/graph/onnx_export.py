@@ -83,7 +83,7 @@ def onnx_from_model(
         else torch.zeros(2, *frames.size, 3, dtype=torch.uint8)
     )
     outputs = output_names(model, nfa)
-    size = sum(p.numel() * p.element_size() for p in detector.parameters())
+    size = sum(t.numel() * t.element_size() for t in (*detector.parameters(), *detector.buffers()))
     try:
         program = _trace(detector, example, taken, outputs, opset)
     except Exception as error:

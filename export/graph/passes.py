@@ -239,7 +239,7 @@ def carry_position(model: ir.FlowModel) -> ir.FlowModel:
 
 
 def fill_channel_blocks(model: ir.FlowModel) -> ir.FlowModel:
-    """Subnets get idle channels up to a multiple of eight, which engines compute faster than fewer. Bitwise.
+    """Subnets get idle channels up to a multiple of eight, which engines compute faster than fewer. Re-association.
 
     Where that is a small step. The subnet's input repeats a channel of the passive half, and its hidden layers get
     channels of zeros; all their weights are zero. The repeated channel stays in the stream, and nothing reads it.
@@ -248,20 +248,10 @@ def fill_channel_blocks(model: ir.FlowModel) -> ir.FlowModel:
     moved: dict[int, ir.Index] = {}  # by stream, where its channels are once some are repeated
     for step in model.steps:
         moves = {stream: moved.pop(stream) for stream in ir.streams_of(step) if stream in moved}
-        current: ir.Step | None = step
-        if moves and isinstance(step, ir.ChannelAffine):
-            moved.update(moves)
-            (known,) = moves.values()
-            current = dataclasses.replace(
-                step,
-                scale=_spread(step.scale, known, int(known[-1]) + 1, 1.0),
-                shift=_spread(step.shift, known, int(known[-1]) + 1, 0.0),
-            )
-        elif moves:
-            current = _reading_through(step, moves)
-            if current is None:
-                steps += [ir.ChannelMap(stream=stream, index=index) for stream, index in moves.items()]
-                current = step
+        through = _reading_through(step, moves) if moves else step
+        if through is None:
+            steps += [ir.ChannelMap(stream=stream, index=index) for stream, index in moves.items()]
+        current = step if through is None else through
         if isinstance(current, ir.Coupling):
             filled = _filled(current)
             seen, behind = len(current.passive), len(filled.passive) - len(current.passive)
@@ -269,7 +259,6 @@ def fill_channel_blocks(model: ir.FlowModel) -> ir.FlowModel:
                 width = seen + len(current.active)
                 moved[current.stream] = np.concatenate([np.arange(seen), np.arange(seen, width) + behind])
             current = filled
-        assert current is not None
         steps.append(current)
     levels = list(model.levels)
     for stream, known in moved.items():
@@ -314,17 +303,17 @@ def merge_scale_and_shift_heads(model: ir.FlowModel) -> ir.FlowModel:
 def mix_channels_before_upsampling(model: ir.FlowModel) -> ir.FlowModel:
     """A convolution behind an upsampling mixes channels before it, where there are four times fewer pixels.
 
-    Done where it saves multiply-accumulates: the matrix that upsamples, shifts and sums grows with the square of the
-    level's size, and with few channels there is little to save. Re-association.
+    Done where it saves multiply-accumulates, with a matrix no larger than the weights: the one that upsamples, shifts
+    and sums grows with the square of the level's size, and with few channels there is little to save. Re-association.
     """
     sizes = [level.height * level.width for level in model.levels]
 
     def cheaper(level: int, route: ir.Route) -> bool:
-        (source,) = route.sources
-        if source <= level:
+        if len(route.sources) > 1 or route.sources[0] <= level:
             return False
-        channels: int = route.conv.weight.shape[1]
-        return sizes[source] * (channels + sizes[level]) < sizes[level] * channels
+        coarse, fine = sizes[route.sources[0]], sizes[level]
+        outputs, channels = route.conv.weight.shape[:2]
+        return bool(coarse * (channels + fine) < fine * channels and coarse * fine <= outputs * channels)
 
     def lowered(net: ir.CrossScaleNet | ir.FusionNet) -> ir.CrossScaleNet | ir.FusionNet:
         if isinstance(net, ir.FusionNet):
@@ -343,7 +332,7 @@ def mix_channels_before_upsampling(model: ir.FlowModel) -> ir.FlowModel:
 def merge_cross_convolutions(model: ir.FlowModel) -> ir.FlowModel:
     """CS-Flow's gammas go into the weights, and convolutions of one stride into one over all their inputs.
 
-    Re-association.
+    Those that mix channels before they upsample stay apart. Re-association.
     """
 
     def merged(net: ir.CrossScaleNet | ir.FusionNet) -> ir.CrossScaleNet | ir.FusionNet:

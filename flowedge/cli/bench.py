@@ -6,11 +6,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowedge.cli.output import MESSAGES, RESULTS, Threads, size_from, steps, table
+from flowedge.cli.output import MESSAGES, RESULTS, WIDEST, Threads, size_from, steps, table
 from flowedge.errors import FlowEdgeError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from flowedge.runtime.bench.report import Report
 
 NAME = "bench"
-_WIDEST: Final = 10_000  # characters
 
 
 def command(
@@ -144,17 +143,17 @@ def _table(
 
 
 def _print_whole(made: Table) -> None:
-    """No number is cut: lines are longer than a terminal that is too narrow for all, and whole in a file or a pipe."""
+    """No number is cut: lines are longer than a terminal that is too narrow even with the first column folded."""
     from rich.console import Console
     from rich.measure import Measurement
 
-    size = Measurement.get(RESULTS, RESULTS.options.update(width=_WIDEST, max_width=_WIDEST), made)
-    needed = size.maximum
-    if RESULTS.is_terminal and RESULTS.width < size.maximum:
-        needed = size.minimum
-        for column in made.columns[1:]:
-            column.width = column.min_width  # else rich takes from all alike
-    Console(width=max(RESULTS.width, needed), highlight=False, markup=False).print(made)
+    size = Measurement.get(RESULTS, RESULTS.options.update(width=WIDEST, max_width=WIDEST), made)
+    if RESULTS.width >= size.maximum:
+        RESULTS.print(made)
+        return
+    for column in made.columns[1:]:
+        column.width = column.min_width  # else rich takes from all alike
+    Console(width=max(RESULTS.width, size.minimum), highlight=False, markup=False).print(made)
 
 
 def _words(option: str, text: str | None) -> tuple[str, ...] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -25,7 +26,8 @@ from flowedge.geometry import MAX_SIDE
 
 # No markup: the names of files and folders are printed, and they may hold brackets.
 MESSAGES: Final = Console(stderr=True, highlight=False, markup=False)
-RESULTS: Final = Console(highlight=False, markup=False)
+WIDEST: Final = 10_000  # characters: lines are whole in a file or a pipe
+RESULTS: Final = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDEST)
 
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 EngineName: TypeAlias = Annotated[

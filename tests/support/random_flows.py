@@ -125,35 +125,40 @@ def random_fastflow(
     )
 
 
-def random_uflow(seed: int) -> ir.FlowModel:
+def random_uflow(seed: int, *, fine: int = 3, coarse: int = 11) -> ir.FlowModel:
     """Two stages joined by split, a mixing matrix, pixel shuffle and concat; layer norms in front."""
     rng = np.random.default_rng(seed)
-    sizes = ((3, 6, 4), (11, 3, 2))  # the coarse stage sends 4 * floor(11 / 8) = 4 channels, which become 1
+    sizes, sent = ((fine, 6, 4), (coarse, 3, 2)), 4 * (coarse // 8)
     steps: list[ir.Step] = [
         ir.LayerNorm(stream=n, weight=_normal(rng, size, 1.0), bias=_normal(rng, size, 0.5), eps=1e-5)
         for n, size in enumerate(sizes)
     ]
     for kernel in (3, 1):
-        steps += _convolutional_block(rng, 1, 11, kernel)
+        steps += _convolutional_block(rng, 1, coarse, kernel)
     steps += [
-        ir.Split(stream=1, into=3, send=np.arange(4), keep=np.arange(4, 11)),
-        ir.ChannelMap(stream=3, matrix=random_orthogonal(rng, 4)),
+        ir.Split(stream=1, into=3, send=np.arange(sent), keep=np.arange(sent, coarse)),
+        ir.ChannelMap(stream=3, matrix=random_orthogonal(rng, sent)),
         ir.PixelShuffle(stream=3),
         ir.Concat(stream=0, other=3),
     ]
     for kernel in (3, 1, 3):
-        steps += _convolutional_block(rng, 0, 4, kernel)
+        steps += _convolutional_block(rng, 0, fine + sent // 4, kernel)
     return ir.FlowModel(
         family="uflow",
         image_size=(24, 16),
         backbone=_NO_BACKBONE,
         levels=(
-            ir.Level(channels=4, height=6, width=4, feature_channels=3),
-            ir.Level(channels=7, height=3, width=2, feature_channels=11),
+            ir.Level(channels=fine + sent // 4, height=6, width=4, feature_channels=fine),
+            ir.Level(channels=coarse - sent, height=3, width=2, feature_channels=coarse),
         ),
         steps=tuple(steps),
         scoring=Scoring(normalisation="none"),
     )
+
+
+def filled_uflow(seed: int) -> ir.FlowModel:
+    """As random_uflow, with subnets of seven channels that lowering fills to eight, in front of a split too."""
+    return random_uflow(seed, fine=13, coarse=15)
 
 
 def random_msflow(seed: int) -> ir.FlowModel:

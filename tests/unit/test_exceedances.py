@@ -18,7 +18,14 @@ from flowedge.export.graph.passes import lower
 from flowedge.export.pipeline import nfa_outputs_of
 from flowedge.manifest import Family, NfaOutputs, Scoring
 from support.direct_nfa import direct_counts
-from support.random_flows import random_cflow, random_csflow, random_features, random_msflow, random_uflow
+from support.random_flows import (
+    filled_uflow,
+    random_cflow,
+    random_csflow,
+    random_features,
+    random_msflow,
+    random_uflow,
+)
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
@@ -45,6 +52,7 @@ MODELS: dict[str, Callable[[int], ir.FlowModel]] = {
     "cflow, soft": lambda seed: random_cflow(seed, permutation="soft"),
     "fastflow": random_fastflow,
     "uflow": random_uflow,
+    "uflow, filled": filled_uflow,
     "msflow": random_msflow,
     "csflow": larger_csflow,
 }

@@ -17,6 +17,7 @@ from flowedge.export.graph.counts import totals
 from flowedge.export.graph.emit import Flow
 from flowedge.export.graph.passes import PASSES, fill_channel_blocks, lower, mix_channels_before_upsampling
 from support.random_flows import (
+    filled_uflow,
     random_cflow,
     random_csflow,
     random_fastflow,
@@ -62,7 +63,9 @@ def test_every_pass_leaves_the_levels_as_they_were(model: ir.FlowModel) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("family", [random_fastflow, random_uflow, random_msflow, random_csflow])
+@pytest.mark.parametrize(
+    "family", [random_fastflow, random_uflow, filled_uflow, random_msflow, random_csflow]
+)
 def test_every_pass_leaves_the_other_families_as_they_were(
     family: Callable[[int], ir.FlowModel], seed: int
 ) -> None:
@@ -103,7 +106,10 @@ def test_mixing_before_upsampling_leaves_the_levels_as_they_were_and_saves_work(
     for step in after.steps:
         for net in (step.net1, step.net2) if isinstance(step, ir.TwoSidedCoupling) else ():
             assert isinstance(net, ir.CrossScaleNet)
-            assert net.routes[0][1].mixes_first == (hidden > 32 * 8 / (32 - 8))  # 32 pixels, 8 a level below
+            route = net.routes[0][1]
+            outputs = len(route.conv.weight)
+            # 32 pixels, 8 a level below: fewer multiply-accumulates, and a matrix no larger than the weights
+            assert route.mixes_first == (hidden > 32 * 8 / (32 - 8) and 8 * 32 <= outputs * hidden)
     assert totals(after).macs <= totals(model).macs
 
 
@@ -137,6 +143,16 @@ def test_a_subnet_of_42_channels_gets_48_and_nothing_reads_the_idle_ones() -> No
     assert set(read.tolist()) == {*range(42), *range(48, 90)}
     assert model.levels[0].latent_scale is not None
     assert np.count_nonzero(model.levels[0].latent_scale) == 84
+
+
+def test_a_filled_coupling_in_front_of_a_split_is_filled_and_the_split_still_keeps_the_same_channels() -> (
+    None
+):
+    model = lower(filled_uflow(0))
+    first = next(step for step in model.steps if isinstance(step, ir.Coupling))
+    (split,) = (step for step in model.steps if isinstance(step, ir.Split))
+    assert len(first.passive) == 8
+    assert len({*split.send.tolist(), *split.keep.tolist()}) == 15
 
 
 def test_msflow_ends_with_one_head_per_level_and_its_permutations_in_the_coupling() -> None:
@@ -238,11 +254,12 @@ def test_the_position_basis_is_far_smaller_than_the_code() -> None:
 PASS_PAIRS: list[tuple[str, Callable[[ir.FlowModel], ir.FlowModel]]] = [(p.__name__, p) for p in PASSES]
 
 
+@pytest.mark.parametrize("family", [random_cflow, filled_uflow, random_msflow, random_csflow])
 @pytest.mark.parametrize(("name", "step"), PASS_PAIRS)
 def test_a_pass_changes_nothing_the_second_time(
-    name: str, step: Callable[[ir.FlowModel], ir.FlowModel]
+    name: str, step: Callable[[ir.FlowModel], ir.FlowModel], family: Callable[[int], ir.FlowModel]
 ) -> None:
-    model = random_cflow(10)
+    model = family(10)
     for earlier in PASSES[: PASSES.index(step)]:
         model = earlier(model)
     once = step(model)
