@@ -109,7 +109,7 @@ def test_mixing_before_upsampling_leaves_the_levels_as_they_were_and_saves_work(
             route = net.routes[0][1]
             outputs = len(route.conv.weight)
             # 32 pixels, 8 a level below: fewer multiply-accumulates, and a matrix no larger than the weights
-            assert route.mixes_first == (hidden > 32 * 8 / (32 - 8) and 8 * 32 <= outputs * hidden)
+            assert route.mixes_first == (hidden > 32 * 8 / (32 - 8) and outputs * hidden >= 8 * 32)
     assert totals(after).macs <= totals(model).macs
 
 
