@@ -309,7 +309,7 @@ def mix_channels_before_upsampling(model: ir.FlowModel) -> ir.FlowModel:
     sizes = [level.height * level.width for level in model.levels]
 
     def cheaper(level: int, route: ir.Route) -> bool:
-        if len(route.sources) > 1 or route.sources[0] <= level:
+        if len(route.sources) != 1 or route.sources[0] <= level:
             return False
         coarse, fine = sizes[route.sources[0]], sizes[level]
         outputs, channels = route.conv.weight.shape[:2]
