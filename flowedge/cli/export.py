@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowedge.bundle import check_target, default_target
+from flowedge.bundle import default_target
 from flowedge.cli.info import print_assumed
 from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json, size_from, stages
 from flowedge.cli.packages import explain_missing
@@ -84,7 +84,6 @@ def command(
     settings = settings_from(assignments or [])
     size = None if frame_size is None else size_from("--frame-size", frame_size)
     target = output if output is not None else default_target(checkpoint)
-    check_target(target)
     with explain_missing("export"):
         images, request = _judged_on(  # before PyTorch, which takes seconds to import
             calib_data, int8=int8, fp16=fp16, bf16=bf16, calibrator=calibrator, gate=gate, labelled=labelled
