@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from flowedge import __version__
-from flowedge.bundle import Bundle, check_target, write_bundle
+from flowedge.bundle import Bundle, write_bundle
 from flowedge.calibration.precision import PrecisionRequest, Progress, add_precisions
 from flowedge.calibration.precision.half import HalfType
 from flowedge.calibration.precision.typed_graph import FILES, Typing
@@ -47,6 +48,8 @@ from flowedge.runtime.engine_cache import engine_cache
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import files_of_selftest, synthetic_frames
 from flowedge.runtime.verify import Check, verify_bundle
+
+SUFFIX: Final = ".flowedge"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +232,23 @@ def nfa_outputs_of(repository: str, family: Family) -> NfaOutputs:
         window=7 if of_anomalib else 5,
         probability=0.5 if of_anomalib else 0.9,
     )
+
+
+def default_target(path: Path) -> Path:
+    """Where a bundle goes when the user names no place: beside the user, named after the checkpoint."""
+    return Path(path.stem + SUFFIX)
+
+
+def check_target(target: Path) -> None:
+    """Fail before the work, not after it.
+
+    Raises:
+        BundleError: The target exists, or its parent does not.
+    """
+    if target.exists() or target.is_symlink():
+        raise BundleError(f"{target} exists already. Remove it or name another place with -o.")
+    if not target.parent.is_dir():
+        raise BundleError(f"{target.parent} is not a folder. Make it first or name another place with -o.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

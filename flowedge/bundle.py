@@ -34,7 +34,6 @@ from flowedge.errors import BundleError
 from flowedge.manifest import Manifest, StoredFile, json_from_manifest, manifest_from_json
 
 _MANIFEST: Final = "manifest.json"
-_SUFFIX: Final = ".flowedge"
 _MANIFEST_MAX_BYTES: Final = 4 << 20
 _CHUNK_BYTES: Final = 1 << 20
 # One allow-list keeps out "..", hidden names, absolute paths, backslashes, drive letters, NUL, look-alikes.
@@ -92,23 +91,6 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     for stored in manifest.files:
         _verify(folder, stored)
     return Bundle(folder, manifest)
-
-
-def default_target(path: Path) -> Path:
-    """Where a bundle goes when the user names no place: beside the user, named after the checkpoint."""
-    return Path(path.stem + _SUFFIX)
-
-
-def check_target(target: Path) -> None:
-    """Fail before the work, not after it.
-
-    Raises:
-        BundleError: The target exists, or its parent does not.
-    """
-    if target.exists() or target.is_symlink():
-        raise BundleError(f"{target} exists already. Remove it or name another place with -o.")
-    if not target.parent.is_dir():
-        raise BundleError(f"{target.parent} is not a folder. Make it first or name another place with -o.")
 
 
 def write_bundle(

@@ -61,17 +61,8 @@ class _CrossScale(nn.Module):
             nn.ModuleList(_module_of_route(route, level, sizes) for route in routes)
             for level, routes in enumerate(net.routes)
         )
-        upsampled = {
-            source
-            for level, routes in enumerate(net.routes)
-            for route in routes
-            for source in route.sources
-            if source > level and not route.mixes_first
-        }
         self.up = nn.ModuleList(
             _Upsample(sizes[coarse], sizes[coarse - 1], align_corners=False)
-            if coarse in upsampled
-            else nn.Identity()
             for coarse in range(1, len(sizes))
         )
 
@@ -79,15 +70,18 @@ class _CrossScale(nn.Module):
         hidden = [
             functional.leaky_relu(conv(value), _SLOPE) for conv, value in zip(self.inner, x, strict=True)
         ]
-        finer = [hidden[0], *(up(value) for up, value in zip(self.up, hidden[1:], strict=True))]
         outputs = []
         for level, (routes, convs, gain) in enumerate(
             zip(self._net.routes, self.routes, self._net.gains, strict=True)
         ):
             parts = []
             for route, conv in zip(routes, cast(nn.ModuleList, convs), strict=True):
-                own = hidden if route.mixes_first else finer
-                read = [own[source] if source > level else hidden[source] for source in route.sources]
+                read = [
+                    self.up[source - 1](hidden[source])
+                    if source > level and not route.mixes_first
+                    else hidden[source]
+                    for source in route.sources
+                ]
                 parts.append(conv(read[0] if len(read) == 1 else torch.cat(read, 1)))
             total = parts[0]
             for part in parts[1:]:

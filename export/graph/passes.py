@@ -217,7 +217,7 @@ def carry_position(model: ir.FlowModel) -> ir.FlowModel:
                     offset=_widened(step.offset, seen, behind, 0.0),
                 )
                 where = np.arange(seen, seen + behind)
-                known = np.concatenate([np.arange(seen), np.arange(seen + behind, width + behind)])
+                known = _moved(seen, width, behind)
             elif isinstance(step, ir.ChannelAffine):
                 steps[number] = dataclasses.replace(
                     step,
@@ -230,10 +230,7 @@ def carry_position(model: ir.FlowModel) -> ir.FlowModel:
                 steps[number] = through
                 break
         else:
-            scale = np.ones(width, np.float32) if level.latent_scale is None else level.latent_scale
-            levels[stream] = dataclasses.replace(
-                level, latent_scale=_spread(scale, known, width + basis.length, 0.0)
-            )
+            levels[stream] = _with_latents_at(level, known)
         steps.insert(couplings[0], ir.PositionChannels(stream=stream, basis=basis))
     return dataclasses.replace(model, steps=tuple(steps), levels=tuple(levels))
 
@@ -256,17 +253,12 @@ def fill_channel_blocks(model: ir.FlowModel) -> ir.FlowModel:
             filled = _filled(current)
             seen, behind = len(current.passive), len(filled.passive) - len(current.passive)
             if behind:
-                width = seen + len(current.active)
-                moved[current.stream] = np.concatenate([np.arange(seen), np.arange(seen, width) + behind])
+                moved[current.stream] = _moved(seen, seen + len(current.active), behind)
             current = filled
         steps.append(current)
     levels = list(model.levels)
     for stream, known in moved.items():
-        level = levels[stream]
-        scale = np.ones(len(known), np.float32) if level.latent_scale is None else level.latent_scale
-        levels[stream] = dataclasses.replace(
-            level, latent_scale=_spread(scale, known, int(known[-1]) + 1, 0.0)
-        )
+        levels[stream] = _with_latents_at(levels[stream], known)
     return dataclasses.replace(model, steps=tuple(steps), levels=tuple(levels))
 
 
@@ -575,6 +567,17 @@ def _spread(values: ir.Array | None, at: ir.Index, width: int, neutral: float) -
     wide = np.full(width, neutral, np.float32)
     wide[at] = values
     return wide
+
+
+def _moved(seen: int, width: int, behind: int) -> ir.Index:
+    """Where ``width`` channels are once ``behind`` others follow the first ``seen`` of them."""
+    return np.concatenate([np.arange(seen), np.arange(seen, width) + behind])
+
+
+def _with_latents_at(level: ir.Level, known: ir.Index) -> ir.Level:
+    """The level of a stream that has its channel i at ``known[i]``, the last one last, and others between."""
+    scale = np.ones(len(known), np.float32) if level.latent_scale is None else level.latent_scale
+    return dataclasses.replace(level, latent_scale=_spread(scale, known, int(known[-1]) + 1, 0.0))
 
 
 def _widened(values: ir.Array | None, at: int, count: int, neutral: float) -> ir.Array | None:

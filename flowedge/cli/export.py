@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowedge.bundle import default_target
 from flowedge.cli.info import print_assumed
 from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json, size_from, stages
 from flowedge.cli.packages import explain_missing
@@ -83,14 +82,13 @@ def command(
     """Export a trained checkpoint to a bundle, and check it against the original network."""
     settings = settings_from(assignments or [])
     size = None if frame_size is None else size_from("--frame-size", frame_size)
-    target = output if output is not None else default_target(checkpoint)
     with explain_missing("export"):
         images, request = _judged_on(  # before PyTorch, which takes seconds to import
             calib_data, int8=int8, fp16=fp16, bf16=bf16, calibrator=calibrator, gate=gate, labelled=labelled
         )
         from flowedge.calibration.precision import Progress
         from flowedge.calibration.record import read_record
-        from flowedge.export.pipeline import ExportOptions, export_bundle
+        from flowedge.export.pipeline import ExportOptions, default_target, export_bundle
     halves = [name for name, wanted in (("fp16", fp16), ("bf16", bf16)) if wanted and request is None]
     options = ExportOptions(
         half=tuple(halves),  # type: ignore[arg-type]
@@ -103,6 +101,7 @@ def command(
         frame_size=size,
         opset=opset,
     )
+    target = output if output is not None else default_target(checkpoint)
     with stages() as (begin, advance):
         result = export_bundle(checkpoint, target, options, progress=Progress(begin=begin, advance=advance))
     manifest = result.bundle.manifest

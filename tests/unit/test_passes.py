@@ -94,7 +94,7 @@ def test_csflow_ends_with_one_convolution_per_stride_or_mixes_before_upsampling_
 @settings(max_examples=10, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
-    st.integers(1, 24),
+    st.integers(1, 70),
     st.lists(st.sampled_from([1, 3, 5]), min_size=1, max_size=3),
 )
 def test_mixing_before_upsampling_leaves_the_levels_as_they_were_and_saves_work(
