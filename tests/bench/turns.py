@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Final
+
+from bench.time_onnx import THREADS
 
 _TIMER: Final = Path(__file__).resolve().parent / "time_onnx.py"
 
@@ -60,7 +63,10 @@ def median_ratio(slow: list[float], fast: list[float]) -> float:
 def peak_gflops() -> float:
     """The machine's float32 matrix peak, 10^9 operations a second: the best of three processes."""
     command = [sys.executable, str(_TIMER), "--peak"]
-    runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(3)]
+    as_many = {**os.environ, "OPENBLAS_NUM_THREADS": str(THREADS)}  # read once, when NumPy is imported
+    runs = [
+        subprocess.run(command, check=True, capture_output=True, text=True, env=as_many) for _ in range(3)
+    ]
     return max(float(json.loads(run.stdout.splitlines()[-1])["gflops"]) for run in runs)
 
 
