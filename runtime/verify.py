@@ -54,7 +54,9 @@ class Check:
         return self.value <= self.limit
 
 
-def verify_bundle(bundle: Bundle, *, engine: str | None = None, precision: str = "fp32") -> tuple[Check, ...]:
+def verify_bundle(
+    bundle: Bundle, *, engine: str | None = None, precision: str = "fp32", threads: int | None = None
+) -> tuple[Check, ...]:
     """Replay the bundle's self-test.
 
     Compares the levels, and the energies and counts where there are some, with the reference's, recorded at export;
@@ -65,7 +67,7 @@ def verify_bundle(bundle: Bundle, *, engine: str | None = None, precision: str =
         BundleError: The bundle has no such graph or no self-test.
         EngineUnavailableError: The engine cannot run here.
     """
-    session = open_engine(engine, bundle, precision)
+    session = open_engine(engine, bundle, precision, threads=threads)
     try:
         return replay_selftest(bundle, session)
     finally:
@@ -83,10 +85,35 @@ def replay_selftest(bundle: Bundle, session: Engine) -> tuple[Check, ...]:
     return tuple(_checks(bundle, session, images, selftest.answers, session.precision))
 
 
+class Worst:
+    """The worst difference of answers from what was expected, over as many images as are added one after the other.
+
+    Attributes:
+        difference: The largest absolute difference; NaN from the first one on.
+        largest: The largest magnitude that was expected; NaN likewise.
+    """
+
+    def __init__(self) -> None:
+        self.difference = 0.0
+        self.largest = 0.0
+
+    def add(self, got: NDArray[np.floating], expected: NDArray[np.floating]) -> None:
+        """Two arrays of one shape."""
+        difference = np.abs(got.astype(np.float64) - expected.astype(np.float64)).max()
+        self.difference = float(np.maximum(self.difference, difference))  # which keeps a NaN
+        self.largest = float(np.maximum(self.largest, np.abs(expected).max()))
+
+    @property
+    def relative(self) -> float:
+        """The worst difference over the largest magnitude expected; NaN where any value was one."""
+        return float(self.difference / np.maximum(self.largest, 1e-12))
+
+
 def relative_difference(got: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
     """Worst absolute difference over the largest magnitude expected; NaN where either holds one."""
-    difference = np.abs(got.astype(np.float64) - expected.astype(np.float64)).max()
-    return float(difference / max(float(np.abs(expected).max()), 1e-12))
+    worst = Worst()
+    worst.add(got, expected)
+    return worst.relative
 
 
 def _answer_difference(got: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
@@ -99,32 +126,23 @@ def _answer_difference(got: NDArray[np.floating], expected: NDArray[np.floating]
     return float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max() / scale)
 
 
-def check_of_output(
-    manifest: Manifest,
-    precision: str,
-    name: str,
-    got: NDArray[np.float32],
-    expected: NDArray[np.float32],
-    against: str,
-) -> Check:
+def check_of_output(manifest: Manifest, precision: str, name: str, worst: Worst, against: str) -> Check:
     """One of the graph's ``(N, 1, h, w)`` outputs against what a reference gives for it.
 
     Args:
         manifest: The bundle's.
         precision: Of the graph.
         name: The output's, such as ``level_0``.
-        got: The graph's answer.
-        expected: The reference's.
+        worst: How far the graph's answers are from the reference's.
         against: What the reference is called.
     """
+    value, limit = worst.relative, PARITY_LIMITS.get(precision, np.inf)
     if name.startswith("count"):
         assert manifest.nfa is not None
         number = int(name.removeprefix("count_"))
         side = window_sides(manifest.nfa.window, len(manifest.levels))[number]
-        value = float(np.abs(got - expected).max()) / (manifest.levels[number].channels * side**2)
+        value = worst.difference / (manifest.levels[number].channels * side**2)
         limit = COUNT_LIMITS.get(precision, np.inf)
-    else:
-        value, limit = relative_difference(got, expected), PARITY_LIMITS.get(precision, np.inf)
     return Check(name=f"{name.replace('_', ' ')} against {against}", value=value, limit=limit)
 
 
@@ -146,7 +164,9 @@ def _checks(
     scoring = manifest.graph(precision).scoring
     alone = infer_one_by_one(session, images)
     for name, answer in expected.items():
-        yield check_of_output(manifest, precision, name, alone[name], answer, "the reference")
+        worst = Worst()
+        worst.add(alone[name], answer)
+        yield check_of_output(manifest, precision, name, worst, "the reference")
     levels = [alone[f"level_{number}"] for number in range(len(manifest.levels))]
     host = aggregate(levels, scoring, manifest.family, manifest.image_size)
     for name, answer in (("anomaly_map", host.anomaly_map), ("score", host.score)):

@@ -67,13 +67,14 @@ def command(
             _print(built)
         return
     every = [build_with_bar(opened, engine, name, options) for name in precisions_on(opened, engine)]
+    if not json:
+        for built in every:  # said before they are measured, which needs the device
+            _print(built)
     choice = fastest_precision(opened, engine)
     if json:
         print_json({"built": every, "choice": choice})
-        return
-    for built in every:
-        _print(built)
-    print_choice(choice)
+    else:
+        print_choice(choice)
 
 
 def _print(built: Built) -> None:

@@ -15,6 +15,7 @@ from flowedge.cli.output import (
     EngineName,
     Json,
     PrecisionOption,
+    Threads,
     print_json,
     progress,
     steps,
@@ -50,6 +51,7 @@ def command(
     ] = None,
     engine: EngineName = None,
     precision: PrecisionOption = "fp32",
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Replay the bundle's self-test on this machine; exit status 1 when a check fails."""
@@ -66,7 +68,7 @@ def command(
     opened = open_bundle(bundle)
     with steps() as on_step:
         on_step("replaying the self-test")
-        checks = verify_bundle(opened, engine=engine, precision=precision)
+        checks = verify_bundle(opened, engine=engine, precision=precision, threads=threads)
         if against is not None:
             on_step("comparing with the checkpoint")
             with explain_missing("export"):
@@ -79,10 +81,11 @@ def command(
                 engine=engine,
                 precision=precision,
                 backbone_weights=backbone_weights,
+                threads=threads,
             )
     gate = None
     if data is not None and against is None:
-        gate = _gate(bundle, engine, precision, data)
+        gate = _gate(bundle, engine, precision, threads, data)
     passed = all(check.passed for check in checks) and (gate is None or gate.passed)
     if json:
         print_json(
@@ -101,7 +104,7 @@ def command(
     raise typer.Exit(0 if passed else 1)
 
 
-def _gate(bundle: Path, engine: str | None, precision: str, data: Path) -> GateReport:
+def _gate(bundle: Path, engine: str | None, precision: str, threads: int | None, data: Path) -> GateReport:
     """Compare a precision with fp32 on this machine."""
     from flowedge.calibration.dataset import good_images
     from flowedge.calibration.gates import DEFAULT_LIMITS, compare
@@ -110,8 +113,8 @@ def _gate(bundle: Path, engine: str | None, precision: str, data: Path) -> GateR
     limits = DEFAULT_LIMITS[precision.partition("-")[0]]
     with (
         progress("comparing with fp32") as on_progress,
-        flowedge.load(bundle, engine=engine) as reference,
-        flowedge.load(bundle, engine=engine, precision=precision) as typed,
+        flowedge.load(bundle, engine=engine, threads=threads) as reference,
+        flowedge.load(bundle, engine=engine, precision=precision, threads=threads) as typed,
     ):
         return compare(reference, typed, images, 2, limits, on_progress=on_progress)
 
