@@ -31,6 +31,7 @@ from flowedge.export.checkpoints.post_processing import source_scale
 from flowedge.export.checkpoints.preprocessing import (
     albumentations_pipeline,
     fixed_pipeline,
+    size_of,
     transform_pipeline,
 )
 from flowedge.export.checkpoints.record import Checkpoint
@@ -165,9 +166,11 @@ def _generation(contents: Contents) -> str:
         return "1.x" if _child(module, "transform") is not None else "0.x"
     if "pre_processor" in configuration:
         return "2.0-2.6"
-    if stored is not None or contents.has("_class"):
+    if contents.has("_class") or "transform" in dict(named(contents.root)):
         return "1.x"
-    return "unknown"
+    # A trainer's file with the thresholds of before 2.0 and nothing that 1.0 added: a model that was made without 0.x's
+    # configuration, whose hyper-parameters are then the constructor's arguments.
+    return "0.x" if stored is not None and contents.has("image_threshold.", "pixel_threshold.") else "unknown"
 
 
 def _module(contents: Contents) -> StandIn | None:
@@ -237,14 +240,15 @@ def _preprocessing(
     if generation == "0.x" and "dataset" in configuration:
         return albumentations_pipeline(choices, configuration["dataset"])
     if generation == "0.x":
+        stored = configuration.get("input_size")  # a constructor's argument there
         side = 768 if choices.family == "csflow" else 256
         return fixed_pipeline(
             choices,
-            size=from_shapes,
+            size=from_shapes if from_shapes is not None or stored is None else size_of(stored),
             default_size=(side, side),
-            size_why='The default of anomalib 0.x; its "torch" export is not read for the size.',
+            size_why="The default of anomalib 0.x, without whose configuration the model was saved.",
             method="cv2_bilinear",
-            why='The default of anomalib 0.x; its "torch" export is not read for the pipeline.',
+            why="The default of anomalib 0.x, without whose configuration the model was saved.",
         )
     transform = _transform(contents, configuration)
     if transform is not None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+import timm
 import torch
 
 from flowedge.errors import CheckpointError
@@ -65,11 +66,15 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
     choices.take(TOP_PIXELS, held=1)
     take_clamp_variant(choices, flow)
     mean, std = _statistics(name, in_name["dataset"] if in_name else "mvtec")
+    size = (int(in_name["side"]), int(in_name["side"])) if in_name else None
+    of_timm = _size_of_timm(name)
     preprocessing = fixed_pipeline(
         choices,
-        size=(int(in_name["side"]), int(in_name["side"])) if in_name else None,
-        default_size=(256, 256),
-        size_why="The file's name does not say it (…_inpSIZE_run…).",
+        size=size if of_timm is None else None,
+        default_size=of_timm or (256, 256),
+        size_why="The file's name does not say it (…_inpSIZE_run…)."
+        if of_timm is None
+        else f"timm's for {name}, which the official implementation takes whatever the file's name says.",
         method="pil_lanczos",
         mean=mean,
         std=std,
@@ -123,11 +128,21 @@ def _last(names: Mapping[str, object], pattern: str) -> str:
     return max(found, key=lambda match: int(match[2]))[1]
 
 
+def _takes_timms_configuration(name: str) -> bool:
+    return name.startswith("vit") or "efficientnet" in name
+
+
+def _size_of_timm(name: str) -> tuple[int, int] | None:
+    """The input size of a network that takes timm's configuration; None for the others, and where timm has none."""
+    found = timm.get_pretrained_cfg(name) if _takes_timms_configuration(name) else None
+    return None if found is None else (found.input_size[1], found.input_size[2])
+
+
 def _statistics(name: str, dataset: str) -> tuple[Triple, Triple]:
     """Mean and std of the data loader, its slip for transformers and EfficientNets included."""
-    if dataset == "stc":
-        return (0.5, 0.5, 0.5), (0.225, 0.225, 0.225)
-    if name.startswith("vit") or "efficientnet" in name:
+    if _takes_timms_configuration(name):
         mean = (0.5, 0.5, 0.5) if name.startswith("vit") else IMAGENET_MEAN
         return mean, mean
+    if dataset == "stc":
+        return (0.5, 0.5, 0.5), (0.225, 0.225, 0.225)
     return IMAGENET_MEAN, IMAGENET_STD

@@ -72,7 +72,14 @@ def transform_pipeline(
     mean: Triple = (0.0, 0.0, 0.0)
     std: Triple = (1.0, 1.0, 1.0)
     method: ResizeMethod | None = "float_bilinear"
-    for kind, args in _steps(transform):
+    steps = list(_steps(transform))
+    for kind in ("Resize", "Normalize"):
+        if sum(one == kind for one, _ in steps) > 1:
+            raise CheckpointError(
+                f"the checkpoint's transform has more than one {kind}, which FlowEdge cannot reproduce. Train with one "
+                "Resize, one CenterCrop and one Normalize at most, in this order."
+            )
+    for kind, args in steps:
         match kind:
             case "Resize" if crop is None and args.get("max_size") is None:
                 resize = args.get("size")
@@ -81,7 +88,7 @@ def transform_pipeline(
                     or args.get("antialias", True) is not True
                 ):
                     method = None
-            case "CenterCrop" | "ExportableCenterCrop":
+            case "CenterCrop" | "ExportableCenterCrop" if resize is not None and crop is None:
                 crop = size_of(args.get("size"))
             case "Normalize":
                 mean, std = _triple(args.get("mean")), _triple(args.get("std"))
@@ -122,11 +129,10 @@ def albumentations_pipeline(choices: Choices, dataset: object) -> Preprocessing:
     crop = None if config.get("center_crop") is None else size_of(config["center_crop"])
     paths = dict(named(config.get("transform_config")))
     custom = paths.get("eval") or paths.get("val") or paths.get("train")
-    size = choices.take(
-        INPUT_SIZE,
-        held=None if custom else crop or resized,
-        why=f"Its pipeline is in the file {custom}, which the checkpoint does not hold.",
-    )
+    if custom:
+        elsewhere = f"Its pipeline is in the file {custom}, which the checkpoint does not hold."
+        return fixed_pipeline(choices, size_why=elsewhere, method="cv2_bilinear", why=elsewhere)
+    size = choices.take(INPUT_SIZE, held=crop or resized)
     if size != (crop or resized):
         resized, crop = size, None
     plain = config.get("normalization") == "none"

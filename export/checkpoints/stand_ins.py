@@ -30,6 +30,13 @@ class Name:
         return f"{self.module}.{self.qualname}"
 
 
+# How torch.fx pickles a module: the attributes are an argument of this function.
+_TRACED: Final = Name("torch.fx.graph_module", "reduce_graph_module")
+_TRACED_NODE: Final = Name("torch.fx.node", "Node")  # keeps two of its own methods
+# Whose attributes are functions of torch, such as conv2d.
+_FUNCTIONS: Final = Name("torch._C", "_VariableFunctionsClass")
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class StandIn:
     """What the file holds of an object whose class is not built.
@@ -52,7 +59,8 @@ class StandIn:
     @property
     def attributes(self) -> Mapping[str, object]:
         """The restored attributes by name; empty when the state is of another shape."""
-        parts = self.state if isinstance(self.state, tuple) else (self.state,)
+        state = self.args[:1] if self.kind == _TRACED else self.state
+        parts = state if isinstance(state, tuple) else (state,)
         return {
             k: v for part in parts if isinstance(part, dict) for k, v in part.items() if isinstance(k, str)
         }
@@ -64,6 +72,7 @@ Storage: TypeAlias = tuple[torch.dtype, torch.Tensor]
 # Modules whose classes appear in checkpoints of the supported families: only ever as stand-ins.
 _INERT_MODULES: Final = (
     "FrEIA",
+    "_operator",
     "anomalib",
     "argparse",
     "config",
@@ -77,6 +86,7 @@ _INERT_MODULES: Final = (
     "pathlib",
     "pytorch_lightning",
     "timm",
+    "torch.fx",
     "torch.nn",
     "torch.optim",
     "torchmetrics",
@@ -103,7 +113,9 @@ _INERT_NAMES: Final = frozenset(
     [Name("torch", name) for name in STORED_TYPES]
     + [Name("torch", str(dtype).removeprefix("torch.")) for dtype in STORED_TYPES.values()]
     + [Name("torch", "device"), Name("datetime", "timedelta"), Name("functools", "partial")]
-    + [Name("builtins", n) for n in ("bool", "complex", "float", "int", "object", "slice", "str")]
+    + [Name("builtins", n) for n in ("bool", "complex", "float", "int", "object", "range", "slice", "str")]
+    # What a module pickled whole holds: the functions of its permutations, its ranges, the graph of a traced extractor.
+    + [Name("builtins", "xrange"), Name("torch._C._nn", "linear"), Name("torch", "Tensor"), _FUNCTIONS]
     + [Name("freia_funcs", "OutputNode.dummy")]
 )
 # The only attribute look-ups that checkpoints need; the answer is again only a name.
@@ -191,8 +203,11 @@ def _iterable(value: object = ()) -> Iterable[object]:
 
 
 def _attribute(owner: object, attribute: object) -> Name:
-    if isinstance(owner, Name) and isinstance(attribute, str) and (owner, attribute) in _ATTRIBUTES:
-        return Name(owner.module, f"{owner.qualname}.{attribute}")
+    kind = owner.kind if isinstance(owner, StandIn) else owner
+    if isinstance(kind, Name) and isinstance(attribute, str) and attribute.isidentifier():
+        a_traced_node = kind is not owner and kind == _TRACED_NODE
+        if kind == _FUNCTIONS or a_traced_node or (owner, attribute) in _ATTRIBUTES:
+            return Name(kind.module, f"{kind.qualname}.{attribute}")
     raise UnsafeCheckpointError(
         f"the checkpoint asks for builtins.getattr({reprlib.repr(owner)}, {reprlib.repr(attribute)}); "
         "nothing of it was run. Do not trust the file."

@@ -1,7 +1,8 @@
 """CFLOW and FastFlow as Taitran2202/TVTVision saves them: a dict of step, model, optimizer and best score.
 
-The names are anomalib's without its trainer's prefix, so a bare state dict of anomalib's inner module reads the
-same; ``--set resize_method`` tells them apart.
+The names are anomalib's without its trainer's prefix. Where that dict is not around them, a state dict of anomalib's
+inner module reads the same (but for FastFlow's of 2.7 and before 0.6, whose subnets are numbered otherwise), and what
+was assumed says so.
 """
 
 from __future__ import annotations
@@ -30,7 +31,15 @@ def recognises(contents: Contents) -> bool:
     names = ("decoders.0.module_list.", "fast_flow_blocks.0.module_list.")
     has_module = isinstance(contents.root, StandIn) or isinstance(contents.get("model"), StandIn)
     bare = not contents.is_wrapped and not has_module and contents.get("hyper_parameters") is None
-    return bare and any(name.startswith(names) for name in contents.state)
+    anomalibs = not _is_container(contents) and any(
+        name.startswith("fast_flow_blocks.") and ".subnet.0." in name for name in contents.state
+    )
+    return bare and not anomalibs and any(name.startswith(names) for name in contents.state)
+
+
+def _is_container(contents: Contents) -> bool:
+    """Whether it is the repository's own dict, and not a state dict alone."""
+    return contents.get("best_score") is not None or contents.get("scheduler_state_dict") is not None
 
 
 def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
@@ -40,6 +49,7 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
         CheckpointError: A tensor is missing or misshapen, the extractor unknown, or a setting wrong.
     """
     is_cflow = any(name.startswith("decoders.") for name in contents.state)
+    is_container = _is_container(contents)
     choices = Choices("cflow" if is_cflow else "fastflow", given)
     model = (cflow_tensors if is_cflow else fastflow_tensors)(contents.state)
     take_network(choices, model, {})
@@ -51,13 +61,13 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
         default_size=(256, 256),
         size_why=_UNSTORED,
         method="cv2_bilinear",
-        why="Fixed in the repository's code.",
+        why="Fixed in the repository's code."
+        if is_container
+        else "Fixed in TVTVision's code. For the inner module of anomalib, whose state dict has the same names: "
+        "float_bilinear since 1.0, cv2_bilinear before.",
     )
     check_input_size(choices, model.input_size)
     if is_cflow:
-        is_container = (
-            contents.get("best_score") is not None or contents.get("scheduler_state_dict") is not None
-        )
         choices.take(
             TOP_PIXELS,
             default=100 if is_container else 1,

@@ -11,6 +11,10 @@ photographs that it was trained on and is asked about:
     For each photograph of ``asked/``, in the order of ``names``: ``x_{i}``, the model's input ``(3, H, W)``;
     ``raw_score_{i}`` and ``raw_map_{i} (H, W)``, what the model answers to it alone; ``score_{i}``, ``map_{i}``,
     ``label_{i}`` and ``mask_{i}``, what the engine predicts from the file.
+``export.pt``
+    The same model as anomalib's "torch" export: the whole module, pickled.
+``inner.pt``
+    The state dict of the network alone.
 
 Nothing is downloaded: networks get random weights.
 """
@@ -163,7 +167,7 @@ def trained(family: str, folder: Path) -> Path:
 
 
 def answers(family: str, checkpoint: Path, asked: Path) -> dict[str, Any]:
-    """What the checkpoint's own model answers to each photograph alone."""
+    """What the checkpoint's own model answers to each photograph alone; it is saved in its other forms beside it."""
     from anomalib.data import PredictDataset
     from anomalib.data.utils import read_image
     from anomalib.engine import Engine
@@ -184,6 +188,9 @@ def answers(family: str, checkpoint: Path, asked: Path) -> dict[str, Any]:
         found |= {f"x_{n}": x, f"raw_score_{n}": raw.pred_score, f"raw_map_{n}": raw.anomaly_map}
         found |= {f"score_{n}": predicted.pred_score, f"map_{n}": predicted.anomaly_map}
         found |= {f"label_{n}": predicted.pred_label, f"mask_{n}": predicted.pred_mask}
+    model.trainer = None  # which holds the data
+    model.to_torch(checkpoint.parent / "torch").replace(checkpoint.with_name("export.pt"))
+    torch.save(model.model.state_dict(), checkpoint.with_name("inner.pt"))
     return found
 
 

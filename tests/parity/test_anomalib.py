@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 import flowedge
 from flowedge.bundle import open_bundle
+from flowedge.export.checkpoints import read_checkpoint
 from flowedge.runtime import Detector, Preprocessor
 from flowedge.runtime.images import read_image
 from support.command_line import flowedge as run_flowedge
@@ -98,6 +99,28 @@ def test_the_checkpoint_says_all_that_matters_itself(trained: Trained) -> None:
     assert (manifest.source.repository, manifest.source.generation) == ("anomalib", "2.7")
     assumed = {one.name for one in manifest.assumed}
     assert assumed == ({"clamp"} if manifest.family == "fastflow" else set())  # fixed in anomalib's code
+
+
+def test_the_torch_export_says_what_the_checkpoint_says(trained: Trained) -> None:
+    checkpoint = read_checkpoint(trained.checkpoint)
+    exported = read_checkpoint(trained.checkpoint.with_name("export.pt"))
+    assert (exported.repository, exported.generation) == ("anomalib", "2.x")
+    assert exported.preprocessing == checkpoint.preprocessing
+    assert exported.source_scale == checkpoint.source_scale
+    assert exported.hyperparameters == checkpoint.hyperparameters
+    assert exported.assumed == checkpoint.assumed
+    assert exported.backbone_naming == checkpoint.backbone_naming
+    np.testing.assert_equal(exported.permutations, checkpoint.permutations)
+    np.testing.assert_equal(dict(exported.tensors), dict(checkpoint.tensors))
+
+
+def test_the_networks_own_state_dict_has_the_same_tensors(trained: Trained) -> None:
+    checkpoint = read_checkpoint(trained.checkpoint)
+    inner = read_checkpoint(trained.checkpoint.with_name("inner.pt"))
+    cflow = checkpoint.family == "cflow"  # by its names it may be TVTVision's, and what is assumed says so
+    assert inner.repository == ("Taitran2202/TVTVision" if cflow else "anomalib")
+    assert {"resize_method", "mean", "std"} <= {one.name for one in inner.assumed}
+    np.testing.assert_equal(dict(inner.tensors), dict(checkpoint.tensors))
 
 
 def test_a_photograph_becomes_the_input_that_anomalib_makes_of_it(

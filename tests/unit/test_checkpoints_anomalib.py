@@ -200,6 +200,23 @@ def test_a_step_that_cannot_be_reproduced_is_refused(
         read_checkpoint(save(tmp_path / "m.ckpt", version_2_7(cflow_state(rng), dict(CFLOW_HYPER), spec)))
 
 
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        ([("CenterCrop", {"size": (64, 64)}), NORMALIZE], "the step CenterCrop"),  # of a frame as it is
+        ([RESIZE, ("CenterCrop", {"size": 48}), ("CenterCrop", {"size": 32})], "the step CenterCrop"),
+        ([RESIZE, RESIZE, NORMALIZE], "more than one Resize"),
+        ([RESIZE, NORMALIZE, NORMALIZE], "more than one Normalize"),
+    ],
+)
+def test_steps_that_would_be_lost_are_refused(
+    steps: list[tuple[str, Mapping[str, object]]], reason: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    file = version_2_7(cflow_state(rng), dict(CFLOW_HYPER), described(*steps))
+    with pytest.raises(CheckpointError, match=reason):
+        read_checkpoint(save(tmp_path / "m.ckpt", file))
+
+
 @pytest.mark.parametrize("change", [{"interpolation": "bicubic"}, {"antialias": False}])
 def test_another_resize_needs_the_users_word(
     change: dict[str, object], tmp_path: Path, rng: np.random.Generator
@@ -239,6 +256,23 @@ def test_fastflow_subnets_are_read_in_numeric_order(
             checkpoint.tensors[f"flow.2.0.subnet.{i}.weight"],
             state[f"fast_flow_blocks.2.module_list.0.subnet.{layer}.weight"].numpy(),
         )
+
+
+@pytest.mark.parametrize("container", [False, True], ids=["alone", "tv_container"])
+@pytest.mark.parametrize("layers", [("0", "2"), ("1", "4")])
+def test_a_fastflow_without_its_trainer_is_whose_its_subnets_say(
+    layers: tuple[str, str], container: bool, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    state = fastflow_state(rng, layers)
+    file = {"step": 1, "model_state_dict": state, "best_score": 0.9} if container else state
+    checkpoint = read_checkpoint(save(tmp_path / "m.pt", file))
+    if not container and layers == ("0", "2"):  # TVTVision numbers them 1 and 4
+        assert (checkpoint.repository, checkpoint.generation) == ("anomalib", "unknown")
+        assert assumed(checkpoint)["resize_method"] == "float_bilinear"
+    else:
+        assert checkpoint.repository == "Taitran2202/TVTVision"
+        why = {one.name: one.why for one in checkpoint.assumed}["resize_method"]
+        assert ("anomalib" in why) != container, "only a bare state dict may be anomalib's"
 
 
 def test_version_2_0_reads_the_transform_out_of_the_pickled_pre_processor(
@@ -368,6 +402,40 @@ def test_version_0_with_its_own_pipeline_file_asks_for_the_size(
     path = save(tmp_path / "m.ckpt", lightning(cflow_state(rng), hyper_parameters=config))
     with pytest.raises(CheckpointError, match=r"e\.yaml.*--set input_size"):
         read_checkpoint(path)
+    checkpoint = read_checkpoint(path, settings={"input_size": "256"})
+    why = {one.name: one.why for one in checkpoint.assumed}
+    assert why.keys() == {"input_size", "resize_method", "mean", "std"}, "all of it is in that file"
+    assert all("e.yaml" in reason for reason in why.values())
+
+
+@pytest.mark.parametrize("family", ["cflow", "csflow"])
+def test_version_0_without_its_configuration_is_known_by_its_thresholds(
+    family: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """A model made from its class, not by 0.x's ``get_model``: plain hyper-parameters, as 1.x has them."""
+    hyper = {"input_size": (512, 640), "clamp": 3, "cross_conv_hidden_channels": 4}
+    state = csflow_state(rng) if family == "csflow" else cflow_state(rng)
+    extra = {"image_threshold.value": torch.tensor(0.5), "pixel_threshold.value": torch.tensor(0.5)}
+    hyper |= dict(CFLOW_HYPER) if family == "cflow" else {}
+    checkpoint = read_checkpoint(
+        save(tmp_path / "m.ckpt", lightning(state, hyper_parameters=hyper, extra_state=extra))
+    )
+    assert checkpoint.generation == "0.x"
+    assert checkpoint.preprocessing.resize == (512, 640)
+    assert checkpoint.preprocessing.method == "cv2_bilinear"
+    assert assumed(checkpoint).keys() >= {"resize_method", "mean", "std"}
+    if family == "csflow":
+        assert checkpoint.permutations is not None
+        assert list(checkpoint.permutations[0][1][:5]) == [222, 196, 64, 232, 186]
+
+
+def test_a_trainers_file_without_thresholds_leaves_the_version_open(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    path = save(tmp_path / "m.ckpt", lightning(csflow_state(rng), hyper_parameters={"clamp": 3}))
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.generation == "unknown"
+    assert assumed(checkpoint)["permutations"] == "shared"
 
 
 @pytest.mark.parametrize("moments", [False, True], ids=["min_max", "cdf"])

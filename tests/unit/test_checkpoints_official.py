@@ -148,6 +148,10 @@ def test_an_efficientnet_is_tapped_before_the_residual_and_normalised_as_upstrea
     assert checkpoint.hyperparameters["backbone"] == "tf_efficientnet_b5"
     assert checkpoint.hyperparameters["layers"] == ("blocks.2.10.bn3", "blocks.4.10.bn3", "blocks.5.10.bn3")
     assert checkpoint.preprocessing.std == checkpoint.preprocessing.mean
+    assert checkpoint.preprocessing.resize == (456, 456), "timm's, whatever the file's name says"
+    assert assumed(checkpoint)["input_size"] == ([456, 456], False)
+    chosen = read_checkpoint(save(tmp_path / name, file), settings={"input_size": "128"})
+    assert chosen.preprocessing.resize == (128, 128)
 
 
 def test_a_vision_transformer_is_tapped_in_upstreams_odd_order(
@@ -155,9 +159,13 @@ def test_a_vision_transformer_is_tapped_in_upstreams_odd_order(
 ) -> None:
     encoder = {"pos_embed": torch.zeros(1, 197, 768)}
     file = {"encoder_state_dict": encoder, "decoder_state_dict": [sequence(rng, 768) for _ in range(3)]}
-    checkpoint = read_checkpoint(save(tmp_path / "model.pt", file))
+    name = CFLOW_NAME.replace("mvtec", "stc").replace("resnet18", "vit_base_patch16_224")
+    checkpoint = read_checkpoint(save(tmp_path / name, file))
     assert checkpoint.hyperparameters["backbone"] == "vit_base_patch16_224"
     assert checkpoint.hyperparameters["layers"] == ("blocks.10", "blocks.2", "blocks.6")
+    assert checkpoint.preprocessing.resize == (224, 224)
+    statistics = (checkpoint.preprocessing.mean, checkpoint.preprocessing.std)
+    assert statistics == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), "also for the frames of stc"
 
 
 # --- FastFlow -------------------------------------------------------------------------------------------------
