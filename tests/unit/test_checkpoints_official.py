@@ -733,8 +733,7 @@ def test_a_condition_that_is_no_position_code_is_refused(
     msflow = msflow_file(rng)
     parallel = msflow["parallel_flows"]
     assert isinstance(parallel, list)
-    options = {"kernel": 3, "layers": ("conv1", "ln", "conv2")}
-    parallel[0] = sequence(rng, 64, condition=condition, **options)
+    parallel[0] = sequence(rng, 64, condition=condition, kernel=3, layers=("conv1", "ln", "conv2"))
     for file, inputs in ((msflow, 32 + condition), (cflow_file(rng, condition=condition), 64 + condition)):
         message = (
             rf"level 0 take {inputs} channels, {condition} of them a position code, expected a multiple of 4"
