@@ -145,6 +145,11 @@ def _check_condition(what: str, channels: int, inputs: int, family: Family) -> N
 def _block(prefix: str, state: Mapping[str, torch.Tensor], family: Family) -> dict[str, Array]:
     """One block under its normalised names, checked."""
     arrays = arrays_of({prefix + name: tensor for name, tensor in state.items() if name != "w_perm_inv"})
+    for name, array in arrays.items():
+        if array.dtype != np.float32 and name != f"{prefix}w_perm":
+            raise CheckpointError(
+                f"{name} holds whole numbers, expected floating point. Copy or train it again."
+            )
     arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
     block: dict[str, Array] = {}
     for name in _PER_CHANNEL:

@@ -308,7 +308,7 @@ def _check_coupling(prefix: str, block: Mapping[str, Array]) -> int:
         widths[net] = width
         for level in range(3):
             _expect(block, f"{start}conv_scale{level}_0.weight", (hidden, width, kernel, kernel))
-        outputs = block[f"{start}conv_scale0_1.weight"].shape[0]
+        outputs, *_ = _kernel(block, f"{start}conv_scale0_1.weight")
         for conv in _CSFLOW_CONVOLUTIONS:
             _expect(block, f"{start}{conv}.weight", (outputs, hidden, kernel, kernel))
     channels = sum(widths.values())

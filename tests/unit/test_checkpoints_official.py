@@ -539,10 +539,11 @@ def test_gammas_that_are_all_zero_were_not_used(tmp_path: Path, rng: np.random.G
 )
 def test_a_misshapen_csflow_tensor_is_named(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
     state = csflow_state(rng)
-    state[f"module_list.4.{name}"] = state[f"module_list.4.{name}"][:-1]
     net = name.replace("s1", "net1").replace("s2", "net2").rpartition(".")[0]
-    with pytest.raises(CheckpointError, match=rf"flow\.0\.{net}|flow\.0\.{net[:4]}"):
-        read_checkpoint(save(tmp_path / "model.pt", state))
+    for misshapen in (state[f"module_list.4.{name}"][:-1], torch.tensor(1.0)):
+        state[f"module_list.4.{name}"] = misshapen
+        with pytest.raises(CheckpointError, match=rf"flow\.0\.{net}|flow\.0\.{net[:4]}"):
+            read_checkpoint(save(tmp_path / "model.pt", state))
 
 
 # --- TVTVision ------------------------------------------------------------------------------------------------
@@ -622,6 +623,7 @@ def test_an_unknown_model_names_the_families_and_the_keys_found(tmp_path: Path) 
             r"flow\.0\.0\.subnet\.0\.weight has shape",
         ),
         ("2.module_list.1.subnet.2.weight", lambda t: t[:, :-1], r"flow\.2\.1\.subnet\.1\.weight has shape"),
+        ("0.module_list.0.subnet.0.weight", torch.Tensor.long, r"flow\.0\.0\.subnet\.0\.weight holds whole"),
         (
             "2.module_list.1.subnet.2.weight",
             lambda t: t * torch.inf,
