@@ -113,14 +113,14 @@ class Scoring(_Record, frozen=True, kw_only=True):
         normalisation: ``none`` for the families whose map needs no maximum.
         reference: Set exactly when ``normalisation`` is ``fixed_reference``.
         csflow_map: CS-Flow only: ``product`` of the levels (anomalib) or the ``finest`` level (official).
-        top_fraction: MSFlow only: the share of the pixels whose mean is the score.
+        top_fraction: MSFlow only: the share of the pixels, at least one, whose mean is the score.
         top_pixels: CFLOW only: how many of the map's largest values have their mean as the score; None is one.
     """
 
     normalisation: ScoreNormalisation
     reference: FixedReference | None = None
     csflow_map: Literal["product", "finest"] | None = None
-    top_fraction: float | None = None
+    top_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     top_pixels: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 

@@ -19,8 +19,9 @@ from flowedge.export.backbones.efficientnet import (
     pad_statically,
     torchvision_names,
 )
-from flowedge.export.backbones.transformers import TRANSFORMERS, ResizedPair, TokenFeatures
+from flowedge.export.backbones.transformers import ResizedPair, TokenFeatures
 from flowedge.export.backbones.weights import fill
+from flowedge.export.checkpoints.backbone import TRANSFORMERS
 from flowedge.export.graph import ir
 
 _SIDES: Final = range(1, 1025)  # of square images that are tried when one was too small

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from flowedge.errors import CheckpointError
 from flowedge.export.backbones.convolutional import stage_names
-from flowedge.export.backbones.transformers import TRANSFORMERS
+from flowedge.export.checkpoints.backbone import TRANSFORMERS
 from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.graph import ir
 

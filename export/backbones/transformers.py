@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import timm
 import torch
@@ -13,8 +13,6 @@ from flowedge.errors import CheckpointError
 from flowedge.export.backbones.convolutional import unknown_taps
 from flowedge.export.backbones.weights import unfilled
 from flowedge.geometry import bicubic_matrix
-
-TRANSFORMERS: Final = ("vit_", "deit_", "cait_")
 
 
 class TokenFeatures(nn.Module):

@@ -7,7 +7,6 @@ since 1.0, the model's name is stored, so both are told from the keys.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -42,6 +41,7 @@ from flowedge.export.checkpoints.settings import (
     TOP_PIXELS,
     USE_GAMMA,
     Choices,
+    stored_clamp,
 )
 from flowedge.export.checkpoints.stand_ins import StandIn
 from flowedge.manifest import Family, Preprocessing
@@ -101,7 +101,7 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
     clamp, clamp_name = _CLAMPS[family]
     choices.take(
         CLAMP,
-        held=_number(hyper.get(clamp_name)),
+        held=stored_clamp(hyper.get(clamp_name)),
         default=clamp,
         why="anomalib's default; the checkpoint does not hold it.",
     )
@@ -274,11 +274,3 @@ def _transform(contents: Contents, configuration: Mapping[str, object]) -> objec
         processors.append(_child(module, "pre_processor"))
     owners += [_child(processor, "transform") for processor in processors if isinstance(processor, StandIn)]
     return next((owner for owner in owners if owner is not None), None)
-
-
-def _number(value: object) -> float | None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return None
-    if not math.isfinite(value):
-        raise CheckpointError(f"a hyper-parameter of the checkpoint is {value}. Copy or train it again.")
-    return float(value)

@@ -15,6 +15,8 @@ from flowedge.export.checkpoints.contents import arrays_of, contents_of
 from flowedge.export.checkpoints.record import Array, BackboneNaming, Checkpoint, Tensors
 from flowedge.export.checkpoints.safe_load import load_untrusted
 
+# How the names of vision transformers begin.
+TRANSFORMERS: Final = ("vit_", "deit_", "cait_")
 # First bottleneck's 3x3 convolution (out, in per group) -> the names by their numbers of blocks.
 _BOTTLENECKS: Final[Mapping[tuple[int, int], tuple[str, str, str]]] = {
     (64, 64): ("resnet50", "resnet101", "resnet152"),
@@ -162,7 +164,9 @@ def _resnet(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     counts = tuple(blocks)
     if "layer1.0.conv3.weight" not in shapes:
         return next((name for full, name in _BASIC_BLOCKS.items() if full[: len(counts)] == counts), None)
-    out_channels, in_channels, *_ = shapes.get("layer1.0.conv2.weight", (0, 0))
-    names = _BOTTLENECKS.get((out_channels, in_channels), ("", "", ""))
+    names = next(
+        (names for key, names in _BOTTLENECKS.items() if shapes.get("layer1.0.conv2.weight", ())[:2] == key),
+        ("", "", ""),
+    )
     matches = zip(_BOTTLENECK_BLOCKS, names, strict=True)
     return next((name for full, name in matches if full[: len(counts)] == counts and name), None)

@@ -17,12 +17,21 @@ from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.contents import State, arrays_of
 from flowedge.export.checkpoints.record import Array, Tensors
 from flowedge.export.checkpoints.settings import CLAMP_VARIANT, Choices
+from flowedge.manifest import Family
 
 PermutationKind: TypeAlias = Literal["index", "hard", "soft"]
 
 _PER_CHANNEL: Final = ("global_scale", "global_offset")
 _SUBNET: Final = re.compile(r"subnet\.(\w+)\.(weight|bias)")
 _SUBNET_NAMES: Final[Mapping[str, int]] = {"conv1": 0, "ln": 1, "conv2": 2}
+# Axes of the weights of each family's subnet: two is a linear layer, four a convolution, one a norm.
+_SUBNET_AXES: Final[Mapping[Family, tuple[int, ...]]] = {
+    "cflow": (2, 2),
+    "fastflow": (4, 4),
+    "uflow": (4, 4),
+    "msflow": (4, 1, 4),
+}
+_CONDITIONAL: Final = ("cflow", "msflow")
 
 
 def permutation_kind(w_perm: Array) -> PermutationKind:
@@ -32,11 +41,17 @@ def permutation_kind(w_perm: Array) -> PermutationKind:
     return "hard" if bool(((w_perm == 0) | (w_perm == 1)).all()) else "soft"
 
 
-def sequence_tensors(levels: Iterable[State]) -> dict[str, Array]:
+def is_permutation(array: Array, length: int) -> bool:
+    """Whether an array is the numbers 0 to ``length - 1`` in some order, int64."""
+    return array.ndim == 1 and array.dtype == np.int64 and np.array_equal(np.sort(array), np.arange(length))
+
+
+def sequence_tensors(levels: Iterable[State], family: Family) -> dict[str, Array]:
     """Rename and check the blocks of one FrEIA ``SequenceINN`` per level.
 
     Args:
         levels: Fine to coarse, names ``module_list.{k}.NAME``.
+        family: Says which subnet the blocks have, and whether it takes a condition.
 
     Returns:
         ``flow.{l}.{k}.NAME`` as `record` lists them.
@@ -55,23 +70,25 @@ def sequence_tensors(levels: Iterable[State]) -> dict[str, Array]:
             raise CheckpointError(
                 f"level {level} of the flow has the blocks {sorted(blocks)}, not 0, 1, 2, …"
             )
-        tensors |= level_tensors(level, [blocks[k] for k in range(len(blocks))])
+        tensors |= level_tensors(level, [blocks[k] for k in range(len(blocks))], family)
     return tensors
 
 
-def level_tensors(level: int, blocks: list[dict[str, torch.Tensor]]) -> dict[str, Array]:
+def level_tensors(level: int, blocks: list[dict[str, torch.Tensor]], family: Family) -> dict[str, Array]:
     """Rename and check the blocks of one level, given in order of application; see `sequence_tensors`."""
     tensors: dict[str, Array] = {}
     shapes: set[tuple[int, int]] = set()
     for k, state in enumerate(blocks):
         prefix = f"flow.{level}.{k}."
-        block = _block(prefix, state)
+        block = _block(prefix, state, family)
         shapes.add((len(block["global_scale"]), block["subnet.0.weight"].shape[1]))
         tensors |= {prefix + name: array for name, array in block.items()}
     if len(shapes) > 1:
         raise CheckpointError(
             f"the blocks of level {level} disagree on (channels, inputs of the subnet): {sorted(shapes)}."
         )
+    ((channels, inputs),) = shapes
+    _check_condition(f"the subnets of level {level} take {inputs} channels", channels, inputs, family)
     return tensors
 
 
@@ -109,70 +126,112 @@ def take_clamp_variant(choices: Choices, tensors: Tensors, *, known: str | None 
         )
 
 
-def _block(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+def _check_condition(what: str, channels: int, inputs: int, family: Family) -> None:
+    """A subnet sees the passive half and, in some families, a position code of sines and cosines of both axes."""
+    passive = channels - channels // 2
+    condition = inputs - passive
+    if condition and family not in _CONDITIONAL:
+        raise CheckpointError(
+            f"{what}, expected {passive} for {channels} channels: {family} has no condition. "
+            "The file was changed, or is of a fork."
+        )
+    if condition % 4:
+        raise CheckpointError(
+            f"{what}, {condition} of them a position code, expected a multiple of 4. "
+            "Train with a condition of such a length."
+        )
+
+
+def _block(prefix: str, state: Mapping[str, torch.Tensor], family: Family) -> dict[str, Array]:
     """One block under its normalised names, checked."""
     arrays = arrays_of({prefix + name: tensor for name, tensor in state.items() if name != "w_perm_inv"})
+    for name, array in arrays.items():
+        if array.dtype != np.float32 and name != f"{prefix}w_perm":
+            raise CheckpointError(
+                f"{name} holds whole numbers, expected floating point. Copy or train it again."
+            )
     arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
     block: dict[str, Array] = {}
     for name in _PER_CHANNEL:
         array = _held(arrays, name, prefix)
-        if array.ndim < 2 or array.shape[0] != 1 or array.size != array.shape[1]:
-            raise CheckpointError(f"{prefix}{name} has shape {array.shape}, expected (1, C) or (1, C, 1, 1).")
+        if array.ndim < 2 or array.shape[0] != 1 or array.size != array.shape[1] or array.size < 2:
+            raise CheckpointError(
+                f"{prefix}{name} has shape {array.shape}, expected (1, C) or (1, C, 1, 1) with C of 2 or more."
+            )
         block[name] = array.reshape(-1)
     channels = block["global_scale"].size
     _expect(prefix + "global_offset", block["global_offset"], (channels,))
     block |= _permutation(arrays, channels, prefix)
-    block |= _subnet(arrays, channels, prefix)
+    block |= _subnet(arrays, channels, prefix, _SUBNET_AXES[family])
     return block
 
 
 def _permutation(arrays: Tensors, channels: int, prefix: str) -> dict[str, Array]:
     if "vk_householder" in arrays:
         vectors, start = arrays["vk_householder"], _held(arrays, "w_0", prefix)
-        start = start.reshape(start.shape[:2])
-        _expect(prefix + "vk_householder", vectors, (len(vectors), channels))
+        start = _matrix(start)
+        _expect(prefix + "vk_householder", vectors, (*vectors.shape[:1], channels))
         _expect(prefix + "w_0", start, (channels, channels))
+        if not len(vectors) or not vectors.any(axis=1).all():
+            raise CheckpointError(
+                f"{prefix}vk_householder has shape {vectors.shape}, expected one or more vectors that are not zero. "
+                "Copy or train it again."
+            )
         return {"vk_householder": vectors, "w_0": start}
     w_perm = _held(arrays, "w_perm", prefix)
     if w_perm.ndim == 1:
-        if not np.array_equal(np.sort(w_perm), np.arange(channels)):
-            raise CheckpointError(f"{prefix}w_perm is no permutation of {channels} channels.")
+        if not is_permutation(w_perm, channels):
+            raise CheckpointError(
+                f"{prefix}w_perm, {w_perm.dtype} of shape {w_perm.shape}, is no permutation of {channels} channels. "
+                "Copy or train it again."
+            )
         return {"w_perm": w_perm}
-    matrix = w_perm.reshape(w_perm.shape[:2]) if w_perm.shape[2:] in ((), (1, 1)) else w_perm
+    matrix = _matrix(w_perm)
     _expect(prefix + "w_perm", matrix, (channels, channels))
     if permutation_kind(matrix) == "hard" and not ((matrix.sum(0) == 1).all() and (matrix.sum(1) == 1).all()):
         raise CheckpointError(f"{prefix}w_perm has only zeros and ones but is no permutation matrix.")
     return {"w_perm": matrix}
 
 
-def _subnet(arrays: Tensors, channels: int, prefix: str) -> dict[str, Array]:
-    layers: dict[int, dict[str, Array]] = {}
+def _matrix(array: Array) -> Array:
+    """Without the axes of length one that it has on maps."""
+    return array.reshape(array.shape[:2]) if array.shape[2:] in ((), (1, 1)) else array
+
+
+def _subnet(arrays: Tensors, channels: int, prefix: str, axes: tuple[int, ...]) -> dict[str, Array]:
+    layers: dict[str, dict[str, Array]] = {}
     for name, array in arrays.items():
         match = _SUBNET.fullmatch(name)
         if match:
-            index = int(match[1]) if match[1].isdigit() else _SUBNET_NAMES.get(match[1], -1)
-            layers.setdefault(index, {})[match[2]] = array
-    if -1 in layers or len(layers) < 2 or any("weight" not in layer for layer in layers.values()):
-        names = sorted(name for name in arrays if name.startswith("subnet."))
-        raise CheckpointError(f"{prefix}subnet has the tensors {names}, not those of a known subnet.")
+            layers.setdefault(match[1], {})[match[2]] = array
+    order = sorted(layers, key=_place)
+    known = all(_place(layer) >= 0 and "weight" in layers[layer] for layer in order)
+    if not known or tuple(layers[layer]["weight"].ndim for layer in order) != axes:
+        shapes = {name: array.shape for name, array in arrays.items() if name.startswith("subnet.")}
+        raise CheckpointError(
+            f"{prefix}subnet has the tensors {shapes}, not those of a known subnet: its weights have {axes} axes. "
+            "Copy or train it again."
+        )
+    kernel = layers[order[0]]["weight"].shape[2:]
     subnet: dict[str, Array] = {}
     width: int | None = None
-    for i, index in enumerate(sorted(layers)):
-        weight, bias = layers[index]["weight"], layers[index].get("bias")
-        name = f"{prefix}subnet.{i}.weight"
-        inputs = weight.shape[-1] if weight.ndim == 1 else weight.shape[1] if weight.ndim in (2, 4) else None
-        square = weight.ndim < 4 or (weight.shape[2] == weight.shape[3] and weight.shape[2] % 2 == 1)
-        if inputs is None or not square or width not in (None, inputs):
+    for i, layer in enumerate(order):
+        weight = layers[layer]["weight"]
+        inputs = weight.shape[0] if weight.ndim == 1 else weight.shape[1]
+        square = weight.ndim < 4 or (
+            weight.shape[2:] == kernel and kernel[0] == kernel[1] and kernel[0] % 2 == 1
+        )
+        if not square or not weight.size or width not in (None, inputs):
             raise CheckpointError(
-                f"{name} has shape {weight.shape}; expected an odd square kernel on {width or 'any'} channels."
+                f"{prefix}subnet.{i}.weight has shape {weight.shape}; expected an odd square kernel, the same in all "
+                f"layers, on {width or 'any'} channels."
             )
         width = weight.shape[0]
-        subnet[f"subnet.{i}.weight"] = weight
-        if bias is not None:
-            _expect(f"{prefix}subnet.{i}.bias", bias, (width,))  # pyright: ignore[reportArgumentType]
-            subnet[f"subnet.{i}.bias"] = bias
+        bias = _held(layers[layer], "bias", f"{prefix}subnet.{layer}.")
+        _expect(f"{prefix}subnet.{i}.bias", bias, (width,))  # pyright: ignore[reportArgumentType]
+        subnet |= {f"subnet.{i}.weight": weight, f"subnet.{i}.bias": bias}
     passive, first = channels - channels // 2, subnet["subnet.0.weight"]
-    if first.ndim == 1 or first.shape[1] < passive:
+    if first.shape[1] < passive:
         raise CheckpointError(
             f"{prefix}subnet.0.weight has shape {first.shape}; it must take at least {passive} channels."
         )
@@ -181,6 +240,11 @@ def _subnet(arrays: Tensors, channels: int, prefix: str) -> dict[str, Array]:
             f"{prefix}subnet gives {width} channels, expected {2 * (channels // 2)} for {channels} channels."
         )
     return subnet
+
+
+def _place(layer: str) -> int:
+    """Where a subnet's layer comes in the order of application; -1 for one of another name."""
+    return int(layer) if layer.isdecimal() else _SUBNET_NAMES.get(layer, -1)
 
 
 def _held(arrays: Tensors, name: str, prefix: str) -> Array:

@@ -52,7 +52,7 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
     in_name = _FILE_NAME.search(contents.file)
     encoder = state_in(contents.get("encoder_state_dict"))
     backbone = backbone_tensors(encoder)
-    flow = sequence_tensors(_levels(contents.get("decoder_state_dict")))
+    flow = sequence_tensors(_levels(contents.get("decoder_state_dict")), "cflow")
     recognised, naming = recognise_backbone(arrays_of(encoder))
     name = choices.take(
         BACKBONE,

@@ -19,6 +19,20 @@ State: TypeAlias = Mapping[str, torch.Tensor]
 # Where sources put their state dict, or the module that they pickled whole.
 _STATE_KEYS: Final = ("state_dict", "model_state_dict", "model")
 _MOST_MODULES: Final = 20_000
+_READABLE: Final = frozenset(
+    {
+        *(
+            torch.float16,
+            torch.bfloat16,
+            torch.float32,
+            torch.float64,
+            torch.float8_e4m3fn,
+            torch.float8_e5m2,
+        ),
+        *(torch.bool, torch.uint8, torch.uint16, torch.uint32),
+        *(torch.int8, torch.int16, torch.int32, torch.int64),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,16 +116,31 @@ def arrays_of(state: Mapping[str, torch.Tensor]) -> Tensors:
     """Tensors as NumPy arrays: floating point as float32, integers as int64, without a copy where possible.
 
     Raises:
-        CheckpointError: A value is NaN or infinite, or a tensor is neither dense nor real.
+        CheckpointError: A value is NaN or infinite, or a tensor is neither dense nor real, or has no values.
     """
     return {name: _array(name, tensor) for name, tensor in state.items()}
 
 
-def _array(name: str, tensor: torch.Tensor) -> Array:
-    if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
+def check_readable(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that NumPy has no word for.
+
+    Raises:
+        CheckpointError: It has no values, or is neither dense nor real.
+    """
+    if tensor.is_meta:
         raise CheckpointError(
-            f"{name} is a {tensor.dtype} tensor of layout {tensor.layout}, not a dense real one."
+            f"{name} has a shape, {tuple(tensor.shape)}, and no values: it was saved from torch's device meta. "
+            "Load the model's weights and save it again."
         )
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.dtype not in _READABLE:
+        raise CheckpointError(
+            f"{name} is a {tensor.dtype} tensor of layout {tensor.layout}, not a dense real one. "
+            "Save the model again with ordinary tensors."
+        )
+
+
+def _array(name: str, tensor: torch.Tensor) -> Array:
+    check_readable(name, tensor)
     if not tensor.is_floating_point():
         return tensor.detach().to(torch.int64).numpy()
     array = tensor.detach().to(torch.float32).numpy()

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from flowedge.errors import CheckpointError
-from flowedge.export.checkpoints.contents import Contents, named
+from flowedge.export.checkpoints.blocks import is_permutation
+from flowedge.export.checkpoints.contents import Contents, arrays_of, named
 from flowedge.export.checkpoints.family_tensors import csflow_tensors
 from flowedge.export.checkpoints.permutations import csflow_permutations
 from flowedge.export.checkpoints.preprocessing import fixed_pipeline
@@ -23,6 +24,7 @@ from flowedge.export.checkpoints.settings import (
     PERMUTATIONS,
     USE_GAMMA,
     Choices,
+    stored_clamp,
 )
 from flowedge.export.checkpoints.stand_ins import StandIn
 
@@ -99,10 +101,10 @@ def _nodes(contents: Contents) -> Iterator[StandIn]:
 
 
 def _clamp(nodes: list[StandIn]) -> float | None:
-    clamps = {value for node in nodes if isinstance(value := node.attributes.get("clamp"), (int, float))}
+    clamps = {clamp for node in nodes if (clamp := stored_clamp(node.attributes.get("clamp"))) is not None}
     if len(clamps) > 1:
         raise CheckpointError(f"the couplings have different clamps: {sorted(clamps)}.")
-    return float(clamps.pop()) if clamps else None
+    return clamps.pop() if clamps else None
 
 
 def _stored_permutations(nodes: list[StandIn]) -> tuple[tuple[NDArray[np.int64], ...], ...]:
@@ -110,8 +112,9 @@ def _stored_permutations(nodes: list[StandIn]) -> tuple[tuple[NDArray[np.int64],
     for node in nodes:
         permutation = node.attributes.get("perm")
         if isinstance(permutation, list):
-            levels = [p for p in permutation if isinstance(p, torch.Tensor)]
-            stored.append(tuple(p.detach().to(torch.int64).numpy() for p in levels))
+            levels = (p for p in permutation if isinstance(p, torch.Tensor))
+            names = {f"level {n} of permutation {len(stored)}": p for n, p in enumerate(levels)}
+            stored.append(tuple(arrays_of(names).values()))
     return tuple(stored)
 
 
@@ -122,8 +125,12 @@ def _check_permutations(permutations: tuple[tuple[NDArray[np.int64], ...], ...],
         raise CheckpointError(f"the checkpoint has {len(permutations)} permutations for {blocks} couplings.")
     for k, levels in enumerate(permutations):
         channels = sum(tensors[f"flow.{k}.{net}.conv_scale0_0.weight"].shape[1] for net in ("net1", "net2"))
-        if len(levels) != 3 or not all(np.array_equal(np.sort(p), np.arange(channels)) for p in levels):
-            raise CheckpointError(f"permutation {k} is not three permutations of {channels} channels.")
+        if len(levels) != 3 or not all(is_permutation(p, channels) for p in levels):
+            shapes = [f"{p.dtype} {p.shape}" for p in levels]
+            raise CheckpointError(
+                f"permutation {k} is {', '.join(shapes)}, not three permutations of {channels} channels. "
+                "Copy or train it again."
+            )
 
 
 def _input_size(root: object) -> tuple[int, int] | None:

@@ -14,7 +14,12 @@ from typing import Final
 import torch
 
 from flowedge.errors import CheckpointError
-from flowedge.export.checkpoints.backbone import recognise_backbone, resnet_channels, without_prefix
+from flowedge.export.checkpoints.backbone import (
+    TRANSFORMERS,
+    recognise_backbone,
+    resnet_channels,
+    without_prefix,
+)
 from flowedge.export.checkpoints.blocks import level_tensors, level_widths, sequence_tensors
 from flowedge.export.checkpoints.contents import State, arrays_of
 from flowedge.export.checkpoints.record import Array, BackboneNaming
@@ -57,13 +62,13 @@ class FamilyTensors:
 
 def cflow_tensors(state: State) -> FamilyTensors:
     """CFLOW as anomalib and TVTVision name it: ``decoders.{l}.`` and ``encoder.feature_extractor.``."""
-    flow = sequence_tensors(_by_number(state, r"decoders"))
+    flow = sequence_tensors(_by_number(state, r"decoders"), "cflow")
     return _with_extractor(flow, without_prefix(state, "encoder.feature_extractor."))
 
 
 def fastflow_tensors(state: State) -> FamilyTensors:
     """FastFlow: ``nf_flows.{l}.`` or ``fast_flow_blocks.{l}.``, ``norms.{l}.`` and ``feature_extractor.``."""
-    flow = sequence_tensors(_by_number(state, r"nf_flows|fast_flow_blocks"))
+    flow = sequence_tensors(_by_number(state, r"nf_flows|fast_flow_blocks"), "fastflow")
     norms = _norms(without_prefix(state, "norms."), level_widths(flow))
     extractor = without_prefix(state, "feature_extractor.")
     size = _norm_size(norms)
@@ -77,29 +82,37 @@ def fastflow_tensors(state: State) -> FamilyTensors:
 def uflow_tensors(state: State) -> FamilyTensors:
     """U-Flow: one FrEIA graph ``flow.module_list.{n}.``, coarsest stage first, and its extractors."""
     blocks, kernels = _graph_nodes(without_prefix(state, "flow.module_list."))
-    steps, levels = kernels[0] - 1, len(kernels) + 1
+    steps, levels = kernels[0] - 1 if kernels else 0, len(kernels) + 1
     expected = [stage * (steps + 3) + step for stage in range(levels) for step in range(steps)]
-    if sorted(blocks) != expected or kernels != [s * (steps + 3) + steps + 1 for s in range(levels - 1)]:
+    ascents = [stage * (steps + 3) + steps + 1 for stage in range(levels - 1)]
+    if steps < 1 or sorted(blocks) != expected or kernels != ascents:
         raise CheckpointError(
-            f"the U-Flow graph has blocks at {sorted(blocks)} and up-samplings at {kernels}, "
-            f"not {steps} blocks for each of {levels} stages."
+            f"the U-Flow graph has blocks at {sorted(blocks)} and up-samplings at {kernels}, not the same number of "
+            f"blocks, one or more, in each of {levels} stages. Copy or train it again."
         )
     flow: dict[str, Array] = {}
     for stage in range(levels):
         nodes = [blocks[n] for n in expected[stage * steps : (stage + 1) * steps]]
-        flow |= level_tensors(levels - 1 - stage, nodes)
+        flow |= level_tensors(levels - 1 - stage, nodes, "uflow")
+    widths = level_widths(flow)
     for stage, number in enumerate(kernels):
-        name = f"up.{levels - 1 - stage}.downsample_kernel"
+        level = levels - 1 - stage
+        name, rising = f"up.{level}.downsample_kernel", _rising(widths[level])
         flow |= arrays_of({name: state[f"flow.module_list.{number}.downsample_kernel"]})
-        if flow[name].ndim != 4 or flow[name].shape[1:] != (1, 2, 2) or len(flow[name]) % 4:
-            raise CheckpointError(f"{name} has shape {flow[name].shape}, expected (4 g, 1, 2, 2).")
+        if not rising or flow[name].shape != (rising, 1, 2, 2):
+            raise CheckpointError(
+                f"{name} has shape {flow[name].shape}, expected (4 (C // 8), 1, 2, 2) for the C = {widths[level]} "
+                f"channels of level {level}, 8 or more. Copy or train it again."
+            )
     extractors = without_prefix(state, "feature_extractor.")
-    norms = _norms(without_prefix(extractors, "feature_normalizations."), None)
     if any(name.startswith("extractor1.") for name in extractors):
         held = {n: t for n, t in extractors.items() if n.startswith(("extractor1.", "extractor2."))}
         size = _token_size(held["extractor1.pos_embed"], 0) if "extractor1.pos_embed" in held else None
         tensors = {**flow, **arrays_of({f"backbone.{name}": tensor for name, tensor in held.items()})}
         return FamilyTensors(tensors=tensors, backbone="mcait", naming="timm", input_size=size)
+    risen = [_rising(width) // 4 for width in (*widths[1:], 0)]  # joins the features of the next finer level
+    features = tuple(width - more for width, more in zip(widths, risen, strict=True))
+    norms = _norms(without_prefix(extractors, "feature_normalizations."), features)
     extractor = without_prefix(extractors, "extractor.") or without_prefix(extractors, "feature_extractor.")
     return _with_extractor({**norms, **flow}, extractor, input_size=_norm_size(norms))
 
@@ -113,10 +126,16 @@ def csflow_tensors(state: State) -> FamilyTensors:
         if match:
             numbers.setdefault(int(match[1]), {})[f"{_CSFLOW_NETS[match[2]]}.{match[3]}"] = tensor
     flow: dict[str, Array] = {}
+    channels: set[int] = set()
     for k, number in enumerate(sorted(numbers)):
         block = arrays_of({f"flow.{k}.{name}": tensor for name, tensor in numbers[number].items()})
-        _check_coupling(f"flow.{k}.", block)
+        channels.add(_check_coupling(f"flow.{k}.", block))
         flow |= block
+    if len(channels) > 1:
+        raise CheckpointError(
+            f"the couplings have {sorted(channels)} channels, expected the same number in all. "
+            "Copy or train it again."
+        )
     extractor = without_prefix(state, "feature_extractor.feature_extractor.")
     pruned = without_prefix(extractor, "feature_extractor.") or extractor  # 2.x saves the network twice
     return _with_extractor(flow, {name: t for name, t in pruned.items() if name.startswith("features.")})
@@ -128,7 +147,8 @@ def take_network(choices: Choices, model: FamilyTensors, hyper: Mapping[str, obj
     ``hyper`` holds the stored ``backbone`` and ``layers``, where there are any.
 
     Raises:
-        CheckpointError: Nobody knows one of them, or the layers are not as many as the flow's levels.
+        CheckpointError: Nobody knows one of them, the layers are not as many as the flow's levels, or the features
+            of FastFlow and U-Flow are not normalised as that extractor's are.
     """
     stored = hyper.get("backbone")
     if isinstance(stored, str):
@@ -144,6 +164,8 @@ def take_network(choices: Choices, model: FamilyTensors, hyper: Mapping[str, obj
         held=stored if isinstance(stored, str) else model.backbone or only,
         why="Its extractor's tensors are of no network that is known by its shapes.",
     )
+    if choices.family in ("fastflow", "uflow"):
+        _check_norms(model.tensors, name)
     if choices.family != "cflow":
         return
     choices.take(PADDING, held="zeros")
@@ -200,26 +222,53 @@ def _graph_nodes(state: State) -> tuple[dict[int, dict[str, torch.Tensor]], list
     nodes: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in state.items():
         number, _, rest = name.partition(".")
-        if number.isdigit():
+        if number.isdecimal():
             nodes.setdefault(int(number), {})[rest] = tensor
     kernels = sorted(n for n, node in nodes.items() if "downsample_kernel" in node)
     return {n: node for n, node in nodes.items() if n not in kernels}, kernels
 
 
-def _norms(state: State, widths: tuple[int, ...] | None) -> dict[str, Array]:
+def _rising(channels: int) -> int:
+    """How many channels of a U-Flow's level go up to the next finer one, which gets a quarter as many."""
+    return 4 * (channels // 8)
+
+
+def _norms(state: State, widths: tuple[int, ...]) -> dict[str, Array]:
+    """The layer norms: of every level's features, which have ``widths`` channels, or of none; see `_check_norms`."""
     norms = dict(arrays_of({f"norms.{name}": tensor for name, tensor in state.items()}))
-    for level in range(len(norms) // 2):
-        weight, bias = (norms.get(f"norms.{level}.{part}") for part in ("weight", "bias"))
-        if weight is None or bias is None or weight.ndim != 3 or weight.shape != bias.shape:
+    expected = [f"norms.{level}.{part}" for level in range(len(widths)) for part in ("weight", "bias")]
+    missing = [name for name in expected if name not in norms]
+    unknown = sorted(norms.keys() - set(expected))
+    if norms and (missing or unknown):
+        what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}"
+        raise CheckpointError(
+            f"the checkpoint {what}; the features of each of its {len(widths)} levels have one layer norm. "
+            "Copy or train it again."
+        )
+    for level, width in enumerate(widths if norms else ()):
+        weight, bias = (norms[f"norms.{level}.{part}"] for part in ("weight", "bias"))
+        if weight.ndim != 3 or weight.shape != bias.shape or weight.shape[0] != width:
             raise CheckpointError(
-                f"norms.{level} has shapes {getattr(weight, 'shape', None)} and {getattr(bias, 'shape', None)}, "
-                "expected (C, H, W) twice."
-            )
-        if widths is not None and weight.shape[0] != widths[level]:
-            raise CheckpointError(
-                f"norms.{level}.weight has shape {weight.shape}, and the flow of its level {widths[level]} channels."
+                f"norms.{level} has shapes {weight.shape} and {bias.shape}, expected (C, H, W) twice for the "
+                f"C = {width} channels of the level's features. Copy or train it again."
             )
     return norms
+
+
+def _check_norms(tensors: Mapping[str, Array], network: str) -> None:
+    """Convolutional features are normalised at every level, a transformer's, which ends in a norm, at none.
+
+    Raises:
+        CheckpointError: It is the other way round.
+    """
+    is_transformer = network == "mcait" or network.startswith(TRANSFORMERS)
+    has_norms = "norms.0.weight" in tensors
+    if is_transformer == has_norms:
+        what = "has norms.0.weight, and there are none" if has_norms else "lacks norms.0.weight, a layer norm"
+        raise CheckpointError(
+            f"the checkpoint {what} behind {network}. Copy or train it again, or name its network with "
+            "--set backbone=NAME."
+        )
 
 
 def _norm_size(norms: Mapping[str, Array]) -> tuple[int, int] | None:
@@ -231,15 +280,18 @@ def _norm_size(norms: Mapping[str, Array]) -> tuple[int, int] | None:
 
 
 def _token_size(position_code: torch.Tensor, prefix_tokens: int) -> tuple[int, int]:
-    tokens = position_code.shape[1] - prefix_tokens
-    side = math.isqrt(tokens)
-    if side * side != tokens:
-        raise CheckpointError(f"pos_embed has {tokens} positions, which is no square.")
+    tokens = position_code.shape[1] - prefix_tokens if position_code.ndim == 3 else 0
+    side = math.isqrt(max(tokens, 0))
+    if not side or side * side != tokens:
+        raise CheckpointError(
+            f"pos_embed has shape {tuple(position_code.shape)}, expected (1, N, C) with a square number of positions "
+            f"behind the first {prefix_tokens}. Copy or train it again."
+        )
     return _PATCH * side, _PATCH * side
 
 
-def _check_coupling(prefix: str, block: Mapping[str, Array]) -> None:
-    """Shapes of one cross-scale coupling; net1 reads the first, smaller half and net2 the second."""
+def _check_coupling(prefix: str, block: Mapping[str, Array]) -> int:
+    """Shapes of one cross-scale coupling, and its channels; net1 reads the first, smaller half and net2 the second."""
     widths: dict[str, int] = {}
     for net in ("net1", "net2"):
         start = f"{prefix}{net}."
@@ -251,11 +303,12 @@ def _check_coupling(prefix: str, block: Mapping[str, Array]) -> None:
         ]
         if missing:
             raise CheckpointError(f"the checkpoint lacks {missing[0]}. Copy or train it again.")
+        _check_gammas(block, [f"{start}gamma{level}" for level in range(3)])
         hidden, width, kernel, _ = _kernel(block, f"{start}conv_scale0_0.weight")
         widths[net] = width
         for level in range(3):
             _expect(block, f"{start}conv_scale{level}_0.weight", (hidden, width, kernel, kernel))
-        outputs = block[f"{start}conv_scale0_1.weight"].shape[0]
+        outputs, *_ = _kernel(block, f"{start}conv_scale0_1.weight")
         for conv in _CSFLOW_CONVOLUTIONS:
             _expect(block, f"{start}{conv}.weight", (outputs, hidden, kernel, kernel))
     channels = sum(widths.values())
@@ -266,6 +319,18 @@ def _check_coupling(prefix: str, block: Mapping[str, Array]) -> None:
                 f"{name} has shape {block[name].shape}; expected {2 * widths[other]} outputs for halves of "
                 f"{widths['net1']} and {widths['net2']} channels."
             )
+    return channels
+
+
+def _check_gammas(block: Mapping[str, Array], names: list[str]) -> None:
+    """One number for each of the three scales, or none for any."""
+    held = [name for name in names if name in block]
+    wrong = [name for name in names if name not in block or block[name].size != 1] if held else []
+    if wrong:
+        shape = f"has shape {block[wrong[0]].shape}" if wrong[0] in block else "is missing"
+        raise CheckpointError(
+            f"{wrong[0]} {shape}, expected (1,) as of the other scales. Copy or train it again."
+        )
 
 
 def _kernel(block: Mapping[str, Array], name: str) -> tuple[int, ...]:

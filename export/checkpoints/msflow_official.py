@@ -6,11 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-import numpy as np
-
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.backbone import resnet_channels
-from flowedge.export.checkpoints.blocks import level_widths, sequence_tensors, take_clamp_variant
+from flowedge.export.checkpoints.blocks import (
+    is_permutation,
+    level_widths,
+    sequence_tensors,
+    take_clamp_variant,
+)
 from flowedge.export.checkpoints.contents import Contents, arrays_of, state_in
 from flowedge.export.checkpoints.preprocessing import fixed_pipeline
 from flowedge.export.checkpoints.record import Array, Checkpoint
@@ -33,7 +36,7 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
     """
     choices = Choices("msflow", given)
     flows = contents.get("parallel_flows")
-    flow = sequence_tensors([state_in(flow) for flow in flows] if isinstance(flows, list) else [])
+    flow = sequence_tensors([state_in(flow) for flow in flows] if isinstance(flows, list) else [], "msflow")
     widths = level_widths(flow)
     fusion = _fusion(contents, widths)
     choices.take(BACKBONE, default=_extractor(widths), why=f"The ResNet whose layers have {widths} channels.")
@@ -80,11 +83,20 @@ def _fusion(contents: Contents, widths: tuple[int, ...]) -> dict[str, Array]:
         permutation = re.fullmatch(r"module_list\.\d+\.perm", name)
         net = re.fullmatch(r"module_list\.\d+\.(subnet_[12])\.(.+)", name)
         if permutation:
-            if len(array) not in widths or not np.array_equal(np.sort(array), np.arange(len(array))):
-                raise CheckpointError(f"fusion_flow {name} is no permutation of a level's {widths} channels.")
-            tensors[f"fusion.perm.{widths.index(len(array))}"] = array
+            level = next((n for n, width in enumerate(widths) if is_permutation(array, width)), None)
+            if level is None:
+                raise CheckpointError(
+                    f"fusion_flow {name}, {array.dtype} of shape {array.shape}, is no permutation of a level's "
+                    f"channels, {widths}. Copy or train it again."
+                )
+            known = f"fusion.perm.{level}"
         elif net:
-            tensors[f"fusion.{_NETS[net[1]]}.{net[2]}"] = array
+            known = f"fusion.{_NETS[net[1]]}.{net[2]}"
+        else:
+            continue
+        if known in tensors:
+            raise CheckpointError(f"fusion_flow {name} is there twice, as {known}. Copy or train it again.")
+        tensors[known] = array
     missing = [name for name in _shapes(widths) if name not in tensors]
     if missing:
         raise CheckpointError(f"the checkpoint's fusion_flow lacks {missing[0]}. Copy or train it again.")

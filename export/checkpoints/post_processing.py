@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from flowedge.export.checkpoints.contents import Contents, State
+from flowedge.export.checkpoints.contents import Contents, State, check_readable
 from flowedge.manifest import PartScale, SourceRule, SourceScale
 
 # A pickled module of 2.x does not say which; 2.7's formula is that of the others where they have one.
@@ -72,7 +72,11 @@ def _before_2(state: State) -> SourceScale:
 
 def _held(state: State, *names: str) -> float | None:
     """The first of the scalars that is there; None if there is none, or if it was never fitted."""
-    tensor = next((state[name] for name in names if name in state), None)
-    if tensor is None or tensor.numel() != 1 or not math.isfinite(float(tensor)):
+    name = next((name for name in names if name in state), None)
+    if name is None:
+        return None
+    tensor = state[name]
+    check_readable(name, tensor)
+    if tensor.numel() != 1 or not math.isfinite(float(tensor)):
         return None
     return float(tensor)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -202,6 +204,22 @@ class Choices:
             )
         self.values[name] = value
         return value
+
+
+def stored_clamp(value: object) -> float | None:
+    """The clamp that a file holds; None if it holds none.
+
+    Raises:
+        CheckpointError: It is something that no coupling of these families computes with.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
+        raise CheckpointError(
+            f"the checkpoint's clamp is {reprlib.repr(value)}, not a positive number, and FlowEdge knows no coupling "
+            "without one. Copy the file again, or train the model with such a clamp."
+        )
+    return float(value)
 
 
 def _plain(value: object) -> Scalar | list[Scalar]:

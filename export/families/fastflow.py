@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.record import Checkpoint, Tensors
 from flowedge.export.families.blocks import check_features, count_levels, steps_of_level
 from flowedge.export.graph import ir
@@ -21,7 +22,7 @@ def flow_model(
     """The checkpoint as data; see `flowedge.export.families.family.BuildsFlowModel`."""
     levels = count_levels(checkpoint.tensors)
     check_features(checkpoint.tensors, backbone, shapes)
-    steps = [step for level in range(levels) for step in _steps(checkpoint, level)]
+    steps = [step for level in range(levels) for step in _steps(checkpoint, level, shapes[level])]
     return ir.FlowModel(
         family="fastflow",
         image_size=image_size,
@@ -32,9 +33,18 @@ def flow_model(
     )
 
 
-def layer_norm(tensors: Tensors, level: int) -> Iterator[ir.LayerNorm]:
-    """The normalisation of a level's features, where the checkpoint has one (transformers have none)."""
+def layer_norm(tensors: Tensors, level: int, shape: tuple[int, int, int]) -> Iterator[ir.LayerNorm]:
+    """The normalisation of a level's features, where the checkpoint has one (transformers have none).
+
+    Raises:
+        CheckpointError: It is of another shape than the features.
+    """
     if f"norms.{level}.weight" in tensors:
+        if tensors[f"norms.{level}.weight"].shape != shape:
+            raise CheckpointError(
+                f"norms.{level}.weight has shape {tensors[f'norms.{level}.weight'].shape}, and the features of its "
+                f"level have {shape}. Name the right network with --set backbone=NAME, or copy the file again."
+            )
         yield ir.LayerNorm(
             stream=level,
             weight=np.asarray(tensors[f"norms.{level}.weight"], np.float32),
@@ -43,6 +53,6 @@ def layer_norm(tensors: Tensors, level: int) -> Iterator[ir.LayerNorm]:
         )
 
 
-def _steps(checkpoint: Checkpoint, level: int) -> Iterator[ir.Step]:
-    yield from layer_norm(checkpoint.tensors, level)
+def _steps(checkpoint: Checkpoint, level: int, shape: tuple[int, int, int]) -> Iterator[ir.Step]:
+    yield from layer_norm(checkpoint.tensors, level, shape)
     yield from steps_of_level(checkpoint, level, level)

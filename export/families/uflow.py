@@ -26,8 +26,15 @@ def flow_model(
         CheckpointError: The backbone's features do not fit the flow.
     """
     count = count_levels(checkpoint.tensors)
-    latents, steps = [0] * count, [n for level in range(count) for n in layer_norm(checkpoint.tensors, level)]
-    program: list[ir.Step] = list(steps)
+    if len(shapes) != count:
+        raise CheckpointError(
+            f"the flow has {count} levels, {backbone.network} gives {len(shapes)}. "
+            "Name the right network with --set backbone=NAME."
+        )
+    latents = [0] * count
+    program: list[ir.Step] = [
+        norm for level in range(count) for norm in layer_norm(checkpoint.tensors, level, shapes[level])
+    ]
     width = 0
     for level in reversed(range(count)):
         width += shapes[level][0]

@@ -136,7 +136,7 @@ def _msflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
     fraction = score.scoring.top_fraction
     assert fraction is not None
     return (
-        _mean_of_largest(pixels, int(pixels.shape[1] * fraction)),
+        _mean_of_largest(pixels, max(int(pixels.shape[1] * fraction), 1)),
         _likelihood_sum(score, levels),
         multiplied,
     )

@@ -32,7 +32,7 @@ class MsflowReference(Reference):
             height, width = self.pool(torch.zeros(1, 1, *size)).shape[2:]
             inputs = int(tensors[f"flow.{level}.0.subnet.0.weight"].shape[1])
             length = inputs - (channels - channels // 2)
-            subnet = _subnet(inputs)
+            subnet = _subnet(tensors, level)
             shape = (channels, height, width)
             self.flows.append(sequence_of_blocks(checkpoint, level, shape, length, subnet))
             self.conditions.append(_position_code(length, height, width) if length else None)
@@ -104,16 +104,21 @@ def _position_code(length: int, height: int, width: int) -> Tensor:
     return sinusoids(length, height, width).T.reshape(1, length, height, width)
 
 
-def _subnet(hidden: int) -> Callable[[int], Callable[[int, int], nn.Module]]:
-    def construct(inputs: int, outputs: int) -> nn.Module:
-        return nn.Sequential(
-            nn.Conv2d(inputs, hidden, 3, padding=1),
-            ChannelLayerNorm(hidden),
-            nn.ReLU(),
-            nn.Conv2d(hidden, outputs, 3, padding=1),
-        )
+def _subnet(tensors: Tensors, level: int) -> Callable[[int], Callable[[int, int], nn.Module]]:
+    def of_block(block: int) -> Callable[[int, int], nn.Module]:
+        hidden, _, kernel, _ = tensors[f"flow.{level}.{block}.subnet.0.weight"].shape
 
-    return lambda _block: construct
+        def construct(inputs: int, outputs: int) -> nn.Module:
+            return nn.Sequential(
+                nn.Conv2d(inputs, hidden, kernel, padding=kernel // 2),
+                ChannelLayerNorm(hidden),
+                nn.ReLU(),
+                nn.Conv2d(hidden, outputs, kernel, padding=kernel // 2),
+            )
+
+        return construct
+
+    return of_block
 
 
 def _pool(pool_type: object) -> nn.Module:

@@ -75,7 +75,8 @@ def _msflow(levels: list[Tensor], scoring: Scoring, size: tuple[int, int]) -> Re
         raise ValueError("MSFlow needs top_fraction, got None")
     likelihood = sum_of([_aligned(level, size) for level in levels])
     multiplied = 1 - torch.exp(likelihood - likelihood.max())
-    top = torch.topk(multiplied.flatten(), int(size[0] * size[1] * scoring.top_fraction)).values
+    count = max(int(size[0] * size[1] * scoring.top_fraction), 1)
+    top = torch.topk(multiplied.flatten(), count).values
     return ReferenceAnswer(
         score=top.mean()[None], anomaly_map=_additive(levels, size), anomaly_map_mul=multiplied
     )

@@ -82,6 +82,25 @@ def name_another_backbone(checkpoint: dict[str, Any]) -> None:
     checkpoint["hyper_parameters"]["backbone"] = "resnet17"
 
 
+def lose_a_bias(checkpoint: dict[str, Any]) -> None:
+    del checkpoint["state_dict"]["model.decoders.1.module_list.0.subnet.2.bias"]
+
+
+def lose_the_values(checkpoint: dict[str, Any]) -> None:
+    name = first_weight(checkpoint)
+    checkpoint["state_dict"][name] = checkpoint["state_dict"][name].to("meta")
+
+
+def shorten_the_condition(checkpoint: dict[str, Any]) -> None:
+    state = checkpoint["state_dict"]
+    for name in [name for name in state if "decoders.1." in name and name.endswith("subnet.0.weight")]:
+        state[name] = state[name][:, 2:].clone()
+
+
+def clamp_nothing(checkpoint: dict[str, Any]) -> None:
+    checkpoint["hyper_parameters"]["clamp_alpha"] = 0
+
+
 def truncated(path: Path) -> None:
     torch.save(small_cflow_checkpoint(), path)
     data = path.read_bytes()
@@ -110,6 +129,10 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "NaN weight": (changed(poison), ("NaN",)),
     "a tensor less": (changed(lose_a_tensor), ("subnet",)),
     "no backbone": (changed(lose_the_backbone), ("--backbone-weights",)),
+    "a bias less": (changed(lose_a_bias), ("lacks flow.1.0.subnet.2.bias",)),
+    "no values": (changed(lose_the_values), ("subnet.0.weight", "no values")),
+    "half a position code": (changed(shorten_the_condition), ("level 1", "78 channels", "multiple of 4")),
+    "clamp of zero": (changed(clamp_nothing), ("clamp is 0", "positive")),
     "unknown backbone": (changed(name_another_backbone), ("resnet17",)),
 }
 
@@ -124,11 +147,19 @@ def test_a_checkpoint_that_cannot_be_exported_is_refused(case: str, tmp_path: Pa
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("change", [lose_a_bias, lose_the_values, shorten_the_condition, clamp_nothing])
+def test_info_refuses_such_a_checkpoint_too(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
+    changed(change)(tmp_path / "model.ckpt")
+    assert_refused(flowedge("info", tmp_path / "model.ckpt"))
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
         (("--set", "no_such_setting=1"), "no_such_setting"),
         (("--set", "clamp=-1"), "clamp"),
+        (("--set", "clamp=0"), "a positive number"),
+        (("--set", "clamp=nan"), "a positive number"),
         (("--set", "clamp"), "clamp"),
         (("--set", "layers=layer1,layer3"), "layer"),
         (("--image-size", "0", "64"), "64"),

@@ -11,9 +11,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, layer_norm
 
 import flowedge
+from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints import read_checkpoint
 from flowedge.export.families import FAMILIES
 from flowedge.export.graph import ir
@@ -211,14 +212,30 @@ def test_fastflow_of_any_generation(
         flow_of(rng, c, kind, kernel=kernel, layers=layers) for c, kernel in zip(widths, (3, 1), strict=True)
     ]
     state = prefixed("feature_extractor.", resnet(rng, (2, 2, 2)))
-    for level, flow in enumerate(flows):
-        state |= prefixed(f"{flow_name}.{level}.", flow)
-    path = save(tmp_path / "m.pt", {"state_dict": prefixed(prefix, state)})
     features = features_of(rng, widths)
-    decided, found = lowered_levels(path, features, {"input_size": "64"})
+    normed = []
+    for level, (flow, x) in enumerate(zip(flows, features, strict=True)):
+        weight, bias = (values(rng, *x.shape[1:]) for _ in range(2))
+        state |= prefixed(f"{flow_name}.{level}.", flow)
+        state |= {f"norms.{level}.weight": weight, f"norms.{level}.bias": bias}
+        normed.append(layer_norm(x, x.shape[1:], weight.double(), bias.double()))
+    path = save(tmp_path / "m.pt", {"state_dict": prefixed(prefix, state)})
+    decided, found = lowered_levels(path, features, {})
     variant: Variant = "tanh" if kind == "hard" or prefix else "tanh_over_alpha"
     assert decided["clamp_variant"] == variant
-    assert_close(found, levels_by_formula(features, flows, 2.0, variant, condition=-1))
+    assert_close(found, levels_by_formula(normed, flows, 2.0, variant, condition=-1))
+
+
+def test_norms_of_another_shape_than_the_features_are_refused(tmp_path: Path) -> None:
+    rng = rng_of("norms")
+    state = prefixed("feature_extractor.", resnet(rng, (2, 2, 2)))
+    for level, channels in enumerate((7, 10)):
+        state |= prefixed(f"nf_flows.{level}.", flow_of(rng, channels, "hard", kernel=3))
+        state |= {f"norms.{level}.{part}": values(rng, channels, 4, 4) for part in ("weight", "bias")}
+    path = save(tmp_path / "m.pt", {"state_dict": state})
+    features = [torch.zeros(1, 7, 4, 4), torch.zeros(1, 10, 2, 2)]
+    with pytest.raises(CheckpointError, match=r"norms\.1\.weight has shape \(10, 4, 4\), .* \(10, 2, 2\)"):
+        lowered_levels(path, features, {})
 
 
 def test_a_bundle_of_tvtvisions_cflow_scores_by_its_hundred_largest_pixels(tmp_path: Path) -> None:

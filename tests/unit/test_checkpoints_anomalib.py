@@ -61,10 +61,11 @@ def uflow_state(rng: np.random.Generator) -> State:
     state = prefixed("feature_extractor.feature_extractor.", resnet(rng, (2, 2, 2)))
     for n, channels in ((0, 8), (1, 8), (5, 6), (6, 6)):
         state |= prefixed(f"flow.module_list.{n}.", aio_block(rng, channels, kernel=3))
-    state["flow.module_list.3.downsample_kernel"] = torch.zeros(16, 1, 2, 2)
-    for level in range(2):
+    state["flow.module_list.3.downsample_kernel"] = torch.zeros(4, 1, 2, 2)
+    for level, (channels, side) in enumerate(((5, 8), (8, 4))):
         for part in ("weight", "bias"):
-            state[f"feature_extractor.feature_normalizations.{level}.{part}"] = values(rng, 2, 8, 8)
+            name = f"feature_extractor.feature_normalizations.{level}.{part}"
+            state[name] = values(rng, channels, side, side)
     return state
 
 
@@ -623,6 +624,32 @@ def test_a_torch_export_of_1_x_holds_its_transform_beside_the_model(
     assert checkpoint.hyperparameters["layers"] == ("layer1", "layer2")
 
 
+@pytest.mark.parametrize(
+    "clamp", [0, -2.0, math.nan, -math.inf, 10**400, False, [3]], ids=lambda c: f"{c!r:.9}"
+)
+def test_a_stored_clamp_that_clamps_nothing_is_refused(
+    clamp: object, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    cases = (
+        (cflow_state(rng), dict(CFLOW_HYPER) | {"clamp_alpha": clamp}),
+        (csflow_state(rng), {"clamp": clamp}),
+        (uflow_state(rng), {"backbone": "resnet18", "affine_clamp": clamp}),
+    )
+    for state, hyper in cases:
+        path = save(tmp_path / "m.ckpt", version_2_7(state, hyper, described(RESIZE)))
+        with pytest.raises(CheckpointError, match=r"clamp is .*, not a positive number"):
+            read_checkpoint(path)
+
+
+def test_a_threshold_without_a_value_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    file = version_2_7(cflow_state(rng), dict(CFLOW_HYPER), described(RESIZE))
+    state = file["state_dict"]
+    assert isinstance(state, dict)
+    state["post_processor.image_min"] = torch.empty((), device="meta")
+    with pytest.raises(CheckpointError, match=r"post_processor\.image_min has a shape, \(\), and no values"):
+        read_checkpoint(save(tmp_path / "m.ckpt", file))
+
+
 def test_layers_that_do_not_match_the_levels_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     hyper = dict(CFLOW_HYPER) | {"layers": ["layer1", "layer2", "layer3"]}
     with pytest.raises(CheckpointError, match="are 3, and the flow has 2 levels"):
@@ -690,3 +717,9 @@ def test_a_resnet_is_known_by_its_blocks(
         arrays["layer1.0.conv3.weight"] = np.zeros((256, 64, 1, 1), np.float32)
         arrays["layer1.0.conv2.weight"] = np.zeros((*bottleneck, 3, 3), np.float32)
     assert recognise_backbone(arrays) == (name, "timm")
+
+
+def test_a_resnet_with_a_misshapen_convolution_is_not_recognised(rng: np.random.Generator) -> None:
+    arrays = {key: tensor.numpy() for key, tensor in resnet(rng, (3, 4, 6)).items()}
+    arrays |= {f"layer1.0.conv{n}.weight": np.zeros(64, np.float32) for n in (2, 3)}
+    assert recognise_backbone(arrays) == (None, "timm")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -271,19 +272,36 @@ def uflow_flow(
             state |= prefixed(f"flow.module_list.{n}.", aio_block(rng, width, kernel=3 - 2 * (k % 2)))
         if stage < len(channels) - 1:
             n = stage * (steps + 3) + steps + 1
-            state[f"flow.module_list.{n}.downsample_kernel"] = torch.zeros(4, 1, 2, 2)
+            state[f"flow.module_list.{n}.downsample_kernel"] = torch.zeros(4 * (width // 8), 1, 2, 2)
     return state, nodes
 
 
-@pytest.mark.parametrize(("steps", "channels"), [(4, (12, 10, 8)), (1, (6, 8)), (2, (8, 8, 8, 8))])
+def uflow_norms(rng: np.random.Generator, channels: tuple[int, ...]) -> State:
+    """The norms of each level's features, for stages of these channels, coarsest first; 64x96 pixels."""
+    state: State = {}
+    for stage, width in enumerate(channels):
+        level, risen = len(channels) - 1 - stage, channels[stage - 1] // 8 if stage else 0
+        for part in ("weight", "bias"):
+            name = f"feature_extractor.feature_normalizations.{level}.{part}"
+            state[name] = values(rng, width - risen, 16 >> level, 24 >> level)
+    return state
+
+
+def uflow_file(
+    rng: np.random.Generator, flow: State, channels: tuple[int, ...] = (8, 6)
+) -> dict[str, object]:
+    """A Lightning checkpoint around the graph, on a ResNet; the stages' channels, coarsest first."""
+    extractor = prefixed("feature_extractor.extractor.", resnet(rng, (2, 2, 2)))
+    return {"state_dict": prefixed("model.", flow | extractor | uflow_norms(rng, channels))}
+
+
+@pytest.mark.parametrize(("steps", "channels"), [(4, (16, 10, 8)), (1, (8, 6)), (2, (8, 8, 8, 8))])
 def test_official_uflow_stages_become_levels(
     steps: int, channels: tuple[int, ...], tmp_path: Path, rng: np.random.Generator
 ) -> None:
     flow, nodes = uflow_flow(rng, steps, channels)
     state = flow | prefixed("feature_extractor.extractor.", resnet(rng, (2, 2, 2)))
-    for level in range(len(channels)):
-        for part in ("weight", "bias"):
-            state[f"feature_extractor.feature_normalizations.{level}.{part}"] = values(rng, 2, 16, 24)
+    state |= uflow_norms(rng, channels)
     file = {"state_dict": prefixed("model.", state) | {"pixel_aupro.fpr_limit": torch.tensor(float("nan"))}}
     checkpoint = read_checkpoint(save(tmp_path / "bottle.ckpt", file))
     assert (checkpoint.repository, checkpoint.family) == ("mtailanian/uflow", "uflow")
@@ -297,7 +315,7 @@ def test_official_uflow_stages_become_levels(
 
 
 def test_official_uflow_with_two_transformers_keeps_both(tmp_path: Path, rng: np.random.Generator) -> None:
-    flow, _ = uflow_flow(rng, 2, (6, 8))
+    flow, _ = uflow_flow(rng, 2, (8, 6))
     for number, (tokens, width) in enumerate(((784, 768), (196, 384)), start=1):
         flow[f"feature_extractor.extractor{number}.pos_embed"] = torch.zeros(1, tokens, width)
     checkpoint = read_checkpoint(save(tmp_path / "carpet.ckpt", {"state_dict": prefixed("model.", flow)}))
@@ -308,7 +326,7 @@ def test_official_uflow_with_two_transformers_keeps_both(tmp_path: Path, rng: np
 
 
 def test_a_uflow_graph_that_lacks_a_block_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
-    flow, _ = uflow_flow(rng, 2, (6, 8))
+    flow, _ = uflow_flow(rng, 2, (8, 6))
     state = {name: t for name, t in flow.items() if not name.startswith("flow.module_list.6.")}
     state |= prefixed("feature_extractor.extractor.", resnet(rng, (2, 2, 2)))
     with pytest.raises(CheckpointError, match="blocks at"):
@@ -434,6 +452,7 @@ def csflow_module(
     monkeypatch: pytest.MonkeyPatch,
     state: State,
     permutations: list[list[torch.Tensor]],
+    clamp: object = 2,
 ) -> object:
     """The pickled graph: None for inputs, then permutation and coupling in turn, then dummies."""
     classes = {
@@ -466,7 +485,7 @@ def csflow_module(
                 layers[conv] = module(leaf, _parameters=parameters)
             gammas = {n: t for n, t in own.items() if "." not in n}
             nets[net] = module(classes["CrossConvolutions"], layers, _parameters=gammas)
-        children[str(4 + 2 * k)] = module(classes["parallel_glow_coupling_layer"], nets, clamp=2)
+        children[str(4 + 2 * k)] = module(classes["parallel_glow_coupling_layer"], nets, clamp=clamp)
     node, data = classes["InputNode"](), classes["dummy_data"]()
     data.__dict__["dims"] = (304, 6, 8)
     node.__dict__["data"] = data
@@ -528,10 +547,11 @@ def test_gammas_that_are_all_zero_were_not_used(tmp_path: Path, rng: np.random.G
 )
 def test_a_misshapen_csflow_tensor_is_named(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
     state = csflow_state(rng)
-    state[f"module_list.4.{name}"] = state[f"module_list.4.{name}"][:-1]
     net = name.replace("s1", "net1").replace("s2", "net2").rpartition(".")[0]
-    with pytest.raises(CheckpointError, match=rf"flow\.0\.{net}|flow\.0\.{net[:4]}"):
-        read_checkpoint(save(tmp_path / "model.pt", state))
+    for misshapen in (state[f"module_list.4.{name}"][:-1], torch.tensor(1.0)):
+        state[f"module_list.4.{name}"] = misshapen
+        with pytest.raises(CheckpointError, match=rf"flow\.0\.{net}|flow\.0\.{net[:4]}"):
+            read_checkpoint(save(tmp_path / "model.pt", state))
 
 
 # --- TVTVision ------------------------------------------------------------------------------------------------
@@ -611,6 +631,7 @@ def test_an_unknown_model_names_the_families_and_the_keys_found(tmp_path: Path) 
             r"flow\.0\.0\.subnet\.0\.weight has shape",
         ),
         ("2.module_list.1.subnet.2.weight", lambda t: t[:, :-1], r"flow\.2\.1\.subnet\.1\.weight has shape"),
+        ("0.module_list.0.subnet.0.weight", torch.Tensor.long, r"flow\.0\.0\.subnet\.0\.weight holds whole"),
         (
             "2.module_list.1.subnet.2.weight",
             lambda t: t * torch.inf,
@@ -640,6 +661,323 @@ def test_a_missing_tensor_is_named(name: str, tmp_path: Path, rng: np.random.Gen
     level, _, k, rest = name.split(".", 3)
     with pytest.raises(CheckpointError, match=rf"flow\.{level}\.{k}\.{rest.partition('.')[0]}"):
         read_checkpoint(save(tmp_path / "9.pt", {"model_state_dict": state}))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.empty(1, 6, 1, 1, device="meta"),
+        torch.zeros(1, 6, 1, 1, dtype=torch.uint8).view(torch.bits8),
+        torch.zeros(1, 6, 1, 1, dtype=torch.complex64),
+        torch.zeros(1, 6, 1, 1).to_sparse(),
+    ],
+    ids=["without values", "bits", "complex", "sparse"],
+)
+@pytest.mark.parametrize(
+    "name", ["nf_flows.0.module_list.0.global_scale", "norms.1.bias", "feature_extractor.conv1.weight"]
+)
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+def test_a_tensor_without_plain_values_is_named(
+    name: str, tensor: torch.Tensor, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    state = fastflow_state(rng, "nf_flows") | {name: tensor}
+    last = name.partition("module_list.0.")[2] or name.removeprefix("feature_extractor.")
+    with pytest.raises(CheckpointError, match=rf"{last} (has a shape|is a torch\.).* [sS]ave"):
+        read_checkpoint(save(tmp_path / "9.pt", {"model_state_dict": state}))
+
+
+@pytest.mark.parametrize("layer", ["0", "2"])
+def test_a_subnet_without_one_of_its_biases_is_refused(
+    layer: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    fastflow, cflow = fastflow_state(rng, "nf_flows"), cflow_file(rng)
+    uflow, _ = uflow_flow(rng, 1, (8, 6))
+    decoders = cflow["decoder_state_dict"]
+    assert isinstance(decoders, list)
+    for state, prefix in ((fastflow, "nf_flows.1."), (decoders[1], ""), (uflow, "flow.")):
+        del state[f"{prefix}module_list.0.subnet.{layer}.bias"]
+    for file in ({"model_state_dict": fastflow}, cflow, uflow_file(rng, uflow)):
+        with pytest.raises(CheckpointError, match=rf"lacks flow\.1\.0\.subnet\.{layer}\.bias"):
+            read_checkpoint(save(tmp_path / "9.pt", file))
+
+
+@pytest.mark.parametrize("layer", ["conv1", "ln", "conv2"])
+def test_an_msflow_subnet_without_one_of_its_biases_is_refused(
+    layer: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    file = msflow_file(rng)
+    parallel = file["parallel_flows"]
+    assert isinstance(parallel, list)
+    del parallel[2][f"module_list.1.subnet.{layer}.bias"]
+    with pytest.raises(CheckpointError, match=rf"lacks flow\.2\.1\.subnet\.{layer}\.bias"):
+        read_checkpoint(save(tmp_path / "best_det.pt", file))
+
+
+@pytest.mark.parametrize(
+    ("layers", "kernel"), [(("0", "1", "2"), 3), (("0", "2"), None)], ids=["a norm", "no convolutions"]
+)
+def test_another_familys_subnet_is_refused(
+    layers: tuple[str, ...], kernel: int | None, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    state = {n: t for n, t in fastflow_state(rng, "nf_flows").items() if not n.startswith("nf_flows.0.")}
+    state |= prefixed("nf_flows.0.", sequence(rng, 6, kernel=kernel, layers=layers))
+    with pytest.raises(CheckpointError, match=r"flow\.0\.0\.subnet .* not those of a known subnet"):
+        read_checkpoint(save(tmp_path / "9.pt", {"model_state_dict": state}))
+
+
+def test_convolutions_of_different_kernels_in_one_subnet_are_refused(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    state = fastflow_state(rng, "nf_flows")
+    state["nf_flows.0.module_list.0.subnet.2.weight"] = values(rng, 6, 3, 1, 1)
+    with pytest.raises(
+        CheckpointError, match=r"subnet\.1\.weight has shape \(6, 3, 1, 1\).* the same in all"
+    ):
+        read_checkpoint(save(tmp_path / "9.pt", {"model_state_dict": state}))
+
+
+@pytest.mark.parametrize("condition", [2, 6, 7])
+def test_a_condition_that_is_no_position_code_is_refused(
+    condition: int, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    msflow = msflow_file(rng)
+    parallel = msflow["parallel_flows"]
+    assert isinstance(parallel, list)
+    parallel[0] = sequence(rng, 64, condition=condition, kernel=3, layers=("conv1", "ln", "conv2"))
+    for file, inputs in ((msflow, 32 + condition), (cflow_file(rng, condition=condition), 64 + condition)):
+        message = (
+            rf"level 0 take {inputs} channels, {condition} of them a position code, expected a multiple of 4"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(save(tmp_path / CFLOW_NAME, file))
+
+
+def test_a_condition_where_the_family_has_none_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    fastflow = {n: t for n, t in fastflow_state(rng, "nf_flows").items() if not n.startswith("nf_flows.0.")}
+    fastflow |= prefixed("nf_flows.0.", sequence(rng, 6, kernel=3, condition=4))
+    uflow, _ = uflow_flow(rng, 1, (8, 6))
+    uflow |= prefixed("flow.module_list.4.", aio_block(rng, 6, kernel=3, condition=4))
+    for file, family in (({"model_state_dict": fastflow}, "fastflow"), (uflow_file(rng, uflow), "uflow")):
+        message = rf"level 0 take 7 channels, expected 3 for 6 channels: {family} has no condition"
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(save(tmp_path / "9.pt", file))
+
+
+@pytest.mark.parametrize("settings", [{}, {"input_size": "32"}], ids=["", "with a size"])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("0.bias",), r"lacks norms\.0\.bias"),
+        (("2.weight",), r"lacks norms\.2\.weight"),
+        (("1.weight", "1.bias"), r"lacks norms\.1\.weight"),
+        (("2.weight", "2.bias"), r"lacks norms\.2\.weight"),
+        (tuple(f"{n}.{part}" for n in range(3) for part in ("weight", "bias")), r"lacks norms\.0\.weight"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_convolutional_extractor_without_one_of_its_norms_is_refused(
+    names: tuple[str, ...],
+    message: str,
+    settings: dict[str, str],
+    tmp_path: Path,
+    rng: np.random.Generator,
+) -> None:
+    state = fastflow_state(rng, "nf_flows")
+    flow, _ = uflow_flow(rng, 1, (8, 8, 8))
+    uflow = uflow_file(rng, flow, (8, 8, 8))
+    held = uflow["state_dict"]
+    assert isinstance(held, dict)
+    for name in names:
+        del state[f"norms.{name}"], held[f"model.feature_extractor.feature_normalizations.{name}"]
+    for file in ({"model_state_dict": state}, uflow):
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(save(tmp_path / "9.pt", file), settings=settings)
+
+
+def test_a_norm_too_many_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    state = fastflow_state(rng, "nf_flows") | {
+        f"norms.3.{p}": values(rng, 6, 1, 1) for p in ("weight", "bias")
+    }
+    with pytest.raises(CheckpointError, match=r"has norms\.3\.bias; .* its 3 levels"):
+        read_checkpoint(save(tmp_path / "9.pt", {"model_state_dict": state}))
+    state = {
+        "feature_extractor.pos_embed": torch.zeros(1, 784, 768),
+        "feature_extractor.cls_token": values(rng, 1),
+    }
+    state |= {"feature_extractor.blocks.0.attn.proj_l.weight": values(rng, 1)}
+    state |= prefixed("nf_flows.0.", sequence(rng, 6, kernel=1))
+    state |= {f"norms.0.{part}": values(rng, 6, 28, 28) for part in ("weight", "bias")}
+    with pytest.raises(
+        CheckpointError, match=r"has norms\.0\.weight, and there are none behind cait_m48_448"
+    ):
+        read_checkpoint(save(tmp_path / "9.pt", {"model_state_dict": state}))
+
+
+@pytest.mark.parametrize("shape", [(), (784,), (784, 768), (1, 0, 768), (1, 783, 768)])
+def test_a_position_code_of_another_shape_is_refused(
+    shape: tuple[int, ...], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    state = {"feature_extractor.pos_embed": torch.zeros(shape)}
+    state |= {"feature_extractor.blocks.0.attn.proj_l.weight": values(rng, 1)}
+    state |= prefixed("nf_flows.0.", sequence(rng, 6, kernel=1))
+    with pytest.raises(CheckpointError, match="pos_embed has shape"):
+        read_checkpoint(save(tmp_path / "9.pt", {"model_state_dict": state}))
+
+
+@pytest.mark.parametrize(
+    "permutation",
+    [torch.arange(6.0), torch.arange(5), torch.tensor(0), torch.zeros(6, dtype=torch.int64)],
+    ids=["float", "short", "a number", "zeros"],
+)
+def test_an_index_that_is_no_permutation_is_refused(
+    permutation: torch.Tensor, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    state = fastflow_state(rng, "nf_flows")
+    state["nf_flows.0.module_list.0.w_perm"] = permutation
+    with pytest.raises(
+        CheckpointError, match=r"flow\.0\.0\.w_perm.* (no permutation of 6 channels|expected \(6, 6\))"
+    ):
+        read_checkpoint(save(tmp_path / "9.pt", {"model_state_dict": state}))
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [torch.zeros(2, 6), torch.zeros(0, 6), torch.zeros(6), torch.tensor(1.0)],
+    ids=lambda t: str(t.shape),
+)
+def test_reflections_that_reflect_nothing_are_refused(
+    vectors: torch.Tensor, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    state = fastflow_state(rng, "nf_flows")
+    start = "nf_flows.0.module_list.0."
+    state |= {f"{start}vk_householder": vectors, f"{start}w_0": values(rng, 6, 6, 1, 1)}
+    with pytest.raises(CheckpointError, match=r"flow\.0\.0\.vk_householder has shape"):
+        read_checkpoint(save(tmp_path / "9.pt", {"model_state_dict": state}))
+
+
+@pytest.mark.parametrize(
+    "permutation",
+    [torch.tensor(5), torch.arange(64.0), torch.arange(64)[None], torch.arange(63), torch.arange(1, 65)],
+    ids=["a number", "float", "a matrix", "short", "from one"],
+)
+def test_an_msflow_permutation_of_no_level_is_refused(
+    permutation: torch.Tensor, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    file = msflow_file(rng)
+    fusion = file["fusion_flow"]
+    assert isinstance(fusion, dict)
+    fusion["module_list.1.perm"] = permutation
+    with pytest.raises(CheckpointError, match=r"module_list\.1\.perm, .* no permutation .* \(64, 128, 256\)"):
+        read_checkpoint(save(tmp_path / "best_det.pt", file))
+
+
+def test_two_msflow_permutations_of_one_level_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    file = msflow_file(rng)
+    fusion = file["fusion_flow"]
+    assert isinstance(fusion, dict)
+    fusion["module_list.7.perm"] = torch.arange(64)
+    with pytest.raises(CheckpointError, match=r"there twice, as fusion\.perm\.0"):
+        read_checkpoint(save(tmp_path / "best_det.pt", file))
+
+
+@pytest.mark.parametrize("kind", [torch.tensor(0), torch.arange(304.0), torch.arange(303)], ids=str)
+def test_a_csflow_permutation_of_other_numbers_is_refused(
+    kind: torch.Tensor, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = [[torch.arange(304)] * 3, [torch.arange(304), kind, torch.arange(304)]]
+    path = save(tmp_path / "bottle_test", csflow_module(rng, monkeypatch, csflow_state(rng), levels))
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=r"permutation 1 is .*, not three permutations of 304 channels"):
+        read_checkpoint(path)
+
+
+def test_a_csflow_scale_without_its_gamma_or_a_coupling_of_other_channels_is_refused(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    state = csflow_state(rng)
+    del state["module_list.6.s2.gamma1"]
+    with pytest.raises(CheckpointError, match=r"flow\.1\.net2\.gamma1 is missing"):
+        read_checkpoint(save(tmp_path / "model.pt", state))
+    state["module_list.6.s2.gamma1"] = torch.zeros(2)
+    with pytest.raises(CheckpointError, match=r"flow\.1\.net2\.gamma1 has shape \(2,\)"):
+        read_checkpoint(save(tmp_path / "model.pt", state))
+    state = csflow_state(rng) | prefixed("module_list.8.", cross_coupling(rng, ("s1", "s2"), 16))
+    with pytest.raises(CheckpointError, match=r"the couplings have \[16, 304\] channels"):
+        read_checkpoint(save(tmp_path / "model.pt", state))
+
+
+@pytest.mark.parametrize(
+    "clamp", [0, -1.5, math.nan, math.inf, 10**400, True, "3"], ids=lambda c: f"{c!r:.9}"
+)
+def test_a_csflow_with_a_clamp_that_clamps_nothing_is_refused(
+    clamp: object, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    permutations = [[torch.arange(304)] * 3] * 2
+    graph = csflow_module(rng, monkeypatch, csflow_state(rng), permutations, clamp)
+    path = save(tmp_path / "bottle_test", graph)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=r"clamp is .*, not a positive number"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("clamp", ["0", "-1", "nan", "inf", "1e999", "two"])
+@pytest.mark.parametrize("family", ["cflow", "csflow", "fastflow", "uflow", "msflow"])
+def test_no_family_takes_the_users_word_for_such_a_clamp(
+    family: str, clamp: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    files: dict[str, Callable[[], Mapping[str, object]]] = {
+        "cflow": lambda: cflow_file(rng),
+        "csflow": lambda: csflow_state(rng),
+        "fastflow": lambda: {"model_state_dict": fastflow_state(rng, "nf_flows")},
+        "uflow": lambda: uflow_file(rng, uflow_flow(rng, 1, (8, 6))[0]),
+        "msflow": lambda: msflow_file(rng),
+    }
+    with pytest.raises(CheckpointError, match=rf"--set clamp={clamp}: clamp is a positive number"):
+        read_checkpoint(save(tmp_path / "model.pt", files[family]()), settings={"clamp": clamp})
+
+
+@pytest.mark.parametrize("share", ["0", "-0.1", "1.5", "nan", "1e-400"])
+def test_msflow_scores_by_a_share_of_the_pixels_or_not_at_all(
+    share: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"--set top_k={share}: top_k is a fraction of the pixels"):
+        read_checkpoint(save(tmp_path / "best_det.pt", msflow_file(rng)), settings={"top_k": share})
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_uflow_graph_without_blocks_is_refused(node: int, tmp_path: Path, rng: np.random.Generator) -> None:
+    state = {f"flow.module_list.{node}.downsample_kernel": torch.zeros(4, 1, 2, 2)}
+    with pytest.raises(CheckpointError, match=rf"blocks at \[\] and up-samplings at \[{node}\]"):
+        read_checkpoint(save(tmp_path / "model.ckpt", uflow_file(rng, state)))
+
+
+@pytest.mark.parametrize("node", ["²", "x"])
+def test_a_uflow_graph_whose_nodes_have_no_numbers_is_refused(
+    node: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    state = {f"flow.module_list.{node}.downsample_kernel": torch.zeros(4, 1, 2, 2)}
+    with pytest.raises(CheckpointError, match="up-samplings at"):
+        read_checkpoint(save(tmp_path / "model.ckpt", {"state_dict": prefixed("model.", state)}))
+
+
+@pytest.mark.parametrize(
+    ("width", "shape"),
+    [
+        (16, (4, 1, 2, 2)),
+        (16, (16, 1, 2, 2)),
+        (16, (8, 1, 1, 2)),
+        (16, ()),
+        (6, (4, 1, 2, 2)),
+        (6, (0, 1, 2, 2)),
+    ],
+)
+def test_a_uflow_up_sampling_of_other_channels_is_refused(
+    width: int, shape: tuple[int, ...], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    flow, _ = uflow_flow(rng, 1, (width, 6))
+    flow["flow.module_list.2.downsample_kernel"] = torch.zeros(shape)
+    with pytest.raises(CheckpointError, match=rf"up\.1\.downsample_kernel has shape .* C = {width} channels"):
+        read_checkpoint(save(tmp_path / "model.ckpt", uflow_file(rng, flow)))
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,11 @@ def official_uflow(rng: np.random.Generator) -> object:
     state = prefixed("feature_extractor.extractor.", resnet(rng, (2, 2, 2)))
     for n, channels in ((0, 8), (4, 6)):
         state |= prefixed(f"flow.module_list.{n}.", aio_block(rng, channels, kernel=3))
-    state["flow.module_list.2.downsample_kernel"] = torch.zeros(16, 1, 2, 2)
-    for level in range(2):
+    state["flow.module_list.2.downsample_kernel"] = torch.zeros(4, 1, 2, 2)
+    for level, (channels, side) in enumerate(((5, 8), (8, 4))):
         for part in ("weight", "bias"):
-            state[f"feature_extractor.feature_normalizations.{level}.{part}"] = values(rng, 2, 8, 8)
+            name = f"feature_extractor.feature_normalizations.{level}.{part}"
+            state[name] = values(rng, channels, side, side)
     return {"state_dict": prefixed("model.", state) | {"pixel_aupro.fpr_limit": torch.tensor(0.3)}}
 
 

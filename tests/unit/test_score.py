@@ -67,6 +67,18 @@ def test_tvtvisions_score_is_the_mean_of_the_hundred_largest_pixels(size: tuple[
     np.testing.assert_allclose(reference.score.numpy(), want, rtol=1e-5)
 
 
+def test_a_share_of_less_than_a_pixel_is_the_largest_pixel() -> None:
+    scoring = Scoring(normalisation="per_image", top_fraction=1e-6)
+    levels = levels_of("msflow", seed=4)
+    model = model_of("msflow", scoring)
+    score, _, multiplied = ScoreModule(model)(levels)
+    torch.testing.assert_close(score, multiplied.amax((1, 2, 3)), rtol=0, atol=0)
+    reference = answer_from_levels(levels, "msflow", scoring, model.image_size)
+    torch.testing.assert_close(reference.score, score, rtol=1e-5, atol=0)
+    host = aggregate([level.numpy() for level in levels], scoring, "msflow", model.image_size)
+    np.testing.assert_allclose(host.score, score.numpy(), rtol=1e-5)
+
+
 @pytest.mark.parametrize("fraction", [0.03, 0.06])
 def test_beyond_tensorrts_limit_the_largest_pixels_are_found_without_topk(fraction: float) -> None:
     scoring = Scoring(normalisation="per_image", top_fraction=fraction)
