@@ -49,8 +49,8 @@ class GraphInput:
         if image.shape != (3, height, width):
             raise ImageError(
                 f"a frame of {frame.shape[0]}x{frame.shape[1]} becomes {image.shape[1]}x{image.shape[2]} pixels "
-                f"by the bundle's preprocessing, its graph takes {height}x{width}: the model's own pipeline resizes the "
-                f"shorter side only. Crop the frames to the aspect of {height}x{width}."
+                f"by the bundle's preprocessing, its graph takes {height}x{width}: the model's own pipeline resizes "
+                f"the shorter side only. Crop the frames to the aspect of {height}x{width}."
             )
         return image
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-import timm
 import torch
 
 from flowedge.errors import CheckpointError
@@ -134,7 +133,12 @@ def _takes_timms_configuration(name: str) -> bool:
 
 def _size_of_timm(name: str) -> tuple[int, int] | None:
     """The input size of a network that takes timm's configuration; None for the others, and where timm has none."""
-    found = timm.get_pretrained_cfg(name) if _takes_timms_configuration(name) else None
+    if not _takes_timms_configuration(name):
+        return None
+    import timm  # takes seconds, which nothing else that is read needs
+
+    # Names of older versions of timm end in the weights' tag, as in tf_efficientnet_b5_ns.
+    found = timm.get_pretrained_cfg(name) or timm.get_pretrained_cfg(name.rpartition("_")[0])
     return None if found is None else (found.input_size[1], found.input_size[2])
 
 

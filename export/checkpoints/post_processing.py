@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Final, Literal
 
+from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.contents import Contents, State, check_readable
 from flowedge.manifest import PartScale, SourceRule, SourceScale
 
@@ -22,6 +24,9 @@ def source_scale(contents: Contents, generation: str, settings: Mapping[str, obj
         generation: As in `record.Checkpoint`.
         settings: Of the post-processor, 2.x only: its sensitivities and what it was told to leave out; what is
             missing has its default.
+
+    Raises:
+        CheckpointError: A sensitivity is not within 0 and 1.
     """
     rule = _RULES.get(generation)
     scale = _since_2(contents.state, rule, settings) if rule else _before_2(contents.state)
@@ -42,13 +47,18 @@ def _since_2(state: State, rule: SourceRule, settings: Mapping[str, object]) -> 
 
     def part(name: Literal["image", "pixel"]) -> PartScale:
         given = settings.get(f"{name}_sensitivity")
-        sensitivity = float(given) if isinstance(given, (int, float)) else _SENSITIVITY
+        sensitivity = given if isinstance(given, (int, float)) else _SENSITIVITY
+        if not 0 <= sensitivity <= 1:
+            raise CheckpointError(
+                f"the checkpoint's {name}_sensitivity is {reprlib.repr(given)}, expected 0 to 1. "
+                "Copy or train it again."
+            )
         normalises = setting("enable_normalization")
         return PartScale(
             threshold=thresholds[name],
             minimum=_held(state, f"post_processor.{name}_min") if normalises else None,
             maximum=_held(state, f"post_processor.{name}_max") if normalises else None,
-            sensitivity=sensitivity if setting("enable_thresholding") else None,
+            sensitivity=float(sensitivity) if setting("enable_thresholding") else None,
         )
 
     return SourceScale(rule=rule, image=part("image"), pixel=part("pixel"))

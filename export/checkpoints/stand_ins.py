@@ -32,7 +32,6 @@ class Name:
 
 # How torch.fx pickles a module: the attributes are an argument of this function.
 _TRACED: Final = Name("torch.fx.graph_module", "reduce_graph_module")
-_TRACED_NODE: Final = Name("torch.fx.node", "Node")  # keeps two of its own methods
 # Whose attributes are functions of torch, such as conv2d.
 _FUNCTIONS: Final = Name("torch._C", "_VariableFunctionsClass")
 
@@ -118,7 +117,7 @@ _INERT_NAMES: Final = frozenset(
     + [Name("builtins", "xrange"), Name("torch._C._nn", "linear"), Name("torch", "Tensor"), _FUNCTIONS]
     + [Name("freia_funcs", "OutputNode.dummy")]
 )
-# The only attribute look-ups that checkpoints need; the answer is again only a name.
+# The look-ups in classes that checkpoints need, beside torch's functions; the answer is again only a name.
 _ATTRIBUTES: Final = frozenset(
     [(Name("freia_funcs", "OutputNode"), "dummy")]
     + [
@@ -203,11 +202,12 @@ def _iterable(value: object = ()) -> Iterable[object]:
 
 
 def _attribute(owner: object, attribute: object) -> Name:
-    kind = owner.kind if isinstance(owner, StandIn) else owner
-    if isinstance(kind, Name) and isinstance(attribute, str) and attribute.isidentifier():
-        a_traced_node = kind is not owner and kind == _TRACED_NODE
-        if kind == _FUNCTIONS or a_traced_node or (owner, attribute) in _ATTRIBUTES:
-            return Name(kind.module, f"{kind.qualname}.{attribute}")
+    """A method of an object of the file, or one of the known attributes of a class: as a name, like all others."""
+    if isinstance(attribute, str) and attribute.isidentifier():
+        if isinstance(owner, StandIn):
+            return Name(owner.kind.module, f"{owner.kind.qualname}.{attribute}")
+        if isinstance(owner, Name) and (owner == _FUNCTIONS or (owner, attribute) in _ATTRIBUTES):
+            return Name(owner.module, f"{owner.qualname}.{attribute}")
     raise UnsafeCheckpointError(
         f"the checkpoint asks for builtins.getattr({reprlib.repr(owner)}, {reprlib.repr(attribute)}); "
         "nothing of it was run. Do not trust the file."

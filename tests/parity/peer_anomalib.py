@@ -189,6 +189,8 @@ def answers(family: str, checkpoint: Path, asked: Path) -> dict[str, Any]:
         found |= {f"score_{n}": predicted.pred_score, f"map_{n}": predicted.anomaly_map}
         found |= {f"label_{n}": predicted.pred_label, f"mask_{n}": predicted.pred_mask}
     model.trainer = None  # which holds the data
+    for module in model.modules():
+        module._forward_pre_hooks.clear()  # of norms that were never called
     model.to_torch(checkpoint.parent / "torch").replace(checkpoint.with_name("export.pt"))
     torch.save(model.model.state_dict(), checkpoint.with_name("inner.pt"))
     return found

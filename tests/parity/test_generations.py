@@ -189,6 +189,26 @@ def test_the_users_word_on_the_clamp_changes_what_is_computed(
     assert np.abs(wrong - found[0]).max() > 100 * TOLERANCE * np.abs(found[0]).max()
 
 
+@pytest.mark.parametrize(
+    ("kind", "variant"),
+    [("householder", "tanh"), ("soft", "tanh_over_alpha"), ("householder", "tanh_over_alpha")],
+)
+def test_a_graph_of_a_later_block_agrees_with_freias_own_modules(
+    kind: Kind, variant: Variant, tmp_path: Path
+) -> None:
+    rng = rng_of(kind, variant, "modules")
+    stored = small_cflow_checkpoint()
+    state = {name: tensor for name, tensor in stored["state_dict"].items() if ".decoders." not in name}
+    for level, channels in enumerate((64, 128)):
+        state |= prefixed(f"model.decoders.{level}.", flow_of(rng, channels, kind, condition=8))
+    path = save(tmp_path / "m.ckpt", {**stored, "state_dict": state})
+    bundle = tmp_path / "m.flowedge"
+    done = run_flowedge("export", path, "-o", bundle, "--set", f"clamp_variant={variant}")
+    assert done.status == 0, done.stderr
+    done = run_flowedge("verify", bundle, "--against", path)
+    assert done.status == 0, done.stdout + done.stderr
+
+
 # --- FastFlow: three generations of the subnet's names, and odd channels --------------------------------------
 
 

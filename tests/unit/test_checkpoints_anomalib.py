@@ -481,6 +481,16 @@ def test_version_2_0_keeps_its_sensitivities_in_the_pickled_post_processor(
     )
 
 
+@pytest.mark.parametrize("sensitivity", [10**400, -0.1, 1.5, math.nan])
+def test_a_sensitivity_that_is_none_is_refused(
+    sensitivity: float, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    file = version_2_7(cflow_state(rng), dict(CFLOW_HYPER), described(RESIZE))
+    file["anomalib_post_processor_config"] = {"pixel_sensitivity": sensitivity}
+    with pytest.raises(CheckpointError, match=r"pixel_sensitivity is .*, expected 0 to 1"):
+        read_checkpoint(save(tmp_path / "m.ckpt", file))
+
+
 @pytest.mark.parametrize(
     ("settings", "image", "pixel"),
     [
