@@ -53,7 +53,7 @@ def compare_with_checkpoint(
 
     Raises:
         CheckpointError: The checkpoint is another one than the bundle was made from.
-        ImageError: An image cannot be read.
+        ImageError: An image cannot be read, or does not become the network's input.
     """
     manifest = bundle.manifest
     read = model_of_bundle(bundle, checkpoint, backbone_weights=backbone_weights)
@@ -68,11 +68,12 @@ def compare_with_checkpoint(
     session = open_engine(engine, bundle, precision, threads=threads)
     try:
         for frame in frames:  # one at a time: there may be more than fit into memory
+            network_input = graph_input([frame])  # refuses a frame that the network cannot take
             expected = reference_answers(reference, [preprocess(frame)], manifest.nfa)
             levels = [expected[f"level_{n}"] for n in range(len(manifest.levels))]
             wanted = aggregate(levels, scoring, manifest.family, manifest.image_size)
             expected |= {"anomaly_map": wanted.anomaly_map, "score": wanted.score}
-            got = session.infer(graph_input([frame]))
+            got = session.infer(network_input)
             for name, one in worst.items():
                 one.add(got[name], expected[name])
             count += 1

@@ -123,6 +123,15 @@ def cpu_extensions(root: Path = Path("/")) -> tuple[str, ...]:
     return tuple(name for name in _EXTENSIONS if name in flags)
 
 
+def overflows_in_eight_bits(root: Path = Path("/")) -> bool:
+    """Whether this is an x86 processor without VNNI, which adds two products of eight bits in sixteen that overflow.
+
+    Where Linux does not name its instructions it counts as one.
+    """
+    safe = {"avx_vnni", "avx512_vnni", "amx_int8"}
+    return platform.machine() in ("x86_64", "AMD64") and safe.isdisjoint(cpu_extensions(root))
+
+
 def find_memory(root: Path = Path("/")) -> Memory | None:
     """The machine's memory, None where the system does not say."""
     found = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE))

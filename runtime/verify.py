@@ -106,7 +106,7 @@ class Worst:
     @property
     def relative(self) -> float:
         """The worst difference over the largest magnitude expected; NaN where any value was one."""
-        return float(self.difference / np.maximum(self.largest, 1e-12))
+        return float(self.difference / np.maximum(self.largest, np.finfo(np.float32).tiny))
 
 
 def relative_difference(got: NDArray[np.floating], expected: NDArray[np.floating]) -> float:

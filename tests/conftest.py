@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from support.command_line import flowedge
 
 if TYPE_CHECKING:
     from support.family_graphs import FamilyBundle
+
+settings.register_profile("flowedge", deadline=None)  # how long an example takes decides nothing
+settings.load_profile("flowedge")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"

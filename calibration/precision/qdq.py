@@ -280,7 +280,10 @@ def _dequantised(
 ) -> onnx.NodeProto:
     graph.initializer.append(numpy_helper.from_array(values, f"{name}.q"))
     graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
-    zeros = f"int8/zeros.{values.dtype}.{scale.size}"  # which ONNX Runtime asks for; `quantise` keeps one
+    # ONNX Runtime asks for zero points. Where it widens weights (`onnxrt._WIDER_PRODUCTS`) it makes a new one of each
+    # and fails on a shared one; of the biases' `quantise` keeps one of each size.
+    shared = f"int8/zeros.{values.dtype}.{scale.size}"
+    zeros = f"{name}.zeros" if values.dtype == np.int8 else shared
     graph.initializer.append(numpy_helper.from_array(np.zeros(scale.size, values.dtype), zeros))
     return helper.make_node(
         "DequantizeLinear",

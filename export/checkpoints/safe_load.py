@@ -88,6 +88,10 @@ def _reasons(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist. Check the path.") from error
     except IsADirectoryError as error:
+        if (path / "manifest.json").exists():
+            raise CheckpointError(
+                f"{path} is a bundle. Give the checkpoint that it was made from."
+            ) from error
         raise CheckpointError(f"{path} is a folder. Give the checkpoint file inside it.") from error
     except PermissionError as error:
         raise CheckpointError(f"{path} may not be read by this user. Change its permissions.") from error

@@ -16,6 +16,7 @@ from flowedge.errors import BundleError, EngineUnavailableError
 from flowedge.runtime.denormals import flushing_denormals
 from flowedge.runtime.engine import Engine, EngineSpec, Opening, TensorSpec, check_contract
 from flowedge.runtime.engine_cache import engine_cache
+from flowedge.runtime.machine import overflows_in_eight_bits
 
 # Left to itself, OpenVINO computes in bfloat16 on CPUs that have it and in float16 on GPUs, whatever the graph says.
 # An NPU has nothing but float16.
@@ -157,6 +158,8 @@ def _compiled(model: ov.Model, device: str, threads: int | None) -> ov.CompiledM
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _PRECISION[device], "PERFORMANCE_HINT": "LATENCY"}
     if device == "CPU":
         options["CPU_DENORMALS_OPTIMIZATION"] = True
+        if overflows_in_eight_bits():
+            options["LP_TRANSFORMS_MODE"] = "NO"  # quantised values in float products: slower, and right
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
     else:  # what a GPU or an NPU compiles takes long, and OpenVINO itself knows what it fits

@@ -7,8 +7,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
+from flowedge.bundle import open_bundle
 from support.command_line import flowedge
 from support.golden import RECORDS, Record, unpack
 
@@ -60,6 +63,19 @@ def test_levels_map_and_score_are_those_of_the_official_implementation(
 
 def test_the_comparison_can_fail(shared: Path, exported: Exported) -> None:
     assert check(shared, exported, "--tol", "1e-12").returncode == 1
+
+
+def test_verify_refuses_a_photograph_that_the_network_cannot_take(exported: Exported, tmp_path: Path) -> None:
+    preprocessing = open_bundle(exported.bundle).manifest.preprocessing
+    if not preprocessing.keep_aspect:
+        pytest.skip("it takes photographs of any shape")
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((60, 90, 3), np.uint8))
+    checkpoint = exported.folder / exported.record.checkpoint
+    options = ("--against", checkpoint, "--data", tmp_path, *exported.weights())
+    done = flowedge("verify", exported.bundle, *options)
+    assert done.status == 2
+    assert "a frame of 60x90 becomes" in done.stderr
+    assert "Crop" in done.stderr
 
 
 def test_the_bundle_verifies_against_the_checkpoint_in_freia_and_timm(exported: Exported) -> None:

@@ -18,7 +18,7 @@ def pairs_of(seed: int, count: int, centre: float) -> tuple[NDArray[np.float64],
     return first, 3 * first + rng.normal(size=count)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 1000), st.lists(st.integers(1, 90), min_size=1, max_size=8), st.sampled_from([0.0, 1e6])
 )
@@ -43,7 +43,7 @@ def test_what_never_varies_agrees_with_itself_only() -> None:
         assert pairs.correlation() == wanted
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=3, max_size=40))
 def test_ranks_with_ties_agree_with_scipy(values: list[tuple[int, int]]) -> None:
     first, second = np.array(values, float).T

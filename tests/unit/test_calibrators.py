@@ -39,7 +39,7 @@ def bell(seed: int, outlier: float | None = None, count: int = 20_000) -> Values
 
 
 @given(ARRAYS, st.sampled_from(CALIBRATORS), st.sampled_from([127, 200, 255]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_limit_is_within_what_was_seen(values: Values, calibrator: CalibratorName, levels: int) -> None:
     limit = magnitude_limit(range_of(values), calibrator, levels=levels)
     largest = float(np.abs(values).max())
@@ -50,7 +50,7 @@ def test_a_limit_is_within_what_was_seen(values: Values, calibrator: CalibratorN
 
 
 @given(ARRAYS, st.floats(50, 100))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_percentile_is_numpys_within_a_bin(values: Values, percent: float) -> None:
     expected = float(np.percentile(np.abs(values).astype(np.float64), percent, method="inverted_cdf"))
     found = magnitude_limit(range_of(values), "percentile", levels=127, percentile=percent)

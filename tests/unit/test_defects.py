@@ -34,7 +34,7 @@ def frame_of(surface: str, height: int, width: int) -> NDArray[np.uint8]:
     return frame
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(KINDS),
     st.sampled_from(SURFACES),

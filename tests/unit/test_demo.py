@@ -73,7 +73,7 @@ def test_the_dataset_is_laid_out_as_the_reader_expects(photos: Photos) -> None:
 
 
 @pytest.mark.parametrize("kind", DEFECTS)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_defect_changes_pixels_of_its_mask_and_no_other(kind: str, seed: int) -> None:
     rng = np.random.default_rng(seed)

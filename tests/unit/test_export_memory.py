@@ -16,7 +16,8 @@ def bytes_of_live_tensors() -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # looking at every object touches torch's deprecated ones
         tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
-    storages = [one.untyped_storage() for one in tensors if one.device.type == "cpu"]
+    dense = [one for one in tensors if one.device.type == "cpu" and one.layout == torch.strided]
+    storages = [one.untyped_storage() for one in dense if not one.is_nested]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 

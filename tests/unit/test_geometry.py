@@ -79,7 +79,7 @@ def test_antialiased_weights_in_float64_are_pils(outputs: int, inputs: int, kern
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(outputs=st.integers(1, 120), inputs=st.integers(1, 120), align=st.booleans())
 def test_every_row_of_weights_sums_to_one(outputs: int, inputs: int, align: bool) -> None:
     for matrix in (
@@ -92,7 +92,7 @@ def test_every_row_of_weights_sums_to_one(outputs: int, inputs: int, align: bool
         np.testing.assert_allclose(matrix.sum(axis=1), 1, rtol=0, atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(outputs=st.integers(1, 90), inputs=st.integers(1, 90))
 def test_mirroring_the_input_mirrors_the_output(outputs: int, inputs: int) -> None:
     matrix = antialiased_matrix(outputs, inputs, kernel="lanczos")
@@ -112,7 +112,7 @@ def test_fixed_point_weights_round_halves_away_from_zero() -> None:
     assert pil_fixed_point(weights).tolist() == [[1, 2, -1, -1, 0]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(outputs=st.integers(1, 70), inputs=st.integers(1, 70), at_once=st.integers(1, 40))
 def test_a_banded_product_is_the_dense_product(outputs: int, inputs: int, at_once: int) -> None:
     matrix = antialiased_matrix(outputs, inputs, kernel="lanczos")
@@ -121,7 +121,7 @@ def test_a_banded_product_is_the_dense_product(outputs: int, inputs: int, at_onc
     np.testing.assert_allclose(banded @ image, matrix @ image.astype(np.float64), rtol=0, atol=1e-9)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     height=st.integers(1, 700),
     width=st.integers(1, 700),

@@ -129,7 +129,7 @@ def test_a_truncated_file_is_refused_with_the_reason(name: str, missing: int, tm
         read_image(written(tmp_path, FILES[name][:-missing]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(name=st.sampled_from(sorted(FILES)), keep=st.floats(0, 0.9))
 def test_no_part_of_a_file_passes_for_a_whole_one(
     name: str, keep: float, tmp_path_factory: pytest.TempPathFactory
@@ -139,7 +139,7 @@ def test_no_part_of_a_file_passes_for_a_whole_one(
         read_image(written(tmp_path_factory.mktemp("part"), data))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(name=st.sampled_from(sorted(FILES)), place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
 def test_a_flipped_byte_is_read_or_refused_but_never_an_accident(
     name: str, place: float, flip: int, tmp_path_factory: pytest.TempPathFactory

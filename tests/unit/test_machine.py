@@ -16,6 +16,7 @@ from flowedge.runtime.machine import (
     find_jetson,
     find_memory,
     find_nvidia_driver,
+    overflows_in_eight_bits,
 )
 from support.command_line import flowedge
 
@@ -146,6 +147,25 @@ def test_memory_is_in_bytes(tmp_path: Path) -> None:
 def test_extensions_are_what_the_processor_names(tmp_path: Path, line: str, expected: str) -> None:
     root = tree(tmp_path, {"proc/cpuinfo": f"processor\t: 0\n{line}\n"})
     assert cpu_extensions(root) == tuple(expected.split())
+
+
+@pytest.mark.parametrize(
+    ("machine_name", "line", "expected"),
+    [
+        ("x86_64", "flags : avx2 fma", True),  # AMD's Zen 1 to 3, Intel before Cascade Lake
+        ("x86_64", "flags : avx2 avx512f avx512bw", True),
+        ("x86_64", "flags : avx2 avx_vnni", False),
+        ("x86_64", "flags : avx512f avx512_vnni", False),
+        ("AMD64", "", True),
+        ("aarch64", "Features : asimddp", False),
+        ("aarch64", "", False),
+    ],
+)
+def test_x86_without_vnni_overflows_in_eight_bits(
+    machine_name: str, line: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine_name)
+    assert overflows_in_eight_bits(tree(tmp_path, {"proc/cpuinfo": f"{line}\n"})) is expected
 
 
 def test_doctor_shows_the_machine_and_every_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def test_the_counts_equal_a_loop_over_windows(shape: tuple[int, int, int], side:
 
 
 @given(data=st.data(), channels=st.integers(1, 128), probability=st.sampled_from([0.5, 0.9]))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_the_tail_equals_scipys(data: st.DataObject, channels: int, probability: float) -> None:
     # Short of a full window, where the upstream tail is 0.
     count = data.draw(st.integers(0, 9 * channels - 1))

@@ -49,7 +49,7 @@ def noise(seed: int, side: int, channels: int) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("compat", BOTH)
 @given(value=MAPS, channels=st.sampled_from([1, 4, 84]))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_a_level_equals_the_direct_implementation(
     compat: Compat, value: NDArray[np.float32], channels: int
 ) -> None:
@@ -119,7 +119,7 @@ def test_the_number_of_tests_is_the_published_constant(sides: tuple[int, ...], e
 
 
 @given(sizes=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=3))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_the_number_of_tests_equals_the_sum_in_exact_decimals(sizes: list[tuple[int, int]]) -> None:
     total = sum(
         h * w * Decimal("0.316915") * Decimal("4.062570") ** r / r
@@ -130,7 +130,7 @@ def test_the_number_of_tests_equals_the_sum_in_exact_decimals(sizes: list[tuple[
 
 
 @given(value=MAPS, turns=st.integers(0, 3), flip=st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_turning_or_flipping_the_map_turns_or_flips_the_answer(
     value: NDArray[np.float32], turns: int, flip: bool
 ) -> None:
@@ -143,7 +143,7 @@ def test_turning_or_flipping_the_map_turns_or_flips_the_answer(
 
 
 @given(value=MAPS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_corrected_region_never_holds_a_pixel_at_or_below_the_expectation(
     value: NDArray[np.float32],
 ) -> None:

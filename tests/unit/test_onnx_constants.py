@@ -59,7 +59,7 @@ def equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
 
 
 @given(st.lists(ARRAYS, min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_values_are_read_as_the_onnx_package_wrote_them(arrays: list[NDArray[Any]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tensors = [numpy_helper.from_array(array, f"c{index}") for index, array in enumerate(arrays)]
@@ -69,7 +69,7 @@ def test_values_are_read_as_the_onnx_package_wrote_them(arrays: list[NDArray[Any
 
 
 @given(st.data(), st.lists(ARRAYS, min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_onnx_package_reads_the_new_values_and_the_old_neighbours(
     data: st.DataObject, arrays: list[NDArray[Any]]
 ) -> None:
@@ -233,7 +233,7 @@ def test_a_file_cut_anywhere_is_refused_or_still_holds_the_value(tmp_path: Path)
 
 @given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=5))
 @example([])
-@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 def test_a_damaged_file_gives_an_array_or_a_bundle_error(changes: list[tuple[int, int]]) -> None:
     content = bytearray(WHOLE)
     for position, byte in changes:
@@ -249,7 +249,7 @@ def test_a_damaged_file_gives_an_array_or_a_bundle_error(changes: list[tuple[int
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200)
 def test_noise_is_refused(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

@@ -53,7 +53,7 @@ def worst_difference(one: ir.FlowModel, other: ir.FlowModel) -> float:
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1.0)) for a, b in pairs)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(MODELS)
 def test_every_pass_leaves_the_levels_as_they_were(model: ir.FlowModel) -> None:
     for step in PASSES:
@@ -91,7 +91,7 @@ def test_csflow_ends_with_one_convolution_per_stride_or_mixes_before_upsampling_
         assert step.inner == 1.0
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 70),
@@ -113,7 +113,7 @@ def test_mixing_before_upsampling_leaves_the_levels_as_they_were_and_saves_work(
     assert totals(after).macs <= totals(model).macs
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(2, 60), min_size=1, max_size=2), st.integers(1, 3))
 def test_filled_channel_blocks_leave_the_levels_as_they_were(
     seed: int, channels: list[int], blocks: int

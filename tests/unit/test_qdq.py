@@ -25,6 +25,7 @@ from flowedge.calibration.precision.ranges import TensorRange
 from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
 from flowedge.manifest import GraphFile
+from flowedge.runtime.machine import overflows_in_eight_bits
 from support.block_graph import SIZE, Layer, block_model, random_layers
 from support.family_graphs import FAMILIES, FamilyBundle, typed_graphs
 from support.observed import observe
@@ -111,8 +112,8 @@ def test_every_graph_is_valid_and_its_weights_lose_half_a_step(
     writer = {node.output[0]: node for node in model.graph.node}
     sites = sites_of(source)
     assert len(sites) >= 7
-    zeros = Counter(writer[nodes[site.node].input[1]].input[2] for site in sites)
-    assert len(zeros) == len({after[name].size for name in zeros}), "sites of one size share their zeros"
+    zeros = {writer[nodes[site.node].input[1]].input[2] for site in sites}
+    assert len(zeros) == len(sites), "ONNX Runtime cannot widen weights that share their zeros"
     for site in sites:
         stored = writer[nodes[site.node].input[1]]
         assert stored.op_type == "DequantizeLinear"
@@ -231,6 +232,8 @@ def test_openvino_answers_the_cpu_layout_as_onnx_runtime_does(
     sites = sites_of(onnx.shape_inference.infer_shapes(onnx.load(str(detector(name).fp32))))
     convolutions = [site for site in sites if site.node.endswith("Conv")]
     assert kinds["u8"] + kinds["i8"] >= 0.9 * len(convolutions), kinds
+    if overflows_in_eight_bits():
+        pytest.skip("eight bits overflow on this processor: the engine computes in float (test_engines)")
     for output in (name for name in expected if name.startswith("level")):
         answer = np.asarray(found[compiled.output(output)])
         scale = np.abs(expected[output]).max()
@@ -272,7 +275,11 @@ def run(
     seen.CopyFrom(model)
     have = {output.name for output in seen.graph.output}
     seen.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in have)
-    session = onnxruntime.InferenceSession(seen.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as the engine, see there
+    session = onnxruntime.InferenceSession(
+        seen.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return dict(zip(names, session.run(list(names), {"image": images}), strict=True))
 
 

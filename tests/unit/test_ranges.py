@@ -46,7 +46,7 @@ def same(one: TensorRange, other: TensorRange) -> bool:
 
 
 @given(ARRAYS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_limits_are_exact_and_every_value_is_in_its_bin(values: Values) -> None:
     found = range_of(values)
     finite = np.sort(values[np.isfinite(values)])
@@ -63,7 +63,7 @@ def test_limits_are_exact_and_every_value_is_in_its_bin(values: Values) -> None:
 
 
 @given(st.lists(ARRAYS, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_many_parts_are_as_one_pass(parts: list[Values]) -> None:
     together = np.concatenate([*parts, np.zeros(0, np.float32)])
     assert same(range_of(*parts), range_of(together))
@@ -178,7 +178,7 @@ def test_the_callers_denormals_stay_as_they_were(graph: Path) -> None:
 
 
 @given(st.dictionaries(st.text(max_size=20), ARRAYS, max_size=4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_store_gives_back_what_was_put_in(values: dict[str, Values]) -> None:
     before = {name: range_of(part) for name, part in values.items() if not name.endswith("\0")}
     after = ranges_from_bytes(bytes_from_ranges(before))
@@ -190,7 +190,7 @@ STORED = bytes_from_ranges({"a": range_of(np.arange(50.0)), "b": range_of(-np.ar
 
 
 @given(st.integers(0, len(STORED) - 1), st.integers(1, 255))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_damaged_store_is_refused_or_unharmed(place: int, change: int) -> None:
     with pytest.raises(ValueError, match="not stored ranges"):
         ranges_from_bytes(STORED[:place])

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowedge.errors import CheckpointError, UnsafeCheckpointError
@@ -274,7 +274,6 @@ PLAIN = st.recursive(
 )
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(value=PLAIN, protocol=st.integers(0, 5))
 def test_plain_data_reads_as_pythons_own_unpickler_reads_it(value: object, protocol: int) -> None:
     data = pickle.dumps(value, protocol)
@@ -296,7 +295,6 @@ def test_shared_and_cyclic_objects_stay_one_object() -> None:
 SEED = pickle.dumps({"state": OrderedDict(a=[1, 2.5, "x"]), "shape": torch.Size([2, 3])}, 2)
 
 
-@settings(deadline=None)
 @given(cuts=st.lists(st.tuples(st.integers(0, len(SEED) - 1), st.integers(0, 255)), max_size=6))
 def test_a_damaged_pickle_is_read_or_refused_but_never_crashes(cuts: list[tuple[int, int]]) -> None:
     data = bytearray(SEED)
@@ -308,7 +306,6 @@ def test_a_damaged_pickle_is_read_or_refused_but_never_crashes(cuts: list[tuple[
         assert str(error)  # noqa: PT017 - both outcomes are right
 
 
-@settings(deadline=None)
 @given(data=st.binary(max_size=60))
 def test_random_bytes_are_read_or_refused_but_never_crash(data: bytes) -> None:
     try:

@@ -65,6 +65,12 @@ def test_memory_does_not_grow_with_the_photographs(
     assert peaks[2] < peaks[1] + 2 * SIDE**2 * 3
 
 
+def test_an_answer_is_measured_by_its_own_size_however_small() -> None:
+    expected = np.full((2, 3), 1e-23, np.float32)
+    assert relative_difference(expected * np.float32(2), expected) == pytest.approx(1, rel=1e-5)
+    assert relative_difference(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)) == 0
+
+
 def test_verify_takes_threads_and_photographs(
     small_bundle: Path, small_checkpoint: Path, photographs: list[Path]
 ) -> None:
