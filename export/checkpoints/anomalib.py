@@ -242,13 +242,14 @@ def _preprocessing(
     if generation == "0.x":
         stored = configuration.get("input_size")  # a constructor's argument there
         side = 768 if choices.family == "csflow" else 256
+        why = "The default of anomalib 0.x, without whose configuration the model was saved."
         return fixed_pipeline(
             choices,
             size=from_shapes if from_shapes is not None or stored is None else size_of(stored),
             default_size=(side, side),
-            size_why="The default of anomalib 0.x, without whose configuration the model was saved.",
+            size_why=why,
             method="cv2_bilinear",
-            why="The default of anomalib 0.x, without whose configuration the model was saved.",
+            why=why,
         )
     transform = _transform(contents, configuration)
     if transform is not None:

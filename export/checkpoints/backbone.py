@@ -18,7 +18,7 @@ from flowedge.export.checkpoints.safe_load import load_untrusted
 # How the names of vision transformers begin.
 TRANSFORMERS: Final = ("vit_", "deit_", "cait_")
 # First bottleneck's 3x3 convolution (out, in per group) -> the names by their numbers of blocks.
-_BOTTLENECKS: Final[Mapping[tuple[int, int], tuple[str, str, str]]] = {
+_BOTTLENECKS: Final[Mapping[tuple[int, ...], tuple[str, str, str]]] = {
     (64, 64): ("resnet50", "resnet101", "resnet152"),
     (128, 128): ("wide_resnet50_2", "wide_resnet101_2", ""),
     (128, 4): ("resnext50_32x4d", "", ""),
@@ -164,9 +164,6 @@ def _resnet(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     counts = tuple(blocks)
     if "layer1.0.conv3.weight" not in shapes:
         return next((name for full, name in _BASIC_BLOCKS.items() if full[: len(counts)] == counts), None)
-    names = next(
-        (names for key, names in _BOTTLENECKS.items() if shapes.get("layer1.0.conv2.weight", ())[:2] == key),
-        ("", "", ""),
-    )
+    names = _BOTTLENECKS.get(shapes.get("layer1.0.conv2.weight", ())[:2], ("", "", ""))
     matches = zip(_BOTTLENECK_BLOCKS, names, strict=True)
     return next((name for full, name in matches if full[: len(counts)] == counts and name), None)

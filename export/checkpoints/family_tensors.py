@@ -97,7 +97,7 @@ def uflow_tensors(state: State) -> FamilyTensors:
     widths = level_widths(flow)
     for stage, number in enumerate(kernels):
         level = levels - 1 - stage
-        name, rising = f"up.{level}.downsample_kernel", _rising(widths[level])
+        name, rising = f"up.{level}.downsample_kernel", rising_channels(widths[level])
         flow |= arrays_of({name: state[f"flow.module_list.{number}.downsample_kernel"]})
         if not rising or flow[name].shape != (rising, 1, 2, 2):
             raise CheckpointError(
@@ -110,7 +110,8 @@ def uflow_tensors(state: State) -> FamilyTensors:
         size = _token_size(held["extractor1.pos_embed"], 0) if "extractor1.pos_embed" in held else None
         tensors = {**flow, **arrays_of({f"backbone.{name}": tensor for name, tensor in held.items()})}
         return FamilyTensors(tensors=tensors, backbone="mcait", naming="timm", input_size=size)
-    risen = [_rising(width) // 4 for width in (*widths[1:], 0)]  # joins the features of the next finer level
+    # What rises joins the features of the next finer level.
+    risen = [rising_channels(width) // 4 for width in (*widths[1:], 0)]
     features = tuple(width - more for width, more in zip(widths, risen, strict=True))
     norms = _norms(without_prefix(extractors, "feature_normalizations."), features)
     extractor = without_prefix(extractors, "extractor.") or without_prefix(extractors, "feature_extractor.")
@@ -228,7 +229,7 @@ def _graph_nodes(state: State) -> tuple[dict[int, dict[str, torch.Tensor]], list
     return {n: node for n, node in nodes.items() if n not in kernels}, kernels
 
 
-def _rising(channels: int) -> int:
+def rising_channels(channels: int) -> int:
     """How many channels of a U-Flow's level go up to the next finer one, which gets a quarter as many."""
     return 4 * (channels // 8)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints.family_tensors import rising_channels
 from flowedge.export.checkpoints.record import Checkpoint, Tensors
 from flowedge.export.families.blocks import block_channels, count_levels, steps_of_level
 from flowedge.export.families.fastflow import layer_norm
@@ -47,7 +48,7 @@ def flow_model(
         program += steps_of_level(checkpoint, level, level)
         latents[level] = width
         if level:
-            sent = 4 * (width // 8)
+            sent = rising_channels(width)
             latents[level] = width - sent
             program += _lift(checkpoint.tensors, level, count + level, width)
             width = sent // 4
@@ -66,7 +67,7 @@ def flow_model(
 
 def _lift(tensors: Tensors, level: int, scratch: int, width: int) -> Iterator[ir.Step]:
     """The first half of the channels goes up, twice as large, behind the next finer level's features."""
-    sent = 4 * (width // 8)
+    sent = rising_channels(width)
     yield ir.Split(stream=level, into=scratch, send=np.arange(sent), keep=np.arange(sent, width))
     mixing = _mixing(np.asarray(tensors[f"up.{level}.downsample_kernel"], np.float32))
     if not np.array_equal(mixing, np.eye(sent)):
