@@ -15,6 +15,7 @@ from flowedge.runtime.detector import Detector, Result, Verdict
 from flowedge.runtime.images import PICTURES, read_image
 from flowedge.runtime.nfa import Region
 from flowedge.runtime.render import outline, overlay, write_png
+from flowedge.text import printable
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,12 +84,6 @@ def inspect_images(
             continue
         overlay, mask = _write_pictures(frame, result, target)
         yield _inspection(detector, path, result, overlay, mask)
-
-
-def printable(text: str) -> str:
-    """The text as any terminal and JSON can take it: bytes that are no UTF-8 and control characters are escaped."""
-    valid = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in valid)
 
 
 def _remove_pictures(target: Path | None) -> None:

@@ -65,7 +65,7 @@ def command(
     from flowedge.runtime.bench.page import page_of
     from flowedge.runtime.bench.report import json_from_report
     from flowedge.runtime.bench.table import markdown_of
-    from flowedge.runtime.inspection import printable
+    from flowedge.text import printable
 
     if not bundles and not peers:
         raise FlowEdgeError("name a bundle, or a foreign ONNX file with --peer.")

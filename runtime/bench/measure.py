@@ -38,8 +38,8 @@ from flowedge.runtime.bench.protocol import (
 )
 from flowedge.runtime.bench.report import PERCENTILES, SCHEMA, BatchTiming, Machine, Report, Row, Stages
 from flowedge.runtime.engine import ENGINES
-from flowedge.runtime.inspection import printable
 from flowedge.runtime.selftest import synthetic_frames
+from flowedge.text import printable
 
 ROUNDS: Final = 6
 """Turns of each combination and batch."""

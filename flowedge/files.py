@@ -1,0 +1,54 @@
+"""Open the files that a user names."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import BinaryIO, Final
+
+_KINDS: Final = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_regular_file(path: str | os.PathLike[str], *, follow_links: bool = True) -> BinaryIO:
+    """Open a regular file for reading, and refuse everything else at once.
+
+    A named pipe would wait for a writer, and a device may have no end. Neither is opened.
+
+    Args:
+        path: The file.
+        follow_links: Open the file that a symbolic link leads to; false refuses the link.
+
+    Returns:
+        The file, at its beginning.
+
+    Raises:
+        IsADirectoryError: The path is a folder.
+        OSError: The path is no regular file, or the system refuses. ``strerror`` completes "PATH cannot be read: ".
+    """
+    # Opening a device can change it (a tape rewinds), so the first look comes before the opening.
+    _check_regular(path, os.stat(path, follow_symlinks=follow_links).st_mode)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    descriptor = os.open(path, flags if follow_links else flags | os.O_NOFOLLOW)
+    try:
+        # Another process may have put something else in the file's place since the first look.
+        _check_regular(path, os.fstat(descriptor).st_mode)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def _check_regular(path: str | os.PathLike[str], mode: int) -> None:
+    """Raise OSError unless the mode is a regular file's."""
+    if stat.S_ISREG(mode):
+        return
+    kind = next((words for is_kind, words in _KINDS if is_kind(mode)), "a symbolic link")
+    code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+    raise OSError(code, f"it is {kind}, not a file", os.fspath(path))
