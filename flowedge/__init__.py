@@ -5,12 +5,16 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from flowedge import telemetry
+
 if TYPE_CHECKING:
     from flowedge.runtime.detector import Detector
 
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "load"]
+
+telemetry.switch_off()  # here, where every program that opens a library of ours comes by first
 
 
 def load(

@@ -1,0 +1,21 @@
+"""Libraries that report to their makers are kept from it, in every process that imports FlowEdge."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def switch_off() -> None:
+    """Keep ONNX Runtime, OpenVINO and Hugging Face's libraries from reporting; call it before they are imported.
+
+    ONNX Runtime (from 1.32 on) would look up Microsoft's server and keep an identifier of the device in the user's
+    cache. OpenVINO would report its import to Google Analytics and keep an identifier in the user's home.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    loaded = sys.modules.get("onnxruntime")
+    if loaded is not None:  # by the program that uses FlowEdge: too late for the variable
+        loaded.disable_telemetry_events()
+    # No variable stops OpenVINO. It takes a silent stand-in of its own where this package cannot be imported.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
