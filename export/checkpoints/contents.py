@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 
 import numpy as np
 import torch
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.record import Array, Tensors
+from flowedge.export.checkpoints.settings import Weights
 from flowedge.export.checkpoints.stand_ins import StandIn
+from flowedge.export.checkpoints.wrappers import (
+    WRAPPERS,
+    copies_in,
+    unwrapped,
+    without_copies,
+    without_trainer,
+)
+from flowedge.text import printable
 
-T = TypeVar("T")
 State: TypeAlias = Mapping[str, torch.Tensor]
 
 # Where sources put their state dict, or the module that they pickled whole.
 _STATE_KEYS: Final = ("state_dict", "model_state_dict", "model")
+_RAW_OF_LIGHTNING: Final = "current_model_state"
 _MOST_MODULES: Final = 20_000
+_MOST_WRAPPERS: Final = 20
 _READABLE: Final = frozenset(
     {
         *(
@@ -43,9 +53,10 @@ class Contents:
         file: The file's name without folders.
         sha256: The file's hash.
         root: What was saved.
-        state: The tensors of the state dict found in it, without the prefixes ``module.`` and ``model.``; empty
-            if there is none.
-        entries: The keys of the state dict as they stand in the file, those of other values included.
+        state: The chosen tensors, by their names without what wrappers and trainers add; empty if there are none.
+        entries: The keys of the state dict without what wrappers add, those of other values included.
+        weights: Which weights ``state`` holds.
+        copy: Where the file keeps the weights that ``state`` does not hold; empty if there are no others.
     """
 
     file: str
@@ -53,10 +64,13 @@ class Contents:
     root: object
     state: State
     entries: tuple[str, ...]
+    weights: Weights = "trained"
+    copy: str = ""
 
     def get(self, key: str) -> object:
-        """The value of a key of the saved dict, or None."""
-        return self.root.get(key) if isinstance(self.root, dict) else None
+        """Return the value of a key of the saved dict, a pickled module without its wrappers, or None."""
+        value = self.root.get(key) if isinstance(self.root, dict) else None
+        return _inner_module(value) if isinstance(value, StandIn) else value
 
     @property
     def is_wrapped(self) -> bool:
@@ -68,11 +82,52 @@ class Contents:
         return any(part in key for key in self.entries for part in parts)
 
 
-def contents_of(root: object, *, file: str, sha256: str) -> Contents:
-    """Find the state dict in what `safe_load.load_untrusted` gave."""
-    found = dict(_entries(root))
-    state = {key.removeprefix("model."): v for key, v in found.items() if isinstance(v, torch.Tensor)}
-    return Contents(file=file, sha256=sha256, root=root, state=state, entries=tuple(found))
+def contents_of(root: object, *, file: str, sha256: str, weights: Weights | None = None) -> Contents:
+    """Find the state dict in what `safe_load.load_untrusted` gave.
+
+    Args:
+        root: What was saved.
+        file: The file's name without folders.
+        sha256: The file's hash.
+        weights: Which weights to take where there are two. None takes those that the trainer itself loads.
+
+    Raises:
+        CheckpointError: The file does not hold the weights that were asked for, or two tensors get the same name.
+    """
+    if isinstance(root, StandIn):
+        root = _inner_module(root)
+    found, inside = without_copies(unwrapped(_entries(root)))
+    trained, copies = _tensors(found), _copies(root, inside)
+    default: Weights = "trained"
+    raw = root.get(_RAW_OF_LIGHTNING) if isinstance(root, dict) else None
+    if isinstance(raw, dict):  # Lightning's callback puts the average in the place that it loads
+        copies, trained, default = {"state_dict": trained}, _tensors(unwrapped(_items(raw))), "ema"
+    elif not trained and len(copies) == 1:
+        default, found = "ema", {**found, **dict.fromkeys(next(iter(copies.values())))}
+    copies = {
+        where: fitting
+        for where, copy in copies.items()
+        if (fitting := {name: tensor for name, tensor in copy.items() if not trained or name in trained})
+    }
+    chosen = weights or default
+    if chosen == "ema" and len(copies) != 1:
+        held = (
+            f"several averaged copies: {', '.join(map(printable, copies))}" if copies else "no averaged copy"
+        )
+        raise CheckpointError(f"{file} holds {held} of its weights. Leave --set weights=ema out.")
+    if chosen == "trained" and not trained and copies:
+        raise CheckpointError(f"{file} holds averaged weights only. Leave --set weights=trained out.")
+    averaged = next(iter(copies), "")
+    other = (_RAW_OF_LIGHTNING if default == "ema" else "state_dict") if chosen == "ema" else averaged
+    return Contents(
+        file=file,
+        sha256=sha256,
+        root=root,
+        state={**trained, **copies[averaged]} if chosen == "ema" else trained,
+        entries=tuple(found),
+        weights=chosen,
+        copy=other if trained else "",
+    )
 
 
 def module_state(module: StandIn) -> dict[str, torch.Tensor]:
@@ -108,8 +163,8 @@ def named(value: object) -> Iterator[tuple[str, object]]:
 
 
 def state_in(value: object) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict that stands inside another dict."""
-    return _without_parallel({name: item for name, item in named(value) if isinstance(item, torch.Tensor)})
+    """Return the tensors of a state dict that stands inside another dict, by their names without wrappers."""
+    return _tensors(unwrapped(_items(value)))
 
 
 def arrays_of(state: Mapping[str, torch.Tensor]) -> Tensors:
@@ -153,21 +208,39 @@ def _array(name: str, tensor: torch.Tensor) -> Array:
     return array
 
 
-def _entries(root: object) -> Iterator[tuple[str, object]]:
-    if isinstance(root, StandIn):
-        yield from module_state(root).items()
-        return
+def _entries(root: object) -> dict[str, object]:
+    """Return the state dict of a file or of the module in it, as it stands there."""
     for key in _STATE_KEYS:
         value = root.get(key) if isinstance(root, dict) else None
         if isinstance(value, (dict, StandIn)):
-            items = dict(named(value)) if isinstance(value, dict) else dict[str, object](module_state(value))
+            return _items(value)
+    return _items(root)
+
+
+def _items(value: object) -> dict[str, object]:
+    return dict(module_state(value)) if isinstance(value, StandIn) else dict(named(value))
+
+
+def _tensors(items: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    """Return the tensors among the items, by their names without a trainer's prefix."""
+    return without_trainer({name: item for name, item in items.items() if isinstance(item, torch.Tensor)})
+
+
+def _copies(root: object, inside: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the averaged copies of the weights by where they are: in the state dict itself, or under other keys."""
+    copies = {f"the names {start}.…": _tensors(copy) for start, copy in inside.items()}
+    for where, value in copies_in(root):
+        weights, nested = without_copies(unwrapped(_items(value)))
+        copies[where] = _tensors(next(iter(nested.values()), weights))
+    return {where: copy for where, copy in copies.items() if copy}
+
+
+def _inner_module(module: StandIn) -> StandIn:
+    """Return the module that wrappers such as DataParallel hold."""
+    for _ in range(_MOST_WRAPPERS):
+        children = dict(named(module.attributes.get("_modules")))
+        inner = next((children[name] for name in children if name in WRAPPERS), None)
+        if not isinstance(inner, StandIn):
             break
-    else:
-        items = dict(named(root))
-    yield from _without_parallel(items).items()
-
-
-def _without_parallel(items: Mapping[str, T]) -> dict[str, T]:
-    """Names without the ``module.`` that DataParallel puts before all of them."""
-    wrapped = bool(items) and all(name.startswith("module.") for name in items)
-    return {name.removeprefix("module.") if wrapped else name: item for name, item in items.items()}
+        module = inner
+    return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +21,8 @@ from flowedge.export.checkpoints import (
 from flowedge.export.checkpoints.contents import Contents, contents_of
 from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.checkpoints.safe_load import file_sha256, load_untrusted
-from flowedge.export.checkpoints.settings import FAMILY_SETTINGS
+from flowedge.export.checkpoints.settings import FAMILY_SETTINGS, WEIGHTS, given_value
+from flowedge.manifest import Assumed
 
 _Recognises: TypeAlias = Callable[[Contents], bool]
 _Reads: TypeAlias = Callable[[Contents, Mapping[str, str]], Checkpoint]
@@ -35,6 +37,7 @@ READERS: Final[tuple[tuple[_Recognises, _Reads], ...]] = (
     (tv.recognises, tv.read),
     (anomalib.recognises, anomalib.read),
 )
+_AVERAGED_PLACE: Final = "The averaged weights are in the place from which the trainer loads."
 _NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -55,13 +58,26 @@ def read_checkpoint(path: Path, *, settings: Mapping[str, str] = _NO_SETTINGS) -
         CheckpointError: It cannot be read, is of no known model, lacks a tensor or a value, has a misshapen
             tensor or one with NaN or infinities; or a setting is unknown or misspelt.
     """
-    contents = contents_of(load_untrusted(path), file=path.name, sha256=file_sha256(path))
+    weights = given_value(WEIGHTS, settings)
+    contents = contents_of(load_untrusted(path), file=path.name, sha256=file_sha256(path), weights=weights)
     for recognises, read in READERS:
         if recognises(contents):
-            return read(contents, settings)
+            return _with_account(read(contents, settings), contents, given=weights is not None)
     keys = list(contents.entries) or list(contents.root if isinstance(contents.root, dict) else [])
     found = f"its keys begin with {', '.join(map(repr, keys[:5]))}" if keys else "it holds no tensors by name"
     raise CheckpointError(
         f"{path} is no checkpoint of a known model: {found}. FlowEdge reads {', '.join(FAMILY_SETTINGS)}, as "
         "anomalib or the official repositories save them."
+    )
+
+
+def _with_account(checkpoint: Checkpoint, contents: Contents, *, given: bool) -> Checkpoint:
+    """Return the checkpoint with an account of which of the file's weights were taken."""
+    other = f"The file holds others under {contents.copy}." if contents.copy else "The file holds no others."
+    assumed = checkpoint.assumed
+    if given or contents.weights == "ema":
+        why = f"{_AVERAGED_PLACE} {other}" if contents.weights == "ema" and not given else other
+        assumed = (Assumed(name=WEIGHTS.name, value=contents.weights, given=given, why=why), *assumed)
+    return dataclasses.replace(
+        checkpoint, assumed=assumed, weights=contents.weights, other_weights=contents.copy
     )

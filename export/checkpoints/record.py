@@ -57,6 +57,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from flowedge.export.checkpoints.settings import Weights
 from flowedge.manifest import Assumed, Family, Preprocessing, SourceScale
 
 Array: TypeAlias = NDArray[Any]
@@ -82,6 +83,8 @@ class Checkpoint:
         permutations: CS-Flow only: per block the gathers of the three levels, int64 ``(C,)``.
         file: The file's name without folders.
         sha256: The file's hash.
+        weights: ``trained``, or ``ema`` for an average of the weights over the training.
+        other_weights: The keys under which the file holds the other of the two; empty if it does not.
     """
 
     repository: str
@@ -96,3 +99,5 @@ class Checkpoint:
     permutations: tuple[tuple[NDArray[np.int64], ...], ...] | None = field(default=None, repr=False)
     file: str
     sha256: str
+    weights: Weights = "trained"
+    other_weights: str = ""

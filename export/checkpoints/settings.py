@@ -13,12 +13,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Generic, TypeVar, cast
+from typing import Final, Generic, Literal, TypeAlias, TypeVar, cast
 
 from flowedge.errors import CheckpointError
 from flowedge.manifest import Assumed, Family, ResizeMethod, Scalar
 
 T = TypeVar("T")
+Weights: TypeAlias = Literal["trained", "ema"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,10 @@ RESIZE_METHOD: Final = Setting(
 MEAN: Final = Setting("mean", "three numbers in the [0, 1] range, such as 0.485,0.456,0.406", _three)
 STD: Final = Setting("std", "three positive numbers in the [0, 1] range", _three_positive)
 
-_COMMON: Final = (BACKBONE, CLAMP, INPUT_SIZE, RESIZE_METHOD, MEAN, STD)
+_WEIGHTS: Final = _one_of("trained", "ema")
+WEIGHTS: Final = Setting("weights", _WEIGHTS[0], cast("Callable[[str], Weights]", _WEIGHTS[1]))
+
+_COMMON: Final = (BACKBONE, CLAMP, INPUT_SIZE, RESIZE_METHOD, MEAN, STD, WEIGHTS)
 FAMILY_SETTINGS: Final[Mapping[Family, tuple[Setting[object], ...]]] = MappingProxyType(
     cast(
         "dict[Family, tuple[Setting[object], ...]]",
@@ -184,13 +188,9 @@ class Choices:
             CheckpointError: The user's text is not of the setting's form; or nobody knows the value.
         """
         name = setting.name
-        if name in self._given:
-            try:
-                value = setting.parse(self._given[name])
-            except (ValueError, KeyError) as error:
-                raise CheckpointError(
-                    f"--set {name}={self._given[name]}: {name} is {setting.form}."
-                ) from error
+        chosen = given_value(setting, self._given)
+        if chosen is not None:
+            value = chosen
             reason = why if held is None else f"The file says {held}."
             self.assumed.append(Assumed(name=name, value=_plain(value), given=True, why=reason))
         elif held is not None:
@@ -204,6 +204,21 @@ class Choices:
             )
         self.values[name] = value
         return value
+
+
+def given_value(setting: Setting[T], given: Mapping[str, str]) -> T | None:
+    """Return what the user gave for a setting, or None.
+
+    Raises:
+        CheckpointError: The user's text is not of the setting's form.
+    """
+    text = given.get(setting.name)
+    if text is None:
+        return None
+    try:
+        return setting.parse(text)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"--set {setting.name}={text}: {setting.name} is {setting.form}.") from error
 
 
 def stored_clamp(value: object) -> float | None:

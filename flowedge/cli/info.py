@@ -24,6 +24,7 @@ from flowedge.manifest import (
     SourceScale,
     Threshold,
 )
+from flowedge.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -177,6 +178,12 @@ def _print_checkpoint(checkpoint: Checkpoint) -> None:
         "backbone's weights",
         "in the file" if is_whole else f"missing: give {network}'s with --backbone-weights FILE",
     )
+    if checkpoint.other_weights:
+        other = "trained" if checkpoint.weights == "ema" else "ema"
+        rows.add_row(
+            "weights",
+            f"{checkpoint.weights}; {printable(checkpoint.other_weights)} holds the others: --set weights={other}",
+        )
     if checkpoint.source_scale is not None:
         _add_source_scale(rows, checkpoint.source_scale)
     rows.add_row("parameters", f"{sum(array.size for array in checkpoint.tensors.values()) / 1e6:.2f} M")
@@ -193,6 +200,8 @@ def _plain(checkpoint: Checkpoint) -> dict[str, object]:
         "assumed": checkpoint.assumed,
         "preprocessing": msgspec.to_builtins(checkpoint.preprocessing),
         "source_scale": checkpoint.source_scale,
+        "weights": checkpoint.weights,
+        "other_weights": checkpoint.other_weights,
         "has_backbone_weights": any(name.startswith("backbone.") for name in checkpoint.tensors),
         "parameters": sum(array.size for array in checkpoint.tensors.values()),
         "file": checkpoint.file,
