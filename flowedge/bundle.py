@@ -31,10 +31,10 @@ from typing import BinaryIO, Final
 import msgspec
 
 from flowedge.errors import BundleError
-from flowedge.manifest import Manifest, StoredFile, json_from_manifest, manifest_from_json
+from flowedge.manifest import SCHEMA, Manifest, StoredFile
+from flowedge.manifest_json import MAX_BYTES, json_from_manifest, manifest_from_json
 
 _MANIFEST: Final = "manifest.json"
-_MANIFEST_MAX_BYTES: Final = 4 << 20
 _CHUNK_BYTES: Final = 1 << 20
 # One allow-list keeps out "..", hidden names, absolute paths, backslashes, drive letters, NUL, look-alikes.
 _SAFE_PATH: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
@@ -194,12 +194,7 @@ def _fill_from(
 
 def _read_manifest(folder: Path) -> Manifest:
     with _open_regular(folder, _MANIFEST) as file:
-        data = file.read(_MANIFEST_MAX_BYTES + 1)
-    if len(data) > _MANIFEST_MAX_BYTES:
-        raise BundleError(
-            f"{folder / _MANIFEST} is larger than {_MANIFEST_MAX_BYTES} bytes, which no manifest is. "
-            "Export the bundle again."
-        )
+        data = file.read(MAX_BYTES + 1)
     try:
         manifest = manifest_from_json(data)
         _check_listing(manifest)
@@ -313,7 +308,7 @@ def _fill(
     _check_paths([*files, *(stored.path for stored in kept)])
     stored = [_store(folder, path, content) for path, content in files.items()]
     listing = sorted([*stored, *kept], key=lambda one: one.path)
-    manifest = msgspec.structs.replace(manifest, files=tuple(listing))
+    manifest = msgspec.structs.replace(manifest, schema=SCHEMA, files=tuple(listing))
     _check_listing(manifest)
     _store(folder, _MANIFEST, json_from_manifest(manifest))
     for inner, _, _ in os.walk(folder):

@@ -1,12 +1,12 @@
 """What a bundle says of itself: plain frozen data, its JSON form, and its schema number.
 
 The manifest is the contract between the exporter and every runtime, so unknown fields and unknown schema
-numbers are errors, never guesses. All numbers are finite: JSON has no NaN.
+numbers are errors, never guesses. A bundle is untrusted, so the types below say how large, small or long each field
+may be. The bounds admit whatever a detector can have, and `flowedge.manifest_json` holds writing and reading to them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal, TypeAlias, TypeVar, get_args
 
@@ -14,7 +14,9 @@ import msgspec
 
 from flowedge.errors import BundleError
 
-SCHEMA: Final = 1
+# Schema 2 holds a hash of its own content. Schema 1, of versions before that, is still read.
+SCHEMA: Final = 2
+READABLE_SCHEMAS: Final = (1, 2)
 
 Family: TypeAlias = Literal["cflow", "csflow", "fastflow", "uflow", "msflow"]
 PrecisionName: TypeAlias = Literal["fp32", "fp16", "bf16", "int8-cpu", "int8-gpu"]
@@ -23,13 +25,46 @@ ScoreNormalisation: TypeAlias = Literal["none", "per_image", "fixed_reference"]
 ThresholdMethod: TypeAlias = Literal["quantile", "target-fpr", "f1", "manual", "source"]
 SourceRule: TypeAlias = Literal["0.x-1.x", "0.x-cdf", "2.0-2.6", "2.7"]
 NfaForm: TypeAlias = Literal["tree", "block"]
-Scalar: TypeAlias = str | int | float | bool
-Pixels: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=16384)]
-Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 _Level = TypeVar("_Level")
-Sha256: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
-_UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError)
+_MAX_SIDE: Final = 16384  # as in flowedge.geometry, which imports this module
+Pixels: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=_MAX_SIDE)]
+# The product of two sides: no window, no count of pixels and no number of channels is larger.
+PixelCount: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=_MAX_SIDE**2)]
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
+Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
+# Graphs answer in float32, so every score, likelihood and threshold is a number that float32 holds. Narrower bounds
+# would refuse real detectors: the scores of an untrained flow reach 1e9 and more.
+LARGEST_FLOAT32: Final = (2 - 2**-23) * 2.0**127
+Value: TypeAlias = Annotated[float, msgspec.Meta(ge=-LARGEST_FLOAT32, le=LARGEST_FLOAT32)]
+PositiveValue: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=LARGEST_FLOAT32)]
+# Means and standard deviations are in units of the [0, 1] range of a pixel. A network that was trained on 16-bit levels
+# has 1 / 65535, and a mean beyond the pixels' range by ten times that range normalises nothing.
+LARGEST_MEAN: Final = 10.0
+SMALLEST_STD: Final = 1e-6
+LARGEST_STD: Final = 1e3
+Mean: TypeAlias = Annotated[float, msgspec.Meta(ge=-LARGEST_MEAN, le=LARGEST_MEAN)]
+Std: TypeAlias = Annotated[float, msgspec.Meta(ge=SMALLEST_STD, le=LARGEST_STD)]
+# Tests of regions are counted in powers of ten of the pixels, and their probabilities may fall below 1e-100000.
+LogNfa: TypeAlias = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+# The exporter offers 17 to 21 and bfloat16 takes 22. The upper end leaves room for the opsets to come.
+Opset: TypeAlias = Annotated[int, msgspec.Meta(ge=17, le=40)]
+Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+# Linux allows 255 bytes, and a byte that is no UTF-8 is recorded as the four characters of its escape.
+FileName: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=4 * 255)]
+Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=10_000)]
+NodeNames: TypeAlias = Annotated[
+    tuple[Annotated[str, msgspec.Meta(max_length=1000)], ...], msgspec.Meta(max_length=100_000)
+]
+Moment: TypeAlias = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+        r"T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})\Z"
+    ),
+]
+Sha256: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Scalar: TypeAlias = Text | int | float | bool
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,24 +82,24 @@ class Assumed(_Record, frozen=True, kw_only=True):
     """
 
     name: Name
-    value: Scalar | list[Scalar]
+    value: Scalar | Annotated[list[Scalar], msgspec.Meta(max_length=10_000)]
     given: bool
-    why: str
+    why: Text
 
 
 class Source(_Record, frozen=True, kw_only=True):
-    """Where the checkpoint comes from.
+    r"""Where the checkpoint comes from.
 
     Attributes:
         repository: ``"anomalib"`` or the official repository, such as ``"gudovskiy/cflow-ad"``.
         generation: The version or the generation within that repository, such as ``"2.7"`` or ``"official"``.
-        file: The checkpoint's file name, without folders.
+        file: The checkpoint's file name, without folders; bytes that are no UTF-8 as ``\xff``.
         sha256: The checkpoint's hash.
     """
 
     repository: Name
     generation: Name
-    file: Name
+    file: FileName
     sha256: Sha256
 
 
@@ -87,8 +122,8 @@ class Preprocessing(_Record, frozen=True, kw_only=True):
     keep_aspect: bool = False
     method: ResizeMethod
     crop: tuple[Pixels, Pixels] | None = None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Std, Std, Std]
 
 
 class FixedReference(_Record, frozen=True, kw_only=True):
@@ -101,9 +136,9 @@ class FixedReference(_Record, frozen=True, kw_only=True):
         mul_max: MSFlow only: the largest sum of the levels' likelihoods.
     """
 
-    level_max: tuple[float, ...]
-    map_max: float
-    mul_max: float | None = None
+    level_max: tuple[Value, ...]
+    map_max: PositiveValue
+    mul_max: Value | None = None
 
 
 class Scoring(_Record, frozen=True, kw_only=True):
@@ -121,7 +156,7 @@ class Scoring(_Record, frozen=True, kw_only=True):
     reference: FixedReference | None = None
     csflow_map: Literal["product", "finest"] | None = None
     top_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
-    top_pixels: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    top_pixels: PixelCount | None = None
 
 
 class Threshold(_Record, frozen=True, kw_only=True):
@@ -134,10 +169,10 @@ class Threshold(_Record, frozen=True, kw_only=True):
         images: On how many images it was fitted; 0 for a manual one.
     """
 
-    value: float
+    value: Value
     method: ThresholdMethod
-    parameter: float | None = None
-    images: int = 0
+    parameter: Share | None = None
+    images: Count = 0
 
 
 class NfaThreshold(_Record, frozen=True, kw_only=True):
@@ -149,7 +184,7 @@ class NfaThreshold(_Record, frozen=True, kw_only=True):
     """
 
     form: NfaForm
-    log_nfa: float = 0.0
+    log_nfa: LogNfa = 0.0
 
 
 class Thresholds(_Record, frozen=True, kw_only=True):
@@ -177,12 +212,12 @@ class GraphFile(_Record, frozen=True, kw_only=True):
 
     precision: PrecisionName
     file: Name
-    opset: int
+    opset: Opset
     scoring: Scoring
-    half: tuple[str, ...] = ()
-    fp32_islands: tuple[str, ...] = ()
-    int8: tuple[str, ...] = ()
-    given_back: tuple[str, ...] = ()
+    half: NodeNames = ()
+    fp32_islands: NodeNames = ()
+    int8: NodeNames = ()
+    given_back: NodeNames = ()
     thresholds: Thresholds = Thresholds()
 
 
@@ -198,12 +233,12 @@ class PartScale(_Record, frozen=True, kw_only=True):
         sensitivity: 2.x only: a normalised value above ``1 - sensitivity`` is anomalous.
     """
 
-    threshold: float | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    log_mean: float | None = None
-    log_std: float | None = None
-    sensitivity: float | None = None
+    threshold: Value | None = None
+    minimum: Value | None = None
+    maximum: Value | None = None
+    log_mean: Value | None = None
+    log_std: Value | None = None
+    sensitivity: Share | None = None
 
 
 class SourceScale(_Record, frozen=True, kw_only=True):
@@ -224,14 +259,14 @@ class StoredFile(_Record, frozen=True, kw_only=True):
     """One file of the bundle, by its path relative to the bundle, with forward slashes."""
 
     path: Name
-    size: Annotated[int, msgspec.Meta(ge=0)]
+    size: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
     sha256: Sha256
 
 
 class LevelInfo(_Record, frozen=True, kw_only=True):
     """One scale of the flow: channels of its latent and the size of its map."""
 
-    channels: Annotated[int, msgspec.Meta(ge=1)]
+    channels: PixelCount
     height: Pixels
     width: Pixels
 
@@ -248,7 +283,7 @@ class NfaOutputs(_Record, frozen=True, kw_only=True):
     """
 
     energies: bool
-    window: Annotated[int, msgspec.Meta(ge=1)]
+    window: Pixels
     probability: Annotated[float, msgspec.Meta(gt=0, lt=1)]
 
 
@@ -256,7 +291,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     """A bundle's own description.
 
     Attributes:
-        schema: Always ``SCHEMA``; checked before anything else.
+        schema: The number that the file has, one of ``READABLE_SCHEMAS``; ``SCHEMA`` is written whatever it says.
         flowedge_version: The version that wrote the bundle.
         created: ISO 8601, UTC.
         backbone: The network's name, in timm's or torchvision's words.
@@ -273,21 +308,21 @@ class Manifest(_Record, frozen=True, kw_only=True):
     """
 
     schema: int
-    flowedge_version: str
-    created: str
+    flowedge_version: Name
+    created: Moment
     family: Family
     source: Source
     backbone: Name
     image_size: tuple[Pixels, Pixels]
-    levels: tuple[LevelInfo, ...]
+    levels: Annotated[tuple[LevelInfo, ...], msgspec.Meta(max_length=64)]
     preprocessing: Preprocessing
     graphs: tuple[GraphFile, ...]
-    assumed: tuple[Assumed, ...] = ()
+    assumed: Annotated[tuple[Assumed, ...], msgspec.Meta(max_length=1000)] = ()
     source_scale: SourceScale | None = None
     nfa: NfaOutputs | None = None
     frame_size: tuple[Pixels, Pixels] | None = None
-    licence_note: str = ""
-    files: tuple[StoredFile, ...] = ()
+    licence_note: Text = ""
+    files: Annotated[tuple[StoredFile, ...], msgspec.Meta(max_length=10_000)] = ()
 
     def graph(self, precision: str) -> GraphFile:
         """The graph of a precision.
@@ -325,88 +360,3 @@ def level_outputs(levels: Sequence[_Level], nfa: NfaOutputs | None) -> dict[str,
     """A graph's outputs of shape ``(N, 1, h, w)``, by name in the graph's order, and the level that each is of."""
     kinds = ["level", *(["energy"] if nfa and nfa.energies else []), *(["count"] if nfa else [])]
     return {f"{kind}_{n}": level for kind in kinds for n, level in enumerate(levels)}
-
-
-def manifest_from_json(data: bytes) -> Manifest:
-    """Parse and check a manifest.
-
-    Raises:
-        BundleError: Not JSON, an unknown schema number, a missing, unknown or ill-typed field, a number that
-            is not finite.
-    """
-    try:
-        schema = msgspec.json.decode(data, type=_SchemaOnly).schema
-    except RecursionError as error:
-        raise BundleError("manifest.json is nested too deeply to be a manifest. Export it again.") from error
-    except _UNDECODABLE as error:
-        raise BundleError(
-            f"manifest.json is not a FlowEdge manifest: {error}. Export the bundle again."
-        ) from error
-    if schema != SCHEMA:
-        raise BundleError(
-            f"manifest.json has schema {schema}, this FlowEdge reads schema {SCHEMA}. "
-            f"{'Install a newer FlowEdge' if schema > SCHEMA else 'Export the bundle again'}."
-        )
-    try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except _UNDECODABLE as error:
-        raise BundleError(f"manifest.json is not valid: {error}. Export the bundle again.") from error
-    _check(manifest)
-    return manifest
-
-
-def json_from_manifest(manifest: Manifest) -> bytes:
-    """The manifest as indented UTF-8 JSON with a stable field order."""
-    _check(manifest)
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-
-
-class _SchemaOnly(msgspec.Struct):
-    schema: int
-
-
-def _check(manifest: Manifest) -> None:
-    """What the types cannot say."""
-    for graph in manifest.graphs:
-        scoring = graph.scoring
-        if (scoring.normalisation == "fixed_reference") != (scoring.reference is not None):
-            raise BundleError(
-                f"manifest.json: the {graph.precision} graph's scoring.reference must be there exactly when its "
-                "normalisation is fixed_reference."
-            )
-        if scoring.reference is not None and len(scoring.reference.level_max) != len(manifest.levels):
-            raise BundleError(
-                f"manifest.json: {len(scoring.reference.level_max)} reference maxima for the {graph.precision} "
-                f"graph's {len(manifest.levels)} levels."
-            )
-    if not manifest.levels or not manifest.graphs:
-        raise BundleError("manifest.json: a bundle needs at least one level and one graph.")
-    names = [g.precision for g in manifest.graphs]
-    if len(set(names)) != len(names):
-        raise BundleError(f"manifest.json: a precision is listed twice: {', '.join(names)}.")
-    if any(value <= 0 for value in manifest.preprocessing.std):
-        raise BundleError(
-            f"manifest.json: preprocessing.std must be positive, got {manifest.preprocessing.std}."
-        )
-    scale = manifest.source_scale
-    if scale is not None and scale.rule == "0.x-cdf":
-        needed = (
-            scale.image.log_mean,
-            *(v for p in (scale.image, scale.pixel) for v in (p.threshold, p.log_std)),
-        )
-        if None in needed:
-            raise BundleError(
-                "manifest.json: a source_scale by 0.x-cdf needs both thresholds and log_std, and image.log_mean."
-            )
-    _check_finite(msgspec.to_builtins(manifest), "manifest.json")
-
-
-def _check_finite(value: object, where: str) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise BundleError(f"{where} is {value}; only finite numbers are allowed.")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _check_finite(item, f"{where}: {key}")
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            _check_finite(item, f"{where}[{index}]")

@@ -298,7 +298,7 @@ def lose_the_manifest(bundle: Path) -> None:
 
 def make_it_newer(bundle: Path) -> None:
     text = (bundle / "manifest.json").read_text()
-    (bundle / "manifest.json").write_text(text.replace('"schema": 1', '"schema": 99'))
+    (bundle / "manifest.json").write_text(text.replace('"schema": 2', '"schema": 99'))
 
 
 BUNDLES: dict[str, tuple[Callable[[Path], None], str]] = {

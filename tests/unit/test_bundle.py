@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -23,6 +22,7 @@ import flowedge.bundle
 from flowedge.bundle import Bundle, open_bundle, replace_in_bundle, write_bundle
 from flowedge.errors import BundleError
 from flowedge.manifest import Manifest
+from support.edited_manifest import edit_manifest
 from support.tiny_bundle import tiny_manifest
 
 FILES: dict[str, Path | bytes] = {"model.onnx": b"a graph", "selftest/0.png": b"pixels", "empty": b""}
@@ -33,13 +33,6 @@ TESTS = Path(__file__).resolve().parents[1]
 def bundle(tmp_path: Path) -> Bundle:
     """Three small files, one of them in a folder, one of them empty."""
     return write_bundle(tmp_path / "bottle.flowedge", tiny_manifest(), FILES)
-
-
-def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Change the JSON of a manifest behind the library's back."""
-    content = json.loads((folder / "manifest.json").read_bytes())
-    edit(content)
-    (folder / "manifest.json").write_text(json.dumps(content))
 
 
 def leftovers(folder: Path, *names: str) -> list[str]:
@@ -153,7 +146,7 @@ def swell_the_manifest(folder: Path) -> None:
 
 
 def nest_the_manifest(folder: Path) -> None:
-    (folder / "manifest.json").write_bytes(b'{"schema": 1, "x":' + b"[" * 100_000)
+    (folder / "manifest.json").write_bytes(b'{"schema": 2, "x":' + b"[" * 100_000)
 
 
 def be_from_the_future(folder: Path) -> None:

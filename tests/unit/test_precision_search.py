@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto
 
 import flowedge
-from flowedge.bundle import Bundle, open_bundle, write_bundle
+from flowedge.bundle import Bundle, open_bundle, replace_in_bundle, write_bundle
 from flowedge.calibration import calibrate
 from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle
 from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport
@@ -188,8 +188,8 @@ def test_the_ranges_are_kept_for_the_same_graph_images_and_preprocessing_alone(
         bundle = write_block_bundle(tmp_path / f"{number}.flowedge", random_layers(weights, (4, 4)))
         if crop:
             changed = msgspec.structs.replace(bundle.manifest.preprocessing, mean=(0.4, 0.4, 0.4))
-            bundle = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, preprocessing=changed))
-            (bundle.path / "manifest.json").write_bytes(msgspec.json.encode(bundle.manifest))
+            manifest = msgspec.structs.replace(bundle.manifest, preprocessing=changed)
+            bundle = replace_in_bundle(bundle, manifest=manifest)
         done, _ = add_precisions(
             bundle, photographs[:images], request_of("int8"), threads=1, cache=engine_cache()
         )
