@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints.budget import MAX_DEPTH, MAX_NAME, MAX_STEPS, above_budget
 from flowedge.export.checkpoints.record import Array, Tensors
 from flowedge.export.checkpoints.settings import Weights
 from flowedge.export.checkpoints.stand_ins import StandIn
@@ -27,7 +28,6 @@ State: TypeAlias = Mapping[str, torch.Tensor]
 # Where sources put their state dict, or the module that they pickled whole.
 _STATE_KEYS: Final = ("state_dict", "model_state_dict", "model")
 _RAW_OF_LIGHTNING: Final = "current_model_state"
-_MOST_MODULES: Final = 20_000
 _MOST_WRAPPERS: Final = 20
 _READABLE: Final = frozenset(
     {
@@ -131,35 +131,56 @@ def contents_of(root: object, *, file: str, sha256: str, weights: Weights | None
 
 
 def module_state(module: StandIn) -> dict[str, torch.Tensor]:
-    """The state dict of a pickled ``torch.nn.Module``; empty if the object is none."""
+    """The state dict of a pickled ``torch.nn.Module``; empty if the object is none.
+
+    Raises:
+        CheckpointError: Its modules hold one another, or there are more than the budget allows.
+    """
     state: dict[str, torch.Tensor] = {}
-    pending = [("", module)]
-    seen = 0
+    pending = [("", 0, module)]
+    parts = 0
     while pending:
-        prefix, current = pending.pop()
-        seen += 1
-        if seen > _MOST_MODULES:  # modules that hold one another have no end
-            raise CheckpointError(
-                f"the pickled module has more than {_MOST_MODULES} parts: it is no detector."
-            )
+        prefix, depth, current = pending.pop()
+        if depth > MAX_DEPTH:
+            raise above_budget("modules inside modules", f"more than {MAX_DEPTH}", MAX_DEPTH)
         attributes = current.attributes
+        parts += 1 + len(attributes)
         for group in ("_parameters", "_buffers"):
-            for name, value in named(attributes.get(group)):
-                if isinstance(value, torch.Tensor):
-                    state[prefix + name] = value
+            tensors = dict(named(attributes.get(group)))
+            parts += len(tensors)
+            state.update((prefix + name, tensor) for name, tensor in _only_tensors(tensors).items())
         children = [
             (name, child) for name, child in named(attributes.get("_modules")) if isinstance(child, StandIn)
         ]
-        pending.extend((f"{prefix}{name}.", child) for name, child in reversed(children))
+        parts += len(children)
+        if parts > MAX_STEPS:
+            raise above_budget("parts of a pickled module", f"more than {MAX_STEPS}", MAX_STEPS)
+        check_key(prefix)
+        pending.extend((f"{prefix}{name}.", depth + 1, child) for name, child in reversed(children))
     return state
 
 
 def named(value: object) -> Iterator[tuple[str, object]]:
-    """The items of a dict that have text keys; nothing of anything else."""
+    """Yield the items of a dict that have text keys, and nothing for anything else.
+
+    Raises:
+        CheckpointError: A key is longer than the budget allows.
+    """
     if isinstance(value, dict):
         for key, item in value.items():
             if isinstance(key, str):
+                check_key(key)
                 yield key, item
+
+
+def check_key(key: str) -> None:
+    """Refuse a tensor's or a setting's name that is longer than the budget allows.
+
+    Raises:
+        CheckpointError: The name is too long.
+    """
+    if len(key) > MAX_NAME:
+        raise above_budget("characters of a name", len(key), MAX_NAME)
 
 
 def state_in(value: object) -> dict[str, torch.Tensor]:
@@ -223,7 +244,22 @@ def _items(value: object) -> dict[str, object]:
 
 def _tensors(items: Mapping[str, object]) -> dict[str, torch.Tensor]:
     """Return the tensors among the items, by their names without a trainer's prefix."""
-    return without_trainer({name: item for name, item in items.items() if isinstance(item, torch.Tensor)})
+    return without_trainer(_only_tensors(items))
+
+
+def _only_tensors(items: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    """Return the tensors among the items.
+
+    Raises:
+        CheckpointError: One of the items is a tensor that is not dense.
+    """
+    for name, item in items.items():
+        if isinstance(item, StandIn) and item.is_tensor:
+            raise CheckpointError(
+                f"{printable(name)} is a torch.Tensor made by {item.kind}, not a dense real one. Save the model again "
+                "with ordinary tensors."
+            )
+    return {name: item for name, item in items.items() if isinstance(item, torch.Tensor)}
 
 
 def _copies(root: object, inside: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, torch.Tensor]]:

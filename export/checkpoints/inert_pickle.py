@@ -6,15 +6,17 @@ Python's own unpickler calls what a file names; this one interprets the opcodes 
 
 from __future__ import annotations
 
+import io
 import pickletools
 import reprlib
 import warnings
 from collections.abc import Callable
-from typing import Final
+from typing import IO, Final, cast
 
 import torch
 
 from flowedge.errors import CheckpointError, UnsafeCheckpointError
+from flowedge.export.checkpoints.budget import Budget, BudgetedReader
 from flowedge.export.checkpoints.stand_ins import (
     STORED_TYPES,
     Name,
@@ -34,28 +36,32 @@ _LITERALS: Final = (
 )
 
 
-def unpickle_inert(data: bytes, storage: Callable[[torch.dtype, str, int], Storage]) -> tuple[object, int]:
+def unpickle_inert(
+    source: bytes | IO[bytes], storage: Callable[[torch.dtype, str, int], Storage], budget: Budget
+) -> object:
     """Read one pickle without running anything.
 
     Args:
-        data: The pickle, protocol 0 to 5; what follows its end is left alone.
+        source: The pickle, protocol 0 to 5, or a file that stands at its beginning and is left at its end.
         storage: Gives the stored array of an element type, a key and a count of elements.
+        budget: The account of the file that the pickle is part of.
 
     Returns:
-        The object, made of plain data, containers, `torch.Tensor`, `Name` and `StandIn`; and the offset of the
-        first byte behind the pickle.
+        The object, made of plain data, containers, `torch.Tensor`, `Name` and `StandIn`.
 
     Raises:
         UnsafeCheckpointError: The pickle names something outside the two lists, or calls what is no name.
-        CheckpointError: It is cut off or malformed.
+        CheckpointError: It is cut off, malformed or above the budget.
     """
-    machine = _Machine(storage)
+    machine = _Machine(storage, budget)
+    reader = BudgetedReader(io.BytesIO(source) if isinstance(source, bytes) else source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pickletools warns of odd escapes in the text of a damaged file
-            for opcode, arg, position in pickletools.genops(data):
+            for opcode, arg, _ in pickletools.genops(cast("IO[bytes]", reader)):
                 if opcode.name == "STOP":
-                    return machine.stack.pop(), (position or 0) + 1
+                    return machine.stack.pop()
+                budget.take_step(arg)
                 machine.step(opcode.name, arg)
     except CheckpointError:
         raise
@@ -69,7 +75,7 @@ def unpickle_inert(data: bytes, storage: Callable[[torch.dtype, str, int], Stora
         RuntimeError,
     ) as error:
         raise CheckpointError(
-            f"the file's pickle is malformed: {error or type(error).__name__}. Copy the checkpoint again."
+            f"the file's pickle is malformed ({type(error).__name__}: {error!s:.300}). Copy the checkpoint again."
         ) from error
     raise CheckpointError("the file's pickle has no end. Copy the checkpoint again.")
 
@@ -77,11 +83,12 @@ def unpickle_inert(data: bytes, storage: Callable[[torch.dtype, str, int], Stora
 class _Machine:
     """The pickle machine's stack and memo."""
 
-    def __init__(self, storage: Callable[[torch.dtype, str, int], Storage]) -> None:
+    def __init__(self, storage: Callable[[torch.dtype, str, int], Storage], budget: Budget) -> None:
         self.stack: list[object] = []
         self._marks: list[int] = []
         self._memo: dict[int, object] = {}
         self._storage = storage
+        self._budget = budget
 
     def step(self, opcode: str, arg: object) -> None:
         """Execute one opcode."""
@@ -158,16 +165,16 @@ class _Machine:
                 stack.append(allowed_name(module, name))
             case "REDUCE" | "NEWOBJ":
                 args, callee = stack.pop(), stack.pop()
-                stack.append(construct(callee, args))
+                stack.append(self._construct(callee, args))
             case "NEWOBJ_EX":
                 kwargs, args, callee = stack.pop(), stack.pop(), stack.pop()
-                stack.append(construct(callee, args, kwargs))
+                stack.append(self._construct(callee, args, kwargs))
             case "OBJ":
                 callee, *rest = self._since_mark()
-                stack.append(construct(callee, tuple(rest)))
+                stack.append(self._construct(callee, tuple(rest)))
             case "INST":
                 args = tuple(self._since_mark())
-                stack.append(construct(allowed_name(*str(arg).split(" ", 1)), args))
+                stack.append(self._construct(allowed_name(*str(arg).split(" ", 1)), args))
             case "BUILD":
                 state = stack.pop()
                 _restore(stack[-1], state)
@@ -178,6 +185,15 @@ class _Machine:
                     f"the checkpoint uses the pickle opcode {opcode}, which no checkpoint needs. Do not trust the file."
                 )
 
+    def _construct(self, callee: object, args: object, kwargs: object = None) -> object:
+        made = construct(callee, args, kwargs)
+        if not isinstance(made, torch.Tensor):
+            self._budget.take_copy(made)
+        # A parameter is the tensor that it was made of.
+        elif not made.is_meta and not (isinstance(args, tuple) and args and made is args[0]):
+            self._budget.take_tensor(made.dtype, made.shape)
+        return made
+
     def _since_mark(self) -> list[object]:
         start = self._marks.pop()
         items = self.stack[start:]
@@ -186,9 +202,14 @@ class _Machine:
 
     def _stored_array(self, identifier: object) -> Storage:
         match identifier:
-            case ("storage", Name(module="torch", qualname=kind), str(key), _, int(count), *_) if (
-                kind in STORED_TYPES
-            ):
+            case (
+                "storage",
+                Name(module="torch" | "torch.storage", qualname=kind),
+                str(key),
+                _,
+                int(count),
+                *view,
+            ) if kind in STORED_TYPES and not any(view):
                 return self._storage(STORED_TYPES[kind], key, count)
             case _:
                 raise ValueError(f"{reprlib.repr(identifier)} is no stored array")

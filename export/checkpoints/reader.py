@@ -20,9 +20,10 @@ from flowedge.export.checkpoints import (
 )
 from flowedge.export.checkpoints.contents import Contents, contents_of
 from flowedge.export.checkpoints.record import Checkpoint
-from flowedge.export.checkpoints.safe_load import file_sha256, load_untrusted
+from flowedge.export.checkpoints.safe_load import file_sha256, load_untrusted, naming_file
 from flowedge.export.checkpoints.settings import FAMILY_SETTINGS, WEIGHTS, given_value
 from flowedge.manifest import Assumed
+from flowedge.text import printable
 
 _Recognises: TypeAlias = Callable[[Contents], bool]
 _Reads: TypeAlias = Callable[[Contents, Mapping[str, str]], Checkpoint]
@@ -59,15 +60,17 @@ def read_checkpoint(path: Path, *, settings: Mapping[str, str] = _NO_SETTINGS) -
             tensor or one with NaN or infinities; or a setting is unknown or misspelt.
     """
     weights = given_value(WEIGHTS, settings)
-    contents = contents_of(load_untrusted(path), file=path.name, sha256=file_sha256(path), weights=weights)
-    for recognises, read in READERS:
-        if recognises(contents):
-            return _with_account(read(contents, settings), contents, given=weights is not None)
+    root, sha256 = load_untrusted(path), file_sha256(path)
+    with naming_file(path):
+        contents = contents_of(root, file=printable(path.name), sha256=sha256, weights=weights)
+        for recognises, read in READERS:
+            if recognises(contents):
+                return _with_account(read(contents, settings), contents, given=weights is not None)
     keys = list(contents.entries) or list(contents.root if isinstance(contents.root, dict) else [])
     found = f"its keys begin with {', '.join(map(repr, keys[:5]))}" if keys else "it holds no tensors by name"
     raise CheckpointError(
-        f"{path} is no checkpoint of a known model: {found}. FlowEdge reads {', '.join(FAMILY_SETTINGS)}, as "
-        "anomalib or the official repositories save them."
+        f"{printable(str(path))} is no checkpoint of a known model: {found}. FlowEdge reads "
+        f"{', '.join(FAMILY_SETTINGS)}, as anomalib or the official repositories save them."
     )
 
 

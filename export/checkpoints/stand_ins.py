@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 import torch
 
 from flowedge.errors import UnsafeCheckpointError
+from flowedge.export.checkpoints.budget import MAX_DIMENSIONS, MAX_NAME, above_budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,16 @@ class StandIn:
         return f"<stand-in for {self.kind}>"
 
     @property
+    def is_tensor(self) -> bool:
+        """Whether the object is a tensor that is not dense and real."""
+        return self.kind in _ODD_TENSORS
+
+    @property
     def attributes(self) -> Mapping[str, object]:
         """The restored attributes by name; empty when the state is of another shape."""
         state = self.args[:1] if self.kind == _TRACED else self.state
-        parts = state if isinstance(state, tuple) else (state,)
+        # Pickle gives a dict, or a pair of dicts where the class has slots.
+        parts = state[:2] if isinstance(state, tuple) else (state,)
         return {
             k: v for part in parts if isinstance(part, dict) for k, v in part.items() if isinstance(k, str)
         }
@@ -106,11 +113,24 @@ STORED_TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
         "CharStorage": torch.int8,
         "ByteStorage": torch.uint8,
         "BoolStorage": torch.bool,
+        "ComplexFloatStorage": torch.complex64,
+        "ComplexDoubleStorage": torch.complex128,
+        "UntypedStorage": torch.uint8,
     }
+)
+_TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
+    {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+)
+# How torch pickles tensors that are not dense and real. They are refused by the names that they have in the file.
+_ODD_TENSORS: Final = frozenset(
+    Name("torch._utils", f"_rebuild_{kind}")
+    for kind in ("sparse_tensor", "qtensor", "nested_tensor", "wrapper_subclass")
 )
 _INERT_NAMES: Final = frozenset(
     [Name("torch", name) for name in STORED_TYPES]
-    + [Name("torch", str(dtype).removeprefix("torch.")) for dtype in STORED_TYPES.values()]
+    + [Name("torch", name) for name in _TYPES]
+    + [Name("torch.storage", "UntypedStorage"), Name("torch.serialization", "_get_layout"), *_ODD_TENSORS]
+    + [Name("torch", f"per_{kind}") for kind in ("tensor_affine", "tensor_symmetric", "channel_affine")]
     + [Name("torch", "device"), Name("datetime", "timedelta"), Name("functools", "partial")]
     + [Name("builtins", n) for n in ("bool", "complex", "float", "int", "object", "range", "slice", "str")]
     # What a module pickled whole holds: the functions of its permutations, its ranges, the graph of a traced extractor.
@@ -134,6 +154,8 @@ def allowed_name(module: str, qualname: str) -> Name:
     Raises:
         UnsafeCheckpointError: It is on neither list.
     """
+    if len(module) + len(qualname) > MAX_NAME:
+        raise above_budget("characters of a name", len(module) + len(qualname), MAX_NAME)
     name = Name(_OLD_MODULES.get(module, module), qualname)
     if name in _BUILDERS or name in _INERT_NAMES:
         return name
@@ -170,9 +192,21 @@ def key_value_pairs(values: list[object]) -> list[tuple[object, object]]:
 
 
 def plain_key(value: object) -> object:
-    """A key of a dict or a member of a set: shallow, so that hashing it is quick and cannot recurse."""
+    """Return the value, a key of a dict or a member of a set.
+
+    A key is shallow and short, so that hashing it is quick and cannot recurse. Its integers have 64 bits at most,
+    because larger ones can be chosen to have one hash, and every look-up would compare them all.
+
+    Raises:
+        TypeError: The value is no such key.
+    """
     flat = value if isinstance(value, tuple) else (value,)
-    if all(item is None or isinstance(item, (str, bytes, int, float, Name, StandIn)) for item in flat):
+    if len(flat) <= MAX_DIMENSIONS and all(
+        item is None
+        or isinstance(item, (str, bytes, float, Name, StandIn))
+        or (isinstance(item, int) and item.bit_length() <= 64)
+        for item in flat
+    ):
         return value
     raise TypeError(f"{type(value).__name__} as a key")
 
@@ -203,8 +237,8 @@ def _iterable(value: object = ()) -> Iterable[object]:
 
 def _attribute(owner: object, attribute: object) -> Name:
     """A method of an object of the file, or one of the known attributes of a class: as a name, like all others."""
-    if isinstance(attribute, str) and attribute.isidentifier():
-        if isinstance(owner, StandIn):
+    if isinstance(attribute, str) and len(attribute) <= MAX_NAME and attribute.isidentifier():
+        if isinstance(owner, StandIn) and len(owner.kind.qualname) <= MAX_NAME:
             return Name(owner.kind.module, f"{owner.kind.qualname}.{attribute}")
         if isinstance(owner, Name) and (owner == _FUNCTIONS or (owner, attribute) in _ATTRIBUTES):
             return Name(owner.module, f"{owner.qualname}.{attribute}")
@@ -223,8 +257,7 @@ def _encoded(text: object, encoding: object = "latin1") -> bytes:
 def _tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> torch.Tensor:
     match storage, offset:
         case (torch.dtype() as dtype, torch.Tensor() as data), int():
-            shape = [integer(n) for n in _iterable(size)]
-            steps = [integer(n) for n in _iterable(stride)]
+            shape, steps = _dimensions(size), _dimensions(stride)
             flat = data.view(dtype)
             last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
             if min([offset, *shape, *steps]) < 0 or (0 not in shape and last >= flat.numel()):
@@ -234,6 +267,54 @@ def _tensor(storage: object, offset: object, size: object, stride: object, *_: o
             return torch.as_strided(flat, shape, steps, flat.storage_offset() + offset)
         case _:
             raise TypeError("a tensor without a stored array")
+
+
+def _tensor_of_type(
+    storage: object,
+    offset: object,
+    size: object,
+    stride: object,
+    _grad: object,
+    _hooks: object,
+    dtype: object,
+    *_: object,
+) -> torch.Tensor:
+    """Make a tensor over a stored array of bytes, as torch saves the types that are younger than its classes."""
+    match storage, dtype:
+        case (torch.dtype(), torch.Tensor() as data), Name(module="torch", qualname=kind) if kind in _TYPES:
+            return _tensor((_TYPES[kind], data), offset, size, stride)
+        case _:
+            raise TypeError("a tensor without a stored array or a type")
+
+
+def _tensor_of_class(function: object, _class: object, args: object, *_: object) -> object:
+    """Make a tensor of a class of its own as a plain one."""
+    if isinstance(function, Name) and isinstance(args, tuple):
+        if function in _ODD_TENSORS:
+            return StandIn(kind=function)
+        if function in _TENSORS:
+            return _TENSORS[function](*args)
+    raise TypeError("a tensor's class without a tensor")
+
+
+def _tensor_without_values(dtype: object, size: object, *_: object) -> torch.Tensor:
+    if isinstance(dtype, Name) and dtype.qualname in _TYPES:
+        return torch.empty(_dimensions(size), dtype=_TYPES[dtype.qualname], device="meta")
+    raise TypeError("a tensor without a type")
+
+
+def _dimensions(value: object) -> list[int]:
+    """The sizes or the strides of a tensor."""
+    items = value if isinstance(value, (list, tuple)) else ()
+    if len(items) > MAX_DIMENSIONS:
+        raise above_budget("dimensions of a tensor", len(items), MAX_DIMENSIONS)
+    return [integer(item) for item in items]
+
+
+def _bytes(value: object = b"", encoding: object = "latin1") -> bytes:
+    if isinstance(value, bytes):
+        return value
+    return _encoded(value, "latin1" if encoding == "latin-1" else encoding)
 
 
 def _parameter(data: object, *_: object) -> torch.Tensor:
@@ -248,9 +329,21 @@ def _reconstructed(kind: object, *_: object) -> StandIn:
     raise TypeError("an object without a class")
 
 
+_TENSORS: Final[Mapping[Name, Callable[..., object]]] = MappingProxyType(
+    {
+        Name("torch._utils", "_rebuild_meta_tensor_no_storage"): _tensor_without_values,
+        Name("torch._utils", "_rebuild_parameter"): _parameter,
+        Name("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+        Name("torch._utils", "_rebuild_tensor"): _tensor,
+        Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
+        Name("torch._utils", "_rebuild_tensor_v3"): _tensor_of_type,
+    }
+)
 _BUILDERS: Final[Mapping[Name, Callable[..., object]]] = MappingProxyType(
     {
+        **_TENSORS,
         Name("_codecs", "encode"): _encoded,
+        Name("builtins", "bytearray"): _bytes,
         Name("builtins", "bytes"): lambda: b"",  # how protocols 0 to 2 write empty bytes
         Name("builtins", "dict"): _dict,
         Name("builtins", "frozenset"): lambda items=(): frozenset(map(plain_key, _iterable(items))),
@@ -263,9 +356,6 @@ _BUILDERS: Final[Mapping[Name, Callable[..., object]]] = MappingProxyType(
         Name("collections", "defaultdict"): _dict,
         Name("copyreg", "_reconstructor"): _reconstructed,
         Name("torch", "Size"): lambda items=(): tuple(_iterable(items)),
-        Name("torch._utils", "_rebuild_parameter"): _parameter,
-        Name("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-        Name("torch._utils", "_rebuild_tensor"): _tensor,
-        Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
+        Name("torch._tensor", "_rebuild_from_type_v2"): _tensor_of_class,
     }
 )

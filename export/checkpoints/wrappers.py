@@ -90,6 +90,7 @@ def copies_in(root: object) -> Iterator[tuple[str, object]]:
         The keys that lead to a value, joined by dots, and the value: a dict that holds tensors, or a pickled module.
     """
     pending: list[tuple[tuple[str, ...], object]] = [((), root)]
+    searched: set[int] = set()  # a dict may hold others many times
     while pending:
         keys, value = pending.pop()
         for key, inner in value.items() if isinstance(value, dict) else ():
@@ -101,7 +102,8 @@ def copies_in(root: object) -> Iterator[tuple[str, object]]:
             )
             if holds_weights and any(map(_names_an_average, path)):
                 yield ".".join(path), inner
-            elif len(path) < _DEEPEST:
+            elif len(path) < _DEEPEST and id(inner) not in searched:
+                searched.add(id(inner))
                 pending.append((path, inner))
 
 
@@ -136,6 +138,8 @@ def _are_equal(one: object, other: object) -> bool:
     if one is other:
         return True
     if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
-        return not isinstance(one, torch.Tensor) and not isinstance(other, torch.Tensor) and one == other
+        # Containers could be nested without end, so they count as different.
+        plain = all(value is None or isinstance(value, (str, int, float)) for value in (one, other))
+        return plain and one == other
     strided = all(t.layout == torch.strided and not t.is_meta and not t.is_nested for t in (one, other))
     return strided and one.dtype == other.dtype and one.shape == other.shape and bool(torch.equal(one, other))

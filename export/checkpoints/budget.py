@@ -1,0 +1,155 @@
+"""The limits on what one checkpoint may cost, checked before anything is allocated or walked.
+
+They are far above what a detector needs: the largest known one has some 4,000 tensors and a pickle of 1 MB.
+`docs/guide.md` states them for users.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import IO, Final
+
+import torch
+
+from flowedge.errors import CheckpointError
+from flowedge.runtime.machine import find_memory
+
+MAX_ENTRIES: Final = 100_000
+"""Files in the zip archive."""
+MAX_PICKLE_BYTES: Final = 64 << 20
+MAX_TEXT_BYTES: Final = 16 << 20
+"""Bytes of one string, or of one array of bytes, in the pickle."""
+MAX_STEPS: Final = 1_000_000
+"""Opcodes of the pickle, and items of the containers that it copies."""
+MAX_TENSORS: Final = 100_000
+MAX_DIMENSIONS: Final = 8
+MAX_DIGITS: Final = 4000
+"""Decimal digits of an integer."""
+MAX_NAME: Final = 500
+"""Characters of a class's or a function's dotted name."""
+MAX_DEPTH: Final = 100
+"""Containers inside containers, and modules inside modules, where they are walked."""
+MAX_COUPLINGS: Final = 256
+"""Coupling blocks of a detector."""
+
+_ADVICE: Final = "No detector needs that. Do not trust the file; if you do, save its state dict alone."
+_MAX_INTEGER: Final = 10**MAX_DIGITS
+_FLOAT_BYTES: Final = 4  # floating point is read as float32 ...
+_INTEGER_BYTES: Final = 8  # ... and integers as int64
+_FREE_BYTES: Final = 64 << 20
+_FACTOR: Final = 4
+
+
+def above_budget(what: str, value: object, limit: object) -> CheckpointError:
+    """Make the error for a file that asks for more than a limit allows.
+
+    Args:
+        what: What the file asks for too much of, with its unit, such as "strings of bytes".
+        value: How much the file asks for.
+        limit: How much is allowed.
+    """
+    return CheckpointError(f"{what}: the file has {value}, the limit is {limit}. {_ADVICE}")
+
+
+class Budget:
+    """One file's account of what its pickle costs."""
+
+    def __init__(self, file_bytes: int) -> None:
+        """Open the account of a file of ``file_bytes`` bytes."""
+        self._steps = 0
+        self._made_bytes = 0
+        self._tensors = 0
+        self._tensor_bytes = 0
+        memory = find_memory()
+        more = (_FACTOR - 1) * file_bytes
+        if memory is not None:
+            more = min(more, memory.available)
+        self._max_tensor_bytes = _FREE_BYTES + file_bytes + more
+
+    def take_step(self, arg: object) -> None:
+        """Count one opcode and check its argument.
+
+        Raises:
+            CheckpointError: There are too many, or the argument is a number of too many digits.
+        """
+        self._take(1)
+        if isinstance(arg, int) and not -_MAX_INTEGER < arg < _MAX_INTEGER:
+            raise above_budget(
+                "decimal digits of an integer", f"about {arg.bit_length() * 3 // 10}", MAX_DIGITS
+            )
+
+    def take_copy(self, value: object) -> None:
+        """Count a container or bytes that a call has made: the call may have copied what the file holds once.
+
+        Raises:
+            CheckpointError: There are too many items or bytes.
+        """
+        if isinstance(value, (bytes, bytearray)):
+            self._made_bytes += len(value)
+            if self._made_bytes > MAX_PICKLE_BYTES:
+                raise above_budget("bytes made by calls", self._made_bytes, MAX_PICKLE_BYTES)
+        elif isinstance(value, (list, tuple, dict, set, frozenset)):
+            self._take(len(value))
+
+    def take_tensor(self, dtype: torch.dtype, shape: Sequence[int]) -> None:
+        """Count one tensor as it is going to be read: floating point as float32, the rest as int64.
+
+        Raises:
+            CheckpointError: There are too many tensors, or they have too many elements for a file of this size, which
+                may repeat what it holds (strides of zero, overlapping views).
+        """
+        self._tensors += 1
+        if self._tensors > MAX_TENSORS:
+            raise above_budget("tensors", self._tensors, MAX_TENSORS)
+        elements = math.prod(shape)
+        self._tensor_bytes += elements * (_FLOAT_BYTES if dtype.is_floating_point else _INTEGER_BYTES)
+        if self._tensor_bytes > self._max_tensor_bytes:
+            raise CheckpointError(
+                f"the tensors up to one of shape {tuple(shape)} take {self._tensor_bytes} bytes as float32 and int64, "
+                f"the limit is {self._max_tensor_bytes}: {_FACTOR} times the file's size, or the size and "
+                f"the available memory if that is less, and {_FREE_BYTES} more. "
+                "Save contiguous copies of the tensors in use."
+            )
+
+    def _take(self, steps: int) -> None:
+        self._steps += steps
+        if self._steps > MAX_STEPS:
+            raise above_budget("objects in the pickle", f"more than {MAX_STEPS}", MAX_STEPS)
+
+
+class BudgetedReader:
+    """A file for `pickletools.genops` that refuses a string or a pickle longer than the budget allows."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Read ``file`` from where it stands."""
+        self._file = file
+        self._left = MAX_PICKLE_BYTES
+
+    def read(self, size: int) -> bytes:
+        """Read ``size`` bytes, or what is left of the file.
+
+        Raises:
+            CheckpointError: The size is above the budget.
+        """
+        if size > MAX_TEXT_BYTES:
+            raise above_budget("bytes of one string", size, MAX_TEXT_BYTES)
+        self._take(size)
+        return self._file.read(size)
+
+    def readline(self) -> bytes:
+        """Read up to the next line feed.
+
+        Raises:
+            CheckpointError: The line is longer than the budget allows.
+        """
+        line = self._file.readline(MAX_TEXT_BYTES + 1)
+        if len(line) > MAX_TEXT_BYTES:
+            raise above_budget("bytes of one string", f"more than {MAX_TEXT_BYTES}", MAX_TEXT_BYTES)
+        self._take(len(line))
+        return line
+
+    def _take(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise above_budget("bytes of the pickle", f"more than {MAX_PICKLE_BYTES}", MAX_PICKLE_BYTES)
