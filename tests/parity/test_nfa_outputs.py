@@ -14,57 +14,66 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from flowedge.export.graph.onnx_export import onnx_from_model
-from flowedge.export.graph.passes import lower
+from flowedge.bundle import open_bundle
 from flowedge.export.pipeline import ExportOptions, read_model
 from flowedge.manifest import NfaOutputs, level_outputs
 from flowedge.runtime.nfa import block_log_nfa, exceedance_threshold, tree_log_nfa, window_sides
 from support.direct_nfa import direct_counts
-from support.golden import RECORDS, Record, unpack
+from support.golden import RECORDS, exported_record
 from support.half_graph import write_half
 
-NFA = NfaOutputs(energies=True, window=5, probability=0.9)
 # A latent this close to the threshold may fall on either side: float32 sums in another order.
 CLOSE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Compared:
-    """One family's graph and the same weights in FrEIA's modules, on the record's two images."""
+    """One family's graph and the same weights in FrEIA's modules, on the record's two images.
+
+    Attributes:
+        folder: The record's folder.
+        graph: The exported fp32 graph.
+        nfa: What the graph gives for the number of false alarms.
+        image: ``(2, 3, H, W)`` float32, the network's input.
+        latents: Per level ``(2, C, h, w)`` float32, as FrEIA's modules give them.
+    """
 
     folder: Path
     graph: Path
+    nfa: NfaOutputs
     image: NDArray[np.float32]
     latents: list[NDArray[np.float32]] = field(repr=False)
 
     @property
     def sides(self) -> tuple[int, ...]:
         """The windows' sides per level."""
-        return window_sides(NFA.window, len(self.latents))
+        return window_sides(self.nfa.window, len(self.latents))
 
 
 @pytest.fixture(scope="module", params=RECORDS, ids=[record.folder for record in RECORDS])
 def compared(
     request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Compared:
-    record: Record = request.param
-    place = tmp_path_factory.mktemp("nfa")
-    folder = unpack(record, shared, place)
-    source = shared / "golden" / record.folder
+    made = exported_record(request.param, shared, tmp_path_factory)
+    source = shared / "golden" / made.record.folder
     options = ExportOptions(
-        image_size=(256, 256) if "--image-size" in record.options else None,
-        backbone_weights=None if record.weights is None else folder / record.weights,
-        nfa=True,
+        image_size=(256, 256) if "--image-size" in made.record.options else None,
+        backbone_weights=None if made.record.weights is None else made.folder / made.record.weights,
     )
-    read = read_model(folder / record.checkpoint, options)
     with np.load(source / "golden.npz") as golden:
         image = golden["x"]
-    reference: Any = read.reference()
+    reference: Any = read_model(made.checkpoint, options).reference()
     with torch.inference_mode():
         latents = [z.numpy() for z in reference.latents(torch.from_numpy(image))]
-    graph = place / "model.onnx"
-    onnx_from_model(lower(read.model, keep_latents=True), read.backbone, graph, nfa=NFA)
-    return Compared(folder=source, graph=graph, image=image, latents=latents)
+    bundle = open_bundle(made.bundle)
+    assert bundle.manifest.nfa is not None
+    return Compared(
+        folder=source,
+        graph=bundle.graph_path("fp32"),
+        nfa=bundle.manifest.nfa,
+        image=image,
+        latents=latents,
+    )
 
 
 def answers(graph: Path, image: NDArray[np.float32]) -> Mapping[str, NDArray[np.float32]]:
@@ -75,11 +84,17 @@ def answers(graph: Path, image: NDArray[np.float32]) -> Mapping[str, NDArray[np.
 
 def test_a_batch_gets_the_energies_and_counts_of_freias_latents(compared: Compared) -> None:
     given = answers(compared.graph, compared.image)
-    assert [name for name in given if name[-1].isdigit()] == list(level_outputs(compared.latents, NFA))
-    threshold = exceedance_threshold(NFA.probability)
+    assert [name for name in given if name[-1].isdigit()] == list(
+        level_outputs(compared.latents, compared.nfa)
+    )
+    threshold = exceedance_threshold(compared.nfa.probability)
     for level, (z, side) in enumerate(zip(compared.latents, compared.sides, strict=True)):
-        energy, count = given[f"energy_{level}"][:, 0], given[f"count_{level}"][:, 0]
+        count = given[f"count_{level}"][:, 0]
         wanted = np.square(z.astype(np.float64)).sum(1)
+        # A family whose level is a mean of squares gives no energy besides: the number of channels is between them.
+        has_energy = compared.nfa.energies
+        energy = given[f"energy_{level}"] if has_energy else given[f"level_{level}"] * z.shape[1]
+        energy = energy[:, 0]
         assert np.abs(energy - wanted).max() < 1e-4 * wanted.max()
         fewest, most = (
             np.stack([direct_counts(one, side, threshold * factor) for one in z])
@@ -110,7 +125,9 @@ def test_the_half_precision_graph_counts_in_float32(compared: Compared, tmp_path
     for level, (z, side) in enumerate(zip(compared.latents, compared.sides, strict=True)):
         count = given[f"count_{level}"][:, 0]
         np.testing.assert_array_equal(count, np.rint(count))
-        wanted = np.stack([direct_counts(one, side, exceedance_threshold(NFA.probability)) for one in z])
+        wanted = np.stack(
+            [direct_counts(one, side, exceedance_threshold(compared.nfa.probability)) for one in z]
+        )
         assert np.abs(count - wanted).max() <= 0.05 * z.shape[1] * side**2
 
 
@@ -127,7 +144,7 @@ def test_both_forms_of_the_graphs_outputs_are_the_official_maps(compared: Compar
         np.testing.assert_allclose(ours, tree[index], rtol=1e-4)
         counts = [given[f"count_{n}"][index, 0].astype(np.int64) for n in range(len(channels))]
         ours = -block_log_nfa(
-            counts, channels, compared.sides, NFA.probability, (256, 256), compat="upstream"
+            counts, channels, compared.sides, compared.nfa.probability, (256, 256), compat="upstream"
         )
         # A latent at the threshold may fall on either side, and moves the pixels of its window.
         assert np.mean(np.abs(ours - block[index]) > 1e-4) < 1e-3

@@ -1,4 +1,4 @@
-"""The records that the official implementations made, beside the checkout where they are."""
+"""Unpack the records of the official implementations, and export their checkpoints once a test run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from support.artifacts import made_once
+from support.command_line import flowedge
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +40,44 @@ def unpack(record: Record, shared: Path, place: Path) -> Path:
     tool = shared / "tools" / "unpack_golden.py"
     subprocess.run([sys.executable, tool, place, source], check=True, capture_output=True)
     return place / record.folder
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedRecord:
+    """A record that was unpacked, and the bundle of its checkpoint.
+
+    Attributes:
+        record: The record's facts.
+        folder: The unpacked record.
+        bundle: The exported bundle, with the outputs of ``--nfa`` where the record allows it.
+    """
+
+    record: Record
+    folder: Path
+    bundle: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The record's checkpoint."""
+        return self.folder / self.record.checkpoint
+
+    def weights(self) -> tuple[str | Path, ...]:
+        """The option that names the backbone's weights, where the checkpoint lacks them."""
+        return (
+            () if self.record.weights is None else ("--backbone-weights", self.folder / self.record.weights)
+        )
+
+
+def exported_record(record: Record, shared: Path, factory: pytest.TempPathFactory) -> ExportedRecord:
+    """Unpack and export a record once a run; skip the test where the records are not there."""
+    if not (shared / "golden" / record.folder).is_dir():
+        pytest.skip("the golden records (../shared/golden) are not beside this checkout")
+
+    def make(place: Path) -> None:
+        made = ExportedRecord(record, unpack(record, shared, place), place / "golden.flowedge")
+        options = (*record.options, *made.weights(), "--nfa")
+        done = flowedge("export", made.checkpoint, "-o", made.bundle, *options)
+        assert done.status == 0, done.stderr
+
+    place = made_once(factory, record.folder, make)
+    return ExportedRecord(record, place / record.folder, place / "golden.flowedge")
