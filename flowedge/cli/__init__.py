@@ -1,20 +1,28 @@
 """The command line: each command parses, imports what it needs, calls the Python API and prints.
 
-Exit status: 0 done, 1 it ran and found a problem, 2 it could not run.
+Exit status: 0 done, 1 it ran and found a problem, 2 it could not run, 3 standard output or standard error cannot be
+written, 141 the reader of the output has gone, 128 and the number of the signal that ended it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
+from typing import Final
 
 import typer
 
 from flowedge import __version__
 from flowedge.cli import bench, build, cache, calibrate, demo, doctor, evaluate, export, info, run, verify
 from flowedge.cli.output import MESSAGES
+from flowedge.cli.streams import on_standard_streams
 from flowedge.errors import FlowEdgeError, PrecisionError
+from flowedge.text import printable
+
+# Every error of the command line itself, from whichever of its packages Typer takes it.
+_UsageError: Final[type[Exception]] = typer.BadParameter.mro()[2]
 
 app = typer.Typer(
     name="flowedge",
@@ -50,17 +58,37 @@ def _terminated(number: int, frame: object) -> None:
 
 
 def main() -> None:
-    """Run the command line; only errors that the user can act on are caught."""
+    """Run the command line and end with its exit status."""
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(on_standard_streams(_status))
+
+
+def _status() -> int:
+    """Run the command that the arguments name; only errors that the user can act on are caught."""
     try:
-        app()
-    except PrecisionError as error:
-        MESSAGES.print(f"flowedge: {error}", soft_wrap=True)
-        sys.exit(1)
+        _check_current_folder()
+        ended = app(standalone_mode=False)
+    except _UsageError as error:
+        error.message = printable(error.message)  # type: ignore[attr-defined]
+        error.show()  # type: ignore[attr-defined]
+        return 2
+    except typer.Abort:  # Ctrl-C, in some versions of Typer
+        return 128 + signal.SIGINT
     except FlowEdgeError as error:
         MESSAGES.print(f"flowedge: {error}", soft_wrap=True)
-        sys.exit(2)
+        return 1 if isinstance(error, PrecisionError) else 2
+    return ended if isinstance(ended, int) else 0
+
+
+def _check_current_folder() -> None:
+    """Raise a `FlowEdgeError` where the current folder was deleted: PyTorch's libraries end the process there."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise FlowEdgeError(
+            f"the current folder is not there any more ({error.strerror}): cd to another one."
+        ) from error
 
 
 __all__ = ["app", "main"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowedge.cli.output import MESSAGES, RESULTS, WIDEST, Threads, size_from, steps, table
+from flowedge.cli.output import MESSAGES, RESULTS, WIDEST, EscapingConsole, Threads, size_from, steps, table
 from flowedge.errors import FlowEdgeError
 
 if TYPE_CHECKING:
@@ -116,12 +116,14 @@ def _print(report: Report) -> None:
     styles = ["bold red" if row.is_wrong else "dim" if row.problem else None for row in report.rows]
     _print_whole(_table(TERMINAL_COLUMNS, [[row[n] for n in shown] for row in cells], styles))
     for title, columns, body in (
-        ("\nImages per second", batch_columns(report), batch_rows(report)),
-        ("\nWhere the time of one frame goes", STAGE_COLUMNS, stage_rows(report)),
+        ("Images per second", batch_columns(report), batch_rows(report)),
+        ("Where the time of one frame goes", STAGE_COLUMNS, stage_rows(report)),
     ):
         if body:
+            RESULTS.print()
             _print_whole(_table(columns, body, [None] * len(body), title))
-    RESULTS.print(f"\n{machine_line(report.machine)}", soft_wrap=True)
+    RESULTS.print()
+    RESULTS.print(machine_line(report.machine), soft_wrap=True)
     for remark in remarks_of(report):
         MESSAGES.print(remark, soft_wrap=True)
 
@@ -144,7 +146,6 @@ def _table(
 
 def _print_whole(made: Table) -> None:
     """No number is cut: lines are longer than a terminal that is too narrow even with the first column folded."""
-    from rich.console import Console
     from rich.measure import Measurement
 
     size = Measurement.get(RESULTS, RESULTS.options.update(width=WIDEST, max_width=WIDEST), made)
@@ -153,7 +154,7 @@ def _print_whole(made: Table) -> None:
         return
     for column in made.columns[1:]:
         column.width = column.min_width  # else rich takes from all alike
-    Console(width=max(RESULTS.width, size.minimum), highlight=False, markup=False).print(made)
+    EscapingConsole(width=max(RESULTS.width, size.minimum)).print(made)
 
 
 def _words(option: str, text: str | None) -> tuple[str, ...] | None:

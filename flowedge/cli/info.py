@@ -141,7 +141,7 @@ def _print_lowering(lowering: Lowering) -> None:
             _change(_mega(before.macs), _mega(after.macs)),
         )
     program = table(
-        ">level", ">step", "kind", ">shape", ">parameters", ">MMAC per image", title="\nThe lowered flow"
+        ">level", ">step", "kind", ">shape", ">parameters", ">MMAC per image", title="The lowered flow"
     )
     for level, steps in itertools.groupby(lowering.program, key=lambda cost: cost.level):
         costs = list(steps)
@@ -154,6 +154,7 @@ def _print_lowering(lowering: Lowering) -> None:
             str(level), "", "all", "", f"{parameters:,}", _mega(macs), style="bold", end_section=True
         )
     RESULTS.print(passes)
+    RESULTS.print()
     RESULTS.print(program)
 
 

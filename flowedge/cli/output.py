@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import re
 import sys
@@ -15,19 +16,43 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from flowedge.errors import FlowEdgeError
 from flowedge.geometry import MAX_SIDE
+from flowedge.text import printable
 
-# No markup: the names of files and folders are printed, and they may hold brackets.
-MESSAGES: Final = Console(stderr=True, highlight=False, markup=False)
 WIDEST: Final = 10_000  # characters: lines are whole in a file or a pipe
-RESULTS: Final = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDEST)
+
+
+class EscapingConsole(Console):
+    """A console that shows control characters escaped, since names and notes of files are printed.
+
+    A line break within one string is escaped as well: what a file says cannot look like a line of ours.
+    """
+
+    def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
+        """Write to a standard stream, whichever it is at the time.
+
+        Args:
+            stderr: Write to standard error, else to standard output.
+            width: Characters of a line; None takes the terminal's.
+        """
+        super().__init__(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return the text with what is not printable escaped, in the given style."""
+        return super().render_str(printable(text), **options)
+
+
+MESSAGES: Final = EscapingConsole(stderr=True)
+RESULTS: Final = EscapingConsole(width=None if sys.stdout is not None and sys.stdout.isatty() else WIDEST)
 
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 EngineName: TypeAlias = Annotated[
@@ -49,8 +74,34 @@ Build: TypeAlias = Annotated[
 
 
 def print_json(result: Any) -> None:
-    """The result as one line of JSON on stdout."""
-    typer.echo(msgspec.json.encode(result, enc_hook=str).decode())
+    """Print a result as one line of JSON on stdout, with all that is not printable in JSON's own escapes."""
+    try:
+        line = msgspec.json.encode(result, enc_hook=str).decode()
+    except UnicodeEncodeError:  # a file's name that is not UTF-8
+        line = msgspec.json.encode(_without_surrogates(msgspec.to_builtins(result, enc_hook=str))).decode()
+    is_unicode = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    line = "".join(
+        one if one.isprintable() and (is_unicode or one.isascii()) else _json_escape(one) for one in line
+    )
+    print(line, flush=True)
+
+
+def _json_escape(character: str) -> str:
+    r"""Return a character as JSON's ``\uXXXX``, twice for one beyond 16 bits."""
+    units = character.encode("utf-16-be")
+    return "".join(f"\\u{units[place : place + 2].hex()}" for place in range(0, len(units), 2))
+
+
+def _without_surrogates(value: Any) -> Any:
+    """Return JSON's values with the bytes of names that are not UTF-8 shown escaped."""
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case dict():
+            return {_without_surrogates(name): _without_surrogates(one) for name, one in value.items()}
+        case list() | tuple():
+            return [_without_surrogates(one) for one in value]
+    return value
 
 
 def table(*columns: str, title: str | None = None) -> Table:
@@ -65,65 +116,49 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 @contextlib.contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; call what it gives with how many are done, and of how many."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=MESSAGES,
-        transient=True,
-    ) as bar:
-        task = bar.add_task(label, total=None)
+    """Show a bar on stderr; the caller passes how many are done, and of how many, to the given function."""
+    with _bar(_DESCRIPTION, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
+        task = bar.add_task(printable(label), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextlib.contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr that says which step is running."""
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        console=MESSAGES,
-        transient=True,
-    ) as bar:
+    """Show a spinner on stderr; the caller passes the name of each step to the given function."""
+    with _bar(_SPINNER, _DESCRIPTION, TimeElapsedColumn()) as bar:
         task = bar.add_task("starting", total=None)
-        yield lambda name: bar.update(task, description=name)
+        yield lambda name: bar.update(task, description=printable(name))
 
 
 @contextlib.contextmanager
 def stages() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """A bar on stderr for work of several stages: what begins the next one, and what advances it."""
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=MESSAGES,
-        transient=True,
-    ) as bar:
+    """Show a bar on stderr for work of several stages; the first given function begins one, the second advances it."""
+    with _bar(_SPINNER, _DESCRIPTION, BarColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task("starting", total=None)
         yield (
-            lambda name: bar.update(task, description=name, completed=0, total=None),
+            lambda name: bar.update(task, description=printable(name), completed=0, total=None),
             lambda done, total: bar.update(task, completed=done, total=total),
         )
 
 
 @contextlib.contextmanager
 def phases(label: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr that names the phase; call what it gives with the phase, how many are done, and of how many."""
-    with Progress(
-        TextColumn(label),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        console=MESSAGES,
-        transient=True,
-    ) as bar:
+    """Show a bar on stderr; the caller passes the phase, how many are done, and of how many to the given function."""
+    name = TextColumn(printable(label).replace("{", "{{").replace("}", "}}"), markup=False)
+    with _bar(name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _DESCRIPTION) as bar:
         task = bar.add_task("", total=None)
-        yield lambda phase, done, total: bar.update(task, description=phase, completed=done, total=total)
+        yield lambda phase, done, total: bar.update(
+            task, description=printable(phase), completed=done, total=total
+        )
+
+
+_DESCRIPTION: Final = TextColumn("{task.description}", markup=False)
+_SPINNER: Final = SpinnerColumn("line")  # of ASCII, which every terminal has
+
+
+def _bar(*columns: ProgressColumn) -> Progress:
+    """Return a bar that goes away when it is done, and that writes nothing where there is no terminal."""
+    return Progress(*columns, console=MESSAGES, transient=True, disable=not MESSAGES.is_terminal)
 
 
 def size_from(option: str, text: str) -> tuple[int, int]:
