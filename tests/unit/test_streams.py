@@ -18,6 +18,7 @@ from rich.table import Table
 
 from flowedge.cli.output import EscapingConsole
 from flowedge.cli.streams import OUTPUT_LOST, READER_GONE
+from flowedge.manifest_json import json_from_manifest
 from support.command_line import flowedge
 from support.tiny_bundle import tiny_manifest, write_tiny_bundle
 
@@ -152,7 +153,7 @@ def test_control_characters_of_a_manifest_are_shown_escaped(tmp_path: Path) -> N
     manifest = tiny_manifest(files=bundle.manifest.files)
     source = msgspec.structs.replace(manifest.source, file=f"tiny{RAW}.ckpt")
     changed = msgspec.structs.replace(manifest, source=source, licence_note=f"note{RAW}")
-    (bundle.path / "manifest.json").write_bytes(msgspec.json.encode(changed))
+    (bundle.path / "manifest.json").write_bytes(json_from_manifest(changed))
     for options in ((), ("--json",)):
         done = flowedge("info", bundle.path, *options)
         text = done.stdout + done.stderr
