@@ -7,6 +7,7 @@ since 1.0, the model's name is stored, so both are told from the keys.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -25,6 +26,7 @@ from flowedge.export.checkpoints.family_tensors import (
     take_network,
     uflow_tensors,
 )
+from flowedge.export.checkpoints.names import is_foreign
 from flowedge.export.checkpoints.permutations import csflow_permutations
 from flowedge.export.checkpoints.post_processing import source_scale
 from flowedge.export.checkpoints.preprocessing import (
@@ -37,10 +39,15 @@ from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.checkpoints.settings import (
     CLAMP,
     EFFICIENTNET_PADDING,
+    INPUT_SIZE,
+    MEAN,
     PERMUTATIONS,
+    RESIZE_METHOD,
+    STD,
     TOP_PIXELS,
     USE_GAMMA,
     Choices,
+    hidden_behind,
     stored_clamp,
 )
 from flowedge.export.checkpoints.stand_ins import StandIn
@@ -59,6 +66,7 @@ _CLAMPS: Final[Mapping[Family, tuple[float, str]]] = {
     "fastflow": (2.0, ""),
     "uflow": (2.0, "affine_clamp"),
 }
+_NUMPY_SCALARS: Final = ("numpy.core.multiarray", "numpy._core.multiarray")
 _UNSAID_SIZE: Final = (
     "Version 2.7 stores no transform both when there was none and when it could not describe it, so the size cannot "
     "be assumed."
@@ -99,11 +107,12 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
     model = _TENSORS[family](contents.state)
     take_network(choices, model, hyper)
     clamp, clamp_name = _CLAMPS[family]
+    hidden = hidden_behind(hyper.get(clamp_name))
     choices.take(
         CLAMP,
-        held=stored_clamp(hyper.get(clamp_name)),
-        default=clamp,
-        why="anomalib's default; the checkpoint does not hold it.",
+        held=None if hidden else stored_clamp(hyper.get(clamp_name)),
+        default=None if hidden else clamp,
+        why=hidden or "anomalib's default; the checkpoint does not hold it.",
     )
     permutations = None
     if family == "csflow":
@@ -144,6 +153,8 @@ def _configuration(contents: Contents) -> dict[str, object]:
     module = _module(contents)
     if value is None and module is not None:
         value = module.attributes.get("_hparams")
+    if isinstance(value, StandIn) and not value.items and not value.kind.module.startswith("omegaconf."):
+        value = dict(value.attributes)  # such as argparse.Namespace
     try:
         return dict(named(_plain(value, {})))
     except RecursionError as error:
@@ -210,7 +221,9 @@ def _post_processor(contents: Contents) -> Mapping[str, object]:
 
 
 def _plain(value: object, seen: dict[int, object]) -> object:
-    """OmegaConf nodes and Lightning's attribute dicts as what they hold; other stand-ins stay.
+    """Return what OmegaConf's nodes, Lightning's dicts, enumerations of text and NumPy's scalars hold.
+
+    All other stand-ins stay.
 
     Each object is converted once (``seen``, by identity): a file may share and nest them as it likes.
     """
@@ -225,12 +238,29 @@ def _plain(value: object, seen: dict[int, object]) -> object:
             result = _plain(attributes.get("_content", attributes.get("_val")), seen)
         elif pairs:
             result = _plain(dict(pairs), seen)
+        elif value.kind.module in _NUMPY_SCALARS and value.kind.qualname == "scalar":
+            result = _numpy_scalar(value)
+        elif len(value.args) == 1 and isinstance(value.args[0], str) and not value.state:
+            result = value.args[0]  # a member of an enumeration, or a path
     elif isinstance(value, dict):
         result = {key: _plain(item, seen) for key, item in value.items()}
     elif isinstance(value, (list, tuple)):
         result = [_plain(item, seen) for item in value]
     seen[id(value)] = result
     return result
+
+
+def _numpy_scalar(value: StandIn) -> object:
+    """Return a number of NumPy's as Python's; the stand-in where it is none."""
+    match value.args:
+        case (StandIn(args=(str(code), *_), state=state), bytes(data)) if re.fullmatch(
+            r"[fiu][248]|b1", code
+        ):
+            order = state[1] if isinstance(state, tuple) and len(state) > 1 else "<"
+            kind = np.dtype(f"{'>' if order == '>' else '<'}{code}")
+            return np.frombuffer(data, kind).item() if len(data) == kind.itemsize else value
+        case _:
+            return value
 
 
 def _preprocessing(
@@ -253,7 +283,12 @@ def _preprocessing(
         )
     transform = _transform(contents, configuration)
     if transform is not None:
-        return transform_pipeline(choices, transform, from_shapes=from_shapes)
+        try:
+            return transform_pipeline(choices, transform, from_shapes=from_shapes)
+        except CheckpointError:
+            # What the user gives in full replaces a transform that cannot be reproduced.
+            if not choices.gives(INPUT_SIZE, RESIZE_METHOD, MEAN, STD):
+                raise
     return fixed_pipeline(
         choices,
         size=from_shapes,
@@ -273,5 +308,8 @@ def _transform(contents: Contents, configuration: Mapping[str, object]) -> objec
     if module is not None:
         owners.append(_child(module, "transform"))
         processors.append(_child(module, "pre_processor"))
-    owners += [_child(processor, "transform") for processor in processors if isinstance(processor, StandIn)]
+    for processor in processors:
+        if isinstance(processor, StandIn):
+            # A class of the user's own may do more than its transform.
+            owners.append(processor if is_foreign(processor.kind) else _child(processor, "transform"))
     return next((owner for owner in owners if owner is not None), None)

@@ -11,6 +11,7 @@ import torch
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.budget import MAX_DEPTH, MAX_NAME, MAX_STEPS, above_budget
+from flowedge.export.checkpoints.names import Name, is_foreign
 from flowedge.export.checkpoints.record import Array, Tensors
 from flowedge.export.checkpoints.settings import Weights
 from flowedge.export.checkpoints.stand_ins import StandIn
@@ -57,6 +58,7 @@ class Contents:
         entries: The keys of the state dict without what wrappers add, those of other values included.
         weights: Which weights ``state`` holds.
         copy: Where the file keeps the weights that ``state`` does not hold; empty if there are no others.
+        stand_ins: The classes and functions of the user's own code that the file mentions, in order; none was run.
     """
 
     file: str
@@ -66,6 +68,7 @@ class Contents:
     entries: tuple[str, ...]
     weights: Weights = "trained"
     copy: str = ""
+    stand_ins: tuple[str, ...] = ()
 
     def get(self, key: str) -> object:
         """Return the value of a key of the saved dict, a pickled module without its wrappers, or None."""
@@ -127,6 +130,7 @@ def contents_of(root: object, *, file: str, sha256: str, weights: Weights | None
         entries=tuple(found),
         weights=chosen,
         copy=other if trained else "",
+        stand_ins=_foreign_names(root),
     )
 
 
@@ -269,6 +273,27 @@ def _copies(root: object, inside: Mapping[str, Mapping[str, object]]) -> dict[st
         weights, nested = without_copies(unwrapped(_items(value)))
         copies[where] = _tensors(next(iter(nested.values()), weights))
     return {where: copy for where, copy in copies.items() if copy}
+
+
+def _foreign_names(root: object) -> tuple[str, ...]:
+    """Return the names in a file that are neither Python's nor of a library that the readers know, sorted."""
+    found: set[Name] = set()
+    seen: set[int] = set()
+    pending = [root]
+    while pending:
+        value = pending.pop()
+        if id(value) in seen or isinstance(value, (str, bytes, int, float, torch.Tensor)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, Name):
+            found.add(value)
+        elif isinstance(value, StandIn):
+            pending += [value.kind, value.args, value.state, value.items]
+        elif isinstance(value, dict):
+            pending += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            pending += value
+    return tuple(sorted(str(name) for name in found if is_foreign(name)))
 
 
 def _inner_module(module: StandIn) -> StandIn:

@@ -23,7 +23,14 @@ from flowedge.export.checkpoints.backbone import (
 from flowedge.export.checkpoints.blocks import level_tensors, level_widths, sequence_tensors
 from flowedge.export.checkpoints.contents import State, arrays_of
 from flowedge.export.checkpoints.record import Array, BackboneNaming
-from flowedge.export.checkpoints.settings import BACKBONE, LAYERS, PADDING, Choices, network_name
+from flowedge.export.checkpoints.settings import (
+    BACKBONE,
+    LAYERS,
+    PADDING,
+    Choices,
+    hidden_behind,
+    network_name,
+)
 
 _CSFLOW_NETS: Final[Mapping[str, str]] = {
     "s1": "net1",
@@ -163,7 +170,7 @@ def take_network(choices: Choices, model: FamilyTensors, hyper: Mapping[str, obj
     name = choices.take(
         BACKBONE,
         held=stored if isinstance(stored, str) else model.backbone or only,
-        why="Its extractor's tensors are of no network that is known by its shapes.",
+        why=hidden_behind(stored) or "Its extractor's tensors are of no network that is known by its shapes.",
     )
     if choices.family in ("fastflow", "uflow"):
         _check_norms(model.tensors, name)
@@ -172,8 +179,13 @@ def take_network(choices: Choices, model: FamilyTensors, hyper: Mapping[str, obj
     choices.take(PADDING, held="zeros")
     layers = hyper.get("layers")
     widths = level_widths(model.tensors)
-    held = tuple(map(str, layers)) if isinstance(layers, (list, tuple)) else _resnet_layers(model, widths)
-    taken = choices.take(LAYERS, held=held, why=f"The levels have {widths} channels on {name}.")
+    hidden = hidden_behind(layers)
+    held = (
+        tuple(map(str, layers))
+        if isinstance(layers, (list, tuple)) and not hidden
+        else _resnet_layers(model, widths)
+    )
+    taken = choices.take(LAYERS, held=held, why=hidden or f"The levels have {widths} channels on {name}.")
     if len(taken) != len(widths):
         raise CheckpointError(
             f"the layers {', '.join(taken)} are {len(taken)}, and the flow has {len(widths)} levels."

@@ -17,9 +17,8 @@ import torch
 
 from flowedge.errors import CheckpointError, UnsafeCheckpointError
 from flowedge.export.checkpoints.budget import Budget, BudgetedReader
+from flowedge.export.checkpoints.names import STORED_TYPES, Name
 from flowedge.export.checkpoints.stand_ins import (
-    STORED_TYPES,
-    Name,
     StandIn,
     Storage,
     allowed_name,

@@ -12,9 +12,11 @@ from typing import Final, TypeAlias
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.contents import named
+from flowedge.export.checkpoints.names import Name
 from flowedge.export.checkpoints.settings import INPUT_SIZE, MEAN, RESIZE_METHOD, STD, Choices
-from flowedge.export.checkpoints.stand_ins import Name, StandIn
+from flowedge.export.checkpoints.stand_ins import StandIn
 from flowedge.manifest import Preprocessing, ResizeMethod
+from flowedge.text import printable
 
 Size: TypeAlias = tuple[int, int]
 Triple: TypeAlias = tuple[float, float, float]
@@ -96,8 +98,9 @@ def transform_pipeline(
                 pass
             case _:
                 raise CheckpointError(
-                    f"the checkpoint's transform has the step {kind}({reprlib.repr(args)}), which FlowEdge cannot "
-                    "reproduce. Train with Resize, CenterCrop and Normalize only, in this order."
+                    f"the checkpoint's transform has the step {printable(kind)}({reprlib.repr(args)}), which FlowEdge "
+                    "cannot reproduce. Train with Resize, CenterCrop and Normalize only, in this order, or say what "
+                    "replaces the transform: --set input_size, resize_method, mean and std."
                 )
     keep_aspect = isinstance(resize, int) or (isinstance(resize, (list, tuple)) and len(resize) == 1)
     resized = None if resize is None else size_of(resize)
@@ -163,10 +166,10 @@ def size_of(value: object) -> Size:
 def _steps(transform: object) -> Iterator[tuple[str, dict[str, object]]]:
     """The steps of a transform, composed ones taken apart, with enums and tuples made plain."""
     if isinstance(transform, StandIn):
-        kind, args = transform.kind.qualname, dict(transform.attributes)
+        kind, args = _step_name(str(transform.kind)), dict(transform.attributes)
     else:
         described = dict(named(transform))
-        kind = str(described.get("class_path", "")).rpartition(".")[2]
+        kind = _step_name(str(described.get("class_path", "")))
         args = dict(named(described.get("init_args")))
     if kind != "Compose":
         yield kind, {name: _plain(value) for name, value in args.items() if not name.startswith("_")}
@@ -177,9 +180,18 @@ def _steps(transform: object) -> Iterator[tuple[str, dict[str, object]]]:
     if not isinstance(inner, (list, tuple)):
         raise CheckpointError("the checkpoint's transform is a Compose without steps.")
     for step in inner:
-        if isinstance(step, StandIn) and step.kind.qualname == "Compose":
+        if isinstance(step, StandIn) and _step_name(str(step.kind)) == "Compose":
             raise CheckpointError("the checkpoint's transform has a Compose inside a Compose.")
         yield from _steps(step)
+
+
+def _step_name(path: str) -> str:
+    """Return the name of a class of torchvision's or anomalib's; of all others the whole path.
+
+    A class of the user's own may have a known name and do something else.
+    """
+    known = path.startswith(("torchvision.", "anomalib."))
+    return path.rpartition(".")[2] if known else path
 
 
 def _plain(value: object) -> object:

@@ -75,12 +75,20 @@ def read_checkpoint(path: Path, *, settings: Mapping[str, str] = _NO_SETTINGS) -
 
 
 def _with_account(checkpoint: Checkpoint, contents: Contents, *, given: bool) -> Checkpoint:
-    """Return the checkpoint with an account of which of the file's weights were taken."""
-    other = f"The file holds others under {contents.copy}." if contents.copy else "The file holds no others."
+    """Return the checkpoint with an account of which of the file's weights were taken, and of what was left alone."""
+    other = (
+        f"The file holds others under {printable(contents.copy)}."
+        if contents.copy
+        else "The file holds no others."
+    )
     assumed = checkpoint.assumed
     if given or contents.weights == "ema":
         why = f"{_AVERAGED_PLACE} {other}" if contents.weights == "ema" and not given else other
         assumed = (Assumed(name=WEIGHTS.name, value=contents.weights, given=given, why=why), *assumed)
     return dataclasses.replace(
-        checkpoint, assumed=assumed, weights=contents.weights, other_weights=contents.copy
+        checkpoint,
+        assumed=assumed,
+        weights=contents.weights,
+        other_weights=contents.copy,
+        stand_ins=contents.stand_ins,
     )

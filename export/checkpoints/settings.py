@@ -13,10 +13,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Generic, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, cast
 
 from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints.names import Name
+from flowedge.export.checkpoints.stand_ins import StandIn
 from flowedge.manifest import Assumed, Family, ResizeMethod, Scalar
+from flowedge.text import printable
 
 T = TypeVar("T")
 Weights: TypeAlias = Literal["trained", "ema"]
@@ -173,6 +176,10 @@ class Choices:
         self.values: dict[str, object] = {}
         self.assumed: list[Assumed] = []
 
+    def gives(self, *settings: Setting[Any]) -> bool:
+        """Return whether the user gave each of these settings."""
+        return all(setting.name in self._given for setting in settings)
+
     def take(
         self, setting: Setting[T], *, held: T | None = None, default: T | None = None, why: str = ""
     ) -> T:
@@ -219,6 +226,19 @@ def given_value(setting: Setting[T], given: Mapping[str, str]) -> T | None:
         return setting.parse(text)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"--set {setting.name}={text}: {setting.name} is {setting.form}.") from error
+
+
+def hidden_behind(value: object) -> str:
+    """Return one sentence that names the class that hides a value; empty if the value is plain.
+
+    A sequence hides what one of its items hides.
+    """
+    items = value if isinstance(value, (list, tuple)) else (value,)
+    names = [item.kind if isinstance(item, StandIn) else item for item in items]
+    name = next((name for name in names if isinstance(name, Name)), None)
+    if name is None:
+        return ""
+    return f"It is hidden behind {printable(str(name))}, whose code FlowEdge does not run."
 
 
 def stored_clamp(value: object) -> float | None:

@@ -1,14 +1,14 @@
-"""What a checkpoint's pickle may name, and what becomes of it.
+"""What becomes of the names and calls of a checkpoint's pickle.
 
-Two closed lists. Names of the first (`_BUILDERS`) make plain data and tensors with functions of this file. Names of
-the second (`_INERT_MODULES`, `_INERT_NAMES`) become `Name` tokens, and what a file would build from them becomes a
-`StandIn` that remembers how it would have been built. No name is ever imported or looked up. Every other name ends
-the reading.
+Names of `_BUILDERS` make plain data and tensors with functions of this file. All others that `names.may_stand_in`
+allows become `Name` tokens, and what a file would build from them becomes a `StandIn` that remembers how it would have
+been built. No name is ever imported or looked up. Every other name ends the reading.
 """
 
 from __future__ import annotations
 
 import reprlib
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -18,18 +18,8 @@ import torch
 
 from flowedge.errors import UnsafeCheckpointError
 from flowedge.export.checkpoints.budget import MAX_DIMENSIONS, MAX_NAME, above_budget
-
-
-@dataclass(frozen=True, slots=True)
-class Name:
-    """A class or a function that the file names; it is never looked up."""
-
-    module: str
-    qualname: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.qualname}"
-
+from flowedge.export.checkpoints.names import ODD_TENSORS, TYPES, Name, may_stand_in
+from flowedge.text import printable
 
 # How torch.fx pickles a module: the attributes are an argument of this function.
 _TRACED: Final = Name("torch.fx.graph_module", "reduce_graph_module")
@@ -59,7 +49,7 @@ class StandIn:
     @property
     def is_tensor(self) -> bool:
         """Whether the object is a tensor that is not dense and real."""
-        return self.kind in _ODD_TENSORS
+        return self.kind in ODD_TENSORS
 
     @property
     def attributes(self) -> Mapping[str, object]:
@@ -75,96 +65,25 @@ class StandIn:
 Storage: TypeAlias = tuple[torch.dtype, torch.Tensor]
 """Element type and the bytes, ``(n,)`` uint8, of one stored array."""
 
-# Modules whose classes appear in checkpoints of the supported families: only ever as stand-ins.
-_INERT_MODULES: Final = (
-    "FrEIA",
-    "_operator",
-    "anomalib",
-    "argparse",
-    "config",
-    "freia_funcs",
-    "jsonargparse",
-    "lightning",
-    "lightning_fabric",
-    "lightning_utilities",
-    "numpy",
-    "omegaconf",
-    "pathlib",
-    "pytorch_lightning",
-    "timm",
-    "torch.fx",
-    "torch.nn",
-    "torch.optim",
-    "torchmetrics",
-    "torchvision",
-    "typing",
-    "utils",
-)
-# The element type of each class of stored arrays.
-STORED_TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
-    {
-        "DoubleStorage": torch.float64,
-        "FloatStorage": torch.float32,
-        "HalfStorage": torch.float16,
-        "BFloat16Storage": torch.bfloat16,
-        "LongStorage": torch.int64,
-        "IntStorage": torch.int32,
-        "ShortStorage": torch.int16,
-        "CharStorage": torch.int8,
-        "ByteStorage": torch.uint8,
-        "BoolStorage": torch.bool,
-        "ComplexFloatStorage": torch.complex64,
-        "ComplexDoubleStorage": torch.complex128,
-        "UntypedStorage": torch.uint8,
-    }
-)
-_TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
-    {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-)
-# How torch pickles tensors that are not dense and real. They are refused by the names that they have in the file.
-_ODD_TENSORS: Final = frozenset(
-    Name("torch._utils", f"_rebuild_{kind}")
-    for kind in ("sparse_tensor", "qtensor", "nested_tensor", "wrapper_subclass")
-)
-_INERT_NAMES: Final = frozenset(
-    [Name("torch", name) for name in STORED_TYPES]
-    + [Name("torch", name) for name in _TYPES]
-    + [Name("torch.storage", "UntypedStorage"), Name("torch.serialization", "_get_layout"), *_ODD_TENSORS]
-    + [Name("torch", f"per_{kind}") for kind in ("tensor_affine", "tensor_symmetric", "channel_affine")]
-    + [Name("torch", "device"), Name("datetime", "timedelta"), Name("functools", "partial")]
-    + [Name("builtins", n) for n in ("bool", "complex", "float", "int", "object", "range", "slice", "str")]
-    # What a module pickled whole holds: the functions of its permutations, its ranges, the graph of a traced extractor.
-    + [Name("builtins", "xrange"), Name("torch._C._nn", "linear"), Name("torch", "Tensor"), _FUNCTIONS]
-    + [Name("freia_funcs", "OutputNode.dummy")]
-)
-# The look-ups in classes that checkpoints need, beside torch's functions; the answer is again only a name.
-_ATTRIBUTES: Final = frozenset(
-    [(Name("freia_funcs", "OutputNode"), "dummy")]
-    + [
-        (Name("torchvision.transforms.functional", "InterpolationMode"), mode)
-        for mode in ("NEAREST", "NEAREST_EXACT", "BILINEAR", "BICUBIC", "BOX", "HAMMING", "LANCZOS")
-    ]
-)
-_OLD_MODULES: Final[Mapping[str, str]] = MappingProxyType({"__builtin__": "builtins", "copy_reg": "copyreg"})
+_KEY_DEPTH: Final = 3  # tuples in tuples that a key may be made of
 
 
 def allowed_name(module: str, qualname: str) -> Name:
     """The token of a name that a pickle mentions.
 
     Raises:
-        UnsafeCheckpointError: It is on neither list.
+        UnsafeCheckpointError: It is neither a builder's nor one that may stand in for what a file would build.
     """
     if len(module) + len(qualname) > MAX_NAME:
         raise above_budget("characters of a name", len(module) + len(qualname), MAX_NAME)
-    name = Name(_OLD_MODULES.get(module, module), qualname)
-    if name in _BUILDERS or name in _INERT_NAMES:
-        return name
-    inert = any(name.module == root or name.module.startswith(f"{root}.") for root in _INERT_MODULES)
-    if inert and qualname.isidentifier() and all(part.isidentifier() for part in module.split(".")):
+    # Protocols 0 to 2, and so torch.save, write Python 2's names.
+    new = NAME_MAPPING.get((module, qualname), (IMPORT_MAPPING.get(module, module), qualname))
+    name = Name(*new)
+    if name in _BUILDERS or may_stand_in(name):
         return name
     raise UnsafeCheckpointError(
-        f"the checkpoint asks for {name}, which is not on the list of what a checkpoint may name; nothing of it "
-        "was run. Do not trust the file; if you do, load it in its own environment and save the state dict alone."
+        f"the checkpoint asks for {printable(str(name))}, which no detector needs; nothing of it was run. Do not "
+        "trust the file; if you do, load it in its own environment and save the state dict alone."
     )
 
 
@@ -200,15 +119,20 @@ def plain_key(value: object) -> object:
     Raises:
         TypeError: The value is no such key.
     """
-    flat = value if isinstance(value, tuple) else (value,)
-    if len(flat) <= MAX_DIMENSIONS and all(
-        item is None
-        or isinstance(item, (str, bytes, float, Name, StandIn))
-        or (isinstance(item, int) and item.bit_length() <= 64)
-        for item in flat
-    ):
-        return value
+    level = [value]
+    for _ in range(_KEY_DEPTH):
+        level = [item for one in level for item in (one if isinstance(one, (tuple, frozenset)) else (one,))]
+        if len(level) > MAX_DIMENSIONS:
+            break
+        if all(map(_is_plain, level)):
+            return value
     raise TypeError(f"{type(value).__name__} as a key")
+
+
+def _is_plain(item: object) -> bool:
+    if isinstance(item, int):
+        return item.bit_length() <= 64
+    return item is None or isinstance(item, (str, bytes, float, Name, StandIn))
 
 
 def integer(value: object) -> int:
@@ -236,12 +160,16 @@ def _iterable(value: object = ()) -> Iterable[object]:
 
 
 def _attribute(owner: object, attribute: object) -> Name:
-    """A method of an object of the file, or one of the known attributes of a class: as a name, like all others."""
-    if isinstance(attribute, str) and len(attribute) <= MAX_NAME and attribute.isidentifier():
-        if isinstance(owner, StandIn) and len(owner.kind.qualname) <= MAX_NAME:
-            return Name(owner.kind.module, f"{owner.kind.qualname}.{attribute}")
-        if isinstance(owner, Name) and (owner == _FUNCTIONS or (owner, attribute) in _ATTRIBUTES):
-            return Name(owner.module, f"{owner.qualname}.{attribute}")
+    """Return the name of a method of an object, or of a class's member such as an enumeration's, like other names."""
+    kind = owner.kind if isinstance(owner, StandIn) else owner
+    if isinstance(attribute, str) and isinstance(kind, Name) and kind not in _BUILDERS:
+        if len(attribute) + len(kind.qualname) > MAX_NAME:
+            raise above_budget("characters of a name", len(attribute) + len(kind.qualname), MAX_NAME)
+        # A look-up in a module, which begins with a small letter, could lead anywhere.
+        is_class = kind == _FUNCTIONS or kind.qualname.rpartition(".")[2].lstrip("_")[:1].isupper()
+        member = Name(kind.module, f"{kind.qualname}.{attribute}")
+        if (isinstance(owner, StandIn) or is_class) and "." not in attribute and may_stand_in(member):
+            return member
     raise UnsafeCheckpointError(
         f"the checkpoint asks for builtins.getattr({reprlib.repr(owner)}, {reprlib.repr(attribute)}); "
         "nothing of it was run. Do not trust the file."
@@ -281,8 +209,8 @@ def _tensor_of_type(
 ) -> torch.Tensor:
     """Make a tensor over a stored array of bytes, as torch saves the types that are younger than its classes."""
     match storage, dtype:
-        case (torch.dtype(), torch.Tensor() as data), Name(module="torch", qualname=kind) if kind in _TYPES:
-            return _tensor((_TYPES[kind], data), offset, size, stride)
+        case (torch.dtype(), torch.Tensor() as data), Name(module="torch", qualname=kind) if kind in TYPES:
+            return _tensor((TYPES[kind], data), offset, size, stride)
         case _:
             raise TypeError("a tensor without a stored array or a type")
 
@@ -290,7 +218,7 @@ def _tensor_of_type(
 def _tensor_of_class(function: object, _class: object, args: object, *_: object) -> object:
     """Make a tensor of a class of its own as a plain one."""
     if isinstance(function, Name) and isinstance(args, tuple):
-        if function in _ODD_TENSORS:
+        if function in ODD_TENSORS:
             return StandIn(kind=function)
         if function in _TENSORS:
             return _TENSORS[function](*args)
@@ -298,8 +226,8 @@ def _tensor_of_class(function: object, _class: object, args: object, *_: object)
 
 
 def _tensor_without_values(dtype: object, size: object, *_: object) -> torch.Tensor:
-    if isinstance(dtype, Name) and dtype.qualname in _TYPES:
-        return torch.empty(_dimensions(size), dtype=_TYPES[dtype.qualname], device="meta")
+    if isinstance(dtype, Name) and dtype.qualname in TYPES:
+        return torch.empty(_dimensions(size), dtype=TYPES[dtype.qualname], device="meta")
     raise TypeError("a tensor without a type")
 
 

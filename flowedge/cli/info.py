@@ -185,6 +185,8 @@ def _print_checkpoint(checkpoint: Checkpoint) -> None:
             "weights",
             f"{checkpoint.weights}; {printable(checkpoint.other_weights)} holds the others: --set weights={other}",
         )
+    if checkpoint.stand_ins:
+        rows.add_row("code that was not run", printable(", ".join(checkpoint.stand_ins)))
     if checkpoint.source_scale is not None:
         _add_source_scale(rows, checkpoint.source_scale)
     rows.add_row("parameters", f"{sum(array.size for array in checkpoint.tensors.values()) / 1e6:.2f} M")
@@ -203,6 +205,7 @@ def _plain(checkpoint: Checkpoint) -> dict[str, object]:
         "source_scale": checkpoint.source_scale,
         "weights": checkpoint.weights,
         "other_weights": checkpoint.other_weights,
+        "stand_ins": checkpoint.stand_ins,
         "has_backbone_weights": any(name.startswith("backbone.") for name in checkpoint.tensors),
         "parameters": sum(array.size for array in checkpoint.tensors.values()),
         "file": checkpoint.file,

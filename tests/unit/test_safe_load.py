@@ -24,8 +24,9 @@ from flowedge.errors import CheckpointError, UnsafeCheckpointError
 from flowedge.export.checkpoints import safe_load
 from flowedge.export.checkpoints.budget import Budget
 from flowedge.export.checkpoints.inert_pickle import unpickle_inert
+from flowedge.export.checkpoints.names import Name
 from flowedge.export.checkpoints.safe_load import file_sha256, load_untrusted
-from flowedge.export.checkpoints.stand_ins import Name, StandIn, Storage
+from flowedge.export.checkpoints.stand_ins import StandIn, Storage
 from support.checkpoint_files import fake_class, save
 
 
@@ -89,7 +90,18 @@ def hostile_pickles(marker: str) -> dict[str, bytes]:
         "torch.hub.load": name("torch.hub", "load") + text("a/b") + text("c") + b"\x86R",
         "torch.serialization.load": name("torch.serialization", "load") + text(marker) + b"\x85R",
         "torch.load": name("torch", "load") + text(marker) + b"\x85R",
-        "__main__.Model": name("__main__", "Model") + b")\x81",
+        "pip.main": name("pip", "main") + text("install") + b"\x85R",
+        "cloudpickle": name("cloudpickle.cloudpickle", "_make_function") + text("x") + b"\x85R",
+        "numpy's runstring": name("numpy.testing._private.utils", "runstring") + text("x") + b"\x85R",
+        "pickle.loads": name("_pickle", "loads") + text("x") + b"\x85R",
+        "Python 2's commands": name("commands", "getoutput") + command + b"R",
+        "functools.reduce": name("functools", "reduce") + text("x") + b"\x85R",
+        "types.CodeType": name("types", "CodeType") + b")R",
+        "torch.storage._load_from_bytes": name("torch.storage", "_load_from_bytes") + text("x") + b"\x85R",
+        "torch.jit": name("torch.jit.unsupported_tensor_ops", "execWrapper") + text("x") + b"\x85R",
+        "__main__.os.system": name("__main__", "os.system") + command + b"R",
+        "mine.Model.__init__": name("mine", "Model.__init__") + b")R",
+        "mine/os": name("mine/os", "system") + command + b"R",
         "operator.attrgetter": name("operator", "attrgetter") + text("system") + b"\x85R",
         # names that a real unpickler would walk by their dots
         "torchvision.os.system": name("torchvision", "os.system") + command + b"R",
@@ -112,6 +124,16 @@ def hostile_pickles(marker: str) -> dict[str, bytes]:
         # calls of what is no name, and changes of what is one
         "call of a stand-in": name("functools", "partial") + system[:-1] + b"\x93\x85R" + b")R",
         "call of an instance": name("torchvision", "Compose") + b")\x81" + b")R",
+        "call of the user's own instance": name("mine", "Model") + b")\x81" + b")R",
+        "state of the user's own class": name("mine", "Model") + b"}" + text("x") + b"Nsb",
+        "getattr of the user's own module": name("builtins", "getattr")
+        + name("mine", "helpers")
+        + text("system")
+        + b"\x86R",
+        "getattr of the user's own class": name("builtins", "getattr")
+        + name("mine", "Model")
+        + text("__subclasses__")
+        + b"\x86R",
         "call of text": text("print") + b")R",
         "state of a function": name("torch._utils", "_rebuild_tensor_v2") + b"}" + text("__code__") + b"Nsb",
         "state of a class": name("torchvision", "Compose") + b"}" + text("x") + b"Nsb",
