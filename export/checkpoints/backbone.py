@@ -70,10 +70,7 @@ def read_backbone_weights(path: Path) -> Tensors:
     Raises:
         CheckpointError: The file cannot be read, or holds no tensors.
     """
-    if path.suffix == ".safetensors":
-        state = _load_safetensors(path)
-    else:
-        state = dict(contents_of(load_untrusted(path), file=path.name, sha256="").state)
+    state = contents_of(load_untrusted(path), file=path.name, sha256="").state
     if not state:
         raise CheckpointError(
             f"{path} holds no state dict. Give the network's weights as its library saves them."
@@ -142,16 +139,6 @@ def resnet_channels(name: str) -> tuple[int, int, int, int]:
 
 def _user_named_it(checkpoint: Checkpoint) -> bool:
     return any(a.name == "backbone" and a.given for a in checkpoint.assumed)
-
-
-def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}. Copy it again.") from error
 
 
 def _resnet(shapes: Mapping[str, tuple[int, ...]]) -> str | None:

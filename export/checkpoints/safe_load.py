@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.archive import TENSORS_HINT, TensorArchive
 from flowedge.export.checkpoints.budget import MAX_TENSORS, Budget
 from flowedge.export.checkpoints.inert_pickle import unpickle_inert
+from flowedge.export.checkpoints.safetensors_file import HEAD_BYTES, is_safetensors, load_safetensors
 from flowedge.export.checkpoints.stand_ins import Storage
 from flowedge.files import open_regular_file
 from flowedge.text import printable
@@ -32,10 +34,11 @@ _COUNT: Final = struct.Struct("<q")
 
 
 def load_untrusted(path: Path) -> object:
-    """Read a file written by ``torch.save`` without running anything in it.
+    """Read a file written by ``torch.save``, or one of safetensors, without running anything in it.
 
     Args:
-        path: A zip archive of PyTorch 1.6 or later, or a file of the format before it.
+        path: A zip archive of PyTorch 1.6 or later, a file of the format before it, or a safetensors file, whatever
+            its name ends in.
 
     Returns:
         What was saved: plain data, containers, CPU tensors (their memory is mapped from the file, copy on write,
@@ -47,10 +50,15 @@ def load_untrusted(path: Path) -> object:
             message begins with the file's name.
     """
     with _reasons(path), open_regular_file(path) as file:
-        magic = file.read(len(_ZIP_MAGIC))
+        head = file.read(HEAD_BYTES)
+        magic = head[: len(_ZIP_MAGIC)]
         file.seek(0)
         if not magic:
             raise CheckpointError("the file is empty. Copy the checkpoint again.")
+        if magic != _ZIP_MAGIC and (
+            path.suffix == ".safetensors" or is_safetensors(head, os.fstat(file.fileno()).st_size)
+        ):
+            return load_safetensors(path)
         if magic != _ZIP_MAGIC and magic[:1] != _PICKLE_MAGIC:
             raise CheckpointError(
                 f"not a file of torch.save: it begins with {magic!r}. Name the checkpoint that the training wrote."
