@@ -1,0 +1,98 @@
+"""OpenVINO gives the answers of a quantised graph as ONNX defines it, also where a Concat joins quantised tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from flowedge.runtime.engine import ENGINES
+from flowedge.runtime.engines.openvino import probe
+
+CHANNELS, HEIGHT, WIDTH = 8, 4, 6
+STEPS = (4.0, 0.5, 0.03)
+# Where a graph quantises what a convolution reads: "x" is the image, and "read" is the convolution's input.
+PLACES = {
+    "alone": ("Quantise x read",),
+    "behind a concat": ("Gather x a", "Gather x b", "Concat a,b c", "Quantise c read"),
+    "in front of a concat": (
+        "Gather x a",
+        "Gather x b",
+        "Quantise a qa",
+        "Quantise b qb",
+        "Concat qa,qb read",
+    ),
+    "behind a concat and a ReLU": (
+        "Gather x a",
+        "Gather x b",
+        "Concat a,b c",
+        "Relu c r",
+        "Quantise r read",
+    ),
+    "for two readers": ("Gather x a", "Gather x b", "Concat a,b c", "Quantise c q", "Neg q n", "Neg n read"),
+}
+# A signed type without and with a zero, and an unsigned one, as the two layouts have and others may.
+ZEROS = {"signed": np.int8(0), "signed with a zero": np.int8(-9), "unsigned": np.uint8(101)}
+
+
+def quantised_graph(place: str, zero: np.int8 | np.uint8, step: float) -> bytes:
+    """A convolution of ``(1, 8, 4, 6)`` to the same shape that reads quantised values, weights as int8."""
+    rng = np.random.default_rng(3)
+    weights = np.rint(rng.normal(0, 30, (CHANNELS, CHANNELS, 1, 1))).clip(-127, 127).astype(np.int8)
+    constants = {
+        "step": np.float32(step),
+        "zero": zero,
+        "weights.q": weights,
+        "weights.step": rng.uniform(0.001, 0.01, CHANNELS).astype(np.float32),
+        "weights.zero": np.zeros(CHANNELS, np.int8),
+        "bias": rng.normal(0, step, CHANNELS).astype(np.float32),
+        "a.channels": np.array([6, 0, 3]),
+        "b.channels": np.array([1, 7, 2, 4, 5]),
+    }
+    nodes: list[NodeProto] = []
+    for line in PLACES[place]:
+        kind, source, target = line.split()
+        if kind == "Quantise":
+            nodes.append(helper.make_node("QuantizeLinear", [source, "step", "zero"], [f"{target}.q"]))
+            nodes.append(helper.make_node("DequantizeLinear", [f"{target}.q", "step", "zero"], [target]))
+        elif kind == "Gather":
+            nodes.append(helper.make_node(kind, [source, f"{target}.channels"], [target], axis=1))
+        elif kind == "Concat":
+            nodes.append(helper.make_node(kind, source.split(","), [target], axis=1))
+        else:
+            nodes.append(helper.make_node(kind, [source], [target]))
+    nodes.append(
+        helper.make_node(
+            "DequantizeLinear", ["weights.q", "weights.step", "weights.zero"], ["weights"], axis=0
+        )
+    )
+    nodes.append(helper.make_node("Conv", ["read", "weights", "bias"], ["answer"]))
+    shape = [1, CHANNELS, HEIGHT, WIDTH]
+    graph = helper.make_graph(
+        nodes,
+        "quantised",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def image(step: float) -> NDArray[np.float32]:
+    """Values of -140 to 140 steps, so that some of them are clipped, none next to the edge between two steps."""
+    rng = np.random.default_rng(8)
+    whole = rng.integers(-140, 141, (1, CHANNELS, HEIGHT, WIDTH))
+    return ((whole + rng.uniform(-0.3, 0.3, whole.shape)) * step).astype(np.float32)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("zero", ZEROS)
+@pytest.mark.parametrize("place", PLACES)
+def test_quantised_values_reach_a_convolution_unchanged(place: str, zero: str, step: float) -> None:
+    graph, x = quantised_graph(place, ZEROS[zero], step), image(step)
+    (expected,) = ReferenceEvaluator(graph).run(None, {"x": x})
+    found = probe(ENGINES["openvino"], graph, x)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
