@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from dataclasses import dataclass
@@ -130,6 +131,17 @@ def overflows_in_eight_bits(root: Path = Path("/")) -> bool:
     """
     safe = {"avx_vnni", "avx512_vnni", "amx_int8"}
     return platform.machine() in ("x86_64", "AMD64") and safe.isdisjoint(cpu_extensions(root))
+
+
+def system_name() -> str:
+    """Return the system, its release, its processor's kind and its C library, such as Linux-6.1-aarch64-glibc2.35.
+
+    Python's ``platform.platform`` starts a program for it.
+    """
+    system = os.uname()
+    library = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else None
+    parts = [system.sysname, system.release, system.machine, (library or "").replace(" ", "")]
+    return "-".join(part for part in parts if part)
 
 
 def find_memory(root: Path = Path("/")) -> Memory | None:

@@ -24,6 +24,7 @@ def command(json: Json = False) -> None:
         find_jetson,
         find_memory,
         find_nvidia_driver,
+        system_name,
     )
 
     engines = available_engines()
@@ -34,7 +35,7 @@ def command(json: Json = False) -> None:
     machine = {
         "flowedge": __version__,
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": system_name(),
         "cpu": cpu_name(),
         "cpu_extensions": cpu_extensions(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 import threading
 import time
 from pathlib import Path
 from typing import Final
 
+from flowedge.children import clean_environment, find_program
 from flowedge.runtime.bench.report import Machine
-from flowedge.runtime.machine import cpu_name
+from flowedge.runtime.machine import cpu_name, system_name
 
 _SYS: Final = Path("/sys")
 _SAMPLE_SECONDS: Final = 0.05
@@ -25,7 +25,7 @@ def machine_facts() -> Machine:
         cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
-        platform=platform.platform(),
+        platform=system_name(),
         python=platform.python_version(),
     )
 
@@ -84,11 +84,13 @@ class EnergyMeter:
 
 def device_memory_mb(pid: int) -> float | None:
     """Memory of a process on NVIDIA's GPUs, 10^6 bytes; None without the driver's tool or without such memory."""
-    tool = shutil.which("nvidia-smi")
+    tool = find_program("nvidia-smi")
     if tool is None:
         return None
     query = [tool, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(
+        query, capture_output=True, text=True, check=False, timeout=30, env=clean_environment()
+    )
     used = [line.split(",")[1] for line in done.stdout.splitlines() if line.startswith(f"{pid},")]
     found = [float(mib) for mib in used if mib.strip().isdigit()]
     return sum(found) * 1.048576 if found else None

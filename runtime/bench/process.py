@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import tempfile
 import time
 from types import TracebackType
@@ -12,6 +10,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from flowedge.children import clean_environment, python_command
 from flowedge.errors import EngineUnavailableError
 from flowedge.runtime.bench.protocol import Command, Job, Problem, Started
 
@@ -29,12 +28,12 @@ class Worker:
             EngineUnavailableError: It cannot load or run what the job names, or it ended.
         """
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
-        environment = dict(os.environ)
+        environment = clean_environment()
         if job.threads is not None:  # for the libraries that ask nobody
             environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads))
         start = time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE],
+            python_command(_MODULE),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
