@@ -16,9 +16,10 @@ from flowedge.export.checkpoints.backbone import (
 )
 from flowedge.export.checkpoints.blocks import level_widths, sequence_tensors, take_clamp_variant
 from flowedge.export.checkpoints.contents import Contents, arrays_of, state_in
+from flowedge.export.checkpoints.network_names import take_backbone
 from flowedge.export.checkpoints.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Triple, fixed_pipeline
 from flowedge.export.checkpoints.record import Checkpoint
-from flowedge.export.checkpoints.settings import BACKBONE, CLAMP, LAYERS, PADDING, TOP_PIXELS, Choices
+from flowedge.export.checkpoints.settings import CLAMP, LAYERS, PADDING, TOP_PIXELS, Choices
 
 # …DATASET_ENCODER_DECODER_plL_cbK_inpS_runN_CLASS….pt
 _FILE_NAME: Final = re.compile(
@@ -53,11 +54,12 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
     backbone = backbone_tensors(encoder)
     flow = sequence_tensors(_levels(contents.get("decoder_state_dict")), "cflow")
     recognised, naming = recognise_backbone(arrays_of(encoder))
-    name = choices.take(
-        BACKBONE,
-        held=recognised or (in_name["encoder"] if in_name else None),
+    full_name = take_backbone(
+        choices,
+        stored=recognised or (in_name["encoder"] if in_name else None),
         why="Its encoder's tensors are of no known network.",
     )
+    name = full_name.partition(".")[0]
     widths = level_widths(flow)
     choices.take(LAYERS, held=_layers(name, encoder, widths), why=f"Its levels have {widths} channels.")
     choices.take(PADDING, held="reflect" if "layer1.0.conv1.weight" in encoder else "zeros")
@@ -66,7 +68,7 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
     take_clamp_variant(choices, flow)
     mean, std = _statistics(name, in_name["dataset"] if in_name else "mvtec")
     size = (int(in_name["side"]), int(in_name["side"])) if in_name else None
-    of_timm = _size_of_timm(name)
+    of_timm = _size_of_timm(full_name)
     preprocessing = fixed_pipeline(
         choices,
         size=size if of_timm is None else None,
@@ -137,8 +139,7 @@ def _size_of_timm(name: str) -> tuple[int, int] | None:
         return None
     import timm  # takes seconds, which nothing else that is read needs
 
-    # Names of older versions of timm end in the weights' tag, as in tf_efficientnet_b5_ns.
-    found = timm.get_pretrained_cfg(name) or timm.get_pretrained_cfg(name.rpartition("_")[0])
+    found = timm.get_pretrained_cfg(name)
     return None if found is None else (found.input_size[1], found.input_size[2])
 
 

@@ -17,19 +17,16 @@ from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.backbone import (
     TRANSFORMERS,
     recognise_backbone,
-    resnet_channels,
     without_prefix,
 )
 from flowedge.export.checkpoints.blocks import level_tensors, level_widths, sequence_tensors
 from flowedge.export.checkpoints.contents import State, arrays_of
+from flowedge.export.checkpoints.layers import take_layers
+from flowedge.export.checkpoints.network_names import take_backbone
 from flowedge.export.checkpoints.record import Array, BackboneNaming
 from flowedge.export.checkpoints.settings import (
-    BACKBONE,
-    LAYERS,
     PADDING,
     Choices,
-    hidden_behind,
-    network_name,
 )
 
 _CSFLOW_NETS: Final[Mapping[str, str]] = {
@@ -158,38 +155,19 @@ def take_network(choices: Choices, model: FamilyTensors, hyper: Mapping[str, obj
         CheckpointError: Nobody knows one of them, the layers are not as many as the flow's levels, or the features
             of FastFlow and U-Flow are not normalised as that extractor's are.
     """
-    stored = hyper.get("backbone")
-    if isinstance(stored, str):
-        try:
-            network_name(stored)
-        except ValueError as error:
-            raise CheckpointError(
-                f"the checkpoint names the network {stored!r:.80}, which is no plain name. Do not trust the file."
-            ) from error
     only = "efficientnet_b5" if choices.family == "csflow" else None  # there is no CS-Flow on another
-    name = choices.take(
-        BACKBONE,
-        held=stored if isinstance(stored, str) else model.backbone or only,
-        why=hidden_behind(stored) or "Its extractor's tensors are of no network that is known by its shapes.",
-    )
+    name = take_backbone(
+        choices,
+        stored=hyper.get("backbone"),
+        default=model.backbone or only,
+        why="Its extractor's tensors are of no network that is known by its shapes.",
+    ).partition(".")[0]
     if choices.family in ("fastflow", "uflow"):
         _check_norms(model.tensors, name)
     if choices.family != "cflow":
         return
     choices.take(PADDING, held="zeros")
-    layers = hyper.get("layers")
-    widths = level_widths(model.tensors)
-    hidden = hidden_behind(layers)
-    held = (
-        tuple(map(str, layers))
-        if isinstance(layers, (list, tuple)) and not hidden
-        else _resnet_layers(model, widths)
-    )
-    taken = choices.take(LAYERS, held=held, why=hidden or f"The levels have {widths} channels on {name}.")
-    if len(taken) != len(widths):
-        raise CheckpointError(
-            f"the layers {', '.join(taken)} are {len(taken)}, and the flow has {len(widths)} levels."
-        )
+    take_layers(choices, hyper.get("layers"), network=name, widths=level_widths(model.tensors))
 
 
 def check_input_size(choices: Choices, from_shapes: tuple[int, int] | None) -> None:
@@ -359,13 +337,3 @@ def _expect(block: Mapping[str, Array], name: str, shape: tuple[int, ...]) -> No
     bias = name.removesuffix("weight") + "bias"
     if block[bias].shape != shape[:1]:
         raise CheckpointError(f"{bias} has shape {block[bias].shape}, expected {shape[:1]}.")
-
-
-def _resnet_layers(model: FamilyTensors, widths: tuple[int, ...]) -> tuple[str, ...] | None:
-    """Layers with the levels' channels, where the network is a ResNet."""
-    if model.backbone is None or not model.backbone.startswith(("resnet", "wide_resnet", "resnext")):
-        return None
-    channels = resnet_channels(model.backbone)
-    if not set(widths) <= set(channels):
-        return None
-    return tuple(f"layer{channels.index(width) + 1}" for width in widths)

@@ -15,6 +15,7 @@ from flowedge.export.checkpoints.blocks import (
     take_clamp_variant,
 )
 from flowedge.export.checkpoints.contents import Contents, arrays_of, state_in
+from flowedge.export.checkpoints.network_names import current_name
 from flowedge.export.checkpoints.preprocessing import fixed_pipeline
 from flowedge.export.checkpoints.record import Array, Checkpoint
 from flowedge.export.checkpoints.settings import BACKBONE, CLAMP, PADDING, POOL_TYPE, TOP_K, Choices
@@ -39,7 +40,10 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
     flow = sequence_tensors([state_in(flow) for flow in flows] if isinstance(flows, list) else [], "msflow")
     widths = level_widths(flow)
     fusion = _fusion(contents, widths)
-    choices.take(BACKBONE, default=_extractor(widths), why=f"The ResNet whose layers have {widths} channels.")
+    name = choices.take(
+        BACKBONE, default=_extractor(widths), why=f"The ResNet whose layers have {widths} channels."
+    )
+    choices.values[BACKBONE.name] = current_name(name).partition(".")[0]
     choices.take(PADDING, held="reflect")
     choices.take(CLAMP, default=1.9, why=_UNSTORED)
     # Only FrEIA before 2023-08-18 runs MSFlow at all: later ones refuse the shapes it declares.

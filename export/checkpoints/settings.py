@@ -21,6 +21,12 @@ from flowedge.export.checkpoints.stand_ins import StandIn
 from flowedge.manifest import Assumed, Family, ResizeMethod, Scalar
 from flowedge.text import printable
 
+# The hub's place of timm's own models, or torchvision's module; the name; the tag of the weights, or an enumeration's.
+_NETWORK_NAME: Final = re.compile(
+    r"(?:(?:(?:hf[-_]hub:)?timm/)|(?:torchvision[./](?:models[./])?(?:[a-z]+\.)?))?"
+    r"(?P<name>[A-Za-z0-9_]+?)"
+    r"(?:(?P<enum>_Weights(?:\.[A-Za-z0-9_]+)?)|(?P<tag>\.[A-Za-z0-9_-]+)?)(?:@[A-Za-z0-9_.-]+)?"
+)
 T = TypeVar("T")
 Weights: TypeAlias = Literal["trained", "ema"]
 
@@ -90,14 +96,19 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def network_name(text: str) -> str:
-    """A network's name, which is never a path, an address or a hub's prefix: libraries would fetch from those.
+    """Return the plain name of a network without what libraries put before and behind it, in small letters.
+
+    A tag of the weights stays behind a dot. A name is never a path, an address or another owner's model on a hub:
+    libraries would fetch from those.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: The text is something else.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?", text):
+    match = _NETWORK_NAME.fullmatch(text.strip())
+    if match is None:
         raise ValueError(text)
-    return text
+    name = match["name"].lower()
+    return name if match["enum"] else f"{name}{match['tag'] or ''}"
 
 
 def _flag(text: str) -> bool:
