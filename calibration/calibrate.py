@@ -40,9 +40,9 @@ from flowedge.manifest import FixedReference, GraphFile, Manifest, NfaThreshold,
 from flowedge.onnx_constants import write_constants
 from flowedge.runtime.aggregate import aggregate, largest_sums
 from flowedge.runtime.detector import Detector, Result
-from flowedge.runtime.engine import open_engine
 from flowedge.runtime.images import read_image
 from flowedge.runtime.nfa import check_form
+from flowedge.runtime.opening import open_engine
 from flowedge.runtime.verify import AGGREGATION_LIMIT
 
 

@@ -15,11 +15,11 @@ from flowedge.export.pipeline import ExportOptions, ReadModel, read_model
 from flowedge.export.reference.answers import reference_answers
 from flowedge.manifest import level_outputs
 from flowedge.runtime.aggregate import aggregate
-from flowedge.runtime.engine import open_engine
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.images import read_image
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import read_selftest
+from flowedge.runtime.unproven import open_unproven
 from flowedge.runtime.verify import (
     PARITY_LIMITS,
     Check,
@@ -65,7 +65,7 @@ def compare_with_checkpoint(
     outputs = level_outputs(manifest.levels, manifest.nfa)
     worst = {name: Worst() for name in (*outputs, *_FINALS)}
     count = 0
-    session = open_engine(engine, bundle, precision, threads=threads)
+    session = open_unproven(engine, bundle, precision, threads=threads)
     try:
         for frame in frames:  # one at a time: there may be more than fit into memory
             network_input = graph_input([frame])  # refuses a frame that the network cannot take

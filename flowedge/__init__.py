@@ -43,13 +43,14 @@ def load(
         BundleError: The bundle cannot be trusted, or has no graph of this precision; or it holds no
             scale of its source, or was calibrated to another.
         EngineUnavailableError: The engine cannot run on this machine; the message says what to install or to build.
+        EngineWrongError: The engine's answers to the bundle's self-test are wrong on this machine.
         EngineCacheError: ``build``, and the engine cache cannot be written.
         TypeError: ``threads`` is not a whole number.
         ValueError: ``threads`` is below 1.
     """
     from flowedge.bundle import open_bundle
-    from flowedge.runtime.building import open_or_build
     from flowedge.runtime.detector import Detector
+    from flowedge.runtime.opening import open_or_build
 
     bundle = open_bundle(path)
     session = open_or_build(engine, bundle, precision, threads=threads, build=build)

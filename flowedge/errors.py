@@ -9,9 +9,11 @@ FlowEdgeError
 ├── DataError                 a folder of images is not what the command needs
 ├── CalibrationError          a constant or a threshold cannot be fitted on the given images
 ├── PrecisionError            a graph of lower precision cannot pass its gate
+├── ProcessError              a detector was taken into another process
 ├── EngineCacheError          the cache of compiled engines cannot be used
 └── EngineUnavailableError    the requested engine cannot run on this machine
-    └── EngineNotBuiltError   it must be compiled for this machine first
+    ├── EngineNotBuiltError   it must be compiled for this machine first
+    └── EngineWrongError      it computes the graph wrongly on this machine
 
 A wrong argument of a Python call is a ``ValueError`` or a ``TypeError``; a bug of ours is an
 ``AssertionError``. The command line prints a ``FlowEdgeError`` on one line and ends with status 2.
@@ -56,6 +58,10 @@ class PrecisionError(FlowEdgeError):
     """A graph of lower precision cannot pass its gate, and was not written."""
 
 
+class ProcessError(FlowEdgeError, TypeError):
+    """A detector was pickled, copied, or used after a fork; Python's own word for the first two is a `TypeError`."""
+
+
 class EngineCacheError(FlowEdgeError):
     """The cache of compiled engines cannot be used."""
 
@@ -66,3 +72,7 @@ class EngineUnavailableError(FlowEdgeError):
 
 class EngineNotBuiltError(EngineUnavailableError):
     """The engine must be compiled for this machine first."""
+
+
+class EngineWrongError(EngineUnavailableError):
+    """The engine's answers to the bundle's self-test are wrong on this machine."""

@@ -9,8 +9,8 @@ from flowedge.runtime.engine import (
     EngineSpec,
     EngineStatus,
     available_engines,
-    open_engine,
 )
+from flowedge.runtime.opening import open_engine
 from flowedge.runtime.preprocess import Preprocessor
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,20 +13,20 @@ import numpy as np
 
 from flowedge.bundle import Bundle
 from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
-from flowedge.runtime.bench.subjects import window_of
 from flowedge.runtime.engine import (
     Engine,
     choosable_engines,
     engine_module,
     engine_spec,
     library_version,
-    open_engine,
 )
 from flowedge.runtime.engine_cache import engine_cache, graph_hash
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.machine import cpu_name, find_nvidia_driver
+from flowedge.runtime.proof import prove
 from flowedge.runtime.selftest import read_selftest
-from flowedge.runtime.verify import replay_selftest
+from flowedge.runtime.timing import window_of
+from flowedge.runtime.unproven import open_unproven
 
 _WARM_UP_S: Final = 0.3
 _MEASURED_S: Final = 1.0
@@ -68,7 +69,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fastest_precision(bundle: Bundle, engine: str | None = None, *, threads: int | None = None) -> Choice:
-    """Replay each graph's self-test and time it on one image; what was once chosen here is remembered.
+    """Choose the fastest graph that is right here: a choice that was once made is remembered.
 
     The choice belongs to the graphs, the engines and their versions, what is built for them, the device and the
     number of threads. A typed graph that was made on images has passed its gate; here it must pass its self-test as
@@ -77,20 +78,34 @@ def fastest_precision(bundle: Bundle, engine: str | None = None, *, threads: int
     Args:
         bundle: A verified bundle.
         engine: A name of ``ENGINES``; None compares all that are chosen by themselves and open a graph.
-        threads: CPU threads of one inference.
+        threads: The number of CPU threads of one inference.
 
     Raises:
         EngineUnavailableError: The engine is not there, or no graph of the bundle is right on any.
         EngineCacheError: ``FLOWEDGE_CACHE_SIZE`` is not a size.
     """
-    if engine is None:
-        engines = [spec.name for spec in choosable_engines()]
-    else:
-        engine_module(engine_spec(engine))  # says what to install where it is not there
-        engines = [engine]
-    cache, name = engine_cache(), _name_of(bundle, engines, threads)
-    with contextlib.suppress(msgspec.MsgspecError):  # not there, or damaged
-        return msgspec.json.decode(cache.read_extra(name), type=Choice)
+    engines = _compared(engine)
+    content = engine_cache().read_extra(_name_of(bundle, engines, threads))
+    with contextlib.suppress(msgspec.MsgspecError):  # the record is not there, or is damaged
+        choice = msgspec.json.decode(content, type=Choice)
+        if _is_possible(choice, bundle, engines):
+            return choice
+    return choose_anew(bundle, engine, threads=threads)
+
+
+def choose_anew(bundle: Bundle, engine: str | None = None, *, threads: int | None = None) -> Choice:
+    """Replay each graph's self-test, time it on one image, and remember the choice in place of an older one.
+
+    Args:
+        bundle: A verified bundle.
+        engine: A name of ``ENGINES``; None compares all that are chosen by themselves and open a graph.
+        threads: The number of CPU threads of one inference.
+
+    Raises:
+        EngineUnavailableError: The engine is not there, or no graph of the bundle is right on any.
+        EngineCacheError: ``FLOWEDGE_CACHE_SIZE`` is not a size.
+    """
+    engines = _compared(engine)
     measured: list[Measured] = []
     not_built: list[str] = []
     closed: list[str] = []
@@ -100,14 +115,16 @@ def fastest_precision(bundle: Bundle, engine: str | None = None, *, threads: int
         problems: list[Exception] = []
         for each in graphs:
             try:
-                session = open_engine(one, bundle, each, threads=threads)
+                session = open_unproven(one, bundle, each, threads=threads)
             except (EngineUnavailableError, BundleError) as error:
-                found.append(_out_of_the_question(one, each, str(error)))
+                found.append(_out_of_the_question(one, each, error))
                 problems.append(error)
             else:
-                found.append(_measure(bundle, session))
+                found.append(_measure(bundle, session, threads))
         if engine is None and len(problems) == len(graphs):  # nobody asked for it, and it runs nothing
-            (not_built if isinstance(problems[0], EngineNotBuiltError) else closed).append(str(problems[0]))
+            (not_built if isinstance(problems[0], EngineNotBuiltError) else closed).append(
+                _in_one_line(problems[0])
+            )
         else:
             measured += found
     right = [(one.median_ms, one.precision, one.engine) for one in measured if one.median_ms is not None]
@@ -122,8 +139,40 @@ def fastest_precision(bundle: Bundle, engine: str | None = None, *, threads: int
         )
     _, precision, fastest = min(right)
     choice = Choice(precision=precision, engine=fastest, measured=tuple(measured), not_built=tuple(not_built))
-    cache.write_extra(name, msgspec.json.encode(choice))
+    engine_cache().write_extra(_name_of(bundle, engines, threads), msgspec.json.encode(choice))
     return choice
+
+
+def _compared(engine: str | None) -> list[str]:
+    """Name the engines to compare: the one asked for, or all that are chosen by themselves.
+
+    Raises:
+        EngineUnavailableError: The engine asked for is unknown or not installed.
+    """
+    if engine is None:
+        return [spec.name for spec in choosable_engines()]
+    engine_module(engine_spec(engine))  # says what to install where it is not there
+    return [engine]
+
+
+def _is_possible(choice: Choice, bundle: Bundle, engines: Sequence[str]) -> bool:
+    """Tell whether a remembered choice can have been made here: the cache may hold anything.
+
+    Each graph that the record names must be one that is compared, the chosen one must be among those that were right,
+    and its sentences must be of printable characters, since they are shown.
+    """
+    compared = {(engine, precision) for engine in engines for precision in precisions_on(bundle, engine)}
+    right = {
+        (one.engine, one.precision)
+        for one in choice.measured
+        if one.median_ms is not None and math.isfinite(one.median_ms) and one.median_ms >= 0
+    }
+    sentences = (*choice.not_built, *(one.problem for one in choice.measured))
+    return (
+        (choice.engine, choice.precision) in right
+        and {(one.engine, one.precision) for one in choice.measured} <= compared
+        and all(sentence.isprintable() for sentence in sentences)
+    )
 
 
 def precisions_on(bundle: Bundle, engine: str) -> tuple[str, ...]:
@@ -133,32 +182,35 @@ def precisions_on(bundle: Bundle, engine: str) -> tuple[str, ...]:
     return tuple(graph.precision for graph in bundle.manifest.graphs if graph.precision not in other)
 
 
-def _measure(bundle: Bundle, session: Engine) -> Measured:
-    """Replay the self-test, take the time where it is right, and close the session."""
+def _measure(bundle: Bundle, session: Engine, threads: int | None) -> Measured:
+    """Let a session prove itself, take the time where it is right, and close it."""
     engine, precision = session.name, session.precision
     try:
-        failed = [check.name for check in replay_selftest(bundle, session) if not check.passed]
-        if failed:
-            return _out_of_the_question(engine, precision, f"not right: {', '.join(failed)}")
+        prove(bundle, session, threads=threads)
         return Measured(engine=engine, precision=precision, median_ms=_median_ms(bundle, session), problem="")
     except EngineUnavailableError as error:
-        return _out_of_the_question(engine, precision, str(error))
+        return _out_of_the_question(engine, precision, error)
     finally:
         session.close()
 
 
-def _out_of_the_question(engine: str, precision: str, problem: str) -> Measured:
-    return Measured(engine=engine, precision=precision, median_ms=None, problem=problem)
+def _out_of_the_question(engine: str, precision: str, problem: Exception) -> Measured:
+    return Measured(engine=engine, precision=precision, median_ms=None, problem=_in_one_line(problem))
+
+
+def _in_one_line(problem: Exception) -> str:
+    """Give a message in printable characters and without line breaks."""
+    return " ".join("".join(one if one.isprintable() else " " for one in str(problem)).split())
 
 
 def _median_ms(bundle: Bundle, session: Engine) -> float:
     image = GraphInput(bundle.manifest)(read_selftest(bundle).frames[:1])
     window_of(lambda: session.infer(image), _WARM_UP_S)
-    return float(np.median(window_of(lambda: session.infer(image), _MEASURED_S).ms))
+    return float(np.median(window_of(lambda: session.infer(image), _MEASURED_S)))
 
 
 def _name_of(bundle: Bundle, engines: Sequence[str], threads: int | None) -> str:
-    """Of a choice in the cache."""
+    """Name the record of a choice in the cache."""
     digest = hashlib.sha256()
     parts = [cpu_name(), *find_nvidia_driver().names, str(threads)]
     for engine in engines:

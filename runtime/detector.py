@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
-from typing import Literal, TypeAlias
+from typing import Literal, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
-from flowedge.errors import BundleError, EngineUnavailableError
+from flowedge.errors import BundleError, EngineUnavailableError, ProcessError
 from flowedge.geometry import map_to_frame
 from flowedge.manifest import NfaThreshold, Preprocessing, SourceScale, Threshold
 from flowedge.runtime.engine import Engine
+from flowedge.runtime.forks import keep_in_children
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.nfa import (
     NotInspectedError,
@@ -129,7 +131,15 @@ class Result:
 
 
 class Detector:
-    """One graph of a bundle on one engine; closes the engine when it is closed."""
+    """One graph of a bundle on one engine.
+
+    Threads may share a detector, for instance one thread a camera: each call gets the answer to its own frames, and a
+    frame waits where the engine is busy. Closing a detector closes its engine. A call that has begun ends with its
+    answer, and a later call with an error.
+
+    A detector belongs to the process that loaded it: it cannot be pickled or copied, and refuses to inspect after a
+    fork. Each process loads the bundle itself.
+    """
 
     def __init__(self, bundle: Bundle, engine: Engine, precision: str, *, source_scale: bool = False) -> None:
         """Decide with the thresholds of this precision, or with the source's.
@@ -155,6 +165,8 @@ class Detector:
             self.thresholds = source_thresholds(self._scale)
         self._input = GraphInput(bundle.manifest)
         self._is_closed = False
+        self._process = os.getpid()
+        keep_in_children(engine)
         if self.thresholds.nfa is not None:
             check_form(bundle.manifest, self.thresholds.nfa.form)
             if self.thresholds.nfa.form == "tree":
@@ -169,6 +181,7 @@ class Detector:
         Raises:
             ImageError: The frame is of another type or shape, or does not become the graph's input.
             EngineUnavailableError: The device stopped, or the detector was closed.
+            ProcessError: The process was forked after the detector was loaded.
         """
         (result,) = self.detect_batch([frame])
         return result
@@ -186,17 +199,23 @@ class Detector:
             ImageError: As for one frame.
             EngineUnavailableError: The device stopped, for instance because the batch does not fit its memory, or the
                 detector was closed.
+            ProcessError: The process was forked after the detector was loaded.
         """
+        if os.getpid() != self._process:
+            raise self._not_here("cannot be used after a fork: its threads stayed in the other process")
         if self._is_closed:
-            raise EngineUnavailableError(
-                "this detector was closed. Load the bundle again, and close it after the last frame."
-            )
+            raise self._closed()
         if len(frames) == 0:
             return []
         start = time.perf_counter()
         image = self._input(frames)
         preprocessed = time.perf_counter()
-        outputs = self.engine.infer(image)
+        try:
+            outputs = self.engine.infer(image)
+        except ValueError as error:
+            if not self._is_closed:
+                raise
+            raise self._closed() from error  # by another thread, since the check above
         inferred = time.perf_counter()
         log_nfas = [self._log_nfa(outputs, index) for index in range(len(frames))]
         scores, maps, verdicts = self._decide(outputs["score"], outputs["anomaly_map"], log_nfas)
@@ -231,7 +250,16 @@ class Detector:
     def close(self) -> None:
         """Give the engine's memory back; the detector cannot be used after it."""
         self._is_closed = True
-        self.engine.close()
+        if os.getpid() == self._process:
+            self.engine.close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse to be pickled or copied.
+
+        Raises:
+            ProcessError: A detector is always refused.
+        """
+        raise self._not_here("can be neither pickled nor copied: its engine belongs to this process")
 
     def __enter__(self) -> Detector:
         return self
@@ -240,6 +268,16 @@ class Detector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _closed(self) -> EngineUnavailableError:
+        return EngineUnavailableError(
+            "this detector was closed. Load the bundle again, and close it after the last frame."
+        )
+
+    def _not_here(self, reason: str) -> ProcessError:
+        return ProcessError(
+            f"a detector {reason}. Load the bundle again in each process: flowedge.load({str(self.bundle.path)!r})"
+        )
 
     def _decide(
         self,

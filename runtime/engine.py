@@ -1,4 +1,4 @@
-"""What an engine is, which ones there are, and opening one.
+"""The engines: what each one is, which ones there are, and what the file of one must hold.
 
 ``ENGINES`` is the only list: the default, the error messages and ``flowedge doctor`` are read from it. An
 engine's file imports its library plainly at the top, and is itself imported only when it is opened.
@@ -10,39 +10,40 @@ import contextlib
 import importlib
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
-from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
-from flowedge.manifest import Manifest, level_outputs
+from flowedge.errors import EngineUnavailableError
+from flowedge.runtime.engine_cache import CachedFile, EngineCache
 from flowedge.runtime.machine import find_jetson
-
-if TYPE_CHECKING:
-    from flowedge.runtime.building import Building, Built
 
 
 class Engine(Protocol):
-    """A graph, loaded on a device. Only computes: whoever calls it has checked the image.
+    """A graph, loaded on a device. An engine only computes: its caller has checked the image.
+
+    Threads may share an engine. Each call gets the answers to its own image, and `close` waits for no call: a call that
+    has begun ends with its answers, and a later one with an error.
 
     Attributes:
-        name: Its name in ``ENGINES``.
-        reason: Why this one computes: it was named, or what stood in the way of those before it.
-        precision: Which of the bundle's graphs it has loaded.
+        name: The engine's name in ``ENGINES``.
+        reason: Why this engine computes: somebody named it, or the engines before it could not.
+        precision: The precision of the loaded graph.
         output_names: The names of the graph's outputs, in the graph's order.
+        batches: The smallest and the largest number of images of a run; None where every number runs.
     """
 
     name: str
     reason: str
     precision: str
     output_names: tuple[str, ...]
+    batches: tuple[int, int] | None
 
     def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Run the graph once.
@@ -59,6 +60,7 @@ class Engine(Protocol):
 
         Raises:
             EngineUnavailableError: The device stopped, for instance for lack of memory.
+            ValueError: The engine was closed.
         """
         ...
 
@@ -110,6 +112,61 @@ class Opening:
     def graph(self) -> Path:
         """The graph's file."""
         return self.bundle.graph_path(self.precision)
+
+
+DEFAULT_BATCHES: Final = (1, 1, 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """The wishes that a user may have of a builder.
+
+    Attributes:
+        batches: The smallest, usual and largest number of images of a run; equal numbers fix it.
+        dla: Run every layer of the backbone that fits on a Jetson's deep learning accelerator.
+        capabilities: The compute capabilities, such as 8.9, that TensorRT for RTX builds for. An empty tuple builds for
+            every capability from Ampere on.
+    """
+
+    batches: tuple[int, int, int] = DEFAULT_BATCHES
+    dla: bool = False
+    capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Building:
+    """The order to build one engine.
+
+    Attributes:
+        opening: The graph and the engine.
+        options: The user's wishes.
+        cache: The cache that the built engine goes to.
+        say: A function that is told in sentences of what happens.
+        on_progress: A function that is told of the progress: the phase by its own name, the steps done, all steps.
+    """
+
+    opening: Opening
+    options: BuildOptions
+    cache: EngineCache
+    say: Callable[[str], None]
+    on_progress: Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """An engine in the cache.
+
+    Attributes:
+        file: The engine's file, with the facts that it was built from.
+        was_built: True where it was built just now, False where the cache had it.
+        seconds: The time that building took.
+        notes: Sentences about the engine, such as which layers do not run on the accelerator.
+    """
+
+    file: CachedFile
+    was_built: bool
+    seconds: float
+    notes: tuple[str, ...] = ()
 
 
 class EngineModule(Protocol):
@@ -208,73 +265,6 @@ AUTO: Final = "auto"
 """In place of a precision: the fastest graph that is right here, see `flowedge.runtime.auto`."""
 
 
-def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: int | None = None) -> Engine:
-    """Load one graph of a bundle.
-
-    Args:
-        name: A name of ``ENGINES``; None takes the first, by ``order``, that opens here. The engine's ``reason``
-            says what stood in the way of those before it.
-        bundle: A verified bundle.
-        precision: Which of its graphs; ``int8`` is the one for the engine's device.
-        threads: How many CPU threads one inference uses; None leaves it to the engine.
-
-    Raises:
-        TypeError: ``threads`` is not a whole number.
-        ValueError: ``threads`` is below 1.
-        EngineUnavailableError: The engine is unknown, not installed, not importable, or cannot run the graph.
-        BundleError: There is no graph of this precision, or it is not what the manifest says.
-    """
-    if threads is not None and not isinstance(threads, Integral):
-        raise TypeError(f"threads must be a whole number or None, got {threads!r}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
-
-    def opened(spec: EngineSpec, exact: str) -> Engine:
-        engine = engine_module(spec).load(Opening(spec=spec, bundle=bundle, precision=exact, threads=threads))
-        engine.precision = exact
-        return engine
-
-    if name is not None:
-        spec = engine_spec(name)
-        exact = bundle.manifest.precision_on(spec.device, precision)
-        bundle.manifest.graph(exact)
-        engine = opened(spec, exact)
-        engine.reason = "named"
-        return engine
-    problems: dict[str, EngineUnavailableError] = {}
-    have = {graph.precision for graph in bundle.manifest.graphs}
-    if not any(bundle.manifest.precision_on(spec.device, precision) in have for spec in ENGINES.values()):
-        bundle.manifest.graph(precision)  # says what there is
-    for spec in _in_order():
-        if spec.order is None:
-            continue
-        exact = bundle.manifest.precision_on(spec.device, precision)
-        if exact not in have:
-            problems[spec.name] = EngineUnavailableError(
-                f"{spec.name} needs the {exact} graph, which the bundle does not have."
-            )
-            continue
-        try:
-            engine = opened(spec, exact)
-        except EngineUnavailableError as error:
-            problems[spec.name] = error
-        else:
-            engine.reason = _reason(problems)
-            return engine
-    raise EngineUnavailableError(" ".join(str(problem) for problem in problems.values()))
-
-
-def _reason(problems: Mapping[str, EngineUnavailableError]) -> str:
-    """Why an engine was chosen that nobody named; what only had to be built is said in full."""
-    if not problems:
-        return "the first choice"
-    not_built = [str(problem) for problem in problems.values() if isinstance(problem, EngineNotBuiltError)]
-    passed_over = (
-        f"the first that opens here; {', '.join(problems)} did not (name one as the engine to see why)"
-    )
-    return ". ".join([passed_over, *not_built])
-
-
 def library_version(spec: EngineSpec) -> str:
     """Of an engine's library, which must be importable."""
     return str(getattr(importlib.import_module(spec.needs), "__version__", "unknown"))
@@ -283,15 +273,15 @@ def library_version(spec: EngineSpec) -> str:
 def choosable_engines() -> tuple[EngineSpec, ...]:
     """Those that may be chosen without being named and that can be imported here, in the order of choice."""
     found = []
-    for spec in _in_order():
+    for spec in engines_in_order():
         with contextlib.suppress(EngineUnavailableError):
             if spec.order is not None and engine_module(spec):
                 found.append(spec)
     return tuple(found)
 
 
-def _in_order() -> list[EngineSpec]:
-    """All engines: those that are chosen by themselves by their order, then those that must be named."""
+def engines_in_order() -> list[EngineSpec]:
+    """Give all engines: first those that are chosen without a name, by their order, then those that must be named."""
     return sorted(ENGINES.values(), key=lambda spec: math.inf if spec.order is None else spec.order)
 
 
@@ -316,7 +306,7 @@ class EngineStatus:
 
 def available_engines() -> tuple[EngineStatus, ...]:
     """Try every engine of the table on a graph of one addition, in their order."""
-    return tuple(_status(spec) for spec in _in_order())
+    return tuple(_status(spec) for spec in engines_in_order())
 
 
 def _status(spec: EngineSpec) -> EngineStatus:
@@ -387,73 +377,6 @@ def how_to_install(spec: EngineSpec) -> str:
             "pip install 'cuda-bindings==12.*' (13 from JetPack 7 on)"
         )
     return f"Install it with: pip install 'flowedge[{spec.extra}]'"
-
-
-# The graph's contract
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """The type of one input or output; a dimension that the graph leaves open is None."""
-
-    dtype: str
-    shape: tuple[int | None, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} [{', '.join('N' if size is None else str(size) for size in self.shape)}]"
-
-
-def input_of_graph(manifest: Manifest) -> tuple[str, TensorSpec]:
-    """The name and the type of the one input of a bundle's graphs."""
-    if manifest.frame_size is not None:
-        return "frame", TensorSpec("uint8", (None, *manifest.frame_size, 3))
-    return "image", TensorSpec("float32", (None, 3, *manifest.image_size))
-
-
-def check_contract(
-    graph: Path, manifest: Manifest, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
-) -> None:
-    """Check that a graph takes and gives what the manifest says. Outputs may leave any dimension open.
-
-    Raises:
-        BundleError: An input or output is missing, is one too many, or has another type or shape.
-    """
-    height, width = manifest.image_size
-    taken = dict([input_of_graph(manifest)])
-    wanted = {
-        "score": TensorSpec("float32", (None,)),
-        "anomaly_map": TensorSpec("float32", (None, 1, height, width)),
-    }
-    for name, level in level_outputs(manifest.levels, manifest.nfa).items():
-        wanted[name] = TensorSpec("float32", (None, 1, level.height, level.width))
-    if manifest.family == "msflow":
-        wanted["anomaly_map_mul"] = wanted["anomaly_map"]
-    fits = (
-        dict(inputs) == taken
-        and outputs.keys() == wanted.keys()
-        and all(_fits(outputs[name], spec) for name, spec in wanted.items())
-    )
-    if not fits:
-        raise BundleError(
-            f"{graph} is not the graph that its manifest describes: it should take {_listing(taken)} and give "
-            f"{_listing(wanted)}; it takes {_listing(inputs)} and gives {_listing(outputs)}. "
-            "Export the bundle again."
-        )
-
-
-def _fits(found: TensorSpec, wanted: TensorSpec) -> bool:
-    return (
-        found.dtype == wanted.dtype
-        and len(found.shape) == len(wanted.shape)
-        and all(
-            one is None or other is None or one == other
-            for one, other in zip(found.shape, wanted.shape, strict=True)
-        )
-    )
-
-
-def _listing(specs: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {spec}" for name, spec in specs.items()) or "nothing"
 
 
 # A whole ONNX model in 61 bytes, so that trying an engine needs neither a file nor the onnx package:

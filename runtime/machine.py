@@ -119,9 +119,15 @@ def cpu_extensions(root: Path = Path("/")) -> tuple[str, ...]:
 
     Without VNNI or a dot product, INT8 is hardly faster than float32; without one for bfloat16, bfloat16 is slower.
     """
-    lines = _text(root / "proc/cpuinfo").splitlines()
-    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    flags = cpu_flags(root)
     return tuple(name for name in _EXTENSIONS if name in flags)
+
+
+def cpu_flags(root: Path = Path("/")) -> tuple[str, ...]:
+    """Give all instructions of the processor as Linux names them, sorted; empty where it names none."""
+    lines = _text(root / "proc/cpuinfo").splitlines()
+    named = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return tuple(sorted({flag for line in named for flag in line.split()}))
 
 
 def overflows_in_eight_bits(root: Path = Path("/")) -> bool:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from flowedge.bundle import Bundle
 from flowedge.manifest import Manifest
 from flowedge.runtime.aggregate import aggregate
-from flowedge.runtime.engine import Engine, open_engine
+from flowedge.runtime.engine import Engine
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.nfa import window_sides
 from flowedge.runtime.selftest import read_selftest
+from flowedge.runtime.unproven import open_unproven
 
 # Largest difference from the reference, relative to the quantity's largest magnitude. fp32 only re-associates
 # sums (about 1e-6 is seen); half precision has 11 bits, and a backbone is tens of layers deep. INT8 was judged by its
@@ -67,7 +68,7 @@ def verify_bundle(
         BundleError: The bundle has no such graph or no self-test.
         EngineUnavailableError: The engine cannot run here.
     """
-    session = open_engine(engine, bundle, precision, threads=threads)
+    session = open_unproven(engine, bundle, precision, threads=threads)
     try:
         return replay_selftest(bundle, session)
     finally:
@@ -148,8 +149,24 @@ def check_of_output(manifest: Manifest, precision: str, name: str, worst: Worst,
 
 def infer_one_by_one(session: Engine, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
     """Each image (or frame) alone; the answers stacked along N."""
-    singles = [session.infer(np.ascontiguousarray(image[None])) for image in images]
+    singles = [infer_in_batches(session, image[None]) for image in images]
     return {name: np.concatenate([single[name] for single in singles]) for name in session.output_names}
+
+
+def infer_in_batches(session: Engine, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+    """Infer all images in one batch, or in the fewest batches of sizes that the engine takes.
+
+    A batch that is smaller than the engine's smallest is filled up with its last image, whose further answers are left
+    out.
+    """
+    smallest, largest = session.batches or (1, len(images))
+    parts: list[dict[str, NDArray[np.float32]]] = []
+    for first in range(0, len(images), largest):
+        part = images[first : first + largest]
+        filled = np.concatenate([part, *[part[-1:]] * (smallest - len(part))])
+        answers = session.infer(np.ascontiguousarray(filled))
+        parts.append({name: answer[: len(part)] for name, answer in answers.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in session.output_names}
 
 
 def _checks(
@@ -172,8 +189,8 @@ def _checks(
     for name, answer in (("anomaly_map", host.anomaly_map), ("score", host.score)):
         value = _answer_difference(alone[name], answer)
         yield Check(name=f"{name}: graph against host", value=value, limit=AGGREGATION_LIMIT)
-    batch = session.infer(images)
-    backwards = session.infer(np.ascontiguousarray(images[::-1]))
+    batch = infer_in_batches(session, images)
+    backwards = infer_in_batches(session, images[::-1])
     batch_limit = BATCH_LIMIT if limit <= PARITY_LIMITS["fp32"] else limit
     for name in ("score", "anomaly_map"):
         value = max(

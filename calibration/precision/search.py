@@ -22,8 +22,8 @@ from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Ty
 from flowedge.errors import PrecisionError
 from flowedge.manifest import Preprocessing
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.engine import open_engine
 from flowedge.runtime.images import read_image
+from flowedge.runtime.unproven import open_unproven
 
 ENGINE: Final = "onnxruntime-cpu"
 # Both layouts round alike.
@@ -42,8 +42,8 @@ class Answer:
 
 
 def judging_detector(bundle: Bundle, precision: str, threads: int | None) -> Detector:
-    """One graph of a bundle on the engine that judges."""
-    return Detector(bundle, open_engine(ENGINE, bundle, precision, threads=threads), precision)
+    """Open one graph of a bundle on the engine that judges candidates, whose gate takes the place of a proof."""
+    return Detector(bundle, open_unproven(ENGINE, bundle, precision, threads=threads), precision)
 
 
 def probe_frames(images: Sequence[Path]) -> Iterator[NDArray[np.uint8]]:

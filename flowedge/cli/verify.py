@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import flowedge
-from flowedge.bundle import open_bundle
+from flowedge.bundle import Bundle, open_bundle
 from flowedge.cli.output import (
     RESULTS,
     EngineName,
@@ -24,8 +23,10 @@ from flowedge.cli.output import (
 from flowedge.cli.packages import explain_missing
 from flowedge.cli.precision import print_gate
 from flowedge.errors import FlowEdgeError
+from flowedge.runtime.detector import Detector
 from flowedge.runtime.engine import AUTO
 from flowedge.runtime.images import find_images
+from flowedge.runtime.unproven import open_unproven
 from flowedge.runtime.verify import Check, verify_bundle
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def command(
             )
     gate = None
     if data is not None and against is None:
-        gate = _gate(bundle, engine, precision, threads, data)
+        gate = _gate(opened, engine, precision, threads, data)
     passed = all(check.passed for check in checks) and (gate is None or gate.passed)
     if json:
         print_json(
@@ -104,17 +105,21 @@ def command(
     raise typer.Exit(0 if passed else 1)
 
 
-def _gate(bundle: Path, engine: str | None, precision: str, threads: int | None, data: Path) -> GateReport:
+def _gate(bundle: Bundle, engine: str | None, precision: str, threads: int | None, data: Path) -> GateReport:
     """Compare a precision with fp32 on this machine."""
     from flowedge.calibration.dataset import good_images
     from flowedge.calibration.gates import DEFAULT_LIMITS, compare
+
+    def detector(name: str) -> Detector:
+        session = open_unproven(engine, bundle, name, threads=threads)
+        return Detector(bundle, session, session.precision)
 
     images = good_images(data)
     limits = DEFAULT_LIMITS[precision.partition("-")[0]]
     with (
         progress("comparing with fp32") as on_progress,
-        flowedge.load(bundle, engine=engine, threads=threads) as reference,
-        flowedge.load(bundle, engine=engine, precision=precision, threads=threads) as typed,
+        detector("fp32") as reference,
+        detector(precision) as typed,
     ):
         return compare(reference, typed, images, 2, limits, on_progress=on_progress)
 

@@ -24,11 +24,7 @@ from flowedge.runtime.bench.protocol import (
     Started,
     Window,
 )
-
-LEAST_RUNS: Final = 3
-"""In a window, however short it is, unless they take long."""
-
-_LONG_S: Final = 5.0  # no run begins later in a short window
+from flowedge.runtime.timing import window_of
 
 _BASELINE: Final = "flowedge.export.baseline"  # imports torch, and only in the process that measures it
 _PEAK_SIDE: Final = 1024
@@ -69,19 +65,6 @@ def subject_of(job: Job) -> Subject:
     return _Bundle(job) if job.kind == "bundle" else _Timed(_Peer(job))
 
 
-def window_of(work: Callable[[], object], seconds: float) -> Window:
-    """Time runs one after the other for a while, at least `LEAST_RUNS` unless those take long."""
-    taken: list[float] = []
-    began = time.perf_counter()
-    while True:
-        start = time.perf_counter()
-        work()
-        done = time.perf_counter()
-        taken.append(1000 * (done - start))
-        if done - began >= (seconds if len(taken) >= LEAST_RUNS else max(seconds, _LONG_S)):
-            return Window(ms=tuple(taken))
-
-
 class _Timed:
     """Windows and memory of something that infers."""
 
@@ -96,7 +79,7 @@ class _Timed:
             if command.batch != self._batch:
                 self._work = _nothing  # the last batch's input goes first
                 self._batch, self._work = command.batch, self._inference.work(command.batch)
-            return window_of(self._work, command.seconds)
+            return Window(ms=window_of(self._work, command.seconds))
         if command.do == "memory":
             return Memory(peak_mb=peak_resident_mb())
         raise FlowEdgeError(f"{self.started.engine} has no {command.do} to measure.")
@@ -108,11 +91,20 @@ class _Bundle(_Timed):
     def __init__(self, job: Job) -> None:
         frame: NDArray[np.uint8] = np.load(job.frame, allow_pickle=False)
         start = time.perf_counter()
-        import flowedge
+        from flowedge.bundle import open_bundle
+        from flowedge.runtime.detector import Detector
+        from flowedge.runtime.engine import AUTO
 
-        self._detector = flowedge.load(
-            job.path, engine=job.engine, precision=job.precision, threads=job.threads
-        )
+        bundle = open_bundle(job.path)
+        if job.precision == AUTO:
+            from flowedge.runtime.opening import open_or_build
+
+            session = open_or_build(job.engine, bundle, AUTO, threads=job.threads)
+        else:  # not proven: the report says whether its answers are right
+            from flowedge.runtime.unproven import open_unproven
+
+            session = open_unproven(job.engine, bundle, job.precision, threads=job.threads)
+        self._detector = Detector(bundle, session, session.precision)
         loaded = time.perf_counter()
         self._detector(frame)
         verdict = time.perf_counter()
@@ -254,9 +246,7 @@ class _Machine:
             raise FlowEdgeError(f"the machine has no {command.do} to measure.")
         product = window_of(lambda: np.matmul(self._a, self._b, out=self._product), command.seconds / 2)
         copy = window_of(lambda: np.copyto(self._to, self._from), command.seconds / 2)
-        return Peak(
-            gflops=2e-6 * _PEAK_SIDE**3 / min(product.ms), copy_gb_s=2e-6 * _COPY_BYTES / min(copy.ms)
-        )
+        return Peak(gflops=2e-6 * _PEAK_SIDE**3 / min(product), copy_gb_s=2e-6 * _COPY_BYTES / min(copy))
 
 
 def peak_resident_mb() -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 import weakref
 from typing import Any, Final
 
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
-from flowedge.runtime.engine import Engine, EngineSpec, Opening, TensorSpec, check_contract
+from flowedge.runtime.contract import TensorSpec, check_contract
+from flowedge.runtime.engine import Engine, EngineSpec, Opening
 from flowedge.runtime.engine_cache import EngineCache, EngineFacts, engine_cache, graph_hash
 from flowedge.runtime.engines import cuda
 
@@ -149,7 +151,7 @@ class Kernels:
 
 
 class Native:
-    """An engine on the GPU."""
+    """An engine on the GPU, which infers for one thread at a time."""
 
     def __init__(
         self,
@@ -185,7 +187,7 @@ class Native:
         smallest = largest = shape
         if -1 in shape:
             smallest, _, largest = (tuple(one) for one in engine.get_tensor_profile_shape(input_name, 0))
-        self._batches = (smallest[0], largest[0])
+        self.batches: tuple[int, int] | None = (smallest[0], largest[0])
         self._use_graph = graphs and kernels is None and smallest == largest
         self._graph: Any = None
         self._has_run = False
@@ -210,13 +212,29 @@ class Native:
                 self._context.set_tensor_address(tensor, buffer.device)
             self._resources = stack.pop_all()
         self._trt, self._engine = trt, engine
-        self._finalizer = weakref.finalize(self, self._resources.close)
+        self._lock = threading.Lock()
+        self._finalizer = weakref.finalize(self, _release, self._resources, os.getpid())
 
     def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        # There is one context, one stream and one buffer for each tensor. So a thread has all of them from the copy of
+        # its image to the copies of its answers, and the next thread waits.
+        with self._lock:
+            return self._infer(image)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._finalizer.alive:
+                if self._kernels is not None:
+                    self._kernels.keep()
+                self._finalizer()
+                self._context = self._engine = None
+
+    def _infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         if not self._finalizer.alive:
             raise ValueError("the engine is closed")
         images = len(image)
-        smallest, largest = self._batches
+        assert self.batches is not None
+        smallest, largest = self.batches
         if not smallest <= images <= largest:
             raise EngineUnavailableError(
                 f"the engine was built for {smallest} to {largest} images at a time, got {images}. "
@@ -241,13 +259,6 @@ class Native:
                 self._resources.callback(cuda.destroy_graph, self._graph)
         return {name: self._buffers[name].host[:images].copy() for name in self.output_names}
 
-    def close(self) -> None:
-        if self._finalizer.alive:
-            if self._kernels is not None:
-                self._kernels.keep()
-            self._finalizer()
-            self._context = self._engine = None
-
     def _queue(self, image: NDArray[Any]) -> None:
         self._buffers[self._input_name].to_device(len(image), self._stream)
         if not self._context.execute_async_v3(int(self._stream)):
@@ -260,6 +271,12 @@ class Native:
             f"{self.name} stopped on an input of {image.shape}: {'; '.join(log_of(self._trt).lines)}. "
             "Try a smaller batch."
         )
+
+
+def _release(resources: contextlib.ExitStack, process: int) -> None:
+    """Give memory and streams back, but not at the end of a forked process, where CUDA refuses every call."""
+    if os.getpid() == process:
+        resources.close()
 
 
 def deserialized(trt: Any, plan: bytes) -> tuple[Any, str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from flowedge.errors import EngineUnavailableError
-from flowedge.runtime.building import Building, Built, built_in_cache
+from flowedge.runtime.building import built_in_cache
+from flowedge.runtime.engine import Building, Built
 from flowedge.runtime.engines import cuda
 from flowedge.runtime.engines.nvidia import RTX, facts_of, log_of
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import io
 import os
 from pathlib import Path
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright: ignore[reportAttributeAccessIssue]
 
 from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
-from flowedge.runtime.building import DEFAULT_BATCHES, Building, Built, built_in_cache
+from flowedge.runtime.building import built_in_cache
+from flowedge.runtime.contract import TensorSpec, check_contract
 from flowedge.runtime.denormals import flushing_denormals
-from flowedge.runtime.engine import Engine, EngineSpec, Opening, TensorSpec, check_contract
+from flowedge.runtime.engine import DEFAULT_BATCHES, Building, Built, Engine, EngineSpec, Opening
 from flowedge.runtime.engine_cache import EngineCache, EngineFacts, cannot_write, engine_cache, graph_hash
 from flowedge.runtime.machine import find_jetson, find_nvidia_driver
 
@@ -138,14 +140,23 @@ def _providers(name: str) -> _Providers:
         )
     if wanted == _CPU:
         return [(_CPU, {})]
-    if hasattr(ort, "preload_dlls"):  # finds CUDA and cuDNN where pip puts them; prints what it does not find
-        with contextlib.redirect_stdout(io.StringIO()):
-            ort.preload_dlls()
+    _preload_cuda()
     on_the_gpu: _Providers = [(_CUDA, {"use_tf32": "0"}), (_CPU, {})]
     if wanted == _CUDA:
         return on_the_gpu
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # the provider itself has no such option
     return [(_TENSORRT, {}), *on_the_gpu]
+
+
+@functools.cache
+def _preload_cuda() -> None:
+    """Load CUDA and cuDNN from where pip puts them, once in a process.
+
+    ONNX Runtime prints what it does not find, and catching that takes the standard output of every other thread too.
+    """
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
 
 
 def _with_engines(
@@ -220,18 +231,20 @@ class _OnnxRuntime:
         self.precision = ""
         self.output_names: tuple[str, ...] = tuple(output.name for output in session.get_outputs())
         self._input = session.get_inputs()[0].name
-        self._session: ort.InferenceSession | None = session
-        self._largest = largest  # beyond it, TensorRT would build another engine in the middle of a run
+        self._session: ort.InferenceSession | None = session  # which threads may share
+        # Beyond its largest batch, TensorRT would build another engine in the middle of a run.
+        self.batches: tuple[int, int] | None = None if largest is None else (1, largest)
 
     def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        if self._session is None:
+        session = self._session  # another thread may close the engine while this one runs
+        if session is None:
             raise ValueError("the engine is closed")
-        if self._largest is not None and len(image) > self._largest:
+        if self.batches is not None and len(image) > self.batches[1]:
             raise EngineUnavailableError(
-                f"the engine was built for at most {self._largest} images at a time, got {len(image)}. "
+                f"the engine was built for at most {self.batches[1]} images at a time, got {len(image)}. "
                 f"Build one for more with: flowedge build BUNDLE --engine {self.name} --batch 1,1,{len(image)}"
             )
-        answers = _run(self._session, self.output_names, {self._input: image})
+        answers = _run(session, self.output_names, {self._input: image})
         return dict(zip(self.output_names, answers, strict=True))
 
     def close(self) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import queue
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,8 +16,9 @@ from openvino import opset13
 from openvino.frontend import FrontEndManager, OpConversionFailure
 
 from flowedge.errors import BundleError, EngineUnavailableError
+from flowedge.runtime.contract import TensorSpec, check_contract
 from flowedge.runtime.denormals import flushing_denormals
-from flowedge.runtime.engine import Engine, EngineSpec, Opening, TensorSpec, check_contract
+from flowedge.runtime.engine import Engine, EngineSpec, Opening
 from flowedge.runtime.engine_cache import engine_cache
 from flowedge.runtime.machine import overflows_in_eight_bits
 
@@ -25,6 +29,14 @@ _PRECISION: Final = {"CPU": "f32", "GPU": "f32", "NPU": "f16"}
 # Up to here a product with a matrix costs less than the two changes of layout around a gather: 0.2 ms and not 1 ms
 # for 64 channels of 64x64.
 _MOST_CHANNELS: Final = 64
+
+# Requests of one compiled graph, which more threads wait for. OpenVINO runs them one after the other on the same cores,
+# so that two or three keep it busy; each holds the inputs and outputs of its batch.
+_MOST_REQUESTS: Final = 8
+
+# Sizes of batch beside single images whose compiled graphs are kept. Each holds the weights once more, but compiling
+# takes as long as many inferences, and threads may take turns with two sizes.
+_SIZES_KEPT: Final = 2
 
 _ADVICE: Final = {
     "CPU": "Take another precision, or install a newer openvino.",
@@ -65,8 +77,42 @@ def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.
     return answer
 
 
+class _Sized:
+    """The graph compiled for one size of batch, with requests that threads take and give back."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self._compiled = compiled
+        self._idle: queue.LifoQueue[ov.InferRequest] = queue.LifoQueue()
+        self._made = 0
+        self._making = threading.Lock()
+
+    def infer(self, x: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """Run on a request that no other thread has; the outputs are copies, made before it is given back."""
+        request = self._taken()
+        try:
+            return _run(request, x)
+        finally:
+            self._idle.put(request)
+
+    def _taken(self) -> ov.InferRequest:
+        """Take an idle request, make one, or wait for one where there are `_MOST_REQUESTS` already."""
+        with contextlib.suppress(queue.Empty):
+            return self._idle.get_nowait()
+        with self._making:
+            if self._made < _MOST_REQUESTS:
+                try:
+                    request = self._compiled.create_infer_request()
+                except RuntimeError as error:
+                    raise EngineUnavailableError(
+                        f"OpenVINO {_VERSION} cannot make another request: {_one_line(error)}. Use fewer threads."
+                    ) from error
+                self._made += 1
+                return request
+        return self._idle.get()
+
+
 class _OpenVino:
-    """Compiled for one size of batch at a time.
+    """A graph that is compiled for each size of batch by itself.
 
     An open batch costs a fifth more at every size, and in OpenVINO 2026.4 a graph that had run with a batch of three
     then gave wrong answers for one image.
@@ -77,36 +123,48 @@ class _OpenVino:
         self.reason = ""
         self.precision = ""
         self.output_names: tuple[str, ...] = tuple(output.get_any_name() for output in model.outputs)
+        self.batches: tuple[int, int] | None = None
         self._model: ov.Model | None = model
         self._device, self._threads = device, threads
-        self._requests: dict[int, ov.InferRequest] = {}
-        self._request(model, 1)
+        self._sizes: dict[int, _Sized] = {}  # in the order of their use
+        self._lock = threading.Lock()  # of the model and the sizes
+        self._sized(1)
 
     def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        if self._model is None:
-            raise ValueError("the engine is closed")
         if self._device == "NPU":  # which takes one image only
-            singles = [_run(self._request(self._model, 1), image[n : n + 1]) for n in range(len(image))]
+            one = self._sized(1)
+            singles = [one.infer(image[n : n + 1]) for n in range(len(image))]
             answers = [np.concatenate(parts) for parts in zip(*singles, strict=True)]
         else:
-            answers = _run(self._request(self._model, len(image)), image)
+            answers = self._sized(len(image)).infer(image)
         return dict(zip(self.output_names, answers, strict=True))
 
     def close(self) -> None:
-        self._model = None
-        self._requests.clear()
+        with self._lock:
+            self._model = None
+            self._sizes.clear()  # a thread that infers holds its own, and ends with its answer
 
-    def _request(self, model: ov.Model, batch: int) -> ov.InferRequest:
-        """For one image it is always there; of the other sizes the last one is."""
-        if batch not in self._requests:
-            self._requests = {size: request for size, request in self._requests.items() if size == 1}
-            sized = model.clone()
-            sized.reshape([batch, *model.input(0).partial_shape[1:]])
-            if self._device == "CPU":
-                _multiply_small_permutations(sized)
-            compiled = _compiled(sized, self._device, self._threads)
-            self._requests[batch] = compiled.create_infer_request()
-        return self._requests[batch]
+    def _sized(self, batch: int) -> _Sized:
+        """Find the graph of a size, or compile it while other threads that need one wait.
+
+        The one for single images is always kept, and of the others the `_SIZES_KEPT` that were used last.
+        """
+        with self._lock:
+            if self._model is None:
+                raise ValueError("the engine is closed")
+            sized = self._sizes.pop(batch, None) or self._compiled_for(self._model, batch)
+            self._sizes[batch] = sized
+            others = [size for size in self._sizes if size != 1]
+            for size in others[:-_SIZES_KEPT]:
+                del self._sizes[size]
+            return sized
+
+    def _compiled_for(self, model: ov.Model, batch: int) -> _Sized:
+        sized = model.clone()
+        sized.reshape([batch, *model.input(0).partial_shape[1:]])
+        if self._device == "CPU":
+            _multiply_small_permutations(sized)
+        return _Sized(_compiled(sized, self._device, self._threads))
 
 
 def _join_signed_quantisation(model: ov.Model) -> None:

@@ -6,8 +6,7 @@ import numpy as np
 import tensorrt_rtx as trt
 from numpy.typing import NDArray
 
-from flowedge.runtime.building import Building, Built
-from flowedge.runtime.engine import Engine, EngineSpec, Opening
+from flowedge.runtime.engine import Building, Built, Engine, EngineSpec, Opening
 from flowedge.runtime.engines import nvidia, nvidia_build
 
 

@@ -43,8 +43,8 @@ from flowedge.demo.train import TrainPlan, train_cflow
 from flowedge.errors import PrecisionError
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.runtime.detector import Detector, Result
-from flowedge.runtime.engine import open_engine
 from flowedge.runtime.engine_cache import EngineCache
+from flowedge.runtime.unproven import open_unproven
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"  # beside the checkout
 TILE = SHARED / "checkpoints" / "cflow_magnetic_tile.ckpt"
@@ -240,7 +240,7 @@ def answers(
 ) -> tuple[Evaluation, list[Result]]:
     """What `flowedge eval` finds with the graph's own thresholds, and every answer in the dataset's order."""
     kept: list[Result] = []
-    engine = open_engine(ENGINES.get(precision, "onnxruntime-cpu"), bundle, precision, threads=threads)
+    engine = open_unproven(ENGINES.get(precision, "onnxruntime-cpu"), bundle, precision, threads=threads)
     with Detector(bundle, engine, precision) as detector:
 
         def remembered(frame: Any) -> Result:

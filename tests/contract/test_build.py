@@ -18,8 +18,8 @@ import pytest
 
 from flowedge.bundle import Bundle, write_bundle
 from flowedge.errors import EngineUnavailableError
-from flowedge.runtime.building import Building, BuildOptions, build_engine
-from flowedge.runtime.engine import ENGINES, Opening
+from flowedge.runtime.building import build_engine
+from flowedge.runtime.engine import ENGINES, Building, BuildOptions, Opening
 from flowedge.runtime.engine_cache import EngineCache, engine_cache
 from support.command_line import flowedge
 from support.family_graphs import FAMILIES, FamilyBundle

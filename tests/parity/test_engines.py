@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from flowedge.errors import EngineUnavailableError
-from flowedge.runtime.engine import ENGINES, open_engine
+from flowedge.runtime.engine import ENGINES
+from flowedge.runtime.unproven import open_unproven
 from flowedge.runtime.verify import BATCH_LIMIT, PARITY_LIMITS
 from support.family_graphs import FAMILIES, PRECISIONS, FamilyBundle
 
@@ -22,8 +23,8 @@ ON_AN_OLD_CPU = """
 import json, sys
 import numpy as np
 from flowedge.bundle import open_bundle
-from flowedge.runtime.engine import open_engine
-session = open_engine("openvino", open_bundle(sys.argv[1]), "bf16")
+from flowedge.runtime.unproven import open_unproven
+session = open_unproven("openvino", open_bundle(sys.argv[1]), "bf16")
 answers = session.infer(np.load(sys.argv[2]))
 print(json.dumps({name: answer.tolist() for name, answer in answers.items()}))
 """
@@ -38,9 +39,9 @@ def test_an_engine_gives_what_the_unlowered_network_gives(
     made = family_bundle(family)
     if (engine, precision) == ("onnxruntime-cpu", "bf16"):
         with pytest.raises(EngineUnavailableError, match="Take another precision"):
-            open_engine(engine, made.bundle, precision)
+            open_unproven(engine, made.bundle, precision)
         return
-    session = open_engine(engine, made.bundle, precision)
+    session = open_unproven(engine, made.bundle, precision)
     together = session.infer(made.images)
     assert together.keys() == made.expected.keys()
     for name, expected in made.expected.items():
@@ -58,7 +59,7 @@ def test_batches_may_change_in_size_and_order(family_bundle: Callable[[str], Fam
     """OpenVINO 2026.4 answers wrongly where a graph with an open batch runs with fewer images than before."""
     made = family_bundle("csflow")
     for first in (1, 3):
-        session = open_engine("openvino", made.bundle, "int8-gpu")
+        session = open_unproven("openvino", made.bundle, "int8-gpu")
         for size in (first, 2, 3, 1, 2):
             answer = session.infer(made.images[:size])["level_0"]
             expected = made.expected["level_0"]

@@ -1,4 +1,4 @@
-"""Small real bundles: a graph of one convolution that honours the contract, and what it must answer."""
+"""Small real bundles: a FastFlow's graph with one convolution for its flow, and what it must answer."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from flowedge.manifest import (
     StoredFile,
     Thresholds,
 )
+from flowedge.runtime.preprocess import Preprocessor
+from flowedge.runtime.selftest import files_of_selftest, synthetic_frames
 
 IMAGE_SIZE = (16, 24)
 CHANNELS = 4
@@ -43,13 +45,26 @@ def tiny_answer(image: NDArray[Any], seed: int = 0) -> dict[str, NDArray[Any]]:
     z = np.einsum("nciajb,ocab->noij", patches, tiny_weight(seed))
     level_0 = (z**2).mean(axis=1, keepdims=True)
     level_1 = level_0.reshape(n, 1, height // 4, 2, width // 4, 2).mean(axis=(3, 5))
-    anomaly_map = level_0.repeat(2, axis=2).repeat(2, axis=3)
+    likelihoods = [_upsampled(np.exp(level / -2), size) for size, level in ((2, level_0), (4, level_1))]
+    anomaly_map = -(likelihoods[0] + likelihoods[1]) / 2
     return {
         "score": anomaly_map.max(axis=(1, 2, 3)),
         "anomaly_map": anomaly_map,
         "level_0": level_0,
         "level_1": level_1,
     }
+
+
+def _upsampled(level: NDArray[Any], factor: int) -> NDArray[Any]:
+    """Bilinear, with the corners of the pixels aligned."""
+    rows, columns = (
+        np.stack(
+            [np.interp((np.arange(factor * n) + 0.5) / factor - 0.5, np.arange(n), one) for one in np.eye(n)]
+        )
+        for n in level.shape[2:]
+    )
+    result: NDArray[Any] = np.einsum("nchw,hi,wj->ncij", level, rows, columns).astype(level.dtype)
+    return result
 
 
 def tiny_model(
@@ -73,20 +88,27 @@ def tiny_model(
         helper.make_node("Mul", ["z", "z"], ["squares"]),
         helper.make_node("ReduceMean", ["squares", "channel_axis"], ["level_0"], keepdims=1),
         helper.make_node("AveragePool", ["level_0"], ["level_1"], kernel_shape=[2, 2], strides=[2, 2]),
-        helper.make_node(
-            "Resize",
-            ["level_0", "", "scales"],
-            ["anomaly_map"],
-            mode="nearest",
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
+        *(
+            node
+            for level, scales in (("level_0", "twice"), ("level_1", "four_times"))
+            for node in (
+                helper.make_node("Mul", [level, "minus_half"], [f"{level}_log"]),
+                helper.make_node("Exp", [f"{level}_log"], [f"{level}_likelihood"]),
+                helper.make_node(
+                    "Resize", [f"{level}_likelihood", "", scales], [f"{level}_up"], mode="linear"
+                ),
+            )
         ),
+        helper.make_node("Add", ["level_0_up", "level_1_up"], ["likelihoods"]),
+        helper.make_node("Mul", ["likelihoods", "minus_half"], ["anomaly_map"]),
         helper.make_node("ReduceMax", ["anomaly_map", "map_axes"], ["score"], keepdims=0),
     ]
     constants: dict[str, NDArray[Any]] = {
         "weight": tiny_weight(seed),
         "channel_axis": np.array([1], np.int64),
-        "scales": np.array([1, 1, 2, 2], np.float32),
+        "minus_half": np.array(-0.5, np.float32),
+        "twice": np.array([1, 1, 2, 2], np.float32),
+        "four_times": np.array([1, 1, 4, 4], np.float32),
         "map_axes": np.array([1, 2, 3], np.int64),
     }
     if takes_frames:
@@ -180,4 +202,13 @@ def write_tiny_bundle(
     )
     model = tiny_model(image_size=image_size, takes_frames=takes_frames, seed=seed).SerializeToString()
     files: dict[str, Path | bytes] = {graph.file: model for graph in manifest.graphs}
+    files |= tiny_selftest(manifest, seed)
     return write_bundle(target, manifest, {**files, "selftest/frame.bin": b"frame"})
+
+
+def tiny_selftest(manifest: Manifest, seed: int = 0) -> dict[str, bytes]:
+    """The two files of the self-test that fits ``tiny_manifest``, with the answers of ``tiny_answer``."""
+    frames = synthetic_frames(manifest.preprocessing, manifest.frame_size)
+    preprocess = Preprocessor(manifest.preprocessing)
+    answer = tiny_answer(np.stack([preprocess(frame) for frame in frames]), seed)
+    return files_of_selftest(frames, {name: answer[name] for name in answer if name.startswith("level")})

@@ -15,8 +15,9 @@ from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.runtime import auto
 from flowedge.runtime.auto import fastest_precision, precisions_on
-from flowedge.runtime.engine import Engine, engine_spec, open_engine
+from flowedge.runtime.engine import Engine, engine_spec
 from flowedge.runtime.engine_cache import engine_cache
+from flowedge.runtime.unproven import open_unproven
 from support.engine_facts import facts
 
 CPU = "onnxruntime-cpu"
@@ -73,17 +74,17 @@ def built(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     def open_one(engine: str, bundle: Bundle, precision: str, *, threads: int | None) -> Engine:
         if engine != "tensorrt":
-            return open_engine(engine, bundle, precision, threads=threads)
+            return open_unproven(engine, bundle, precision, threads=threads)
         if precision not in opened:
             raise EngineNotBuiltError(f"{precision} is not built. Run flowedge build.")
         opened[precision] += 1
-        session = open_engine(CPU, bundle, precision, threads=threads)
+        session = open_unproven(CPU, bundle, precision, threads=threads)
         session.name = engine
         return session
 
     monkeypatch.setattr(auto, "engine_module", lambda spec: None)
     monkeypatch.setattr(auto, "library_version", lambda spec: "1")
-    monkeypatch.setattr(auto, "open_engine", open_one)
+    monkeypatch.setattr(auto, "open_unproven", open_one)
     monkeypatch.setattr(auto, "choosable_engines", lambda: [engine_spec("tensorrt"), engine_spec(CPU)])
     return opened
 
@@ -132,7 +133,8 @@ def test_a_graph_that_is_wrong_here_is_not_taken(exported: Bundle, tmp_path: Pat
     assert choice.precision == "fp32"
     (fp16,) = (one for one in choice.measured if one.precision == "fp16")
     assert fp16.median_ms is None
-    assert "not right: level" in fp16.problem
+    assert "wrongly" in fp16.problem
+    assert "level 0 against the reference" in fp16.problem
 
 
 def test_an_engine_that_is_not_there_is_said(exported: Bundle, cache: Path) -> None:

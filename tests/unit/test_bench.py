@@ -18,7 +18,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flowedge.bundle import clone_bundle, open_bundle
 from flowedge.errors import EngineUnavailableError
-from flowedge.runtime.bench import subjects
 from flowedge.runtime.bench.machine import EnergyMeter
 from flowedge.runtime.bench.macs import multiply_accumulates
 from flowedge.runtime.bench.measure import ROUNDS, BenchOptions, run_bench
@@ -27,9 +26,9 @@ from flowedge.runtime.bench.parity import lowest_correlation
 from flowedge.runtime.bench.process import Worker
 from flowedge.runtime.bench.protocol import Command, Job, Peak
 from flowedge.runtime.bench.report import Report
-from flowedge.runtime.bench.subjects import LEAST_RUNS, window_of
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.selftest import read_selftest
+from flowedge.runtime.timing import LEAST_RUNS, window_of
 from support.command_line import Finished, flowedge
 from support.tiny_bundle import tiny_model, write_tiny_bundle
 
@@ -112,23 +111,23 @@ def test_every_combination_is_a_row_that_says_where_and_how_it_was_measured(
 
 
 def test_a_window_of_long_runs_has_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(window_of(lambda: None, 0.0).ms) == LEAST_RUNS
-    monkeypatch.setattr(subjects, "_LONG_S", 0.0)
-    assert len(window_of(lambda: None, 0.0).ms) == 1
-    assert len(window_of(lambda: None, 0.1).ms) > LEAST_RUNS, "seconds hold however long that is"
+    assert len(window_of(lambda: None, 0.0)) == LEAST_RUNS
+    monkeypatch.setattr("flowedge.runtime.timing._LONG_S", 0.0)
+    assert len(window_of(lambda: None, 0.0)) == 1
+    assert len(window_of(lambda: None, 0.1)) > LEAST_RUNS, "seconds hold however long that is"
 
 
 def test_a_measured_row_has_all_its_numbers(benched: Benched, small_bundle: Path) -> None:
     row = benched.row(small_bundle.name)
     assert row["problem"] == ""
     assert [timing["batch"] for timing in row["timings"]] == [1, 2]
-    for timing in row["timings"]:
-        assert timing["runs"] == ROUNDS * LEAST_RUNS
-        assert 0 < timing["p50_ms"] <= timing["p90_ms"] <= timing["p99_ms"]
-        assert len(timing["percentiles_ms"]) == 101
-        assert timing["percentiles_ms"] == sorted(timing["percentiles_ms"])
-        mean = 1000 * timing["batch"] / timing["images_per_s"]
-        assert timing["percentiles_ms"][0] - 1e-3 <= mean <= timing["percentiles_ms"][100] + 1e-3
+    for found in row["timings"]:
+        assert found["runs"] == ROUNDS * LEAST_RUNS
+        assert 0 < found["p50_ms"] <= found["p90_ms"] <= found["p99_ms"]
+        assert len(found["percentiles_ms"]) == 101
+        assert found["percentiles_ms"] == sorted(found["percentiles_ms"])
+        mean = 1000 * found["batch"] / found["images_per_s"]
+        assert found["percentiles_ms"][0] - 1e-3 <= mean <= found["percentiles_ms"][100] + 1e-3
     assert row["cold_start_ms"] > row["load_ms"] + row["first_ms"] > 0
     assert row["peak_resident_mb"] > 20
     assert row["device_memory_mb"] is None

@@ -34,6 +34,7 @@ class FixedEngine:
     name = "fixed"
     reason = "named"
     precision = "fp32"
+    batches: tuple[int, int] | None = None
     output_names: tuple[str, ...] = ("score", "anomaly_map", "level_0", "level_1")
 
     def __init__(self, score: float, map_value: float = 0.0) -> None:

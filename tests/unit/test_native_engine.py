@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 import flowedge
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
-from flowedge.runtime.building import open_or_build
-from flowedge.runtime.engine import ENGINES, Engine, Opening, open_engine
+from flowedge.runtime.engine import ENGINES, Engine, Opening
 from flowedge.runtime.engine_cache import EngineFacts, engine_cache
+from flowedge.runtime.opening import open_engine, open_or_build
 from support.pretend_gpu import PretendCuda, PretendTrt
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
 

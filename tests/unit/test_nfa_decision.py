@@ -23,7 +23,7 @@ from flowedge.runtime.inspection import inspect_images
 from flowedge.runtime.nfa import block_log_nfa, detected_regions, tree, tree_log_nfa
 from flowedge.runtime.render import write_png
 from support.command_line import flowedge
-from support.tiny_bundle import CHANNELS, IMAGE_SIZE, tiny_manifest, tiny_model
+from support.tiny_bundle import CHANNELS, IMAGE_SIZE, tiny_manifest, tiny_model, tiny_selftest
 
 SIZES = ((8, 12), (4, 6))
 COUNTING = NfaOutputs(energies=False, window=5, probability=0.9)
@@ -37,6 +37,7 @@ class LevelsEngine:
     name = "levels"
     reason = "named"
     precision = "fp32"
+    batches: tuple[int, int] | None = None
 
     def __init__(self, given: Mapping[str, NDArray[Any]]) -> None:
         self.given = dict(given)
@@ -76,8 +77,8 @@ def bundle_of(
 ) -> Bundle:
     manifest = tiny_manifest(family=family, thresholds=thresholds, preprocessing=preprocessing)
     manifest = msgspec.structs.replace(manifest, nfa=nfa)
-    model = tiny_model().SerializeToString()
-    return write_bundle(folder / "tiny.flowedge", manifest, {manifest.graphs[0].file: model})
+    model = {manifest.graphs[0].file: tiny_model().SerializeToString()}
+    return write_bundle(folder / "tiny.flowedge", manifest, {**model, **tiny_selftest(manifest)})
 
 
 def inspected(

@@ -11,11 +11,12 @@ import pytest
 
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
-from flowedge.runtime.building import BuildOptions, build_engine
-from flowedge.runtime.engine import open_engine
+from flowedge.runtime.building import build_engine
+from flowedge.runtime.engine import BuildOptions
 from flowedge.runtime.engine_cache import engine_cache
 from flowedge.runtime.engines import onnxrt
 from flowedge.runtime.machine import NvidiaDriver
+from flowedge.runtime.unproven import open_unproven
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
 
 CUDA, TENSORRT = "onnxruntime-cuda", "onnxruntime-tensorrt"
@@ -35,7 +36,7 @@ def test_a_build_without_the_provider_says_which_has_it(bundle: Bundle, name: st
         pytest.skip("this ONNX Runtime has the provider")
     reason = rf"without {PROVIDERS[name]}.*pip uninstall onnxruntime, then pip install 'flowedge\[ort-gpu\]'"
     with pytest.raises(EngineUnavailableError, match=reason):
-        open_engine(name, bundle, "fp32")
+        open_unproven(name, bundle, "fp32")
 
 
 def test_a_session_that_fell_back_to_the_cpu_is_refused(
@@ -47,7 +48,7 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),
         pytest.raises(EngineUnavailableError, match="would compute with CPUExecutionProvider"),
     ):
-        open_engine(CUDA, bundle, "fp32")
+        open_unproven(CUDA, bundle, "fp32")
 
 
 class Sessions:
@@ -82,7 +83,7 @@ def images(count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def test_cuda_computes_float32_in_full(bundle: Bundle, sessions: Sessions) -> None:
-    engine = open_engine(CUDA, bundle, "fp16")
+    engine = open_unproven(CUDA, bundle, "fp16")
     assert sessions.asked == [[("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {})]]
     assert engine.name == CUDA
     np.testing.assert_allclose(engine.infer(images(2))["score"], tiny_answer(images(2))["score"], rtol=1e-5)
@@ -92,7 +93,7 @@ def test_tensorrts_engines_are_built_on_request_and_kept_in_our_cache(
     bundle: Bundle, sessions: Sessions, tmp_path: Path
 ) -> None:
     with pytest.raises(EngineNotBuiltError, match=f"flowedge build {bundle.path} --engine {TENSORRT}"):
-        open_engine(TENSORRT, bundle, "fp32")
+        open_unproven(TENSORRT, bundle, "fp32")
     assert sessions.asked == []
     options = BuildOptions(batches=(1, 2, 3))
     built = build_engine(bundle, TENSORRT, options=options)
@@ -104,7 +105,7 @@ def test_tensorrts_engines_are_built_on_request_and_kept_in_our_cache(
     assert asked["trt_profile_max_shapes"] == f"image:3x3x{height}x{width}"
     for folder in ("trt_engine_cache_path", "trt_timing_cache_path"):
         assert Path(asked[folder]).is_relative_to(tmp_path / "cache")
-    engine = open_engine(TENSORRT, bundle, "fp32")
+    engine = open_unproven(TENSORRT, bundle, "fp32")
     assert sessions.asked[1] == sessions.asked[0]
     assert len(engine.infer(images(3))["score"]) == 3
     with pytest.raises(EngineUnavailableError, match=r"at most 3 images at a time, got 4.*--batch 1,1,4"):
@@ -117,9 +118,9 @@ def test_engines_whose_files_are_gone_are_built_again(bundle: Bundle, sessions: 
         if entry.facts is None:
             entry.path.unlink()
     with pytest.raises(EngineNotBuiltError, match="files were deleted"):
-        open_engine(TENSORRT, bundle, "fp32")
+        open_unproven(TENSORRT, bundle, "fp32")
     assert build_engine(bundle, TENSORRT).was_built
-    assert open_engine(TENSORRT, bundle, "fp32").name == TENSORRT
+    assert open_unproven(TENSORRT, bundle, "fp32").name == TENSORRT
 
 
 def test_another_driver_is_another_engine(
@@ -130,7 +131,7 @@ def test_another_driver_is_another_engine(
     with pytest.raises(
         EngineNotBuiltError, match=r"device none instead of A2000, driver none instead of 580\.1"
     ):
-        open_engine(TENSORRT, bundle, "fp32")
+        open_unproven(TENSORRT, bundle, "fp32")
 
 
 def test_a_graph_of_which_tensorrt_takes_nothing_is_refused(bundle: Bundle, sessions: Sessions) -> None:

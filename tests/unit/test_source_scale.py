@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import flowedge
-from flowedge.bundle import write_bundle
+from flowedge.bundle import open_bundle, write_bundle
 from flowedge.errors import BundleError
 from flowedge.manifest import Family, PartScale, SourceRule, SourceScale
+from flowedge.runtime.detector import Detector
 from flowedge.runtime.source_scale import Scaled, scaled_map, scaled_score, source_thresholds
+from flowedge.runtime.unproven import open_unproven
 from support.command_line import flowedge as run_flowedge
-from support.tiny_bundle import IMAGE_SIZE, tiny_answer, tiny_manifest, tiny_model
+from support.tiny_bundle import IMAGE_SIZE, tiny_answer, tiny_manifest, tiny_model, tiny_selftest
 
 BY_RANGE: Final[tuple[SourceRule, ...]] = ("0.x-1.x", "2.0-2.6", "2.7")
 NAN: Final = float("nan")
@@ -204,7 +206,8 @@ def test_nothing_fitted_is_no_limit() -> None:
 def write(folder: Path, scale: SourceScale | None, family: Family = "fastflow") -> Path:
     folder.mkdir(exist_ok=True)
     manifest = msgspec.structs.replace(tiny_manifest(family=family), source_scale=scale)
-    return write_bundle(folder / "b", manifest, {"model.onnx": tiny_model().SerializeToString()}).path
+    model = {"model.onnx": tiny_model().SerializeToString()}
+    return write_bundle(folder / "b", manifest, {**model, **tiny_selftest(manifest)}).path
 
 
 def test_a_detector_gives_the_sources_score_map_verdict_and_mask(tmp_path: Path) -> None:
@@ -213,7 +216,8 @@ def test_a_detector_gives_the_sources_score_map_verdict_and_mask(tmp_path: Path)
     raw = tiny_answer(((frame / 255 - mean) / std).transpose(2, 0, 1)[None])
     score, anomaly_map = float(raw["score"][0]), raw["anomaly_map"][0, 0]
     image = PartScale(threshold=score - 1, minimum=score - 4, maximum=score + 4, sensitivity=0.5)
-    pixel = PartScale(threshold=1.0, minimum=0.0, maximum=score, sensitivity=0.25)
+    lowest, middle = float(anomaly_map.min()), float(anomaly_map.min() + score) / 2
+    pixel = PartScale(threshold=middle, minimum=lowest, maximum=score, sensitivity=0.25)
     bundle = write(tmp_path, scale_of("2.7", image, pixel))
     plain = flowedge.load(bundle)(frame)
     assert plain.score == pytest.approx(score, rel=1e-5)
@@ -221,7 +225,7 @@ def test_a_detector_gives_the_sources_score_map_verdict_and_mask(tmp_path: Path)
     result = flowedge.load(bundle, source_scale=True)(frame)
     assert result.score == pytest.approx(1 / 8 + 0.5, abs=1e-5)
     assert result.verdict == "anomalous"
-    expected = np.clip((anomaly_map - 1) / score + 0.5, 0, 1)
+    expected = np.clip((anomaly_map - middle) / (score - lowest) + 0.5, 0, 1)
     np.testing.assert_allclose(result.network_map, expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(result.anomaly_map, expected, rtol=0, atol=1e-5)
     assert result.mask is not None
@@ -242,13 +246,16 @@ def test_an_answer_that_the_scale_has_no_value_for_was_not_inspected(
 
 def test_a_bundle_without_such_a_scale_or_calibrated_to_another_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="has no scale of its source"):
-        flowedge.load(write(tmp_path / "none", None), source_scale=True)
-    calibrated = write(tmp_path / "fixed", scale_of("2.7", PartScale(threshold=1.0)), family="cflow")
-    with pytest.raises(BundleError, match=r"calibrated to a fixed reference.*Export the checkpoint again"):
-        flowedge.load(calibrated, source_scale=True)
-    done = run_flowedge("run", calibrated, calibrated / "manifest.json", "--source-scale")
+        flowedge.load(without := write(tmp_path / "none", None), source_scale=True)
+    done = run_flowedge("run", without, without / "manifest.json", "--source-scale")
     assert done.status == 2
-    assert "calibrated to a fixed reference" in " ".join(done.stderr.split())
+    assert "has no scale of its source" in " ".join(done.stderr.split())
+    calibrated = open_bundle(
+        write(tmp_path / "fixed", scale_of("2.7", PartScale(threshold=1.0)), family="cflow")
+    )
+    engine = open_unproven(None, calibrated, "fp32")  # a FastFlow's graph, which is all the same here
+    with pytest.raises(BundleError, match=r"calibrated to a fixed reference.*Export the checkpoint again"):
+        Detector(calibrated, engine, "fp32", source_scale=True)
 
 
 def test_info_shows_the_scale(tmp_path: Path) -> None:

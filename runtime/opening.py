@@ -1,0 +1,91 @@
+"""Opening an engine that may judge parts: it is chosen, built where that is asked for, and proven right here."""
+
+from __future__ import annotations
+
+from flowedge.bundle import Bundle
+from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
+from flowedge.runtime.auto import choose_anew, fastest_precision, precisions_on
+from flowedge.runtime.building import build_engine
+from flowedge.runtime.engine import AUTO, ENGINES, Engine
+from flowedge.runtime.proof import prove
+from flowedge.runtime.unproven import open_unproven
+
+
+def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: int | None = None) -> Engine:
+    """Load one graph of a bundle on an engine that has proven itself on this machine.
+
+    The first opening of a graph here replays the bundle's self-test, and the engine cache remembers that it passed: see
+    `flowedge.runtime.proof`.
+
+    Args:
+        name: A name of ``ENGINES``; None takes the first, by ``order``, that opens here and is right. The engine's
+            ``reason`` says why the engines before it were passed over.
+        bundle: A verified bundle.
+        precision: The precision of the graph; ``int8`` is the one for the engine's device.
+        threads: The number of CPU threads of one inference; None leaves it to the engine.
+
+    Raises:
+        TypeError: ``threads`` is not a whole number.
+        ValueError: ``threads`` is below 1.
+        EngineUnavailableError: The engine is unknown, not installed, not importable, or cannot run the graph.
+        EngineWrongError: The engine's answers to the self-test are wrong here.
+        BundleError: There is no graph of this precision, it is not what the manifest says, or the bundle has no
+            self-test.
+    """
+    return open_unproven(
+        name, bundle, precision, threads=threads, check=lambda engine: prove(bundle, engine, threads=threads)
+    )
+
+
+def open_or_build(
+    engine: str | None, bundle: Bundle, precision: str, *, threads: int | None = None, build: bool = False
+) -> Engine:
+    """Open a proven engine, and compile it first where that is asked for and the cache has none that fits.
+
+    Args:
+        engine: A name of ``ENGINES``; None takes the first that opens here and is right.
+        bundle: A verified bundle.
+        precision: The precision of the graph, or ``auto``: the fastest that is right here, on every engine where none
+            is named; see `flowedge.runtime.auto`.
+        threads: The number of CPU threads of one inference; None leaves it to the engine.
+        build: True compiles the named engine first.
+
+    Raises:
+        EngineUnavailableError: The cause is one of `open_engine` or `build_engine`, or ``build`` came without an
+            engine's name.
+        EngineCacheError: The cache cannot be written.
+        BundleError: The cause is one of `open_engine`.
+    """
+    if build and engine is None:
+        able = ", ".join(name for name, spec in ENGINES.items() if spec.compiled)
+        raise EngineUnavailableError(f"to build an engine, name it: one of {able}.")
+    if precision == AUTO:
+        if build and engine is not None:
+            for each in precisions_on(bundle, engine):
+                build_engine(bundle, engine, each)
+        return _open_fastest(engine, bundle, threads)
+    try:
+        return open_engine(engine, bundle, precision, threads=threads)
+    except EngineNotBuiltError:
+        if not build or engine is None:
+            raise
+    build_engine(bundle, engine, precision)
+    return open_engine(engine, bundle, precision, threads=threads)
+
+
+def _open_fastest(engine: str | None, bundle: Bundle, threads: int | None) -> Engine:
+    """Open the fastest graph that is right here; a remembered choice that does not open is measured again."""
+    choice = fastest_precision(bundle, engine, threads=threads)
+    try:
+        session = open_engine(choice.engine, bundle, choice.precision, threads=threads)
+    except EngineUnavailableError:
+        choice = choose_anew(bundle, engine, threads=threads)
+        session = open_engine(choice.engine, bundle, choice.precision, threads=threads)
+    right = ", ".join(str(one) for one in choice.measured if one.median_ms is not None)
+    session.reason = ". ".join(
+        [
+            f"the fastest {'here' if engine is None else 'graph on it'} that is right: {right}",
+            *choice.not_built,
+        ]
+    )
+    return session

@@ -1,0 +1,98 @@
+"""Opening an engine by name or by order, before anything is known of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from numbers import Integral
+
+from flowedge.bundle import Bundle
+from flowedge.errors import EngineNotBuiltError, EngineUnavailableError, EngineWrongError
+from flowedge.runtime.engine import Engine, EngineSpec, Opening, engine_module, engine_spec, engines_in_order
+
+
+def open_unproven(
+    name: str | None,
+    bundle: Bundle,
+    precision: str,
+    *,
+    threads: int | None = None,
+    check: Callable[[Engine], None] | None = None,
+) -> Engine:
+    """Load one graph of a bundle on an engine whose answers nobody has checked on this machine.
+
+    Only what reports on an engine opens it so: ``flowedge verify``, ``flowedge bench``, the search for a precision.
+    Everything that judges parts calls `flowedge.runtime.opening.open_engine`.
+
+    Args:
+        name: A name of ``ENGINES``; None takes the first, by ``order``, that opens here and that ``check`` accepts. The
+            engine's ``reason`` says why the engines before it were passed over.
+        bundle: A verified bundle.
+        precision: The precision of the graph; ``int8`` is the one for the engine's device.
+        threads: The number of CPU threads of one inference; None leaves it to the engine.
+        check: A function that raises a `FlowEdgeError` to refuse an opened engine. A refused engine is closed.
+
+    Raises:
+        TypeError: ``threads`` is not a whole number.
+        ValueError: ``threads`` is below 1.
+        EngineUnavailableError: The engine is unknown, not installed, not importable, or cannot run the graph.
+        BundleError: There is no graph of this precision, or it is not what the manifest says.
+    """
+    if threads is not None and not isinstance(threads, Integral):
+        raise TypeError(f"threads must be a whole number or None, got {threads!r}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+
+    def opened(spec: EngineSpec, exact: str) -> Engine:
+        engine = engine_module(spec).load(Opening(spec=spec, bundle=bundle, precision=exact, threads=threads))
+        engine.precision = exact
+        if check is not None:
+            try:
+                check(engine)
+            except BaseException:
+                engine.close()
+                raise
+        return engine
+
+    if name is not None:
+        spec = engine_spec(name)
+        exact = bundle.manifest.precision_on(spec.device, precision)
+        bundle.manifest.graph(exact)
+        engine = opened(spec, exact)
+        engine.reason = "named"
+        return engine
+    problems: dict[str, EngineUnavailableError] = {}
+    have = {graph.precision for graph in bundle.manifest.graphs}
+    engines = engines_in_order()
+    if not any(bundle.manifest.precision_on(spec.device, precision) in have for spec in engines):
+        bundle.manifest.graph(precision)  # says what there is
+    for spec in engines:
+        if spec.order is None:
+            continue
+        exact = bundle.manifest.precision_on(spec.device, precision)
+        if exact not in have:
+            problems[spec.name] = EngineUnavailableError(
+                f"{spec.name} needs the {exact} graph, which the bundle does not have."
+            )
+            continue
+        try:
+            engine = opened(spec, exact)
+        except EngineUnavailableError as error:
+            problems[spec.name] = error
+        else:
+            engine.reason = _reason(problems)
+            return engine
+    wrong = [problem for problem in problems.values() if isinstance(problem, EngineWrongError)]
+    others = [problem for problem in problems.values() if problem not in wrong]
+    kind = EngineWrongError if wrong else EngineUnavailableError
+    raise kind(" ".join(str(problem) for problem in (*wrong, *others)))
+
+
+def _reason(problems: Mapping[str, EngineUnavailableError]) -> str:
+    """Explain the choice of an engine that nobody named; give in full which engine is wrong or only has to be built."""
+    if not problems:
+        return "the first choice"
+    in_full = (EngineNotBuiltError, EngineWrongError)
+    passed_over = (
+        f"the first that opens here; {', '.join(problems)} did not (name one as the engine to see why)"
+    )
+    return ". ".join([passed_over, *(str(one) for one in problems.values() if isinstance(one, in_full))])
