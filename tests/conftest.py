@@ -31,6 +31,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def without_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines need not prove themselves: for bundles without a self-test, and for graphs that are wrong on purpose."""
+    monkeypatch.setattr("flowedge.runtime.opening.prove", lambda bundle, engine, threads: None)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The records and photographs beside the checkout; tests that need them are skipped where they are not."""

@@ -68,11 +68,16 @@ def _upsampled(level: NDArray[Any], factor: int) -> NDArray[Any]:
 
 
 def tiny_model(
-    *, image_size: tuple[int, int] = IMAGE_SIZE, takes_frames: bool = False, seed: int = 0
+    *,
+    image_size: tuple[int, int] = IMAGE_SIZE,
+    takes_frames: bool = False,
+    repeats_energies: bool = False,
+    seed: int = 0,
 ) -> onnx.ModelProto:
     """The graph of ``tiny_answer``; both sides of ``image_size`` are multiples of 4.
 
-    With ``takes_frames`` it takes uint8 frames of that size and normalises them as ``tiny_manifest`` says.
+    With ``takes_frames`` it takes uint8 frames of that size and normalises them as ``tiny_manifest`` says. With
+    ``repeats_energies`` its map is no FastFlow's, but each value of the finest level four times, without a limit.
     """
     height, width = image_size
     preprocess = [
@@ -82,12 +87,7 @@ def tiny_model(
         helper.make_node("Sub", ["unit", "mean"], ["centred"]),
         helper.make_node("Div", ["centred", "std"], ["image"]),
     ]
-    nodes = [
-        *(preprocess if takes_frames else ()),
-        helper.make_node("Conv", ["image", "weight"], ["z"], strides=[2, 2]),
-        helper.make_node("Mul", ["z", "z"], ["squares"]),
-        helper.make_node("ReduceMean", ["squares", "channel_axis"], ["level_0"], keepdims=1),
-        helper.make_node("AveragePool", ["level_0"], ["level_1"], kernel_shape=[2, 2], strides=[2, 2]),
+    likelihoods = [
         *(
             node
             for level, scales in (("level_0", "twice"), ("level_1", "four_times"))
@@ -101,6 +101,24 @@ def tiny_model(
         ),
         helper.make_node("Add", ["level_0_up", "level_1_up"], ["likelihoods"]),
         helper.make_node("Mul", ["likelihoods", "minus_half"], ["anomaly_map"]),
+    ]
+    repeated = [
+        helper.make_node(
+            "Resize",
+            ["level_0", "", "twice"],
+            ["anomaly_map"],
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+    ]
+    nodes = [
+        *(preprocess if takes_frames else ()),
+        helper.make_node("Conv", ["image", "weight"], ["z"], strides=[2, 2]),
+        helper.make_node("Mul", ["z", "z"], ["squares"]),
+        helper.make_node("ReduceMean", ["squares", "channel_axis"], ["level_0"], keepdims=1),
+        helper.make_node("AveragePool", ["level_0"], ["level_1"], kernel_shape=[2, 2], strides=[2, 2]),
+        *(repeated if repeats_energies else likelihoods),
         helper.make_node("ReduceMax", ["anomaly_map", "map_axes"], ["score"], keepdims=0),
     ]
     constants: dict[str, NDArray[Any]] = {

@@ -16,7 +16,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from flowedge.bundle import clone_bundle, open_bundle
+from flowedge.bundle import clone_bundle, open_bundle, write_bundle
 from flowedge.errors import EngineUnavailableError
 from flowedge.runtime.bench.machine import EnergyMeter
 from flowedge.runtime.bench.macs import multiply_accumulates
@@ -30,7 +30,7 @@ from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.selftest import read_selftest
 from flowedge.runtime.timing import LEAST_RUNS, window_of
 from support.command_line import Finished, flowedge
-from support.tiny_bundle import tiny_model, write_tiny_bundle
+from support.tiny_bundle import tiny_manifest, tiny_model, write_tiny_bundle
 
 ORT = "onnxruntime-cpu"
 WRONG = "wrong<b>&|`x`.flowedge"
@@ -237,6 +237,15 @@ def test_a_bundle_that_takes_frames_is_given_frames_of_its_size(tmp_path: Path) 
     assert row.problem == ""
     assert row.stages is not None
     assert row.stages.frame_size == bundle.manifest.frame_size
+    assert row.timings[0].runs == ROUNDS * LEAST_RUNS
+    assert row.parity is not None
+    assert row.parity.is_right
+
+
+def test_a_bundle_without_a_self_test_is_timed_and_not_compared(tmp_path: Path) -> None:
+    manifest, model = tiny_manifest(), tiny_model().SerializeToString()
+    bundle = write_bundle(tmp_path / "tiny.flowedge", manifest, {"model.onnx": model})
+    (row,) = run_bench([bundle.path], BenchOptions(engines=(ORT,), batches=(1,), seconds=0)).rows
     assert row.timings[0].runs == ROUNDS * LEAST_RUNS
     assert row.parity is None
     assert "selftest" in row.parity_problem

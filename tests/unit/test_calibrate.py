@@ -21,6 +21,8 @@ from flowedge.runtime.verify import AGGREGATION_LIMIT
 from support.block_graph import write_photographs
 from support.family_graphs import FAMILIES, FamilyBundle
 
+pytestmark = pytest.mark.usefixtures("without_proof")
+
 ENGINE = "openvino"  # which runs every precision
 REQUEST = ThresholdRequest(image=0.8, pixel=0.99)
 

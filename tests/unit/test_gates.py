@@ -29,6 +29,8 @@ from flowedge.errors import CalibrationError, ImageError
 from flowedge.manifest import Preprocessing
 from support.tiny_bundle import IMAGE_SIZE, tiny_manifest, tiny_model
 
+pytestmark = pytest.mark.usefixtures("without_proof")
+
 LIMITS = DEFAULT_LIMITS["int8"]
 SIZE = (16, 24)
 PLAIN = Preprocessing(resize=SIZE, method="float_bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -309,7 +311,7 @@ WRONG: dict[str, tuple[str, str, list[Any], set[str]]] = {
 
 def wrong_graph(output: str, operator: str, constants: list[Any]) -> bytes:
     """The tiny graph with one node put behind its map or its score; the score is still that of the right map."""
-    model = tiny_model()
+    model = tiny_model(repeats_energies=True)
     for node in model.graph.node:
         node.output[:] = [f"right_{output}" if name == output else name for name in node.output]
         node.input[:] = [f"right_{output}" if name == output else name for name in node.input]
@@ -348,7 +350,7 @@ def test_a_wrong_graph_fails_what_it_is_wrong_in(
     output, operator, constants, fails = WRONG[name]
     manifest = tiny_manifest(precisions=("fp32", "int8-cpu"))
     files: dict[str, Path | bytes] = {
-        "model.onnx": tiny_model().SerializeToString(),
+        "model.onnx": tiny_model(repeats_energies=True).SerializeToString(),
         "model.int8-cpu.onnx": wrong_graph(output, operator, constants),
     }
     write_bundle(tmp_path / "tiny.flowedge", manifest, files)

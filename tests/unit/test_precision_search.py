@@ -45,6 +45,8 @@ LIMITS = GateLimits(
     pixel_auroc=1.0,
     aupro=1.0,
 )
+
+pytestmark = pytest.mark.usefixtures("without_proof")
 IMPOSSIBLE = msgspec.structs.replace(LIMITS, map_correlation=1.0, map_error=0.0)
 
 
