@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.bundle import Bundle, clone_bundle, replace_in_bundle
+from flowedge.bundle import Bundle, clone_bundle, folder_for_next_version, replace_in_bundle
 from flowedge.calibration.dataset import Dataset, read_mask
 from flowedge.calibration.evaluation import mask_on_map
 from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, curve_from_scores
@@ -113,10 +112,10 @@ def calibrate_bundle(
             "f1 needs labelled images: name a dataset with a test folder, or fit a quantile or a target-fpr."
         )
     opened = Bundle(Path(os.path.realpath(bundle.path)), bundle.manifest)
-    with tempfile.TemporaryDirectory(dir=opened.path.parent, prefix=".flowedge-") as folder:
+    with folder_for_next_version(opened.path) as folder:
         draft, record = _fitted(
             opened,
-            Path(folder),
+            folder,
             images,
             reference,
             known or {},

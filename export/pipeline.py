@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import datetime
 import gc
-import tempfile
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from flowedge.calibration.precision import PrecisionRequest, Progress, add_preci
 from flowedge.calibration.precision.half import HalfType
 from flowedge.calibration.precision.typed_graph import FILES, Typing
 from flowedge.calibration.record import PrecisionReport
+from flowedge.drafts import draft_folder
 from flowedge.errors import BundleError, CheckpointError, ExportError
 from flowedge.export.backbones import backbone_from_checkpoint, feature_shapes, module_from_backbone
 from flowedge.export.checkpoints import read_checkpoint
@@ -44,12 +45,16 @@ from flowedge.manifest import (
     Preprocessing,
     Source,
 )
+from flowedge.manifest_json import json_from_manifest
+from flowedge.replacing import put_at_free_place
 from flowedge.runtime.engine_cache import engine_cache
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import files_of_selftest, synthetic_frames
 from flowedge.runtime.verify import Check, verify_bundle
+from flowedge.text import printable
 
 SUFFIX: Final = ".flowedge"
+_LONGEST_NAME: Final = 255  # bytes, of a file on Linux
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,8 +180,10 @@ def export_bundle(
     progress = progress or Progress()
     on_step = progress.begin
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            graph = Path(folder) / "model.onnx"
+        with draft_folder(target.parent) as draft:
+            folder = draft / "graphs"
+            folder.mkdir()
+            graph = folder / "model.onnx"
             traced = _trace(path, graph, options, on_step)
             _return_memory()
             fp32 = traced.draft.graphs[0]
@@ -184,9 +191,9 @@ def export_bundle(
             if options.half:
                 graphs += _half_graphs(graph, fp32, options.half, on_step)
             on_step("writing the bundle and replaying its self-test")
-            files: dict[str, Path | bytes] = {file.name: file for file in sorted(Path(folder).iterdir())}
+            files: dict[str, Path | bytes] = {file.name: file for file in sorted(folder.iterdir())}
             staged = write_bundle(
-                Path(folder) / "bundle",
+                draft / "bundle",
                 msgspec.structs.replace(traced.draft, graphs=tuple(graphs)),
                 {**files, **traced.selftest, LOWERING: json_from_lowering(traced.lowering)},
             )
@@ -201,10 +208,11 @@ def export_bundle(
                 if g.precision != "bf16"
             }
             _gate(checks)
-            staged.path.rename(target)
+            put_at_free_place(staged.path, target)
     except OSError as error:
         raise BundleError(
-            f"cannot write {target}: {error.strerror or error}. Free space or name another -o."
+            f"{target} cannot be written: {error.strerror or error}. Check that {target.parent} is a folder that you "
+            "may write to, with enough space, or name another place with -o."
         ) from error
     return ExportResult(bundle=Bundle(target, staged.manifest), checks=checks, reports=reports)
 
@@ -235,17 +243,26 @@ def nfa_outputs_of(repository: str, family: Family) -> NfaOutputs:
 
 
 def default_target(path: Path) -> Path:
-    """Where a bundle goes when the user names no place: beside the user, named after the checkpoint."""
-    return Path(path.stem + SUFFIX)
+    """Return a place in the current folder, named after the checkpoint as far as the longest name allows."""
+    stem = path.stem
+    while len(os.fsencode(stem + SUFFIX)) > _LONGEST_NAME:
+        stem = stem[:-1]
+    return Path(stem + SUFFIX)
 
 
 def check_target(target: Path) -> None:
     """Fail before the work, not after it.
 
     Raises:
-        BundleError: The target exists, or its parent does not.
+        BundleError: The target exists, its parent does not, or the system cannot have a file of this name.
     """
-    if target.exists() or target.is_symlink():
+    try:
+        exists = target.exists() or target.is_symlink()
+    except OSError as error:
+        raise BundleError(
+            f"{target} cannot be a bundle's place: {error.strerror}. Name another one with -o."
+        ) from error
+    if exists:
         raise BundleError(f"{target} exists already. Remove it or name another place with -o.")
     if not target.parent.is_dir():
         raise BundleError(f"{target.parent} is not a folder. Make it first or name another place with -o.")
@@ -281,6 +298,7 @@ def _trace(path: Path, graph: Path, options: ExportOptions, on_step: Callable[[s
         check_frame_size(read.preprocessing, options.frame_size, read.model.image_size)
         frame_input = FrameInput(size=options.frame_size, preprocessing=read.preprocessing)
     draft = _manifest(read, fp32, nfa, options.frame_size)
+    json_from_manifest(draft)  # what no bundle can say is refused before the work
     on_step("computing the reference's answers")
     frames = synthetic_frames(read.preprocessing, options.frame_size)
     selftest = files_of_selftest(frames, _reference_answers(read, frames, nfa))
@@ -336,7 +354,7 @@ def _manifest(
         source=Source(
             repository=checkpoint.repository,
             generation=checkpoint.generation,
-            file=checkpoint.file,
+            file=printable(checkpoint.file),
             sha256=checkpoint.sha256,
         ),
         backbone=model.backbone.network,

@@ -3,45 +3,35 @@
 Reading refuses, with the file's name and the reason, whatever is missing, damaged, of another schema, or
 outside the folder. Files that the manifest does not list are left alone and never used.
 
-Writing fills a hidden folder beside the target, makes it durable, and renames it, so that the target is
-either the whole bundle or not there. Replacing exchanges the new folder with the old one in a single step of
-the kernel (``RENAME_EXCHANGE``). File systems that cannot do that (NFS, some FUSE ones) get two renames: a
-machine that dies between the two leaves the old bundle as ``.NAME.previous``, and the next ``open_bundle``
-puts it back. A process that reads while another one replaces may see a hash that does not match; it gets a
-``BundleError`` and may open the bundle again.
+Writing fills a draft (`flowedge.drafts`), makes it durable, and gives it the bundle's place (`flowedge.replacing`), so
+that the target is either the whole bundle or not there. A process that reads while another one replaces may see a
+hash that does not match. It gets a ``BundleError`` and may open the bundle again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
-import hashlib
 import io
 import os
-import re
-import secrets
-import shutil
-import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
 
 import msgspec
 
+from flowedge.bundle_files import MANIFEST, check_listing, check_paths, hash_of, read_manifest, verify
+from flowedge.drafts import draft_folder
 from flowedge.errors import BundleError
 from flowedge.manifest import SCHEMA, Manifest, StoredFile
-from flowedge.manifest_json import MAX_BYTES, json_from_manifest, manifest_from_json
-
-_MANIFEST: Final = "manifest.json"
-_CHUNK_BYTES: Final = 1 << 20
-# One allow-list keeps out "..", hidden names, absolute paths, backslashes, drive letters, NUL, look-alikes.
-_SAFE_PATH: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
-
-_AT_FDCWD: Final = -100
-_RENAME_EXCHANGE: Final = 2
-_CANNOT_EXCHANGE: Final = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+from flowedge.manifest_json import json_from_manifest
+from flowedge.replacing import (
+    folder_for_draft,
+    link_or_copy,
+    put_in_place,
+    recover,
+    remove_leftovers,
+    sync_folder,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +58,7 @@ class Bundle:
         for stored in self.manifest.files:
             if stored.path == path_in_bundle:
                 content = io.BytesIO()
-                _verify(self.path, stored, copy_to=content)
+                verify(self.path, stored, copy_to=content)
                 return content.getvalue()
         raise BundleError(
             f"{self.path} has no file {path_in_bundle!r}; it has "
@@ -84,12 +74,12 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             file is missing, is not a regular file inside the folder, or has another size or hash.
     """
     folder = Path(path)
-    _recover(folder)
+    recover(Path(os.path.realpath(folder)))
     if not os.path.isdir(folder):
         raise BundleError(f"{folder} is not a bundle: no such folder. Make one with: flowedge export CKPT.")
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for stored in manifest.files:
-        _verify(folder, stored)
+        verify(folder, stored)
     return Bundle(folder, manifest)
 
 
@@ -113,13 +103,13 @@ def write_bundle(
             the disk refuses (no parent folder, no permission, no space). Nothing is left behind.
     """
     place = Path(os.path.realpath(target))
-    if os.path.lexists(place) and not (overwrite and (place / _MANIFEST).is_file()):
+    if os.path.lexists(place) and not (overwrite and (place / MANIFEST).is_file()):
         advice = "Choose another name or move it away" if overwrite else "Choose another name or overwrite it"
         what = "exists and is not a bundle" if overwrite else "exists already"
         raise BundleError(f"{target} {what}. {advice}.")
     with _new_version(place) as folder:
         manifest = _fill(folder, manifest, files, kept=())
-        _put_in_place(folder, place)
+        put_in_place(folder, place, manifest)
     return Bundle(Path(target), manifest)
 
 
@@ -145,10 +135,10 @@ def replace_in_bundle(
     """
     place = Path(os.path.realpath(bundle.path))
     with _new_version(place) as folder:
-        if _read_manifest(place) != bundle.manifest:
+        if read_manifest(place) != bundle.manifest:
             raise BundleError(f"{bundle.path} changed since it was opened. Open it again and retry.")
         manifest = _fill_from(bundle, folder, manifest, files)
-        _put_in_place(folder, place)
+        put_in_place(folder, place, manifest)
     return Bundle(bundle.path, manifest)
 
 
@@ -172,147 +162,69 @@ def clone_bundle(
     """
     with _new_version(target) as folder:
         manifest = _fill_from(bundle, folder, manifest, files)
-        _put_in_place(folder, target)
+        put_in_place(folder, target, manifest)
     return Bundle(target, manifest)
 
 
-def _fill_from(
-    bundle: Bundle, folder: Path, manifest: Manifest | None, files: Mapping[str, Path | bytes] | None
-) -> Manifest:
-    """Fill the folder with the files of a bundle, but for those that are new; the kept ones are verified and linked."""
-    place = Path(os.path.realpath(bundle.path))
-    files = files or {}
-    kept = tuple(stored for stored in bundle.manifest.files if stored.path not in files)
-    for stored in kept:
-        _verify(place, stored)
-        _link(place / stored.path, folder / stored.path)
-    return _fill(folder, manifest or bundle.manifest, files, kept)
-
-
-# Reading and checking
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    with _open_regular(folder, _MANIFEST) as file:
-        data = file.read(MAX_BYTES + 1)
-    try:
-        manifest = manifest_from_json(data)
-        _check_listing(manifest)
-    except BundleError as error:
-        raise BundleError(f"{folder}: {error}") from error
-    return manifest
-
-
-def _check_listing(manifest: Manifest) -> None:
-    """Every path is safe and there once, and every graph is among the files."""
-    paths = [stored.path for stored in manifest.files]
-    _check_paths(paths)
-    for graph in manifest.graphs:
-        if graph.file not in paths:
-            raise BundleError(
-                f"the {graph.precision} graph {graph.file!r} is not among the bundle's files. "
-                "Export the bundle again."
-            )
-
-
-def _check_paths(paths: Iterable[str]) -> None:
-    seen = {_MANIFEST}
-    for path in paths:
-        if not _SAFE_PATH.fullmatch(path):
-            raise BundleError(
-                f"{path!r} is not a path that a bundle may hold: only relative paths of letters, digits, "
-                "'.', '_' and '-', whose parts do not begin with a dot. Export the bundle again."
-            )
-        if path.casefold() in seen:
-            raise BundleError(
-                f"{path!r} is in the bundle twice (capitals do not count). Export the bundle again."
-            )
-        seen.add(path.casefold())
-
-
-def _open_regular(folder: Path, path: str) -> BinaryIO:
-    """Open a file for reading; refuses links on the way, and all that is not a regular file."""
-    place = folder
-    for part in path.split("/"):
-        place = place / part
-        if os.path.islink(place):
-            raise BundleError(
-                f"{place} is a symbolic link; a bundle holds its own files. Copy it with cp -L."
-            )
-    try:
-        # O_NONBLOCK: opening a named pipe must not wait for a writer.
-        descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise BundleError(
-            f"{place} cannot be read: {error.strerror}. Copy or export the bundle again."
-        ) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise BundleError(f"{place} is not a regular file. Copy or export the bundle again.")
-    return os.fdopen(descriptor, "rb")
-
-
-def _verify(folder: Path, stored: StoredFile, *, copy_to: BinaryIO | None = None) -> None:
-    place = folder / stored.path
-    with _open_regular(folder, stored.path) as file:
-        try:
-            size = os.fstat(file.fileno()).st_size
-            sha256 = _sha256(file, copy_to) if size == stored.size else None
-        except OSError as error:
-            raise BundleError(f"{place} cannot be read: {error.strerror}. Check the disk.") from error
-    if sha256 is None:
-        raise BundleError(
-            f"{place} has {size} bytes, the manifest says {stored.size}. Copy or export the bundle again."
-        )
-    if sha256 != stored.sha256:
-        raise BundleError(
-            f"{place} is not the file that was written: its SHA-256 is {sha256}, "
-            f"the manifest says {stored.sha256}. Copy or export the bundle again."
-        )
-
-
-def _sha256(file: BinaryIO, copy_to: BinaryIO | None = None) -> str:
-    """The hash of what is left to read of a file, which is copied on the way where asked."""
-    digest = hashlib.sha256()
-    while chunk := file.read(_CHUNK_BYTES):
-        digest.update(chunk)
-        if copy_to is not None:
-            copy_to.write(chunk)
-    return digest.hexdigest()
-
-
-# Writing
-
-
 @contextlib.contextmanager
-def _new_version(place: Path) -> Iterator[Path]:
-    """An empty hidden folder beside ``place``; whatever is in it at the end is removed."""
-    folder = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+def folder_for_next_version(place: Path) -> Iterator[Path]:
+    """Make a folder for the work on a bundle's next version, and remove it at the end.
+
+    The folder is on the bundle's own file system: beside the bundle where the bundle can be renamed, else inside it.
+
+    Args:
+        place: The bundle's folder. A bundle that is not there yet is made beside its place.
+
+    Raises:
+        BundleError: The bundle cannot be replaced or written there, or the disk refused something in the block.
+    """
+    real = Path(os.path.realpath(place))
     try:
-        folder.mkdir()
-        yield folder
+        remove_leftovers(real)
+        with draft_folder(folder_for_draft(real)) as draft:
+            yield draft
     except OSError as error:
         where = f" ({error.filename})" if error.filename is not None else ""
         raise BundleError(
             f"{place} cannot be written: {error.strerror}{where}. "
             f"Check that {place.parent} is a folder that you may write to, with enough space."
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _new_version(place: Path) -> Iterator[Path]:
+    """Make an empty folder for a new version; the folder is removed at the end unless it took the bundle's place."""
+    with folder_for_next_version(place) as draft:
+        folder = draft / "bundle"
+        folder.mkdir()
+        yield folder
+
+
+def _fill_from(
+    bundle: Bundle, folder: Path, manifest: Manifest | None, files: Mapping[str, Path | bytes] | None
+) -> Manifest:
+    """Fill a folder with new files and with the kept files of a bundle, which are verified and linked."""
+    place = Path(os.path.realpath(bundle.path))
+    files = files or {}
+    kept = tuple(stored for stored in bundle.manifest.files if stored.path not in files)
+    for stored in kept:
+        verify(place, stored)
+        link_or_copy(place / stored.path, folder / stored.path)
+    return _fill(folder, manifest or bundle.manifest, files, kept)
 
 
 def _fill(
     folder: Path, manifest: Manifest, files: Mapping[str, Path | bytes], kept: tuple[StoredFile, ...]
 ) -> Manifest:
     """Write the files and then the manifest that lists them and the kept ones, durably."""
-    _check_paths([*files, *(stored.path for stored in kept)])
+    check_paths([*files, *(stored.path for stored in kept)])
     stored = [_store(folder, path, content) for path, content in files.items()]
     listing = sorted([*stored, *kept], key=lambda one: one.path)
     manifest = msgspec.structs.replace(manifest, schema=SCHEMA, files=tuple(listing))
-    _check_listing(manifest)
-    _store(folder, _MANIFEST, json_from_manifest(manifest))
+    check_listing(manifest)
+    _store(folder, MANIFEST, json_from_manifest(manifest))
     for inner, _, _ in os.walk(folder):
-        _sync_folder(Path(inner))
+        sync_folder(Path(inner))
     return manifest
 
 
@@ -321,75 +233,7 @@ def _store(folder: Path, path: str, content: Path | bytes) -> StoredFile:
     place.parent.mkdir(parents=True, exist_ok=True)
     source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
     with source, place.open("xb") as file:
-        sha256 = _sha256(source, copy_to=file)
+        sha256 = hash_of(source, copy_to=file)
         file.flush()
         os.fsync(file.fileno())
     return StoredFile(path=path, size=place.stat().st_size, sha256=sha256)
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# Taking the place of the old version
-
-
-def _put_in_place(folder: Path, place: Path) -> None:
-    """Rename ``folder`` to ``place``; an older version there ends up at ``folder``."""
-    if not os.path.lexists(place):
-        folder.rename(place)
-    else:
-        try:
-            _exchange(folder, place)
-        except OSError as error:
-            if error.errno not in _CANNOT_EXCHANGE:
-                raise
-            _exchange_in_two_steps(folder, place)
-    _sync_folder(place.parent)
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Exchange the names of two folders in one step (Linux 3.15 and later, see rename(2))."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), str(other))
-
-
-def _exchange_in_two_steps(folder: Path, place: Path) -> None:
-    previous = _previous(place)
-    if previous.exists():
-        shutil.rmtree(previous)
-    place.rename(previous)
-    try:
-        folder.rename(place)
-    except OSError:
-        previous.rename(place)
-        raise
-    previous.rename(folder)
-
-
-def _previous(place: Path) -> Path:
-    return place.with_name(f".{place.name}.previous")
-
-
-def _recover(folder: Path) -> None:
-    """Undo a two-step exchange that was cut between its steps."""
-    place = Path(os.path.realpath(folder))
-    if not os.path.lexists(place):
-        with contextlib.suppress(OSError):
-            _previous(place).rename(place)

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.bundle import Bundle, clone_bundle, replace_in_bundle
+from flowedge.bundle import Bundle, clone_bundle, folder_for_next_version, replace_in_bundle
 from flowedge.calibration.calibrate import (
     ThresholdRequest,
     calibrate_bundle,
@@ -145,8 +145,8 @@ def add_precisions(
             "Name a folder of them."
         )
     opened = Bundle(Path(os.path.realpath(bundle.path)), bundle.manifest)
-    with tempfile.TemporaryDirectory(dir=opened.path.parent, prefix=".flowedge-") as folder:
-        work = _Work(opened, Path(folder), images, request, threads, cache, progress or Progress())
+    with folder_for_next_version(opened.path) as folder:
+        work = _Work(opened, folder, images, request, threads, cache, progress or Progress())
         calibrated, reports = work.run()
         record = read_record(calibrated)
         assert record is not None, "calibrate_bundle writes one"

@@ -1,0 +1,128 @@
+"""The files of a bundle's folder, read only after a check: regular files, inside the folder, of the listed content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from flowedge.errors import BundleError
+from flowedge.files import open_regular_file
+from flowedge.manifest import Manifest, StoredFile
+from flowedge.manifest_json import MAX_BYTES, manifest_from_json
+
+MANIFEST: Final = "manifest.json"
+_CHUNK_BYTES: Final = 1 << 20
+# One allow-list keeps out "..", hidden names, absolute paths, backslashes, drive letters, NUL, look-alikes.
+_SAFE_PATH: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest in a folder.
+
+    Raises:
+        BundleError: There is none, it is not valid, or it lists paths that no bundle may hold.
+    """
+    with _open_inside(folder, MANIFEST) as file:
+        try:
+            data = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise BundleError(
+                f"{folder / MANIFEST} cannot be read: {error.strerror}. Check the disk."
+            ) from error
+    try:
+        manifest = manifest_from_json(data)
+        check_listing(manifest)
+    except BundleError as error:
+        raise BundleError(f"{folder}: {error}") from error
+    return manifest
+
+
+def check_listing(manifest: Manifest) -> None:
+    """Check that every listed path is safe and there once, and that every graph is among the files.
+
+    Raises:
+        BundleError: One is not.
+    """
+    paths = [stored.path for stored in manifest.files]
+    check_paths(paths)
+    for graph in manifest.graphs:
+        if graph.file not in paths:
+            raise BundleError(
+                f"the {graph.precision} graph {graph.file!r} is not among the bundle's files. "
+                "Export the bundle again."
+            )
+
+
+def check_paths(paths: Iterable[str]) -> None:
+    """Check that paths stay inside a bundle's folder on every file system, and differ where capitals do not count.
+
+    Raises:
+        BundleError: One does not.
+    """
+    seen = {MANIFEST}
+    for path in paths:
+        if not _SAFE_PATH.fullmatch(path):
+            raise BundleError(
+                f"{path!r} is not a path that a bundle may hold: only relative paths of letters, digits, "
+                "'.', '_' and '-', whose parts do not begin with a dot. Export the bundle again."
+            )
+        if path.casefold() in seen:
+            raise BundleError(
+                f"{path!r} is in the bundle twice (capitals do not count). Export the bundle again."
+            )
+        seen.add(path.casefold())
+
+
+def verify(folder: Path, stored: StoredFile, *, copy_to: BinaryIO | None = None) -> None:
+    """Check a file's size and hash, and copy its content on the way where asked.
+
+    Raises:
+        BundleError: The file is missing, is no regular file inside the folder, or has another size or hash.
+    """
+    place = folder / stored.path
+    with _open_inside(folder, stored.path) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            sha256 = hash_of(file, copy_to) if size == stored.size else None
+        except OSError as error:
+            raise BundleError(f"{place} cannot be read: {error.strerror}. Check the disk.") from error
+    if sha256 is None:
+        raise BundleError(
+            f"{place} has {size} bytes, the manifest says {stored.size}. Copy or export the bundle again."
+        )
+    if sha256 != stored.sha256:
+        raise BundleError(
+            f"{place} is not the file that was written: its SHA-256 is {sha256}, "
+            f"the manifest says {stored.sha256}. Copy or export the bundle again."
+        )
+
+
+def hash_of(file: BinaryIO, copy_to: BinaryIO | None = None) -> str:
+    """Return the SHA-256 of the rest of a file, which is copied on the way where asked."""
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        if copy_to is not None:
+            copy_to.write(chunk)
+    return digest.hexdigest()
+
+
+def _open_inside(folder: Path, path: str) -> BinaryIO:
+    """Open a file for reading; links on the way and all that is not a regular file are refused."""
+    place = folder
+    for part in path.split("/"):
+        place = place / part
+        if place.is_symlink():
+            raise BundleError(
+                f"{place} is a symbolic link; a bundle holds its own files. Copy it with cp -L."
+            )
+    try:
+        return open_regular_file(place, follow_links=False)
+    except OSError as error:
+        raise BundleError(
+            f"{place} cannot be read: {error.strerror}. Copy or export the bundle again."
+        ) from error

@@ -1,0 +1,162 @@
+"""Hidden folders in which a bundle is made before it gets its place, and their removal.
+
+A draft belongs to one process, which holds a lock (``flock``) on the file ``lock`` in it. A process that is killed
+cannot remove its draft, so whoever makes a draft in the same folder later removes those whose lock is free. A lock says
+nothing about processes of another machine on a network file system. So a draft's name holds a mark of the running
+kernel and one of the machine, and drafts with neither mark are never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import socket
+import stat
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+PREFIX: Final = ".flowedge-draft-"
+_LOCK: Final = "lock"
+# The drafts of this process, for the case that an interruption comes between the making of one and its removal.
+_own: set[Path] = set()
+
+
+@contextlib.contextmanager
+def draft_folder(parent: Path) -> Iterator[Path]:
+    """Make a draft in a folder, and remove it at the end with all that is in it.
+
+    Drafts that killed processes of this machine left in the folder are removed first.
+
+    Args:
+        parent: An existing folder that this process may write to.
+
+    Yields:
+        The draft's path. It holds the file ``lock`` alone, so give what is made in it another name.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    remove_abandoned_drafts(parent)
+    folder, lock = _new_draft(parent)
+    try:
+        yield folder
+    finally:
+        _remove(folder, lock)
+        _own.discard(folder)
+
+
+def remove_own_drafts() -> None:
+    """Remove what is left of this process's drafts; the last act of a process that was interrupted."""
+    while _own:
+        shutil.rmtree(_own.pop(), ignore_errors=True)
+
+
+def remove_abandoned_drafts(parent: Path) -> None:
+    """Remove the drafts in a folder whose process is gone, where they are of this user and of this machine."""
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            folder = Path(entry.path)
+            if _may_be_abandoned(entry) and folder not in _own:
+                with contextlib.suppress(OSError):
+                    lock = _Lock(folder)
+                    if lock.is_exclusive:
+                        _remove(folder, lock)
+                    else:
+                        lock.close()
+
+
+def _may_be_abandoned(entry: os.DirEntry[str]) -> bool:
+    """Tell whether a folder's entry is a draft of this user and of this kernel or this machine."""
+    if not entry.name.startswith(PREFIX):
+        return False
+    marks = entry.name.removeprefix(PREFIX).split("-")[:2]
+    status = entry.stat(follow_symlinks=False)
+    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    return is_ours and any(mark == own for mark, own in zip(marks, _marks(), strict=False))
+
+
+def _new_draft(parent: Path) -> tuple[Path, _Lock]:
+    """Make a draft and take its lock; it is among this process's own before it is there."""
+    while True:
+        folder = parent / (PREFIX + "-".join([*_marks(), secrets.token_hex(4)]))
+        _own.add(folder)
+        lock = None
+        try:
+            folder.mkdir(mode=0o700)
+            lock = _Lock(folder)
+            # Another process may have taken the folder for an abandoned draft before the lock was taken.
+            if lock.is_held:
+                return folder, lock
+        except FileNotFoundError:
+            if not parent.is_dir():
+                raise
+        finally:
+            if lock is None or not lock.is_held:
+                _remove(folder, lock)
+                _own.discard(folder)
+
+
+def _remove(folder: Path, lock: _Lock | None) -> None:
+    """Remove a draft under its lock; network file systems keep the file's name until the lock is closed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if lock is not None:
+        lock.close()
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+class _Lock:
+    """The lock of one draft, taken without waiting.
+
+    Attributes:
+        is_exclusive: The lock is held by this process; false where another holds it or the file system has no locks.
+        is_held: No other process may remove the draft: the lock is held, or there are no locks at all.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the draft's lock file and try to lock it.
+
+        Raises:
+            OSError: There is no such folder, or it cannot be written.
+        """
+        path = folder / _LOCK
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, 0o600)
+        self.is_exclusive = self.is_held = False
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.is_held = True
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self.is_exclusive = self.is_held = os.path.samestat(os.fstat(self._descriptor), os.stat(path))
+
+    def close(self) -> None:
+        """Let the lock go."""
+        os.close(self._descriptor)
+
+
+@cache
+def _marks() -> tuple[str, str]:
+    """Return a mark of the running kernel, which containers share, and one of the machine, which outlasts a restart."""
+    machine = _read("/etc/machine-id") + socket.gethostname()
+    return _short_hash(_read("/proc/sys/kernel/random/boot_id") or machine), _short_hash(machine)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
