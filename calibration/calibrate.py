@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from flowedge.calibration.threshold import (
     fit_pixel_threshold,
     fit_threshold,
 )
+from flowedge.clock import utc_now
 from flowedge.errors import CalibrationError, EngineUnavailableError
 from flowedge.manifest import FixedReference, GraphFile, Manifest, NfaThreshold, Thresholds
 from flowedge.onnx_constants import write_constants
@@ -202,7 +202,7 @@ def _fitted(
                 precision=precision, reference=references.get(precision), thresholds=thresholds, notes=notes
             )
     record = CalibrationRecord(
-        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        date=utc_now().isoformat(),
         engine=", ".join(engines),
         images=len(images),
         images_sha256=hash_of_images(images),

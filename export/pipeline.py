@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import datetime
 import gc
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from flowedge.calibration.precision import PrecisionRequest, Progress, add_preci
 from flowedge.calibration.precision.half import HalfType
 from flowedge.calibration.precision.typed_graph import FILES, Typing
 from flowedge.calibration.record import PrecisionReport
+from flowedge.clock import utc_now
 from flowedge.drafts import draft_folder
 from flowedge.errors import BundleError, CheckpointError, ExportError
 from flowedge.export.backbones import backbone_from_checkpoint, feature_shapes, module_from_backbone
@@ -345,11 +345,10 @@ def _manifest(
     read: ReadModel, graph: GraphFile, nfa: NfaOutputs | None, frame_size: tuple[int, int] | None
 ) -> Manifest:
     checkpoint, model = read.checkpoint, read.model
-    now = datetime.datetime.now(datetime.timezone.utc)
     return Manifest(
         schema=SCHEMA,
         flowedge_version=__version__,
-        created=now.isoformat(timespec="seconds"),
+        created=utc_now().isoformat(),
         family=checkpoint.family,
         source=Source(
             repository=checkpoint.repository,

@@ -14,7 +14,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import socket
 import stat
 from collections.abc import Iterator
 from functools import cache
@@ -147,7 +146,7 @@ class _Lock:
 @cache
 def _marks() -> tuple[str, str]:
     """Return a mark of the running kernel, which containers share, and one of the machine, which outlasts a restart."""
-    machine = _read("/etc/machine-id") + socket.gethostname()
+    machine = _read("/etc/machine-id") + os.uname().nodename
     return _short_hash(_read("/proc/sys/kernel/random/boot_id") or machine), _short_hash(machine)
 
 

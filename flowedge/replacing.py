@@ -216,7 +216,7 @@ def _exchange_in_two_steps(folder: Path, place: Path) -> None:
     place.rename(previous)
     try:
         folder.rename(place)
-    except OSError:
+    except BaseException:
         previous.rename(place)
         raise
     with contextlib.suppress(FileNotFoundError):  # the next process may have removed it as a leftover

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from flowedge.bundle import Bundle
 from flowedge.errors import BundleError
 from flowedge.manifest import Preprocessing, level_outputs
+from flowedge.runtime.npz import npz_from_arrays
 
 FRAMES: Final = "selftest/frames.npz"
 ANSWERS: Final = "selftest/answers.npz"
@@ -65,7 +66,10 @@ def files_of_selftest(
     frames: Sequence[NDArray[np.uint8]], answers: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, bytes]:
     """The two files of a bundle that hold a self-test."""
-    return {FRAMES: _npz({f"frame_{n}": frame for n, frame in enumerate(frames)}), ANSWERS: _npz(answers)}
+    return {
+        FRAMES: npz_from_arrays({f"frame_{n}": frame for n, frame in enumerate(frames)}),
+        ANSWERS: npz_from_arrays(answers),
+    }
 
 
 def read_selftest(bundle: Bundle) -> SelfTest:
@@ -102,12 +106,6 @@ def _frame(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     blot = np.exp(-((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2) / (2 * (0.05 * width) ** 2))
     frame: NDArray[np.uint8] = np.clip(surface - 110 * blot[:, :, None], 0, 255).astype(np.uint8)
     return frame
-
-
-def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
 
 
 def _arrays(bundle: Bundle, path: str) -> dict[str, NDArray[Any]]:

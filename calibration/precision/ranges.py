@@ -22,6 +22,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from flowedge.runtime.denormals import flushing_denormals
+from flowedge.runtime.npz import npz_from_arrays
 
 _BINS: Final = 1 << 16
 _SIGN: Final = 1 << 15
@@ -204,9 +205,7 @@ def bytes_from_ranges(ranges: Mapping[str, TensorRange]) -> bytes:
         arrays[f"bins_{n}"] = filled.astype(np.uint16)
         arrays[f"counts_{n}"] = one.counts[filled]
         arrays[f"limits_{n}"] = np.array([one.smallest, one.largest, one.infinite])
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
+    return npz_from_arrays(arrays)
 
 
 def ranges_from_bytes(data: bytes) -> dict[str, TensorRange]:

@@ -1,94 +1,32 @@
-"""The command line: each command parses, imports what it needs, calls the Python API and prints.
+"""The command line.
 
-Exit status: 0 done, 1 it ran and found a problem, 2 it could not run, 3 standard output or standard error cannot be
-written, 141 the reader of the output has gone, 128 and the number of the signal that ended it.
+Signals are handled before anything large is imported, so the commands themselves are in `flowedge.cli.app`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import sys
-from typing import Final
 
-import typer
-
-from flowedge import __version__
-from flowedge.cli import bench, build, cache, calibrate, demo, doctor, evaluate, export, info, run, verify
-from flowedge.cli.output import MESSAGES
-from flowedge.cli.streams import on_standard_streams
-from flowedge.errors import FlowEdgeError, PrecisionError
-from flowedge.text import printable
-
-# Every error of the command line itself, from whichever of its packages Typer takes it.
-_UsageError: Final[type[Exception]] = typer.BadParameter.mro()[2]
-
-app = typer.Typer(
-    name="flowedge",
-    help="Normalizing-flow anomaly detectors, from a PyTorch checkpoint to an inspection line.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-for command in (export, info, verify, calibrate, evaluate, run, bench, build, doctor, demo):
-    app.command(command.NAME)(command.command)
-app.add_typer(cache.app)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version."
-    ),
-) -> None:
-    pass
-
-
-def _terminated(number: int, frame: object) -> None:
-    """Leave as on Ctrl-C, so that nothing half-written stays behind."""
-    sys.exit(128 + number)
+from flowedge.cli import signals
+from flowedge.clock import bear_late_clock
+from flowedge.drafts import remove_own_drafts
 
 
 def main() -> None:
     """Run the command line and end with its exit status."""
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(on_standard_streams(_status))
-
-
-def _status() -> int:
-    """Run the command that the arguments name; only errors that the user can act on are caught."""
+    signals.raise_on_signals()
+    bear_late_clock()
     try:
-        _check_current_folder()
-        ended = app(standalone_mode=False)
-    except _UsageError as error:
-        error.message = printable(error.message)  # type: ignore[attr-defined]
-        error.show()  # type: ignore[attr-defined]
-        return 2
-    except typer.Abort:  # Ctrl-C, in some versions of Typer
-        return 128 + signal.SIGINT
-    except FlowEdgeError as error:
-        MESSAGES.print(f"flowedge: {error}", soft_wrap=True)
-        return 1 if isinstance(error, PrecisionError) else 2
-    return ended if isinstance(ended, int) else 0
+        from flowedge.cli.app import run
+
+        status = run()
+    except signals.EndedBySignal as end:
+        status = 128 + end.number
+    finally:
+        signals.begin_to_tidy()
+        remove_own_drafts()
+        signals.end_at_once_on_signals()
+    sys.exit(status)
 
 
-def _check_current_folder() -> None:
-    """Raise a `FlowEdgeError` where the current folder was deleted: PyTorch's libraries end the process there."""
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise FlowEdgeError(
-            f"the current folder is not there any more ({error.strerror}): cd to another one."
-        ) from error
-
-
-__all__ = ["app", "main"]
+__all__ = ["main"]

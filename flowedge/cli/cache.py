@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import typer
 
 from flowedge.cli.output import RESULTS, Json, print_json, table
+from flowedge.clock import local_minute
 
 NAME = "cache"
 
@@ -33,7 +32,7 @@ def list_files(json: Json = False) -> None:
             precision = entry.facts.precision
             device = f"{entry.facts.device} {entry.facts.capability}".strip()
             batches = ",".join(map(str, entry.facts.batches))
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        used = local_minute(entry.used)
         rows.add_row(engine, precision, device, batches, f"{entry.size / 1e6:.1f}", used)
     RESULTS.print(rows)
     total = sum(entry.size for entry in files)

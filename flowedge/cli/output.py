@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from flowedge.cli.signals import raise_if_ended
 from flowedge.errors import FlowEdgeError
 from flowedge.geometry import MAX_SIDE
 from flowedge.text import printable
@@ -83,7 +84,8 @@ def print_json(result: Any) -> None:
     line = "".join(
         one if one.isprintable() and (is_unicode or one.isascii()) else _json_escape(one) for one in line
     )
-    print(line, flush=True)
+    sys.stdout.write(line + "\n")  # in one piece, whatever interrupts
+    sys.stdout.flush()
 
 
 def _json_escape(character: str) -> str:
@@ -156,9 +158,17 @@ _DESCRIPTION: Final = TextColumn("{task.description}", markup=False)
 _SPINNER: Final = SpinnerColumn("line")  # of ASCII, which every terminal has
 
 
+class _Bar(Progress):
+    """A bar whose advance is also the moment to end where a signal came inside a library that caught it."""
+
+    def update(self, *arguments: Any, **options: Any) -> None:
+        raise_if_ended()
+        super().update(*arguments, **options)
+
+
 def _bar(*columns: ProgressColumn) -> Progress:
     """Return a bar that goes away when it is done, and that writes nothing where there is no terminal."""
-    return Progress(*columns, console=MESSAGES, transient=True, disable=not MESSAGES.is_terminal)
+    return _Bar(*columns, console=MESSAGES, transient=True, disable=not MESSAGES.is_terminal)
 
 
 def size_from(option: str, text: str) -> tuple[int, int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +22,12 @@ from flowedge.cli.output import (
     print_json,
     table,
 )
+from flowedge.cli.signals import EndedBySignal
 from flowedge.errors import ImageError
+
+if TYPE_CHECKING:
+    from flowedge.runtime.detector import Detector
+    from flowedge.runtime.inspection import Inspection
 
 NAME = "run"
 
@@ -52,35 +58,48 @@ def command(
     from flowedge.runtime.inspection import inspect_images
 
     images = find_images(source)
-    verdicts: Counter[str] = Counter()
+    inspected: list[Inspection] = []
     if build:
         build_first(bundle, engine, precision)
     with flowedge.load(
         bundle, engine=engine, precision=precision, threads=threads, source_scale=source_scale, build=build
     ) as detector:
-        by_nfa = detector.thresholds.nfa is not None
-        rows = table("image", ">score", *([">log NFA"] if by_nfa else []), "verdict", ">ms", title=None)
-        for inspection in inspect_images(detector, images, out=out):
-            verdicts[inspection.verdict] += 1
-            if json:
-                print_json(inspection)
-            if inspection.latency_ms is None and len(images) == 1:
-                raise ImageError(inspection.problem)
+        try:
+            for inspection in inspect_images(detector, images, out=out):
+                if json:
+                    print_json(inspection)
+                if inspection.latency_ms is None and len(images) == 1:
+                    raise ImageError(inspection.problem)
+                inspected.append(inspection)
+                if inspection.problem:
+                    MESSAGES.print(f"not inspected: {inspection.problem}", soft_wrap=True)
+        except EndedBySignal:
             if not json:
-                rows.add_row(
-                    inspection.image,
-                    number(inspection.score),
-                    *([number(inspection.log_nfa, 1)] if by_nfa else []),
-                    inspection.verdict,
-                    number(inspection.latency_ms, 1),
-                )
-            if inspection.problem:
-                MESSAGES.print(f"not inspected: {inspection.problem}", soft_wrap=True)
+                _print_table(inspected, detector)
+            MESSAGES.print(f"{len(inspected)} of {len(images)} images were inspected.")
+            raise
     if not json:
-        RESULTS.print(rows)
-        RESULTS.print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
-        RESULTS.print(f"precision {detector.precision}", soft_wrap=True)
-        RESULTS.print(f"engine {detector.engine.name}: {detector.engine.reason}", soft_wrap=True)
-    if verdicts["unknown"]:
+        _print_table(inspected, detector)
+    verdicts = {inspection.verdict for inspection in inspected}
+    if "unknown" in verdicts:
         MESSAGES.print("No threshold is set: run flowedge calibrate to get verdicts.")
-    raise typer.Exit(1 if verdicts["not_inspected"] else 0)
+    raise typer.Exit(1 if "not_inspected" in verdicts else 0)
+
+
+def _print_table(inspected: Sequence[Inspection], detector: Detector) -> None:
+    """Print a row for each image, the verdicts' counts, and what computed them."""
+    by_nfa = detector.thresholds.nfa is not None
+    rows = table("image", ">score", *([">log NFA"] if by_nfa else []), "verdict", ">ms", title=None)
+    for inspection in inspected:
+        rows.add_row(
+            inspection.image,
+            number(inspection.score),
+            *([number(inspection.log_nfa, 1)] if by_nfa else []),
+            inspection.verdict,
+            number(inspection.latency_ms, 1),
+        )
+    RESULTS.print(rows)
+    verdicts = Counter(inspection.verdict for inspection in inspected)
+    RESULTS.print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
+    RESULTS.print(f"precision {detector.precision}", soft_wrap=True)
+    RESULTS.print(f"engine {detector.engine.name}: {detector.engine.reason}", soft_wrap=True)

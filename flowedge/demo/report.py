@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import platform
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from flowedge import __version__
+from flowedge.clock import utc_now
 from flowedge.demo.page import PAGE
 from flowedge.demo.record import DemoResult, Inspected
 from flowedge.manifest import Manifest
@@ -132,10 +132,9 @@ def histogram_of(inspected: Sequence[Inspected], threshold: float) -> Histogram:
 
 def _machine() -> str:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    now = datetime.datetime.now(datetime.timezone.utc)
     return (
         f"FlowEdge {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"{cpus} CPUs, {now:%Y-%m-%d %H:%M} UTC"
+        f"{cpus} CPUs, {utc_now():%Y-%m-%d %H:%M} UTC"
     )
 
 

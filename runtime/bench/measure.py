@@ -7,7 +7,6 @@ window each, so that whatever else runs hurts all alike; so does the machine's o
 from __future__ import annotations
 
 import contextlib
-import datetime
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 
 from flowedge import __version__
 from flowedge.bundle import Bundle, open_bundle
+from flowedge.clock import utc_now
 from flowedge.errors import EngineUnavailableError, FlowEdgeError
 from flowedge.graph_files import bytes_of_graph
 from flowedge.runtime.bench.machine import EnergyMeter, device_memory_mb, machine_facts
@@ -379,4 +379,4 @@ def _write_frame(bundle: Bundle, size: tuple[int, int], target: Path) -> tuple[s
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return utc_now().isoformat()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,10 @@ def flowedge(*arguments: str | Path, cwd: Path | None = None) -> Finished:
     before = Path.cwd()
     arguments_seen = mock.patch.object(sys, "argv", ["flowedge", *map(str, arguments)])
     status = 0
+    handlers = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    }
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), arguments_seen:
         try:
             os.chdir(cwd or before)
@@ -36,4 +41,7 @@ def flowedge(*arguments: str | Path, cwd: Path | None = None) -> Finished:
             status = end.code if isinstance(end.code, int) else int(end.code is not None)
         finally:
             os.chdir(before)
+            for number, handler in handlers.items():
+                with contextlib.suppress(ValueError):  # not in the main thread
+                    signal.signal(number, handler)
     return Finished(status, out.getvalue(), err.getvalue())

@@ -1,0 +1,67 @@
+"""Signals that end a command: the work is unwound, nothing half-written stays, and the status names the signal."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from types import FrameType
+from typing import Final
+
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+class EndedBySignal(BaseException):
+    """The command is to end. Who catches this says how far the work came, and raises it again."""
+
+    def __init__(self, number: int) -> None:
+        """Keep the signal's number."""
+        super().__init__(number)
+        self.number = number
+
+    def __str__(self) -> str:
+        """Return the signal's name."""
+        return signal.Signals(self.number).name
+
+
+class _State:
+    """The first signal that came, and the time for which signals are only noted."""
+
+    number: int | None = None
+    is_tidying = False
+
+
+def raise_on_signals() -> None:
+    """Let Ctrl-C, SIGTERM, SIGHUP and SIGQUIT raise `EndedBySignal` in the main thread.
+
+    A signal that is ignored stays ignored, so that ``nohup`` and background jobs of a script keep their meaning.
+    """
+    _State.number, _State.is_tidying = None, False
+    for number in _ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(number, _handle)
+
+
+def raise_if_ended() -> None:
+    """Raise `EndedBySignal` once more where it was raised inside a library that caught it."""
+    if _State.number is not None and not _State.is_tidying:
+        raise EndedBySignal(_State.number)
+
+
+def begin_to_tidy() -> None:
+    """Ignore further signals from here on, so that the work is tidied up to the end."""
+    _State.is_tidying = True
+
+
+def end_at_once_on_signals() -> None:
+    """Let the signals end the process at once, without Python, since there is nothing left to tidy up."""
+    for number in _ENDING:
+        if signal.getsignal(number) == _handle:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    """Raise `EndedBySignal` wherever the main thread is."""
+    if not _State.is_tidying:
+        _State.number = _State.number or number
+        raise EndedBySignal(number)

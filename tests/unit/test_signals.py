@@ -1,0 +1,151 @@
+"""A signal ends a command at once: what was inspected is printed, nothing half-written stays, the status says which."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from flowedge.bundle import open_bundle
+from flowedge.cli import signals
+from flowedge.cli.output import progress
+from flowedge.drafts import PREFIX
+from support.tiny_bundle import write_tiny_bundle
+
+COMMAND = [sys.executable, "-c", "from flowedge.cli import main; main()"]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of so many images that no test sees them all inspected."""
+    folder = tmp_path_factory.mktemp("images")
+    frame = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
+    cv2.imwrite(str(folder / "0.png"), frame)
+    for number in range(1, 3000):
+        os.link(folder / "0.png", folder / f"{number}.png")
+    return folder
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    # A session of its own: its signals are not ours. Ctrl-C is ignored in what a shell starts in the background.
+    restore = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [*COMMAND[:2], restore + COMMAND[2]]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_lines_of_what_was_inspected_are_whole(number: signal.Signals, images: Path, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b")
+    with start("run", bundle.path, images, "--json") as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.send_signal(number)
+        rest, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    lines = [json.loads(line) for line in (first + rest).splitlines()]
+    assert len({line["image"] for line in lines}) == len(lines) < 3000
+    assert (first + rest).endswith("\n")
+    assert f"ended by {number.name}" in said
+    assert "Traceback" not in said
+
+
+def test_the_table_shows_what_was_inspected(images: Path, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b")
+    with start("run", bundle.path, images, "--out", tmp_path / "out") as process:
+        while not list((tmp_path / "out").glob("*")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        shown, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    count = int(said.split(" of 3000 images were inspected")[0].split()[-1])
+    assert f"{count} unknown" in shown or count == 0
+    assert shown.count(".png") == count
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_signal_at_any_time_leaves_a_whole_bundle_and_no_draft(
+    seed: int, images: Path, tmp_path: Path
+) -> None:
+    choice = random.Random(seed)
+    number = choice.choice(SIGNALS)
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("0.png", "1.png"):
+        os.link(images / name, few / name)
+    bundle = write_tiny_bundle(tmp_path / "b")
+    with start("calibrate", bundle.path, "--data", few) as process:
+        time.sleep(0.3 + 1.5 * choice.random())
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode in (0, 128 + number, -number)
+    assert "Traceback" not in said
+    assert sorted(os.listdir(tmp_path)) == ["b", "few"]
+    opened = open_bundle(bundle.path)
+    assert not [name for name in os.listdir(bundle.path) if name.startswith(".")]
+    fitted = opened.manifest.graphs[0].thresholds.image
+    assert (fitted is not None) == ("calibration.json" in os.listdir(bundle.path))
+
+
+def test_a_killed_command_leaves_a_draft_that_the_next_one_removes(images: Path, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b")
+    with start("calibrate", bundle.path, "--data", images) as process:
+        while not list(tmp_path.glob(f"{PREFIX}*")) and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    assert len(list(tmp_path.glob(f"{PREFIX}*"))) == 1
+    done = subprocess.run(
+        [*COMMAND, "calibrate", bundle.path, "--data", images / "0.png"], capture_output=True, check=False
+    )
+    assert b"Traceback" not in done.stderr
+    few = tmp_path / "few"
+    few.mkdir()
+    os.link(images / "0.png", few / "0.png")
+    subprocess.run([*COMMAND, "calibrate", bundle.path, "--data", few], capture_output=True, check=True)
+    assert sorted(os.listdir(tmp_path)) == ["b", "few"]
+
+
+def test_a_signal_that_is_ignored_stays_ignored(images: Path, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b")
+    command = f"trap '' HUP; exec {sys.executable} -c '{COMMAND[2]}' run {bundle.path} {images} --json"
+    with subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        for _ in range(20):
+            assert json.loads(process.stdout.readline())
+        process.kill()
+
+
+def test_a_signal_that_a_library_caught_ends_the_command_at_the_next_step() -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        signals.raise_on_signals()
+        with progress("working") as advance:
+            with contextlib.suppress(BaseException):  # as a library's bare except
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
+            with pytest.raises(signals.EndedBySignal) as end:
+                advance(1, 2)
+        assert end.value.number == signal.SIGTERM
+    finally:
+        signals.begin_to_tidy()
+        for number, handler in before.items():
+            signal.signal(number, handler)
