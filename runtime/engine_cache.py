@@ -11,6 +11,7 @@ or of another version is explained, and built again where that is asked for.
     FOLDER/onnxruntime-tensorrt    what ONNX Runtime keeps itself
     FOLDER/openvino                what OpenVINO keeps itself
     FOLDER/ranges, FOLDER/precision  what was once found on images, and which precision was fastest
+    FOLDER/proofs                  which graphs were once right on this machine
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -31,9 +31,8 @@ import msgspec
 
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineCacheError
+from flowedge.runtime.cache_folder import PARTS, cache_folder, cache_size, why_no_cache
 
-DEFAULT_SIZE: Final = "20G"
-_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MAGIC: Final = b"FlowEdge engine 1\n"
 _LONGEST_HEADER_BYTES: Final = 1 << 16
 _ENGINES: Final = "engines"
@@ -123,6 +122,28 @@ class EngineCache:
         self.folder = folder
         self.limit = limit
 
+    @property
+    def problem(self) -> str:
+        """Why nothing can be kept in the folder, empty where there is no reason known yet."""
+        return why_no_cache(self.folder)
+
+    def make_folder(self, name: str) -> Path:
+        """Make one folder of the cache and return it.
+
+        Args:
+            name: One of ``PARTS``, and folders below it.
+
+        Raises:
+            EngineCacheError: There is no cache, or the folder cannot be made.
+        """
+        folder = self.folder / name
+        self._check()
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        return folder
+
     def find(self, facts: EngineFacts, *, ignoring: tuple[str, ...] = ()) -> Found:
         """Look for an engine, whole and of exactly these facts.
 
@@ -208,8 +229,8 @@ class EngineCache:
             EngineCacheError: The folder cannot be written.
         """
         path = self._path(facts).with_suffix(".lock")
+        self.make_folder(_ENGINES)
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = path.open("ab")
         except OSError as error:
             raise cannot_write(path, error) from error
@@ -250,7 +271,9 @@ class EngineCache:
     def files(self) -> list[CachedFile]:
         """Everything in the cache but locks, in the order of paths."""
         found: list[CachedFile] = []
-        for path in sorted(self.folder.rglob("*")):
+        if self.problem:
+            return found
+        for path in sorted(path for part in PARTS for path in (self.folder / part).rglob("*")):
             if path.suffix == ".lock" or path.name.startswith(".") or path.is_symlink() or not path.is_file():
                 continue
             with contextlib.suppress(FileNotFoundError):  # another process cleared it
@@ -263,18 +286,11 @@ class EngineCache:
         """Delete everything in it; how many bytes that were.
 
         Raises:
-            EngineCacheError: Something cannot be deleted.
+            EngineCacheError: There is no cache, or something cannot be deleted.
         """
+        self._check()
         size = sum(entry.size for entry in self.files())
-        for part in (
-            _ENGINES,
-            "timing",
-            "kernels",
-            "onnxruntime-tensorrt",
-            "openvino",
-            "ranges",
-            "precision",
-        ):
+        for part in PARTS:
             try:
                 shutil.rmtree(self.folder / part)
             except FileNotFoundError:
@@ -285,13 +301,19 @@ class EngineCache:
                 ) from error
         return size
 
+    def _check(self) -> None:
+        if self.problem:
+            raise EngineCacheError(
+                f"there is no engine cache: {self.problem}. Name a folder with FLOWEDGE_CACHE_DIR."
+            )
+
     def _path(self, facts: EngineFacts) -> Path:
         return self.folder / _ENGINES / f"{facts.key}.engine"
 
     def _write(self, path: Path, *parts: bytes) -> None:
         temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}")
+        self.make_folder(str(path.parent.relative_to(self.folder)))
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
                 with temporary.open("xb") as file:
                     for part in parts:
@@ -341,21 +363,7 @@ def engine_cache() -> EngineCache:
     Raises:
         EngineCacheError: ``FLOWEDGE_CACHE_SIZE`` is not a size.
     """
-    text = os.environ.get("FLOWEDGE_CACHE_SIZE") or DEFAULT_SIZE
-    size = re.fullmatch(r"(\d{1,12})([KMGT]?)B?", text.strip().upper())
-    if size is None:
-        raise EngineCacheError(
-            f"FLOWEDGE_CACHE_SIZE must be a number of bytes such as 500M or 20G, got {text!r}."
-        )
-    return EngineCache(cache_folder(), int(size[1]) * _UNITS[size[2]])
-
-
-def cache_folder() -> Path:
-    """``FLOWEDGE_CACHE_DIR``, else XDG's folder; it need not exist."""
-    own = os.environ.get("FLOWEDGE_CACHE_DIR")
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    base = Path(xdg) if xdg and os.path.isabs(xdg) else Path.home() / ".cache"
-    return Path(own) if own else base / "flowedge"
+    return EngineCache(cache_folder(), cache_size())
 
 
 def graph_hash(bundle: Bundle, precision: str) -> str:

@@ -22,7 +22,12 @@ def list_files(json: Json = False) -> None:
     cache = engine_cache()
     files = cache.files()
     if json:
-        print_json({"folder": str(cache.folder), "limit": cache.limit, "files": files})
+        print_json(
+            {"folder": str(cache.folder), "limit": cache.limit, "files": files, "problem": cache.problem}
+        )
+        return
+    if cache.problem:
+        RESULTS.print(f"there is no engine cache: {cache.problem}", soft_wrap=True)
         return
     rows = table("engine", "precision", "device", "batches", ">MB", "last used")
     for entry in files:

@@ -42,7 +42,7 @@ def command(json: Json = False) -> None:
         "memory": find_memory(),
         "jetson": find_jetson(),
         "nvidia": find_nvidia_driver(),
-        "engine_cache": str(cache.folder),
+        "engine_cache": f"none: {cache.problem}" if cache.problem else str(cache.folder),
     }
     ordered = [status for status in engines if status.spec.order is not None]
     order = [status.spec.name for status in ordered]

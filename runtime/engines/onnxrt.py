@@ -20,7 +20,7 @@ from flowedge.runtime.building import built_in_cache
 from flowedge.runtime.contract import TensorSpec, check_contract
 from flowedge.runtime.denormals import flushing_denormals
 from flowedge.runtime.engine import DEFAULT_BATCHES, Building, Built, Engine, EngineSpec, Opening
-from flowedge.runtime.engine_cache import EngineCache, EngineFacts, cannot_write, engine_cache, graph_hash
+from flowedge.runtime.engine_cache import EngineCache, EngineFacts, engine_cache, graph_hash
 from flowedge.runtime.machine import find_jetson, find_nvidia_driver
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
@@ -165,12 +165,7 @@ def _with_engines(
     """TensorRT's caches in FlowEdge's own, and the sizes that an engine is built for."""
     height, width = opening.bundle.manifest.image_size
     sizes = [f"image:{batch}x3x{height}x{width}" for batch in facts.batches]
-    engines, timing = _engines_of(cache, facts), cache.folder / "timing"
-    for folder in (engines, timing):
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+    engines, timing = cache.make_folder(f"onnxruntime-tensorrt/{facts.key}"), cache.make_folder("timing")
     options = {
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(engines),

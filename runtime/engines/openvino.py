@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from openvino import opset13
 from openvino.frontend import FrontEndManager, OpConversionFailure
 
-from flowedge.errors import BundleError, EngineUnavailableError
+from flowedge.errors import BundleError, EngineCacheError, EngineUnavailableError
 from flowedge.runtime.contract import TensorSpec, check_contract
 from flowedge.runtime.denormals import flushing_denormals
 from flowedge.runtime.engine import Engine, EngineSpec, Opening
@@ -278,7 +278,8 @@ def _compiled(model: ov.Model, device: str, threads: int | None) -> ov.CompiledM
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
     else:  # what a GPU or an NPU compiles takes long, and OpenVINO itself knows what it fits
-        options["CACHE_DIR"] = str(engine_cache().folder / "openvino")
+        with contextlib.suppress(EngineCacheError):  # without a cache it compiles every time
+            options["CACHE_DIR"] = str(engine_cache().make_folder("openvino"))
     try:
         with (
             flushing_denormals()
