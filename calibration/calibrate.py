@@ -252,7 +252,7 @@ def _results(
     detect: Detector, images: Sequence[Path], on_image: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[Path, Result]]:
     for path in images:
-        result = detect(read_image(path))
+        result = detect(read_image(path, detect.bundle.manifest.pixel_range))
         if result.verdict == "not_inspected":
             raise CalibrationError(
                 f"the {detect.precision} graph's answer for {path} is not finite. Remove the image, or run "
@@ -360,7 +360,7 @@ def _fit_f1(
     scores: list[float] = []
     pixels = PixelMetrics()
     for sample in labelled.samples:
-        frame = read_image(sample.path)
+        frame = read_image(sample.path, detect.bundle.manifest.pixel_range)
         result = detect(frame)
         if result.verdict == "not_inspected":
             raise CalibrationError(f"the {detect.precision} graph's answer for {sample.path} is not finite.")

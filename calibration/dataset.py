@@ -10,6 +10,7 @@ Only file names are kept; images and masks are read one at a time, when they are
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import DataError
-from flowedge.runtime.images import IMAGE_SUFFIXES, read_image
+from flowedge.runtime.finding import IMAGE_SUFFIXES, sort_out
+from flowedge.runtime.images import read_picture
+from flowedge.text import printable
 
 # Not JPEG or WebP: they smear a mask's edges, and every pixel that is not zero counts as defect.
-MASK_SUFFIXES: Final = frozenset({".png", ".bmp", ".tif", ".tiff"})
+MASK_SUFFIXES: Final = frozenset({".png", ".bmp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"})
 GOOD: Final = "good"
 
 
@@ -32,7 +35,7 @@ class Sample:
 
     Attributes:
         path: The image file.
-        label: Its folder's name: ``"good"`` or a kind of defect.
+        label: Its folder's name, printable: ``"good"`` or a kind of defect.
         is_anomalous: False exactly when the label is ``"good"``.
         mask: The file that marks its defect pixels; None for a good image, and for every image of a class
             that has no masks.
@@ -66,22 +69,22 @@ def read_dataset(folder: Path) -> Dataset:
         folder: The dataset's root, or its ``test`` folder.
 
     Raises:
-        DataError: There is no ``test`` folder or no image in it, an image of a class with masks lacks its
-            own, or two files could be the mask of one image.
+        DataError: There is no ``test`` folder or no image in it, a folder cannot be listed, an image of a class with
+            masks lacks its own, or two files could be the mask of one image.
     """
-    root = folder.parent if folder.name == "test" and not (folder / "test").is_dir() else folder
+    root = folder.parent if folder.name == "test" and not os.path.isdir(folder / "test") else folder
     test = root / "test"
-    if not test.is_dir():
+    if not os.path.isdir(test):
         raise DataError(
             f"{folder} has no test folder. Name the folder that holds test/good, test/<defect> and "
             "ground_truth/<defect>, as the MVTec AD dataset lays them out."
         )
     samples: list[Sample] = []
     without_masks: list[str] = []
-    for class_folder in sorted(path for path in test.iterdir() if path.is_dir()):
-        label = class_folder.name
-        images = _files(class_folder, IMAGE_SUFFIXES)
-        masks = {} if label == GOOD else _masks(images, root / "ground_truth" / label)
+    for class_folder in sorted(path for path in _entries(test) if os.path.isdir(path)):
+        label = printable(class_folder.name)
+        images = _images(class_folder)
+        masks = {} if label == GOOD else _masks(images, root / "ground_truth" / class_folder.name)
         if label != GOOD and images and not masks:
             without_masks.append(label)
         samples.extend(
@@ -103,14 +106,14 @@ def good_images(folder: Path) -> tuple[Path, ...]:
         folder: A folder of good images, or a dataset's root, whose ``train/good`` is taken.
 
     Raises:
-        DataError: There is no such folder, or no image in it. A dataset's ``test`` folder is never taken
-            instead: what is fitted on test images says nothing about them.
+        DataError: There is no such folder, it cannot be listed, or no image is in it. A dataset's ``test`` folder is
+            never taken instead: what is fitted on test images says nothing about them.
     """
     train = folder / "train" / GOOD
-    chosen = train if train.is_dir() else folder
-    if not chosen.is_dir():
+    chosen = train if os.path.isdir(train) else folder
+    if not os.path.isdir(chosen):
         raise DataError(f"{folder} is not a folder. Name a folder of good images.")
-    images = _files(chosen, IMAGE_SUFFIXES)
+    images = _images(chosen)
     if not images:
         raise DataError(
             f"{chosen} holds no images. Name a folder of good images, or a dataset with {Path('train', GOOD)}; "
@@ -130,7 +133,8 @@ def read_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
         DataError: The mask has another size than the image.
         ImageError: The file cannot be read.
     """
-    defects: NDArray[np.bool_] = read_image(path).max(axis=2) > 0
+    levels = read_picture(path)
+    defects: NDArray[np.bool_] = (levels if levels.ndim == 2 else levels.max(axis=2)) > 0
     if defects.shape != image.shape[:2]:
         raise DataError(
             f"{path} is {defects.shape[1]}x{defects.shape[0]} pixels, its image "
@@ -142,7 +146,9 @@ def read_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
 def _masks(images: list[Path], folder: Path) -> Mapping[Path, Path]:
     """Each image's mask; empty when the class has none at all."""
     by_stem: dict[str, Path] = {}
-    for file in _files(folder, MASK_SUFFIXES) if folder.is_dir() else []:
+    for file in sorted(_entries(folder)) if os.path.isdir(folder) else []:
+        if file.suffix.lower() not in MASK_SUFFIXES or file.name.startswith("."):
+            continue
         stem = file.stem.removesuffix("_mask")
         if stem in by_stem:
             raise DataError(
@@ -160,13 +166,21 @@ def _masks(images: list[Path], folder: Path) -> Mapping[Path, Path]:
     return {image: by_stem[image.stem] for image in images}
 
 
-def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    """The folder's visible files with one of the suffixes, in any case, by name."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
-    )
+def _images(folder: Path) -> list[Path]:
+    """List the folder's images by name; what looks like one and cannot be read is among them, and reading says so."""
+    return sorted(sort_out(path for path in _entries(folder) if not os.path.isdir(path)).images)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """List everything in a folder.
+
+    Raises:
+        DataError: The folder cannot be listed.
+    """
+    try:
+        return [folder / name for name in os.listdir(folder)]
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}. Check its permissions.") from error
 
 
 def _listed(suffixes: frozenset[str]) -> str:

@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 
 from flowedge.calibration.dataset import Dataset, Sample, read_mask
 from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, curve_from_histograms
-from flowedge.errors import CalibrationError
+from flowedge.errors import CalibrationError, ImageError
 from flowedge.geometry import placement
 from flowedge.manifest import NfaThreshold, Preprocessing, Threshold, Thresholds
 from flowedge.runtime.images import read_image
+from flowedge.runtime.pixel_range import PixelRange
+from flowedge.text import printable
 
 NAMED_FAILURES: Final = 10
 LARGEST_SCORE: Final = float(np.finfo(np.float32).max)
@@ -96,7 +98,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         good_images: How many were inspected.
         anomalous_images: How many were inspected.
-        not_inspected: Images whose score or map was not finite; they are in no metric.
+        not_inspected: Images that could not be read, or whose score or map was not finite; they are in no metric.
         not_inspected_files: The first few of them, relative to the dataset.
         image_auroc: Area under the ROC curve of the image scores; ties count half.
         image_f1: The largest over all thresholds.
@@ -185,6 +187,7 @@ def evaluate(
     *,
     thresholds: Thresholds = Thresholds(),  # noqa: B008 - frozen
     on_progress: Callable[[int, int], None] | None = None,
+    pixel_range: PixelRange | None = None,
 ) -> Evaluation:
     """Run a detector over a dataset and measure it.
 
@@ -194,16 +197,22 @@ def evaluate(
         thresholds: The bundle's. Where there is none, the threshold of the best F1 of this dataset is used,
             and a note says so. With ``nfa``, an image for which ``detect`` gives no log NFA was not inspected.
         on_progress: Called after each image with how many are done, and of how many.
+        pixel_range: The manifest's.
 
     Raises:
         DataError: A mask has another size than its image.
-        ImageError: An image or a mask cannot be read.
+        ImageError: A mask cannot be read.
         CalibrationError: No image gave a finite score and map.
     """
     tally = _Tally(has_masks=not dataset.classes_without_masks, nfa=thresholds.nfa)
     for done, sample in enumerate(dataset.samples, start=1):
-        image = read_image(sample.path)
-        tally.add(sample, image, detect(image))
+        try:
+            image = read_image(sample.path, pixel_range)
+            detection = detect(image)
+        except ImageError as error:
+            tally.leave_out(sample, str(error))
+        else:
+            tally.add(sample, image, detection)
         if on_progress is not None:
             on_progress(done, len(dataset.samples))
     return tally.evaluation(dataset, thresholds)
@@ -218,7 +227,7 @@ class _Tally:
         self.classes: dict[str, ValueHistogram] = {}
         self.pixels = PixelMetrics() if has_masks else None
         self.not_inspected = 0
-        self.not_inspected_samples: list[Sample] = []
+        self.problems: list[tuple[Sample, str]] = []
         self.unmarked = 0
         limits = [] if nfa is None else sorted({0.0, nfa.log_nfa}, reverse=True)
         self.nfa = [_NfaTally(f"nfa-{nfa.form}", limit) for limit in limits if nfa is not None]
@@ -230,9 +239,7 @@ class _Tally:
         log_nfa = detection.network_log_nfa if self.nfa else None
         is_known = log_nfa is not None or not self.nfa
         if not (is_known and abs(detection.score) <= LARGEST_SCORE and np.isfinite(anomaly_map).all()):
-            self.not_inspected += 1
-            if len(self.not_inspected_samples) < NAMED_FAILURES:
-                self.not_inspected_samples.append(sample)
+            self.leave_out(sample, f"{sample.path}: score or map is not finite")
             return
         if sample.is_anomalous:
             self.anomalous.add(detection.score)
@@ -250,12 +257,19 @@ class _Tally:
             for rule in self.nfa:
                 rule.add(log_nfa, label=sample.label, is_anomalous=sample.is_anomalous, defects=defects)
 
+    def leave_out(self, sample: Sample, problem: str) -> None:
+        """Count an image that was not inspected; it is in no metric."""
+        self.not_inspected += 1
+        if len(self.problems) < NAMED_FAILURES:
+            self.problems.append((sample, printable(problem)))
+
     def evaluation(self, dataset: Dataset, thresholds: Thresholds) -> Evaluation:
         images = int(self.good.total + self.anomalous.total)
         if images == 0:
             raise CalibrationError(
-                f"none of the {self.not_inspected} images of {dataset.root} gave a finite score and map. Run "
-                "flowedge verify to see whether the precision is the cause."
+                f"none of the {self.not_inspected} images of {dataset.root} could be inspected: "
+                f"{'; '.join(problem for _, problem in self.problems[:1])}. Run flowedge verify to see whether the "
+                "precision is the cause."
             )
         notes: list[str] = []
         curve = curve_from_histograms(self.good, self.anomalous)
@@ -282,7 +296,7 @@ class _Tally:
                 "count as normal."
             )
         if self.not_inspected:
-            notes.append(f"{self.not_inspected} images were not inspected: score or map not finite.")
+            notes.append(f"{self.not_inspected} images were not inspected, first: {self.problems[0][1]}")
         deciding = next(
             (rule for rule in self.nfa if thresholds.nfa and rule.limit == thresholds.nfa.log_nfa), None
         )
@@ -291,7 +305,7 @@ class _Tally:
             anomalous_images=int(self.anomalous.total),
             not_inspected=self.not_inspected,
             not_inspected_files=tuple(
-                sample.path.relative_to(dataset.root).as_posix() for sample in self.not_inspected_samples
+                printable(sample.path.relative_to(dataset.root).as_posix()) for sample, _ in self.problems
             ),
             image_auroc=curve.auroc(),
             image_f1=image_f1,

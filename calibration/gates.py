@@ -27,6 +27,7 @@ from flowedge.calibration.metrics import PixelMetrics, curve_from_scores
 from flowedge.calibration.threshold import fit_threshold
 from flowedge.errors import CalibrationError, ImageError
 from flowedge.runtime.images import read_image
+from flowedge.runtime.pixel_range import PixelRange
 
 Detect: TypeAlias = Callable[[NDArray[np.uint8]], Detection]
 
@@ -361,6 +362,8 @@ def compare(
     limits: GateLimits,
     labelled: Dataset | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    pixel_range: PixelRange | None = None,
 ) -> GateReport:
     """Run two detectors over good images, synthetic defects made from them, and labelled images.
 
@@ -373,6 +376,7 @@ def compare(
         limits: What the typed graph is held to.
         labelled: Images with labels, and masks where their metrics are wanted.
         on_progress: Called after each image file with how many are done, and of how many.
+        pixel_range: The manifest's.
 
     Raises:
         CalibrationError: No good images, or a reference answer that is not finite.
@@ -381,7 +385,7 @@ def compare(
         ValueError: ``defects_per_image`` is negative.
     """
     gate = Gate(limits)
-    for one in compared_frames(images, defects_per_image, labelled, on_progress):
+    for one in compared_frames(images, defects_per_image, labelled, on_progress, pixel_range=pixel_range):
         with _naming(one.path):
             answers = (reference_detector(one.frame), typed_detector(one.frame))
             if one.is_anomalous is not None:
@@ -407,6 +411,8 @@ def compared_frames(
     defects_per_image: int,
     labelled: Dataset | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    pixel_range: PixelRange | None = None,
 ) -> Iterator[ComparedFrame]:
     """The frames that `compare` looks at, in its order; the arguments and errors are its own."""
     if defects_per_image < 0:
@@ -414,14 +420,14 @@ def compared_frames(
     samples = labelled.samples if labelled is not None else ()
     total = len(images) + len(samples)
     for index, path in enumerate(images):
-        frame = read_image(path)
+        frame = read_image(path, pixel_range)
         yield ComparedFrame(path, frame)
         with _naming(path):
             for defect in _defects(frame, index, defects_per_image):
                 yield ComparedFrame(path, defect.frame, defect.mask)
         on_progress(index + 1, total)
     for done, sample in enumerate(samples, start=len(images) + 1):
-        frame = read_image(sample.path)
+        frame = read_image(sample.path, pixel_range)
         mask = None if sample.mask is None else read_mask(sample.mask, frame)
         yield ComparedFrame(sample.path, frame, mask, sample.is_anomalous)
         on_progress(done, total)

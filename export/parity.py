@@ -59,7 +59,11 @@ def compare_with_checkpoint(
     read = model_of_bundle(bundle, checkpoint, backbone_weights=backbone_weights)
     reference = read.reference()
     frames: Iterable[NDArray[np.uint8]]
-    frames = read_selftest(bundle).frames if images is None else map(read_image, images)
+    frames = (
+        read_selftest(bundle).frames
+        if images is None
+        else (read_image(path, manifest.pixel_range) for path in images)
+    )
     preprocess, graph_input = Preprocessor(manifest.preprocessing), GraphInput(manifest)
     scoring = manifest.graph(precision).scoring
     outputs = level_outputs(manifest.levels, manifest.nfa)

@@ -28,6 +28,7 @@ from flowedge.export.backbones import backbone_from_checkpoint, feature_shapes, 
 from flowedge.export.checkpoints import read_checkpoint
 from flowedge.export.checkpoints.backbone import with_backbone
 from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.checkpoints.settings import PIXEL_RANGE, given_value
 from flowedge.export.families import FAMILIES, LICENCES
 from flowedge.export.graph import ir
 from flowedge.export.graph.counts import lower_and_describe
@@ -48,6 +49,7 @@ from flowedge.manifest import (
 from flowedge.manifest_json import json_from_manifest
 from flowedge.replacing import put_at_free_place
 from flowedge.runtime.engine_cache import engine_cache
+from flowedge.runtime.pixel_range import with_pixel_range
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import files_of_selftest, synthetic_frames
 from flowedge.runtime.verify import Check, verify_bundle
@@ -297,7 +299,8 @@ def _trace(path: Path, graph: Path, options: ExportOptions, on_step: Callable[[s
     if options.frame_size is not None:
         check_frame_size(read.preprocessing, options.frame_size, read.model.image_size)
         frame_input = FrameInput(size=options.frame_size, preprocessing=read.preprocessing)
-    draft = _manifest(read, fp32, nfa, options.frame_size)
+    pixel_range = given_value(PIXEL_RANGE, options.settings)
+    draft = with_pixel_range(_manifest(read, fp32, nfa, options.frame_size), pixel_range)
     json_from_manifest(draft)  # what no bundle can say is refused before the work
     on_step("computing the reference's answers")
     frames = synthetic_frames(read.preprocessing, options.frame_size)

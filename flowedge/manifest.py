@@ -303,6 +303,8 @@ class Manifest(_Record, frozen=True, kw_only=True):
         nfa: What the graphs give for the number of false alarms; None without ``--nfa``.
         frame_size: ``[height, width]`` of the frames that the graphs take as they are, doing the preprocessing
             themselves; None where they take the network's input.
+        pixel_range: The levels of images and frames of more than 8 bits that become 0 and 255, the lower one first.
+            None refuses such images.
         licence_note: What the weights' origin says about their licence, or an empty string.
         files: Every file of the bundle but the manifest itself.
     """
@@ -321,6 +323,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     source_scale: SourceScale | None = None
     nfa: NfaOutputs | None = None
     frame_size: tuple[Pixels, Pixels] | None = None
+    pixel_range: tuple[Value, Value] | None = None
     licence_note: Text = ""
     files: Annotated[tuple[StoredFile, ...], msgspec.Meta(max_length=10_000)] = ()
 

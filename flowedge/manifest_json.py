@@ -167,6 +167,8 @@ def _check_together(manifest: Manifest) -> None:
     names = [graph.precision for graph in manifest.graphs]
     if len(set(names)) != len(names):
         raise _RefusedError(f"is not valid: a precision is listed twice: {', '.join(names)}")
+    if manifest.pixel_range is not None and not manifest.pixel_range[0] < manifest.pixel_range[1]:
+        raise _RefusedError(f"is not valid: pixel_range must ascend, got {list(manifest.pixel_range)}")
     scale = manifest.source_scale
     if scale is not None and scale.rule == "0.x-cdf":
         parts = (scale.image, scale.pixel)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
-from typing import Literal, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,11 +172,12 @@ class Detector:
             if self.thresholds.nfa.form == "tree":
                 warm_up()
 
-    def __call__(self, frame: NDArray[np.uint8]) -> Result:
+    def __call__(self, frame: NDArray[Any]) -> Result:
         """Inspect one frame.
 
         Args:
-            frame: ``(H, W, 3)`` uint8, RGB, not modified; of any size, or of the manifest's ``frame_size``.
+            frame: ``(H, W, 3)`` uint8, RGB, not modified; of any size, or of the manifest's ``frame_size``. With a
+                ``pixel_range`` in the manifest also ``(H, W)`` grey or ``(H, W, 3)`` RGB of other integers or floats.
 
         Raises:
             ImageError: The frame is of another type or shape, or does not become the graph's input.
@@ -186,7 +187,7 @@ class Detector:
         (result,) = self.detect_batch([frame])
         return result
 
-    def detect_batch(self, frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> list[Result]:
+    def detect_batch(self, frames: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Result]:
         """Inspect several frames in one run of the engine; they may differ in size, but for a ``frame_size``.
 
         Args:

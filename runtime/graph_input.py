@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
 from flowedge.manifest import Manifest
+from flowedge.runtime.pixel_range import in_8_bits, is_deep
 from flowedge.runtime.preprocess import Preprocessor, check_frame
 
 
@@ -20,21 +21,26 @@ class GraphInput:
         self._preprocessor = Preprocessor(manifest.preprocessing)
         self._image_size = manifest.image_size
         self._frame_size = manifest.frame_size
+        self._pixel_range = manifest.pixel_range
 
-    def __call__(self, frames: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> NDArray[Any]:
+    def __call__(self, frames: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[Any]:
         """Make one input of at least one frame.
 
         Args:
-            frames: Each ``(H, W, 3)`` uint8, RGB, or all as one array; not modified. With a ``frame_size`` in the
-                manifest, of that size.
+            frames: Each ``(H, W, 3)`` uint8, RGB, or all as one array; not modified. With a ``pixel_range`` in the
+                manifest also ``(H, W)`` grey or ``(H, W, 3)`` RGB of other integers or floating point, which
+                `in_8_bits` maps. With a ``frame_size`` in the manifest, of that size.
 
         Returns:
             ``(N, 3, h, w)`` float32; with a ``frame_size`` ``(N, H, W, 3)`` uint8, which for a single frame may be
             a view of it. C-contiguous.
 
         Raises:
-            ImageError: A frame is of another type or shape, or does not become the network's input.
+            ImageError: A frame is of another type or shape, exceeds a limit of `flowedge.runtime.limits`, or does not
+                become the network's input.
         """
+        if self._pixel_range is not None:
+            frames = [in_8_bits(frame, self._pixel_range) if is_deep(frame) else frame for frame in frames]
         if self._frame_size is None:
             return np.stack([self._network_input(frame) for frame in frames])
         for frame in frames:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -12,10 +14,13 @@ from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
 from flowedge.runtime.detector import Detector, Result, Verdict
-from flowedge.runtime.images import PICTURES, read_image
+from flowedge.runtime.finding import PICTURES
+from flowedge.runtime.images import read_image
 from flowedge.runtime.nfa import Region
 from flowedge.runtime.render import outline, overlay, write_png
 from flowedge.text import printable
+
+_LONGEST_NAME: Final = 255  # bytes of a file's name on Linux
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +41,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         engine_reason: Why that one.
         overlay: The heatmap's file, where one was written.
         mask: The mask's file, where one was written.
-        problem: Why the image was not inspected; empty otherwise.
+        problem: The reason why the image was not inspected, or why its pictures could not be written; else empty.
     """
 
     image: str
@@ -62,72 +67,103 @@ def inspect_images(
     """Inspect images in order.
 
     An image that cannot be read is reported as ``not_inspected``, its old pictures are removed, and the next one
-    is taken.
+    is taken. Where pictures cannot be written or removed, the image keeps its verdict and has a ``problem``.
 
     Args:
         detector: What inspects.
         images: Files; their common folder is cut from the names of what is written.
-        out: Where ``NAME.overlay.png`` and, with a threshold for pixels, ``NAME.mask.png`` go; made where missing.
+        out: Where ``NAME.overlay.png`` and, with a threshold for pixels, ``NAME.mask.png`` go; made where missing. A
+            name that leaves no room for these ends is shortened.
 
     Raises:
-        ImageError: A picture cannot be written or removed.
+        ImageError: The folder ``out`` cannot be made.
     """
-    names = _names(images)
-    for path, name in zip(images, names, strict=True):
+    if out is not None:
+        _make(out)
+    pixel_range = detector.bundle.manifest.pixel_range
+    for path, name in zip(images, _names(images), strict=True):
         target = None if out is None else out / name
         try:
-            frame = read_image(path)
+            frame = read_image(path, pixel_range)
             result = detector(frame)
         except ImageError as error:
-            _remove_pictures(target)
-            yield _unread(detector, path, printable(str(error)))
+            yield _unread(detector, path, " ".join([printable(str(error)), *_remove_pictures(target)]))
             continue
-        overlay, mask = _write_pictures(frame, result, target)
-        yield _inspection(detector, path, result, overlay, mask)
+        yield _inspection(detector, path, result, _write_pictures(frame, result, target))
 
 
-def _remove_pictures(target: Path | None) -> None:
-    """What an earlier run wrote for this image says nothing of it now."""
-    if target is None:
-        return
-    for kind in PICTURES:
+class _Pictures(NamedTuple):
+    """The files that were written for one image, and a problem that came up; empty where there was none."""
+
+    overlay: Path | None = None
+    mask: Path | None = None
+    problem: str = ""
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImageError(f"{folder} cannot be made: {error.strerror}. Name another --out.") from error
+
+
+def _picture(target: Path, kind: str) -> Path:
+    """Return where a picture of an image goes; a name without room for its end keeps its beginning and a hash."""
+    name = os.fsencode(target.name)
+    if len(name) + len(kind) > _LONGEST_NAME:
+        mark = f"~{hashlib.sha256(name).hexdigest()[:16]}"
+        # Half of a character may be left at the cut, which is no text.
+        kept = name[: _LONGEST_NAME - len(kind) - len(mark)].decode("utf-8", "ignore")
+        return target.with_name(f"{kept}{mark}{kind}")
+    return target.with_name(target.name + kind)
+
+
+def _remove_pictures(target: Path | None) -> list[str]:
+    """Remove the pictures of an earlier run, which say nothing of the image now, and return what stood in the way."""
+    problems: list[str] = []
+    for kind in PICTURES if target is not None else ():
+        assert target is not None
+        picture = _picture(target, kind)
         try:
-            target.with_name(target.name + kind).unlink(missing_ok=True)
+            picture.unlink(missing_ok=True)
+        except NotADirectoryError:
+            pass
         except OSError as error:
-            raise ImageError(f"{target}{kind} cannot be removed: {error.strerror}.") from error
+            problems.append(
+                f"{printable(str(picture))} is of an earlier run and cannot be removed: {error.strerror}."
+            )
+    return problems
 
 
 def _names(images: Sequence[Path]) -> list[Path]:
-    """A relative name for each image that no other image has."""
+    """Return a relative name for each image that no other image has."""
     if not images:
         return []
-    absolute = [path.resolve() for path in images]
+    # A link keeps its own name, so that two links to one file are two images.
+    absolute = [Path(os.path.abspath(path)) for path in images]
     root = Path(os.path.commonpath([path.parent for path in absolute]))
     return [path.relative_to(root) for path in absolute]
 
 
-def _write_pictures(
-    frame: NDArray[np.uint8], result: Result, target: Path | None
-) -> tuple[Path | None, Path | None]:
+def _write_pictures(frame: NDArray[np.uint8], result: Result, target: Path | None) -> _Pictures:
     if target is None:
-        return None, None
+        return _Pictures()
     if result.verdict == "not_inspected":
-        _remove_pictures(target)
-        return None, None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ImageError(f"{target.parent} cannot be made: {error.strerror}. Name another --out.") from error
-    heat = target.with_name(target.name + PICTURES[0])
+        return _Pictures(problem=" ".join(_remove_pictures(target)))
+    heat, marked = (_picture(target, kind) for kind in PICTURES)
     picture = overlay(frame, result.anomaly_map, *_colour_range(result))
-    if result.mask is None:
-        write_png(heat, picture)
-        return heat, None
-    mask = result.mask.astype(np.uint8) * np.uint8(255)
-    write_png(heat, outline(picture, mask))
-    marked = target.with_name(target.name + PICTURES[1])
-    write_png(marked, mask)
-    return heat, marked
+    try:
+        _make(target.parent)
+        if result.mask is None:
+            write_png(heat, picture)
+            return _Pictures(overlay=heat)
+        mask = result.mask.astype(np.uint8) * np.uint8(255)
+        write_png(heat, outline(picture, mask))
+        write_png(marked, mask)
+    except ImageError as error:
+        # A picture of an earlier run beside this verdict would mislead.
+        return _Pictures(problem=" ".join([printable(str(error)), *_remove_pictures(target)]))
+    return _Pictures(overlay=heat, mask=marked)
 
 
 def _colour_range(result: Result) -> tuple[float, float]:
@@ -139,12 +175,11 @@ def _colour_range(result: Result) -> tuple[float, float]:
     return low, high if high > low else low + 1.0
 
 
-def _inspection(
-    detector: Detector, path: Path, result: Result, overlay: Path | None, mask: Path | None
-) -> Inspection:
+def _inspection(detector: Detector, path: Path, result: Result, pictures: _Pictures) -> Inspection:
     timings = result.timings
     threshold, log_nfa_limit = _limits(detector)
     finite = result.verdict != "not_inspected"
+    problem = "" if finite else f"{printable(str(path))}: the network's answer is not finite"
     return Inspection(
         image=printable(str(path)),
         verdict=result.verdict,
@@ -158,9 +193,9 @@ def _inspection(
         precision=result.precision,
         engine=result.engine,
         engine_reason=result.engine_reason,
-        overlay=None if overlay is None else printable(str(overlay)),
-        mask=None if mask is None else printable(str(mask)),
-        problem="" if finite else f"{printable(str(path))}: the network's answer is not finite",
+        overlay=None if pictures.overlay is None else printable(str(pictures.overlay)),
+        mask=None if pictures.mask is None else printable(str(pictures.mask)),
+        problem=" ".join(filter(None, (problem, pictures.problem))),
     )
 
 
@@ -182,7 +217,7 @@ def _unread(detector: Detector, path: Path, problem: str) -> Inspection:
 
 
 def _limits(detector: Detector) -> tuple[float | None, float | None]:
-    """Of the score and of log NFA: the one that decides, and None for the other."""
+    """Return the limits of the score and of log NFA, of which only the one that decides is set."""
     nfa, image = detector.thresholds.nfa, detector.thresholds.image
     if nfa is not None:
         return None, nfa.log_nfa

@@ -21,6 +21,7 @@ from flowedge.geometry import (
     placement,
 )
 from flowedge.manifest import Preprocessing, ResizeMethod
+from flowedge.runtime.limits import check_frame_size
 
 _SIZES_KEPT: Final = 16  # frame sizes whose matrices are remembered
 _STRIP_ROWS: Final = 64  # of a frame that are resized along x at once, so that they stay in the cache
@@ -33,7 +34,7 @@ def check_frame(frame: NDArray[np.uint8]) -> None:
         frame: Must be ``(H, W, 3)`` uint8, RGB, at least one pixel.
 
     Raises:
-        ImageError: It is something else.
+        ImageError: It is something else, or exceeds a limit of `flowedge.runtime.limits`.
     """
     if not isinstance(frame, np.ndarray):
         raise ImageError(
@@ -43,8 +44,10 @@ def check_frame(frame: NDArray[np.uint8]) -> None:
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
         raise ImageError(
             f"a frame must be (H, W, 3) uint8 in RGB with at least one pixel, got {frame.shape} {frame.dtype}. "
-            "Repeat a grey channel three times, drop alpha, and scale to 0..255."
+            "Repeat a grey channel three times, drop alpha, and scale to 0..255, or declare the levels of deeper "
+            "frames with --set pixel_range=LOW,HIGH (flowedge export or calibrate)."
         )
+    check_frame_size(*frame.shape[:2])
 
 
 class Preprocessor:

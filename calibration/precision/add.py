@@ -59,7 +59,7 @@ from flowedge.calibration.record import (
 )
 from flowedge.calibration.reference import StoredLevels
 from flowedge.errors import CalibrationError, PrecisionError
-from flowedge.manifest import level_outputs
+from flowedge.manifest import Manifest, level_outputs
 from flowedge.onnx_constants import write_constants
 from flowedge.runtime.engine_cache import EngineCache, graph_hash
 from flowedge.runtime.graph_input import GraphInput
@@ -276,7 +276,7 @@ class _Work:
             judging_detector(calibrated, "fp32", self._threads) as reference,
             judging_detector(calibrated, report.precision, self._threads) as typed,
         ):
-            for n, frame in enumerate(probe_frames(self._gate_images()[:_SHOWN])):
+            for n, frame in enumerate(self._shown_frames(calibrated)):
                 maps.append(
                     MapTriple(
                         name="a good image" if n % 2 == 0 else "a synthetic defect",
@@ -287,6 +287,9 @@ class _Work:
                 )
         title = f"{calibrated.manifest.source.file}: {report.precision}"
         return page_from_gate(title, report.gate, report.blocks, maps).encode()
+
+    def _shown_frames(self, bundle: Bundle) -> Iterator[NDArray[np.uint8]]:
+        return probe_frames(self._gate_images()[:_SHOWN], bundle.manifest.pixel_range)
 
     @cached_property
     def _images_sha256(self) -> str:
@@ -333,7 +336,7 @@ class _Work:
         self._progress.begin("taking the ranges of all tensors")
         names = list(level_outputs(draft.manifest.levels, None))
         observer = Observer(graph, tensors, counted=counted, outputs=names, threads=self._threads)
-        answers = self._answers(observer, GraphInput(draft.manifest))
+        answers = self._answers(observer, draft.manifest)
         with contextlib.ExitStack() as stack:
             levels: dict[str, StoredLevels] = {}
             if has_reference(draft.manifest):
@@ -352,13 +355,15 @@ class _Work:
 
     def _ranges_name(self, fp32: Bundle, tensors: Sequence[str], counted: Sequence[str]) -> str:
         """Of stored ranges in the cache."""
-        preprocessing = msgspec.json.encode(fp32.manifest.preprocessing).decode()
+        manifest = fp32.manifest
+        preprocessing = msgspec.json.encode((manifest.preprocessing, manifest.pixel_range)).decode()
         key = ranges_key(graph_hash(fp32, "fp32"), self._images_sha256 + preprocessing, tensors, counted)
         return f"ranges/{key}.npz"
 
-    def _answers(self, observer: Observer, input_of: GraphInput) -> Iterator[tuple[NDArray[np.float32], ...]]:
+    def _answers(self, observer: Observer, manifest: Manifest) -> Iterator[tuple[NDArray[np.float32], ...]]:
+        input_of = GraphInput(manifest)
         for done, path in enumerate(self._images, start=1):
-            yield observer(input_of([read_image(path)]))
+            yield observer(input_of([read_image(path, manifest.pixel_range)]))
             self._progress.advance(done, len(self._images))
 
     def _gate_images(self) -> Sequence[Path]:

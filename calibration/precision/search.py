@@ -23,6 +23,7 @@ from flowedge.errors import PrecisionError
 from flowedge.manifest import Preprocessing
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.images import read_image
+from flowedge.runtime.pixel_range import PixelRange
 from flowedge.runtime.unproven import open_unproven
 
 ENGINE: Final = "onnxruntime-cpu"
@@ -46,10 +47,10 @@ def judging_detector(bundle: Bundle, precision: str, threads: int | None) -> Det
     return Detector(bundle, open_unproven(ENGINE, bundle, precision, threads=threads), precision)
 
 
-def probe_frames(images: Sequence[Path]) -> Iterator[NDArray[np.uint8]]:
+def probe_frames(images: Sequence[Path], pixel_range: PixelRange | None) -> Iterator[NDArray[np.uint8]]:
     """Good images, each followed by itself with a defect; their places decide the defects."""
     for n, path in enumerate(images):
-        frame = read_image(path)
+        frame = read_image(path, pixel_range)
         yield frame
         yield synthetic_defect(frame, tuple(DEFECTS)[n % len(DEFECTS)], np.random.default_rng(n)).frame
 
@@ -103,6 +104,7 @@ class GateImages:
                 limits,
                 labelled,
                 on_progress,
+                pixel_range=self.fp32.manifest.pixel_range,
             )
 
     def _answer(self, labelled: Dataset | None) -> None:
@@ -110,7 +112,9 @@ class GateImages:
         labels = 0 if labelled is None else len(labelled.samples)
         if len(self._answers) >= len(self._images) * (1 + self._defects_per_image) + labels:
             return
-        frames = compared_frames(self._images, self._defects_per_image, labelled)
+        frames = compared_frames(
+            self._images, self._defects_per_image, labelled, pixel_range=self.fp32.manifest.pixel_range
+        )
         with judging_detector(self.fp32, "fp32", self._threads) as reference:
             for one in itertools.islice(frames, len(self._answers), None):
                 self._answers.append(_kept(reference(one.frame)))
@@ -130,7 +134,7 @@ class GateImages:
         return value if np.isfinite(value) else float("inf")
 
     def _probe_frames(self) -> Iterator[NDArray[np.uint8]]:
-        return probe_frames(self._images[:_PROBES])
+        return probe_frames(self._images[:_PROBES], self.fp32.manifest.pixel_range)
 
 
 class Search:

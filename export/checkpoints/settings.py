@@ -19,6 +19,7 @@ from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.names import Name
 from flowedge.export.checkpoints.stand_ins import StandIn
 from flowedge.manifest import Assumed, Family, ResizeMethod, Scalar
+from flowedge.runtime.pixel_range import PIXEL_RANGE_FORM, pixel_range_from
 from flowedge.text import printable
 
 # The hub's place of timm's own models, or torchvision's module; the name; the tag of the weights, or an enumeration's.
@@ -146,7 +147,9 @@ STD: Final = Setting("std", "three positive numbers in the [0, 1] range", _three
 _WEIGHTS: Final = _one_of("trained", "ema")
 WEIGHTS: Final = Setting("weights", _WEIGHTS[0], cast("Callable[[str], Weights]", _WEIGHTS[1]))
 
-_COMMON: Final = (BACKBONE, CLAMP, INPUT_SIZE, RESIZE_METHOD, MEAN, STD, WEIGHTS)
+PIXEL_RANGE: Final = Setting("pixel_range", PIXEL_RANGE_FORM, pixel_range_from)
+
+_COMMON: Final = (BACKBONE, CLAMP, INPUT_SIZE, RESIZE_METHOD, MEAN, STD, WEIGHTS, PIXEL_RANGE)
 FAMILY_SETTINGS: Final[Mapping[Family, tuple[Setting[object], ...]]] = MappingProxyType(
     cast(
         "dict[Family, tuple[Setting[object], ...]]",

@@ -93,6 +93,14 @@ def command(
     calibrator: CalibratorOption = "percentile",
     gate: GateOption = None,
     labelled: LabelledOption = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="pixel_range=LOW,HIGH",
+            help="Declare the levels of images of more than 8 bits that become 0 and 255.",
+        ),
+    ] = None,
     engine: EngineName = None,
     threads: Threads = None,
     json: Json = False,
@@ -108,7 +116,7 @@ def command(
 
     nfa = _nfa_threshold(threshold, log_nfa)
     request = _request(threshold, image, pixel)
-    opened = open_bundle(bundle)
+    opened = _declared(open_bundle(bundle), assignments or [])
     if nfa is not None:
         check_form(opened.manifest, nfa.form)
         if data is None:
@@ -161,6 +169,22 @@ def command(
         print_json(result.record)
         return
     print_fitted(result.record, bundle)
+
+
+def _declared(bundle: Bundle, assignments: Sequence[str]) -> Bundle:
+    """Return the bundle with the window that the user declares; it is stored with what is fitted."""
+    from flowedge.runtime.pixel_range import PIXEL_RANGE_FORM, pixel_range_from, with_pixel_range
+
+    manifest = bundle.manifest
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        if name != "pixel_range":
+            raise FlowEdgeError(f"--set of calibrate takes pixel_range=LOW,HIGH, got {assignment!r}.")
+        try:
+            manifest = with_pixel_range(manifest, pixel_range_from(text))
+        except ValueError as error:
+            raise FlowEdgeError(f"--set {assignment}: pixel_range is {PIXEL_RANGE_FORM}.") from error
+    return Bundle(bundle.path, manifest)
 
 
 def _add(

@@ -34,7 +34,10 @@ def command(
     build: Build = False,
     json: Json = False,
 ) -> None:
-    """Print image AUROC, pixel AUROC, AUPRO and F1; memory does not grow with the number of images."""
+    """Print image AUROC, pixel AUROC, AUPRO and F1; memory does not grow with the number of images.
+
+    The exit status is 1 when an image was not inspected.
+    """
     import flowedge
     from flowedge.calibration.dataset import read_dataset
     from flowedge.calibration.evaluation import evaluate
@@ -46,10 +49,16 @@ def command(
         flowedge.load(bundle, engine=engine, precision=precision, threads=threads, build=build) as detector,
         progress("evaluating") as on_progress,
     ):
-        result = evaluate(detector, samples, thresholds=detector.thresholds, on_progress=on_progress)
+        result = evaluate(
+            detector,
+            samples,
+            thresholds=detector.thresholds,
+            on_progress=on_progress,
+            pixel_range=detector.bundle.manifest.pixel_range,
+        )
     if json:
         print_json(result)
-        return
+        raise typer.Exit(1 if result.not_inspected else 0)
     rows = table("metric", ">image", ">pixel", title=f"{bundle}, {precision}, on {dataset}")
     rows.add_row("AUROC", number(result.image_auroc), number(result.pixel_auroc))
     rows.add_row("AUPRO (to 0.3)", "", number(result.aupro))
@@ -79,7 +88,9 @@ def command(
     RESULTS.print(f"{result.good_images} good and {result.anomalous_images} anomalous images inspected")
     if result.not_inspected:
         MESSAGES.print(
-            f"{result.not_inspected} images were not inspected: {', '.join(result.not_inspected_files)}"
+            f"{result.not_inspected} images were not inspected: {', '.join(result.not_inspected_files)}",
+            soft_wrap=True,
         )
     for note in result.notes:
-        MESSAGES.print(note)
+        MESSAGES.print(note, soft_wrap=True)
+    raise typer.Exit(1 if result.not_inspected else 0)

@@ -24,12 +24,15 @@ from flowedge.cli.output import (
 )
 from flowedge.cli.signals import EndedBySignal
 from flowedge.errors import ImageError
+from flowedge.text import printable
 
 if TYPE_CHECKING:
     from flowedge.runtime.detector import Detector
     from flowedge.runtime.inspection import Inspection
 
 NAME = "run"
+
+_NAMED = 5
 
 
 def command(
@@ -51,13 +54,16 @@ def command(
 ) -> None:
     """Inspect images; with --json one line of JSON for each.
 
-    Exit status 1 when an image was not inspected, 2 when it is the only one and cannot be read.
+    The exit status is 1 when an image was not inspected or a picture could not be written, and 2 when the only image
+    cannot be read.
     """
     import flowedge
-    from flowedge.runtime.images import find_images
+    from flowedge.runtime.finding import find_images
     from flowedge.runtime.inspection import inspect_images
 
-    images = find_images(source)
+    images, others = find_images(source)
+    if others:
+        MESSAGES.print(f"left out, no images to inspect: {_names(others)}", soft_wrap=True)
     inspected: list[Inspection] = []
     if build:
         build_first(bundle, engine, precision)
@@ -72,7 +78,8 @@ def command(
                     raise ImageError(inspection.problem)
                 inspected.append(inspection)
                 if inspection.problem:
-                    MESSAGES.print(f"not inspected: {inspection.problem}", soft_wrap=True)
+                    seen = "not inspected" if inspection.verdict == "not_inspected" else "inspected"
+                    MESSAGES.print(f"{seen}: {inspection.problem}", soft_wrap=True)
         except EndedBySignal:
             if not json:
                 _print_table(inspected, detector)
@@ -83,7 +90,7 @@ def command(
     verdicts = {inspection.verdict for inspection in inspected}
     if "unknown" in verdicts:
         MESSAGES.print("No threshold is set: run flowedge calibrate to get verdicts.")
-    raise typer.Exit(1 if "not_inspected" in verdicts else 0)
+    raise typer.Exit(1 if any(inspection.problem for inspection in inspected) else 0)
 
 
 def _print_table(inspected: Sequence[Inspection], detector: Detector) -> None:
@@ -103,3 +110,9 @@ def _print_table(inspected: Sequence[Inspection], detector: Detector) -> None:
     RESULTS.print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
     RESULTS.print(f"precision {detector.precision}", soft_wrap=True)
     RESULTS.print(f"engine {detector.engine.name}: {detector.engine.reason}", soft_wrap=True)
+
+
+def _names(paths: Sequence[Path]) -> str:
+    """Name a few files and count the rest."""
+    named = ", ".join(printable(path.name) for path in sorted(paths)[:_NAMED])
+    return f"{named} and {len(paths) - _NAMED} more" if len(paths) > _NAMED else named

@@ -25,7 +25,7 @@ from flowedge.cli.precision import print_gate
 from flowedge.errors import FlowEdgeError
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.engine import AUTO
-from flowedge.runtime.images import find_images
+from flowedge.runtime.finding import find_images
 from flowedge.runtime.unproven import open_unproven
 from flowedge.runtime.verify import Check, verify_bundle
 
@@ -74,7 +74,7 @@ def command(
             on_step("comparing with the checkpoint")
             with explain_missing("export"):
                 from flowedge.export.parity import compare_with_checkpoint
-            images = None if data is None else find_images(data)
+            images = None if data is None else find_images(data).images
             checks += compare_with_checkpoint(
                 opened,
                 against,
@@ -121,7 +121,8 @@ def _gate(bundle: Bundle, engine: str | None, precision: str, threads: int | Non
         detector("fp32") as reference,
         detector(precision) as typed,
     ):
-        return compare(reference, typed, images, 2, limits, on_progress=on_progress)
+        pixel_range = reference.bundle.manifest.pixel_range
+        return compare(reference, typed, images, 2, limits, on_progress=on_progress, pixel_range=pixel_range)
 
 
 def print_checks(checks: Sequence[Check], title: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-HEAVY = {"torch", "torchvision", "timm", "FrEIA", "onnx", "onnxscript", "PIL", "scipy", "skimage", "sklearn"}
+HEAVY = {"torch", "torchvision", "timm", "FrEIA", "onnx", "onnxscript", "scipy", "skimage", "sklearn"}
 ENGINE_LIBRARIES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}
 ENGINE_FILES = "flowedge.runtime.engines."
 

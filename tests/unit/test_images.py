@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ from PIL import Image
 
 from flowedge.errors import DataError, ImageError
 from flowedge.runtime import images
-from flowedge.runtime.images import find_images, read_image
+from flowedge.runtime.finding import find_images
+from flowedge.runtime.images import read_image
 
 TILES = Path(__file__).resolve().parents[3] / "shared" / "data" / "magnetic_tile"
 
@@ -82,6 +84,8 @@ FILES = {
     "bmp black and white": encoded(RGB.convert("1"), "BMP"),
     "tiff": encoded(RGB, "TIFF"),
     "tiff grey": encoded(GREY, "TIFF"),
+    "tiff with alpha": encoded(RGBA, "TIFF"),
+    "tiff cmyk": encoded(RGB.convert("CMYK"), "TIFF"),
     "tiff compressed": encoded(RGB, "TIFF", compression="tiff_lzw"),
     "webp": encoded(RGB, "WEBP"),
     "webp lossless": encoded(RGB, "WEBP", lossless=True),
@@ -108,15 +112,14 @@ def test_a_file_is_read_as_pil_converts_it_to_rgb(name: str, tmp_path: Path) -> 
     np.testing.assert_array_equal(pixels, pil_pixels(FILES[name]))
 
 
-def test_a_cmyk_jpeg_is_within_one_grey_level_of_pil(tmp_path: Path) -> None:
+def test_a_cmyk_jpeg_is_read_as_pil_converts_it_to_rgb(tmp_path: Path) -> None:
     data = encoded(RGB.convert("CMYK"), "JPEG")
-    difference = read_image(written(tmp_path, data)).astype(np.int16) - pil_pixels(data)
-    assert np.abs(difference).max() <= 1
+    np.testing.assert_array_equal(read_image(written(tmp_path, data)), pil_pixels(data))
 
 
 @pytest.mark.skipif(not TILES.is_dir(), reason="the magnetic tile images are not on this machine")
 def test_every_magnetic_tile_is_read_as_pil_reads_it() -> None:
-    paths = find_images(TILES / "test")
+    paths = find_images(TILES / "test").images
     assert len(paths) == 240
     for path in paths:
         np.testing.assert_array_equal(read_image(path), pil_pixels(path), err_msg=str(path))
@@ -125,7 +128,7 @@ def test_every_magnetic_tile_is_read_as_pil_reads_it() -> None:
 @pytest.mark.parametrize("missing", [1, 3, 9, 20, 500])
 @pytest.mark.parametrize("name", COMPLETE_ONLY)
 def test_a_truncated_file_is_refused_with_the_reason(name: str, missing: int, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"is damaged: .*it is cut off"):
+    with pytest.raises(ImageError, match=r"is damaged: "):
         read_image(written(tmp_path, FILES[name][:-missing]))
 
 
@@ -163,12 +166,11 @@ def test_trailing_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path: Path) -> No
     ("data", "reason"),
     [
         (b"", "is empty"),
-        (b"not an image at all", "is not a PNG, JPEG, BMP, TIFF or WebP image"),
-        (encoded(PALETTE, "GIF"), "is not a PNG, JPEG, BMP, TIFF or WebP image"),
+        (b"not an image at all", "is not a JPEG, PNG, BMP, TIFF, WebP or PNM image"),
+        (encoded(PALETTE, "GIF"), "is not a JPEG, PNG, BMP, TIFF, WebP or PNM image"),
         (encoded(Image.fromarray(np.full((5, 5), 40000, np.uint16)), "PNG"), "uint16 pixels; 8 bits"),
         (encoded(Image.fromarray(np.zeros((5, 5), np.float32)), "TIFF"), "float32 pixels; 8 bits"),
-        (encoded(RGBA, "TIFF"), "TIFF with transparency or CMYK"),
-        (encoded(RGB.convert("CMYK"), "TIFF"), "TIFF with transparency or CMYK"),
+        (encoded(RGB.convert("YCbCr"), "TIFF"), "TIFF file with YCbCr colours"),
         (FILES["png"][:60] + b"?" + FILES["png"][61:], "damaged: the checksum of its part IDAT is wrong"),
     ],
 )
@@ -182,7 +184,7 @@ def test_what_cannot_be_read_is_refused_with_the_reason(data: bytes, reason: str
 def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"absent\.png does not exist"):
         read_image(tmp_path / "absent.png")
-    with pytest.raises(ImageError, match="is not a file"):
+    with pytest.raises(ImageError, match="it is a folder, not a file"):
         read_image(tmp_path)
 
 
@@ -212,7 +214,8 @@ def huge_headers() -> Iterator[tuple[str, bytes]]:
 def test_an_image_that_is_too_large_is_refused_before_it_is_decoded(
     kind: str, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail(f"the {kind} was decoded"))
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail(f"the {kind} was decoded"))
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail(f"the {kind} was decoded"))
     with pytest.raises(ImageError, match="60000x60000 pixels, more than 100 million"):
         read_image(written(tmp_path, data))
 
@@ -220,7 +223,7 @@ def test_an_image_that_is_too_large_is_refused_before_it_is_decoded(
 def test_a_file_that_is_too_large_for_any_image_is_not_read_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "_MAX_BYTES", 1000)
+    monkeypatch.setattr(images, "MAX_BYTES", 1000)
     with pytest.raises(ImageError, match="0 MB, more than an image of 100 million pixels needs"):
         read_image(written(tmp_path, FILES["png"]))
 
@@ -235,19 +238,19 @@ def test_a_folder_is_searched_below_in_natural_order(tmp_path: Path) -> None:
     touched(
         tmp_path, "part10.png", "part2.PNG", "b/1.jpg", "a10/0.tif", "a9/0.webp", "notes.txt", ".hidden.png"
     )
-    found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path).images]
     assert found == ["a9/0.webp", "a10/0.tif", "b/1.jpg", "part2.PNG", "part10.png"]
 
 
 def test_a_pattern_finds_images_and_nothing_else(tmp_path: Path) -> None:
     touched(tmp_path, "x/1.png", "x/2.png", "y/3.png", "x/2.txt", "x/deep/4.png")
-    assert [path.name for path in find_images(f"{tmp_path}/x/*")] == ["1.png", "2.png"]
-    assert [path.name for path in find_images(f"{tmp_path}/**/[34].png")] == ["4.png", "3.png"]
+    assert [path.name for path in find_images(f"{tmp_path}/x/*").images] == ["1.png", "2.png"]
+    assert [path.name for path in find_images(f"{tmp_path}/**/[34].png").images] == ["4.png", "3.png"]
 
 
 def test_a_named_file_is_taken_whatever_its_name(tmp_path: Path) -> None:
     touched(tmp_path, "frame[1].dat")
-    assert find_images(tmp_path / "frame[1].dat") == [tmp_path / "frame[1].dat"]
+    assert find_images(tmp_path / "frame[1].dat").images == [tmp_path / "frame[1].dat"]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +258,7 @@ def test_a_named_file_is_taken_whatever_its_name(tmp_path: Path) -> None:
     [
         ("absent", "does not exist"),
         ("empty", "hold 0 files"),
-        ("texts", "hold 2 files; images end in .bmp, .jpeg"),
+        ("texts", "hold 2 files; images end in .bmp, .dib"),
         ("texts/*", "matches 2 files"),
         ("texts/*.png", "matches 0 files"),
     ],
@@ -271,7 +274,7 @@ def test_a_source_without_images_is_refused_with_what_it_holds(
 
 def test_names_that_mix_digits_and_letters_can_be_sorted(tmp_path: Path) -> None:
     touched(tmp_path, "1a.png", "a1.png", "1.png", "a.png", "01.png", "²x.png")
-    names = [path.name for path in find_images(tmp_path)]
+    names = [path.name for path in find_images(tmp_path).images]
     assert names[:2] == ["01.png", "1.png"]
     assert len(names) == 6
 

@@ -1,0 +1,58 @@
+"""Decode pictures of every format that is read, with what is missing found and the cost bounded.
+
+Each format has a module with a ``SIGNATURE`` and a ``decode``. Its promise: the pixels that PIL's
+``Image.open(path).convert("RGB")`` gives, or an error.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any, Final
+
+from numpy.typing import NDArray
+
+from flowedge.runtime.decoders import bmp, jpeg, png, pnm, tiff, webp
+from flowedge.runtime.decoders.faults import CUT_OFF, DamagedError, RefusedError
+
+__all__ = ["DamagedError", "RefusedError", "decode"]
+
+_FORMATS: Final[tuple[tuple[bytes, Callable[[bytes], NDArray[Any]]], ...]] = (
+    (jpeg.SIGNATURE, jpeg.decode),
+    (png.SIGNATURE, png.decode),
+    (tiff.SIGNATURE, tiff.decode),
+    (bmp.SIGNATURE, bmp.decode),
+    (webp.SIGNATURE, webp.decode),
+    (pnm.SIGNATURE, pnm.decode),
+)
+# What Pillow raises for bytes that it cannot take.
+_PILLOWS: Final = (OSError, ValueError, SyntaxError, TypeError, KeyError, EOFError, OverflowError, zlib.error)
+
+
+def decode(data: bytes) -> NDArray[Any]:
+    """Decode a picture.
+
+    Args:
+        data: The whole file.
+
+    Returns:
+        ``(H, W, 3)`` uint8, RGB; of a picture of more than 8 bits ``(H, W)`` or ``(H, W, 3)`` in its own type.
+
+    Raises:
+        DamagedError: Part of the picture is missing or wrong.
+        RefusedError: The format, its variant or the picture's size is not read.
+    """
+    decoders = (
+        decode_format for signature, decode_format in _FORMATS if re.match(signature, data, re.DOTALL)
+    )
+    decode_format = next(decoders, None)
+    if decode_format is None:
+        raise RefusedError("is not a JPEG, PNG, BMP, TIFF, WebP or PNM image. Convert or remove it.")
+    try:
+        return decode_format(data)
+    except (struct.error, IndexError) as error:
+        raise DamagedError(CUT_OFF) from error
+    except _PILLOWS as error:
+        raise DamagedError(str(error) or type(error).__name__) from error

@@ -1,0 +1,36 @@
+"""Reasons why the bytes of a picture give no pixels."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from flowedge.runtime.limits import size_problem
+
+CUT_OFF: Final = "it is cut off"
+
+
+class DamagedError(Exception):
+    """The file breaks its own format; the text says where."""
+
+
+class RefusedError(Exception):
+    """The file is of a variant or a size that is not read; the text completes "PATH ..." and says what to do."""
+
+
+def check_picture_size(height: int, width: int) -> None:
+    """Check the size that a header says, before anything is allocated for it.
+
+    Raises:
+        DamagedError: A side is not positive.
+        RefusedError: The size exceeds a limit.
+    """
+    if height < 1 or width < 1:
+        raise DamagedError(f"its header says {width}x{height} pixels")
+    problem = size_problem(height, width)
+    if problem is not None:
+        raise RefusedError(problem)
+
+
+def several_pictures(kind: str) -> RefusedError:
+    """Return the refusal of a file that holds more than the one picture that a verdict would be about."""
+    return RefusedError(f"is {kind} with several pictures. Save the one to inspect as a file of its own.")

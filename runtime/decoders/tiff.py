@@ -1,0 +1,290 @@
+"""TIFF (revision 6.0): the directory, the pieces of the picture, and what their samples mean.
+
+Pillow leaves compressed pieces to libtiff, which fills what is missing and writes to stderr. The pieces are therefore
+read here, one by one and to the last byte. The rare variants are refused by name.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from flowedge.runtime.decoders.faults import (
+    DamagedError,
+    RefusedError,
+    check_picture_size,
+    several_pictures,
+)
+from flowedge.runtime.decoders.tiff_pieces import COMPRESSIONS, Buffer, unpacked
+
+SIGNATURE: Final = rb"II[*+]\x00|MM\x00[*+]"
+
+_WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
+_STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP, _STRIP_COUNTS = 273, 274, 277, 278, 279
+_PLANAR, _PREDICTOR, _COLOUR_MAP, _TILE_WIDTH, _TILE_LENGTH = 284, 317, 320, 322, 323
+_TILE_OFFSETS, _TILE_COUNTS, _EXTRA, _FORMAT = 324, 325, 338, 339
+_READ: Final = frozenset(range(256, 340))
+_TYPES: Final = {1: "B", 3: "H", 4: "I"}  # BYTE, SHORT, LONG: the types of all tags that are read
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK = 0, 1, 2, 3, 5
+_COLOURS: Final = {4: "transparency masks", 6: "YCbCr colours", 8: "LAB colours", 9: "LAB colours"}
+_CHANNELS: Final = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4}
+_PREMULTIPLIED: Final = 1
+_KINDS: Final = {1: "u", 2: "i", 3: "f"}  # by SampleFormat
+_DEEP: Final = frozenset({"u2", "i2", "u4", "i4", "f2", "f4", "f8"})
+_MAX_SAMPLES: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """How the samples lie in the file.
+
+    Attributes:
+        height: Of the picture, in pixels.
+        width: Of the picture, in pixels.
+        bits: Of a sample.
+        samples: Of a pixel, with alpha.
+        planes: 1 where a pixel's samples lie together, else ``samples``.
+        piece_height: Of a strip or a tile, in pixels.
+        piece_width: Of a strip or a tile, in pixels.
+        compression: A key of `COMPRESSIONS`.
+        predictor: 1 for none, 2 for differences along a row.
+        dtype: Of a whole sample of 8 or more bits, in the file's byte order.
+    """
+
+    height: int
+    width: int
+    bits: int
+    samples: int
+    planes: int
+    piece_height: int
+    piece_width: int
+    compression: int
+    predictor: int
+    dtype: np.dtype[Any]
+
+
+def decode(data: bytes) -> NDArray[Any]:
+    """Decode a TIFF file of one picture, turned as its orientation says.
+
+    Returns:
+        ``(H, W, 3)`` uint8, RGB, the pixels that PIL gives; of a grey or RGB file of more than 8 bits ``(H, W)`` or
+        ``(H, W, 3)`` in its own type.
+
+    Raises:
+        DamagedError: A piece is missing, short or too long, or the directory contradicts itself.
+        RefusedError: The file is of a rare variant, too large, or holds several pictures.
+    """
+    if data[2:3] == b"+" or data[3:4] == b"+":
+        raise RefusedError("is a BigTIFF file. Save it as a TIFF of less than 4 GB or a PNG.")
+    order = "<" if data[:2] == b"II" else ">"
+    tags = _directory(data, order)
+    layout = _layout(tags, order)
+    samples = _samples(data, tags, layout)
+    return np.ascontiguousarray(_turned(_colours(samples, tags, layout), _one(tags, _ORIENTATION, 1)))
+
+
+def _directory(data: bytes, order: str) -> dict[int, tuple[int, ...]]:
+    """Return the values of the first directory's tags; there must be no second directory."""
+    (at,) = struct.unpack_from(f"{order}I", data, 4)
+    (count,) = struct.unpack_from(f"{order}H", data, at)
+    tags: dict[int, tuple[int, ...]] = {}
+    for entry in range(at + 2, at + 2 + 12 * count, 12):
+        tag, kind, length = struct.unpack_from(f"{order}HHI", data, entry)
+        if tag not in _READ:
+            continue
+        if tag in tags:
+            raise DamagedError(f"its tag {tag} is there twice")
+        if kind not in _TYPES:
+            tags[tag] = ()  # a text or a fraction, which no tag below may be
+            continue
+        size = length * struct.calcsize(_TYPES[kind])
+        (where,) = (entry + 8,) if size <= 4 else struct.unpack_from(f"{order}I", data, entry + 8)
+        if where + size > len(data):
+            raise DamagedError(f"the values of its tag {tag} lie beyond its end")
+        tags[tag] = struct.unpack_from(f"{order}{length}{_TYPES[kind]}", data, where)
+    (following,) = struct.unpack_from(f"{order}I", data, at + 2 + 12 * count)
+    if following:
+        raise several_pictures("a TIFF file")
+    return tags
+
+
+def _one(tags: dict[int, tuple[int, ...]], tag: int, default: int | None = None) -> int:
+    """Return the one value of a tag."""
+    values = tags.get(tag)
+    if values is None and default is not None:
+        return default
+    if values is None or len(values) != 1:
+        raise DamagedError(f"its tag {tag} is missing or has another number of values than one")
+    return values[0]
+
+
+def _equal(tags: dict[int, tuple[int, ...]], tag: int, default: int, samples: int) -> int:
+    """Return the value that a tag gives to all samples alike."""
+    values = tags.get(tag, (default,) * samples)
+    if len(values) not in (1, samples) or len(set(values)) != 1:
+        raise RefusedError("is a TIFF file whose channels differ in depth. Save it as RGB or grey.")
+    return values[0]
+
+
+def _layout(tags: dict[int, tuple[int, ...]], order: str) -> _Layout:
+    height, width = _one(tags, _LENGTH), _one(tags, _WIDTH)
+    check_picture_size(height, width)
+    samples = _one(tags, _SAMPLES, 1)
+    if not 1 <= samples <= _MAX_SAMPLES:
+        raise RefusedError(f"is a TIFF file of {samples} channels. Save it as RGB or grey.")
+    bits = _equal(tags, _BITS, 1, samples)
+    kind = _KINDS.get(_equal(tags, _FORMAT, 1, samples))
+    name = f"{kind}{bits // 8}"
+    if not (name in _DEEP or (kind == "u" and bits in (1, 2, 4, 8))) or (bits < 8 and samples > 1):
+        raise RefusedError(
+            f"is a TIFF file of {samples} channels of {bits} bits. Save it with 8 or 16 bits per channel."
+        )
+    compression = _one(tags, _COMPRESSION, 1)
+    if compression not in COMPRESSIONS:
+        raise RefusedError(
+            f"is a TIFF file of compression {compression}. Save it uncompressed, with Deflate or LZW."
+        )
+    predictor = _one(tags, _PREDICTOR, 1)
+    if predictor not in (1, 2) or (predictor == 2 and (bits < 8 or kind == "f")):
+        raise RefusedError(f"is a TIFF file of predictor {predictor}. Save it without.")
+    if _one(tags, _FILL_ORDER, 1) != 1:
+        raise RefusedError("is a TIFF file with its bits in reverse. Save it with fill order 1.")
+    planar = _one(tags, _PLANAR, 1)
+    if planar not in (1, 2):
+        raise DamagedError(f"its planar configuration is {planar}")
+    if _TILE_WIDTH in tags:
+        piece = _one(tags, _TILE_LENGTH), _one(tags, _TILE_WIDTH)
+        # A tile is whole also where it sticks out of the picture, so that a huge one would cost its whole size.
+        if not (0 < piece[0] < height + 4096 and 0 < piece[1] < width + 4096):
+            raise DamagedError(f"its tiles are {piece[1]}x{piece[0]} pixels")
+    else:
+        piece = min(_one(tags, _ROWS_PER_STRIP, height), height), width
+        if piece[0] < 1:
+            raise DamagedError("its strips have no rows")
+    return _Layout(
+        height=height,
+        width=width,
+        bits=bits,
+        samples=samples,
+        planes=samples if planar == 2 else 1,
+        piece_height=piece[0],
+        piece_width=piece[1],
+        compression=compression,
+        predictor=predictor,
+        dtype=np.dtype(f"{order}{name}") if bits > 8 else np.dtype(np.uint8),
+    )
+
+
+def _samples(data: bytes, tags: dict[int, tuple[int, ...]], layout: _Layout) -> NDArray[Any]:
+    """Put the pieces together: ``(H, W, samples)`` in the file's own type."""
+    tiled = _TILE_WIDTH in tags
+    offsets = tags.get(_TILE_OFFSETS if tiled else _STRIP_OFFSETS, ())
+    counts = tags.get(_TILE_COUNTS if tiled else _STRIP_COUNTS, ())
+    down = -(-layout.height // layout.piece_height)
+    across = -(-layout.width // layout.piece_width)
+    if not len(offsets) == len(counts) == down * across * layout.planes:
+        raise DamagedError(
+            f"it lists {len(offsets)} pieces and the sizes of {len(counts)}; its picture is made of "
+            f"{down * across * layout.planes}"
+        )
+    if sum(counts) > len(data):
+        raise DamagedError("its pieces together are larger than the file")
+    together = layout.samples // layout.planes
+    picture = np.empty((layout.height, layout.width, layout.samples), layout.dtype)
+    for index, (offset, count) in enumerate(zip(offsets, counts, strict=True)):
+        plane, place = divmod(index, down * across)
+        top = place // across * layout.piece_height
+        left = place % across * layout.piece_width
+        height = layout.piece_height if tiled else min(layout.piece_height, layout.height - top)
+        if offset < 8 or count < 1 or offset + count > len(data):
+            raise DamagedError(f"its piece {index + 1} of {len(offsets)} is missing")
+        row = (layout.piece_width * together * layout.bits + 7) // 8
+        packed = memoryview(data)[offset : offset + count]
+        try:
+            raw = unpacked(packed, layout.compression, row, height)
+        except DamagedError as error:
+            raise DamagedError(f"its piece {index + 1} of {len(offsets)}: {error}") from error
+        piece = _unpack(raw, layout, (height, layout.piece_width, together), row)
+        inside = piece[: layout.height - top, : layout.width - left]
+        channels = slice(plane, plane + 1) if layout.planes > 1 else slice(None)
+        picture[top : top + inside.shape[0], left : left + inside.shape[1], channels] = inside
+    return picture
+
+
+def _unpack(raw: Buffer, layout: _Layout, shape: tuple[int, int, int], row: int) -> NDArray[Any]:
+    """Return a piece's samples ``(height, width, channels)``, each as a number of its own."""
+    if layout.bits < 8:
+        bits = np.unpackbits(np.frombuffer(raw, np.uint8).reshape(shape[0], row), axis=1)
+        digits = bits.reshape(shape[0], -1, layout.bits)[:, : shape[1]]
+        weights = 1 << np.arange(layout.bits - 1, -1, -1, dtype=np.uint8)
+        numbers: NDArray[np.uint8] = (digits * weights).sum(axis=2, dtype=np.uint8)
+        return numbers[..., None]
+    samples = np.frombuffer(raw, layout.dtype).reshape(shape)
+    if layout.predictor == 2:
+        return np.cumsum(samples, axis=1, dtype=layout.dtype.newbyteorder("="))
+    return samples
+
+
+def _colours(samples: NDArray[Any], tags: dict[int, tuple[int, ...]], layout: _Layout) -> NDArray[Any]:
+    """Return grey or RGB of the samples; of 8 bits or less it is RGB in uint8."""
+    photometric = _one(tags, _PHOTOMETRIC)
+    if photometric not in _CHANNELS:
+        named = _COLOURS.get(photometric, f"the colours {photometric}")
+        raise RefusedError(f"is a TIFF file with {named}. Convert it to RGB or grey.")
+    wanted = _CHANNELS[photometric]
+    extra = tags.get(_EXTRA, ())
+    if layout.samples < wanted or len(extra) > layout.samples - wanted:
+        raise DamagedError(f"it has {layout.samples} channels, its colours need {wanted}")
+    if _PREMULTIPLIED in extra:
+        raise RefusedError("is a TIFF file whose colours are multiplied by their alpha. Save it without.")
+    if layout.samples > wanted and not _is_read_with_alpha(photometric, extra, layout):
+        raise RefusedError(f"is a TIFF file of {layout.samples} channels. Save it as RGB or grey.")
+    samples = samples[..., :wanted]
+    if layout.bits > 8:
+        if photometric not in (_BLACK_IS_ZERO, _RGB):
+            raise RefusedError(
+                f"is a TIFF file of {layout.bits} bits in rare colours. Save it as RGB or grey."
+            )
+        deep = samples.astype(layout.dtype.newbyteorder("="), copy=False)
+        return deep if photometric == _RGB else deep[..., 0]
+    if photometric == _RGB:
+        return samples
+    if photometric == _CMYK:
+        inks = Image.frombytes("CMYK", (layout.width, layout.height), samples.tobytes())
+        return np.array(inks.convert("RGB"))
+    largest = (1 << layout.bits) - 1
+    if photometric == _PALETTE:
+        colours = tags.get(_COLOUR_MAP, ())
+        if len(colours) != 3 * (largest + 1):
+            raise DamagedError("its palette is missing or has another length")
+        table = np.array(colours, np.uint16).reshape(3, -1).T >> 8
+    else:
+        grey = np.arange(largest + 1) * (255 // largest)
+        table = np.repeat((grey if photometric == _BLACK_IS_ZERO else 255 - grey)[:, None], 3, axis=1)
+    rgb: NDArray[np.uint8] = table.astype(np.uint8)[samples[..., 0]]
+    return rgb
+
+
+def _is_read_with_alpha(photometric: int, extra: tuple[int, ...], layout: _Layout) -> bool:
+    """Say whether PIL reads these colours with one more channel, which is dropped."""
+    if layout.samples > _CHANNELS[photometric] + 1:
+        return False
+    if photometric == _RGB:
+        return layout.planes == 1 or extra != (0,)
+    return photometric in (_BLACK_IS_ZERO, _PALETTE) and layout.planes == 1 and extra in ((0,), (2,))
+
+
+def _turned(picture: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn a picture so that its first row is the top and its first column the left; TIFF 6.0, section 8."""
+    if not 1 <= orientation <= 8:
+        raise DamagedError(f"its orientation is {orientation}")
+    if orientation in (3, 4, 6, 7):
+        picture = picture[::-1]
+    if orientation in (2, 3, 7, 8):
+        picture = picture[:, ::-1]
+    return picture.swapaxes(0, 1) if orientation > 4 else picture

@@ -1,0 +1,191 @@
+"""Find the images that a user's word stands for, so that none is left out unsaid."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from flowedge.errors import DataError
+from flowedge.files import open_regular_file
+
+IMAGE_SUFFIXES: Final = frozenset(
+    {
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp"),
+        *(".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
+    }
+)
+"""The ends of the names of images that are read."""
+
+UNREAD_SUFFIXES: Final = frozenset(
+    {
+        *(
+            ".gif",
+            ".apng",
+            ".mng",
+            ".ico",
+            ".cur",
+            ".tga",
+            ".pcx",
+            ".dds",
+            ".psd",
+            ".psb",
+            ".xcf",
+            ".svg",
+            ".pam",
+        ),
+        *(".jp2", ".j2k", ".jpf", ".jpx", ".jls", ".jxl", ".jxr", ".wdp", ".heic", ".heif", ".avif", ".mpo"),
+        *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".bayer"),
+        *(".exr", ".hdr", ".pic", ".ras", ".sgi", ".rgb", ".fits", ".fit", ".dcm", ".dicom", ".btf", ".tf8"),
+        *(".seq", ".ptw", ".fff", ".npy"),
+    }
+)
+"""The ends of the names of images of other formats: they are found, and reading them says that they are not read."""
+
+PICTURES: Final = (".overlay.png", ".mask.png")
+"""How the names end of what ``flowedge run --out`` writes."""
+
+_SIGNATURES: Final = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|II[*+]\x00|MM\x00[*+]|BM.{4}\x00{4}|RIFF....WEBP|P[1-7fF][\s#]|GIF8[79]a",
+    re.DOTALL,
+)
+
+
+class Found(NamedTuple):
+    """The files behind a user's word.
+
+    Attributes:
+        images: At least one, in natural order: ``part2.png`` before ``part10.png``. What looks like an image and cannot
+            be read is among them: a dangling link, a pipe, an image of another format, a folder that cannot be listed.
+        others: Files that are no images, and pictures that an earlier run wrote (`PICTURES`), by name.
+    """
+
+    images: list[Path]
+    others: list[Path]
+
+
+def find_images(source: str | Path) -> Found:
+    """Find the images that a name stands for.
+
+    Args:
+        source: An image file, a folder (searched with all its subfolders; a link to a folder is reported, not
+            followed), or a pattern with ``*``, ``?``, ``[...]`` or ``**``. Hidden files are left out. A file that is
+            named outright is an image whatever its name, else the end of its name or its first bytes tell.
+
+    Raises:
+        DataError: Nothing is there, or the folder itself cannot be listed.
+    """
+    if os.path.isdir(source):
+        try:
+            os.scandir(source).close()
+        except OSError as error:
+            raise DataError(f"{source} cannot be read: {error.strerror}. Check its permissions.") from error
+        entries = list(_below(Path(source)))
+        advice = f"The folder and its subfolders hold {len(entries)} files"
+    elif os.path.lexists(source):
+        return Found([Path(source)], [])
+    elif glob.has_magic(str(source)):
+        entries = list(_matching(str(source)))
+        advice = f"The pattern matches {len(entries)} files"
+    else:
+        raise DataError(f"{source} does not exist. Name an image, a folder of images or a quoted pattern.")
+    images, others = sort_out(entries)
+    if not images:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{source} has no images. {advice}; images end in {suffixes}.")
+    return Found(sorted(images, key=natural_order), others)
+
+
+def sort_out(entries: Iterable[Path]) -> Found:
+    """Tell images from other files; hidden files are neither."""
+    images: list[Path] = []
+    others: list[Path] = []
+    for path in entries:
+        if path.name.startswith("."):
+            continue
+        is_picture = path.name.endswith(PICTURES)
+        (images if not is_picture and _looks_like_an_image(path) else others).append(path)
+    return Found(images, others)
+
+
+def natural_order(path: Path) -> tuple[list[list[str | int]], str]:
+    """Compare runs of digits as numbers; a split puts text at even places and digits at odd ones."""
+    split = (re.split(r"([0-9]+)", part) for part in path.parts)
+    key: list[list[str | int]] = [
+        [_number(t) if n % 2 else t.casefold() for n, t in enumerate(s)] for s in split
+    ]
+    return key, str(path)
+
+
+def _number(digits: str) -> int:
+    """Return the digits' value; Python refuses to read thousands of digits, which no counter has."""
+    return int(digits[-300:])
+
+
+def _looks_like_an_image(path: Path) -> bool:
+    """Say whether a name or, where the name says nothing, the first bytes are an image's."""
+    # A folder among the entries is one that cannot be searched, which is a problem to report.
+    if path.suffix.lower() in IMAGE_SUFFIXES | UNREAD_SUFFIXES or os.path.isdir(path):
+        return True
+    try:
+        with open_regular_file(path) as file:
+            return _SIGNATURES.match(file.read(16)) is not None
+    except OSError:
+        return False
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, and the folders that cannot be listed or are links."""
+    unreadable: list[Path] = []
+
+    def note(error: OSError) -> None:
+        unreadable.append(Path(os.fsdecode(error.filename)))
+
+    for parent, folders, names in os.walk(folder, onerror=note):
+        yield from (Path(parent, name) for name in names)
+        yield from (path for name in folders if (path := Path(parent, name)).is_symlink())
+    yield from unreadable
+
+
+def _matching(pattern: str) -> Iterator[Path]:
+    """Yield the files that a pattern matches, each once, and the folders on the way that cannot be listed.
+
+    The part ``**`` does not follow links, so that a loop of links ends.
+    """
+    parts = Path(pattern).parts
+    places = [Path(parts[0])] if Path(pattern).is_absolute() else [Path()]
+    unreadable: dict[Path, None] = {}
+    for part in parts[1:] if Path(pattern).is_absolute() else parts:
+        places = list(dict.fromkeys(_step(places, part, unreadable)))
+    yield from (path for path in places if not os.path.isdir(path))
+    yield from unreadable
+
+
+def _step(places: Sequence[Path], part: str, unreadable: dict[Path, None]) -> Iterator[Path]:
+    """Yield what one part of a pattern leads to from the places that the parts before it lead to."""
+
+    def note(error: OSError) -> None:
+        if isinstance(error, PermissionError):  # a file where a folder would have to be is no problem
+            unreadable[Path(os.fsdecode(error.filename))] = None
+
+    for place in places:
+        if part == "**":
+            yield place
+            for parent, folders, names in os.walk(place, onerror=note):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                yield from (Path(parent, name) for name in (*folders, *names) if not name.startswith("."))
+        elif not glob.has_magic(part):
+            if os.path.lexists(place / part):
+                yield place / part
+        else:
+            try:
+                names = fnmatch.filter(os.listdir(place), part)
+            except OSError as error:
+                note(error)
+                continue
+            # A hidden name needs a dot in the pattern.
+            yield from (place / name for name in names if part.startswith(".") or not name.startswith("."))
