@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineUnavailableError
+from flowedge.packages import pip_install
 from flowedge.runtime.engine_cache import CachedFile, EngineCache
 from flowedge.runtime.machine import find_jetson
 
@@ -358,7 +359,7 @@ def engine_module(spec: EngineSpec) -> EngineModule:
         raise EngineUnavailableError(
             f"the engine {spec.name} needs the package {spec.needs}, which is installed but cannot be imported: "
             f"{type(error).__name__}: {error}. "
-            f"Reinstall it with: pip install --force-reinstall 'flowedge[{spec.extra}]'"
+            f"Reinstall it with: {pip_install(spec.extra)} --force-reinstall"
         ) from error
     try:
         return cast(EngineModule, importlib.import_module(spec.module))
@@ -376,7 +377,7 @@ def how_to_install(spec: EngineSpec) -> str:
             "the system's packages (python3 -m venv --system-site-packages). Its CUDA binding, of JetPack's CUDA: "
             "pip install 'cuda-bindings==12.*' (13 from JetPack 7 on)"
         )
-    return f"Install it with: pip install 'flowedge[{spec.extra}]'"
+    return f"Install it with: {pip_install(spec.extra)}"
 
 
 # A whole ONNX model in 61 bytes, so that trying an engine needs neither a file nor the onnx package:

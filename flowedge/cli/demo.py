@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json
-from flowedge.cli.packages import explain_missing
+from flowedge.packages import explain_missing
 
 NAME = "demo"
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 
 from flowedge import __version__
 from flowedge.cli.output import RESULTS, Json, print_json, table
+from flowedge.packages import installed_version, pip_install
 
 NAME = "doctor"
 
@@ -28,8 +28,8 @@ def command(json: Json = False) -> None:
     )
 
     engines = available_engines()
-    packages = {name: _version(name) for name in _EXPORT_PACKAGES}
-    numba = _version("numba")
+    packages = {name: installed_version(name) for name in _EXPORT_PACKAGES}
+    numba = installed_version("numba")
     missing = [name for name, version in packages.items() if version is None]
     cache = engine_cache()
     machine = {
@@ -89,11 +89,11 @@ def command(json: Json = False) -> None:
         if status.problem:
             RESULTS.print(f"{status.spec.name}: {status.problem}", soft_wrap=True)
     if missing:
-        RESULTS.print(f"exporting lacks {', '.join(missing)}: pip install 'flowedge[export]'")
+        RESULTS.print(f"exporting lacks {', '.join(missing)}: {pip_install('export')}", soft_wrap=True)
     else:
         RESULTS.print("exporting: " + ", ".join(f"{name} {version}" for name, version in packages.items()))
     if numba is None:
-        RESULTS.print("the NFA tree runs as plain Python; faster: pip install 'flowedge[nfa]'")
+        RESULTS.print(f"the NFA tree runs as plain Python; faster: {pip_install('nfa')}")
     else:
         RESULTS.print(f"the NFA tree is compiled by numba {numba}")
 
@@ -116,10 +116,3 @@ def _described(value: object) -> str:
         case None:
             return "-"
     return str(value)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -9,7 +9,6 @@ import typer
 
 from flowedge.cli.info import print_assumed
 from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json, size_from, stages
-from flowedge.cli.packages import explain_missing
 from flowedge.cli.precision import (
     Bf16,
     CalibratorOption,
@@ -23,6 +22,7 @@ from flowedge.cli.precision import (
 )
 from flowedge.cli.verify import print_checks
 from flowedge.errors import FlowEdgeError
+from flowedge.packages import explain_missing
 
 if TYPE_CHECKING:
     from flowedge.calibration.precision import PrecisionRequest

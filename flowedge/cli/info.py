@@ -12,7 +12,6 @@ import typer
 
 from flowedge.bundle import open_bundle
 from flowedge.cli.output import RESULTS, Json, print_json, table
-from flowedge.cli.packages import explain_missing
 from flowedge.errors import BundleError
 from flowedge.lowering import Lowering, read_lowering
 from flowedge.manifest import (
@@ -24,6 +23,7 @@ from flowedge.manifest import (
     SourceScale,
     Threshold,
 )
+from flowedge.packages import explain_missing
 from flowedge.text import printable
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 import typer
 
 from flowedge.cli.output import MESSAGES, RESULTS, number, table
-from flowedge.cli.packages import explain_missing
 from flowedge.errors import FlowEdgeError
+from flowedge.packages import explain_missing
 
 if TYPE_CHECKING:
     from flowedge.calibration.calibrate import ThresholdRequest
@@ -68,7 +68,7 @@ def precision_request(
         if gate or labelled is not None:
             raise FlowEdgeError("--gate and --labelled go with --fp16, --bf16 or --int8.")
         return None
-    with explain_missing("export"):
+    with explain_missing("precision"):
         from flowedge.calibration.calibrate import ThresholdRequest
         from flowedge.calibration.dataset import read_dataset
         from flowedge.calibration.gates import DEFAULT_LIMITS

@@ -20,9 +20,9 @@ from flowedge.cli.output import (
     steps,
     table,
 )
-from flowedge.cli.packages import explain_missing
 from flowedge.cli.precision import print_gate
 from flowedge.errors import FlowEdgeError
+from flowedge.packages import explain_missing
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.engine import AUTO
 from flowedge.runtime.finding import find_images

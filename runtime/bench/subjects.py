@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import EngineUnavailableError, FlowEdgeError
+from flowedge.packages import pip_install
 from flowedge.runtime.bench.protocol import (
     Command,
     Job,
@@ -173,7 +174,7 @@ class _Peer:
             import onnxruntime as ort
         except ModuleNotFoundError as error:
             raise EngineUnavailableError(
-                "a peer runs on onnxruntime, which is not installed. Install it with: pip install 'flowedge[ort]'"
+                f"a peer runs on onnxruntime, which is not installed. Install it with: {pip_install('ort')}"
             ) from error
         options = ort.SessionOptions()
         options.log_severity_level = 3

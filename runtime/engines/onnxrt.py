@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright: ignore[reportAttributeAccessIssue]
 
 from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
+from flowedge.packages import pip_install
 from flowedge.runtime.building import built_in_cache
 from flowedge.runtime.contract import TensorSpec, check_contract
 from flowedge.runtime.denormals import flushing_denormals
@@ -136,7 +137,7 @@ def _providers(name: str) -> _Providers:
     if wanted not in ort.get_available_providers():
         raise EngineUnavailableError(
             f"ONNX Runtime {ort.__version__} is installed without {wanted}. Its GPU build has it, and takes the same "
-            "folder: pip uninstall onnxruntime, then pip install 'flowedge[ort-gpu]'"
+            f"folder: pip uninstall onnxruntime, then {pip_install('ort-gpu')}"
         )
     if wanted == _CPU:
         return [(_CPU, {})]

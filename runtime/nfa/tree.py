@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from flowedge.packages import pip_install
 from flowedge.runtime.nfa.levels import Compat, bilinear, check_levels
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ def _compiled_select() -> Callable[..., None] | None:
     try:
         numba = importlib.import_module("numba")
     except ImportError as error:
-        logger.info("the NFA tree runs as plain Python: %s. pip install 'flowedge[nfa]' is faster.", error)
+        logger.info("the NFA tree runs as plain Python: %s. %s makes it faster.", error, pip_install("nfa"))
         return None
     # No cache=True: it writes next to this file, or where the user did not ask, and fails where it can do
     # neither. Compiling ahead, in warm_up, costs a second and never fails that way.

