@@ -387,6 +387,7 @@ def _with_references(bundle: Bundle, references: Mapping[str, FixedReference | N
     for graph in bundle.manifest.graphs:
         reference = references[graph.precision]
         assert reference is not None
+        bundle.check_again(graph.file)
         write_constants(bundle.path / graph.file, folder / graph.file, constants_of(reference))
         scoring = msgspec.structs.replace(graph.scoring, normalisation="fixed_reference", reference=reference)
         thresholds = Thresholds(nfa=graph.thresholds.nfa)

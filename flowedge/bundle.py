@@ -49,17 +49,29 @@ class Bundle:
         """
         return self.path / self.manifest.graph(precision).file
 
+    def check_again(self, path_in_bundle: str) -> None:
+        """Check one listed file again against its hash, before its content goes into another file.
+
+        Raises:
+            BundleError: The manifest does not list the file, or the file changed since the bundle was opened.
+        """
+        verify(self.path, self._stored(path_in_bundle))
+
     def read(self, path_in_bundle: str) -> bytes:
         """The content of one listed file, checked again against its hash.
 
         Raises:
             BundleError: The manifest does not list the file, or the file changed since the bundle was opened.
         """
+        content = io.BytesIO()
+        verify(self.path, self._stored(path_in_bundle), copy_to=content)
+        return content.getvalue()
+
+    def _stored(self, path_in_bundle: str) -> StoredFile:
+        """Return a file's entry in the manifest."""
         for stored in self.manifest.files:
             if stored.path == path_in_bundle:
-                content = io.BytesIO()
-                verify(self.path, stored, copy_to=content)
-                return content.getvalue()
+                return stored
         raise BundleError(
             f"{self.path} has no file {path_in_bundle!r}; it has "
             f"{', '.join(stored.path for stored in self.manifest.files)}."

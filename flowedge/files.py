@@ -1,10 +1,13 @@
-"""Open the files that a user names."""
+"""Open and write the files that a user names."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import secrets
 import stat
+from pathlib import Path
 from typing import BinaryIO, Final
 
 _KINDS: Final = (
@@ -43,6 +46,30 @@ def open_regular_file(path: str | os.PathLike[str], *, follow_links: bool = True
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb")
+
+
+def write_whole_file(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees all of it or nothing, whatever interrupts the writer.
+
+    Args:
+        path: The file; its folder must exist. A regular file that is there is replaced, and a pipe or a device is
+            written to.
+        content: All of it.
+
+    Raises:
+        OSError: The system refuses. What was there before is then untouched.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
+    target = Path(os.path.realpath(path))  # a link stays a link
+    partial = target.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(target)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _check_regular(path: str | os.PathLike[str], mode: int) -> None:

@@ -50,8 +50,8 @@ LogNfa: TypeAlias = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 # The exporter offers 17 to 21 and bfloat16 takes 22. The upper end leaves room for the opsets to come.
 Opset: TypeAlias = Annotated[int, msgspec.Meta(ge=17, le=40)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-# Linux allows 255 bytes, and a byte that is no UTF-8 is recorded as the four characters of its escape.
-FileName: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=4 * 255)]
+# Linux allows 255 bytes, and `flowedge.text.printable` makes at most six characters of a byte.
+FileName: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=6 * 255)]
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=10_000)]
 NodeNames: TypeAlias = Annotated[
     tuple[Annotated[str, msgspec.Meta(max_length=1000)], ...], msgspec.Meta(max_length=100_000)
@@ -88,12 +88,12 @@ class Assumed(_Record, frozen=True, kw_only=True):
 
 
 class Source(_Record, frozen=True, kw_only=True):
-    r"""Where the checkpoint comes from.
+    """Where the checkpoint comes from.
 
     Attributes:
         repository: ``"anomalib"`` or the official repository, such as ``"gudovskiy/cflow-ad"``.
         generation: The version or the generation within that repository, such as ``"2.7"`` or ``"official"``.
-        file: The checkpoint's file name, without folders; bytes that are no UTF-8 as ``\xff``.
+        file: The checkpoint's file name, without folders, as `flowedge.text.printable` shows it.
         sha256: The checkpoint's hash.
     """
 

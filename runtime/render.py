@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import secrets
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
+from flowedge.files import write_whole_file
 
 RED: Final = (255, 32, 32)
 
@@ -114,13 +113,9 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     encoded, data = cv2.imencode(".png", bgr)
     assert encoded, f"OpenCV cannot encode {image.shape} {image.dtype}"
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
-        partial.write_bytes(data.tobytes())
-        partial.replace(path)
+        write_whole_file(path, data.tobytes())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise ImageError(
             f"{path} cannot be written: {error.strerror}. Check that its folder exists, is writable and has space."
         ) from error

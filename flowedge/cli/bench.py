@@ -12,6 +12,7 @@ import typer
 
 from flowedge.cli.output import MESSAGES, RESULTS, WIDEST, EscapingConsole, Threads, size_from, steps, table
 from flowedge.errors import FlowEdgeError
+from flowedge.files import write_whole_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -175,7 +176,7 @@ def _batches(text: str) -> tuple[int, ...]:
 
 def _write(file: Path, content: bytes) -> None:
     try:
-        file.write_bytes(content)
+        write_whole_file(file, content)
     except OSError as error:
         raise FlowEdgeError(f"cannot write {file}: {error.strerror}. Name another file.") from error
     MESSAGES.print(f"wrote {file}", soft_wrap=True)

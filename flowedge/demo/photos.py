@@ -19,6 +19,8 @@ import numpy as np
 import skimage.data
 from numpy.typing import NDArray
 
+from flowedge.files import write_whole_file
+
 Grey: TypeAlias = NDArray[np.uint8]
 Alpha: TypeAlias = NDArray[np.float32]
 
@@ -214,5 +216,5 @@ def _write(path: Path, grey: Grey) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded, data = cv2.imencode(".png", grey)
     assert encoded
-    path.write_bytes(data.tobytes())
+    write_whole_file(path, data.tobytes())
     return path

