@@ -28,10 +28,12 @@ from flowedge.export.checkpoints.stand_ins import (
     plain_key,
 )
 
-_LITERALS: Final = (
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+_LITERALS: Final = frozenset(
+    [
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    ]
 )
 
 
@@ -92,11 +94,23 @@ class _Machine:
     def step(self, opcode: str, arg: object) -> None:
         """Execute one opcode."""
         stack = self.stack
-        match opcode:
-            case "PROTO" | "FRAME":
-                pass
+        match opcode:  # the most frequent ones first
             case _ if opcode in _LITERALS:
                 stack.append(arg)
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self._memo[integer(arg)] = stack[-1]
+            case "MEMOIZE":
+                self._memo[len(self._memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(self._memo[integer(arg)])
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_SET":
+                stack.append(set())
             case "NONE":
                 stack.append(None)
             case "NEWTRUE" | "NEWFALSE":
@@ -113,20 +127,6 @@ class _Machine:
                 self._since_mark()
             case "DUP":
                 stack.append(stack[-1])
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                self._memo[integer(arg)] = stack[-1]
-            case "MEMOIZE":
-                self._memo[len(self._memo)] = stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(self._memo[integer(arg)])
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_SET":
-                stack.append(set())
             case "LIST":
                 stack.append(self._since_mark())
             case "TUPLE":
@@ -179,6 +179,8 @@ class _Machine:
                 _restore(stack[-1], state)
             case "BINPERSID":
                 stack.append(self._stored_array(stack.pop()))
+            case "PROTO" | "FRAME":
+                pass
             case _:
                 raise UnsafeCheckpointError(
                     f"the checkpoint uses the pickle opcode {opcode}, which no checkpoint needs. Do not trust the file."
