@@ -27,7 +27,9 @@ from flowedge.errors import BundleError, CheckpointError, ExportError
 from flowedge.export.backbones import backbone_from_checkpoint, feature_shapes, module_from_backbone
 from flowedge.export.checkpoints import read_checkpoint
 from flowedge.export.checkpoints.backbone import with_backbone
+from flowedge.export.checkpoints.budget import check_image_size
 from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.checkpoints.safe_load import naming_file
 from flowedge.export.checkpoints.settings import PIXEL_RANGE, given_value
 from flowedge.export.families import FAMILIES, LICENCES
 from flowedge.export.graph import ir
@@ -144,6 +146,9 @@ def read_model(path: Path, options: ExportOptions) -> ReadModel:
     backbone = backbone_from_checkpoint(checkpoint)
     module = module_from_backbone(backbone)
     image_size = _input_size(checkpoint)
+    given = any(value.name == "input_size" and value.given for value in checkpoint.assumed)
+    with naming_file(path):
+        check_image_size(image_size, given=given)
     shapes = feature_shapes(module, image_size)
     model = family.flow_model(checkpoint, backbone, shapes, image_size)
     return ReadModel(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.blocks import take_clamp_variant
+from flowedge.export.checkpoints.budget import MAX_DEPTH, above_budget
 from flowedge.export.checkpoints.contents import Contents, named
 from flowedge.export.checkpoints.family_tensors import (
     FamilyTensors,
@@ -155,10 +156,7 @@ def _configuration(contents: Contents) -> dict[str, object]:
         value = module.attributes.get("_hparams")
     if isinstance(value, StandIn) and not value.items and not value.kind.module.startswith("omegaconf."):
         value = dict(value.attributes)  # such as argparse.Namespace
-    try:
-        return dict(named(_plain(value, {})))
-    except RecursionError as error:
-        raise CheckpointError("the hyper-parameters are nested too deep. Do not trust the file.") from error
+    return dict(named(_plain(value, {}, 0)))
 
 
 def _generation(contents: Contents) -> str:
@@ -220,33 +218,41 @@ def _post_processor(contents: Contents) -> Mapping[str, object]:
     return {}
 
 
-def _plain(value: object, seen: dict[int, object]) -> object:
+def _plain(value: object, seen: dict[int, tuple[object, object]], depth: int) -> object:
     """Return what OmegaConf's nodes, Lightning's dicts, enumerations of text and NumPy's scalars hold.
 
-    All other stand-ins stay.
+    All other stand-ins stay. A file may share and nest its objects as it likes.
 
-    Each object is converted once (``seen``, by identity): a file may share and nest them as it likes.
+    Args:
+        value: The object.
+        seen: Objects and what became of them, by identity, so that each is converted once.
+        depth: How many containers the object is in.
+
+    Raises:
+        CheckpointError: The containers are nested deeper than the budget allows.
     """
     if id(value) in seen:
-        return seen[id(value)]
-    seen[id(value)] = None  # what a cycle gets
+        return seen[id(value)][1]
+    if depth > MAX_DEPTH:
+        raise above_budget("containers inside containers of the hyper-parameters", depth, MAX_DEPTH)
+    seen[id(value)] = (value, None)  # what a cycle gets
     result = value
     if isinstance(value, StandIn):
         pairs = [item for item in value.items if isinstance(item, tuple) and len(item) == 2]
         if value.kind.module.startswith("omegaconf."):
             attributes = value.attributes
-            result = _plain(attributes.get("_content", attributes.get("_val")), seen)
+            result = _plain(attributes.get("_content", attributes.get("_val")), seen, depth + 1)
         elif pairs:
-            result = _plain(dict(pairs), seen)
+            result = _plain(dict(pairs), seen, depth + 1)
         elif value.kind.module in _NUMPY_SCALARS and value.kind.qualname == "scalar":
             result = _numpy_scalar(value)
         elif len(value.args) == 1 and isinstance(value.args[0], str) and not value.state:
             result = value.args[0]  # a member of an enumeration, or a path
     elif isinstance(value, dict):
-        result = {key: _plain(item, seen) for key, item in value.items()}
+        result = {key: _plain(item, seen, depth + 1) for key, item in value.items()}
     elif isinstance(value, (list, tuple)):
-        result = [_plain(item, seen) for item in value]
-    seen[id(value)] = result
+        result = [_plain(item, seen, depth + 1) for item in value]
+    seen[id(value)] = (value, result)
     return result
 
 

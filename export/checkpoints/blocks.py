@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints.budget import MAX_REFLECTIONS, above_budget, check_couplings
 from flowedge.export.checkpoints.contents import State, arrays_of
 from flowedge.export.checkpoints.record import Array, Tensors
 from flowedge.export.checkpoints.settings import CLAMP_VARIANT, Choices
@@ -60,12 +61,15 @@ def sequence_tensors(levels: Iterable[State], family: Family) -> dict[str, Array
         CheckpointError: A block is missing or incomplete, a shape disagrees, a value is not finite.
     """
     tensors: dict[str, Array] = {}
+    couplings = 0
     for level, state in enumerate(levels):
         blocks: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in state.items():
             match = re.fullmatch(r"module_list\.(\d+)\.(.+)", name)
             if match:
                 blocks.setdefault(int(match[1]), {})[match[2]] = tensor
+        couplings += max(1, len(blocks))
+        check_couplings(couplings)
         if sorted(blocks) != list(range(len(blocks))) or not blocks:
             raise CheckpointError(
                 f"level {level} of the flow has the blocks {sorted(blocks)}, not 0, 1, 2, …"
@@ -172,6 +176,8 @@ def _permutation(arrays: Tensors, channels: int, prefix: str) -> dict[str, Array
         start = _matrix(start)
         _expect(prefix + "vk_householder", vectors, (*vectors.shape[:1], channels))
         _expect(prefix + "w_0", start, (channels, channels))
+        if len(vectors) > MAX_REFLECTIONS:
+            raise above_budget(f"vectors of {prefix}vk_householder", len(vectors), MAX_REFLECTIONS)
         if not len(vectors) or not vectors.any(axis=1).all():
             raise CheckpointError(
                 f"{prefix}vk_householder has shape {vectors.shape}, expected one or more vectors that are not zero. "

@@ -30,14 +30,20 @@ MAX_NAME: Final = 500
 """Characters of a class's or a function's dotted name."""
 MAX_DEPTH: Final = 100
 """Containers inside containers, and modules inside modules, where they are walked."""
+MAX_TRANSFORM_STEPS: Final = 100
 MAX_COUPLINGS: Final = 256
 """Coupling blocks of a detector."""
+MAX_REFLECTIONS: Final = 1024
+"""Householder vectors of a rotation."""
+MAX_PIXELS: Final = 1024 * 1024
+"""Pixels of the network's input, where the user does not give its size."""
 
 _ADVICE: Final = "No detector needs that. Do not trust the file; if you do, save its state dict alone."
 _MAX_INTEGER: Final = 10**MAX_DIGITS
 _FLOAT_BYTES: Final = 4  # floating point is read as float32 ...
 _INTEGER_BYTES: Final = 8  # ... and integers as int64
 _FREE_BYTES: Final = 64 << 20
+_BYTES_PER_PIXEL: Final = 1000  # that an export takes at least, whatever the network
 _FACTOR: Final = 4
 
 
@@ -50,6 +56,44 @@ def above_budget(what: str, value: object, limit: object) -> CheckpointError:
         limit: How much is allowed.
     """
     return CheckpointError(f"{what}: the file has {value}, the limit is {limit}. {_ADVICE}")
+
+
+def check_couplings(count: int) -> None:
+    """Refuse a flow that has more coupling blocks than the budget allows.
+
+    Raises:
+        CheckpointError: There are more than `MAX_COUPLINGS`.
+    """
+    if count > MAX_COUPLINGS:
+        raise above_budget("coupling blocks", count, MAX_COUPLINGS)
+
+
+def check_image_size(size: tuple[int, int], *, given: bool) -> None:
+    """Refuse an input so large that the export takes minutes or all memory.
+
+    Args:
+        size: ``(height, width)`` of the network's input, pixels.
+        given: Whether the user gave the size, and so knows of it.
+
+    Raises:
+        CheckpointError: The input has more than `MAX_PIXELS` pixels and the user did not give its size, or the machine
+            has not the memory.
+    """
+    height, width = size
+    pixels = height * width
+    if pixels > MAX_PIXELS and not given:
+        raise CheckpointError(
+            f"the file's input size is {height}x{width}, {pixels} pixels, and the limit is {MAX_PIXELS}: an export "
+            f"takes minutes and {pixels * _BYTES_PER_PIXEL / 1e9:.0f} GB or more. If the model was trained on such "
+            f"images, say so with --image-size {height} {width}; else give the size that it was trained on."
+        )
+    memory = find_memory()
+    needed = pixels * _BYTES_PER_PIXEL
+    if memory is not None and needed > memory.available:
+        raise CheckpointError(
+            f"an input of {height}x{width} needs {needed / 1e9:.1f} GB or more, and {memory.available / 1e9:.1f} GB "
+            "are available on this machine. Give a smaller --image-size, or export on a machine with more memory."
+        )
 
 
 class Budget:
@@ -79,18 +123,21 @@ class Budget:
                 "decimal digits of an integer", f"about {arg.bit_length() * 3 // 10}", MAX_DIGITS
             )
 
-    def take_copy(self, value: object) -> None:
-        """Count a container or bytes that a call has made: the call may have copied what the file holds once.
+    def take_copies(self, *values: object) -> None:
+        """Count containers and bytes that a call has made, or that become an object's state.
+
+        A call may copy what the file holds once, and objects may share one state that is walked for each of them.
 
         Raises:
             CheckpointError: There are too many items or bytes.
         """
-        if isinstance(value, (bytes, bytearray)):
-            self._made_bytes += len(value)
-            if self._made_bytes > MAX_PICKLE_BYTES:
-                raise above_budget("bytes made by calls", self._made_bytes, MAX_PICKLE_BYTES)
-        elif isinstance(value, (list, tuple, dict, set, frozenset)):
-            self._take(len(value))
+        for value in values:
+            if isinstance(value, bytes):
+                self._made_bytes += len(value)
+                if self._made_bytes > MAX_PICKLE_BYTES:
+                    raise above_budget("bytes made by calls", self._made_bytes, MAX_PICKLE_BYTES)
+            elif isinstance(value, (list, tuple, dict, set, frozenset)):
+                self._take(len(value))
 
     def take_tensor(self, dtype: torch.dtype, shape: Sequence[int]) -> None:
         """Count one tensor as it is going to be read: floating point as float32, the rest as int64.

@@ -20,6 +20,7 @@ from flowedge.export.checkpoints.backbone import (
     without_prefix,
 )
 from flowedge.export.checkpoints.blocks import level_tensors, level_widths, sequence_tensors
+from flowedge.export.checkpoints.budget import check_couplings
 from flowedge.export.checkpoints.contents import State, arrays_of
 from flowedge.export.checkpoints.layers import take_layers
 from flowedge.export.checkpoints.network_names import take_backbone
@@ -86,6 +87,7 @@ def fastflow_tensors(state: State) -> FamilyTensors:
 def uflow_tensors(state: State) -> FamilyTensors:
     """U-Flow: one FrEIA graph ``flow.module_list.{n}.``, coarsest stage first, and its extractors."""
     blocks, kernels = _graph_nodes(without_prefix(state, "flow.module_list."))
+    check_couplings(len(blocks) + len(kernels))
     steps, levels = kernels[0] - 1 if kernels else 0, len(kernels) + 1
     expected = [stage * (steps + 3) + step for stage in range(levels) for step in range(steps)]
     ascents = [stage * (steps + 3) + steps + 1 for stage in range(levels - 1)]
@@ -130,6 +132,7 @@ def csflow_tensors(state: State) -> FamilyTensors:
         match = pattern.fullmatch(name)
         if match:
             numbers.setdefault(int(match[1]), {})[f"{_CSFLOW_NETS[match[2]]}.{match[3]}"] = tensor
+    check_couplings(len(numbers))
     flow: dict[str, Array] = {}
     channels: set[int] = set()
     for k, number in enumerate(sorted(numbers)):
@@ -203,6 +206,7 @@ def _by_number(state: State, prefixes: str) -> Iterable[State]:
         match = re.fullmatch(rf"(?:{prefixes})\.(\d+)\.(.+)", name)
         if match:
             levels.setdefault(int(match[1]), {})[match[2]] = tensor
+    check_couplings(len(levels))
     if sorted(levels) != list(range(len(levels))):
         raise CheckpointError(f"the checkpoint has the levels {sorted(levels)}, not 0, 1, 2, …")
     return [levels[level] for level in range(len(levels))]

@@ -31,7 +31,15 @@ from flowedge.export.checkpoints.stand_ins import (
 _LITERALS: Final = frozenset(
     [
         *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+        *(
+            "STRING",
+            "BINSTRING",
+            "SHORT_BINSTRING",
+            "UNICODE",
+            "SHORT_BINUNICODE",
+            "BINUNICODE",
+            "BINUNICODE8",
+        ),
         *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     ]
 )
@@ -176,6 +184,10 @@ class _Machine:
                 stack.append(self._construct(allowed_name(*str(arg).split(" ", 1)), args))
             case "BUILD":
                 state = stack.pop()
+                if isinstance(state, tuple):
+                    self._budget.take_copies(*state[:2])
+                else:
+                    self._budget.take_copies(state)
                 _restore(stack[-1], state)
             case "BINPERSID":
                 stack.append(self._stored_array(stack.pop()))
@@ -189,7 +201,9 @@ class _Machine:
     def _construct(self, callee: object, args: object, kwargs: object = None) -> object:
         made = construct(callee, args, kwargs)
         if not isinstance(made, torch.Tensor):
-            self._budget.take_copy(made)
+            self._budget.take_copies(made)
+            if isinstance(made, StandIn):
+                self._budget.take_copies(*made.args[:1])
         # A parameter is the tensor that it was made of.
         elif not made.is_meta and not (isinstance(args, tuple) and args and made is args[0]):
             self._budget.take_tensor(made.dtype, made.shape)

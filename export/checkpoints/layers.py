@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.backbone import resnet_channels
+from flowedge.export.checkpoints.budget import MAX_COUPLINGS, MAX_NAME
 from flowedge.export.checkpoints.settings import LAYERS, Choices, hidden_behind
 from flowedge.text import printable
 
@@ -26,6 +28,7 @@ def take_layers(choices: Choices, stored: object, *, network: str, widths: tuple
     held = _resnet_layers(network, widths)
     left_out: tuple[str, ...] = ()
     if isinstance(stored, (list, tuple)) and not hidden:
+        _check_names(stored)
         held, left_out = _layers_of_trainer(stored, network, len(widths))
     if left_out:
         why = f"The file also says {printable(', '.join(left_out))}, which {network} lacks and the trainer left out."
@@ -40,6 +43,20 @@ def take_layers(choices: Choices, stored: object, *, network: str, widths: tuple
         raise CheckpointError(
             f"the layers {printable(', '.join(taken))} are {len(taken)}, and the flow has {len(widths)} levels."
             f"{available} Name those of the levels with --set layers=a,b,c."
+        )
+
+
+def _check_names(stored: Sequence[object]) -> None:
+    """Refuse what the file holds in place of the layers' names or numbers.
+
+    Raises:
+        CheckpointError: An item is neither, or there are more or longer ones than the budget allows.
+    """
+    are_names = all(isinstance(layer, (str, int)) and len(str(layer)) <= MAX_NAME for layer in stored)
+    if not are_names or not 0 < len(stored) <= MAX_COUPLINGS:
+        raise CheckpointError(
+            f"the checkpoint's layers are {reprlib.repr(stored)}, not names of layers. Give them with --set "
+            "layers=NAME,NAME, fine to coarse."
         )
 
 

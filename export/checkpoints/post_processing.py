@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.contents import Contents, State, check_readable
-from flowedge.manifest import PartScale, SourceRule, SourceScale
+from flowedge.manifest import LARGEST_FLOAT32, PartScale, SourceRule, SourceScale
 
 # A pickled module of 2.x does not say which; 2.7's formula is that of the others where they have one.
 _RULES: Final[Mapping[str, SourceRule]] = {"2.0-2.6": "2.0-2.6", "2.x": "2.7", "2.7": "2.7"}
@@ -81,12 +81,20 @@ def _before_2(state: State) -> SourceScale:
 
 
 def _held(state: State, *names: str) -> float | None:
-    """The first of the scalars that is there; None if there is none, or if it was never fitted."""
+    """Return the first of the scalars that is there; None if there is none, or if it was never fitted.
+
+    Raises:
+        CheckpointError: The scalar is beyond what float32 holds, or a standard deviation that is not positive.
+    """
     name = next((name for name in names if name in state), None)
     if name is None:
         return None
     tensor = state[name]
     check_readable(name, tensor)
-    if tensor.numel() != 1 or not math.isfinite(float(tensor)):
+    if tensor.numel() != 1 or not math.isfinite(value := float(tensor)):
         return None
-    return float(tensor)
+    if abs(value) > LARGEST_FLOAT32 or (name.endswith("_std") and value <= 0):
+        raise CheckpointError(
+            f"{name} is {value:g}, which no model fits to its images. Copy or train it again."
+        )
+    return value

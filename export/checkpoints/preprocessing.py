@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from typing import Final, TypeAlias
 
 from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints.budget import MAX_TRANSFORM_STEPS, above_budget
 from flowedge.export.checkpoints.contents import named
 from flowedge.export.checkpoints.names import Name
 from flowedge.export.checkpoints.settings import INPUT_SIZE, MEAN, RESIZE_METHOD, STD, Choices
 from flowedge.export.checkpoints.stand_ins import StandIn
-from flowedge.manifest import Preprocessing, ResizeMethod
+from flowedge.manifest import LARGEST_MEAN, LARGEST_STD, SMALLEST_STD, Preprocessing, ResizeMethod
 from flowedge.text import printable
 
 Size: TypeAlias = tuple[int, int]
@@ -91,9 +92,10 @@ def transform_pipeline(
                 ):
                     method = None
             case "CenterCrop" | "ExportableCenterCrop" if resize is not None and crop is None:
-                crop = size_of(args.get("size"))
+                crop = size_of(args.get("size"), "CenterCrop's size")
             case "Normalize":
-                mean, std = _triple(args.get("mean")), _triple(args.get("std"))
+                mean = _triple("mean", args.get("mean"), -LARGEST_MEAN, LARGEST_MEAN)
+                std = _triple("std", args.get("std"), SMALLEST_STD, LARGEST_STD)
             case _ if kind in _CASTS:
                 pass
             case _:
@@ -103,10 +105,11 @@ def transform_pipeline(
                     "replaces the transform: --set input_size, resize_method, mean and std."
                 )
     keep_aspect = isinstance(resize, int) or (isinstance(resize, (list, tuple)) and len(resize) == 1)
-    resized = None if resize is None else size_of(resize)
+    resized = None if resize is None else size_of(resize, "Resize's size")
     size = choices.take(INPUT_SIZE, held=crop or resized or from_shapes, why="Its transform has no Resize.")
     if size != (crop or resized):
         resized, crop, keep_aspect = size, None, False
+    _check_crop(crop, resized, keep_aspect=keep_aspect)
     return Preprocessing(
         resize=resized or size,
         keep_aspect=keep_aspect,
@@ -128,8 +131,8 @@ def albumentations_pipeline(choices: Choices, dataset: object) -> Preprocessing:
         CheckpointError: It names a configuration file of its own, and the user has not given the input size.
     """
     config = dict(named(dataset))
-    resized = size_of(config.get("image_size"))
-    crop = None if config.get("center_crop") is None else size_of(config["center_crop"])
+    resized = size_of(config.get("image_size"), "image_size")
+    crop = None if config.get("center_crop") is None else size_of(config["center_crop"], "center_crop")
     paths = dict(named(config.get("transform_config")))
     custom = paths.get("eval") or paths.get("val") or paths.get("train")
     if custom:
@@ -138,6 +141,7 @@ def albumentations_pipeline(choices: Choices, dataset: object) -> Preprocessing:
     size = choices.take(INPUT_SIZE, held=crop or resized)
     if size != (crop or resized):
         resized, crop = size, None
+    _check_crop(crop, resized)
     plain = config.get("normalization") == "none"
     return Preprocessing(
         resize=resized,
@@ -148,41 +152,79 @@ def albumentations_pipeline(choices: Choices, dataset: object) -> Preprocessing:
     )
 
 
-def size_of(value: object) -> Size:
-    """``[height, width]``, ``[side]`` or ``side`` in pixels.
+def size_of(value: object, name: str = "image size") -> Size:
+    """Read ``[height, width]``, ``[side]`` or ``side`` in pixels.
+
+    Args:
+        value: What the file holds.
+        name: The value's name in the file.
 
     Raises:
         CheckpointError: It is none of these.
     """
     items = list(value) if isinstance(value, (list, tuple)) else [value]
-    sides = [side for side in items if isinstance(side, int) and side > 0]
-    if len(sides) == len(items) and len(sides) in (1, 2) and max(sides) <= _LARGEST:
+    sides = [side for side in items if type(side) is int and 0 < side <= _LARGEST]
+    if len(sides) == len(items) and len(sides) in (1, 2):
         return sides[0], sides[-1]
     raise CheckpointError(
-        f"the checkpoint's image size is {reprlib.repr(value)}, not one or two sides of 1 to {_LARGEST} pixels."
+        f"the checkpoint's {name} is {reprlib.repr(value)}, not one or two sides of 1 to {_LARGEST} pixels. Copy or "
+        "train it again."
     )
+
+
+def _check_crop(crop: Size | None, resized: Size | None, *, keep_aspect: bool = False) -> None:
+    """Refuse a crop that is larger than the image it is cut from.
+
+    Args:
+        crop: ``(height, width)``, or None where nothing is cut off.
+        resized: ``(height, width)`` of the image.
+        keep_aspect: The image is larger than ``resized`` on one side, and nobody knows on which.
+
+    Raises:
+        CheckpointError: The crop is larger.
+    """
+    if crop is None or resized is None:
+        return
+    is_larger = min(crop) > min(resized) if keep_aspect else crop[0] > resized[0] or crop[1] > resized[1]
+    if is_larger:
+        raise CheckpointError(
+            f"the checkpoint's centre crop of {crop[0]}x{crop[1]} is larger than the image of "
+            f"{resized[0]}x{resized[1]} that it is cut from. Give "
+            "the size that the model was trained on with --set input_size=HEIGHTxWIDTH."
+        )
 
 
 def _steps(transform: object) -> Iterator[tuple[str, dict[str, object]]]:
     """The steps of a transform, composed ones taken apart, with enums and tuples made plain."""
-    if isinstance(transform, StandIn):
-        kind, args = _step_name(str(transform.kind)), dict(transform.attributes)
-    else:
-        described = dict(named(transform))
-        kind = _step_name(str(described.get("class_path", "")))
-        args = dict(named(described.get("init_args")))
+    kind, args = _step(transform)
     if kind != "Compose":
-        yield kind, {name: _plain(value) for name, value in args.items() if not name.startswith("_")}
+        yield kind, _public(args)
         return
     inner = args.get("transforms")
     if isinstance(inner, StandIn):  # a ModuleList
         inner = [child for _, child in named(inner.attributes.get("_modules"))]
     if not isinstance(inner, (list, tuple)):
         raise CheckpointError("the checkpoint's transform is a Compose without steps.")
+    if len(inner) > MAX_TRANSFORM_STEPS:
+        raise above_budget("steps of the transform", len(inner), MAX_TRANSFORM_STEPS)
     for step in inner:
-        if isinstance(step, StandIn) and _step_name(str(step.kind)) == "Compose":
+        kind, args = _step(step)
+        if kind == "Compose":
             raise CheckpointError("the checkpoint's transform has a Compose inside a Compose.")
-        yield from _steps(step)
+        yield kind, _public(args)
+
+
+def _step(transform: object) -> tuple[str, dict[str, object]]:
+    """Return the name and the arguments of one step."""
+    if isinstance(transform, StandIn):
+        return _step_name(str(transform.kind)), dict(transform.attributes)
+    described = dict(named(transform))
+    path = described.get("class_path")
+    return _step_name(path if isinstance(path, str) else ""), dict(named(described.get("init_args")))
+
+
+def _public(args: dict[str, object]) -> dict[str, object]:
+    return {name: _plain(value) for name, value in args.items() if not name.startswith("_")}
 
 
 def _step_name(path: str) -> str:
@@ -203,11 +245,16 @@ def _plain(value: object) -> object:
     return value
 
 
-def _triple(value: object) -> Triple:
-    if (
-        isinstance(value, (list, tuple))
-        and len(value) == 3
-        and all(isinstance(v, (int, float)) for v in value)
-    ):
-        return float(value[0]), float(value[1]), float(value[2])
-    raise CheckpointError(f"the checkpoint's Normalize has {reprlib.repr(value)}, not three numbers.")
+def _triple(name: str, value: object, smallest: float, largest: float) -> Triple:
+    """Read an argument of Normalize: three numbers within two bounds."""
+    numbers = [
+        number
+        for number in (value if isinstance(value, (list, tuple)) else ())
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and smallest <= number <= largest
+    ]
+    if isinstance(value, (list, tuple)) and len(value) == len(numbers) == 3:
+        return float(numbers[0]), float(numbers[1]), float(numbers[2])
+    raise CheckpointError(
+        f"the checkpoint's Normalize has {name}={reprlib.repr(value)}, not three numbers of {smallest:g} to "
+        f"{largest:g}. Copy or train it again."
+    )

@@ -6,7 +6,6 @@ but the second are recorded as `flowedge.manifest.Assumed`.
 
 from __future__ import annotations
 
-import math
 import re
 import reprlib
 import sys
@@ -18,7 +17,15 @@ from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, cast
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.names import Name
 from flowedge.export.checkpoints.stand_ins import StandIn
-from flowedge.manifest import Assumed, Family, ResizeMethod, Scalar
+from flowedge.manifest import (
+    LARGEST_MEAN,
+    LARGEST_STD,
+    SMALLEST_STD,
+    Assumed,
+    Family,
+    ResizeMethod,
+    Scalar,
+)
 from flowedge.runtime.pixel_range import PIXEL_RANGE_FORM, pixel_range_from
 from flowedge.text import printable
 
@@ -29,6 +36,10 @@ _NETWORK_NAME: Final = re.compile(
     r"(?:(?P<enum>_Weights(?:\.[A-Za-z0-9_]+)?)|(?P<tag>\.[A-Za-z0-9_-]+)?)(?:@[A-Za-z0-9_.-]+)?"
 )
 T = TypeVar("T")
+# A coupling multiplies by exp(clamp) at most, which float32 must hold.
+SMALLEST_CLAMP: Final = 1e-6
+LARGEST_CLAMP: Final = 88.0
+_MAX_SIDE: Final = 16384  # pixels, as in flowedge.geometry
 Weights: TypeAlias = Literal["trained", "ema"]
 
 
@@ -47,46 +58,46 @@ class Setting(Generic[T]):
     parse: Callable[[str], T]
 
 
-def _positive(text: str) -> float:
+def _number(text: str, smallest: float, largest: float) -> float:
     value = float(text)
-    if not (math.isfinite(value) and value > 0):
+    if not smallest <= value <= largest:
         raise ValueError(text)
     return value
+
+
+def _clamp(text: str) -> float:
+    return _number(text, SMALLEST_CLAMP, LARGEST_CLAMP)
 
 
 def _fraction(text: str) -> float:
-    value = _positive(text)
-    if value > 1:
-        raise ValueError(text)
-    return value
+    return _number(text, sys.float_info.min, 1)
 
 
 def _count(text: str) -> int:
     value = int(text)
-    if value < 1:
+    if not 1 <= value <= _MAX_SIDE**2:
         raise ValueError(text)
     return value
 
 
 def _size(text: str) -> tuple[int, int]:
     sides = [int(side) for side in text.lower().replace("x", ",").split(",")]
-    if len(sides) not in (1, 2) or not all(1 <= side <= 16384 for side in sides):
+    if len(sides) not in (1, 2) or not all(1 <= side <= _MAX_SIDE for side in sides):
         raise ValueError(text)
     return sides[0], sides[-1]
 
 
 def _three(text: str) -> tuple[float, float, float]:
-    red, green, blue = (float(part) for part in text.split(","))
-    if not all(map(math.isfinite, (red, green, blue))):
-        raise ValueError(text)
-    return red, green, blue
+    return _within(text, -LARGEST_MEAN, LARGEST_MEAN)
 
 
 def _three_positive(text: str) -> tuple[float, float, float]:
-    values = _three(text)
-    if min(values) <= 0:
-        raise ValueError(text)
-    return values
+    return _within(text, SMALLEST_STD, LARGEST_STD)
+
+
+def _within(text: str, smallest: float, largest: float) -> tuple[float, float, float]:
+    red, green, blue = (_number(part, smallest, largest) for part in text.split(","))
+    return red, green, blue
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -127,7 +138,7 @@ def _one_of(*choices: str) -> tuple[str, Callable[[str], str]]:
 
 BACKBONE: Final = Setting("backbone", "a network's name, such as wide_resnet50_2", network_name)
 LAYERS: Final = Setting("layers", "layer names, fine to coarse, such as layer2,layer3,layer4", _names)
-CLAMP: Final = Setting("clamp", "a positive number", _positive)
+CLAMP: Final = Setting("clamp", f"a positive number of {SMALLEST_CLAMP:g} to {LARGEST_CLAMP:g}", _clamp)
 CLAMP_VARIANT: Final = Setting("clamp_variant", *_one_of("tanh", "tanh_over_alpha"))
 INPUT_SIZE: Final = Setting("input_size", "pixels: one side, or height and width as 256x320", _size)
 PADDING: Final = Setting("padding", *_one_of("zeros", "reflect"))
@@ -141,8 +152,16 @@ _METHODS: Final = _one_of("float_bilinear", "pil_bilinear", "pil_lanczos", "cv2_
 RESIZE_METHOD: Final = Setting(
     "resize_method", _METHODS[0], cast("Callable[[str], ResizeMethod]", _METHODS[1])
 )
-MEAN: Final = Setting("mean", "three numbers in the [0, 1] range, such as 0.485,0.456,0.406", _three)
-STD: Final = Setting("std", "three positive numbers in the [0, 1] range", _three_positive)
+MEAN: Final = Setting(
+    "mean",
+    f"three numbers of {-LARGEST_MEAN:g} to {LARGEST_MEAN:g} in units of the [0, 1] range, such as 0.485,0.456,0.406",
+    _three,
+)
+STD: Final = Setting(
+    "std",
+    f"three positive numbers of {SMALLEST_STD:g} to {LARGEST_STD:g}, in units of the [0, 1] range",
+    _three_positive,
+)
 
 _WEIGHTS: Final = _one_of("trained", "ema")
 WEIGHTS: Final = Setting("weights", _WEIGHTS[0], cast("Callable[[str], Weights]", _WEIGHTS[1]))
@@ -263,10 +282,15 @@ def stored_clamp(value: object) -> float | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not SMALLEST_CLAMP <= value <= LARGEST_CLAMP
+    ):
         raise CheckpointError(
-            f"the checkpoint's clamp is {reprlib.repr(value)}, not a positive number, and FlowEdge knows no coupling "
-            "without one. Copy the file again, or train the model with such a clamp."
+            f"the checkpoint's clamp is {reprlib.repr(value)}, not a positive number of {SMALLEST_CLAMP:g} to "
+            f"{LARGEST_CLAMP:g}, and FlowEdge knows no coupling without one. Copy the file again, or train the "
+            "model with such a clamp."
         )
     return float(value)
 

@@ -42,6 +42,7 @@ class StandIn:
     args: tuple[object, ...] = ()
     state: object = None
     items: list[object] = field(default_factory=list)
+    _attributes: Mapping[str, object] | None = field(default=None, init=False)
 
     def __repr__(self) -> str:
         return f"<stand-in for {self.kind}>"
@@ -53,7 +54,15 @@ class StandIn:
 
     @property
     def attributes(self) -> Mapping[str, object]:
-        """The restored attributes by name; empty when the state is of another shape."""
+        """The restored attributes by name; empty when the state is of another shape.
+
+        They are collected when they are first asked for, after the file was read.
+        """
+        if self._attributes is None:
+            self._attributes = self._collected()
+        return self._attributes
+
+    def _collected(self) -> Mapping[str, object]:
         state = self.args[:1] if self.kind == _TRACED else self.state
         # Pickle gives a dict, or a pair of dicts where the class has slots.
         parts = state[:2] if isinstance(state, tuple) else (state,)
@@ -121,9 +130,10 @@ def plain_key(value: object) -> object:
     """
     level = [value]
     for _ in range(_KEY_DEPTH):
-        level = [item for one in level for item in (one if isinstance(one, (tuple, frozenset)) else (one,))]
-        if len(level) > MAX_DIMENSIONS:
+        groups = [one if isinstance(one, (tuple, frozenset)) else (one,) for one in level]
+        if sum(map(len, groups)) > MAX_DIMENSIONS:
             break
+        level = [item for group in groups for item in group]
         if all(map(_is_plain, level)):
             return value
     raise TypeError(f"{type(value).__name__} as a key")

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 import torch
 
 from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints.budget import MAX_NAME
 from flowedge.export.checkpoints.stand_ins import StandIn
 from flowedge.text import printable
 
@@ -90,17 +91,20 @@ def copies_in(root: object) -> Iterator[tuple[str, object]]:
         The keys that lead to a value, joined by dots, and the value: a dict that holds tensors, or a pickled module.
     """
     pending: list[tuple[tuple[str, ...], object]] = [((), root)]
-    searched: set[int] = set()  # a dict may hold others many times
+    # A dict may hold another one many times. Each is looked at once.
+    searched: set[int] = set()
+    weights: dict[int, bool] = {}
     while pending:
         keys, value = pending.pop()
         for key, inner in value.items() if isinstance(value, dict) else ():
-            if not isinstance(key, str) or "optimizer" in key:
+            if not isinstance(key, str) or "optimizer" in key or len(key) > MAX_NAME:
                 continue
             path = (*keys, key)
-            holds_weights = isinstance(inner, StandIn) or (
-                isinstance(inner, dict) and any(isinstance(item, torch.Tensor) for item in inner.values())
-            )
-            if holds_weights and any(map(_names_an_average, path)):
+            if id(inner) not in weights:
+                weights[id(inner)] = isinstance(inner, StandIn) or (
+                    isinstance(inner, dict) and any(isinstance(item, torch.Tensor) for item in inner.values())
+                )
+            if weights[id(inner)] and any(map(_names_an_average, path)):
                 yield ".".join(path), inner
             elif len(path) < _DEEPEST and id(inner) not in searched:
                 searched.add(id(inner))
