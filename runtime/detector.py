@@ -292,7 +292,8 @@ class Detector:
         """
         finite = np.isfinite(scores) & np.isfinite(maps).all(axis=(1, 2, 3))
         limit, nfa = self.thresholds.image, self.thresholds.nfa
-        is_anomalous = None if limit is None else scores.astype(np.float64) > limit.value
+        with np.errstate(invalid="ignore"):  # some of the NaNs that a graph may give are signals
+            is_anomalous = None if limit is None else scores.astype(np.float64) > limit.value
         if self._scale is not None:
             scaled = scaled_score(scores, self._scale)
             scores, is_anomalous = scaled.value, scaled.is_anomalous

@@ -32,7 +32,8 @@ def heatmap(anomaly_map: NDArray[np.float32], low: float, high: float) -> NDArra
     """
     if not low < high:
         raise ValueError(f"low must be below high, got {low} and {high}")
-    share = np.clip((anomaly_map - np.float32(low)) / np.float32(high - low), 0, 1)
+    # In float64, whose range holds the difference of any two numbers of float32.
+    share = np.clip((anomaly_map.astype(np.float64) - low) / (high - low), 0, 1)
     grey = np.rint(np.nan_to_num(share, nan=0.0) * 255).astype(np.uint8)
     return np.asarray(cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB), np.uint8)
 

@@ -47,21 +47,28 @@ class Scaled:
 
 def scaled_score(score: Array, scale: SourceScale) -> Scaled:
     """Image scores, float32 of any shape as the graph gives them, on anomalib's scale."""
-    if scale.rule != "0.x-cdf":
-        return _by_range(score, scale.image, scale)
-    standard = _standardised(score, scale, scale.image)
-    threshold = _threshold(scale.image)
-    return Scaled(value=_normal_cdf(standard - threshold), is_anomalous=standard >= threshold)
+    with _as_ieee_754():
+        if scale.rule != "0.x-cdf":
+            return _by_range(score, scale.image, scale)
+        standard = _standardised(score, scale, scale.image)
+        threshold = _threshold(scale.image)
+        return Scaled(value=_normal_cdf(standard - threshold), is_anomalous=standard >= threshold)
 
 
 def scaled_map(anomaly_map: Array, scale: SourceScale) -> Scaled:
     """An anomaly map, float32 of any shape as the graph gives it, on anomalib's scale."""
-    if scale.rule != "0.x-cdf":
-        return _by_range(anomaly_map, scale.pixel, scale)
-    standard = _standardised(anomaly_map, scale, scale.pixel)
-    threshold = _threshold(scale.pixel)
-    once = _normal_cdf(standard - threshold)
-    return Scaled(value=_normal_cdf(once - threshold), is_anomalous=standard >= threshold)
+    with _as_ieee_754():
+        if scale.rule != "0.x-cdf":
+            return _by_range(anomaly_map, scale.pixel, scale)
+        standard = _standardised(anomaly_map, scale, scale.pixel)
+        threshold = _threshold(scale.pixel)
+        once = _normal_cdf(standard - threshold)
+        return Scaled(value=_normal_cdf(once - threshold), is_anomalous=standard >= threshold)
+
+
+def _as_ieee_754() -> np.errstate:
+    """Let overflow, a logarithm of 0 and a quotient of zeros give infinity and NaN, as in torch, without a warning."""
+    return np.errstate(all="ignore")
 
 
 def source_thresholds(scale: SourceScale) -> Thresholds:
@@ -89,8 +96,7 @@ def _by_range(values: Array, part: PartScale, scale: SourceScale) -> Scaled:
         if scale.rule == "2.7" and high == low:
             normalised = np.heaviside(values - threshold, _HALF)
         else:
-            with np.errstate(all="ignore"):  # max = min before 2.7, or nearly
-                normalised = np.clip((values - threshold) / (high - low) + _HALF, 0, 1)
+            normalised = np.clip((values - threshold) / (high - low) + _HALF, 0, 1)
     is_anomalous: NDArray[np.bool_] | None = None
     if scale.rule == "0.x-1.x":
         if part.threshold is not None:
@@ -108,9 +114,8 @@ def _threshold(part: PartScale) -> np.float32:
 def _standardised(values: Array, scale: SourceScale, part: PartScale) -> Array:
     assert scale.image.log_mean is not None, "the manifest was checked"
     assert part.log_std is not None, "the manifest was checked"
-    with np.errstate(divide="ignore", invalid="ignore"):  # a map's 0 becomes -inf, whose P is 0
-        centred = np.log(values) - np.float32(scale.image.log_mean)
-        return np.asarray(centred / np.float32(part.log_std), np.float32)
+    centred = np.log(values) - np.float32(scale.image.log_mean)  # a map's 0 becomes -inf, whose P is 0
+    return np.asarray(centred / np.float32(part.log_std), np.float32)
 
 
 def _normal_cdf(values: Array | np.float32) -> Array:
