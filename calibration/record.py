@@ -105,5 +105,14 @@ def read_record(bundle: Bundle) -> CalibrationRecord | None:
 
 
 def bytes_of_record(record: CalibrationRecord) -> bytes:
-    """As indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+    """Return the record as indented JSON.
+
+    Raises:
+        BundleError: `read_record` would refuse it, for instance for a number that is not finite.
+    """
+    data = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+    try:
+        msgspec.json.decode(data, type=CalibrationRecord)
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"{RECORD} cannot be written: {error}.") from error
+    return data

@@ -6,6 +6,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from flowedge import telemetry
+from flowedge.clock import bear_late_clock
 
 if TYPE_CHECKING:
     from flowedge.runtime.detector import Detector
@@ -14,7 +15,9 @@ __version__ = "0.1.0"
 
 __all__ = ["__version__", "load"]
 
-telemetry.switch_off()  # here, where every program that opens a library of ours comes by first
+# Here, where every program that opens a library of ours comes by first.
+telemetry.switch_off()
+bear_late_clock()
 
 
 def load(

@@ -127,11 +127,13 @@ def recover(place: Path) -> None:
     if os.path.lexists(commit / MANIFEST):
         try:
             with _locked(place):
-                _finish(place, _checked_moves(commit, place))
-        except FileNotFoundError:
-            if os.path.lexists(commit / MANIFEST):
+                if os.path.lexists(commit / MANIFEST):  # the process that holds the lock may finish it itself
+                    _finish(place, _checked_moves(commit, place))
+        except (OSError, BundleError) as error:
+            if not os.path.lexists(commit / MANIFEST):
+                return  # finished by another process, on a file system without locks
+            if isinstance(error, BundleError):
                 raise
-        except OSError as error:
             raise BundleError(
                 f"the replacement of {place} was interrupted and cannot be finished: {error.strerror} "
                 f"({error.filename}). Open it once as a user who may write there: flowedge info {place}."

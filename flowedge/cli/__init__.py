@@ -8,14 +8,12 @@ from __future__ import annotations
 import sys
 
 from flowedge.cli import signals
-from flowedge.clock import bear_late_clock
 from flowedge.drafts import remove_own_drafts
 
 
 def main() -> None:
     """Run the command line and end with its exit status."""
     signals.raise_on_signals()
-    bear_late_clock()
     try:
         from flowedge.cli.app import run
 

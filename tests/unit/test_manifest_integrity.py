@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,7 +251,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
 
 @given(manifests())
 @example(msgspec.structs.replace(tiny_manifest(), licence_note="\n" * 10_000))
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_what_is_written_is_read_back_equal_else_it_is_not_written(manifest: Manifest) -> None:
     data = None
     with contextlib.suppress(BundleError):
@@ -267,6 +269,22 @@ def test_a_file_of_a_path_too_long_for_the_manifest_is_not_written(tmp_path: Pat
     with pytest.raises(BundleError, match="200"):
         write_bundle(tmp_path / "b", tiny_manifest(), {"model.onnx": b"graph", "x" * 201: b"y"})
     assert list(tmp_path.iterdir()) == []
+
+
+PARTS = st.text("aA0._-é/ ", min_size=1, max_size=8) | st.sampled_from(["x" * 190, "x" * 256, "..", "a"])
+PATHS = st.lists(PARTS, min_size=1, max_size=3).map("/".join)
+
+
+@given(st.dictionaries(PATHS, st.binary(max_size=20), max_size=3))
+@settings(max_examples=60)
+def test_every_bundle_that_is_written_can_be_opened(files: dict[str, bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        contents: dict[str, Path | bytes] = {**files, "model.onnx": b"graph"}
+        written = None
+        with contextlib.suppress(BundleError):
+            written = write_bundle(Path(folder) / "b", tiny_manifest(), contents)
+        assert os.listdir(folder) == ([] if written is None else ["b"])
+        assert written is None or open_bundle(written.path) == written
 
 
 def test_a_manifest_that_would_be_too_large_is_not_written(tmp_path: Path) -> None:

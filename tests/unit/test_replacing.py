@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import flowedge.drafts
+import flowedge.replacing
 from flowedge.bundle import Bundle, folder_for_next_version, open_bundle, replace_in_bundle, write_bundle
 from flowedge.drafts import PREFIX, draft_folder, remove_own_drafts
 from flowedge.errors import BundleError
@@ -198,6 +200,43 @@ def test_nothing_is_moved_through_a_link(bundle: Bundle, tmp_path: Path, link: s
     with pytest.raises(BundleError, match="symbolic link"):
         open_bundle(bundle.path)
     assert sorted(elsewhere.rglob("*")) == before
+
+
+def test_a_reader_during_replacements_sees_whole_versions(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that is not whole yet is refused for its hashes, and never taken for an interrupted one."""
+
+    def refuse(one: Path, other: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(flowedge.replacing, "_exchange", refuse)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            written = bundle
+            for number in range(30):
+                files: dict[str, Path | bytes] = {
+                    "model.onnx": b"%d" % number,
+                    "selftest/0.png": b"%d" % number,
+                }
+                written = replace_in_bundle(written, files=files)
+            status = 0
+        os._exit(status)
+    seen = 0
+    refused: list[str] = []
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        try:
+            opened = open_bundle(bundle.path)
+            assert opened.read("model.onnx") in (b"old", opened.read("selftest/0.png"))
+            seen += 1
+        except BundleError as error:
+            refused.append(str(error))
+    assert ended == (child, 0)
+    assert [reason for reason in refused if "manifest says" not in reason] == []
+    assert open_bundle(bundle.path).read("model.onnx") == b"29"
+    assert seen
 
 
 # Drafts
