@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from flowedge.bundle import Bundle, clone_bundle, folder_for_next_version, replace_in_bundle
 from flowedge.calibration.dataset import Dataset, read_mask
 from flowedge.calibration.evaluation import mask_on_map
+from flowedge.calibration.frame_range import frame_check_from_images
 from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, curve_from_scores
 from flowedge.calibration.record import (
     RECORD,
@@ -35,6 +36,7 @@ from flowedge.calibration.threshold import (
 )
 from flowedge.clock import utc_now
 from flowedge.errors import CalibrationError, EngineUnavailableError
+from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.manifest import FixedReference, GraphFile, Manifest, NfaThreshold, Thresholds
 from flowedge.onnx_constants import write_constants
 from flowedge.runtime.aggregate import aggregate, largest_sums
@@ -77,6 +79,7 @@ def calibrate_bundle(
     levels: Mapping[str, StoredLevels] | None = None,
     request: ThresholdRequest | None = None,
     labelled: Dataset | None = None,
+    frame_rate: float | None = DEFAULT_FRAME_RATE,
     engine: str | None = None,
     threads: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -96,6 +99,8 @@ def calibrate_bundle(
         levels: By precision, the levels of these images where they were inferred before; the caller closes them.
         request: Which thresholds; None fits none. A limit of the number of false alarms gives way to them.
         labelled: The labelled images of an ``f1`` request.
+        frame_rate: The expected share of good frames outside the ranges of plain statistics, see `frame_range`; None
+            fits none and removes those of an earlier calibration.
         engine: The engine to compute with; None takes the default.
         threads: CPU threads of one inference.
         on_progress: Called with how many inferences are done, and of how many.
@@ -112,9 +117,13 @@ def calibrate_bundle(
             "f1 needs labelled images: name a dataset with a test folder, or fit a quantile or a target-fpr."
         )
     opened = Bundle(Path(os.path.realpath(bundle.path)), bundle.manifest)
+    checked = None
+    if frame_rate is not None:
+        checked = frame_check_from_images(images, rate=frame_rate, pixel_range=opened.manifest.pixel_range)
+    start = without_frame_check(opened)
     with folder_for_next_version(opened.path) as folder:
         draft, record = _fitted(
-            opened,
+            start,
             folder,
             images,
             reference,
@@ -129,10 +138,14 @@ def calibrate_bundle(
         before = read_record(opened)
         if before is not None:
             record = msgspec.structs.replace(record, typed=before.typed)
+        record = msgspec.structs.replace(record, frame_notes=() if checked is None else checked.notes)
         files: dict[str, Path | bytes] = {RECORD: bytes_of_record(record)}
-        if draft is not opened:
+        if draft is not start:
             files |= {graph.file: draft.path / graph.file for graph in draft.manifest.graphs}
-        manifest = _with_thresholds(draft.manifest, record, request)
+        manifest = msgspec.structs.replace(
+            _with_thresholds(draft.manifest, record, request),
+            frame_check=None if checked is None else checked.check,
+        )
         done = replace_in_bundle(opened, manifest=manifest, files=files)
     return Calibration(bundle=Bundle(bundle.path, done.manifest), record=record)
 
@@ -210,6 +223,11 @@ def _fitted(
         graphs=tuple(fitted[precision] for precision in precisions),
     )
     return draft, record
+
+
+def without_frame_check(bundle: Bundle) -> Bundle:
+    """Return the bundle with a manifest whose detectors judge every frame; ranges fitted before decide nothing now."""
+    return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, frame_check=None))
 
 
 def has_reference(manifest: Manifest) -> bool:

@@ -56,6 +56,17 @@ class Detection(Protocol):
     def network_log_nfa(self) -> NDArray[np.float64] | None: ...
 
 
+class CheckedDetection(Detection, Protocol):
+    """A detection that says whether the frame was fit to be inspected.
+
+    Attributes:
+        problem: Why the frame was not inspected; empty otherwise.
+    """
+
+    @property
+    def problem(self) -> str: ...
+
+
 class ClassResult(msgspec.Struct, frozen=True, kw_only=True):
     """One kind of defect against all good images.
 
@@ -100,6 +111,10 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         anomalous_images: How many were inspected.
         not_inspected: Images that could not be read, or whose score or map was not finite; they are in no metric.
         not_inspected_files: The first few of them, relative to the dataset.
+        good_outside: How many good images have a finite answer and are not inspected, as the frame check finds them
+            unlike the calibration's. The metrics count them all the same; in production each is stopped.
+        anomalous_outside: The same for anomalous images.
+        outside_files: The first few of both, relative to the dataset, each with what is outside.
         image_auroc: Area under the ROC curve of the image scores; ties count half.
         image_f1: The largest over all thresholds.
         pixel_auroc: As ``image_auroc``, of all pixels of all images.
@@ -120,6 +135,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     anomalous_images: int
     not_inspected: int
     not_inspected_files: tuple[str, ...]
+    good_outside: int = 0
+    anomalous_outside: int = 0
+    outside_files: tuple[str, ...] = ()
     image_auroc: float | None
     image_f1: float | None
     pixel_auroc: float | None
@@ -182,7 +200,7 @@ def mask_on_map(
 
 
 def evaluate(
-    detect: Callable[[NDArray[np.uint8]], Detection],
+    detect: Callable[[NDArray[np.uint8]], CheckedDetection],
     dataset: Dataset,
     *,
     thresholds: Thresholds = Thresholds(),  # noqa: B008 - frozen
@@ -228,11 +246,13 @@ class _Tally:
         self.pixels = PixelMetrics() if has_masks else None
         self.not_inspected = 0
         self.problems: list[tuple[Sample, str]] = []
+        self.outside: Counter[bool] = Counter()  # by being anomalous
+        self.outside_samples: list[tuple[Sample, str]] = []
         self.unmarked = 0
         limits = [] if nfa is None else sorted({0.0, nfa.log_nfa}, reverse=True)
         self.nfa = [_NfaTally(f"nfa-{nfa.form}", limit) for limit in limits if nfa is not None]
 
-    def add(self, sample: Sample, image: NDArray[np.uint8], detection: Detection) -> None:
+    def add(self, sample: Sample, image: NDArray[np.uint8], detection: CheckedDetection) -> None:
         if sample.is_anomalous:
             self.classes.setdefault(sample.label, ValueHistogram())
         anomaly_map = np.asarray(detection.network_map, np.float32)
@@ -241,6 +261,10 @@ class _Tally:
         if not (is_known and abs(detection.score) <= LARGEST_SCORE and np.isfinite(anomaly_map).all()):
             self.leave_out(sample, f"{sample.path}: score or map is not finite")
             return
+        if detection.problem:
+            self.outside[sample.is_anomalous] += 1
+            if len(self.outside_samples) < NAMED_FAILURES:
+                self.outside_samples.append((sample, detection.problem))
         if sample.is_anomalous:
             self.anomalous.add(detection.score)
             self.classes[sample.label].add(detection.score)
@@ -306,6 +330,12 @@ class _Tally:
             not_inspected=self.not_inspected,
             not_inspected_files=tuple(
                 printable(sample.path.relative_to(dataset.root).as_posix()) for sample, _ in self.problems
+            ),
+            good_outside=self.outside[False],
+            anomalous_outside=self.outside[True],
+            outside_files=tuple(
+                f"{printable(sample.path.relative_to(dataset.root).as_posix())}: {problem}"
+                for sample, problem in self.outside_samples
             ),
             image_auroc=curve.auroc(),
             image_f1=image_f1,

@@ -77,6 +77,7 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
         labelled_images: How many labelled images ``f1`` was fitted on.
         graphs: By precision.
         typed: The lower precisions, as they were when they were made.
+        frame_notes: Good images that lie outside the ranges of plain statistics, a sentence each.
     """
 
     date: str
@@ -86,6 +87,7 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     labelled_images: int
     graphs: tuple[FittedGraph, ...]
     typed: tuple[PrecisionReport, ...] = ()
+    frame_notes: tuple[str, ...] = ()
 
 
 def read_record(bundle: Bundle) -> CalibrationRecord | None:

@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal, TypeAlias, TypeVar, get_args
 import msgspec
 
 from flowedge.errors import BundleError
+from flowedge.frame_quantities import LARGEST_QUANTITY
 
 # Schema 2 holds a hash of its own content. Schema 1, of versions before that, is still read.
 SCHEMA: Final = 2
@@ -255,6 +256,34 @@ class SourceScale(_Record, frozen=True, kw_only=True):
     pixel: PartScale
 
 
+class FrameRange(_Record, frozen=True, kw_only=True):
+    """The values of one plain statistic that frames of good parts have.
+
+    Attributes:
+        quantity: One of `flowedge.frame_quantities.FRAME_QUANTITIES`.
+        low: The smallest value of a good frame, in the quantity's unit.
+        high: The largest.
+    """
+
+    quantity: Name
+    low: Annotated[float, msgspec.Meta(ge=0, le=LARGEST_QUANTITY)]
+    high: Annotated[float, msgspec.Meta(ge=0, le=LARGEST_QUANTITY)]
+
+
+class FrameCheck(_Record, frozen=True, kw_only=True):
+    """What frames of good parts look like; a frame outside of any range is not inspected.
+
+    Attributes:
+        rate: The expected share of good frames that are outside, over all quantities together.
+        images: How many good frames the ranges were fitted on.
+        ranges: At most one per quantity.
+    """
+
+    rate: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+    images: Count
+    ranges: Annotated[tuple[FrameRange, ...], msgspec.Meta(max_length=1000)]
+
+
 class StoredFile(_Record, frozen=True, kw_only=True):
     """One file of the bundle, by its path relative to the bundle, with forward slashes."""
 
@@ -305,6 +334,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
             themselves; None where they take the network's input.
         pixel_range: The levels of images and frames of more than 8 bits that become 0 and 255, the lower one first.
             None refuses such images.
+        frame_check: What good frames look like; None where that was not calibrated or was switched off.
         licence_note: What the weights' origin says about their licence, or an empty string.
         files: Every file of the bundle but the manifest itself.
     """
@@ -324,6 +354,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     nfa: NfaOutputs | None = None
     frame_size: tuple[Pixels, Pixels] | None = None
     pixel_range: tuple[Value, Value] | None = None
+    frame_check: FrameCheck | None = None
     licence_note: Text = ""
     files: Annotated[tuple[StoredFile, ...], msgspec.Meta(max_length=10_000)] = ()
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 import msgspec
 
 from flowedge.errors import BundleError
-from flowedge.manifest import READABLE_SCHEMAS, SCHEMA, Manifest
+from flowedge.frame_quantities import FRAME_QUANTITIES
+from flowedge.manifest import READABLE_SCHEMAS, SCHEMA, FrameRange, Manifest
 
 MAX_BYTES: Final = 4 << 20
 _HASH: Final = "sha256"
@@ -176,4 +178,20 @@ def _check_together(manifest: Manifest) -> None:
         if None in needed:
             raise _RefusedError(
                 "is not valid: a source_scale by 0.x-cdf needs both thresholds and log_std, and image.log_mean"
+            )
+    if manifest.frame_check is not None:
+        _check_frame_ranges(manifest.frame_check.ranges)
+
+
+def _check_frame_ranges(ranges: Sequence[FrameRange]) -> None:
+    """Check that each range is of a known quantity, is the only one of it, and holds a value."""
+    names = [one.quantity for one in ranges]
+    if unknown := sorted(set(names).difference(FRAME_QUANTITIES)):
+        raise _RefusedError(f"is not valid: frame_check has a range of {unknown[0]!r}, which is not known")
+    if len(set(names)) != len(names):
+        raise _RefusedError(f"is not valid: frame_check lists a quantity twice: {', '.join(names)}")
+    for one in ranges:
+        if one.low >= one.high:
+            raise _RefusedError(
+                f"is not valid: frame_check has {one.low} to {one.high} as the range of {one.quantity!r}; a range rises"
             )

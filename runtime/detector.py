@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, Final, Literal, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from flowedge.geometry import map_to_frame
 from flowedge.manifest import NfaThreshold, Preprocessing, SourceScale, Threshold
 from flowedge.runtime.engine import Engine
 from flowedge.runtime.forks import keep_in_children
+from flowedge.runtime.frame_check import FrameChecker
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.nfa import (
     NotInspectedError,
@@ -31,8 +32,10 @@ from flowedge.runtime.nfa import (
 from flowedge.runtime.source_scale import scaled_map, scaled_score, source_thresholds
 
 Verdict: TypeAlias = Literal["ok", "anomalous", "unknown", "not_inspected"]
-"""``unknown``: no threshold was set. ``not_inspected``: the answer is not finite. Only ``ok`` is a reason to let
-a part pass."""
+"""``unknown``: no threshold was set. ``not_inspected``: the answer is not finite, or the frame is unlike the good
+frames of the calibration. Only ``ok`` is a reason to let a part pass."""
+
+_NOT_FINITE: Final = "the network's answer is not finite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,7 @@ class Result:
         engine: The name of the engine that ran it.
         engine_reason: Why that one: it was named, or what stood in the way of those before it.
         timings: Where the time went.
+        problem: Why the frame was not inspected, a clause without a full stop; empty otherwise.
     """
 
     score: float
@@ -79,6 +83,7 @@ class Result:
     engine: str
     engine_reason: str
     timings: Timings
+    problem: str = ""
 
     @property
     def is_anomalous(self) -> bool | None:
@@ -97,8 +102,8 @@ class Result:
     def mask(self) -> NDArray[np.bool_] | None:
         """``(H, W)``: which pixels of the frame are anomalous; False outside of a crop.
 
-        By the number of false alarms where that decides, else by the pixel threshold. None where there is neither
-        or the answer is not finite.
+        By the number of false alarms where that decides, else by the pixel threshold. None where there is neither,
+        and where the frame was not inspected.
         """
         if self.verdict == "not_inspected":
             return None
@@ -164,6 +169,10 @@ class Detector:
         if self._scale is not None:
             self.thresholds = source_thresholds(self._scale)
         self._input = GraphInput(bundle.manifest)
+        check = bundle.manifest.frame_check
+        self._frame_problem: Callable[[NDArray[np.uint8]], str] = (
+            (lambda frame: "") if check is None else FrameChecker(check)
+        )
         self._is_closed = False
         self._process = os.getpid()
         keep_in_children(engine)
@@ -209,6 +218,7 @@ class Detector:
         if len(frames) == 0:
             return []
         start = time.perf_counter()
+        frames = self._input.in_8_bits(frames)
         image = self._input(frames)
         preprocessed = time.perf_counter()
         try:
@@ -220,6 +230,10 @@ class Detector:
         inferred = time.perf_counter()
         log_nfas = [self._log_nfa(outputs, index) for index in range(len(frames))]
         scores, maps, verdicts = self._decide(outputs["score"], outputs["anomaly_map"], log_nfas)
+        problems = [
+            self._frame_problem(frame) or (_NOT_FINITE if verdict == "not_inspected" else "")
+            for frame, verdict in zip(frames, verdicts, strict=True)
+        ]
         decided = time.perf_counter()
         ms = 1000 / len(frames)
         timings = Timings(
@@ -230,7 +244,7 @@ class Detector:
         return [
             Result(
                 score=float(scores[index]),
-                verdict=verdicts[index],
+                verdict="not_inspected" if problems[index] else verdicts[index],
                 network_map=maps[index, 0],
                 levels=tuple(
                     outputs[f"level_{level}"][index, 0] for level in range(len(self.bundle.manifest.levels))
@@ -244,6 +258,7 @@ class Detector:
                 engine=self.engine.name,
                 engine_reason=self.engine.reason,
                 timings=timings,
+                problem=problems[index],
             )
             for index, frame in enumerate(frames)
         ]

@@ -39,8 +39,7 @@ class GraphInput:
             ImageError: A frame is of another type or shape, exceeds a limit of `flowedge.runtime.limits`, or does not
                 become the network's input.
         """
-        if self._pixel_range is not None:
-            frames = [in_8_bits(frame, self._pixel_range) if is_deep(frame) else frame for frame in frames]
+        frames = self.in_8_bits(frames)
         if self._frame_size is None:
             return np.stack([self._network_input(frame) for frame in frames])
         for frame in frames:
@@ -48,6 +47,14 @@ class GraphInput:
         if len(frames) == 1:
             return np.ascontiguousarray(frames[0])[None]
         return np.stack(list(frames))
+
+    def in_8_bits(
+        self, frames: Sequence[NDArray[Any]] | NDArray[Any]
+    ) -> Sequence[NDArray[np.uint8]] | NDArray[np.uint8]:
+        """Map frames of more than 8 bits by the manifest's ``pixel_range``, and leave other frames as they are."""
+        if self._pixel_range is None:
+            return frames
+        return [in_8_bits(frame, self._pixel_range) if is_deep(frame) else frame for frame in frames]
 
     def _network_input(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         image = self._preprocessor(frame)

@@ -179,7 +179,7 @@ def _inspection(detector: Detector, path: Path, result: Result, pictures: _Pictu
     timings = result.timings
     threshold, log_nfa_limit = _limits(detector)
     finite = result.verdict != "not_inspected"
-    problem = "" if finite else f"{printable(str(path))}: the network's answer is not finite"
+    problem = "" if finite else f"{printable(str(path))}: {result.problem}"
     return Inspection(
         image=printable(str(path)),
         verdict=result.verdict,

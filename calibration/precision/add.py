@@ -29,8 +29,10 @@ from flowedge.calibration.calibrate import (
     constants_of,
     has_reference,
     hash_of_images,
+    without_frame_check,
 )
 from flowedge.calibration.dataset import Dataset
+from flowedge.calibration.frame_range import frame_check_from_images
 from flowedge.calibration.gate_page import MapTriple, page_from_gate
 from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport
 from flowedge.calibration.precision.calibrators import CalibratorName
@@ -59,6 +61,7 @@ from flowedge.calibration.record import (
 )
 from flowedge.calibration.reference import StoredLevels
 from flowedge.errors import CalibrationError, PrecisionError
+from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.manifest import Manifest, level_outputs
 from flowedge.onnx_constants import write_constants
 from flowedge.runtime.engine_cache import EngineCache, graph_hash
@@ -87,6 +90,7 @@ class PrecisionRequest:
         gate_images: How many of the images the gate looks at, spread over all of them; ranges are taken from all.
         labelled: Images with labels, whose metrics are held to a limit as well.
         thresholds: Which thresholds every precision gets in the end.
+        frame_rate: As for `calibrate_bundle`.
     """
 
     wanted: tuple[Wanted, ...]
@@ -96,6 +100,7 @@ class PrecisionRequest:
     gate_images: int = 48
     labelled: Dataset | None = None
     thresholds: ThresholdRequest = field(default_factory=ThresholdRequest)
+    frame_rate: float | None = DEFAULT_FRAME_RATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,8 +150,14 @@ def add_precisions(
             "Name a folder of them."
         )
     opened = Bundle(Path(os.path.realpath(bundle.path)), bundle.manifest)
+    checked = None
+    if request.frame_rate is not None:
+        checked = frame_check_from_images(
+            images, rate=request.frame_rate, pixel_range=opened.manifest.pixel_range
+        )
     with folder_for_next_version(opened.path) as folder:
-        work = _Work(opened, folder, images, request, threads, cache, progress or Progress())
+        start = without_frame_check(opened)
+        work = _Work(start, folder, images, request, threads, cache, progress or Progress())
         calibrated, reports = work.run()
         record = read_record(calibrated)
         assert record is not None, "calibrate_bundle writes one"
@@ -154,8 +165,14 @@ def add_precisions(
         shipped, reports, files = work.for_devices(calibrated, reports)
         renewed = {report.precision for report in reports}
         typed = (*(report for report in record.typed if report.precision not in renewed), *reports)
-        files |= {**pages, RECORD: bytes_of_record(msgspec.structs.replace(record, typed=typed))}
-        done = replace_in_bundle(opened, manifest=shipped.manifest, files=files)
+        record = msgspec.structs.replace(
+            record, typed=typed, frame_notes=() if checked is None else checked.notes
+        )
+        files |= {**pages, RECORD: bytes_of_record(record)}
+        manifest = msgspec.structs.replace(
+            shipped.manifest, frame_check=None if checked is None else checked.check
+        )
+        done = replace_in_bundle(opened, manifest=manifest, files=files)
     return Bundle(bundle.path, done.manifest), reports
 
 
@@ -310,6 +327,7 @@ class _Work:
             known=known,
             levels=levels,
             request=self._request.thresholds,
+            frame_rate=None,  # one check for all precisions, fitted once
             engine=ENGINE,
             threads=self._threads,
             on_progress=self._progress.advance,

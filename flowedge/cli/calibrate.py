@@ -33,6 +33,7 @@ from flowedge.cli.precision import (
     print_reports,
 )
 from flowedge.errors import FlowEdgeError
+from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.manifest import Manifest, NfaForm, NfaThreshold
 
 if TYPE_CHECKING:
@@ -87,6 +88,15 @@ def command(
             "--log-nfa", help="nfa: log10 of the false alarms expected per image.", show_default="0"
         ),
     ] = None,
+    frame_check: Annotated[
+        str,
+        typer.Option(
+            "--frame-check",
+            metavar="RATE|off",
+            help="Fit what good frames look like (mean, contrast, sharpness, ...); a frame unlike them is not "
+            "inspected. RATE is the expected share of good frames that are stopped by it.",
+        ),
+    ] = str(DEFAULT_FRAME_RATE),
     fp16: Fp16 = False,
     bf16: Bf16 = False,
     int8: Int8 = False,
@@ -116,6 +126,7 @@ def command(
 
     nfa = _nfa_threshold(threshold, log_nfa)
     request = _request(threshold, image, pixel)
+    frame_rate = _frame_rate(frame_check)
     opened = _declared(open_bundle(bundle), assignments or [])
     if nfa is not None:
         check_form(opened.manifest, nfa.form)
@@ -139,6 +150,7 @@ def command(
         gate=gate,
         labelled=labelled,
         thresholds=on_good,
+        frame_rate=frame_rate,
     )
     if added is not None:
         opened = _add(opened, images, added, threads=threads, json=json)
@@ -157,6 +169,7 @@ def command(
             reference=reference,
             request=request,
             labelled=dataset,
+            frame_rate=frame_rate,
             engine=engine,
             threads=threads,
             on_progress=on_progress,
@@ -220,6 +233,19 @@ def _nfa_threshold(threshold: str, log_nfa: float | None) -> NfaThreshold | None
     if log_nfa is not None and not math.isfinite(log_nfa):
         raise FlowEdgeError(f"--log-nfa must be finite, got {log_nfa}.")
     return NfaThreshold(form=_NFA_FORMS[threshold], log_nfa=log_nfa or 0.0)
+
+
+def _frame_rate(option: str) -> float | None:
+    """Return the rate of good frames outside, None for ``off``."""
+    if option == "off":
+        return None
+    try:
+        rate = float(option)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < 1:
+        raise FlowEdgeError(f"--frame-check is off or a rate between 0 and 1, such as 0.001; got {option!r}.")
+    return rate
 
 
 def _request(threshold: str, image: float | None, pixel: float | None) -> ThresholdRequest | None:

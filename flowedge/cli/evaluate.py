@@ -91,6 +91,14 @@ def command(
             f"{result.not_inspected} images were not inspected: {', '.join(result.not_inspected_files)}",
             soft_wrap=True,
         )
+    if result.good_outside or result.anomalous_outside:
+        MESSAGES.print(
+            f"not inspected by the frame check, and counted in the metrics all the same: {result.good_outside} good "
+            f"and {result.anomalous_outside} anomalous images",
+            soft_wrap=True,
+        )
+        for line in result.outside_files:
+            MESSAGES.print(f"  {line}", soft_wrap=True)
     for note in result.notes:
         MESSAGES.print(note, soft_wrap=True)
     raise typer.Exit(1 if result.not_inspected else 0)

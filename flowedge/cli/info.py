@@ -16,6 +16,7 @@ from flowedge.errors import BundleError
 from flowedge.lowering import Lowering, read_lowering
 from flowedge.manifest import (
     Assumed,
+    FrameCheck,
     GraphFile,
     Manifest,
     NfaThreshold,
@@ -105,14 +106,27 @@ def _print_bundle(manifest: Manifest) -> None:
         _add_source_scale(rows, manifest.source_scale)
     if manifest.nfa is not None:
         rows.add_row("NFA outputs", f"window {manifest.nfa.window}, probability {manifest.nfa.probability:g}")
+    if manifest.frame_check is not None:
+        check = manifest.frame_check
+        rows.add_row("frame check", f"{check.rate:.3g} of good frames outside, {check.images} images")
     rows.add_row("written", f"{manifest.created} by FlowEdge {manifest.flowedge_version}")
     rows.add_row(
         "size", f"{sum(file.size for file in manifest.files) / 1e6:.1f} MB in {len(manifest.files)} files"
     )
     RESULTS.print(rows)
+    if manifest.frame_check is not None:
+        _print_frame_check(manifest.frame_check)
     print_assumed(manifest.assumed)
     if manifest.licence_note:
         RESULTS.print(manifest.licence_note)
+
+
+def _print_frame_check(check: FrameCheck) -> None:
+    """Print the ranges that a frame must lie in to be inspected."""
+    rows = table("quantity", ">from", ">to", title="Frames to inspect")
+    for one in check.ranges:
+        rows.add_row(one.quantity, f"{one.low:.3g}", f"{one.high:.3g}")
+    RESULTS.print(rows)
 
 
 def _plan(graph: GraphFile) -> str:

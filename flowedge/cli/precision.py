@@ -11,6 +11,7 @@ import typer
 
 from flowedge.cli.output import MESSAGES, RESULTS, number, table
 from flowedge.errors import FlowEdgeError
+from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.packages import explain_missing
 
 if TYPE_CHECKING:
@@ -56,8 +57,9 @@ def precision_request(
     gate: list[str] | None,
     labelled: Path | None,
     thresholds: ThresholdRequest | None = None,
+    frame_rate: float | None = DEFAULT_FRAME_RATE,
 ) -> PrecisionRequest | None:
-    """What the options ask for; None where they ask for no precision.
+    """Return what the options ask for, None where they ask for no precision; ``frame_rate`` is as for calibration.
 
     Raises:
         FlowEdgeError: An option has no meaning, or none without a precision.
@@ -82,6 +84,7 @@ def precision_request(
         limits={name: _limits(DEFAULT_LIMITS[name], gate or []) for name in wanted},
         labelled=None if labelled is None else read_dataset(labelled),
         thresholds=thresholds if thresholds is not None else ThresholdRequest(),
+        frame_rate=frame_rate,
     )
 
 
@@ -113,6 +116,8 @@ def print_fitted(record: CalibrationRecord, bundle: Path) -> None:
         rows.add_row(graph.precision, maxima(graph.reference), *(number(limit) for limit in limits))
         for note in graph.notes:
             notes.setdefault(note, []).append(graph.precision)
+    for sentence in record.frame_notes:
+        MESSAGES.print(sentence, soft_wrap=True)
     for note, precisions in notes.items():
         MESSAGES.print(f"{', '.join(precisions)}: {note}", soft_wrap=True)
     RESULTS.print(rows)

@@ -32,6 +32,7 @@ class Answer:
     network_map: NDArray[np.float32]
     preprocessing: Preprocessing = PLAIN
     network_log_nfa: NDArray[np.float64] | None = None
+    problem: str = ""
 
 
 def noisy_map(image: NDArray[np.uint8]) -> NDArray[np.float32]:

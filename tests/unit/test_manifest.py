@@ -17,6 +17,8 @@ from flowedge.manifest import (
     SCHEMA,
     Assumed,
     FixedReference,
+    FrameCheck,
+    FrameRange,
     GraphFile,
     LevelInfo,
     Manifest,
@@ -90,6 +92,9 @@ MANIFEST = Manifest(
     nfa=NfaOutputs(energies=True, window=5, probability=0.9),
     frame_size=(480, 640),
     pixel_range=(0.0, 4095.0),
+    frame_check=FrameCheck(
+        rate=0.001, images=40, ranges=(FrameRange(quantity="red mean", low=40.25, high=180.5),)
+    ),
     licence_note="The backbone was trained on ImageNet.",
     files=(
         StoredFile(path="model.fp16.onnx", size=2, sha256="cd" * 32),
@@ -119,7 +124,7 @@ def test_a_manifest_from_before_the_number_of_false_alarms_is_still_read() -> No
 
 def test_the_golden_file_of_schema_1_is_read_as_the_manifest_it_was() -> None:
     assert manifest_from_json(GOLDEN_OF_SCHEMA_1.read_bytes()) == msgspec.structs.replace(
-        MANIFEST, schema=1, pixel_range=None
+        MANIFEST, schema=1, pixel_range=None, frame_check=None
     )
 
 
