@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright: ignore[reportAttributeAccessIssue]
 
 from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
+from flowedge.files import utf8_name
 from flowedge.packages import pip_install
 from flowedge.runtime.building import built_in_cache
 from flowedge.runtime.contract import TensorSpec, check_contract
@@ -268,9 +269,10 @@ def _session(
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        with flushing_denormals():
+        name = contextlib.nullcontext(model) if isinstance(model, bytes) else utf8_name(model)
+        with flushing_denormals(), name as readable:
             session = ort.InferenceSession(
-                model, options, providers=providers, disabled_optimizers=_DISABLED, enable_fallback=0
+                readable, options, providers=providers, disabled_optimizers=_DISABLED, enable_fallback=0
             )
     except _BROKEN_GRAPH as error:
         raise BundleError(
