@@ -112,22 +112,19 @@ def test_a_lock_leaves_no_file_behind(cache: EngineCache) -> None:
     assert [path.name for path in (cache.folder / "engines").iterdir()] == [f"{facts().key}.engine"]
 
 
-def test_a_cache_in_a_folder_of_other_things_looks_at_its_own_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_link_in_the_place_of_a_folder_leads_nowhere(
+    cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("FLOWEDGE_CACHE_SIZE", "1")
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos/part.png").write_bytes(b"a picture")
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere/part.engine").write_bytes(b"not ours")
-    (tmp_path / "kernels").symlink_to(tmp_path / "elsewhere")
-    cache = engine_cache()
-    cache.write_extra("timing/x.cache", b"content")  # and room is made for it
+    (tmp_path / "elsewhere/part.png").write_bytes(b"not ours")
+    cache.folder.mkdir()
+    (cache.folder / "kernels").symlink_to(tmp_path / "elsewhere")
+    engine_cache().write_extra("timing/x.cache", b"content")  # and room is made for it
     assert [entry.path.name for entry in cache.files()] == ["x.cache"]
     cache.clear()
-    assert (tmp_path / "photos/part.png").exists()
-    assert (tmp_path / "elsewhere/part.engine").exists()
+    assert (tmp_path / "elsewhere/part.png").exists()
+    assert not os.path.lexists(cache.folder / "kernels")
 
 
 # --- the remembered choice of auto
