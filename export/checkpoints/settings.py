@@ -148,7 +148,7 @@ PERMUTATIONS: Final = Setting("permutations", *_one_of("per_level", "shared"))
 POOL_TYPE: Final = Setting("pool_type", *_one_of("avg", "max", "none"))
 TOP_K: Final = Setting("top_k", "a fraction of the pixels, such as 0.03", _fraction)
 TOP_PIXELS: Final = Setting("top_pixels", "a number of pixels, such as 100", _count)
-_METHODS: Final = _one_of("float_bilinear", "pil_bilinear", "pil_lanczos", "cv2_bilinear")
+_METHODS: Final = _one_of("float_bilinear", "float_bicubic", "pil_bilinear", "pil_lanczos", "cv2_bilinear")
 RESIZE_METHOD: Final = Setting(
     "resize_method", _METHODS[0], cast("Callable[[str], ResizeMethod]", _METHODS[1])
 )

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from flowedge.cli.signals import EndedBySignal, raise_if_ended
 from flowedge.errors import FlowEdgeError
-from flowedge.geometry import MAX_SIDE
+from flowedge.manifest import MAX_SIDE
 from flowedge.text import printable
 
 WIDEST: Final = 10_000  # characters: lines are whole in a file or a pipe
