@@ -235,7 +235,7 @@ def test_a_frame_too_small_for_its_mirrored_padding_is_refused() -> None:
     with pytest.raises(ImageError, match="9 pixels along one side"):
         Preprocessor(preprocessing)(np.zeros((9, 30, 3), np.uint8))
     with pytest.raises(ImageError, match="the longest side may be"):
-        Preprocessor(preprocessing)(np.zeros((16384, 1, 3), np.uint8))
+        Preprocessor(preprocessing)(np.zeros((16384, 17, 3), np.uint8))
 
 
 @pytest.fixture
