@@ -29,6 +29,9 @@ from flowedge.manifest import (
 from flowedge.runtime.pixel_range import PIXEL_RANGE_FORM, pixel_range_from
 from flowedge.text import printable
 
+_LONGEST_NAME: Final = (
+    100  # characters of a network's name; an unknown one is compared with all that are known
+)
 # The hub's place of timm's own models, or torchvision's module; the name; the tag of the weights, or an enumeration's.
 _NETWORK_NAME: Final = re.compile(
     r"(?:(?:(?:hf[-_]hub:)?timm/)|(?:torchvision[./](?:models[./])?(?:[a-z]+\.)?))?"
@@ -116,7 +119,7 @@ def network_name(text: str) -> str:
     Raises:
         ValueError: The text is something else.
     """
-    match = _NETWORK_NAME.fullmatch(text.strip())
+    match = _NETWORK_NAME.fullmatch(text.strip()) if len(text) <= _LONGEST_NAME else None
     if match is None:
         raise ValueError(text)
     name = match["name"].lower()
