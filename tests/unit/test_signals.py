@@ -162,7 +162,11 @@ def test_a_signal_that_a_library_caught_ends_the_command_at_the_next_step() -> N
 
 
 def test_a_command_without_a_result_says_how_far_it_came(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(signals.EndedBySignal), progress("evaluating") as advance:
-        advance(7, 3000)
-        raise signals.EndedBySignal(signal.SIGTERM)
+    def work() -> None:
+        with progress("evaluating") as advance:
+            advance(7, 3000)
+            raise signals.EndedBySignal(signal.SIGTERM)
+
+    with pytest.raises(signals.EndedBySignal):
+        work()
     assert "evaluating: 7 of 3000 done" in capsys.readouterr().err
