@@ -44,6 +44,7 @@ from flowedge.runtime.detector import Detector, Result
 from flowedge.runtime.images import read_image
 from flowedge.runtime.nfa import check_form
 from flowedge.runtime.opening import open_engine
+from flowedge.runtime.pixel_range import PixelRange, with_pixel_range
 from flowedge.runtime.verify import AGGREGATION_LIMIT
 
 
@@ -80,6 +81,7 @@ def calibrate_bundle(
     request: ThresholdRequest | None = None,
     labelled: Dataset | None = None,
     frame_rate: float | None = DEFAULT_FRAME_RATE,
+    pixel_range: PixelRange | None = None,
     engine: str | None = None,
     threads: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -101,6 +103,7 @@ def calibrate_bundle(
         labelled: The labelled images of an ``f1`` request.
         frame_rate: The expected share of good frames outside the ranges of plain statistics, see `frame_range`; None
             fits none and removes those of an earlier calibration.
+        pixel_range: The window to declare for images of more than 8 bits; None keeps the bundle's.
         engine: The engine to compute with; None takes the default.
         threads: CPU threads of one inference.
         on_progress: Called with how many inferences are done, and of how many.
@@ -117,10 +120,11 @@ def calibrate_bundle(
             "f1 needs labelled images: name a dataset with a test folder, or fit a quantile or a target-fpr."
         )
     opened = Bundle(Path(os.path.realpath(bundle.path)), bundle.manifest)
+    start = without_frame_check(opened)
+    start = Bundle(start.path, with_pixel_range(start.manifest, pixel_range))
     checked = None
     if frame_rate is not None:
-        checked = frame_check_from_images(images, rate=frame_rate, pixel_range=opened.manifest.pixel_range)
-    start = without_frame_check(opened)
+        checked = frame_check_from_images(images, rate=frame_rate, pixel_range=start.manifest.pixel_range)
     with folder_for_next_version(opened.path) as folder:
         draft, record = _fitted(
             start,

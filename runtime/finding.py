@@ -152,9 +152,9 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _matching(pattern: str) -> Iterator[Path]:
-    """Yield the files that a pattern matches, each once, and the folders on the way that cannot be listed.
+    """Yield the files that a pattern matches, each once, and the folders on the way that are not searched.
 
-    The part ``**`` does not follow links, so that a loop of links ends.
+    Such a folder cannot be listed, or it is a link below ``**``, which follows none so that a loop of links ends.
     """
     parts = Path(pattern).parts
     places = [Path(parts[0])] if Path(pattern).is_absolute() else [Path()]
@@ -177,7 +177,10 @@ def _step(places: Sequence[Path], part: str, unreadable: dict[Path, None]) -> It
             yield place
             for parent, folders, names in os.walk(place, onerror=note):
                 folders[:] = [name for name in folders if not name.startswith(".")]
-                yield from (Path(parent, name) for name in (*folders, *names) if not name.startswith("."))
+                links = [name for name in folders if os.path.islink(Path(parent, name))]
+                unreadable |= dict.fromkeys(Path(parent, name) for name in links)
+                seen = (*(name for name in folders if name not in links), *names)
+                yield from (Path(parent, name) for name in seen if not name.startswith("."))
         elif not glob.has_magic(part):
             if os.path.lexists(place / part):
                 yield place / part

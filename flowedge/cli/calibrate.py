@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from flowedge.calibration.calibrate import ThresholdRequest
     from flowedge.calibration.precision import PrecisionRequest
     from flowedge.calibration.record import CalibrationRecord
+    from flowedge.runtime.pixel_range import PixelRange
 
 NAME = "calibrate"
 
@@ -127,14 +128,15 @@ def command(
     nfa = _nfa_threshold(threshold, log_nfa)
     request = _request(threshold, image, pixel)
     frame_rate = _frame_rate(frame_check)
-    opened = _declared(open_bundle(bundle), assignments or [])
+    pixel_range = _pixel_range(assignments or [])
+    opened = open_bundle(bundle)
     if nfa is not None:
         check_form(opened.manifest, nfa.form)
-        if data is None:
+        if data is None and pixel_range is None:
             opened = decide_by_nfa(opened, nfa)
             _print_nfa(bundle, opened.manifest, nfa, None, json=json)
             return
-    elif data is None:
+    if data is None:
         asked = [
             name for name, is_asked in (("--fp16", fp16), ("--bf16", bf16), ("--int8", int8)) if is_asked
         ]
@@ -152,6 +154,11 @@ def command(
         thresholds=on_good,
         frame_rate=frame_rate,
     )
+    if added is not None and pixel_range is not None:
+        raise FlowEdgeError(
+            "--set pixel_range changes what every precision is planned on: declare it with a calibration without "
+            "--fp16, --bf16 and --int8 first."
+        )
     if added is not None:
         opened = _add(opened, images, added, threads=threads, json=json)
         fitted = read_record(opened)
@@ -170,6 +177,7 @@ def command(
             request=request,
             labelled=dataset,
             frame_rate=frame_rate,
+            pixel_range=pixel_range,
             engine=engine,
             threads=threads,
             on_progress=on_progress,
@@ -184,20 +192,19 @@ def command(
     print_fitted(result.record, bundle)
 
 
-def _declared(bundle: Bundle, assignments: Sequence[str]) -> Bundle:
-    """Return the bundle with the window that the user declares; it is stored with what is fitted."""
-    from flowedge.runtime.pixel_range import PIXEL_RANGE_FORM, pixel_range_from, with_pixel_range
+def _pixel_range(assignments: Sequence[str]) -> PixelRange | None:
+    """Return the window that the user declares, or None."""
+    from flowedge.runtime.pixel_range import PIXEL_RANGE_FORM, pixel_range_from
 
-    manifest = bundle.manifest
-    for assignment in assignments:
-        name, _, text = assignment.partition("=")
-        if name != "pixel_range":
-            raise FlowEdgeError(f"--set of calibrate takes pixel_range=LOW,HIGH, got {assignment!r}.")
-        try:
-            manifest = with_pixel_range(manifest, pixel_range_from(text))
-        except ValueError as error:
-            raise FlowEdgeError(f"--set {assignment}: pixel_range is {PIXEL_RANGE_FORM}.") from error
-    return Bundle(bundle.path, manifest)
+    if not assignments:
+        return None
+    name, _, text = assignments[-1].partition("=")
+    if len(assignments) > 1 or name != "pixel_range":
+        raise FlowEdgeError(f"calibrate takes one --set pixel_range=LOW,HIGH, got {', '.join(assignments)}.")
+    try:
+        return pixel_range_from(text)
+    except ValueError as error:
+        raise FlowEdgeError(f"--set {assignments[-1]}: pixel_range is {PIXEL_RANGE_FORM}.") from error
 
 
 def _add(

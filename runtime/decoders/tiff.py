@@ -276,7 +276,9 @@ def _is_read_with_alpha(photometric: int, extra: tuple[int, ...], layout: _Layou
         return False
     if photometric == _RGB:
         return layout.planes == 1 or extra != (0,)
-    return photometric in (_BLACK_IS_ZERO, _PALETTE) and layout.planes == 1 and extra in ((0,), (2,))
+    if photometric == _PALETTE:
+        return layout.planes == 1 and extra in ((0,), (2,))
+    return photometric == _BLACK_IS_ZERO and layout.planes == 1 and extra == (2,)
 
 
 def _turned(picture: NDArray[Any], orientation: int) -> NDArray[Any]:

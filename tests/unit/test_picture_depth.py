@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import struct
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import flowedge
-from flowedge.bundle import replace_in_bundle
+from flowedge.bundle import open_bundle, replace_in_bundle
 from flowedge.errors import BundleError, ImageError
 from flowedge.manifest_json import json_from_manifest, manifest_from_json
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.images import read_image
 from flowedge.runtime.pixel_range import in_8_bits, pixel_range_from, with_pixel_range
+from support.command_line import flowedge as run_flowedge
 from support.picture_files import Tag, encoded, grey_tags, raw_png, tiff
 from support.tiny_bundle import IMAGE_SIZE, tiny_manifest, write_tiny_bundle
 
@@ -192,3 +194,47 @@ def test_a_jpeg_in_a_deep_bundle_stays_what_it_is(tmp_path: Path) -> None:
     with Image.open(io.BytesIO(data)) as image:
         np.testing.assert_array_equal(read_image(written(tmp_path, data), TWELVE), np.asarray(image))
     assert struct.unpack(">H", data[:2]) == (0xFFD8,)
+
+
+def deep_dataset(folder: Path, height: int, width: int) -> Path:
+    for place in ("train/good", "test/good", "test/scratch"):
+        (folder / place).mkdir(parents=True)
+        for number in range(3):
+            levels = RNG.integers(0, 4096, (height, width), dtype=np.uint16)
+            header = b"P5 %d %d 4095\n" % (width, height)
+            (folder / place / f"{number}.pgm").write_bytes(header + levels.astype(">u2").tobytes())
+    return folder
+
+
+@pytest.mark.usefixtures("without_proof")
+def test_every_command_sees_deep_images_through_the_window_that_calibrate_declares(tmp_path: Path) -> None:
+    data = deep_dataset(tmp_path / "data", *IMAGE_SIZE)
+    bundle = write_tiny_bundle(tmp_path / "tiny.flowedge").path
+    refused = run_flowedge("calibrate", bundle, "--data", data)
+    assert (refused.status, "pixel_range" in refused.stderr) == (2, True)
+    for words in ("pixel_range=9,1", "clamp=2", "pixel_range"):
+        assert run_flowedge("calibrate", bundle, "--data", data, "--set", words).status == 2
+    assert open_bundle(bundle).manifest.pixel_range is None
+    done = run_flowedge("calibrate", bundle, "--data", data, "--set", "pixel_range=0,4095")
+    assert done.status == 0, done
+    assert "pixel_range" in run_flowedge("info", bundle).stdout
+    inspected = [json.loads(line) for line in run_flowedge("run", bundle, data, "--json").stdout.splitlines()]
+    with flowedge.load(bundle) as detector:
+        for line in inspected:
+            assert line["score"] == detector(read_image(line["image"], TWELVE)).score
+    assert json.loads(run_flowedge("eval", bundle, data, "--json").stdout)["good_images"] == 3
+    again = run_flowedge("calibrate", bundle, "--data", data)
+    assert (again.status, open_bundle(bundle).manifest.pixel_range) == (0, TWELVE)
+
+
+@pytest.mark.slow
+def test_an_export_stores_the_window_and_verify_against_the_checkpoint_takes_it(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    data = deep_dataset(tmp_path / "data", 64, 64)
+    bundle = tmp_path / "exported.flowedge"
+    done = run_flowedge("export", small_checkpoint, "-o", bundle, "--set", "pixel_range=0,4095")
+    assert done.status == 0, done
+    assert open_bundle(bundle).manifest.pixel_range == TWELVE
+    done = run_flowedge("verify", bundle, "--against", small_checkpoint, "--data", data / "train" / "good")
+    assert done.status == 0, done
