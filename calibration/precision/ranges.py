@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from flowedge.files import utf8_name
 from flowedge.runtime.denormals import flushing_denormals
 from flowedge.runtime.npz import npz_from_arrays
 
@@ -173,11 +175,11 @@ def _session(graph: Path, outputs: Sequence[str], threads: int | None) -> ort.In
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    folder = str(graph.parent.resolve())
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     if threads is not None:
         options.intra_op_num_threads = threads
-    with flushing_denormals():
+    with flushing_denormals(), utf8_name(graph.resolve()) as name:
+        folder = os.path.dirname(name)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from flowedge.children import clean_environment, python_command
 from flowedge.errors import EngineUnavailableError
-from flowedge.runtime.bench.protocol import Command, Job, Problem, Started
+from flowedge.runtime.bench.protocol import Command, Job, Problem, Started, line_from, struct_from
 
 _MODULE: Final = "flowedge.runtime.bench.worker"
 _Answer = TypeVar("_Answer", bound=msgspec.Struct)
@@ -83,17 +83,17 @@ class Worker:
         assert stdin is not None
         assert stdout is not None
         try:
-            stdin.write(msgspec.json.encode(said) + b"\n")
+            stdin.write(line_from(said))
             stdin.flush()
             line = stdout.readline()
         except BrokenPipeError:
             line = b""
-        if not line:
+        if not line.endswith(b"\n"):  # it ended before its answer, or in the middle of it
             raise EngineUnavailableError(self._how_it_ended())
         try:
-            return msgspec.json.decode(line, type=answer)
+            return struct_from(line, answer)
         except msgspec.ValidationError:
-            raise EngineUnavailableError(msgspec.json.decode(line, type=Problem).problem) from None
+            raise EngineUnavailableError(struct_from(line, Problem).problem) from None
 
     def _how_it_ended(self) -> str:
         status = self._process.wait()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+import json
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
+
+_Message = TypeVar("_Message", bound=msgspec.Struct)
 
 Kind: TypeAlias = Literal["bundle", "torch", "peer", "machine"]
 
@@ -149,3 +152,21 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """Why an answer is missing; an answer of its own in place of any other."""
 
     problem: str
+
+
+def line_from(message: msgspec.Struct) -> bytes:
+    """Return a message as one line of JSON; names of files keep the bytes that are no UTF-8, as lone surrogates."""
+    return json.dumps(msgspec.to_builtins(message)).encode("ascii") + b"\n"
+
+
+def struct_from(line: bytes, kind: type[_Message]) -> _Message:
+    """Return the message of a line.
+
+    Args:
+        line: What ``line_from`` gave.
+        kind: The message's type.
+
+    Raises:
+        msgspec.ValidationError: The line holds a message of another type.
+    """
+    return msgspec.convert(json.loads(line), kind)

@@ -11,10 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from flowedge.errors import FlowEdgeError
-from flowedge.runtime.bench.protocol import Command, Job, Problem
+from flowedge.runtime.bench.protocol import Command, Job, Problem, line_from, struct_from
 
 
 def main() -> None:
@@ -29,9 +27,9 @@ def main() -> None:
                 result = work()
             except FlowEdgeError as error:
                 result = Problem(problem=str(error))
-            answers.write(msgspec.json.encode(result) + b"\n")
+            answers.write(line_from(result))
 
-        job = msgspec.json.decode(lines.readline(), type=Job)
+        job = struct_from(lines.readline(), Job)
         served: list[Any] = []
 
         def start() -> Any:
@@ -42,7 +40,7 @@ def main() -> None:
 
         answer(start)
         for line in lines:
-            command = msgspec.json.decode(line, type=Command)
+            command = struct_from(line, Command)
             answer(lambda command=command: served[0].answer(command))  # type: ignore[misc]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flowedge.errors import EngineUnavailableError
+from flowedge.files import utf8_name
 from flowedge.runtime.building import built_in_cache
 from flowedge.runtime.engine import Building, Built
 from flowedge.runtime.engines import cuda
@@ -88,12 +89,16 @@ def parsed(trt: Any, graph: Path | bytes, name: str) -> tuple[Any, Any]:
     flag = "STRONGLY_TYPED" if _strongly_typed(trt) else "EXPLICIT_BATCH"
     network = builder.create_network(1 << int(getattr(trt.NetworkDefinitionCreationFlag, flag)))
     parser = trt.OnnxParser(network, log)
-    accepted = parser.parse(graph) if isinstance(graph, bytes) else parser.parse_from_file(str(graph))
+    if isinstance(graph, bytes):
+        accepted = parser.parse(graph)
+    else:
+        with utf8_name(graph) as readable:
+            accepted = parser.parse_from_file(readable)
     if not accepted:
         errors = [str(parser.get_error(number)) for number in range(parser.num_errors)]
         where = "the probe graph" if isinstance(graph, bytes) else str(graph)
         raise EngineUnavailableError(
-            f"{name} {trt.__version__} cannot parse {where}:\n" + "\n".join([*errors, *log.lines])
+            f"{name} {trt.__version__} cannot parse {where}: " + "; ".join([*errors, *log.lines])
         )
     return builder, network
 
@@ -123,7 +128,7 @@ def serialized(
         raise KeyboardInterrupt
     if plan is None:
         raise EngineUnavailableError(
-            f"{trt.__name__} {trt.__version__} cannot build the engine:\n" + "\n".join(log.lines)
+            f"{trt.__name__} {trt.__version__} cannot build the engine: " + "; ".join(log.lines)
         )
     return bytes(plan)
 

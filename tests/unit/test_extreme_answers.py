@@ -37,6 +37,7 @@ class Answering:
     """An engine that answers every frame of the tiny bundle with one score, and one pixel of the map."""
 
     name, reason, precision = "answering", "", "fp32"
+    batches: tuple[int, int] | None = None
     output_names: tuple[str, ...] = ("score", "anomaly_map", "level_0", "level_1")
 
     def __init__(self, score: np.float32) -> None:
