@@ -186,17 +186,20 @@ def mask_on_map(
         ImageError: The image is too elongated to be resized.
     """
     place = placement(preprocessing, (mask.shape[0], mask.shape[1]))
-    resized = resize_mask(mask, place.resized)
-    rows, columns = (
-        np.arange(first, first + count)
-        for first, count in zip((place.top, place.left), place.window, strict=True)
-    )
-    inside = [
-        (index >= 0) & (index < whole) for index, whole in zip((rows, columns), place.resized, strict=True)
-    ]
-    window = np.zeros(place.window, np.bool_)
-    window[np.ix_(*inside)] = resized[np.ix_(rows[inside[0]], columns[inside[1]])]
+    resized = resize_mask(_cut_out(mask, place.framed, (-place.shift[0], -place.shift[1])), place.resized)
+    window = _cut_out(resized, place.window, (place.top, place.left))
     return resize_mask(window, size)
+
+
+def _cut_out(mask: NDArray[np.bool_], size: tuple[int, int], first: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the part of a mask of this size that begins at ``first``; false where it is outside of the mask."""
+    rows, columns = (np.arange(start, start + count) for start, count in zip(first, size, strict=True))
+    inside = [
+        (index >= 0) & (index < whole) for index, whole in zip((rows, columns), mask.shape, strict=True)
+    ]
+    part = np.zeros(size, np.bool_)
+    part[np.ix_(*inside)] = mask[np.ix_(rows[inside[0]], columns[inside[1]])]
+    return part
 
 
 def evaluate(

@@ -103,6 +103,13 @@ def model_of_bundle(bundle: Bundle, checkpoint: Path, *, backbone_weights: Path 
     manifest = bundle.manifest
     given = {one.name: _text(one.value) for one in manifest.assumed if one.given}
     given.pop("input_size", None)
+    # The bundle says how frames are preprocessed, whichever file that was read from.
+    preprocessing = manifest.preprocessing
+    given |= {
+        "resize_method": preprocessing.method,
+        "mean": _text(preprocessing.mean),
+        "std": _text(preprocessing.std),
+    }
     options = ExportOptions(image_size=manifest.image_size, backbone_weights=backbone_weights, settings=given)
     read = read_model(checkpoint, options)
     if read.checkpoint.sha256 != manifest.source.sha256:

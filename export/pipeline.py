@@ -71,6 +71,7 @@ class ExportOptions:
         images: Of good parts, for ``request``.
         image_size: ``(height, width)`` of the network's input; None takes the checkpoint's.
         backbone_weights: State dict of the feature extractor, for checkpoints that do not hold it.
+        transform_from: Another file of the same training that holds the input transform, such as its ``model.pt``.
         settings: ``--set name=value``.
         nfa: Give what the number of false alarms needs: counts, and energies where the levels are likelihoods.
         frame_size: ``(height, width)`` of the frames that the graph is to take, preprocessing them itself; None makes
@@ -83,6 +84,7 @@ class ExportOptions:
     images: tuple[Path, ...] = ()
     image_size: tuple[int, int] | None = None
     backbone_weights: Path | None = None
+    transform_from: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     nfa: bool = False
     frame_size: tuple[int, int] | None = None
@@ -141,7 +143,8 @@ def read_model(path: Path, options: ExportOptions) -> ReadModel:
     settings = dict(options.settings)
     if options.image_size is not None:
         settings["input_size"] = "x".join(str(side) for side in options.image_size)
-    checkpoint = with_backbone(read_checkpoint(path, settings=settings), options.backbone_weights)
+    checkpoint = read_checkpoint(path, settings=settings, transform_from=options.transform_from)
+    checkpoint = with_backbone(checkpoint, options.backbone_weights)
     family = FAMILIES[checkpoint.family]
     backbone = backbone_from_checkpoint(checkpoint)
     module = module_from_backbone(backbone)
@@ -353,6 +356,7 @@ def _manifest(
     read: ReadModel, graph: GraphFile, nfa: NfaOutputs | None, frame_size: tuple[int, int] | None
 ) -> Manifest:
     checkpoint, model = read.checkpoint, read.model
+    transform_file, transform_sha256 = checkpoint.transform_file or (None, None)
     return Manifest(
         schema=SCHEMA,
         flowedge_version=__version__,
@@ -363,6 +367,8 @@ def _manifest(
             generation=checkpoint.generation,
             file=printable(checkpoint.file),
             sha256=checkpoint.sha256,
+            transform_file=transform_file,
+            transform_sha256=transform_sha256,
         ),
         backbone=model.backbone.network,
         image_size=model.image_size,

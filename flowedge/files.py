@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -70,6 +71,32 @@ def write_whole_file(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def utf8_name(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Give a name of a file to a library that accepts only UTF-8.
+
+    Linux has a second name for each open folder. What the library opens beside the file is found there too.
+
+    Args:
+        path: The file. Its own name is UTF-8, its folder's name may be any.
+
+    Yields:
+        The path itself where it is UTF-8, else its second name, which holds until the end of the ``with`` block.
+    """
+    text = os.fspath(path)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        folder, name = os.path.split(text)
+        descriptor = os.open(folder or os.curdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield f"/proc/self/fd/{descriptor}/{name}"
+        finally:
+            os.close(descriptor)
+    else:
+        yield text
 
 
 def _check_regular(path: str | os.PathLike[str], mode: int) -> None:

@@ -17,26 +17,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
-from flowedge.manifest import Preprocessing, ResizeMethod
+from flowedge.framing import Size, centred, framing
+from flowedge.manifest import MAX_SIDE, Preprocessing, ResizeMethod
 
 Kernel: TypeAlias = Literal["bilinear", "lanczos", "bicubic"]
 Arithmetic: TypeAlias = Literal["float64", "float32"]
-Size: TypeAlias = tuple[int, int]
-"""``(height, width)`` in pixels."""
-
 PIL_FRACTION_BITS: Final = 22
 """PIL's weights for uint8 images are integers in units of ``2 ** -22``."""
 
 CV2_FRACTION_BITS: Final = 11
 """OpenCV's weights for uint8 images are integers in units of ``2 ** -11``."""
 
-MAX_SIDE: Final = 16384
-"""The longest side in pixels that a resized frame may have, as in the manifest."""
+GREY_WEIGHTS: Final = np.array([0.2989, 0.587, 0.114], np.float32)
+"""The shares of red, green and blue in torchvision's grey, which do not quite sum to 1."""
 
 _ONE_THREADS_WORK: Final = 1 << 18
 """Multiply-accumulates of a product that BLAS still leaves to one thread; woken ones linger beside the engine."""
 
 _Real = TypeVar("_Real", np.float32, np.float64)
+_KERNELS: Final[dict[ResizeMethod, Kernel]] = {
+    "float_bilinear": "bilinear",
+    "float_bicubic": "bicubic",
+    "pil_bilinear": "bilinear",
+    "pil_lanczos": "lanczos",
+}
 _SUPPORT: Final[dict[Kernel, float]] = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 
 
@@ -123,17 +127,21 @@ def pil_resizes_rows_first(frame: Size, resized: Size) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where the network's input lies in a frame: the frame is resized, and a window of that is the input.
+    """Where the network's input lies in a frame: its borders are changed, it is resized, a window of that is the input.
 
     Attributes:
         frame: Size of the frame.
-        resized: Size of the whole frame after the resize.
+        shift: Where the frame's first pixel lies after the change of its borders, down and right.
+        framed: Size of the frame with its borders changed.
+        resized: Size of all of that after the resize.
         top: First row of the window in the resized frame; negative when the window is larger than it.
         left: First column, likewise.
         window: Size of the network's input: of the crop, or ``resized`` without one.
     """
 
     frame: Size
+    shift: Size
+    framed: Size
     resized: Size
     top: int
     left: int
@@ -152,32 +160,42 @@ def placement(preprocessing: Preprocessing, frame: Size) -> Placement:
     height, width = frame
     if height < 1 or width < 1:
         raise ImageError(f"the frame is {height}x{width} pixels; it needs at least 1x1. Check its source.")
+    changed = framing(preprocessing.frame_steps, frame)
+    framed = changed.size
     resized: Size = preprocessing.resize
     if preprocessing.keep_aspect:
         shorter = preprocessing.resize[0]
-        longer = int(shorter * max(frame) / min(frame))
-        resized = (shorter, longer) if height <= width else (longer, shorter)
+        longer = int(shorter * max(framed) / min(framed))
+        resized = (shorter, longer) if framed[0] <= framed[1] else (longer, shorter)
     if max(resized) > MAX_SIDE:
         raise ImageError(
             f"a frame of {height}x{width} pixels, its shorter side resized to {preprocessing.resize[0]}, would "
             f"be {resized[0]}x{resized[1]}; the longest side may be {MAX_SIDE}. Cut the frame into pieces."
         )
     window: Size = preprocessing.crop or resized
-    top, left = (_centred(whole, part) for whole, part in zip(resized, window, strict=True))
-    return Placement(frame=frame, resized=resized, top=top, left=left, window=window)
+    top, left = (centred(whole, part) for whole, part in zip(resized, window, strict=True))
+    return Placement(
+        frame=frame,
+        shift=changed.shift,
+        framed=framed,
+        resized=resized,
+        top=top,
+        left=left,
+        window=window,
+    )
 
 
 def input_matrices(
     preprocessing: Preprocessing, frame: Size
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The weights that make the network's input of a frame: resize and crop at once.
+    """The weights that make the network's input of a frame whose borders are changed: resize and crop at once.
 
     ``rows @ channel @ columns.T`` is the resized and cropped channel in the frame's unit, before the rounding
-    to uint8 that all methods but ``float_bilinear`` do, and before mean and std. For ``cv2_bilinear`` it is
+    to uint8 that all methods but the ``float_`` ones do, and before mean and std. For ``cv2_bilinear`` it is
     within one grey level of OpenCV, which rounds its weights to 11 bits; `cv2_taps` are exact.
 
     Returns:
-        ``rows`` ``[window height, frame height]`` and ``columns`` ``[window width, frame width]``. A row of
+        ``rows`` ``[window height, framed height]`` and ``columns`` ``[window width, framed width]``. A row of
         zeros is padding.
 
     Raises:
@@ -187,7 +205,7 @@ def input_matrices(
     rows, columns = (
         _dense(_resize_taps(preprocessing.method, resized, length).window(first, count), length, np.float64)
         for resized, length, first, count in zip(
-            place.resized, place.frame, (place.top, place.left), place.window, strict=True
+            place.resized, place.framed, (place.top, place.left), place.window, strict=True
         )
     )
     return rows, columns
@@ -225,7 +243,7 @@ def cv2_taps(preprocessing: Preprocessing, frame: Size) -> tuple[TwoTaps, TwoTap
         _two_taps(resized, length, first, count, is_held=is_held)
         for resized, length, first, count, is_held in zip(
             place.resized,
-            place.frame,
+            place.framed,
             (place.top, place.left),
             place.window,
             (False, True),
@@ -345,8 +363,8 @@ def _antialiased_taps(outputs: int, inputs: int, kernel: Kernel, arithmetic: Ari
 def _resize_taps(method: ResizeMethod, outputs: int, inputs: int) -> _Taps:
     if method == "cv2_bilinear":
         return _bilinear_taps(outputs, inputs, align_corners=False)
-    kernel: Kernel = "lanczos" if method == "pil_lanczos" else "bilinear"
-    return _antialiased_taps(outputs, inputs, kernel, "float32" if method == "float_bilinear" else "float64")
+    arithmetic: Arithmetic = "float32" if method.startswith("float_") else "float64"
+    return _antialiased_taps(outputs, inputs, _KERNELS[method], arithmetic)
 
 
 def _two_taps(resized: int, length: int, start: int, count: int, *, is_held: bool) -> TwoTaps:
@@ -374,17 +392,27 @@ def _frame_matrices(
     rows, columns = (
         BandedMatrix(_cover_matrix(*axis))
         for axis in zip(
-            place.frame, place.resized, (place.top, place.left), place.window, map_size, strict=True
+            place.frame,
+            place.shift,
+            place.framed,
+            place.resized,
+            (place.top, place.left),
+            place.window,
+            map_size,
+            strict=True,
         )
     )
     return rows, columns
 
 
-def _cover_matrix(frame: int, resized: int, first: int, count: int, cells: int) -> NDArray[np.float32]:
+def _cover_matrix(
+    frame: int, shift: int, framed: int, resized: int, first: int, count: int, cells: int
+) -> NDArray[np.float32]:
     """Along one axis: the frame's pixels from the map's cells, which cover ``count`` resized pixels."""
-    inside = (np.arange(frame) + 0.5) * resized / frame - first
+    position = np.arange(frame) + shift + 0.5
+    inside = position * resized / framed - first
     taps = _linear_taps(inside * cells / count - 0.5, cells)
-    seen = (inside >= 0) & (inside <= count)
+    seen = (position > 0) & (position < framed) & (inside >= 0) & (inside <= count)
     return _dense(_Taps(taps.inputs, np.where(seen[:, None], taps.weights, np.nan)), cells, np.float32)
 
 
@@ -421,11 +449,6 @@ def _dense(taps: _Taps, inputs: int, dtype: type[_Real]) -> NDArray[_Real]:
     matrix = np.zeros((len(taps.inputs), inputs), dtype)
     np.add.at(matrix, (np.arange(len(taps.inputs))[:, None], taps.inputs), taps.weights.astype(dtype))
     return matrix
-
-
-def _centred(whole: int, part: int) -> int:
-    """Where a centred part starts: halves to even, as Python rounds; around a larger part, less on this side."""
-    return round((whole - part) / 2) if part <= whole else -((part - whole) // 2)
 
 
 def _check_lengths(outputs: int, inputs: int) -> None:

@@ -21,17 +21,23 @@ READABLE_SCHEMAS: Final = (1, 2)
 
 Family: TypeAlias = Literal["cflow", "csflow", "fastflow", "uflow", "msflow"]
 PrecisionName: TypeAlias = Literal["fp32", "fp16", "bf16", "int8-cpu", "int8-gpu"]
-ResizeMethod: TypeAlias = Literal["float_bilinear", "pil_bilinear", "pil_lanczos", "cv2_bilinear"]
+ResizeMethod: TypeAlias = Literal[
+    "float_bilinear", "float_bicubic", "pil_bilinear", "pil_lanczos", "cv2_bilinear"
+]
+PadMode: TypeAlias = Literal["constant", "edge", "reflect", "symmetric"]
 ScoreNormalisation: TypeAlias = Literal["none", "per_image", "fixed_reference"]
 ThresholdMethod: TypeAlias = Literal["quantile", "target-fpr", "f1", "manual", "source"]
 SourceRule: TypeAlias = Literal["0.x-1.x", "0.x-cdf", "2.0-2.6", "2.7"]
 NfaForm: TypeAlias = Literal["tree", "block"]
 _Level = TypeVar("_Level")
 
-_MAX_SIDE: Final = 16384  # as in flowedge.geometry, which imports this module
-Pixels: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=_MAX_SIDE)]
+MAX_SIDE: Final = 16384
+"""The longest side in pixels that a frame may have with its borders changed, and a resized frame."""
+Pixels: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
+Border: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)]
+GreyLevel: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=255)]
 # The product of two sides: no window, no count of pixels and no number of channels is larger.
-PixelCount: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=_MAX_SIDE**2)]
+PixelCount: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE**2)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
 Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
 # Graphs answer in float32, so every score, likelihood and threshold is a number that float32 holds. Narrower bounds
@@ -96,25 +102,54 @@ class Source(_Record, frozen=True, kw_only=True):
         generation: The version or the generation within that repository, such as ``"2.7"`` or ``"official"``.
         file: The checkpoint's file name, without folders, as `flowedge.text.printable` shows it.
         sha256: The checkpoint's hash.
+        transform_file: The name of the other file that the preprocessing was read from, or None.
+        transform_sha256: That file's hash.
     """
 
     repository: Name
     generation: Name
     file: FileName
     sha256: Sha256
+    transform_file: FileName | None = None
+    transform_sha256: Sha256 | None = None
+
+
+class FrameStep(_Record, frozen=True, kw_only=True):
+    """One change of a frame's borders before the resize.
+
+    Attributes:
+        kind: ``center_crop`` to ``size``; ``pad`` by ``border``; ``square_pad`` of the shorter side to the longer one.
+        size: ``[height, width]`` of a centre crop in pixels; where it is larger than the frame, ``fill`` is around it.
+        border: Pixels added at the left, the top, the right and the bottom, as torchvision orders them.
+        mode: What is added: ``constant`` the ``fill``, ``edge`` the last pixel again, ``reflect`` and ``symmetric`` the
+            mirrored frame without and with its last pixel.
+        fill: Grey levels of red, green and blue, 0 to 255.
+    """
+
+    kind: Literal["center_crop", "pad", "square_pad"]
+    size: tuple[Pixels, Pixels] | None = None
+    border: tuple[Border, Border, Border, Border] = (0, 0, 0, 0)
+    mode: PadMode = "constant"
+    fill: tuple[GreyLevel, GreyLevel, GreyLevel] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        if (self.size is not None) != (self.kind == "center_crop"):
+            raise ValueError("a centre crop has a size, and no other step does")
 
 
 class Preprocessing(_Record, frozen=True, kw_only=True):
     """How a frame (uint8, RGB, any size) becomes the network's input, in this order.
 
     Attributes:
+        frame_steps: Changes of the frame's borders, in order.
         resize: ``[height, width]`` in pixels to resize to, whatever the frame's aspect; with ``keep_aspect``
             only the first is used, for the shorter side.
         keep_aspect: Resize the shorter side, keep the aspect ratio.
-        method: ``float_bilinear``: float32 in [0, 1], antialiased bilinear as torchvision computes it on
+        method: ``float_bilinear`` and ``float_bicubic``: float32 in [0, 1], antialiased as torchvision computes it on
             tensors. ``pil_bilinear`` and ``pil_lanczos``: uint8 in, uint8 out, as PIL computes them.
             ``cv2_bilinear``: uint8 in, uint8 out, OpenCV's INTER_LINEAR, not antialiased.
         crop: ``[height, width]`` of a centre crop after the resize, or None.
+        grayscale: Replace each channel by ``0.2989 red + 0.587 green + 0.114 blue`` after the resize, in float32.
         mean: Per RGB channel, in units of the [0, 1] range.
         std: Per RGB channel, in units of the [0, 1] range.
     """
@@ -123,6 +158,8 @@ class Preprocessing(_Record, frozen=True, kw_only=True):
     keep_aspect: bool = False
     method: ResizeMethod
     crop: tuple[Pixels, Pixels] | None = None
+    frame_steps: Annotated[tuple[FrameStep, ...], msgspec.Meta(max_length=8)] = ()
+    grayscale: bool = False
     mean: tuple[Mean, Mean, Mean]
     std: tuple[Std, Std, Std]
 

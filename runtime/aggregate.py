@@ -19,7 +19,8 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.geometry import BandedMatrix, Size, bilinear_matrix
+from flowedge.framing import Size
+from flowedge.geometry import BandedMatrix, bilinear_matrix
 from flowedge.manifest import Family, FixedReference, Scoring
 
 Array: TypeAlias = NDArray[np.float32]

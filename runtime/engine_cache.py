@@ -11,17 +11,23 @@ or of another version is explained, and built again where that is asked for.
     FOLDER/onnxruntime-tensorrt    what ONNX Runtime keeps itself
     FOLDER/openvino                what OpenVINO keeps itself
     FOLDER/ranges, FOLDER/precision  what was once found on images, and which precision was fastest
-    FOLDER/proofs                  which graphs were once right on this machine
+    FOLDER/proofs                  which graphs passed their self-test here
+
+What the folder holds is untrusted. Only plain files of a bounded size are read: a pipe, a device, a folder or a link in
+the place of one counts as damaged, and is never waited for. Only the folders above are looked into: a cache in a folder
+of other things (``/`` in the worst case) neither walks nor clears those.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +42,8 @@ from flowedge.runtime.cache_folder import PARTS, cache_folder, cache_size, why_n
 _MAGIC: Final = b"FlowEdge engine 1\n"
 _LONGEST_HEADER_BYTES: Final = 1 << 16
 _ENGINES: Final = "engines"
+_LARGEST_EXTRA_BYTES: Final = 256 << 20
+_LARGEST_ENGINE_BYTES: Final = 16 << 30
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -230,16 +238,7 @@ class EngineCache:
         """
         path = self._path(facts).with_suffix(".lock")
         self.make_folder(_ENGINES)
-        try:
-            file = path.open("ab")
-        except OSError as error:
-            raise cannot_write(path, error) from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("waiting for another process that builds this engine")
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with _lock_file(path, say):
             for left in path.parent.glob(f".{facts.key}.*"):
                 left.unlink(missing_ok=True)
             yield
@@ -256,9 +255,11 @@ class EngineCache:
             path.unlink()
 
     def read_extra(self, name: str) -> bytes:
-        """What was kept under a name, such as ``timing/10.3.cache``; empty where there is nothing."""
+        """Read what was kept under a name, such as ``timing/10.3.cache``; empty where there is no plain file."""
         try:
-            return (self.folder / name).read_bytes()
+            with _plain_file(self.folder / name) as file:
+                size = os.fstat(file.fileno()).st_size
+                return file.read(size) if size <= _LARGEST_EXTRA_BYTES else b""
         except OSError:
             return b""
 
@@ -273,11 +274,20 @@ class EngineCache:
         found: list[CachedFile] = []
         if self.problem:
             return found
-        for path in sorted(path for part in PARTS for path in (self.folder / part).rglob("*")):
-            if path.suffix == ".lock" or path.name.startswith(".") or path.is_symlink() or not path.is_file():
+        paths = [
+            Path(folder, name)
+            for part in PARTS
+            if not (self.folder / part).is_symlink()
+            for folder, _, names in os.walk(self.folder / part)
+            for name in names
+        ]
+        for path in sorted(paths):
+            if path.suffix == ".lock" or path.name.startswith("."):
                 continue
-            with contextlib.suppress(FileNotFoundError):  # another process cleared it
-                status = path.stat()
+            with contextlib.suppress(OSError):  # another process cleared it, or it may not be looked at
+                status = path.lstat()
+                if not stat.S_ISREG(status.st_mode):
+                    continue
                 facts = _facts(path) if path.suffix == ".engine" and path.parent.name == _ENGINES else None
                 found.append(CachedFile(path=path, facts=facts, size=status.st_size, used=status.st_mtime))
         return found
@@ -292,8 +302,11 @@ class EngineCache:
         size = sum(entry.size for entry in self.files())
         for part in PARTS:
             try:
-                shutil.rmtree(self.folder / part)
-            except FileNotFoundError:
+                if (self.folder / part).is_symlink() or not (self.folder / part).is_dir():
+                    (self.folder / part).unlink()
+                else:
+                    shutil.rmtree(self.folder / part)
+            except (FileNotFoundError, NotADirectoryError):  # or the cache's own folder is a file
                 continue
             except OSError as error:
                 raise EngineCacheError(
@@ -381,9 +394,12 @@ class _DamagedError(Exception):
 
 def _read(path: Path) -> tuple[EngineFacts, bytes]:
     try:
-        with path.open("rb") as file:
+        with _plain_file(path) as file:
             header = _header(file)
-            plan = file.read()
+            size = os.fstat(file.fileno()).st_size - file.tell()
+            if size != header.size or size > _LARGEST_ENGINE_BYTES:  # which nothing is allocated for
+                raise _DamagedError(f"it has {size} bytes of {header.size}")
+            plan = file.read(size)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -397,10 +413,80 @@ def _read(path: Path) -> tuple[EngineFacts, bytes]:
 
 def _facts(path: Path) -> EngineFacts | None:
     try:
-        with path.open("rb") as file:
+        with _plain_file(path) as file:
             return _header(file).facts
     except (OSError, _DamagedError):
         return None
+
+
+def _plain_file(path: Path) -> BinaryIO:
+    """Open a file for reading that is a plain one, without waiting for anything.
+
+    Raises:
+        OSError: It is not there, cannot be read, or is a link, a pipe, a device or a folder.
+    """
+    return os.fdopen(_opened(path, os.O_RDONLY), "rb")
+
+
+def _opened(path: Path, flags: int) -> int:
+    """Open a plain file, and neither follow a link nor wait for a pipe or a device.
+
+    Raises:
+        OSError: It cannot be opened, or is no plain file.
+    """
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return handle
+    os.close(handle)
+    raise OSError(errno.EINVAL, "it is no plain file", str(path))
+
+
+@contextlib.contextmanager
+def _lock_file(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lock that the kernel releases with the process, and delete its file at the end.
+
+    Whoever waited for a file that was deleted meanwhile tries again with the new one.
+
+    Raises:
+        EngineCacheError: The file cannot be made, or something else has its name.
+    """
+    handle = -1
+    try:
+        while handle < 0:
+            handle = _opened(path, os.O_RDWR | os.O_CREAT)
+            _lock(handle, say)
+            if not _is_still(path, handle):
+                os.close(handle)
+                handle = -1
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(handle)
+
+
+def _lock(handle: int, say: Callable[[str], None]) -> None:
+    """Wait for the lock of an open file, which is closed where that is interrupted."""
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another process that builds this engine")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    """Tell whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def _header(file: BinaryIO) -> _Header:

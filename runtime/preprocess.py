@@ -7,14 +7,16 @@ from functools import lru_cache
 from typing import ClassVar, Final
 
 import cv2
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
+from flowedge.framing import Size, framing
 from flowedge.geometry import (
+    GREY_WEIGHTS,
     PIL_FRACTION_BITS,
     BandedMatrix,
-    Size,
     input_matrices,
     pil_fixed_point,
     pil_resizes_rows_first,
@@ -51,14 +53,16 @@ def check_frame(frame: NDArray[np.uint8]) -> None:
 
 
 class Preprocessor:
-    """Resize, crop and normalise frames; threads may share one.
+    """Change the borders of frames, resize, crop and normalise them; threads may share one.
 
     The matrices of the last few frame sizes are kept, so a stream of equal frames pays for them once. The
     work is done in strips that fit in the cache.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
-        self._preprocessing = preprocessing
+        self._frame_steps, self._grayscale = preprocessing.frame_steps, preprocessing.grayscale
+        # What is left to do with a frame whose borders are changed.
+        self._preprocessing = msgspec.structs.replace(preprocessing, frame_steps=())
         self._mean = np.array(preprocessing.mean, np.float32)[:, None, None]
         self._std = np.array(preprocessing.std, np.float32)[:, None, None]
         self._float_matrices = lru_cache(maxsize=_SIZES_KEPT)(self._make_float_matrices)
@@ -78,14 +82,18 @@ class Preprocessor:
             ImageError: The frame's type or shape is wrong, or it is too elongated for the resize.
         """
         check_frame(frame)
+        if self._frame_steps:
+            frame = framing(self._frame_steps, frame.shape[:2]).apply(frame)
         planes = self._METHODS[self._preprocessing.method](self, frame)
         planes /= np.float32(255)
+        if self._grayscale:
+            planes[:] = np.tensordot(GREY_WEIGHTS, planes, 1)
         planes -= self._mean
         planes /= self._std
         return planes
 
-    def _float_bilinear(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Antialiased bilinear in float32, as torchvision resizes a float tensor; ``(3, h, w)`` in 0..255."""
+    def _float(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Resize with antialiasing in float32, as torchvision resizes a float tensor; ``(3, h, w)`` in 0..255."""
         height, width, _ = frame.shape
         strips, columns = self._float_matrices((height, width))
         flat = frame.reshape(height, width * 3)
@@ -137,7 +145,8 @@ class Preprocessor:
     _METHODS: ClassVar[
         Mapping[ResizeMethod, Callable[[Preprocessor, NDArray[np.uint8]], NDArray[np.float32]]]
     ] = {  # pyright: ignore[reportAssignmentType]
-        "float_bilinear": _float_bilinear,
+        "float_bilinear": _float,
+        "float_bicubic": _float,
         "pil_bilinear": _pil,
         "pil_lanczos": _pil,
         "cv2_bilinear": _cv2_bilinear,

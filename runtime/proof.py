@@ -29,7 +29,7 @@ from flowedge.runtime import verify
 from flowedge.runtime.engine import Engine, EngineSpec, engine_spec, library_version
 from flowedge.runtime.engine_cache import EngineCache, engine_cache, graph_hash
 from flowedge.runtime.machine import cpu_flags, cpu_name, find_nvidia_driver
-from flowedge.runtime.selftest import ANSWERS, FRAMES
+from flowedge.runtime.selftest import ANSWERS, FRAMES, rounded_answers_file
 
 # Settings of the libraries that may choose another kernel, a math library's instruction set, or another library.
 _SETTINGS: Final = (
@@ -105,6 +105,7 @@ def _facts(bundle: Bundle, precision: str, spec: EngineSpec, threads: int | None
             *(manifest.preprocessing, manifest.graph(precision).scoring),
         ]
     )
+    self_test = (FRAMES, ANSWERS, rounded_answers_file(precision))
     driver = find_nvidia_driver()
     return msgspec.json.encode(
         {
@@ -112,7 +113,7 @@ def _facts(bundle: Bundle, precision: str, spec: EngineSpec, threads: int | None
             "graph": graph_hash(bundle, precision),
             "precision": precision,
             "manifest": hashlib.sha256(described).hexdigest(),
-            "self-test": [one.sha256 for one in manifest.files if one.path in (FRAMES, ANSWERS)],
+            "self-test": [one.sha256 for one in manifest.files if one.path in self_test],
             "engine": spec.name,
             "library": [spec.needs, library_version(spec), *_place(library.__file__)],
             "numpy": np.__version__,

@@ -82,17 +82,43 @@ def read_selftest(bundle: Bundle) -> SelfTest:
     frames = [stored[name] for name in sorted(stored)]
     if not frames or any(f.dtype != np.uint8 or f.ndim != 3 or f.shape[2] != 3 for f in frames):
         raise BundleError(f"{bundle.path / FRAMES} holds no (H, W, 3) uint8 frames. Export the bundle again.")
-    answers = _arrays(bundle, ANSWERS)
+    return SelfTest(frames=tuple(frames), answers=_answers(bundle, ANSWERS, len(frames)))
+
+
+def rounded_answers_file(precision: str) -> str:
+    """Name the file of a bundle that holds what the graph of an INT8 precision answers to the self-test's frames."""
+    return f"selftest/answers.{precision}.npz"
+
+
+def read_rounded_answers(bundle: Bundle, precision: str) -> Mapping[str, NDArray[np.float32]] | None:
+    """Return what the graph of a precision answers when it is evaluated as ONNX defines it, if that was recorded.
+
+    Returns:
+        By the name of the graph's output, each ``(K, 1, h, w)`` float32. None for precisions whose answers are not
+        recorded, and for bundles of earlier versions.
+
+    Raises:
+        BundleError: The file does not fit the manifest.
+    """
+    path = rounded_answers_file(precision)
+    if path not in {file.path for file in bundle.manifest.files}:
+        return None
+    return _answers(bundle, path, len(_arrays(bundle, FRAMES)))
+
+
+def _answers(bundle: Bundle, path: str, frames: int) -> Mapping[str, NDArray[np.float32]]:
+    """Read answers to the self-test, refused where they are not what the manifest describes."""
+    answers = _arrays(bundle, path)
     found = {name: (answer.shape, str(answer.dtype)) for name, answer in answers.items()}
     wanted = {
-        name: ((len(frames), 1, level.height, level.width), "float32")
+        name: ((frames, 1, level.height, level.width), "float32")
         for name, level in level_outputs(bundle.manifest.levels, bundle.manifest.nfa).items()
     }
     if found != wanted:
         raise BundleError(
-            f"{bundle.path / ANSWERS} holds {found}, the manifest says {wanted}. Export the bundle again."
+            f"{bundle.path / path} holds {found}, the manifest says {wanted}. Export the bundle again."
         )
-    return SelfTest(frames=tuple(frames), answers=answers)
+    return answers
 
 
 def _frame(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:

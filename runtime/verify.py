@@ -16,7 +16,7 @@ from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.engine import Engine
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.nfa import window_sides
-from flowedge.runtime.selftest import read_selftest
+from flowedge.runtime.selftest import read_rounded_answers, read_selftest
 from flowedge.runtime.unproven import open_unproven
 
 # Largest difference from the reference, relative to the quantity's largest magnitude. fp32 only re-associates
@@ -29,6 +29,13 @@ PARITY_LIMITS: Final[Mapping[str, float]] = MappingProxyType(
 # is next to the threshold may fall on either side of it.
 COUNT_LIMITS: Final[Mapping[str, float]] = MappingProxyType(
     {"fp32": 1e-2, "fp16": 5e-2, "bf16": 2e-1, "int8-cpu": 0.5, "int8-gpu": 0.5}
+)
+# Root mean square distance from the recorded answers of an INT8 graph, in units of what eight bits cost that graph. Two
+# right engines round a value on the edge between two steps to either side, and may leave out one rounding in a fused
+# sum, which moves the answers by about one such unit. Kernels that were wrong moved them by four to sixty.
+ROUNDING_LIMIT: Final = 3.0
+_SMALLEST_ROUNDING: Final = (
+    1e-3  # relative: a graph whose eight bits cost less is compared as a float16 graph is
 )
 AGGREGATION_LIMIT: Final = 1e-5
 # Of a map or score in a batch from the same alone: an engine sums in another order for another batch.
@@ -147,6 +154,51 @@ def check_of_output(manifest: Manifest, precision: str, name: str, worst: Worst,
     return Check(name=f"{name.replace('_', ' ')} against {against}", value=value, limit=limit)
 
 
+def checks_of_rounding(
+    manifest: Manifest,
+    precision: str,
+    got: Mapping[str, NDArray[np.floating]],
+    rounded: Mapping[str, NDArray[np.floating]],
+    expected: Mapping[str, NDArray[np.floating]],
+) -> Iterator[Check]:
+    """Compare an engine's answers to an INT8 graph with those of the graph itself, in units of its rounding.
+
+    The unit is the root mean square distance of the graph's own answers from the reference, at the output where that
+    is largest, relative to the output's largest magnitude or, for a count, to the largest that its window can hold.
+
+    Args:
+        manifest: The manifest of the bundle.
+        precision: The precision of the graph.
+        got: The engine's answers ``(K, 1, h, w)``, by the name of the output.
+        rounded: The answers of the graph evaluated as ONNX defines it, with every rounding and no fusion.
+        expected: The answers of the reference in float32.
+    """
+    sizes = {name: _size_of_output(manifest, name, answer) for name, answer in expected.items()}
+    for kind in dict.fromkeys(name.partition("_")[0] for name in expected):
+        names = [name for name in expected if name.partition("_")[0] == kind]
+        cost = max(root_mean_square(rounded[name], expected[name]) / sizes[name] for name in names)
+        limit = max(ROUNDING_LIMIT * cost, _SMALLEST_ROUNDING)
+        for name in names:
+            value = root_mean_square(got[name], rounded[name]) / sizes[name]
+            against = f"the recorded {precision} answers"
+            yield Check(name=f"{name.replace('_', ' ')} against {against}", value=value, limit=limit)
+
+
+def root_mean_square(got: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
+    """Return the root mean square of the difference of two arrays of one shape, NaN where either holds one."""
+    return float(np.sqrt(np.square(got.astype(np.float64) - expected.astype(np.float64)).mean()))
+
+
+def _size_of_output(manifest: Manifest, name: str, expected: NDArray[np.floating]) -> float:
+    """Return what a difference of an output is relative to: its largest magnitude, or the most a window can count."""
+    if not name.startswith("count"):
+        return max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
+    assert manifest.nfa is not None
+    number = int(name.removeprefix("count_"))
+    side = window_sides(manifest.nfa.window, len(manifest.levels))[number]
+    return float(manifest.levels[number].channels * side**2)
+
+
 def infer_one_by_one(session: Engine, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
     """Each image (or frame) alone; the answers stacked along N."""
     singles = [infer_in_batches(session, image[None]) for image in images]
@@ -184,6 +236,9 @@ def _checks(
         worst = Worst()
         worst.add(alone[name], answer)
         yield check_of_output(manifest, precision, name, worst, "the reference")
+    rounded = read_rounded_answers(bundle, precision)
+    if rounded is not None:
+        yield from checks_of_rounding(manifest, precision, alone, rounded, expected)
     levels = [alone[f"level_{number}"] for number in range(len(manifest.levels))]
     host = aggregate(levels, scoring, manifest.family, manifest.image_size)
     for name, answer in (("anomaly_map", host.anomaly_map), ("score", host.score)):

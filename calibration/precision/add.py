@@ -43,6 +43,7 @@ from flowedge.calibration.precision.ranges import (
     ranges_from_bytes,
     ranges_key,
 )
+from flowedge.calibration.precision.rounded import files_of_rounded_answers
 from flowedge.calibration.precision.search import (
     ENGINE,
     GateImages,
@@ -168,6 +169,7 @@ def add_precisions(
         record = msgspec.structs.replace(
             record, typed=typed, frame_notes=() if checked is None else checked.notes
         )
+        files |= files_of_rounded_answers(calibrated, threads=threads)
         files |= {**pages, RECORD: bytes_of_record(record)}
         manifest = msgspec.structs.replace(
             shipped.manifest, frame_check=None if checked is None else checked.check

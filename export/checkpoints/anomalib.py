@@ -34,7 +34,6 @@ from flowedge.export.checkpoints.preprocessing import (
     albumentations_pipeline,
     fixed_pipeline,
     size_of,
-    transform_pipeline,
 )
 from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.checkpoints.settings import (
@@ -52,7 +51,9 @@ from flowedge.export.checkpoints.settings import (
     stored_clamp,
 )
 from flowedge.export.checkpoints.stand_ins import StandIn
+from flowedge.export.checkpoints.transforms import transform_pipeline
 from flowedge.manifest import Family, Preprocessing
+from flowedge.text import printable
 
 _TENSORS: Final = {
     "cflow": cflow_tensors,
@@ -68,6 +69,9 @@ _CLAMPS: Final[Mapping[Family, tuple[float, str]]] = {
     "uflow": (2.0, "affine_clamp"),
 }
 _NUMPY_SCALARS: Final = ("numpy.core.multiarray", "numpy._core.multiarray")
+# What anomalib fits on validation images, which two files of one training may have in different states.
+_FITTED: Final = ("post_processor.", "image_threshold", "pixel_threshold", "normalization_metrics.")
+_ANY_SIZE: Final = (256, 256)
 _UNSAID_SIZE: Final = (
     "Version 2.7 stores no transform both when there was none and when it could not describe it, so the size cannot "
     "be assumed."
@@ -273,6 +277,9 @@ def _preprocessing(
     contents: Contents, generation: str, choices: Choices, from_shapes: tuple[int, int] | None
 ) -> Preprocessing:
     configuration = _configuration(contents)
+    if contents.transform_from is not None:
+        transform = _transform_of_run(contents, contents.transform_from, generation)
+        return transform_pipeline(choices, transform, from_shapes=from_shapes)
     if generation == "0.x" and "dataset" in configuration:
         return albumentations_pipeline(choices, configuration["dataset"])
     if generation == "0.x":
@@ -303,6 +310,51 @@ def _preprocessing(
         method="float_bilinear",
         why="anomalib's default; the checkpoint does not say its transform.",
     )
+
+
+def _transform_of_run(contents: Contents, other: Contents, generation: str) -> object:
+    """Return the transform that another file of the same training holds.
+
+    Raises:
+        CheckpointError: The file is of another model or holds no transform, or the checkpoint's own is another one.
+    """
+    family, file = family_of(contents), printable(other.file)
+    if family_of(other) != family:
+        raise CheckpointError(
+            f"--transform-from {file} holds {family_of(other) or 'no known model'}, and the checkpoint {family}. Name "
+            "a file of the same training."
+        )
+    shapes, others = (
+        {name: tuple(tensor.shape) for name, tensor in one.state.items() if not name.startswith(_FITTED)}
+        for one in (contents, other)
+    )
+    if shapes != others:
+        different = sorted(name for name in shapes | others if shapes.get(name) != others.get(name))
+        name = different[0]
+        raise CheckpointError(
+            f"--transform-from {file} is of another model: {len(different)} tensors differ in shape, such as {name}, "
+            f"{others.get(name, 'missing')} there and {shapes.get(name, 'missing')} in the checkpoint. Name a file of "
+            "the same training."
+        )
+    transform = _transform(other, _configuration(other))
+    if transform is None:
+        raise CheckpointError(
+            f"--transform-from {file} holds no transform either. Name the model.pt of anomalib's torch export."
+        )
+    own = _transform(contents, _configuration(contents))
+    if generation == "0.x" or (
+        own is not None and _read_alone(family, own) != _read_alone(family, transform)
+    ):
+        raise CheckpointError(
+            f"the checkpoint holds its own transform, which is another one than that of --transform-from {file}. Leave "
+            "the option out."
+        )
+    return transform
+
+
+def _read_alone(family: Family | None, transform: object) -> Preprocessing:
+    assert family is not None, "its caller knows the family"
+    return transform_pipeline(Choices(family, {}), transform, from_shapes=_ANY_SIZE)
 
 
 def _transform(contents: Contents, configuration: Mapping[str, object]) -> object:

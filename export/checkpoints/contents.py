@@ -59,6 +59,7 @@ class Contents:
         weights: Which weights ``state`` holds.
         copy: Where the file keeps the weights that ``state`` does not hold; empty if there are no others.
         stand_ins: The classes and functions of the user's own code that the file mentions, in order; none was run.
+        transform_from: The other file that the user names for the transform, or None.
     """
 
     file: str
@@ -69,6 +70,7 @@ class Contents:
     weights: Weights = "trained"
     copy: str = ""
     stand_ins: tuple[str, ...] = ()
+    transform_from: Contents | None = None
 
     def get(self, key: str) -> object:
         """Return the value of a key of the saved dict, a pickled module without its wrappers, or None."""

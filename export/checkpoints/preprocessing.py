@@ -16,8 +16,7 @@ from flowedge.export.checkpoints.contents import named
 from flowedge.export.checkpoints.names import Name
 from flowedge.export.checkpoints.settings import INPUT_SIZE, MEAN, RESIZE_METHOD, STD, Choices
 from flowedge.export.checkpoints.stand_ins import StandIn
-from flowedge.manifest import LARGEST_MEAN, LARGEST_STD, SMALLEST_STD, Preprocessing, ResizeMethod
-from flowedge.text import printable
+from flowedge.manifest import Preprocessing, ResizeMethod
 
 Size: TypeAlias = tuple[int, int]
 Triple: TypeAlias = tuple[float, float, float]
@@ -25,10 +24,6 @@ Triple: TypeAlias = tuple[float, float, float]
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 _LARGEST: Final = 16384
-# Steps that only change the type, which every pipeline here does anyway.
-_CASTS: Final = frozenset(
-    {"ToImage", "ToDtype", "ToTensor", "PILToTensor", "ToImageTensor", "ConvertImageDtype"}
-)
 
 
 def fixed_pipeline(
@@ -60,70 +55,6 @@ def fixed_pipeline(
     )
 
 
-def transform_pipeline(
-    choices: Choices, transform: object, *, from_shapes: Size | None = None
-) -> Preprocessing:
-    """A torchvision transform: anomalib 2.7's description of it, or the stand-in of the pickled object.
-
-    ``from_shapes`` is the size that the model's shapes imply, for a transform that does not resize.
-
-    Raises:
-        CheckpointError: It has a step that cannot be reproduced.
-    """
-    resize: object = None
-    crop: Size | None = None
-    mean: Triple = (0.0, 0.0, 0.0)
-    std: Triple = (1.0, 1.0, 1.0)
-    method: ResizeMethod | None = "float_bilinear"
-    steps = list(_steps(transform))
-    for kind in ("Resize", "Normalize"):
-        if sum(one == kind for one, _ in steps) > 1:
-            raise CheckpointError(
-                f"the checkpoint's transform has more than one {kind}, which FlowEdge cannot reproduce. Train with one "
-                "Resize, one CenterCrop and one Normalize at most, in this order."
-            )
-    for kind, args in steps:
-        match kind:
-            case "Resize" if crop is None and args.get("max_size") is None:
-                resize = args.get("size")
-                if (
-                    args.get("interpolation", "bilinear") != "bilinear"
-                    or args.get("antialias", True) is not True
-                ):
-                    method = None
-            case "CenterCrop" | "ExportableCenterCrop" if resize is not None and crop is None:
-                crop = size_of(args.get("size"), "CenterCrop's size")
-            case "Normalize":
-                mean = _triple("mean", args.get("mean"), -LARGEST_MEAN, LARGEST_MEAN)
-                std = _triple("std", args.get("std"), SMALLEST_STD, LARGEST_STD)
-            case _ if kind in _CASTS:
-                pass
-            case _:
-                raise CheckpointError(
-                    f"the checkpoint's transform has the step {printable(kind)}({reprlib.repr(args)}), which FlowEdge "
-                    "cannot reproduce. Train with Resize, CenterCrop and Normalize only, in this order, or say what "
-                    "replaces the transform: --set input_size, resize_method, mean and std."
-                )
-    keep_aspect = isinstance(resize, int) or (isinstance(resize, (list, tuple)) and len(resize) == 1)
-    resized = None if resize is None else size_of(resize, "Resize's size")
-    size = choices.take(INPUT_SIZE, held=crop or resized or from_shapes, why="Its transform has no Resize.")
-    if size != (crop or resized):
-        resized, crop, keep_aspect = size, None, False
-    _check_crop(crop, resized, keep_aspect=keep_aspect)
-    return Preprocessing(
-        resize=resized or size,
-        keep_aspect=keep_aspect,
-        method=choices.take(
-            RESIZE_METHOD,
-            held=method,
-            why="Its Resize is not the antialiased bilinear one; name the nearest.",
-        ),
-        crop=crop,
-        mean=choices.take(MEAN, held=mean),
-        std=choices.take(STD, held=std),
-    )
-
-
 def albumentations_pipeline(choices: Choices, dataset: object) -> Preprocessing:
     """The pipeline of anomalib 0.x: resize with OpenCV, centre crop, normalise; as the ``dataset`` configuration says.
 
@@ -141,7 +72,7 @@ def albumentations_pipeline(choices: Choices, dataset: object) -> Preprocessing:
     size = choices.take(INPUT_SIZE, held=crop or resized)
     if size != (crop or resized):
         resized, crop = size, None
-    _check_crop(crop, resized)
+    check_crop(crop, resized)
     plain = config.get("normalization") == "none"
     return Preprocessing(
         resize=resized,
@@ -172,7 +103,7 @@ def size_of(value: object, name: str = "image size") -> Size:
     )
 
 
-def _check_crop(crop: Size | None, resized: Size | None, *, keep_aspect: bool = False) -> None:
+def check_crop(crop: Size | None, resized: Size | None, *, keep_aspect: bool = False) -> None:
     """Refuse a crop that is larger than the image it is cut from.
 
     Args:
@@ -194,7 +125,7 @@ def _check_crop(crop: Size | None, resized: Size | None, *, keep_aspect: bool = 
         )
 
 
-def _steps(transform: object) -> Iterator[tuple[str, dict[str, object]]]:
+def transform_steps(transform: object) -> Iterator[tuple[str, dict[str, object]]]:
     """The steps of a transform, composed ones taken apart, with enums and tuples made plain."""
     kind, args = _step(transform)
     if kind != "Compose":
@@ -245,7 +176,7 @@ def _plain(value: object) -> object:
     return value
 
 
-def _triple(name: str, value: object, smallest: float, largest: float) -> Triple:
+def triple_of(name: str, value: object, smallest: float, largest: float) -> Triple:
     """Read an argument of Normalize: three numbers within two bounds."""
     numbers = [
         number

@@ -42,7 +42,9 @@ _AVERAGED_PLACE: Final = "The averaged weights are in the place from which the t
 _NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-def read_checkpoint(path: Path, *, settings: Mapping[str, str] = _NO_SETTINGS) -> Checkpoint:
+def read_checkpoint(
+    path: Path, *, settings: Mapping[str, str] = _NO_SETTINGS, transform_from: Path | None = None
+) -> Checkpoint:
     """Read a detector's checkpoint, of whichever repository and generation, without running anything in it.
 
     Args:
@@ -50,6 +52,8 @@ def read_checkpoint(path: Path, *, settings: Mapping[str, str] = _NO_SETTINGS) -
             ``model_state_dict`` or ``model``.
         settings: The user's ``--set name=value``: values that the file does not hold. The names depend on the
             family; an unknown one is an error that lists them.
+        transform_from: Another file of the same training that holds the input transform where the checkpoint does
+            not, such as the ``model.pt`` of anomalib's "torch" export.
 
     Returns:
         The record; its tensors may be views of the file, mapped copy on write.
@@ -57,14 +61,22 @@ def read_checkpoint(path: Path, *, settings: Mapping[str, str] = _NO_SETTINGS) -
     Raises:
         UnsafeCheckpointError: The file asks for a class or a function that no checkpoint needs.
         CheckpointError: It cannot be read, is of no known model, lacks a tensor or a value, has a misshapen
-            tensor or one with NaN or infinities; or a setting is unknown or misspelt.
+            tensor or one with NaN or infinities; a setting is unknown or misspelt; or the file for the transform is
+            of another model or holds none.
     """
     weights = given_value(WEIGHTS, settings)
     root, sha256 = load_untrusted(path), file_sha256(path)
+    other = None if transform_from is None else _contents(transform_from)
     with naming_file(path):
         contents = contents_of(root, file=printable(path.name), sha256=sha256, weights=weights)
+        contents = dataclasses.replace(contents, transform_from=other)
         for recognises, read in READERS:
             if recognises(contents):
+                if other is not None and read is not anomalib.read:
+                    raise CheckpointError(
+                        "--transform-from is for models of anomalib; this one's transform is fixed in its repository's "
+                        "code. Leave it out."
+                    )
                 return _with_account(read(contents, settings), contents, given=weights is not None)
     keys = list(contents.entries) or list(contents.root if isinstance(contents.root, dict) else [])
     found = f"its keys begin with {', '.join(map(repr, keys[:5]))}" if keys else "it holds no tensors by name"
@@ -72,6 +84,12 @@ def read_checkpoint(path: Path, *, settings: Mapping[str, str] = _NO_SETTINGS) -
         f"{printable(str(path))} is no checkpoint of a known model: {found}. FlowEdge reads "
         f"{', '.join(FAMILY_SETTINGS)}, as anomalib or the official repositories save them."
     )
+
+
+def _contents(path: Path) -> Contents:
+    root, sha256 = load_untrusted(path), file_sha256(path)
+    with naming_file(path):
+        return contents_of(root, file=printable(path.name), sha256=sha256)
 
 
 def _with_account(checkpoint: Checkpoint, contents: Contents, *, given: bool) -> Checkpoint:
@@ -91,4 +109,7 @@ def _with_account(checkpoint: Checkpoint, contents: Contents, *, given: bool) ->
         weights=contents.weights,
         other_weights=contents.copy,
         stand_ins=contents.stand_ins,
+        transform_file=None
+        if contents.transform_from is None
+        else (contents.transform_from.file, contents.transform_from.sha256),
     )

@@ -85,6 +85,7 @@ class Checkpoint:
         sha256: The file's hash.
         weights: ``trained``, or ``ema`` for an average of the weights over the training.
         other_weights: The keys under which the file holds the other of the two; empty if it does not.
+        transform_file: Name without folders and hash of the other file that the transform was read from, or None.
         stand_ins: The classes and functions of the user's own code that the file mentions; none was run.
     """
 
@@ -103,3 +104,4 @@ class Checkpoint:
     weights: Weights = "trained"
     other_weights: str = ""
     stand_ins: tuple[str, ...] = ()
+    transform_file: tuple[str, str] | None = None

@@ -14,6 +14,7 @@ import torch
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.budget import MAX_NAME, MAX_TENSORS, above_budget
+from flowedge.files import open_regular_file
 
 HEAD_BYTES: Final = 9
 _HEADER_LENGTH: Final = struct.Struct("<Q")
@@ -36,12 +37,16 @@ def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with path.open("rb") as file:
+        with open_regular_file(path) as file:
             head = file.read(8)
         length = _HEADER_LENGTH.unpack(head)[0] if len(head) == _HEADER_LENGTH.size else 0
         if length > _MAX_HEADER_BYTES and length <= path.stat().st_size:
             raise above_budget("bytes of the header", length, _MAX_HEADER_BYTES)
-        with safe_open(path, framework="pt") as opened:
+        # The library takes no name that is not UTF-8, and the system has another name for an open file.
+        with (
+            open_regular_file(path) as file,
+            safe_open(f"/proc/self/fd/{file.fileno()}", framework="pt") as opened,
+        ):
             names = list(opened.keys())
             if len(names) > MAX_TENSORS:
                 raise above_budget("tensors", len(names), MAX_TENSORS)

@@ -29,6 +29,9 @@ from flowedge.manifest import (
 from flowedge.runtime.pixel_range import PIXEL_RANGE_FORM, pixel_range_from
 from flowedge.text import printable
 
+_LONGEST_NAME: Final = (
+    100  # characters of a network's name; an unknown one is compared with all that are known
+)
 # The hub's place of timm's own models, or torchvision's module; the name; the tag of the weights, or an enumeration's.
 _NETWORK_NAME: Final = re.compile(
     r"(?:(?:(?:hf[-_]hub:)?timm/)|(?:torchvision[./](?:models[./])?(?:[a-z]+\.)?))?"
@@ -116,7 +119,7 @@ def network_name(text: str) -> str:
     Raises:
         ValueError: The text is something else.
     """
-    match = _NETWORK_NAME.fullmatch(text.strip())
+    match = _NETWORK_NAME.fullmatch(text.strip()) if len(text) <= _LONGEST_NAME else None
     if match is None:
         raise ValueError(text)
     name = match["name"].lower()
@@ -148,7 +151,7 @@ PERMUTATIONS: Final = Setting("permutations", *_one_of("per_level", "shared"))
 POOL_TYPE: Final = Setting("pool_type", *_one_of("avg", "max", "none"))
 TOP_K: Final = Setting("top_k", "a fraction of the pixels, such as 0.03", _fraction)
 TOP_PIXELS: Final = Setting("top_pixels", "a number of pixels, such as 100", _count)
-_METHODS: Final = _one_of("float_bilinear", "pil_bilinear", "pil_lanczos", "cv2_bilinear")
+_METHODS: Final = _one_of("float_bilinear", "float_bicubic", "pil_bilinear", "pil_lanczos", "cv2_bilinear")
 RESIZE_METHOD: Final = Setting(
     "resize_method", _METHODS[0], cast("Callable[[str], ResizeMethod]", _METHODS[1])
 )

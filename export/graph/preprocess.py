@@ -13,13 +13,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowedge.errors import ExportError
+from flowedge.framing import Framing, framing
 from flowedge.geometry import (
+    GREY_WEIGHTS,
     PIL_FRACTION_BITS,
     TwoTaps,
     cv2_taps,
@@ -40,23 +43,33 @@ Axis = Literal[-2, -1]
 class Preprocess(nn.Module):
     """``(N, H, W, 3)`` uint8 frames to ``(N, 3, h, w)`` float32, normalised, as the host's ``Preprocessor``.
 
-    Equal to it for the methods that give grey levels, and but for the order of sums for ``float_bilinear``.
+    Equal to it for the methods that give grey levels, and but for the order of sums for the ``float_`` ones.
     """
 
     mean: Tensor
     std: Tensor
+    grey_weights: Tensor
 
     def __init__(self, preprocessing: Preprocessing, frame: tuple[int, int]) -> None:
         super().__init__()
+        self.framing: nn.Module = nn.Identity()
+        if preprocessing.frame_steps:
+            changed = framing(preprocessing.frame_steps, frame)
+            self.framing, frame = _Framing(changed), changed.size
+            preprocessing = msgspec.structs.replace(preprocessing, frame_steps=())
         is_cv2 = preprocessing.method == "cv2_bilinear"
         self.resize = (_Cv2Resize if is_cv2 else _MatrixResize)(preprocessing, frame)
+        self._grayscale = preprocessing.grayscale
+        self.register_buffer("grey_weights", torch.from_numpy(GREY_WEIGHTS.copy())[:, None, None])
         self.register_buffer("mean", torch.tensor(preprocessing.mean, dtype=torch.float32)[:, None, None])
         self.register_buffer("std", torch.tensor(preprocessing.std, dtype=torch.float32)[:, None, None])
 
     def forward(self, frame: Tensor) -> Tensor:
         # TensorRT takes uint8 as an input only, so the cast comes first.
-        planes: Tensor = self.resize(frame.to(torch.float32))
-        return (planes / 255 - self.mean) / self.std
+        planes: Tensor = self.resize(self.framing(frame.to(torch.float32))) / 255
+        if self._grayscale:
+            planes = (planes * self.grey_weights).sum(dim=1, keepdim=True)
+        return (planes - self.mean) / self.std
 
 
 def check_frame_size(
@@ -77,13 +90,41 @@ def check_frame_size(
         )
 
 
+class _Framing(nn.Module):
+    """The change of a frame's borders: rows and columns are gathered, then filled where there is nothing to gather."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, changed: Framing) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.from_numpy(np.maximum(changed.rows, 0)))
+        self.register_buffer("columns", torch.from_numpy(np.maximum(changed.columns, 0)))
+        self._fills = 0
+        for step, fill in enumerate(changed.fills):
+            rows, columns = (torch.from_numpy(~filled) for filled in changed.filled_by(step))
+            if rows.all() and columns.all():
+                continue
+            kept = (rows[:, None, None] & columns[:, None]).to(torch.float32)
+            self.register_buffer(f"kept_{self._fills}", kept)
+            self.register_buffer(f"fill_{self._fills}", (1 - kept) * torch.tensor(fill, dtype=torch.float32))
+            self._fills += 1
+
+    def forward(self, frame: Tensor) -> Tensor:
+        """``(N, H, W, 3)`` float32 grey levels in and out."""
+        frame = frame.index_select(1, self.rows).index_select(2, self.columns)
+        for number in range(self._fills):
+            frame = frame * self.get_buffer(f"kept_{number}") + self.get_buffer(f"fill_{number}")
+        return frame
+
+
 class _MatrixResize(nn.Module):
     """Two passes: the one along y on interleaved channels where it comes first, so that the frame is not turned."""
 
     def __init__(self, preprocessing: Preprocessing, frame: tuple[int, int]) -> None:
         super().__init__()
         rows, columns = input_matrices(preprocessing, frame)
-        if preprocessing.method == "float_bilinear":
+        if preprocessing.method.startswith("float_"):
             self._rows_first = _products(rows, columns) <= _products(columns, rows)
             self.rows: nn.Module = _FloatPass(rows.astype(np.float32), -2)
             self.columns: nn.Module = _FloatPass(columns.astype(np.float32), -1)

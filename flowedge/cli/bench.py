@@ -109,6 +109,8 @@ def _print(report: Report) -> None:
         cells_of,
         machine_line,
         remarks_of,
+        shared_columns,
+        shared_rows,
         stage_rows,
     )
 
@@ -118,6 +120,11 @@ def _print(report: Report) -> None:
     _print_whole(_table(TERMINAL_COLUMNS, [[row[n] for n in shown] for row in cells], styles))
     for title, columns, body in (
         ("Images per second", batch_columns(report), batch_rows(report)),
+        (
+            "Frames per second of threads that share one detector",
+            shared_columns(report),
+            shared_rows(report),
+        ),
         ("Where the time of one frame goes", STAGE_COLUMNS, stage_rows(report)),
     ):
         if body:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowedge.cli.info import print_assumed
+from flowedge.cli.info import TransformFrom, print_assumed
 from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json, size_from, stages
 from flowedge.cli.precision import (
     Bf16,
@@ -58,6 +58,7 @@ def command(
             "--backbone-weights", help="The feature extractor's state dict, where the checkpoint has none."
         ),
     ] = None,
+    transform_from: TransformFrom = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,6 +97,7 @@ def command(
         images=images,
         image_size=image_size,
         backbone_weights=backbone_weights,
+        transform_from=transform_from,
         settings=settings,
         nfa=nfa,
         frame_size=size,

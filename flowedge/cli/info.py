@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import msgspec
 import typer
@@ -17,6 +17,7 @@ from flowedge.lowering import Lowering, read_lowering
 from flowedge.manifest import (
     Assumed,
     FrameCheck,
+    FrameStep,
     GraphFile,
     Manifest,
     NfaThreshold,
@@ -34,12 +35,23 @@ if TYPE_CHECKING:
 
 NAME = "info"
 
+TransformFrom: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--transform-from",
+        metavar="FILE",
+        help="A file of the same training that holds its transform, such as anomalib's model.pt.",
+        show_default=False,
+    ),
+]
+
 
 def command(
     source: Annotated[Path, typer.Argument(help="A checkpoint or a bundle.", show_default=False)],
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="As for export; for a checkpoint.")
     ] = None,
+    transform_from: TransformFrom = None,
     graph: Annotated[
         bool, typer.Option("--graph", help="Of a bundle: what each pass did to the flow, and what is left.")
     ] = False,
@@ -64,7 +76,9 @@ def command(
     with explain_missing("export"):
         from flowedge.cli.export import settings_from
         from flowedge.export.checkpoints import read_checkpoint
-    checkpoint = read_checkpoint(source, settings=settings_from(assignments or []))
+    checkpoint = read_checkpoint(
+        source, settings=settings_from(assignments or []), transform_from=transform_from
+    )
     if json:
         print_json(_plain(checkpoint))
     else:
@@ -88,6 +102,8 @@ def _print_bundle(manifest: Manifest) -> None:
     rows.add_row(
         "source", f"{source.repository} {source.generation}, {source.file}, sha256 {source.sha256[:12]}…"
     )
+    if source.transform_file is not None:
+        rows.add_row("transform", f"read from {printable(source.transform_file)}")
     rows.add_row("backbone", manifest.backbone)
     rows.add_row("input", "x".join(map(str, manifest.image_size)))
     rows.add_row("preprocessing", _preprocessing(manifest.preprocessing))
@@ -187,6 +203,8 @@ def _print_checkpoint(checkpoint: Checkpoint) -> None:
     for name, value in checkpoint.hyperparameters.items():
         rows.add_row(name, _shown(value))
     rows.add_row("preprocessing", _preprocessing(checkpoint.preprocessing))
+    if checkpoint.transform_file is not None:
+        rows.add_row("transform", f"read from {checkpoint.transform_file[0]}")
     is_whole = any(name.startswith("backbone.") for name in checkpoint.tensors)
     network = checkpoint.hyperparameters["backbone"]
     rows.add_row(
@@ -220,6 +238,7 @@ def _plain(checkpoint: Checkpoint) -> dict[str, object]:
         "weights": checkpoint.weights,
         "other_weights": checkpoint.other_weights,
         "stand_ins": checkpoint.stand_ins,
+        "transform_file": checkpoint.transform_file,
         "has_backbone_weights": any(name.startswith("backbone.") for name in checkpoint.tensors),
         "parameters": sum(array.size for array in checkpoint.tensors.values()),
         "file": checkpoint.file,
@@ -238,7 +257,18 @@ def _add_source_scale(rows: Table, scale: SourceScale) -> None:
 def _preprocessing(steps: Preprocessing) -> str:
     size = f"shorter side {steps.resize[0]}" if steps.keep_aspect else "x".join(map(str, steps.resize))
     crop = "" if steps.crop is None else f", centre crop {steps.crop[0]}x{steps.crop[1]}"
-    return f"{steps.method} to {size}{crop}, mean {_shown(steps.mean)}, std {_shown(steps.std)}"
+    before = "".join(f"{_frame_step(step)}, " for step in steps.frame_steps)
+    grey = ", grey" if steps.grayscale else ""
+    return f"{before}{steps.method} to {size}{crop}{grey}, mean {_shown(steps.mean)}, std {_shown(steps.std)}"
+
+
+def _frame_step(step: FrameStep) -> str:
+    words = step.kind.replace("_", " ")
+    if step.size is not None:
+        return f"{words} {step.size[0]}x{step.size[1]}"
+    border = f" {_shown(step.border)}" if step.kind == "pad" else ""
+    fill = f" of {_shown(step.fill)}" if step.mode == "constant" else ""
+    return f"{words}{border} {step.mode}{fill}"
 
 
 def _threshold(threshold: Threshold | None) -> str:

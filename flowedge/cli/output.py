@@ -24,9 +24,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from flowedge.cli.signals import raise_if_ended
+from flowedge.cli.signals import EndedBySignal, raise_if_ended
 from flowedge.errors import FlowEdgeError
-from flowedge.geometry import MAX_SIDE
+from flowedge.manifest import MAX_SIDE
 from flowedge.text import printable
 
 WIDEST: Final = 10_000  # characters: lines are whole in a file or a pipe
@@ -118,10 +118,25 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 @contextlib.contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr; the caller passes how many are done, and of how many, to the given function."""
+    """Show a bar on stderr; the caller passes how many are done, and of how many, to the given function.
+
+    Where a signal ends the work, one line says how far it came.
+    """
+    reached = ""
     with _bar(_DESCRIPTION, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task(printable(label), total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def advance(done: int, total: int) -> None:
+            nonlocal reached
+            reached = f"{label}: {done} of {total} done."
+            bar.update(task, completed=done, total=total)
+
+        try:
+            yield advance
+        except EndedBySignal:
+            if reached:
+                MESSAGES.print(reached)
+            raise
 
 
 @contextlib.contextmanager

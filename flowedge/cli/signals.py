@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from types import FrameType
 from typing import Final
 
+from flowedge.drafts import remove_own_drafts
+
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_SECONDS_TO_END: Final = 5
 
 
 class EndedBySignal(BaseException):
@@ -55,6 +59,7 @@ def begin_to_tidy() -> None:
 
 def end_at_once_on_signals() -> None:
     """Let the signals end the process at once, without Python, since there is nothing left to tidy up."""
+    signal.alarm(0)
     for number in _ENDING:
         if signal.getsignal(number) == _handle:
             signal.signal(number, signal.SIG_DFL)
@@ -62,6 +67,15 @@ def end_at_once_on_signals() -> None:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     """Raise `EndedBySignal` wherever the main thread is."""
+    if _State.number is None:
+        _State.number = number
+        signal.signal(signal.SIGALRM, _give_up)
+        signal.alarm(_SECONDS_TO_END)
     if not _State.is_tidying:
-        _State.number = _State.number or number
         raise EndedBySignal(number)
+
+
+def _give_up(number: int, frame: FrameType | None) -> None:
+    """End where unwinding takes too long: nobody reads the output, or a library caught the exception."""
+    remove_own_drafts()
+    os._exit(128 + (_State.number or number))

@@ -32,6 +32,7 @@ from flowedge.runtime.bench.protocol import (
     Memory,
     Parity,
     Peak,
+    Shared,
     StagesAnswer,
     StageTimes,
     Window,
@@ -45,6 +46,9 @@ ROUNDS: Final = 6
 """Turns of each combination and batch."""
 
 DEFAULT_FRAME: Final = (1024, 1024)
+SHARED_BY: Final = (1, 2, 4)
+"""The numbers of threads that share a bundle's detector."""
+
 _WARM_WINDOWS: Final = 10  # at most, before the timing starts
 _AGREE: Final = 0.05  # medians of successive windows, when warm
 _JPEG_QUALITY: Final = 90
@@ -146,6 +150,7 @@ class _Run:
     joules: dict[int, float] = field(default_factory=dict)
     problems: dict[int, str] = field(default_factory=dict)
     stages: list[StageTimes] = field(default_factory=list)
+    shared: list[Shared] = field(default_factory=list)
     parity: Parity | None = None
     parity_problem: str = ""
     peak_mb: float | None = None
@@ -193,6 +198,16 @@ class _Run:
             self.stages.extend(self.worker.ask(command, StagesAnswer).frames)
         except EngineUnavailableError as error:
             self.notes.append(printable(f"no stages: {error}"))
+
+    def share(self, seconds: float) -> None:
+        if self.worker is None or self.job.kind != "bundle":
+            return
+        for threads in SHARED_BY:
+            try:
+                command = Command(do="shared", threads=threads, seconds=seconds)
+                self.shared.append(self.worker.ask(command, Shared))
+            except EngineUnavailableError as error:
+                self.notes.append(printable(f"no frames per second of {threads} threads: {error}"))
 
     def finish(self, machine: Worker) -> None:
         """What is asked once: memory before the self-test, which would add to it."""
@@ -242,6 +257,7 @@ class _Run:
             peak_resident_mb=self.peak_mb,
             device_memory_mb=self.device_mb,
             stages=self._stages(),
+            shared=tuple(self.shared),
             parity=self.parity,
             parity_problem=self.parity_problem,
             macs=self.macs,
@@ -355,6 +371,9 @@ def _measure(
                 run.turn(batch, seconds, meter)
                 if batch == options.batches[0]:
                     run.turn_stages(seconds / 2)
+    for run in runs:  # once each, and not in turns: the numbers of one row are for comparing with each other
+        on_step(f"sharing {run.label} between threads")
+        run.share(seconds)
     return msgspec.structs.replace(
         machine_facts(),
         gflops=max(peak.gflops for peak in peaks),

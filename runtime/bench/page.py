@@ -16,6 +16,8 @@ from flowedge.runtime.bench.table import (
     cells_of,
     machine_line,
     remarks_of,
+    shared_columns,
+    shared_rows,
     stage_rows,
 )
 
@@ -72,6 +74,8 @@ the engine's call.</p>
 {"".join(f"<h2>{title}</h2>{plot}" for title, plot in plots if plot)}
 <h2>Images per second</h2>
 {_table(batch_columns(report), batch_rows(report))}
+<h2>Frames per second of threads that share one detector</h2>
+{_table(shared_columns(report), shared_rows(report))}
 <h2>Where the time of one frame goes</h2>
 {_table(STAGE_COLUMNS, stage_rows(report))}
 {f"<h2>Remarks</h2><ul>{remarks}</ul>" if remarks else ""}

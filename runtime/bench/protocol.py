@@ -66,18 +66,20 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     """Every further line that a worker reads.
 
     Attributes:
-        do: ``window``: time inferences. ``stages``: time the road from a JPEG to a verdict. ``parity``: replay the
-            self-test. ``memory``: the largest resident memory so far. ``peak``: the machine's own speed. ``macs``:
-            count a graph's multiply-accumulates.
+        do: ``window``: time inferences. ``stages``: time the road from a JPEG to a verdict. ``shared``: count the
+            frames of threads that share the detector. ``parity``: replay the self-test. ``memory``: the largest
+            resident memory so far. ``peak``: the machine's own speed. ``macs``: count a graph's multiply-accumulates.
         batch: Of a window.
         seconds: How long; at least three runs.
         graph: Whose ``macs``.
+        threads: The number of threads that share the detector.
     """
 
-    do: Literal["window", "stages", "parity", "memory", "peak", "macs"]
+    do: Literal["window", "stages", "shared", "parity", "memory", "peak", "macs"]
     batch: int = 1
     seconds: float = 0.0
     graph: str = ""
+    threads: int = 1
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +110,18 @@ class StagesAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Of each frame, in order."""
 
     frames: tuple[StageTimes, ...]
+
+
+class Shared(msgspec.Struct, frozen=True, kw_only=True):
+    """The speed of one detector that threads share.
+
+    Attributes:
+        threads: The number of threads; each inspects one frame after the other.
+        frames_per_s: The frames of all threads in a second, from pixels to verdict.
+    """
+
+    threads: int
+    frames_per_s: float
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):

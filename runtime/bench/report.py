@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from flowedge.runtime.bench.protocol import Kind, Parity
+from flowedge.runtime.bench.protocol import Kind, Parity, Shared
 
 SCHEMA: Final = 1
 PERCENTILES: Final = tuple(range(101))
@@ -104,6 +104,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         peak_resident_mb: The process's largest resident memory, 10^6 bytes.
         device_memory_mb: The process's memory on a GPU; None where there is none or it is not reported.
         stages: Where the time goes; of bundles.
+        shared: The frames per second of threads that share one detector, by the number of threads; of bundles.
         parity: Whether it is right; of bundles.
         parity_problem: Why that is not known.
         macs: Multiply-accumulates of one image.
@@ -130,6 +131,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     peak_resident_mb: float | None = None
     device_memory_mb: float | None = None
     stages: Stages | None = None
+    shared: tuple[Shared, ...] = ()
     parity: Parity | None = None
     parity_problem: str = ""
     macs: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -20,6 +21,7 @@ from flowedge.runtime.bench.protocol import (
     Macs,
     Memory,
     Peak,
+    Shared,
     StagesAnswer,
     StageTimes,
     Started,
@@ -134,6 +136,8 @@ class _Bundle(_Timed):
     def answer(self, command: Command) -> msgspec.Struct:
         if command.do == "stages":
             return self._stages(command.seconds)
+        if command.do == "shared":
+            return shared_speed(self._detector, self._frame, command.threads, command.seconds)
         if command.do == "parity":
             from flowedge.runtime.bench.parity import parity_of
 
@@ -163,6 +167,33 @@ class _Bundle(_Timed):
 
         window_of(road, seconds)
         return StagesAnswer(frames=tuple(frames))
+
+
+def shared_speed(
+    inspect: Callable[[NDArray[np.uint8]], object], frame: NDArray[np.uint8], threads: int, seconds: float
+) -> Shared:
+    """Let threads share a detector for a while, and count the frames of all of them.
+
+    Args:
+        inspect: The detector.
+        frame: The frame that every thread inspects again and again, at least once.
+        threads: The number of threads.
+        seconds: The time after which no thread begins another frame.
+    """
+
+    def keep_inspecting() -> int:
+        count = 0
+        while count == 0 or time.perf_counter() < end:
+            inspect(frame)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(threads) as pool:
+        start = time.perf_counter()
+        end = start + seconds
+        running = [pool.submit(keep_inspecting) for _ in range(threads)]
+        frames = sum(one.result() for one in running)
+        return Shared(threads=threads, frames_per_s=frames / (time.perf_counter() - start))
 
 
 class _Peer:

@@ -109,6 +109,21 @@ def batch_rows(report: Report) -> list[tuple[str, ...]]:
     return found
 
 
+def shared_columns(report: Report) -> tuple[str, ...]:
+    """Name the columns of `shared_rows`."""
+    return ("what", *(f">{count} thread{'s' * (count > 1)}" for count in _shared_by(report)))
+
+
+def shared_rows(report: Report) -> list[tuple[str, ...]]:
+    """Give the frames per second of the threads that share one detector, by their number."""
+    found: list[tuple[str, ...]] = []
+    for row in report.rows:
+        speeds = {one.threads: one.frames_per_s for one in row.shared}
+        if speeds:
+            found.append((_name(row), *(_number(speeds.get(count), 1) for count in _shared_by(report))))
+    return found
+
+
 def remarks_of(report: Report) -> list[str]:
     """What the tables have no room for: what did not run, what is wrong, and what was not steady."""
     remarks: list[str] = []
@@ -158,6 +173,8 @@ def markdown_of(report: Report) -> str:
         "",
         *_markdown_table(batch_columns(report), batch_rows(report)),
         "",
+        *_markdown_table(shared_columns(report), shared_rows(report)),
+        "",
         *_markdown_table(STAGE_COLUMNS, stage_rows(report)),
         "",
         *(f"- {_plain(remark)}" for remark in remarks_of(report)),
@@ -190,6 +207,10 @@ def _latencies(row: Row) -> tuple[float | None, ...]:
 
 def _batches(report: Report) -> list[int]:
     return list(dict.fromkeys(timing.batch for row in report.rows for timing in row.timings))
+
+
+def _shared_by(report: Report) -> list[int]:
+    return sorted({one.threads for row in report.rows for one in row.shared})
 
 
 def _memory(row: Row) -> str:

@@ -7,6 +7,7 @@ import ctypes
 import functools
 import io
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright: ignore[reportAttributeAccessIssue]
 
 from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
+from flowedge.files import utf8_name
 from flowedge.packages import pip_install
 from flowedge.runtime.building import built_in_cache
 from flowedge.runtime.contract import TensorSpec, check_contract
@@ -101,6 +103,7 @@ def build(building: Building) -> Built:
 
     def compile_it() -> bytes:
         building.on_progress("ONNX Runtime builds its engines", 0, 1)
+        shutil.rmtree(_engines_of(building.cache, facts), ignore_errors=True)  # it would read what lies there
         _checked_session(opening, _with_engines(providers, opening, building.cache, facts))
         files = sorted(file.name for file in _engines_of(building.cache, facts).glob("*.engine"))
         if not files:
@@ -184,7 +187,10 @@ def _engines_of(cache: EngineCache, facts: EngineFacts) -> Path:
 
 
 def _has_engines(cache: EngineCache, facts: EngineFacts) -> bool:
-    return any(_engines_of(cache, facts).glob("*.engine"))
+    """Tell whether ONNX Runtime would find engines there, and nothing that opening it would wait for."""
+    files = list(_engines_of(cache, facts).glob("*"))
+    are_plain = all(file.is_file() and not file.is_symlink() for file in files)
+    return are_plain and any(file.suffix == ".engine" for file in files)
 
 
 def _facts(opening: Opening, batches: tuple[int, int, int]) -> EngineFacts:
@@ -268,9 +274,10 @@ def _session(
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        with flushing_denormals():
+        name = contextlib.nullcontext(model) if isinstance(model, bytes) else utf8_name(model)
+        with flushing_denormals(), name as readable:
             session = ort.InferenceSession(
-                model, options, providers=providers, disabled_optimizers=_DISABLED, enable_fallback=0
+                readable, options, providers=providers, disabled_optimizers=_DISABLED, enable_fallback=0
             )
     except _BROKEN_GRAPH as error:
         raise BundleError(

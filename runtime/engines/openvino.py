@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import queue
 import threading
 from pathlib import Path
@@ -20,11 +21,14 @@ from flowedge.runtime.contract import TensorSpec, check_contract
 from flowedge.runtime.denormals import flushing_denormals
 from flowedge.runtime.engine import Engine, EngineSpec, Opening
 from flowedge.runtime.engine_cache import engine_cache
-from flowedge.runtime.machine import overflows_in_eight_bits
+from flowedge.runtime.machine import cpu_extensions, overflows_in_eight_bits
 
 # Left to itself, OpenVINO computes in bfloat16 on CPUs that have it and in float16 on GPUs, whatever the graph says.
 # An NPU has nothing but float16.
 _PRECISION: Final = {"CPU": "f32", "GPU": "f32", "NPU": "f16"}
+
+# Values of oneDNN's ONEDNN_MAX_CPU_ISA that forbid VNNI, whatever the processor has.
+_WITHOUT_VNNI: Final = frozenset({"SSE41", "AVX", "AVX2", "AVX512_CORE"})
 
 # Up to here a product with a matrix costs less than the two changes of layout around a gather: 0.2 ms and not 1 ms
 # for 64 channels of 64x64.
@@ -269,11 +273,21 @@ def _model(graph: Path | io.BytesIO) -> ov.Model:
     return model
 
 
+def _overflows_in_eight_bits() -> bool:
+    """Tell whether sums of products overflow here, with the instructions that oneDNN's own variable leaves."""
+    allowed = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    if allowed in _WITHOUT_VNNI:
+        return True
+    if allowed.startswith("AVX2_VNNI"):
+        return "avx_vnni" not in cpu_extensions()
+    return overflows_in_eight_bits()
+
+
 def _compiled(model: ov.Model, device: str, threads: int | None) -> ov.CompiledModel:
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _PRECISION[device], "PERFORMANCE_HINT": "LATENCY"}
     if device == "CPU":
         options["CPU_DENORMALS_OPTIMIZATION"] = True
-        if overflows_in_eight_bits():
+        if _overflows_in_eight_bits():
             options["LP_TRANSFORMS_MODE"] = "NO"  # quantised values in float products: slower, and right
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads

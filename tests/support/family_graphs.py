@@ -1,4 +1,4 @@
-"""A small bundle of every family with random weights, in every precision, and what it must answer."""
+"""A small bundle of every family with random weights of a trained flow's size, in every precision, and its answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ from flowedge.export.graph.passes import lower
 from flowedge.export.reference.scores import answer_from_levels
 from flowedge.manifest import GraphFile, LevelInfo, PrecisionName
 from support.observed import observe
-from support.random_flows import random_cflow, random_csflow, random_fastflow, random_msflow, random_uflow
+from support.random_flows import (
+    random_cflow,
+    random_csflow,
+    random_fastflow,
+    random_msflow,
+    random_uflow,
+    settled,
+)
 from support.tiny_bundle import tiny_manifest
 
 FAMILIES: Final[dict[str, Callable[[int], ir.FlowModel]]] = {
@@ -63,7 +70,7 @@ class FamilyBundle:
 
 def write_family_bundle(family: str, folder: Path) -> FamilyBundle:
     """Write ``folder/FAMILY.flowedge`` with a graph of every precision."""
-    model = FAMILIES[family](0)
+    model = settled(FAMILIES[family](0))
     height, width = model.image_size
     images = np.random.default_rng(7).standard_normal((3, 3, height, width)).astype(np.float32)
     expected = reference_answers(model, images)

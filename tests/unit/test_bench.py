@@ -134,6 +134,8 @@ def test_a_measured_row_has_all_its_numbers(benched: Benched, small_bundle: Path
     stages = row["stages"]
     assert stages["frame_size"] == [90, 120]
     assert stages["overhead_ms"] >= stages["preprocess_ms"] > 0
+    assert [one["threads"] for one in row["shared"]] == [1, 2, 4]
+    assert all(one["frames_per_s"] > 0 for one in row["shared"])
     assert row["macs"] > 10_000_000
     assert row["peak_share"] > 0
     assert row["bandwidth_share"] > 0

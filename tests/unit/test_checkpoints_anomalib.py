@@ -191,7 +191,7 @@ def test_a_resize_of_the_shorter_side_keeps_the_aspect(tmp_path: Path, rng: np.r
 
 
 @pytest.mark.parametrize(
-    "step", [("Grayscale", {}), ("SquarePad", {"fill": 0}), ("Resize", {"size": 9, "max_size": 99})]
+    "step", [("GaussianBlur", {}), ("RandomCrop", {"size": 9}), ("Resize", {"size": 9, "max_size": 99})]
 )
 def test_a_step_that_cannot_be_reproduced_is_refused(
     step: tuple[str, dict[str, object]], tmp_path: Path, rng: np.random.Generator
@@ -204,10 +204,9 @@ def test_a_step_that_cannot_be_reproduced_is_refused(
 @pytest.mark.parametrize(
     ("steps", "reason"),
     [
-        ([("CenterCrop", {"size": (64, 64)}), NORMALIZE], "the step CenterCrop"),  # of a frame as it is
         ([RESIZE, ("CenterCrop", {"size": 48}), ("CenterCrop", {"size": 32})], "the step CenterCrop"),
-        ([RESIZE, RESIZE, NORMALIZE], "more than one Resize"),
-        ([RESIZE, NORMALIZE, NORMALIZE], "more than one Normalize"),
+        ([RESIZE, RESIZE, NORMALIZE], "the step Resize"),
+        ([RESIZE, NORMALIZE, NORMALIZE], "the step Normalize"),
     ],
 )
 def test_steps_that_would_be_lost_are_refused(
@@ -218,7 +217,7 @@ def test_steps_that_would_be_lost_are_refused(
         read_checkpoint(save(tmp_path / "m.ckpt", file))
 
 
-@pytest.mark.parametrize("change", [{"interpolation": "bicubic"}, {"antialias": False}])
+@pytest.mark.parametrize("change", [{"interpolation": "nearest"}, {"antialias": False}])
 def test_another_resize_needs_the_users_word(
     change: dict[str, object], tmp_path: Path, rng: np.random.Generator
 ) -> None:

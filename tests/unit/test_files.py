@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flowedge.files import open_regular_file
+from flowedge import load
+from flowedge.files import open_regular_file, utf8_name
+from support.tiny_bundle import write_tiny_bundle
 
 
 def _socket(path: Path) -> None:
@@ -73,3 +75,21 @@ def test_a_file_whose_name_is_not_utf8_is_opened(tmp_path: Path) -> None:
     path.write_bytes(b"content")
     with open_regular_file(path) as file:
         assert file.read() == b"content"
+
+
+def test_a_file_in_a_folder_whose_name_is_not_utf8_has_a_name_that_is(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xffd"))
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"content")
+    with utf8_name(folder / "model.onnx") as name:
+        assert Path(name.encode("utf-8").decode()).read_bytes() == b"content"
+    with utf8_name(tmp_path / "plain") as name:
+        assert name == str(tmp_path / "plain")
+
+
+def test_a_bundle_in_a_folder_whose_name_is_not_utf8_runs(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xffd"))
+    folder.mkdir()
+    write_tiny_bundle(folder / "tiny")
+    with load(folder / "tiny", engine="onnxruntime-cpu") as detector:
+        assert detector.engine.name == "onnxruntime-cpu"

@@ -15,7 +15,6 @@ from torchvision.transforms import v2
 
 from flowedge.errors import ImageError
 from flowedge.geometry import (
-    MAX_SIDE,
     BandedMatrix,
     Kernel,
     antialiased_matrix,
@@ -26,7 +25,7 @@ from flowedge.geometry import (
     pil_fixed_point,
     placement,
 )
-from flowedge.manifest import Preprocessing
+from flowedge.manifest import MAX_SIDE, Preprocessing
 
 SQUARE = Preprocessing(resize=(256, 256), method="float_bilinear", mean=(0, 0, 0), std=(1, 1, 1))
 LENGTHS = [(1, 1), (1, 9), (9, 1), (2, 2), (7, 7), (256, 64), (64, 256), (257, 16), (33, 500), (448, 1023)]

@@ -34,7 +34,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
 def test_a_build_without_the_provider_says_which_has_it(bundle: Bundle, name: str) -> None:
     if PROVIDERS[name] in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has the provider")
-    reason = rf"without {PROVIDERS[name]}.*pip uninstall onnxruntime, then pip install 'flowedge\[ort-gpu\]'"
+    reason = rf"without {PROVIDERS[name]}.*pip uninstall onnxruntime, then pip install 'onnxruntime-gpu"
     with pytest.raises(EngineUnavailableError, match=reason):
         open_unproven(name, bundle, "fp32")
 

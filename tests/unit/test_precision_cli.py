@@ -58,6 +58,11 @@ def test_export_with_images_writes_the_graphs_with_what_was_found(
     bundle = open_bundle(target)
     stored = {file.path for file in bundle.manifest.files}
     assert {"model.int8.onnx", "model.int8-cpu.onnx", "gate.int8-cpu.html", "calibration.json"} <= stored
+    assert {"selftest/answers.int8-gpu.npz", "selftest/answers.int8-cpu.npz"} <= stored
+    for engine in ("onnxruntime-cpu", "openvino"):
+        verified = flowedge("verify", target, "--precision", "int8", "--engine", engine, "--json")
+        assert verified.status == 0, verified.stdout
+        assert "against the recorded int8-cpu answers" in verified.stdout
     record = read_record(bundle)
     assert record is not None
     assert [report.calibrator for report in record.typed] == ["percentile", "percentile"]

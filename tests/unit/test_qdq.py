@@ -215,7 +215,7 @@ def test_a_residual_sum_of_the_gpu_layout_is_quantised_on_one_side(
 def test_openvino_answers_the_cpu_layout_as_onnx_runtime_does(
     detector: Callable[[str], Graphs], family_bundle: Callable[[str], FamilyBundle], name: str
 ) -> None:
-    """Loosely: rounding on the edge of a step goes either way, and random flows amplify one step; see the limit."""
+    """OpenVINO leaves out the rounding of a convolution that it fuses with a sum: CS-Flow's levels move by 0.009."""
     graph, images = detector(name).cpu, family_bundle(name).images
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     expected = dict(
@@ -237,7 +237,7 @@ def test_openvino_answers_the_cpu_layout_as_onnx_runtime_does(
     for output in (name for name in expected if name.startswith("level")):
         answer = np.asarray(found[compiled.output(output)])
         scale = np.abs(expected[output]).max()
-        assert np.sqrt(np.square(answer - expected[output]).mean()) <= 0.05 * scale, output
+        assert np.sqrt(np.square(answer - expected[output]).mean()) <= 0.015 * scale, output
 
 
 # By hand

@@ -122,6 +122,16 @@ def test_a_killed_command_leaves_a_draft_that_the_next_one_removes(images: Path,
     assert sorted(os.listdir(tmp_path)) == ["b", "few"]
 
 
+def test_a_reader_that_does_not_read_keeps_no_command_from_ending(images: Path, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b")
+    with start("run", bundle.path, images, "--json") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        time.sleep(1)  # a pipe holds 64 KB, some hundred lines
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+
+
 def test_a_signal_that_is_ignored_stays_ignored(images: Path, tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "b")
     command = f"trap '' HUP; exec {sys.executable} -c '{COMMAND[2]}' run {bundle.path} {images} --json"
@@ -146,6 +156,17 @@ def test_a_signal_that_a_library_caught_ends_the_command_at_the_next_step() -> N
                 advance(1, 2)
         assert end.value.number == signal.SIGTERM
     finally:
-        signals.begin_to_tidy()
+        signals.end_at_once_on_signals()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_command_without_a_result_says_how_far_it_came(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        with progress("evaluating") as advance:
+            advance(7, 3000)
+            raise signals.EndedBySignal(signal.SIGTERM)
+
+    with pytest.raises(signals.EndedBySignal):
+        work()
+    assert "evaluating: 7 of 3000 done" in capsys.readouterr().err

@@ -1,0 +1,71 @@
+"""The answers of an INT8 graph itself, which every engine that runs the graph is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from flowedge.bundle import Bundle
+from flowedge.manifest import level_outputs
+from flowedge.runtime.graph_input import GraphInput
+from flowedge.runtime.npz import npz_from_arrays
+from flowedge.runtime.selftest import FRAMES, read_selftest, rounded_answers_file
+
+
+def files_of_rounded_answers(bundle: Bundle, *, threads: int | None) -> dict[str, bytes]:
+    """Record what each INT8 graph of a bundle answers to the frames of the bundle's self-test.
+
+    Args:
+        bundle: A bundle whose INT8 graphs are ready.
+        threads: The number of CPU threads, None for ONNX Runtime's choice.
+
+    Returns:
+        The content of the bundle's new files, by their path. There is none without a self-test.
+
+    Raises:
+        BundleError: The self-test does not fit the manifest.
+    """
+    if FRAMES not in {file.path for file in bundle.manifest.files}:
+        return {}
+    images = GraphInput(bundle.manifest)(read_selftest(bundle).frames)
+    names = list(level_outputs(bundle.manifest.levels, bundle.manifest.nfa))
+    return {
+        rounded_answers_file(graph.precision): npz_from_arrays(
+            rounded_answers(bundle.graph_path(graph.precision), images, names, threads=threads)
+        )
+        for graph in bundle.manifest.graphs
+        if graph.precision.startswith("int8")
+    }
+
+
+def rounded_answers(
+    graph: Path, images: NDArray[Any], names: Sequence[str], *, threads: int | None = None
+) -> dict[str, NDArray[np.float32]]:
+    """Evaluate an INT8 graph as ONNX defines it, image by image.
+
+    ONNX Runtime fuses nothing here: each convolution is a float32 product of dequantised values, and each rounding
+    takes place. The answers therefore depend on no INT8 kernel and on no processor.
+
+    Args:
+        graph: The file of the graph.
+        images: The graph's input ``(N, ...)``.
+        names: The outputs to give.
+        threads: The number of CPU threads, None for ONNX Runtime's choice.
+
+    Returns:
+        By the name of the output, the answers to all images, ``(N, ...)`` float32.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    single = session.get_inputs()[0].name
+    answers = [session.run(names, {single: np.ascontiguousarray(image[None])}) for image in images]
+    return {name: np.concatenate(parts) for name, *parts in zip(names, *answers, strict=True)}
