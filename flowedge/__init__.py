@@ -5,8 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from flowedge import telemetry
-from flowedge.clock import bear_late_clock
+from flowedge import clock, telemetry
 
 if TYPE_CHECKING:
     from flowedge.runtime.detector import Detector
@@ -17,7 +16,7 @@ __all__ = ["__version__", "load"]
 
 # Here, where every program that opens a library of ours comes by first.
 telemetry.switch_off()
-bear_late_clock()
+clock.bear_late_clock()
 
 
 def load(
