@@ -114,8 +114,10 @@ def test_a_file_of_8_bits_is_taken_as_it_is(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path, TWELVE), pixels)
 
 
-def test_a_window_of_a_shift_is_the_shift() -> None:
+def test_the_windows_of_the_guide_cut_off_as_trainings_do() -> None:
     levels = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    cut_off = (levels / 4095 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(in_8_bits(levels, (8.02, 4103.02))[..., 0], cut_off)
     np.testing.assert_array_equal(in_8_bits(levels, (7.5, 4087.5))[..., 0], levels >> 4)
 
 
