@@ -178,6 +178,15 @@ def clone_bundle(
     return Bundle(target, manifest)
 
 
+def check_replaceable(bundle: Bundle) -> None:
+    """Check, before any work, that a bundle's next version can take its place.
+
+    Raises:
+        BundleError: It cannot.
+    """
+    folder_for_draft(Path(os.path.realpath(bundle.path)))
+
+
 @contextlib.contextmanager
 def folder_for_next_version(place: Path) -> Iterator[Path]:
     """Make a folder for the work on a bundle's next version, and remove it at the end.

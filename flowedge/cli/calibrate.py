@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowedge.bundle import Bundle, open_bundle
+from flowedge.bundle import Bundle, check_replaceable, open_bundle
 from flowedge.cli.output import (
     RESULTS,
     EngineName,
@@ -130,6 +130,7 @@ def command(
     frame_rate = _frame_rate(frame_check)
     pixel_range = _pixel_range(assignments or [])
     opened = open_bundle(bundle)
+    check_replaceable(opened)  # before the images, which may be many
     if nfa is not None:
         check_form(opened.manifest, nfa.form)
         if data is None and pixel_range is None:

@@ -21,6 +21,7 @@ from flowedge.drafts import PREFIX, draft_folder, remove_own_drafts
 from flowedge.errors import BundleError
 from flowedge.files import write_whole_file
 from flowedge.replacing import folder_for_draft, put_at_free_place
+from support.command_line import flowedge as flowedge_command
 from support.tiny_bundle import tiny_manifest
 
 FILES: dict[str, Path | bytes] = {"model.onnx": b"old", "selftest/0.png": b"pixels"}
@@ -124,6 +125,18 @@ def test_a_bundle_on_a_read_only_file_system_is_refused_before_the_work(bundle: 
         subprocess.run(["mount", "-o", "remount,bind,ro", str(bundle.path.parent)], check=True)
         with pytest.raises(BundleError, match="read-only"), folder_for_next_version(bundle.path):
             pytest.fail("the work must not begin")
+
+
+def test_calibrate_refuses_a_read_only_bundle_before_it_reads_an_image(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with mounted(bundle.path.parent, "--bind", str(bundle.path.parent)):
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(bundle.path.parent)], check=True)
+        done = flowedge_command("calibrate", bundle.path, "--data", tmp_path)
+    assert done.status == 2
+    assert f"{bundle.path} cannot be replaced" in done.stderr
+    assert "broken.png" not in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "bind"])
