@@ -11,6 +11,7 @@ import typer
 
 from flowedge.bundle import Bundle, check_replaceable, open_bundle
 from flowedge.cli.output import (
+    MESSAGES,
     RESULTS,
     EngineName,
     Json,
@@ -144,6 +145,7 @@ def command(
         what = f"{', '.join(asked)} is planned and judged" if asked else f"--threshold {threshold} is fitted"
         raise FlowEdgeError(f"{what} on images of good parts: name their folder with --data.")
     images = good_images(data)
+    _doubt_preprocessing(opened, images, pixel_range, engine, threads)
     on_good = request if request is not None and request.method != "f1" else None
     added = precision_request(
         fp16=fp16,
@@ -191,6 +193,28 @@ def command(
         print_json(result.record)
         return
     print_fitted(result.record, bundle)
+
+
+def _doubt_preprocessing(
+    bundle: Bundle,
+    images: Sequence[Path],
+    pixel_range: PixelRange | None,
+    engine: str | None,
+    threads: int | None,
+) -> None:
+    """Warn, before the long work, of a preprocessing that contradicts the ranges of the source's training."""
+    from flowedge.calibration.source_check import preprocessing_doubt
+    from flowedge.runtime.detector import Detector
+    from flowedge.runtime.opening import open_engine
+    from flowedge.runtime.pixel_range import with_pixel_range
+
+    if bundle.manifest.source_scale is None:
+        return
+    bundle = Bundle(bundle.path, with_pixel_range(bundle.manifest, pixel_range))
+    with Detector(bundle, open_engine(engine, bundle, "fp32", threads=threads), "fp32") as detect:
+        doubt = preprocessing_doubt(detect, images)
+    if doubt:
+        MESSAGES.print(f"warning: {doubt}", soft_wrap=True)
 
 
 def _pixel_range(assignments: Sequence[str]) -> PixelRange | None:

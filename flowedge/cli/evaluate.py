@@ -41,6 +41,7 @@ def command(
     import flowedge
     from flowedge.calibration.dataset import read_dataset
     from flowedge.calibration.evaluation import evaluate
+    from flowedge.calibration.source_check import preprocessing_doubt
 
     samples = read_dataset(dataset)
     if build:
@@ -56,6 +57,9 @@ def command(
             on_progress=on_progress,
             pixel_range=detector.bundle.manifest.pixel_range,
         )
+        doubt = preprocessing_doubt(detector, [one.path for one in samples.samples if not one.is_anomalous])
+    if doubt:
+        MESSAGES.print(f"warning: {doubt}", soft_wrap=True)
     if json:
         print_json(result)
         raise typer.Exit(1 if result.not_inspected else 0)
