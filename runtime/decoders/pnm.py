@@ -56,7 +56,8 @@ def decode(data: bytes) -> NDArray[Any]:
         samples = _bits(body, height, width)
     else:
         samples = _binary(body, shape, np.dtype(np.uint8) if maximum < 256 else np.dtype(">u2"))
-    if maximum != 255 and int(samples.max()) > maximum:
+    is_any_level = samples.dtype == np.uint8 and maximum == 255
+    if not is_any_level and int(samples.max()) > maximum:
         raise DamagedError(f"a sample is above {maximum}, the largest that its header says")
     if maximum > 255:
         return samples.astype(np.uint16)

@@ -28,12 +28,28 @@ _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258,
 _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP, _STRIP_COUNTS = 273, 274, 277, 278, 279
 _PLANAR, _PREDICTOR, _COLOUR_MAP, _TILE_WIDTH, _TILE_LENGTH = 284, 317, 320, 322, 323
 _TILE_OFFSETS, _TILE_COUNTS, _EXTRA, _FORMAT = 324, 325, 338, 339
-_READ: Final = frozenset(range(256, 340))
+_READ: Final = frozenset(
+    {
+        *(
+            _WIDTH,
+            _LENGTH,
+            _BITS,
+            _COMPRESSION,
+            _PHOTOMETRIC,
+            _FILL_ORDER,
+            _STRIP_OFFSETS,
+            _ORIENTATION,
+            _SAMPLES,
+        ),
+        *(_ROWS_PER_STRIP, _STRIP_COUNTS, _PLANAR, _PREDICTOR, _COLOUR_MAP, _TILE_WIDTH, _TILE_LENGTH),
+        *(_TILE_OFFSETS, _TILE_COUNTS, _EXTRA, _FORMAT),
+    }
+)
 _TYPES: Final = {1: "B", 3: "H", 4: "I"}  # BYTE, SHORT, LONG: the types of all tags that are read
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK = 0, 1, 2, 3, 5
 _COLOURS: Final = {4: "transparency masks", 6: "YCbCr colours", 8: "LAB colours", 9: "LAB colours"}
 _CHANNELS: Final = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4}
-_PREMULTIPLIED: Final = 1
+_UNSPECIFIED, _PREMULTIPLIED, _ALPHA = 0, 1, 2  # of ExtraSamples
 _KINDS: Final = {1: "u", 2: "i", 3: "f"}  # by SampleFormat
 _DEEP: Final = frozenset({"u2", "i2", "u4", "i4", "f2", "f4", "f8"})
 _MAX_SAMPLES: Final = 8
@@ -100,8 +116,7 @@ def _directory(data: bytes, order: str) -> dict[int, tuple[int, ...]]:
         if tag in tags:
             raise DamagedError(f"its tag {tag} is there twice")
         if kind not in _TYPES:
-            tags[tag] = ()  # a text or a fraction, which no tag below may be
-            continue
+            raise DamagedError(f"its tag {tag} is no whole number")
         size = length * struct.calcsize(_TYPES[kind])
         (where,) = (entry + 8,) if size <= 4 else struct.unpack_from(f"{order}I", data, entry + 8)
         if where + size > len(data):
@@ -242,6 +257,10 @@ def _colours(samples: NDArray[Any], tags: dict[int, tuple[int, ...]], layout: _L
         raise DamagedError(f"it has {layout.samples} channels, its colours need {wanted}")
     if _PREMULTIPLIED in extra:
         raise RefusedError("is a TIFF file whose colours are multiplied by their alpha. Save it without.")
+    if not set(extra) <= {_UNSPECIFIED, _ALPHA}:
+        raise RefusedError(
+            f"is a TIFF file with extra channels of the kinds {extra}. Save it as RGB or grey."
+        )
     if layout.samples > wanted and not _is_read_with_alpha(photometric, extra, layout):
         raise RefusedError(f"is a TIFF file of {layout.samples} channels. Save it as RGB or grey.")
     samples = samples[..., :wanted]
@@ -275,10 +294,10 @@ def _is_read_with_alpha(photometric: int, extra: tuple[int, ...], layout: _Layou
     if layout.samples > _CHANNELS[photometric] + 1:
         return False
     if photometric == _RGB:
-        return layout.planes == 1 or extra != (0,)
+        return layout.planes == 1 or extra != (_UNSPECIFIED,)
     if photometric == _PALETTE:
-        return layout.planes == 1 and extra in ((0,), (2,))
-    return photometric == _BLACK_IS_ZERO and layout.planes == 1 and extra == (2,)
+        return layout.planes == 1 and extra in ((_UNSPECIFIED,), (_ALPHA,))
+    return photometric == _BLACK_IS_ZERO and layout.planes == 1 and extra == (_ALPHA,)
 
 
 def _turned(picture: NDArray[Any], orientation: int) -> NDArray[Any]:

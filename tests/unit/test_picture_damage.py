@@ -263,6 +263,8 @@ def test_a_bmp_that_lacks_rows_is_refused() -> None:
 def test_a_sample_above_the_largest_that_a_pgm_says_is_damage() -> None:
     with pytest.raises(DamagedError, match="above 100"):
         decode(b"P5 2 1 100\n\x05\x65")
+    with pytest.raises(DamagedError, match="above 255"):
+        decode(b"P3 1 1 255\n1 2 300")
 
 
 def test_a_second_picture_in_a_pnm_file_is_named() -> None:
