@@ -78,8 +78,6 @@ def inspect_images(
     Raises:
         ImageError: The folder ``out`` cannot be made.
     """
-    if out is not None:
-        _make(out)
     pixel_range = detector.bundle.manifest.pixel_range
     for path, name in zip(images, _names(images), strict=True):
         target = None if out is None else out / name
@@ -89,6 +87,8 @@ def inspect_images(
         except ImageError as error:
             yield _unread(detector, path, " ".join([printable(str(error)), *_remove_pictures(target)]))
             continue
+        if out is not None and result.verdict != "not_inspected":
+            _make(out)  # not before there is a picture to write, and where it cannot be made no image has any
         yield _inspection(detector, path, result, _write_pictures(frame, result, target))
 
 
