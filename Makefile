@@ -9,6 +9,7 @@
 #   make memory   peak memory and time of the largest exports, into bench-out/memory/
 #   make precision what float16 and INT8 cost on a trained model of every family, into bench-out/precision/
 #   make engines  every family on every engine and precision of a CPU, into bench-out/engines/
+#   make fuzz     damaged checkpoints, bundles and pictures: N cases (2,000) from FIRST (0) with SEED (0), into fuzz-out/
 #   make venv     only the environment, .venv
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ BIN := .venv/bin
 VENV := .venv/.complete
 PEER := .venv-peer/.complete
 
-.PHONY: demo test check wheel bench parity memory precision engines venv peer clean
+.PHONY: demo test check wheel bench parity memory precision engines fuzz venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out
@@ -51,6 +52,12 @@ precision: $(VENV)
 engines: $(VENV) $(PEER)
 	PYTHONPATH=tests $(BIN)/python tests/bench/table_engines.py --peer .venv-peer/bin/python --out bench-out/engines
 
+N ?= 2000
+FIRST ?= 0
+SEED ?= 0
+fuzz: $(VENV)
+	PYTHONPATH=tests $(BIN)/python -m fuzz.run $(N) --first $(FIRST) --seed $(SEED) --out fuzz-out
+
 venv: $(VENV)
 
 peer: $(PEER)
@@ -74,4 +81,4 @@ $(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 endef
 
 clean:
-	rm -rf .venv .venv-peer build dist demo-out bench-out *.egg-info
+	rm -rf .venv .venv-peer build dist demo-out bench-out fuzz-out *.egg-info
