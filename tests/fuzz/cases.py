@@ -28,7 +28,7 @@ _EXPORTED_SHARE: Final = 0.02
 """The share of the checkpoint cases in which a checkpoint that ``info`` accepts is exported as well."""
 
 
-class Fault(Exception):
+class BrokenPromiseError(Exception):
     """The product answered in a way that it promises not to."""
 
 
@@ -65,7 +65,7 @@ def run_case(seeds: Seeds, seed: int, number: int, place: Path) -> str:
         place: The current folder of the process. It holds only the case's ``input`` afterwards.
 
     Raises:
-        Fault: The product broke a promise.
+        BrokenPromiseError: The product broke a promise.
         Exception: Any other error is a traceback that a user would have seen.
     """
     rng = np.random.default_rng([seed, number])
@@ -91,11 +91,11 @@ def _export(path: Path, place: Path) -> str:
     done = flowedge("export", path, "-o", bundle)
     if _is_refusal(done.status, done.stderr, path.name):
         if bundle.exists():
-            raise Fault(f"export was refused and left {bundle.name}")
+            raise BrokenPromiseError(f"export was refused and left {bundle.name}")
         return "accepted, not exported"
     checked = flowedge("verify", bundle)
     if checked.status != 0:
-        raise Fault(f"the exported bundle does not verify: {checked.stderr or checked.stdout}")
+        raise BrokenPromiseError(f"the exported bundle does not verify: {checked.stderr or checked.stdout}")
     shutil.rmtree(bundle)
     return "exported"
 
@@ -119,7 +119,7 @@ def _run_bundle(rng: np.random.Generator, seeds: Seeds, place: Path) -> str:
         return "refused"
     answer = _essence(json.loads(done.stdout.splitlines()[0]))
     if not is_forged and answer != seeds.answers[name]:
-        raise Fault(f"a damaged bundle answered {answer} in place of {seeds.answers[name]}")
+        raise BrokenPromiseError(f"a damaged bundle answered {answer} in place of {seeds.answers[name]}")
     return "forged and judged" if is_forged else "answered as before"
 
 
@@ -133,15 +133,17 @@ def _run_picture(rng: np.random.Generator, seeds: Seeds, place: Path) -> str:
         pixels = read_image(path)
     except FlowEdgeError as error:
         if path.name not in str(error):
-            raise Fault(f"the message does not name the file: {error}") from error
+            raise BrokenPromiseError(f"the message does not name the file: {error}") from error
         return "refused"
     if is_cut and not np.array_equal(pixels, read_image(seeds.folder / "pictures" / name)):
-        raise Fault(f"a picture that was cut to {path.stat().st_size} bytes was read with other pixels")
+        raise BrokenPromiseError(
+            f"a picture that was cut to {path.stat().st_size} bytes was read with other pixels"
+        )
     expected = _pixels_of_pillow(path)
     if expected is None:
-        raise Fault("a picture that Pillow refuses was read")
+        raise BrokenPromiseError("a picture that Pillow refuses was read")
     if pixels.shape != expected.shape or not np.array_equal(pixels, expected):
-        raise Fault("a picture was read with other pixels than Pillow's")
+        raise BrokenPromiseError("a picture was read with other pixels than Pillow's")
     return "read as Pillow does"
 
 
@@ -188,18 +190,18 @@ def _is_refusal(status: int, stderr: str, name: str) -> bool:
     """Return whether a command refused its input in the promised way: status 1 or 2 and one line that names the file.
 
     Raises:
-        Fault: The status is another one, or the message has no line of ours or does not name the file.
+        BrokenPromiseError: The status is another one, or the message has no line of ours or does not name the file.
     """
     if "Traceback" in stderr:
-        raise Fault(f"a traceback was printed: {stderr[-2000:]}")
+        raise BrokenPromiseError(f"a traceback was printed: {stderr[-2000:]}")
     if any(ord(one) < 32 and one not in "\n\t" for one in stderr):
-        raise Fault(f"a control character was printed: {stderr!r}")
+        raise BrokenPromiseError(f"a control character was printed: {stderr!r}")
     if status == 0:
         return False
     if status not in (1, 2) or "flowedge: " not in stderr:
-        raise Fault(f"the command ended with status {status} and said {stderr!r}")
+        raise BrokenPromiseError(f"the command ended with status {status} and said {stderr!r}")
     if name not in stderr:
-        raise Fault(f"the message does not name {name}: {stderr}")
+        raise BrokenPromiseError(f"the message does not name {name}: {stderr}")
     return True
 
 

@@ -14,7 +14,7 @@ from flowedge.errors import BundleError
 from flowedge.manifest import json_from_manifest, manifest_from_json
 from fuzz.mutate_bytes import mutate_bytes
 
-_VALUES: Final = (
+_VALUES: Final[tuple[Any, ...]] = (
     *(0, -1, 1, 2, 1 << 31, 1 << 63, 10**400, 1e308, -1e308, 1e-308, 0.5),
     *("", "a", "../x", "/etc/passwd", "\x1b[31m", "\u202e", "x" * 100_000, "nan"),
     *(None, True, [], {}, [[]], [0] * 10_000),

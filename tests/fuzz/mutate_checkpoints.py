@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pickletools
 import struct
 import warnings
@@ -100,7 +101,7 @@ def _opcodes(data: bytes) -> tuple[list[bytes], bytes]:
         return [], data
     end = starts[-1] + 1
     edges = [*starts, end]
-    return [data[one:other] for one, other in zip(edges, edges[1:], strict=False)], data[end:]
+    return [data[one:other] for one, other in itertools.pairwise(edges)], data[end:]
 
 
 def _entries(data: bytes) -> list[tuple[str, bytes]]:

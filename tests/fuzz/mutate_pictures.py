@@ -147,7 +147,8 @@ def _mutate_header(rng: np.random.Generator, data: bytes) -> bytes:
     """Overwrite a number among the first 64 bytes, where BMP and WebP keep sizes and offsets."""
     changed = bytearray(data)
     at = int(rng.integers(2, min(60, len(data) - 4)))
-    struct.pack_into(
-        "<I" if rng.random() < 0.7 else "<H", changed, at, _number(rng) & 0xFFFF if rng.random() < 0.5 else 7
-    )
+    if rng.random() < 0.7:
+        struct.pack_into("<I", changed, at, _number(rng))
+    else:
+        struct.pack_into("<H", changed, at, _number(rng) & 0xFFFF)
     return bytes(changed)

@@ -95,7 +95,7 @@ class Worker:
             "FLOWEDGE_CACHE": str(home / "cache" / "flowedge"),
             "OMP_NUM_THREADS": "1",
         }
-        arguments = [sys.executable, "-m", "fuzz.worker", self._seeds, str(self._seed), self._place]
+        arguments = [sys.executable, "-m", "fuzz.worker", str(self._seeds), str(self._seed), str(self._place)]
         self._process = subprocess.Popen(
             arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=surroundings
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -60,7 +61,7 @@ def _write_pictures(folder: Path) -> None:
     pixels = picture_pixels()
     image = Image.fromarray(pixels)
     grey = image.convert("L")
-    plain: dict[str, tuple[Image.Image, dict[str, object]]] = {
+    plain: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "baseline.jpg": (image, {"quality": 90}),
         "progressive.jpg": (image, {"quality": 90, "progressive": True}),
         "grey.jpg": (grey, {"quality": 90, "restart_marker_blocks": 2}),
@@ -88,7 +89,8 @@ def picture_pixels() -> NDArray[np.uint8]:
     height, width = PICTURE_SIZE
     shades = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16)
     grain = rng.integers(-8, 9, shades.shape)
-    return np.clip(shades + grain, 0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.clip(shades + grain, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def read_seed(folder: Path, kind: str) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from fuzz.cases import Fault, clear, leftovers, load_seeds, run_case
+from fuzz.cases import BrokenPromiseError, Seeds, clear, leftovers, load_seeds, run_case
 
 
 def main() -> None:
@@ -43,14 +43,14 @@ def main() -> None:
         print(json.dumps({**report, "peak_kb": _status_kb("VmHWM")}), file=outcomes)
 
 
-def _run(seeds: object, seed: int, number: int, place: Path) -> tuple[str, str]:
+def _run(seeds: Seeds, seed: int, number: int, place: Path) -> tuple[str, str]:
     """Return what happened and what was wrong with it, which is empty where nothing was."""
     outcome, fault = "", ""
     try:
-        outcome = run_case(seeds, seed, number, place)  # type: ignore[arg-type]
+        outcome = run_case(seeds, seed, number, place)
         if left := leftovers(place):
             fault = f"left behind: {', '.join(left[:5])}"
-    except Fault as error:
+    except BrokenPromiseError as error:
         fault = str(error)
     except BaseException:
         fault = traceback.format_exc()
@@ -65,7 +65,8 @@ def _keep_input(place: Path, seed: int, number: int) -> None:
     kept = place.parent / "failed" / f"{seed}-{number}"
     kept.mkdir(parents=True, exist_ok=True)
     for path in place.glob("input*"):
-        os.replace(path, kept / path.name) if not (kept / path.name).exists() else None
+        if not (kept / path.name).exists():
+            os.replace(path, kept / path.name)
 
 
 def _forget_peak() -> None:
