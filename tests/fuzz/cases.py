@@ -16,7 +16,7 @@ from PIL import Image
 
 from flowedge.errors import FlowEdgeError
 from flowedge.runtime.images import read_image
-from fuzz.mutate_bundles import damage_bundle, forge_graph, forge_manifest
+from fuzz.mutate_bundles import change_nothing_that_counts, damage_bundle, forge_graph, forge_manifest
 from fuzz.mutate_bytes import cut_end
 from fuzz.mutate_checkpoints import mutate_checkpoint
 from fuzz.mutate_pictures import mutate_picture
@@ -106,9 +106,12 @@ def _run_bundle(rng: np.random.Generator, seeds: Seeds, place: Path) -> str:
     bundle = place / "input.flowedge"
     copy_bundle(seeds.folder / "bundles" / name, bundle)
     draw = rng.random()
+    is_whole = draw < 0.05
     # A forged manifest may say another threshold: then only the manner of the answer is judged.
-    is_forged = draw < 0.25
-    if draw < 0.05:
+    is_forged = 0.05 <= draw < 0.3
+    if is_whole:
+        change_nothing_that_counts(rng, bundle)
+    elif draw < 0.1:
         forge_graph(rng, bundle)
     elif is_forged:
         forge_manifest(rng, bundle)
@@ -116,6 +119,8 @@ def _run_bundle(rng: np.random.Generator, seeds: Seeds, place: Path) -> str:
         damage_bundle(rng, bundle)
     done = _run_on_picture(bundle, seeds.folder)
     if _is_refusal(done.status, done.stderr, bundle.name):
+        if is_whole:
+            raise BrokenPromiseError(f"a bundle with nothing damaged was refused: {done.stderr}")
         return "refused"
     answer = _essence(json.loads(done.stdout.splitlines()[0]))
     if not is_forged and answer != seeds.answers[name]:

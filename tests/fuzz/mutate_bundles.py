@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from flowedge.errors import BundleError
-from flowedge.manifest import json_from_manifest, manifest_from_json
+from flowedge.manifest_json import json_from_manifest, manifest_from_json
 from fuzz.mutate_bytes import mutate_bytes
 
 _VALUES: Final[tuple[Any, ...]] = (
@@ -32,6 +32,13 @@ def damage_bundle(rng: np.random.Generator, bundle: Path) -> None:
     else:
         changed = mutate_bytes(rng, data)
     path.write_bytes(changed)
+
+
+def change_nothing_that_counts(rng: np.random.Generator, bundle: Path) -> None:
+    """Write the manifest with other spaces, and put a file into the bundle that the manifest does not list."""
+    path = bundle / "manifest.json"
+    path.write_bytes(json.dumps(json.loads(path.read_bytes()), indent=int(rng.integers(0, 9))).encode())
+    (bundle / "notes.txt").write_bytes(rng.bytes(64))
 
 
 def forge_graph(rng: np.random.Generator, bundle: Path) -> None:
@@ -61,8 +68,9 @@ def _sign_again(bundle: Path) -> None:
 
 
 def _write_forged(path: Path, content: dict[str, Any]) -> None:
+    # Schema 1 has no hash of its own, so the changed manifest can be read, and written again with a hash that fits.
     content.pop("sha256", None)
-    content["schema"] = 1  # schema 1 has no hash of its own, so the changed manifest is taken as it is
+    content["schema"] = 1
     data = json.dumps(content).encode()
     path.write_bytes(data)
     try:

@@ -61,7 +61,17 @@ def mutate_checkpoint(rng: np.random.Generator, data: bytes) -> bytes:
         return _change_archive(rng, data)
     if data[:1] == b"\x80" and draw < 0.6:
         return mutate_pickle(rng, data)
+    if data[8:9] == b"{" and draw < 0.7:
+        return _change_safetensors(rng, data)
     return mutate_bytes(rng, data)
+
+
+def _change_safetensors(rng: np.random.Generator, data: bytes) -> bytes:
+    """Damage the JSON header of a safetensors file, and let its length fit or not."""
+    length = int.from_bytes(data[:8], "little")
+    header = mutate_bytes(rng, data[8 : 8 + length])
+    stated = len(header) if rng.random() < 0.7 else int(rng.choice([0, 1, length, 1 << 40, (1 << 63) - 1]))
+    return stated.to_bytes(8, "little") + header + data[8 + length :]
 
 
 def mutate_pickle(rng: np.random.Generator, data: bytes) -> bytes:

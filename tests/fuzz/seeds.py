@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
 
 from flowedge.bundle import write_bundle
 from flowedge.manifest import Threshold, Thresholds
@@ -39,6 +40,9 @@ def _write_checkpoints(folder: Path) -> None:
     torch.save(saved, folder / "anomalib.ckpt")
     torch.save(saved["state_dict"], folder / "plain.ckpt")
     torch.save(saved, folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    save_file(
+        {name: one.contiguous() for name, one in saved["state_dict"].items()}, folder / "plain.safetensors"
+    )
 
 
 def _write_bundles(folder: Path, checkpoint: Path) -> None:
