@@ -55,7 +55,7 @@ def load_seeds(folder: Path) -> Seeds:
     return Seeds(folder, read_seed(folder, "checkpoints"), read_seed(folder, "pictures"), answers)
 
 
-def run_case(seeds: Seeds, seed: int, number: int, place: Path) -> str:
+def run_case(seeds: Seeds, seed: int, number: int, place: Path, ask_for_time: Callable[[], None]) -> str:
     """Run the case of this number in an empty folder and return what happened, in a few words.
 
     Args:
@@ -63,6 +63,7 @@ def run_case(seeds: Seeds, seed: int, number: int, place: Path) -> str:
         seed: The seed of the whole run.
         number: The number of the case, which decides everything else.
         place: The current folder of the process. It holds only the case's ``input`` afterwards.
+        ask_for_time: Called before work that rightly takes long, such as an export.
 
     Raises:
         BrokenPromiseError: The product broke a promise.
@@ -70,10 +71,14 @@ def run_case(seeds: Seeds, seed: int, number: int, place: Path) -> str:
     """
     rng = np.random.default_rng([seed, number])
     kind = KINDS[number % len(KINDS)]
+    if kind == "checkpoint":
+        return _run_checkpoint(rng, seeds, place, ask_for_time)
     return _RUN[kind](rng, seeds, place)
 
 
-def _run_checkpoint(rng: np.random.Generator, seeds: Seeds, place: Path) -> str:
+def _run_checkpoint(
+    rng: np.random.Generator, seeds: Seeds, place: Path, ask_for_time: Callable[[], None]
+) -> str:
     name = sorted(seeds.checkpoints)[int(rng.integers(len(seeds.checkpoints)))]
     path = place / f"input{Path(name).suffix}"
     path.write_bytes(mutate_checkpoint(rng, seeds.checkpoints[name]))
@@ -81,6 +86,7 @@ def _run_checkpoint(rng: np.random.Generator, seeds: Seeds, place: Path) -> str:
     if not _is_refusal(done.status, done.stderr, path.name):
         json.loads(done.stdout)
         if rng.random() < _EXPORTED_SHARE:
+            ask_for_time()
             return _export(path, place)
         return "accepted"
     return "refused"
@@ -164,7 +170,6 @@ def _pixels_of_pillow(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
 
 
 _RUN: Final[dict[str, Callable[[np.random.Generator, Seeds, Path], str]]] = {
-    "checkpoint": _run_checkpoint,
     "bundle": _run_bundle,
     "picture": _run_picture,
 }

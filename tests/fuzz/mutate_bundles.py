@@ -59,9 +59,10 @@ def _sign_again(bundle: Path) -> None:
     """Write the manifest anew with the hashes of the files as they are now; leave it where it cannot be read."""
     path = bundle / "manifest.json"
     content = json.loads(path.read_bytes())
+    present = {str(file.relative_to(bundle)): file for file in bundle.rglob("*") if file.is_file()}
     for stored in content["files"] if isinstance(content.get("files"), list) else ():
-        place = bundle / str(stored.get("path")) if isinstance(stored, dict) else bundle
-        if place.is_file() and place.resolve().is_relative_to(bundle.resolve()):
+        place = present.get(str(stored.get("path"))) if isinstance(stored, dict) else None
+        if place is not None:
             stored["size"] = place.stat().st_size
             stored["sha256"] = hashlib.sha256(place.read_bytes()).hexdigest()
     _write_forged(path, content)

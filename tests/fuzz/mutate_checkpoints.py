@@ -60,7 +60,7 @@ def mutate_checkpoint(rng: np.random.Generator, data: bytes) -> bytes:
     if data[:2] == b"PK" and draw < 0.75:
         return _change_archive(rng, data)
     if data[:1] == b"\x80" and draw < 0.6:
-        return mutate_pickle(rng, data)
+        return _change_old_format(rng, data)
     if data[8:9] == b"{" and draw < 0.7:
         return _change_safetensors(rng, data)
     return mutate_bytes(rng, data)
@@ -80,6 +80,8 @@ def mutate_pickle(rng: np.random.Generator, data: bytes) -> bytes:
     if len(parts) < 3:
         return mutate_bytes(rng, data)
     for _ in range(int(rng.integers(1, 4))):
+        if len(parts) < 3:
+            break
         at = int(rng.integers(1, len(parts) - 1))
         match int(rng.integers(6)):
             case 0:
@@ -96,6 +98,15 @@ def mutate_pickle(rng: np.random.Generator, data: bytes) -> bytes:
             case _:
                 parts.insert(at, _DANGEROUS[int(rng.integers(len(_DANGEROUS)))])
     return b"".join(parts) + rest
+
+
+def _change_old_format(rng: np.random.Generator, data: bytes) -> bytes:
+    """Damage one of the pickles of PyTorch before 1.6: a magic number, a version, the system, and the object."""
+    before, rest = b"", data
+    for _ in range(int(rng.choice([0, 1, 2, 3], p=[0.1, 0.1, 0.1, 0.7]))):
+        parts, rest = _opcodes(rest)
+        before += b"".join(parts)
+    return before + mutate_pickle(rng, rest)
 
 
 def _opcodes(data: bytes) -> tuple[list[bytes], bytes]:

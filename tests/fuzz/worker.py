@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from fuzz.cases import BrokenPromiseError, Seeds, clear, leftovers, load_seeds, run_case
@@ -27,14 +28,18 @@ def main() -> None:
     tempfile.tempdir = str(place)
     seeds = load_seeds(seeds_folder)
     for number in (0, 1, 2):
-        _run(seeds, seed, number, place)
+        _run(seeds, seed, number, place, lambda: None)
     print(json.dumps({"base_kb": _status_kb("VmRSS"), "ready": True}), file=outcomes)
+
+    def ask_for_time() -> None:
+        print(json.dumps({"needs_time": True}), file=outcomes)
+
     for line in sys.stdin:
         noise.seek(0)
         noise.truncate()
         _forget_peak()
         begun = time.monotonic()
-        outcome, fault = _run(seeds, seed, int(line), place)
+        outcome, fault = _run(seeds, seed, int(line), place, ask_for_time)
         seconds = time.monotonic() - begun
         noise.seek(0)
         if not fault and (printed := noise.read()):
@@ -43,11 +48,13 @@ def main() -> None:
         print(json.dumps({**report, "peak_kb": _status_kb("VmHWM")}), file=outcomes)
 
 
-def _run(seeds: Seeds, seed: int, number: int, place: Path) -> tuple[str, str]:
+def _run(
+    seeds: Seeds, seed: int, number: int, place: Path, ask_for_time: Callable[[], None]
+) -> tuple[str, str]:
     """Return what happened and what was wrong with it, which is empty where nothing was."""
     outcome, fault = "", ""
     try:
-        outcome = run_case(seeds, seed, number, place)
+        outcome = run_case(seeds, seed, number, place, ask_for_time)
         if left := leftovers(place):
             fault = f"left behind: {', '.join(left[:5])}"
     except BrokenPromiseError as error:
