@@ -55,8 +55,9 @@ engines: $(VENV) $(PEER)
 N ?= 2000
 FIRST ?= 0
 SEED ?= 0
+MINUTES ?= inf
 fuzz: $(VENV)
-	PYTHONPATH=tests $(BIN)/python -m fuzz.run $(N) --first $(FIRST) --seed $(SEED) --out fuzz-out
+	PYTHONPATH=tests $(BIN)/python -m fuzz.run $(N) --first $(FIRST) --seed $(SEED) --minutes $(MINUTES) --out fuzz-out
 
 venv: $(VENV)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import math
 import os
 import selectors
 import shutil
@@ -133,7 +134,15 @@ def _resident_kb(process: int) -> int:
         return 0
 
 
-def fuzz(count: int, *, first: int = 0, seed: int = 0, folder: Path, say: bool = True) -> Tally:
+def fuzz(
+    count: int,
+    *,
+    first: int = 0,
+    seed: int = 0,
+    folder: Path,
+    minutes: float = math.inf,
+    say: bool = True,
+) -> Tally:
     """Run cases one after the other and return what they came to.
 
     Args:
@@ -141,6 +150,7 @@ def fuzz(count: int, *, first: int = 0, seed: int = 0, folder: Path, say: bool =
         first: The number of the first one.
         seed: The seed of the run. Equal seeds and numbers give equal cases.
         folder: An empty folder for the seeds and the work. It keeps the inputs of failed cases in ``failed/``.
+        minutes: No case begins after so many minutes.
         say: Print every fault and a line a thousand cases.
     """
     from fuzz.seeds import write_seeds
@@ -149,7 +159,7 @@ def fuzz(count: int, *, first: int = 0, seed: int = 0, folder: Path, say: bool =
     worker, tally = Worker(folder / "seeds", seed, folder / "work"), Tally()
     seen = 0
     try:
-        for number in _numbers(first, count, say):
+        for number in _numbers(first, count, minutes, say):
             worker.run(number, tally)
             for which, why in tally.faults[seen:] if say else ():
                 print(f"case {which}: {why}", flush=True)
@@ -159,9 +169,11 @@ def fuzz(count: int, *, first: int = 0, seed: int = 0, folder: Path, say: bool =
     return tally
 
 
-def _numbers(first: int, count: int, say: bool) -> Iterator[int]:
+def _numbers(first: int, count: int, minutes: float, say: bool) -> Iterator[int]:
     begun = time.monotonic()
     for done in range(count):
+        if time.monotonic() - begun > 60 * minutes:
+            return
         if say and done and done % 1000 == 0:
             print(f"{done} cases in {time.monotonic() - begun:.0f} s", flush=True)
         yield first + done
@@ -175,6 +187,7 @@ def main() -> int:
     parser.add_argument("count", type=int)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no case later")
     parser.add_argument("--out", type=Path, help="keep seeds and failed inputs here")
     options = parser.parse_args()
     begun = time.monotonic()
@@ -183,11 +196,17 @@ def main() -> int:
         if options.out is not None:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-        tally = fuzz(options.count, first=options.first, seed=options.seed, folder=folder.resolve())
+        tally = fuzz(
+            options.count,
+            first=options.first,
+            seed=options.seed,
+            folder=folder.resolve(),
+            minutes=options.minutes,
+        )
     for outcome, times in sorted(tally.outcomes.items()):
         print(f"{times:8} {outcome}")
     print(
-        f"{options.count} cases from {options.first}, seed {options.seed}, in {time.monotonic() - begun:.0f} s: "
+        f"{sum(tally.outcomes.values())} cases from {options.first}, seed {options.seed}, in {time.monotonic() - begun:.0f} s: "
         f"{len(tally.faults)} failed, the slowest took {tally.slowest_s:.1f} s, "
         f"the largest {tally.largest_extra_kb / 1e6:.2f} GB above the process's own"
     )
