@@ -205,8 +205,9 @@ def main() -> int:
         )
     for outcome, times in sorted(tally.outcomes.items()):
         print(f"{times:8} {outcome}")
+    seconds = time.monotonic() - begun
     print(
-        f"{sum(tally.outcomes.values())} cases from {options.first}, seed {options.seed}, in {time.monotonic() - begun:.0f} s: "
+        f"{sum(tally.outcomes.values())} cases from {options.first}, seed {options.seed}, in {seconds:.0f} s: "
         f"{len(tally.faults)} failed, the slowest took {tally.slowest_s:.1f} s, "
         f"the largest {tally.largest_extra_kb / 1e6:.2f} GB above the process's own"
     )
