@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowedge.cli.info import TransformFrom, print_assumed
 from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json, size_from, stages
 from flowedge.cli.precision import (
     Bf16,
@@ -20,6 +19,7 @@ from flowedge.cli.precision import (
     print_fitted,
     print_reports,
 )
+from flowedge.cli.settings import TransformFrom, print_assumed, settings_from
 from flowedge.cli.verify import print_checks
 from flowedge.errors import FlowEdgeError
 from flowedge.packages import explain_missing
@@ -163,20 +163,3 @@ def _judged_on(
             "--calib-data goes with --fp16, --bf16 or --int8; an fp32 bundle is calibrated by flowedge calibrate."
         )
     return good_images(calib_data), request
-
-
-def settings_from(assignments: list[str]) -> dict[str, str]:
-    """``name=value`` words as a mapping.
-
-    Raises:
-        FlowEdgeError: A word has no equals sign, or a name is given twice.
-    """
-    settings: dict[str, str] = {}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals or not name:
-            raise FlowEdgeError(f"--set takes NAME=VALUE, got {assignment!r}.")
-        if name in settings:
-            raise FlowEdgeError(f"--set {name} is given twice.")
-        settings[name] = value
-    return settings

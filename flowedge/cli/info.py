@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
 from flowedge.bundle import open_bundle
-from flowedge.cli.output import RESULTS, Json, print_json, table
+from flowedge.cli.output import RESULTS, Json, listed, print_json, table
+from flowedge.cli.settings import TransformFrom, print_assumed, settings_from
 from flowedge.errors import BundleError
 from flowedge.lowering import Lowering, read_lowering
 from flowedge.manifest import (
-    Assumed,
     FrameCheck,
     FrameStep,
     GraphFile,
@@ -34,16 +33,6 @@ if TYPE_CHECKING:
     from flowedge.export.checkpoints.record import Checkpoint
 
 NAME = "info"
-
-TransformFrom: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(
-        "--transform-from",
-        metavar="FILE",
-        help="A file of the same training that holds its transform, such as anomalib's model.pt.",
-        show_default=False,
-    ),
-]
 
 
 def command(
@@ -74,7 +63,6 @@ def command(
             f"Make one with: flowedge export {source}."
         )
     with explain_missing("export"):
-        from flowedge.cli.export import settings_from
         from flowedge.export.checkpoints import read_checkpoint
     checkpoint = read_checkpoint(
         source, settings=settings_from(assignments or []), transform_from=transform_from
@@ -83,16 +71,6 @@ def command(
         print_json(_plain(checkpoint))
     else:
         _print_checkpoint(checkpoint)
-
-
-def print_assumed(assumed: Sequence[Assumed]) -> None:
-    """What the checkpoint does not hold."""
-    if not assumed:
-        return
-    rows = table("assumed", "value", "by", "why", title="Values that the checkpoint does not hold")
-    for one in assumed:
-        rows.add_row(one.name, _shown(one.value), "you" if one.given else "default", one.why)
-    RESULTS.print(rows)
 
 
 def _print_bundle(manifest: Manifest) -> None:
@@ -201,7 +179,7 @@ def _print_checkpoint(checkpoint: Checkpoint) -> None:
     rows.add_row("family", checkpoint.family)
     rows.add_row("source", f"{checkpoint.repository}, generation {checkpoint.generation}")
     for name, value in checkpoint.hyperparameters.items():
-        rows.add_row(name, _shown(value))
+        rows.add_row(name, listed(value))
     rows.add_row("preprocessing", _preprocessing(checkpoint.preprocessing))
     if checkpoint.transform_file is not None:
         rows.add_row("transform", f"read from {checkpoint.transform_file[0]}")
@@ -259,15 +237,15 @@ def _preprocessing(steps: Preprocessing) -> str:
     crop = "" if steps.crop is None else f", centre crop {steps.crop[0]}x{steps.crop[1]}"
     before = "".join(f"{_frame_step(step)}, " for step in steps.frame_steps)
     grey = ", grey" if steps.grayscale else ""
-    return f"{before}{steps.method} to {size}{crop}{grey}, mean {_shown(steps.mean)}, std {_shown(steps.std)}"
+    return f"{before}{steps.method} to {size}{crop}{grey}, mean {listed(steps.mean)}, std {listed(steps.std)}"
 
 
 def _frame_step(step: FrameStep) -> str:
     words = step.kind.replace("_", " ")
     if step.size is not None:
         return f"{words} {step.size[0]}x{step.size[1]}"
-    border = f" {_shown(step.border)}" if step.kind == "pad" else ""
-    fill = f" of {_shown(step.fill)}" if step.mode == "constant" else ""
+    border = f" {listed(step.border)}" if step.kind == "pad" else ""
+    fill = f" of {listed(step.fill)}" if step.mode == "constant" else ""
     return f"{words}{border} {step.mode}{fill}"
 
 
@@ -280,7 +258,3 @@ def _threshold(threshold: Threshold | None) -> str:
 
 def _nfa(threshold: NfaThreshold | None) -> str:
     return "" if threshold is None else f", decided by {threshold.form} log NFA < {threshold.log_nfa:g}"
-
-
-def _shown(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -204,3 +204,8 @@ def size_from(option: str, text: str) -> tuple[int, int]:
 def number(value: float | None, digits: int = 4) -> str:
     """A metric for a table; a dash where there is none."""
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def listed(value: object) -> str:
+    """Write a value into a cell of a table, the parts of a sequence separated by commas."""
+    return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.contract import TensorSpec, check_contract
-from flowedge.runtime.engine import Engine, EngineSpec, Opening
+from flowedge.runtime.engine import Engine, Opening
 from flowedge.runtime.engine_cache import EngineCache, EngineFacts, engine_cache, graph_hash
 from flowedge.runtime.engines import cuda
 
@@ -70,7 +70,7 @@ def load(trt: Any, opening: Opening) -> Engine:
         cache.drop(found.path)
         raise _not_built(opening, f"{found.path} was refused and deleted: {complaints}")
     names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
-    specs = {name: _spec(engine, name) for name in names}
+    specs = {name: tensor_spec(engine, name) for name in names}
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     outputs = [name for name in names if name not in inputs]
     check_contract(
@@ -91,39 +91,6 @@ def load(trt: Any, opening: Opening) -> Engine:
         kernels=kernels,
         graphs="dla" not in found.facts.options,
     )
-
-
-def probe(trt: Any, spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Build and run a graph with one input and one output of the same shape, all of it fixed.
-
-    Raises:
-        EngineUnavailableError: There is no GPU, or the library cannot build or run it.
-    """
-    from flowedge.runtime.engines.nvidia_build import parsed, serialized
-
-    cuda.device()
-    builder, network = parsed(trt, graph, spec.name)
-    plan = serialized(trt, builder, network, builder.create_builder_config())
-    engine, complaints = deserialized(trt, plan)
-    if engine is None:
-        raise EngineUnavailableError(
-            f"{spec.name} refuses its own engine: {complaints}. Reinstall {spec.needs}."
-        )
-    names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
-    taken, given = sorted(names, key=lambda name: engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT)
-    native = Native(
-        trt,
-        engine,
-        name=spec.name,
-        input_name=taken,
-        outputs={given: _spec(engine, given)},
-        kernels=None,
-        graphs=False,
-    )
-    try:
-        return native.infer(x)[given]
-    finally:
-        native.close()
 
 
 class Kernels:
@@ -319,7 +286,8 @@ def _context(trt: Any, engine: Any, kernels: Kernels | None) -> Any:
     return engine.create_execution_context(config)
 
 
-def _spec(engine: Any, name: str) -> TensorSpec:
+def tensor_spec(engine: Any, name: str) -> TensorSpec:
+    """Read the type of an engine's input or output; an open dimension is None."""
     shape = tuple(None if size < 0 else int(size) for size in engine.get_tensor_shape(name))
     return TensorSpec(_dtype(engine, name), shape)
 

@@ -11,12 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flowedge.errors import EngineUnavailableError
 from flowedge.files import utf8_name
 from flowedge.runtime.building import built_in_cache
-from flowedge.runtime.engine import Building, Built
+from flowedge.runtime.engine import Building, Built, EngineSpec
 from flowedge.runtime.engines import cuda
-from flowedge.runtime.engines.nvidia import RTX, facts_of, log_of
+from flowedge.runtime.engines.nvidia import RTX, Native, deserialized, facts_of, log_of, tensor_spec
 
 
 def build(trt: Any, building: Building) -> Built:
@@ -131,6 +134,37 @@ def serialized(
             f"{trt.__name__} {trt.__version__} cannot build the engine: " + "; ".join(log.lines)
         )
     return bytes(plan)
+
+
+def probe(trt: Any, spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Build and run a graph with one input and one output of the same shape, all of it fixed.
+
+    Raises:
+        EngineUnavailableError: There is no GPU, or the library cannot build or run it.
+    """
+    cuda.device()
+    builder, network = parsed(trt, graph, spec.name)
+    plan = serialized(trt, builder, network, builder.create_builder_config())
+    engine, complaints = deserialized(trt, plan)
+    if engine is None:
+        raise EngineUnavailableError(
+            f"{spec.name} refuses its own engine: {complaints}. Reinstall {spec.needs}."
+        )
+    names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+    taken, given = sorted(names, key=lambda name: engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT)
+    native = Native(
+        trt,
+        engine,
+        name=spec.name,
+        input_name=taken,
+        outputs={given: tensor_spec(engine, given)},
+        kernels=None,
+        graphs=False,
+    )
+    try:
+        return native.infer(x)[given]
+    finally:
+        native.close()
 
 
 def _strongly_typed(trt: Any) -> bool:

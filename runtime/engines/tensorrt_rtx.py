@@ -16,8 +16,8 @@ def load(opening: Opening) -> Engine:
 
 
 def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """As ``nvidia.probe``."""
-    return nvidia.probe(trt, spec, graph, x)
+    """As ``nvidia_build.probe``."""
+    return nvidia_build.probe(trt, spec, graph, x)
 
 
 def build(building: Building) -> Built:
