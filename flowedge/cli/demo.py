@@ -21,7 +21,7 @@ def command(
 ) -> None:
     """Train a small CFLOW on real photographs, export, verify, calibrate and run it, and write a report."""
     with explain_missing("demo"):
-        from flowedge.demo.road import run_demo
+        from flowedge.export.demo.road import run_demo
 
         result = run_demo(out, say=lambda line: MESSAGES.print(line))
     if json:

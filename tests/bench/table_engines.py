@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from bench.full_size import BACKBONE, MODELS, FullSize, write_checkpoint
 from bench.turns import processor
-from flowedge.demo.photos import PhotoPlan, write_photos
+from flowedge.export.demo.photos import PhotoPlan, write_photos
 
 HERE = Path(__file__).resolve().parent
 ROWS: Final[dict[str, FullSize]] = {

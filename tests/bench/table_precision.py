@@ -38,9 +38,9 @@ from flowedge.calibration.gates import DEFAULT_LIMITS
 from flowedge.calibration.precision import PrecisionRequest, Progress, add_precisions
 from flowedge.calibration.precision.add import Wanted
 from flowedge.calibration.record import PrecisionReport
-from flowedge.demo.photos import PhotoPlan, write_photos
-from flowedge.demo.train import TrainPlan, train_cflow
 from flowedge.errors import PrecisionError
+from flowedge.export.demo.photos import PhotoPlan, write_photos
+from flowedge.export.demo.train import TrainPlan, train_cflow
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.runtime.detector import Detector, Result
 from flowedge.runtime.engine_cache import EngineCache

@@ -53,7 +53,7 @@ def train_flow(
     """Write the model's file into the folder, trained.
 
     Args:
-        model: Which; not CFLOW, whose training is `flowedge.demo.train`'s.
+        model: Which; not CFLOW, whose training is `flowedge.export.demo.train`'s.
         images: Good images.
         folder: Where ``full_size`` puts the file, and the backbone's where it is apart.
         epochs: How often each image is seen.

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from flowedge.bundle import open_bundle
 from flowedge.calibration.dataset import good_images, read_dataset
-from flowedge.demo.photos import CROP, DEFECTS, PhotoPlan, Photos, paint_defect, write_photos
-from flowedge.demo.record import DemoResult, Inspected
-from flowedge.demo.report import histogram_of
-from flowedge.demo.road import DemoPlan, run_demo
-from flowedge.demo.train import LAYERS, TrainPlan, pretrained_backbone, train_cflow, untrained_flow
 from flowedge.errors import CheckpointError, FlowEdgeError
 from flowedge.export.checkpoints import read_checkpoint
+from flowedge.export.demo.photos import CROP, DEFECTS, PhotoPlan, Photos, paint_defect, write_photos
+from flowedge.export.demo.record import DemoResult, Inspected
+from flowedge.export.demo.report import histogram_of
+from flowedge.export.demo.road import DemoPlan, run_demo
+from flowedge.export.demo.train import LAYERS, TrainPlan, pretrained_backbone, train_cflow, untrained_flow
 from flowedge.manifest import Preprocessing
 
 FEW_PHOTOS = PhotoPlan(train=3, calibration=3, test_good=3, test_per_defect=1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bench.full_size import FullSize
 from bench.train_flows import LogDets, features_of, negative_log_likelihood, options_of, train_flow
-from flowedge.demo.photos import PhotoPlan, write_photos
+from flowedge.export.demo.photos import PhotoPlan, write_photos
 from flowedge.export.pipeline import read_model
 from flowedge.export.reference.csflow import TwoSidedCoupling
 

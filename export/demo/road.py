@@ -19,11 +19,11 @@ from flowedge.bundle import Bundle
 from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle
 from flowedge.calibration.dataset import Dataset, Sample, read_dataset, read_mask
 from flowedge.calibration.evaluation import evaluate, mask_on_map
-from flowedge.demo.photos import PhotoPlan, write_photos
-from flowedge.demo.record import DemoResult, Inspected, Measured, Step, Verified
-from flowedge.demo.report import write_report
-from flowedge.demo.train import TrainPlan, train_cflow
 from flowedge.errors import ExportError, FlowEdgeError
+from flowedge.export.demo.photos import PhotoPlan, write_photos
+from flowedge.export.demo.record import DemoResult, Inspected, Measured, Step, Verified
+from flowedge.export.demo.report import write_report
+from flowedge.export.demo.train import TrainPlan, train_cflow
 from flowedge.export.parity import compare_with_checkpoint
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.runtime.detector import Result

@@ -15,8 +15,8 @@ import torch
 
 from flowedge import __version__
 from flowedge.clock import utc_now
-from flowedge.demo.page import PAGE
-from flowedge.demo.record import DemoResult, Inspected
+from flowedge.export.demo.page import PAGE
+from flowedge.export.demo.record import DemoResult, Inspected
 from flowedge.files import write_whole_file
 from flowedge.manifest import Manifest
 from flowedge.runtime.render import data_address

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from flowedge.calibration.dataset import GOOD
 from flowedge.calibration.evaluation import Evaluation
-from flowedge.demo.train import LevelTraining
+from flowedge.export.demo.train import LevelTraining
 from flowedge.manifest import ScoreNormalisation
 from flowedge.runtime.detector import Verdict
 from flowedge.runtime.verify import Check
