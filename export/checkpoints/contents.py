@@ -26,8 +26,8 @@ from flowedge.text import printable
 
 State: TypeAlias = Mapping[str, torch.Tensor]
 
-# Where sources put their state dict, or the module that they pickled whole.
-_STATE_KEYS: Final = ("state_dict", "model_state_dict", "model")
+# Where sources put their state dict, or the module that they pickled whole; the last is DeepSpeed's.
+_STATE_KEYS: Final = ("state_dict", "model_state_dict", "model", "module")
 _RAW_OF_LIGHTNING: Final = "current_model_state"
 _MOST_WRAPPERS: Final = 20
 _READABLE: Final = frozenset(
@@ -117,11 +117,13 @@ def contents_of(root: object, *, file: str, sha256: str, weights: Weights | None
     chosen = weights or default
     if chosen == "ema" and len(copies) != 1:
         held = (
-            f"several averaged copies: {', '.join(map(printable, copies))}" if copies else "no averaged copy"
+            f"several averaged copies, {', '.join(map(printable, copies))},"
+            if copies
+            else "no averaged copy, by name,"
         )
-        raise CheckpointError(f"{file} holds {held} of its weights. Leave --set weights=ema out.")
+        raise CheckpointError(f"it holds {held} of its weights. Leave --set weights=ema out.")
     if chosen == "trained" and not trained and copies:
-        raise CheckpointError(f"{file} holds averaged weights only. Leave --set weights=trained out.")
+        raise CheckpointError("it holds averaged weights only. Leave --set weights=trained out.")
     averaged = next(iter(copies), "")
     other = (_RAW_OF_LIGHTNING if default == "ema" else "state_dict") if chosen == "ema" else averaged
     return Contents(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import pickletools
-import reprlib
 import warnings
 from collections.abc import Callable
 from typing import IO, Final, cast
@@ -27,6 +26,7 @@ from flowedge.export.checkpoints.stand_ins import (
     key_value_pairs,
     plain_key,
 )
+from flowedge.text import shown
 
 _LITERALS: Final = frozenset(
     [
@@ -227,7 +227,7 @@ class _Machine:
             ) if kind in STORED_TYPES and not any(view):
                 return self._storage(STORED_TYPES[kind], key, count)
             case _:
-                raise ValueError(f"{reprlib.repr(identifier)} is no stored array")
+                raise ValueError(f"{shown(identifier)} is no stored array")
 
 
 def _restore(target: object, state: object) -> None:
@@ -235,7 +235,7 @@ def _restore(target: object, state: object) -> None:
         target.state = state
     elif not isinstance(target, (dict, torch.Tensor)):  # these two carry attributes that nobody needs
         raise UnsafeCheckpointError(
-            f"the checkpoint sets the state of {reprlib.repr(target)}. Do not trust the file."
+            f"the checkpoint sets the state of {shown(target)}. Do not trust the file."
         )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Sequence
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.backbone import resnet_channels
 from flowedge.export.checkpoints.budget import MAX_COUPLINGS, MAX_NAME
 from flowedge.export.checkpoints.settings import LAYERS, Choices, hidden_behind
-from flowedge.text import printable
+from flowedge.text import printable, shown
 
 
 def take_layers(choices: Choices, stored: object, *, network: str, widths: tuple[int, ...]) -> None:
@@ -55,7 +54,7 @@ def _check_names(stored: Sequence[object]) -> None:
     are_names = all(isinstance(layer, (str, int)) and len(str(layer)) <= MAX_NAME for layer in stored)
     if not are_names or not 0 < len(stored) <= MAX_COUPLINGS:
         raise CheckpointError(
-            f"the checkpoint's layers are {reprlib.repr(stored)}, not names of layers. Give them with --set "
+            f"the checkpoint's layers are {shown(stored)}, not names of layers. Give them with --set "
             "layers=NAME,NAME, fine to coarse."
         )
 

@@ -43,6 +43,12 @@ STORED_TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
         "ComplexFloatStorage": torch.complex64,
         "ComplexDoubleStorage": torch.complex128,
         "UntypedStorage": torch.uint8,
+        # The integers that quantised tensors are stored as.
+        "QInt8Storage": torch.int8,
+        "QUInt8Storage": torch.uint8,
+        "QInt32Storage": torch.int32,
+        "QUInt4x2Storage": torch.uint8,
+        "QUInt2x4Storage": torch.uint8,
     }
 )
 TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
@@ -52,7 +58,7 @@ TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
 ODD_TENSORS: Final = frozenset(
     Name("torch._utils", f"_rebuild_{kind}")
     for kind in ("sparse_tensor", "qtensor", "nested_tensor", "wrapper_subclass")
-)
+) | {Name("torch.nested._internal.nested_tensor", "_rebuild_njt")}
 # Libraries and files of the supported repositories: what they define is no class of the user's own.
 _KNOWN_LIBRARIES: Final = (
     *("FrEIA", "anomalib", "config", "freia_funcs", "jsonargparse", "lightning", "lightning_fabric"),
@@ -97,30 +103,58 @@ _DATA_NAMES: Final[Mapping[str, Collection[str]]] = MappingProxyType(
                 "abs",
                 "all",
                 "any",
+                "divmod",
+                "enumerate",
+                "hash",
                 "len",
                 "max",
                 "min",
+                "pow",
+                "print",
+                "repr",
+                "reversed",
                 "round",
                 "sorted",
                 "sum",
+                "zip",
             ),
         ),
+        "_io": ("BytesIO", "StringIO"),
+        "contextlib": ("nullcontext",),
         "functools": ("partial", "partialmethod"),
+        "http": ("HTTPStatus",),
+        "inspect": ("Parameter", "Signature", "_ParameterKind", "_empty"),
         "logging": ("Filter", "Formatter", "Logger", "LoggerAdapter", "StreamHandler", "getLogger"),
+        "operator": ("itemgetter",),
+        "platform": ("uname_result",),
+        "signal": ("Signals",),
+        "statistics": ("NormalDist",),
         "time": ("struct_time",),
         "types": ("GenericAlias", "MappingProxyType", "NoneType", "SimpleNamespace"),
+        "urllib.parse": ("ParseResult", "SplitResult"),
     }
 )
 # Of torch, the parts whose objects a module, a trainer or a callback may hold.
 _TORCH_MODULES: Final = (
     *("torch._C._nn", "torch._dynamo", "torch.amp", "torch.ao", "torch.autograd", "torch.cuda"),
     *(
+        "torch.distributed._mesh_layout",
         "torch.distributed.algorithms",
+        "torch.distributed.device_mesh",
         "torch.distributed.fsdp",
         "torch.distributed.optim",
+        "torch.distributed.tensor",
         "torch.distributions",
     ),
-    *("torch.fx", "torch.functional", "torch.nn", "torch.optim", "torch.quantization", "torch.return_types"),
+    *(
+        "torch.fx",
+        "torch.functional",
+        "torch.nested",
+        "torch.nn",
+        "torch.optim",
+        "torch.quantization",
+        "torch.return_types",
+    ),
     *("torch.torch_version", "torch.utils.data"),
 )
 _TORCH_NAMES: Final = ODD_TENSORS | frozenset(
@@ -128,6 +162,7 @@ _TORCH_NAMES: Final = ODD_TENSORS | frozenset(
         Name("torch", name)
         for name in (*STORED_TYPES, *TYPES, "Tensor", "Generator", "device", "dtype", "layout")
     ]
+    + [Name("torch", "OutOfMemoryError")]
     + [Name("torch", name) for name in ("memory_format", "strided", "contiguous_format", "preserve_format")]
     + [Name("torch", name) for name in ("channels_last", "finfo", "iinfo", "per_tensor_affine")]
     + [Name("torch", name) for name in ("per_tensor_symmetric", "per_channel_affine")]
@@ -199,7 +234,9 @@ def may_stand_in(name: Name) -> bool:
     root = name.module.partition(".")[0]
     if root == "torch":
         return name in _TORCH_NAMES or _is_within(name.module, _TORCH_MODULES)
-    if root == "builtins" and name.qualname.endswith(("Error", "Exception", "Warning")):
+    if root == "builtins" and name.qualname.endswith(
+        ("Error", "Exception", "Interrupt", "Iteration", "Warning")
+    ):
         return True
     if _is_standard(root):
         is_data = _is_within(name.module, _DATA_MODULES)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Mapping
 from typing import Final, Literal
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.contents import Contents, State, check_readable
 from flowedge.manifest import LARGEST_FLOAT32, PartScale, SourceRule, SourceScale
+from flowedge.text import shown
 
 # A pickled module of 2.x does not say which; 2.7's formula is that of the others where they have one.
 _RULES: Final[Mapping[str, SourceRule]] = {"2.0-2.6": "2.0-2.6", "2.x": "2.7", "2.7": "2.7"}
@@ -50,7 +50,7 @@ def _since_2(state: State, rule: SourceRule, settings: Mapping[str, object]) -> 
         sensitivity = given if isinstance(given, (int, float)) else _SENSITIVITY
         if not 0 <= sensitivity <= 1:
             raise CheckpointError(
-                f"the checkpoint's {name}_sensitivity is {reprlib.repr(given)}, expected 0 to 1. "
+                f"the checkpoint's {name}_sensitivity is {shown(given)}, expected 0 to 1. "
                 "Copy or train it again."
             )
         normalises = setting("enable_normalization")

@@ -6,7 +6,6 @@ the official repositories' are fixed in code.
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
@@ -17,6 +16,7 @@ from flowedge.export.checkpoints.names import Name
 from flowedge.export.checkpoints.settings import INPUT_SIZE, MEAN, RESIZE_METHOD, STD, Choices
 from flowedge.export.checkpoints.stand_ins import StandIn
 from flowedge.manifest import Preprocessing, ResizeMethod
+from flowedge.text import shown
 
 Size: TypeAlias = tuple[int, int]
 Triple: TypeAlias = tuple[float, float, float]
@@ -98,7 +98,7 @@ def size_of(value: object, name: str = "image size") -> Size:
     if len(sides) == len(items) and len(sides) in (1, 2):
         return sides[0], sides[-1]
     raise CheckpointError(
-        f"the checkpoint's {name} is {reprlib.repr(value)}, not one or two sides of 1 to {_LARGEST} pixels. Copy or "
+        f"the checkpoint's {name} is {shown(value)}, not one or two sides of 1 to {_LARGEST} pixels. Copy or "
         "train it again."
     )
 
@@ -186,6 +186,6 @@ def triple_of(name: str, value: object, smallest: float, largest: float) -> Trip
     if isinstance(value, (list, tuple)) and len(value) == len(numbers) == 3:
         return float(numbers[0]), float(numbers[1]), float(numbers[2])
     raise CheckpointError(
-        f"the checkpoint's Normalize has {name}={reprlib.repr(value)}, not three numbers of {smallest:g} to "
+        f"the checkpoint's Normalize has {name}={shown(value)}, not three numbers of {smallest:g} to "
         f"{largest:g}. Copy or train it again."
     )

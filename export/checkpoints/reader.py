@@ -23,7 +23,7 @@ from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.checkpoints.safe_load import file_sha256, load_untrusted, naming_file
 from flowedge.export.checkpoints.settings import FAMILY_SETTINGS, WEIGHTS, given_value
 from flowedge.manifest import Assumed
-from flowedge.text import printable
+from flowedge.text import printable, shown
 
 _Recognises: TypeAlias = Callable[[Contents], bool]
 _Reads: TypeAlias = Callable[[Contents, Mapping[str, str]], Checkpoint]
@@ -78,11 +78,14 @@ def read_checkpoint(
                         "code. Leave it out."
                     )
                 return _with_account(read(contents, settings), contents, given=weights is not None)
-    keys = list(contents.entries) or list(contents.root if isinstance(contents.root, dict) else [])
-    found = f"its keys begin with {', '.join(map(repr, keys[:5]))}" if keys else "it holds no tensors by name"
+    keys = list(contents.state) or list(contents.root if isinstance(contents.root, dict) else [])
+    found = (
+        f"its keys begin with {', '.join(map(shown, keys[:5]))}" if keys else "it holds no tensors by name"
+    )
     raise CheckpointError(
         f"{printable(str(path))} is no checkpoint of a known model: {found}. FlowEdge reads "
-        f"{', '.join(FAMILY_SETTINGS)}, as anomalib or the official repositories save them."
+        f"{', '.join(FAMILY_SETTINGS)}, as anomalib or the official repositories save them. If a detector is a part of "
+        "what was saved, save that part's state_dict() alone."
     )
 
 

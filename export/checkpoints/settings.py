@@ -7,7 +7,6 @@ but the second are recorded as `flowedge.manifest.Assumed`.
 from __future__ import annotations
 
 import re
-import reprlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from flowedge.manifest import (
     Scalar,
 )
 from flowedge.runtime.pixel_range import PIXEL_RANGE_FORM, pixel_range_from
-from flowedge.text import printable
+from flowedge.text import printable, shown
 
 _LONGEST_NAME: Final = (
     100  # characters of a network's name; an unknown one is compared with all that are known
@@ -291,7 +290,7 @@ def stored_clamp(value: object) -> float | None:
         or not SMALLEST_CLAMP <= value <= LARGEST_CLAMP
     ):
         raise CheckpointError(
-            f"the checkpoint's clamp is {reprlib.repr(value)}, not a positive number of {SMALLEST_CLAMP:g} to "
+            f"the checkpoint's clamp is {shown(value)}, not a positive number of {SMALLEST_CLAMP:g} to "
             f"{LARGEST_CLAMP:g}, and FlowEdge knows no coupling without one. Copy the file again, or train the "
             "model with such a clamp."
         )

@@ -7,7 +7,6 @@ been built. No name is ever imported or looked up. Every other name ends the rea
 
 from __future__ import annotations
 
-import reprlib
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import torch
 from flowedge.errors import UnsafeCheckpointError
 from flowedge.export.checkpoints.budget import MAX_DIMENSIONS, MAX_NAME, above_budget
 from flowedge.export.checkpoints.names import ODD_TENSORS, TYPES, Name, may_stand_in
-from flowedge.text import printable
+from flowedge.text import printable, shown
 
 # How torch.fx pickles a module: the attributes are an argument of this function.
 _TRACED: Final = Name("torch.fx.graph_module", "reduce_graph_module")
@@ -104,7 +103,7 @@ def construct(callee: object, args: object, kwargs: object = None) -> object:
     """
     if not isinstance(callee, Name) or not isinstance(args, tuple):
         raise UnsafeCheckpointError(
-            f"the checkpoint calls {reprlib.repr(callee)}, which is no name. Do not trust the file."
+            f"the checkpoint calls {shown(callee)}, which is no name. Do not trust the file."
         )
     builder = _BUILDERS.get(callee)
     if builder is not None:
@@ -178,10 +177,13 @@ def _attribute(owner: object, attribute: object) -> Name:
         # A look-up in a module, which begins with a small letter, could lead anywhere.
         is_class = kind == _FUNCTIONS or kind.qualname.rpartition(".")[2].lstrip("_")[:1].isupper()
         member = Name(kind.module, f"{kind.qualname}.{attribute}")
-        if (isinstance(owner, StandIn) or is_class) and "." not in attribute and may_stand_in(member):
+        is_function = kind == _FUNCTIONS and attribute.isidentifier() and not attribute.startswith("__")
+        if is_function or (
+            (isinstance(owner, StandIn) or is_class) and "." not in attribute and may_stand_in(member)
+        ):
             return member
     raise UnsafeCheckpointError(
-        f"the checkpoint asks for builtins.getattr({reprlib.repr(owner)}, {reprlib.repr(attribute)}); "
+        f"the checkpoint asks for builtins.getattr({shown(owner)}, {shown(attribute)}); "
         "nothing of it was run. Do not trust the file."
     )
 
@@ -189,7 +191,7 @@ def _attribute(owner: object, attribute: object) -> Name:
 def _encoded(text: object, encoding: object = "latin1") -> bytes:
     if isinstance(text, str) and encoding == "latin1":
         return text.encode("latin1")
-    raise ValueError(f"bytes encoded as {reprlib.repr(encoding)}")
+    raise ValueError(f"bytes encoded as {shown(encoding)}")
 
 
 def _tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> torch.Tensor:

@@ -7,7 +7,6 @@ are linear, and none of them rounds.
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, get_args
@@ -33,7 +32,7 @@ from flowedge.manifest import (
     Preprocessing,
     ResizeMethod,
 )
-from flowedge.text import printable
+from flowedge.text import printable, shown
 
 # Steps that only change the type, which every pipeline here does anyway.
 _CASTS: Final = frozenset(
@@ -62,7 +61,7 @@ def transform_pipeline(
     for kind, args in transform_steps(transform):
         if not reader.read(kind, args):
             raise CheckpointError(
-                f"the checkpoint's transform has the step {printable(kind)}({reprlib.repr(args)}), which FlowEdge "
+                f"the checkpoint's transform has the step {printable(kind)}({shown(args)}), which FlowEdge "
                 "cannot reproduce there. It can reproduce centre crops and padding, one Resize, one CenterCrop, "
                 "Grayscale and one Normalize, in this order. Train with those, or say what replaces the transform: "
                 "--set input_size, resize_method, mean and std."

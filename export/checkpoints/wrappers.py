@@ -39,6 +39,7 @@ _AVERAGED: Final = re.compile(r"(?:^|_)(?:ema|swa|avg|averag(?:e|ed|ing)|shadow)
 _DEEPEST: Final = 4  # dicts in dicts among which averaged copies are looked for
 _FRONT: Final = 3  # parts of a tensor's name among which a copy's attribute stands
 _COUNTER: Final = "n_averaged"
+_TRAINED: Final = "online_model"  # where ema-pytorch keeps the trained weights, next to ``ema_model``
 
 
 def unwrapped(items: Mapping[str, T]) -> dict[str, T]:
@@ -73,11 +74,15 @@ def without_copies(items: Mapping[str, T]) -> tuple[dict[str, T], dict[str, dict
     for name, item in items.items():
         parts = name.split(".")
         averaged = [at for at, part in enumerate(parts[:_FRONT]) if _is_averaged(part)]
-        if not averaged:
+        if _TRAINED in parts[:_FRONT]:
+            original = ".".join(parts[parts.index(_TRAINED) + 1 :])
+            if original not in items:
+                weights[original] = item
+        elif not averaged:
             weights[name] = item
         elif parts[averaged[-1] :] != [_COUNTER]:
-            original = [part for at, part in enumerate(parts) if at not in averaged]
-            copies.setdefault(".".join(parts[: averaged[-1] + 1]), {})[".".join(original)] = item
+            rest = [part for at, part in enumerate(parts) if at not in averaged]
+            copies.setdefault(".".join(parts[: averaged[-1] + 1]), {})[".".join(rest)] = item
     return weights, copies
 
 

@@ -1,0 +1,125 @@
+"""Checkpoints of other tools and of other people: each was refused, or cost too much, in a trial."""
+
+from __future__ import annotations
+
+import http
+import inspect
+import io
+import operator
+import platform
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints import Checkpoint, read_checkpoint
+from flowedge.text import shown
+from support.checkpoint_files import State, prefixed, resnet, save, sequence
+
+HYPER = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "clamp_alpha": 1.7}
+SIZE = {"input_size": "64"}
+
+
+def cflow_state(seed: int = 0) -> State:
+    rng = np.random.default_rng(seed)
+    state = prefixed("encoder.feature_extractor.", resnet(rng, (2, 2)))
+    for level, channels in enumerate((64, 128)):
+        state |= prefixed(f"decoders.{level}.", sequence(rng, channels, condition=4))
+    return state
+
+
+def read(path: Path, value: object, **settings: str) -> Checkpoint:
+    return read_checkpoint(save(path, value), settings={**SIZE, **settings})
+
+
+def assert_tensors(checkpoint: Checkpoint, state: State, tmp_path: Path) -> None:
+    expected = read(
+        tmp_path / "plain.ckpt", {"state_dict": prefixed("model.", state), "hyper_parameters": HYPER}
+    )
+    assert checkpoint.tensors.keys() == expected.tensors.keys()
+    for name, array in expected.tensors.items():
+        np.testing.assert_array_equal(checkpoint.tensors[name], array)
+
+
+def test_deepspeeds_file_is_read(tmp_path: Path) -> None:
+    state = cflow_state()
+    file = {
+        "module": prefixed("_forward_module.model.", state),
+        "buffer_names": [],
+        "ds_config": {},
+        "hyper_parameters": HYPER,
+    }
+    assert_tensors(read(tmp_path / "mp_rank_00_model_states.pt", file), state, tmp_path)
+
+
+@pytest.mark.parametrize("start", ["", "ema."])
+def test_the_file_of_ema_pytorch_holds_both_kinds_of_weights(start: str, tmp_path: Path) -> None:
+    trained, averaged = cflow_state(0), cflow_state(1)
+    state = {
+        **prefixed(f"{start}online_model.", trained),
+        **prefixed(f"{start}ema_model.", averaged),
+        f"{start}initted": torch.tensor(True),
+        f"{start}step": torch.tensor(3),
+    }
+    file = {"state_dict": state, "hyper_parameters": HYPER}
+    assert_tensors(read(tmp_path / "a.ckpt", file), trained, tmp_path)
+    assert_tensors(read(tmp_path / "a.ckpt", file, weights="ema"), averaged, tmp_path)
+
+
+def test_a_file_with_the_detector_under_an_unknown_name_says_what_to_save(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"a\.pt.*net\.decoders.*state_dict\(\)"):
+        read(tmp_path / "a.pt", {"state_dict": prefixed("net.decoders.", cflow_state())})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.relu,
+        operator.itemgetter("score"),
+        print,
+        KeyboardInterrupt(),
+        torch.cuda.OutOfMemoryError("x"),
+        io.BytesIO(b"a"),
+        platform.uname(),
+        signal.SIGTERM,
+        http.HTTPStatus.OK,
+        inspect.signature(lambda a, b=1: None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_of_pythons_and_torchs_own_block_no_file(value: object, tmp_path: Path) -> None:
+    file = {"state_dict": prefixed("model.", cflow_state()), "hyper_parameters": {**HYPER, "value": value}}
+    assert read(tmp_path / "a.ckpt", file).hyperparameters["clamp"] == 1.7
+
+
+def quantised() -> torch.Tensor:
+    return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+
+
+def jagged() -> torch.Tensor:
+    return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("odd", [quantised, jagged])
+def test_an_odd_tensor_is_refused_by_its_name_only_where_it_is_a_weight(
+    odd: Callable[[], torch.Tensor], tmp_path: Path
+) -> None:
+    state = prefixed("model.", cflow_state())
+    name = "model.decoders.0.module_list.0.global_scale"
+    read(tmp_path / "a.ckpt", {"state_dict": state, "hyper_parameters": {**HYPER, "x": odd()}})
+    with pytest.raises(CheckpointError, match=rf"{name}.*ordinary tensors"):
+        read(tmp_path / "a.ckpt", {"state_dict": {**state, name: odd()}, "hyper_parameters": HYPER})
+
+
+def test_a_large_nested_value_is_shown_in_one_short_line() -> None:
+    wide: object = "layer\n"
+    for _ in range(12):
+        wide = [wide] * 6
+    assert len(shown(wide)) < 500
+    assert shown({"a": torch.empty(3, 4, device="meta")}) == "{'a': <a tensor of shape (3, 4)>}"
+    assert "\n" not in shown({"x" * 10**6: 10**3000})
