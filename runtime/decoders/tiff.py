@@ -6,6 +6,7 @@ read here, one by one and to the last byte. The rare variants are refused by nam
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,7 +28,7 @@ SIGNATURE: Final = rb"II[*+]\x00|MM\x00[*+]"
 _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP, _STRIP_COUNTS = 273, 274, 277, 278, 279
 _PLANAR, _PREDICTOR, _COLOUR_MAP, _TILE_WIDTH, _TILE_LENGTH = 284, 317, 320, 322, 323
-_TILE_OFFSETS, _TILE_COUNTS, _EXTRA, _FORMAT = 324, 325, 338, 339
+_TILE_OFFSETS, _TILE_COUNTS, _EXTRA, _FORMAT, _XMP = 324, 325, 338, 339, 700
 _READ: Final = frozenset(
     {
         *(
@@ -45,7 +46,13 @@ _READ: Final = frozenset(
         *(_TILE_OFFSETS, _TILE_COUNTS, _EXTRA, _FORMAT),
     }
 )
-_TYPES: Final = {1: "B", 3: "H", 4: "I"}  # BYTE, SHORT, LONG: the types of all tags that are read
+_TYPES: Final = {3: "H", 4: "I"}  # SHORT and LONG: Pillow takes the BYTEs of these tags for text
+_MAX_VALUES: Final = 1 << 20  # of one tag, each a Python object: the places of as many pieces
+# Pillow turns a picture by its XMP packet, of the types BYTE or UNDEFINED, where it has no tag for the orientation.
+_XMP_TYPES: Final = {1: "B", 7: "B"}
+_XMP_ORIENTATION: Final = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_MEDIA_PHOTO: Final = 0xBC01  # the tag of a pixel format of JPEG XR
+_PREDICTED: Final = (5, 8, 32946)  # LZW and Deflate: libtiff knows no predictor in other compressions
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK = 0, 1, 2, 3, 5
 _COLOURS: Final = {4: "transparency masks", 6: "YCbCr colours", 8: "LAB colours", 9: "LAB colours"}
 _CHANNELS: Final = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4}
@@ -101,31 +108,53 @@ def decode(data: bytes) -> NDArray[Any]:
     tags = _directory(data, order)
     layout = _layout(tags, order)
     samples = _samples(data, tags, layout)
-    return np.ascontiguousarray(_turned(_colours(samples, tags, layout), _one(tags, _ORIENTATION, 1)))
+    orientation = _one(tags, _ORIENTATION, _one(tags, _XMP, 1))
+    return np.ascontiguousarray(_turned(_colours(samples, tags, layout), orientation))
 
 
 def _directory(data: bytes, order: str) -> dict[int, tuple[int, ...]]:
-    """Return the values of the first directory's tags; there must be no second directory."""
+    """Return the values of the first directory's tags, of the XMP packet the orientation that it says.
+
+    Raises:
+        DamagedError: A tag is there twice, of a wrong type, or beyond the end of the file.
+        RefusedError: There is a second directory, or a tag has too many values.
+    """
     (at,) = struct.unpack_from(f"{order}I", data, 4)
     (count,) = struct.unpack_from(f"{order}H", data, at)
     tags: dict[int, tuple[int, ...]] = {}
     for entry in range(at + 2, at + 2 + 12 * count, 12):
         tag, kind, length = struct.unpack_from(f"{order}HHI", data, entry)
-        if tag not in _READ:
+        if tag == _MEDIA_PHOTO:
+            raise RefusedError("is a Windows Media Photo in the frame of a TIFF file. Save it as a TIFF or a PNG.")
+        if tag not in _READ and tag != _XMP:
             continue
         if tag in tags:
             raise DamagedError(f"its tag {tag} is there twice")
-        if kind not in _TYPES:
-            raise DamagedError(f"its tag {tag} is no whole number")
-        size = length * struct.calcsize(_TYPES[kind])
+        kinds = _XMP_TYPES if tag == _XMP else _TYPES
+        if kind not in kinds:
+            raise DamagedError(f"its tag {tag} has the wrong type {kind}")
+        size = length * struct.calcsize(kinds[kind])
         (where,) = (entry + 8,) if size <= 4 else struct.unpack_from(f"{order}I", data, entry + 8)
         if where + size > len(data):
             raise DamagedError(f"the values of its tag {tag} lie beyond its end")
-        tags[tag] = struct.unpack_from(f"{order}{length}{_TYPES[kind]}", data, where)
+        if tag == _XMP:
+            tags[tag] = (_orientation_of_xmp(data[where : where + size]),)
+            continue
+        if length > _MAX_VALUES:
+            raise RefusedError(
+                f"is a TIFF file whose tag {tag} has {length} values, more than {_MAX_VALUES}. Save it in larger strips."
+            )
+        tags[tag] = struct.unpack_from(f"{order}{length}{kinds[kind]}", data, where)
     (following,) = struct.unpack_from(f"{order}I", data, at + 2 + 12 * count)
     if following:
         raise several_pictures("a TIFF file")
     return tags
+
+
+def _orientation_of_xmp(packet: bytes) -> int:
+    """Return the orientation that an XMP packet says, 1 where it says none; Pillow takes the first one."""
+    said = _XMP_ORIENTATION.search(packet)
+    return int(said[1]) if said and said[1] in b"12345678" else 1
 
 
 def _one(tags: dict[int, tuple[int, ...]], tag: int, default: int | None = None) -> int:
@@ -172,6 +201,10 @@ def _layout(tags: dict[int, tuple[int, ...]], order: str) -> _Layout:
     planar = _one(tags, _PLANAR, 1)
     if planar not in (1, 2):
         raise DamagedError(f"its planar configuration is {planar}")
+    is_plain = bits == 8 and _one(tags, _PHOTOMETRIC) != _WHITE_IS_ZERO
+    if planar == 2 and samples == 1 and compression == 1 and not is_plain:
+        # Pillow takes these samples for bytes, and white for black.
+        raise RefusedError("is a TIFF file of one channel in planes. Save it with planar configuration 1.")
     if _TILE_WIDTH in tags:
         piece = _one(tags, _TILE_LENGTH), _one(tags, _TILE_WIDTH)
         # A tile is whole also where it sticks out of the picture, so that a huge one would cost its whole size.
@@ -190,7 +223,7 @@ def _layout(tags: dict[int, tuple[int, ...]], order: str) -> _Layout:
         piece_height=piece[0],
         piece_width=piece[1],
         compression=compression,
-        predictor=predictor,
+        predictor=predictor if compression in _PREDICTED else 1,
         dtype=np.dtype(f"{order}{name}") if bits > 8 else np.dtype(np.uint8),
     )
 
@@ -279,8 +312,8 @@ def _colours(samples: NDArray[Any], tags: dict[int, tuple[int, ...]], layout: _L
     largest = (1 << layout.bits) - 1
     if photometric == _PALETTE:
         colours = tags.get(_COLOUR_MAP, ())
-        if len(colours) != 3 * (largest + 1):
-            raise DamagedError("its palette is missing or has another length")
+        if _BITS not in tags or len(colours) != 3 * (largest + 1):
+            raise DamagedError("its palette is missing, has another length, or no depth")
         table = np.array(colours, np.uint16).reshape(3, -1).T >> 8
     else:
         grey = np.arange(largest + 1) * (255 // largest)
@@ -294,7 +327,7 @@ def _is_read_with_alpha(photometric: int, extra: tuple[int, ...], layout: _Layou
     if layout.samples > _CHANNELS[photometric] + 1:
         return False
     if photometric == _RGB:
-        return layout.planes == 1 or extra != (_UNSPECIFIED,)
+        return layout.planes == 1 or extra == (_ALPHA,)
     if photometric == _PALETTE:
         return layout.planes == 1 and extra in ((_UNSPECIFIED,), (_ALPHA,))
     return photometric == _BLACK_IS_ZERO and layout.planes == 1 and extra == (_ALPHA,)
