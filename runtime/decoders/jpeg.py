@@ -46,6 +46,8 @@ _NOT_FRAMES: Final = (0xC4, 0xC8, 0xCC)  # Huffman tables, reserved, arithmetic 
 _BARE: Final = (0x01, *range(0xD0, 0xD8))  # markers without a segment
 # In coded data a byte of 255 is followed by 0, and restart markers may lie between.
 _NEXT_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+# A byte of 255 may be repeated before a marker, and not before the 0 that makes it a part of the data.
+_FILLED: Final = re.compile(rb"\xff\xff\x00")
 _COEFFICIENTS: Final = 64
 _HOLE: Final = bytes(8)
 _LONG_HOLE: Final = bytes(64)  # in a refinement: a perfect ramp can give a short one there
@@ -87,6 +89,11 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace=colours, strict=True)
     except ValueError as error:
+        if "subsampling" in str(error):
+            raise RefusedError(
+                "is a JPEG file whose channels have rare sampling factors. Save it with 4:4:4, 4:2:2 or 4:2:0, in four "
+                "inks with 4:4:4."
+            ) from error
         raise DamagedError(str(error).rstrip(".")) from error
     if colours == "CMYK":
         # Whether the inks are inverted, and how they become RGB, is PIL's own convention.
@@ -131,6 +138,8 @@ def _frame(data: bytes) -> _Frame:
                 frame, segment, tables
             ):
                 raise DamagedError("its coded data have a hole of zeros")
+            if _FILLED.search(data, at, following.start()):
+                raise DamagedError("its coded data have a hole of ones")
             at = following.start()
     if frame is None:
         raise DamagedError("it holds no image")

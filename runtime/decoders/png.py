@@ -1,7 +1,7 @@
 """Portable Network Graphics (W3C, 2003): checked chunk by chunk here, decoded by Pillow.
 
 Pillow takes a stream that ends in the last row for a whole one, and a profile or a text may be a bomb. So the stream
-is inflated here, to exactly its size, and Pillow sees a file that holds the picture's own chunks and nothing else.
+is inflated here, to exactly its size, and Pillow decodes a file that holds the picture's own chunks and nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL.PngImagePlugin import PngImageFile
+from PIL.PngImagePlugin import MAX_TEXT_MEMORY, PngImageFile
 
 from flowedge.runtime.decoders.faults import (
     CUT_OFF,
@@ -39,6 +39,7 @@ _ADAM7: Final = [
     (1, 0, 2, 2),
     (0, 1, 1, 2),
 ]
+_MAX_OTHERS: Final = 256  # parts beside the picture; cameras and editors write a few
 _DEPTHS: Final = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by colour type
 
 
@@ -52,24 +53,28 @@ def decode(data: bytes) -> NDArray[Any]:
         DamagedError: A checksum is wrong, or part of the picture is missing.
         RefusedError: The file is too large, animated, or needs an extension of the format.
     """
-    chunks = _chunks(data)
+    chunks, others = _chunks(data)
+    _check_others(chunks[b"IHDR"], others)
     depth, colours = chunks[b"IHDR"][8:10]
     if colours == _PALETTE and b"PLTE" not in chunks:
         raise DamagedError("its palette is missing")
     chunks[b"IDAT"] = _stored(chunks[b"IDAT"], _inflated_size(chunks[b"IHDR"]))
+    own = list(chunks.items())
+    chunks.clear()
     if depth < 16 or colours == _GREY:
-        with PngImageFile(io.BytesIO(_file_of(chunks))) as image:
+        with PngImageFile(io.BytesIO(_file_of(own))) as image:
             return rgb_of(image) if depth < 16 else np.array(image, np.uint16)
     # Pillow keeps the high bytes alone, OpenCV gives both.
-    deep = cv2.imdecode(np.frombuffer(_file_of(chunks), np.uint8), cv2.IMREAD_UNCHANGED)
+    deep = cv2.imdecode(np.frombuffer(_file_of(own), np.uint8), cv2.IMREAD_UNCHANGED)
     if deep is None or deep.dtype != np.uint16 or deep.ndim != 3:
         raise DamagedError("its 16-bit colours cannot be decoded")
     return np.ascontiguousarray(deep[..., 2::-1]).astype(np.uint16, copy=False)
 
 
-def _chunks(data: bytes) -> dict[bytes, bytes]:
-    """Return the picture's own chunks, with its data as one, after every chunk's checksum was compared."""
+def _chunks(data: bytes) -> tuple[dict[bytes, bytes], list[tuple[bytes, bytes]]]:
+    """Return the picture's own chunks, with its data as one, and the others, after all checksums were compared."""
     found: dict[bytes, bytes] = {}
+    others: list[tuple[bytes, bytes]] = []
     parts: list[bytes] = []
     at, previous = len(_MAGIC), b""
     while previous != b"IEND":
@@ -102,20 +107,38 @@ def _chunks(data: bytes) -> dict[bytes, bytes]:
             raise RefusedError(
                 f"is a PNG file with the extension {kind.decode('ascii', 'backslashreplace')}. Save it as a plain PNG."
             )
+        else:
+            others.append((kind, body))
         previous = kind
         at += 12 + length
     if not parts:
         raise DamagedError("it holds no image")
     found[b"IDAT"] = b"".join(parts)
-    return found
+    return found, others
 
 
-def _file_of(chunks: dict[bytes, bytes]) -> bytes:
-    """Return a file of these chunks, and empty the chunks: their data are as large as the picture."""
+def _check_others(header: bytes, others: list[tuple[bytes, bytes]]) -> None:
+    """Have Pillow read the parts beside the picture, since it refuses a file for a wrong one or a bomb among them.
+
+    Raises:
+        RefusedError: There are too many of them.
+        ValueError: Pillow refuses one; it inflates each to a megabyte at most.
+    """
+    if len(others) > _MAX_OTHERS or sum(len(body) for _, body in others) > MAX_TEXT_MEMORY:
+        raise RefusedError(
+            f"is a PNG file with more than {_MAX_OTHERS} parts or {MAX_TEXT_MEMORY >> 20} MB beside its picture. "
+            "Save it without its texts and profiles."
+        )
+    file = _file_of([(b"IHDR", header), *others, (b"IDAT", b""), (b"IEND", b"")])
+    PngImageFile(io.BytesIO(file)).close()
+
+
+def _file_of(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    """Return a file of these chunks, and empty the list: their data may be as large as the picture."""
     parts = [_MAGIC]
+    chunks.reverse()
     while chunks:
-        kind = next(iter(chunks))
-        body = chunks.pop(kind)
+        kind, body = chunks.pop()
         checksum = struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
         parts += [struct.pack(">I", len(body)), kind, body, checksum]
     return b"".join(parts)

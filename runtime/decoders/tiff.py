@@ -125,7 +125,9 @@ def _directory(data: bytes, order: str) -> dict[int, tuple[int, ...]]:
     for entry in range(at + 2, at + 2 + 12 * count, 12):
         tag, kind, length = struct.unpack_from(f"{order}HHI", data, entry)
         if tag == _MEDIA_PHOTO:
-            raise RefusedError("is a Windows Media Photo in the frame of a TIFF file. Save it as a TIFF or a PNG.")
+            raise RefusedError(
+                "is a Windows Media Photo in the frame of a TIFF file. Save it as a TIFF or a PNG."
+            )
         if tag not in _READ and tag != _XMP:
             continue
         if tag in tags:
@@ -142,7 +144,8 @@ def _directory(data: bytes, order: str) -> dict[int, tuple[int, ...]]:
             continue
         if length > _MAX_VALUES:
             raise RefusedError(
-                f"is a TIFF file whose tag {tag} has {length} values, more than {_MAX_VALUES}. Save it in larger strips."
+                f"is a TIFF file whose tag {tag} has {length} values, more than {_MAX_VALUES}. "
+                "Save it in larger strips."
             )
         tags[tag] = struct.unpack_from(f"{order}{length}{kinds[kind]}", data, where)
     (following,) = struct.unpack_from(f"{order}I", data, at + 2 + 12 * count)

@@ -18,7 +18,17 @@ from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.limits import MAX_PICTURE_SIDE, MAX_PIXELS, MAX_RATIO, size_problem
 from flowedge.runtime.preprocess import Preprocessor
 from support.cost import peak_memory_and_seconds
-from support.picture_files import bmp, encoded, grey_tags, photograph, png, png_chunks, tiff, tiff_of
+from support.picture_files import (
+    bmp,
+    encoded,
+    grey_tags,
+    photograph,
+    pil_pixels,
+    png,
+    png_chunks,
+    tiff,
+    tiff_of,
+)
 from support.tiny_bundle import tiny_manifest
 
 SMALL = photograph(20, 30)
@@ -82,13 +92,39 @@ def test_a_png_that_inflates_to_much_more_than_its_size_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
-def test_a_bomb_beside_the_picture_of_a_png_is_never_unpacked(kind: bytes) -> None:
+def test_a_bomb_beside_the_picture_of_a_png_is_refused_as_pillow_refuses_it(kind: bytes) -> None:
     chunks = png_chunks(encoded(SMALL, "PNG"))
-    body = b"name\0\0" + (b"\1\0\0\0" if kind == b"iTXt" else b"") + zlib.compress(bytes(100_000_000), 9)
-    with peak_memory_and_seconds() as cost:
-        pixels = decode(png([chunks[0], (kind, body), *chunks[1:]]))
+
+    def beside(size: int) -> bytes:
+        start = b"name\0\1\0\0\0" if kind == b"iTXt" else b"name\0\0"
+        body = start + zlib.compress(bytes(size), 9)
+        return png([chunks[0], (kind, body), *chunks[1:]])
+
+    np.testing.assert_array_equal(decode(beside(1 << 20)), np.asarray(SMALL))
+    bomb = beside(100_000_000)
+    with pytest.raises(ValueError, match="too large"):
+        pil_pixels(bomb)
+    with peak_memory_and_seconds() as cost, pytest.raises(DamagedError, match="too large"):
+        decode(bomb)
     assert cost.megabytes < 20
-    np.testing.assert_array_equal(pixels, np.asarray(SMALL))
+
+
+def test_a_wrong_part_beside_the_picture_of_a_png_is_refused_as_pillow_refuses_it() -> None:
+    chunks = png_chunks(encoded(SMALL, "PNG"))
+    for kind, body in ((b"pHYs", b"1"), (b"sRGB", b""), (b"iCCP", b"name\0\1"), (b"zTXt", b"name\0\1text")):
+        for place in (1, -1):
+            file = png([*chunks[:place], (kind, body), *chunks[place:]])
+            with pytest.raises((ValueError, SyntaxError, OSError)):
+                pil_pixels(file)
+            with pytest.raises(DamagedError):
+                decode(file)
+
+
+def test_a_png_of_thousands_of_profiles_is_refused() -> None:
+    chunks = png_chunks(encoded(SMALL, "PNG"))
+    profile = (b"iCCP", b"name\0\0" + zlib.compress(bytes(1 << 20), 9))
+    with pytest.raises(RefusedError, match="parts"):
+        decode(png([chunks[0], *[profile] * 300, *chunks[1:]]))
 
 
 def test_a_tiff_piece_that_inflates_to_much_more_than_its_size_is_refused() -> None:

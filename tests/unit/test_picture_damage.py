@@ -18,6 +18,7 @@ from support.picture_files import (
     encoded,
     grey_tags,
     photograph,
+    pil_pixels,
     png,
     png_chunks,
     tiff,
@@ -283,3 +284,25 @@ def test_a_decoder_writes_nothing_to_stderr(capfd: pytest.CaptureFixture[str]) -
             except (DamagedError, RefusedError):
                 continue
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_hole_of_ones_in_the_data_of_a_jpeg_is_refused_and_fill_bytes_before_a_marker_are_not() -> None:
+    whole = encoded(photograph(200, 300), "JPEG", quality=90)
+    start = whole.index(b"\xff\xda") + 14
+    place = (
+        whole.index(b"\0", start + 2000) - 40
+    )  # what follows the hole makes its last byte a part of the data
+    for length in (2, 8, 40):
+        hole = whole[: place + 40 - length] + b"\xff" * length + whole[place + 40 :]
+        with pytest.raises(DamagedError):
+            decode(hole)
+    filled = whole[:-2] + b"\xff\xff\xff" + whole[-2:]
+    assert np.array_equal(decode(filled), pil_pixels(whole))
+
+
+def test_a_jpeg_of_rare_sampling_factors_is_refused_by_name_and_not_called_damaged() -> None:
+    inks = photograph().convert("CMYK")
+    assert np.array_equal(decode(encoded(inks, "JPEG")), pil_pixels(encoded(inks, "JPEG")))
+    for sampling in ("4:2:0", "4:2:2", "4:1:1"):
+        with pytest.raises(RefusedError, match="sampling"):
+            decode(encoded(inks, "JPEG", subsampling=sampling))

@@ -55,7 +55,9 @@ def test_a_predictor_counts_in_no_other_compression_than_lzw_and_deflate() -> No
 
 
 @pytest.mark.parametrize(("photometric", "bits"), [(0, 8), (0, 1), (1, 4), (1, 1), (1, 16)])
-def test_one_channel_in_planes_is_refused_where_pillow_takes_it_otherwise(photometric: int, bits: int) -> None:
+def test_one_channel_in_planes_is_refused_where_pillow_takes_it_otherwise(
+    photometric: int, bits: int
+) -> None:
     with pytest.raises(RefusedError, match="planes"):
         decode(tiff(grey_tags(HEIGHT, WIDTH, t262=photometric, t258=bits, t284=2), [GREY * 2]))
     plain = tiff(grey_tags(HEIGHT, WIDTH, t284=2), [GREY])
