@@ -5,22 +5,17 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from flowedge import __version__
 from flowedge.bundle import Bundle, write_bundle
-from flowedge.calibration.precision import PrecisionRequest, Progress, add_precisions
-from flowedge.calibration.precision.half import HalfType
-from flowedge.calibration.precision.typed_graph import FILES, Typing
-from flowedge.calibration.record import PrecisionReport
 from flowedge.clock import utc_now
 from flowedge.drafts import draft_folder
 from flowedge.errors import BundleError, CheckpointError, ExportError
@@ -49,8 +44,9 @@ from flowedge.manifest import (
     Source,
 )
 from flowedge.manifest_json import json_from_manifest
+from flowedge.progress import Progress
 from flowedge.replacing import put_at_free_place
-from flowedge.runtime.engine_cache import engine_cache
+from flowedge.runtime.engine import JUDGE
 from flowedge.runtime.pixel_range import with_pixel_range
 from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import files_of_selftest, synthetic_frames
@@ -66,9 +62,6 @@ class ExportOptions:
     """What a user may choose.
 
     Attributes:
-        half: Also write these half-precision graphs, typed by the family's rule alone.
-        request: Add graphs of lower precision that were planned and judged on ``images``, and calibrate the bundle.
-        images: Of good parts, for ``request``.
         image_size: ``(height, width)`` of the network's input; None takes the checkpoint's.
         backbone_weights: State dict of the feature extractor, for checkpoints that do not hold it.
         transform_from: Another file of the same training that holds the input transform, such as its ``model.pt``.
@@ -79,9 +72,6 @@ class ExportOptions:
         opset: ONNX opset, 17 to 21.
     """
 
-    half: tuple[HalfType, ...] = ()
-    request: PrecisionRequest | None = None
-    images: tuple[Path, ...] = ()
     image_size: tuple[int, int] | None = None
     backbone_weights: Path | None = None
     transform_from: Path | None = None
@@ -126,12 +116,10 @@ class ExportResult:
         bundle: The bundle, verified.
         checks: By precision, the comparison with the reference on the bundle's self-test; not of bfloat16,
             which ONNX Runtime's CPU does not run.
-        reports: What the gates found, of the precisions that were held to one.
     """
 
     bundle: Bundle
     checks: Mapping[str, tuple[Check, ...]]
-    reports: tuple[PrecisionReport, ...] = ()
 
 
 def read_model(path: Path, options: ExportOptions) -> ReadModel:
@@ -164,56 +152,46 @@ def read_model(path: Path, options: ExportOptions) -> ReadModel:
 
 
 def export_bundle(
-    path: Path, target: Path, options: ExportOptions, *, progress: Progress | None = None
+    path: Path,
+    target: Path,
+    options: ExportOptions,
+    *,
+    extend: Callable[[Bundle], Bundle] = lambda bundle: bundle,
+    progress: Progress | None = None,
 ) -> ExportResult:
-    """Export a checkpoint.
+    """Export a checkpoint to a bundle with an fp32 graph, verified on ONNX Runtime's CPU engine.
 
     Args:
         path: The checkpoint.
         target: The bundle's folder; it must not exist, its parent must.
         options: What the user chose.
+        extend: A function that adds to the new bundle before it is verified and put in place, such as graphs of lower
+            precision. It gets the bundle in a folder of its own and returns the bundle's next version there.
         progress: Told what is being done, for a display.
 
     Raises:
         CheckpointError: The checkpoint cannot be read or lacks something.
         ExportError: The graph could not be made or differs from the reference.
-        PrecisionError: A lower precision cannot pass its gate.
-        CalibrationError: There are no images for one that needs them.
         BundleError: The bundle cannot be written there.
     """
     check_target(target)
-    if options.opset < DEFAULT_OPSET and (options.half or options.request is not None):
-        raise ExportError(
-            f"a lower precision needs --opset {DEFAULT_OPSET} or more, got {options.opset}: the conversion to an older "
-            "one loses the names that say which nodes may have it."
-        )
-    progress = progress or Progress()
-    on_step = progress.begin
+    on_step = (progress or Progress()).begin
     try:
         with draft_folder(target.parent) as draft:
             folder = draft / "graphs"
             folder.mkdir()
-            graph = folder / "model.onnx"
-            traced = _trace(path, graph, options, on_step)
+            traced = _trace(path, folder / "model.onnx", options, on_step)
             _return_memory()
-            fp32 = traced.draft.graphs[0]
-            graphs = [fp32]
-            if options.half:
-                graphs += _half_graphs(graph, fp32, options.half, on_step)
             on_step("writing the bundle and replaying its self-test")
             files: dict[str, Path | bytes] = {file.name: file for file in sorted(folder.iterdir())}
             staged = write_bundle(
                 draft / "bundle",
-                msgspec.structs.replace(traced.draft, graphs=tuple(graphs)),
+                traced.draft,
                 {**files, **traced.selftest, LOWERING: json_from_lowering(traced.lowering)},
             )
-            reports: tuple[PrecisionReport, ...] = ()
-            if options.request is not None:
-                staged, reports = add_precisions(
-                    staged, options.images, options.request, cache=engine_cache(), progress=progress
-                )
+            staged = extend(staged)
             checks: dict[str, tuple[Check, ...]] = {
-                g.precision: verify_bundle(staged, precision=g.precision)
+                g.precision: verify_bundle(staged, engine=JUDGE, precision=g.precision)
                 for g in staged.manifest.graphs
                 if g.precision != "bf16"
             }
@@ -224,19 +202,7 @@ def export_bundle(
             f"{target} cannot be written: {error.strerror or error}. Check that {target.parent} is a folder that you "
             "may write to, with enough space, or name another place with -o."
         ) from error
-    return ExportResult(bundle=Bundle(target, staged.manifest), checks=checks, reports=reports)
-
-
-def _half_graphs(
-    graph: Path, fp32: GraphFile, wanted: Sequence[HalfType], on_step: Callable[[str], None]
-) -> list[GraphFile]:
-    """Typed by the family's rule, beside the fp32 graph."""
-    typing = Typing(graph, fp32, ranges=None)
-    made: list[GraphFile] = []
-    for half in wanted:
-        on_step(f"typing the {half} graph")
-        made.append(typing.write(half, typing.blocks(half), graph.with_name(FILES[half])).graph)
-    return made
+    return ExportResult(bundle=Bundle(target, staged.manifest), checks=checks)
 
 
 def nfa_outputs_of(repository: str, family: Family) -> NfaOutputs:

@@ -262,6 +262,9 @@ ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
 )
 
 
+JUDGE: Final = "onnxruntime-cpu"
+"""The engine that verifies exports and gates precisions. A verdict on a graph must not depend on the machine."""
+
 AUTO: Final = "auto"
 """In place of a precision: the fastest graph that is right here, see `flowedge.runtime.auto`."""
 

@@ -5,6 +5,7 @@ All of it edits graphs, so unlike the rest of ``flowedge.calibration`` it needs 
 
 from __future__ import annotations
 
-from flowedge.calibration.precision.add import PrecisionRequest, Progress, add_precisions
+from flowedge.calibration.precision.add import PrecisionRequest, add_precisions
+from flowedge.calibration.precision.by_rule import add_half_graphs
 
-__all__ = ["PrecisionRequest", "Progress", "add_precisions"]
+__all__ = ["PrecisionRequest", "add_half_graphs", "add_precisions"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -45,7 +45,6 @@ from flowedge.calibration.precision.ranges import (
 )
 from flowedge.calibration.precision.rounded import files_of_rounded_answers
 from flowedge.calibration.precision.search import (
-    ENGINE,
     GateImages,
     Search,
     judging_detector,
@@ -65,6 +64,8 @@ from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.manifest import Manifest, level_outputs
 from flowedge.onnx_constants import write_constants
+from flowedge.progress import Progress
+from flowedge.runtime.engine import JUDGE
 from flowedge.runtime.engine_cache import EngineCache, graph_hash
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.images import read_image
@@ -102,19 +103,6 @@ class PrecisionRequest:
     labelled: Dataset | None = None
     thresholds: ThresholdRequest = field(default_factory=ThresholdRequest)
     frame_rate: float | None = DEFAULT_FRAME_RATE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """Told what is being done, for a display.
-
-    Attributes:
-        begin: A new step begins: what it does.
-        advance: How much of it is done, and of how much.
-    """
-
-    begin: Callable[[str], None] = lambda what: None
-    advance: Callable[[int, int], None] = lambda done, total: None
 
 
 def add_precisions(
@@ -330,7 +318,7 @@ class _Work:
             levels=levels,
             request=self._request.thresholds,
             frame_rate=None,  # one check for all precisions, fitted once
-            engine=ENGINE,
+            engine=JUDGE,
             threads=self._threads,
             on_progress=self._progress.advance,
         )

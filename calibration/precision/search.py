@@ -22,11 +22,11 @@ from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Ty
 from flowedge.errors import PrecisionError
 from flowedge.manifest import Preprocessing
 from flowedge.runtime.detector import Detector
+from flowedge.runtime.engine import JUDGE
 from flowedge.runtime.images import read_image
 from flowedge.runtime.pixel_range import PixelRange
 from flowedge.runtime.unproven import open_unproven
 
-ENGINE: Final = "onnxruntime-cpu"
 # Both layouts round alike.
 _MEASURED_AS: Final[Mapping[TypedPrecision, TypedPrecision]] = MappingProxyType({"int8-gpu": "int8-cpu"})
 _PROBES: Final = 4  # good images that a block's sensitivity is measured on, each also with one defect
@@ -44,7 +44,7 @@ class Answer:
 
 def judging_detector(bundle: Bundle, precision: str, threads: int | None) -> Detector:
     """Open one graph of a bundle on the engine that judges candidates, whose gate takes the place of a proof."""
-    return Detector(bundle, open_unproven(ENGINE, bundle, precision, threads=threads), precision)
+    return Detector(bundle, open_unproven(JUDGE, bundle, precision, threads=threads), precision)
 
 
 def probe_frames(images: Sequence[Path], pixel_range: PixelRange | None) -> Iterator[NDArray[np.uint8]]:

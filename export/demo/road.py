@@ -19,6 +19,7 @@ from flowedge.bundle import Bundle
 from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle
 from flowedge.calibration.dataset import Dataset, Sample, read_dataset, read_mask
 from flowedge.calibration.evaluation import evaluate, mask_on_map
+from flowedge.calibration.precision import add_half_graphs
 from flowedge.errors import ExportError, FlowEdgeError
 from flowedge.export.demo.photos import PhotoPlan, write_photos
 from flowedge.export.demo.record import DemoResult, Inspected, Measured, Step, Verified
@@ -80,7 +81,12 @@ def run_demo(
             f"{one.layer} {one.first_nll:.2f} to {one.last_nll:.2f} nats/channel" for one in training
         )
     with clock.step("export") as found:
-        bundle = export_bundle(out / CHECKPOINT, out / BUNDLE, ExportOptions(half=("fp16",))).bundle
+        bundle = export_bundle(
+            out / CHECKPOINT,
+            out / BUNDLE,
+            ExportOptions(),
+            extend=lambda bundle: add_half_graphs(bundle, ("fp16",)),
+        ).bundle
         found.extend(
             f"{graph.precision} {bundle.graph_path(graph.precision).stat().st_size / 1e6:.1f} MB"
             for graph in bundle.manifest.graphs

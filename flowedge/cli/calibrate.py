@@ -240,7 +240,8 @@ def _add(
     threads: int | None,
     json: bool,
 ) -> Bundle:
-    from flowedge.calibration.precision import Progress, add_precisions
+    from flowedge.calibration.precision import add_precisions
+    from flowedge.progress import Progress
     from flowedge.runtime.engine_cache import engine_cache
 
     with stages() as (begin, advance):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flowedge.bundle import Bundle
 from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json, size_from, stages
 from flowedge.cli.precision import (
     Bf16,
@@ -21,11 +22,15 @@ from flowedge.cli.precision import (
 )
 from flowedge.cli.settings import TransformFrom, print_assumed, settings_from
 from flowedge.cli.verify import print_checks
-from flowedge.errors import FlowEdgeError
+from flowedge.errors import ExportError, FlowEdgeError
 from flowedge.packages import explain_missing
+from flowedge.progress import Progress
+from flowedge.runtime.engine_cache import engine_cache
 
 if TYPE_CHECKING:
     from flowedge.calibration.precision import PrecisionRequest
+    from flowedge.calibration.precision.half import HalfType
+    from flowedge.calibration.record import PrecisionReport
 
 NAME = "export"
 
@@ -87,14 +92,10 @@ def command(
         images, request = _judged_on(  # before PyTorch, which takes seconds to import
             calib_data, int8=int8, fp16=fp16, bf16=bf16, calibrator=calibrator, gate=gate, labelled=labelled
         )
-        from flowedge.calibration.precision import Progress
+        from flowedge.calibration.precision import add_half_graphs, add_precisions
         from flowedge.calibration.record import read_record
         from flowedge.export.pipeline import ExportOptions, default_target, export_bundle
-    halves = [name for name, wanted in (("fp16", fp16), ("bf16", bf16)) if wanted and request is None]
     options = ExportOptions(
-        half=tuple(halves),  # type: ignore[arg-type]
-        request=request,
-        images=images,
         image_size=image_size,
         backbone_weights=backbone_weights,
         transform_from=transform_from,
@@ -104,8 +105,25 @@ def command(
         opset=opset,
     )
     target = output if output is not None else default_target(checkpoint)
+    halves: list[HalfType] = ["fp16"] if fp16 else []
+    halves += ["bf16"] if bf16 else []
+    if fp16 or bf16 or int8:
+        _check_opset(opset)
+    reports: tuple[PrecisionReport, ...] = ()
     with stages() as (begin, advance):
-        result = export_bundle(checkpoint, target, options, progress=Progress(begin=begin, advance=advance))
+        progress = Progress(begin=begin, advance=advance)
+
+        def extend(bundle: Bundle) -> Bundle:
+            nonlocal reports
+            if request is not None:
+                bundle, reports = add_precisions(
+                    bundle, images, request, cache=engine_cache(), progress=progress
+                )
+            elif halves:
+                bundle = add_half_graphs(bundle, halves, on_step=begin)
+            return bundle
+
+        result = export_bundle(checkpoint, target, options, extend=extend, progress=progress)
     manifest = result.bundle.manifest
     if json:
         print_json(
@@ -113,15 +131,15 @@ def command(
                 "bundle": str(target),
                 "manifest": manifest,
                 "checks": result.checks,
-                "precisions": result.reports,
+                "precisions": reports,
             }
         )
         return
     print_assumed(manifest.assumed)
     for precision, checks in result.checks.items():
         print_checks(checks, f"{precision} against the reference")
-    print_reports(result.reports)
-    if result.reports:
+    print_reports(reports)
+    if reports:
         fitted = read_record(result.bundle)
         assert fitted is not None, "what was judged was calibrated"
         print_fitted(fitted, target)
@@ -130,6 +148,17 @@ def command(
     RESULTS.print(
         f"{target}: {manifest.family}, {manifest.backbone}, {manifest.image_size[0]}x{manifest.image_size[1]}"
     )
+
+
+def _check_opset(opset: int) -> None:
+    """Refuse an opset whose conversion loses the names of the nodes that may have a lower precision."""
+    from flowedge.export.graph.onnx_export import DEFAULT_OPSET
+
+    if opset < DEFAULT_OPSET:
+        raise ExportError(
+            f"a lower precision needs --opset {DEFAULT_OPSET} or more, got {opset}: the conversion to an older "
+            "one loses the names that say which nodes may have it."
+        )
 
 
 def _judged_on(

@@ -35,13 +35,14 @@ from flowedge.calibration.agreement import PairMoments
 from flowedge.calibration.dataset import Dataset, good_images, read_dataset
 from flowedge.calibration.evaluation import Evaluation, evaluate
 from flowedge.calibration.gates import DEFAULT_LIMITS
-from flowedge.calibration.precision import PrecisionRequest, Progress, add_precisions
+from flowedge.calibration.precision import PrecisionRequest, add_precisions
 from flowedge.calibration.precision.add import Wanted
 from flowedge.calibration.record import PrecisionReport
 from flowedge.errors import PrecisionError
 from flowedge.export.demo.photos import PhotoPlan, write_photos
 from flowedge.export.demo.train import TrainPlan, train_cflow
 from flowedge.export.pipeline import ExportOptions, export_bundle
+from flowedge.progress import Progress
 from flowedge.runtime.detector import Detector, Result
 from flowedge.runtime.engine_cache import EngineCache
 from flowedge.runtime.unproven import open_unproven

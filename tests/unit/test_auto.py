@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 import flowedge
 from flowedge.bundle import Bundle, write_bundle
+from flowedge.calibration.precision import add_half_graphs
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.runtime import auto
@@ -32,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def exported(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     target = tmp_path_factory.mktemp("auto") / "small.flowedge"
-    return export_bundle(small_checkpoint, target, ExportOptions(half=("fp16",))).bundle
+    return add_half_graphs(export_bundle(small_checkpoint, target, ExportOptions()).bundle, ("fp16",))
 
 
 def test_the_fastest_right_graph_is_taken_and_remembered(exported: Bundle, cache: Path) -> None:

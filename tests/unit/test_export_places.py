@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from flowedge.bundle import open_bundle, write_bundle
-from flowedge.calibration.precision import Progress
 from flowedge.drafts import PREFIX
 from flowedge.errors import BundleError
 from flowedge.export.pipeline import ExportOptions, check_target, default_target, export_bundle
 from flowedge.manifest_json import json_from_manifest, manifest_from_json
+from flowedge.progress import Progress
 from flowedge.text import printable
 from support.command_line import flowedge
 from support.tiny_bundle import tiny_manifest

@@ -1,0 +1,38 @@
+"""Half-precision graphs that the family's rule alone decides on, without images and without a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from flowedge.bundle import Bundle, folder_for_next_version, replace_in_bundle
+from flowedge.calibration.precision.half import HalfType
+from flowedge.calibration.precision.typed_graph import FILES, Typing
+
+
+def add_half_graphs(
+    bundle: Bundle, wanted: Sequence[HalfType], *, on_step: Callable[[str], None] = lambda step: None
+) -> Bundle:
+    """Add half-precision graphs to a bundle, every block of them converted.
+
+    Args:
+        bundle: The bundle; its next version takes its place.
+        wanted: The precisions, each once; the bundle has none of them yet.
+        on_step: A function that gets the name of each step.
+
+    Raises:
+        ExportError: A converted graph is not valid.
+        BundleError: The bundle cannot be written.
+    """
+    fp32 = bundle.manifest.graph("fp32")
+    with folder_for_next_version(bundle.path) as folder:
+        typing = Typing(bundle.graph_path("fp32"), fp32, ranges=None)
+        made = []
+        for half in wanted:
+            on_step(f"typing the {half} graph")
+            made.append(typing.write(half, typing.blocks(half), folder / FILES[half]).graph)
+        manifest = msgspec.structs.replace(bundle.manifest, graphs=(*bundle.manifest.graphs, *made))
+        return replace_in_bundle(
+            bundle, manifest=manifest, files={file.name: file for file in sorted(folder.iterdir())}
+        )
