@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
+from flowedge.errors import BundleError, ImageError
 from flowedge.manifest import Manifest
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.engine import Engine
@@ -83,13 +84,19 @@ def verify_bundle(
 
 
 def replay_selftest(bundle: Bundle, session: Engine) -> tuple[Check, ...]:
-    """As `verify_bundle`, on an engine that has loaded one of its graphs.
+    """Replay the bundle's self-test on an engine that has loaded one of the bundle's graphs.
 
     Raises:
-        BundleError: The bundle has no self-test.
+        BundleError: The bundle has no self-test, or its frames do not become the graph's input.
+        EngineUnavailableError: The device stopped.
     """
     selftest = read_selftest(bundle)
-    images = GraphInput(bundle.manifest)(selftest.frames)
+    try:
+        images = GraphInput(bundle.manifest)(selftest.frames)
+    except ImageError as error:
+        raise BundleError(
+            f"{bundle.path}: the frames of the self-test do not fit the manifest: {error} Export the bundle again."
+        ) from error
     return tuple(_checks(bundle, session, images, selftest.answers, session.precision))
 
 

@@ -43,6 +43,7 @@ _BROKEN_GRAPH = (
     ort_errors.InvalidProtobuf,
     ort_errors.NoModel,
     ort_errors.NoSuchFile,
+    UnicodeDecodeError,  # a message or a name that quotes bytes of a damaged graph
 )
 
 
@@ -221,7 +222,12 @@ def _tensorrt_version() -> str:
 def _checked_session(opening: Opening, providers: _Providers) -> ort.InferenceSession:
     graph = opening.graph
     session = _session(str(graph), providers, threads=opening.threads, where=str(graph))
-    inputs, outputs = _specs(session.get_inputs()), _specs(session.get_outputs())  # pyright: ignore[reportArgumentType]
+    try:
+        inputs, outputs = _specs(session.get_inputs()), _specs(session.get_outputs())  # pyright: ignore[reportArgumentType]
+    except UnicodeDecodeError as error:
+        raise BundleError(
+            f"the names of the inputs and outputs of {graph} are no text: {error}. Export the bundle again."
+        ) from error
     check_contract(graph, opening.bundle.manifest, inputs, outputs)
     return session
 

@@ -62,7 +62,13 @@ def load(opening: Opening) -> Engine:
             f"{opening.spec.name} computes in float16, got the precision fp32. Take --precision fp16."
         )
     model = _model(graph)
-    check_contract(graph, manifest, _specs(model.inputs), _specs(model.outputs))
+    try:
+        inputs, outputs = _specs(model.inputs), _specs(model.outputs)
+    except (UnicodeDecodeError, RuntimeError) as error:  # a name that is no text, or none at all
+        raise BundleError(
+            f"the inputs and outputs of {graph} cannot be read: {_one_line(error)}. Export the bundle again."
+        ) from error
+    check_contract(graph, manifest, inputs, outputs)
     return _OpenVino(opening.spec.name, model, device, opening.threads)
 
 
@@ -164,10 +170,16 @@ class _OpenVino:
             return sized
 
     def _compiled_for(self, model: ov.Model, batch: int) -> _Sized:
-        sized = model.clone()
-        sized.reshape([batch, *model.input(0).partial_shape[1:]])
-        if self._device == "CPU":
-            _multiply_small_permutations(sized)
+        try:
+            sized = model.clone()
+            sized.reshape([batch, *model.input(0).partial_shape[1:]])
+            if self._device == "CPU":
+                _multiply_small_permutations(sized)
+        except Exception as error:  # its failures have no base class of their own
+            raise EngineUnavailableError(
+                f"OpenVINO {_VERSION} cannot run the graph with {batch} images: {_one_line(error)}. "
+                "Export the bundle again, or take another engine."
+            ) from error
         return _Sized(_compiled(sized, self._device, self._threads))
 
 
@@ -260,6 +272,7 @@ def _model(graph: Path | io.BytesIO) -> ov.Model:
     where = "the probe graph" if isinstance(graph, io.BytesIO) else str(graph)
     try:
         model: ov.Model = front_end.convert(front_end.load(str(graph) if isinstance(graph, Path) else graph))
+        _join_signed_quantisation(model)
     except OpConversionFailure as error:
         raise EngineUnavailableError(
             f"OpenVINO {_VERSION} cannot run {where}: {_one_line(error)}. "
@@ -269,7 +282,6 @@ def _model(graph: Path | io.BytesIO) -> ov.Model:
         raise BundleError(
             f"OpenVINO {_VERSION} cannot read {where}: {_one_line(error)}. Export the bundle again."
         ) from error
-    _join_signed_quantisation(model)
     return model
 
 
