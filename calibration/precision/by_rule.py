@@ -26,7 +26,9 @@ def add_half_graphs(
         BundleError: The bundle cannot be written.
     """
     fp32 = bundle.manifest.graph("fp32")
-    with folder_for_next_version(bundle.path) as folder:
+    with folder_for_next_version(bundle.path) as draft:
+        folder = draft / "graphs"  # the draft has files of its own
+        folder.mkdir()
         typing = Typing(bundle.graph_path("fp32"), fp32, ranges=None)
         made = []
         for half in wanted:
