@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from flowedge import __version__
 from flowedge.bundle import Bundle, write_bundle
 from flowedge.clock import utc_now
 from flowedge.drafts import draft_folder
@@ -52,6 +51,7 @@ from flowedge.runtime.preprocess import Preprocessor
 from flowedge.runtime.selftest import files_of_selftest, synthetic_frames
 from flowedge.runtime.verify import Check, verify_bundle
 from flowedge.text import printable
+from flowedge.version import __version__
 
 SUFFIX: Final = ".flowedge"
 _LONGEST_NAME: Final = 255  # bytes, of a file on Linux

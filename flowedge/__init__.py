@@ -6,11 +6,10 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from flowedge import clock, telemetry
+from flowedge.version import __version__
 
 if TYPE_CHECKING:
     from flowedge.runtime.detector import Detector
-
-__version__ = "0.1.0"
 
 __all__ = ["__version__", "load"]
 

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Final
 
-import flowedge
-
 # In these lists an empty or relative entry means the current folder. OpenCV's import appends an empty one to the first.
 _SEARCHED: Final = ("LD_LIBRARY_PATH", "PATH", "PYTHONPATH")
 
@@ -42,5 +40,5 @@ def find_program(name: str) -> str | None:
 def _import_folders() -> list[str]:
     here = Path(os.curdir).resolve()
     found = [entry for entry in sys.path if os.path.isabs(entry) and Path(entry).resolve() != here]
-    own = str(Path(flowedge.__file__).resolve().parents[1])
+    own = str(Path(__file__).resolve().parents[1])
     return found if own in found else [*found, own]  # last: its folder may hold much besides

@@ -22,7 +22,6 @@ import cv2
 import msgspec
 import numpy as np
 
-from flowedge import __version__
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineCacheError, EngineWrongError
 from flowedge.runtime import verify
@@ -30,6 +29,7 @@ from flowedge.runtime.engine import Engine, EngineSpec, engine_spec, library_ver
 from flowedge.runtime.engine_cache import EngineCache, engine_cache, graph_hash
 from flowedge.runtime.machine import cpu_flags, cpu_name, find_nvidia_driver
 from flowedge.runtime.selftest import ANSWERS, FRAMES, rounded_answers_file
+from flowedge.version import __version__
 
 # Settings of the libraries that may choose another kernel, a math library's instruction set, or another library.
 _SETTINGS: Final = (

@@ -13,13 +13,13 @@ import jinja2
 import numpy as np
 import torch
 
-from flowedge import __version__
 from flowedge.clock import utc_now
 from flowedge.export.demo.page import PAGE
 from flowedge.export.demo.record import DemoResult, Inspected
 from flowedge.files import write_whole_file
 from flowedge.manifest import Manifest
 from flowedge.runtime.render import data_address
+from flowedge.version import __version__
 
 _SHOWN_PER_KIND: Final = 6
 _BINS: Final = 24

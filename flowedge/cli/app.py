@@ -11,13 +11,13 @@ from typing import Final
 
 import typer
 
-from flowedge import __version__
 from flowedge.cli import bench, build, cache, calibrate, demo, doctor, evaluate, export, info, signals, verify
 from flowedge.cli import run as run_images
 from flowedge.cli.output import MESSAGES
 from flowedge.cli.streams import on_standard_streams
 from flowedge.errors import FlowEdgeError, PrecisionError
 from flowedge.text import printable
+from flowedge.version import __version__
 
 # Every error of the command line itself, from whichever of its packages Typer takes it.
 _UsageError: Final[type[Exception]] = typer.BadParameter.mro()[2]

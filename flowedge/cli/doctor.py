@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import platform
 
-from flowedge import __version__
 from flowedge.cli.output import RESULTS, Json, print_json, table
 from flowedge.packages import installed_version, pip_install
+from flowedge.version import __version__
 
 NAME = "doctor"
 

@@ -18,7 +18,6 @@ import cv2
 import msgspec
 import numpy as np
 
-from flowedge import __version__
 from flowedge.bundle import Bundle, open_bundle
 from flowedge.clock import utc_now
 from flowedge.errors import EngineUnavailableError, FlowEdgeError
@@ -41,6 +40,7 @@ from flowedge.runtime.bench.report import PERCENTILES, SCHEMA, BatchTiming, Mach
 from flowedge.runtime.engine import ENGINES
 from flowedge.runtime.selftest import synthetic_frames
 from flowedge.text import printable
+from flowedge.version import __version__
 
 ROUNDS: Final = 6
 """Turns of each combination and batch."""
