@@ -380,7 +380,7 @@ def test_float16_overflows_without_ranges_and_passes_with_islands(
     assert set(report.islands) == {"backbone/l1/Conv", "backbone/l1/Relu", "backbone/l2/Conv"}
     assert given_back((report,), "fp16") == set()
     with flowedge.load(done.path, engine="onnxruntime-cpu", precision="fp16") as detect:
-        assert detect(np.full((48, 64, 3), 100, np.uint8)).verdict != "not_inspected"
+        assert detect(read_image(photographs[0])).verdict != "not_inspected"
 
 
 def test_an_outlier_ruins_min_max_and_percentile_passes(
