@@ -18,7 +18,7 @@ import msgspec
 
 from flowedge.errors import BundleError
 from flowedge.frame_quantities import FRAME_QUANTITIES
-from flowedge.manifest import READABLE_SCHEMAS, SCHEMA, FrameRange, Manifest
+from flowedge.manifest import READABLE_SCHEMAS, SCHEMA, FrameRange, Manifest, scoring_problem
 
 MAX_BYTES: Final = 4 << 20
 _HASH: Final = "sha256"
@@ -153,17 +153,9 @@ def _check_numbers(value: object, where: str) -> None:
 def _check_together(manifest: Manifest) -> None:
     """Check that the fields of a manifest fit each other, which their types cannot say."""
     for graph in manifest.graphs:
-        scoring = graph.scoring
-        if (scoring.normalisation == "fixed_reference") != (scoring.reference is not None):
-            raise _RefusedError(
-                f"is not valid: the {graph.precision} graph's scoring.reference must be there exactly when its "
-                "normalisation is fixed_reference"
-            )
-        if scoring.reference is not None and len(scoring.reference.level_max) != len(manifest.levels):
-            raise _RefusedError(
-                f"is not valid: {len(scoring.reference.level_max)} reference maxima for the {graph.precision} "
-                f"graph's {len(manifest.levels)} levels"
-            )
+        problem = scoring_problem(graph.scoring, manifest.family, len(manifest.levels))
+        if problem is not None:
+            raise _RefusedError(f"is not valid: in the {graph.precision} graph's scoring, {problem}")
     if not manifest.levels or not manifest.graphs:
         raise _RefusedError("is not valid: a bundle needs at least one level and one graph")
     names = [graph.precision for graph in manifest.graphs]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from flowedge.framing import Size
 from flowedge.geometry import BandedMatrix, bilinear_matrix
-from flowedge.manifest import Family, FixedReference, Scoring
+from flowedge.manifest import Family, FixedReference, Scoring, scoring_problem
 
 Array: TypeAlias = NDArray[np.float32]
 
@@ -66,7 +66,8 @@ def aggregate(levels: Sequence[Array], scoring: Scoring, family: Family, image_s
     Raises:
         ValueError: ``scoring`` does not suit the family or the number of levels.
     """
-    _check(levels, scoring, family)
+    if (problem := scoring_problem(scoring, family, len(levels))) is not None:
+        raise ValueError(problem)
     with np.errstate(invalid="ignore", over="ignore"):  # inf and NaN are passed on for the caller to judge
         return _RULES[family](levels, scoring, image_size)
 
@@ -190,20 +191,3 @@ def _matrices(image_size: Size, level_size: Size, align_corners: bool) -> tuple[
         for outputs, inputs in zip(image_size, level_size, strict=True)
     )
     return rows, columns
-
-
-def _check(levels: Sequence[Array], scoring: Scoring, family: Family) -> None:
-    normalised = family in ("cflow", "msflow")
-    if normalised == (scoring.normalisation == "none"):
-        raise ValueError(f"normalisation {scoring.normalisation!r} does not suit {family}")
-    reference = scoring.reference
-    if (reference is None) == (scoring.normalisation == "fixed_reference"):
-        raise ValueError("a reference must be there exactly for fixed_reference")
-    if reference is not None and len(reference.level_max) != len(levels):
-        raise ValueError(f"the reference has {len(reference.level_max)} levels, got {len(levels)}")
-    if family == "csflow" and scoring.csflow_map is None:
-        raise ValueError("csflow needs scoring.csflow_map")
-    if family == "msflow" and scoring.top_fraction is None:
-        raise ValueError("msflow needs scoring.top_fraction")
-    if family == "msflow" and reference is not None and reference.mul_max is None:
-        raise ValueError("msflow's reference needs mul_max")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
+from flowedge.geometry import placement
 from flowedge.manifest import Manifest
 from flowedge.runtime.pixel_range import in_8_bits, is_deep
 from flowedge.runtime.preprocess import Preprocessor, check_frame
@@ -18,6 +19,7 @@ class GraphInput:
     """Makes the one input of a bundle's graphs; threads may share one."""
 
     def __init__(self, manifest: Manifest) -> None:
+        self._preprocessing = manifest.preprocessing
         self._preprocessor = Preprocessor(manifest.preprocessing)
         self._image_size = manifest.image_size
         self._frame_size = manifest.frame_size
@@ -57,15 +59,17 @@ class GraphInput:
         return [in_8_bits(frame, self._pixel_range) if is_deep(frame) else frame for frame in frames]
 
     def _network_input(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        image = self._preprocessor(frame)
-        height, width = self._image_size
-        if image.shape != (3, height, width):
+        check_frame(frame)
+        # Before the work: the sizes that a manifest names may be anything.
+        window = placement(self._preprocessing, frame.shape[:2]).window
+        if window != self._image_size:
+            height, width = self._image_size
             raise ImageError(
-                f"a frame of {frame.shape[0]}x{frame.shape[1]} becomes {image.shape[1]}x{image.shape[2]} pixels "
+                f"a frame of {frame.shape[0]}x{frame.shape[1]} becomes {window[0]}x{window[1]} pixels "
                 f"by the bundle's preprocessing, its graph takes {height}x{width}: the model's own pipeline resizes "
                 f"the shorter side only. Crop the frames to the aspect of {height}x{width}."
             )
-        return image
+        return self._preprocessor(frame)
 
     def _check_size(self, frame: NDArray[np.uint8], size: tuple[int, int]) -> None:
         check_frame(frame)

@@ -7,8 +7,6 @@ gives them. They come before any normalisation, so they stay right when the bund
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,7 +18,8 @@ from numpy.typing import NDArray
 from flowedge.bundle import Bundle
 from flowedge.errors import BundleError
 from flowedge.manifest import Preprocessing, level_outputs
-from flowedge.runtime.npz import npz_from_arrays
+from flowedge.runtime.limits import MAX_PIXELS
+from flowedge.runtime.npz import arrays_from_npz, npz_from_arrays
 
 FRAMES: Final = "selftest/frames.npz"
 ANSWERS: Final = "selftest/answers.npz"
@@ -28,6 +27,8 @@ ANSWERS: Final = "selftest/answers.npz"
 _SIZES: Final = ((120, 160), (203, 151), (96, 96))
 _SQUARE_SIZES: Final = ((120, 120), (203, 203), (96, 96))
 _LONGEST_SIDE: Final = 256  # drawn pixels of a frame of a given size
+_MOST_FRAMES: Final = 16  # a bundle has three, which are inferred in one batch
+_LARGEST_BYTES: Final = len(_SIZES) * MAX_PIXELS * 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,6 +80,10 @@ def read_selftest(bundle: Bundle) -> SelfTest:
         BundleError: There is none, or it does not fit the manifest.
     """
     stored = _arrays(bundle, FRAMES)
+    if len(stored) > _MOST_FRAMES:
+        raise BundleError(
+            f"{bundle.path / FRAMES} holds {len(stored)} frames, more than {_MOST_FRAMES}. Export the bundle again."
+        )
     frames = [stored[name] for name in sorted(stored)]
     if not frames or any(f.dtype != np.uint8 or f.ndim != 3 or f.shape[2] != 3 for f in frames):
         raise BundleError(f"{bundle.path / FRAMES} holds no (H, W, 3) uint8 frames. Export the bundle again.")
@@ -136,9 +141,8 @@ def _frame(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 def _arrays(bundle: Bundle, path: str) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(io.BytesIO(bundle.read(path)), allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        return arrays_from_npz(bundle.read(path), largest=_LARGEST_BYTES)
+    except ValueError as error:
         raise BundleError(
             f"{bundle.path / path} cannot be read: {error}. Export the bundle again."
         ) from error

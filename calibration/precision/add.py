@@ -340,7 +340,8 @@ class _Work:
         if self._cache is not None:
             with contextlib.suppress(ValueError):  # not there, or damaged: observed anew
                 ranges = ranges_from_bytes(self._cache.read_extra(self._ranges_name(draft, tensors, counted)))
-                return self._calibrated(draft, {}, "calibrating fp32"), ranges
+                if ranges.keys() == set(tensors):
+                    return self._calibrated(draft, {}, "calibrating fp32"), ranges
         self._progress.begin("taking the ranges of all tensors")
         names = list(level_outputs(draft.manifest.levels, None))
         observer = Observer(graph, tensors, counted=counted, outputs=names, threads=self._threads)

@@ -8,7 +8,6 @@ beforehand, and the memory does not depend on how many images there are.
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -24,13 +23,14 @@ from numpy.typing import NDArray
 
 from flowedge.files import utf8_name
 from flowedge.runtime.denormals import flushing_denormals
-from flowedge.runtime.npz import npz_from_arrays
+from flowedge.runtime.npz import arrays_from_npz, npz_from_arrays
 
 _BINS: Final = 1 << 16
 _SIGN: Final = 1 << 15
 _WORTH_CLEARING: Final = 1 << 17  # values
 _FLOAT32_COUNTS: Final = 1 << 24  # OpenCV counts in float32, which holds every whole number up to this one
 _OUTPUT_BYTES: Final = 1 << 30  # of the observed tensors of one run
+_STORED_BYTES: Final = 1 << 30  # of stored ranges, unpacked
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -217,17 +217,21 @@ def ranges_from_bytes(data: bytes) -> dict[str, TensorRange]:
         ValueError: The bytes are not that.
     """
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            ranges: dict[str, TensorRange] = {}
-            for n, name in enumerate(arrays["names"]):
-                counts = np.zeros(_BINS, np.int64)
-                counts[arrays[f"bins_{n}"]] = arrays[f"counts_{n}"]
-                smallest, largest, infinite = (float(v) for v in arrays[f"limits_{n}"])
-                ranges[str(name)] = TensorRange(
-                    counts=counts, smallest=smallest, largest=largest, infinite=int(infinite)
-                )
-    except Exception as error:  # a damaged archive raises from zipfile, zlib, struct or NumPy
+        arrays = arrays_from_npz(data, largest=_STORED_BYTES)
+        ranges: dict[str, TensorRange] = {}
+        for n, name in enumerate(arrays["names"]):
+            counts = np.zeros(_BINS, np.int64)
+            counts[arrays[f"bins_{n}"]] = arrays[f"counts_{n}"]
+            smallest, largest, infinite = (float(v) for v in arrays[f"limits_{n}"])
+            ranges[str(name)] = TensorRange(
+                counts=counts, smallest=smallest, largest=largest, infinite=int(infinite)
+            )
+    except (
+        Exception
+    ) as error:  # arrays of a wrong type or shape, or that are missing, raise from NumPy and Python
         raise ValueError(f"not stored ranges: {error}") from error
+    if any(one.counts.min() < 0 or np.isnan((one.smallest, one.largest)).any() for one in ranges.values()):
+        raise ValueError("not stored ranges: no values can have them")
     return ranges
 
 

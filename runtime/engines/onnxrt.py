@@ -274,7 +274,8 @@ def _session(
 ) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3  # errors only; what matters comes as an exception
+    # What goes wrong comes as an exception, but for a GPU's libraries that cannot be loaded: those are only logged.
+    options.log_severity_level = 4 if providers[0][0] == _CPU else 3
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry(_WIDER_PRODUCTS, "1")
     if threads is not None:

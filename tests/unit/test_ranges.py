@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from flowedge.calibration.precision.ranges import (
     ranges_from_bytes,
     ranges_key,
 )
+from flowedge.runtime.npz import npz_from_arrays
 from support.block_graph import SIZE, block_model, random_layers
 from support.observed import observe
 
@@ -210,6 +212,39 @@ def test_a_pickle_in_the_store_is_not_opened() -> None:
     np.savez(buffer, names=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="not stored ranges"):
         ranges_from_bytes(buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("count", "limits"),
+    [(-1, (0.0, 1.0, 0.0)), (1, (np.nan, 1.0, 0.0)), (1, (0.0, np.nan, 0.0)), (1, (0.0, 1.0, np.nan))],
+)
+def test_ranges_that_no_values_can_have_are_not_taken_from_the_cache(
+    count: int, limits: tuple[float, ...]
+) -> None:
+    forged = npz_from_arrays(
+        {
+            "names": np.array(["a"]),
+            "bins_0": np.array([3]),
+            "counts_0": np.array([count]),
+            "limits_0": np.array(limits),
+        }
+    )
+    with pytest.raises(ValueError, match="not stored ranges"):
+        ranges_from_bytes(forged)
+
+
+def test_a_bomb_in_the_cache_is_not_unpacked() -> None:
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("names.npy", "w") as file,
+    ):
+        file.write(b"\0" * (1 << 20))
+    lying = bytearray(packed.getvalue())
+    declared = lying.rfind(b"PK\x01\x02") + 24
+    lying[declared : declared + 4] = (0xFFFFFFF0).to_bytes(4, "little")
+    with pytest.raises(ValueError, match="unpacks to"):
+        ranges_from_bytes(bytes(lying))
 
 
 def test_the_key_is_that_of_graph_inputs_and_tensors() -> None:
