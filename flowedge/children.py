@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -19,8 +20,25 @@ def python_command(module: str) -> list[str]:
     them, except in the current folder, and FlowEdge itself where this process has it.
     """
     # The old sys.path goes first: until then, only modules that are built in or frozen are imported.
-    code = f"import sys; sys.path[:] = {_import_folders()!r}; from {module} import main; main()"
+    code = f"import sys; sys.path[:] = {import_folders()!r}; from {module} import main; main()"
     return [sys.executable, "-I", "-c", code]
+
+
+def import_folders() -> list[str]:
+    """Return ``sys.path`` without the current folder, which an empty entry of ``PYTHONPATH`` puts there.
+
+    A current folder that is the standard library's or a folder of installed packages stays.
+    """
+    # The entries of PYTHONPATH come before the standard library, those of installed packages behind it.
+    library = os.path.dirname(os.__file__)
+    named = sys.path.index(library) if library in sys.path else len(sys.path)
+    found = [
+        entry
+        for place, entry in enumerate(sys.path)
+        if os.path.isabs(entry) and not (place < named and _is_current_folder(entry))
+    ]
+    own = str(Path(__file__).resolve().parents[1])
+    return found if own in found else [*found, own]  # last: its folder may hold much besides
 
 
 def clean_environment() -> dict[str, str]:
@@ -37,8 +55,7 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=clean_environment().get("PATH", os.defpath))
 
 
-def _import_folders() -> list[str]:
-    here = Path(os.curdir).resolve()
-    found = [entry for entry in sys.path if os.path.isabs(entry) and Path(entry).resolve() != here]
-    own = str(Path(__file__).resolve().parents[1])
-    return found if own in found else [*found, own]  # last: its folder may hold much besides
+def _is_current_folder(entry: str) -> bool:
+    with contextlib.suppress(OSError):  # an entry need not exist
+        return os.path.samefile(entry, os.curdir)
+    return False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from flowedge.children import import_folders
 from flowedge.cli import signals
 from flowedge.drafts import remove_own_drafts
 
@@ -15,6 +16,7 @@ def main() -> None:
     """Run the command line and end with its exit status."""
     signals.raise_on_signals()
     try:
+        sys.path[:] = import_folders()  # before any library is imported
         from flowedge.cli.app import run
 
         status = run()

@@ -96,6 +96,24 @@ def test_a_command_runs_nothing_of_the_current_folder(arguments: tuple[str, ...]
     assert done.returncode in (0, 1), "the tiny bundle has no self-test, which the bench calls a problem"
 
 
+@pytest.mark.parametrize("path", [os.pathsep, ".", f"/opt{os.pathsep}"])
+def test_an_entry_of_pythonpath_that_means_the_current_folder_leads_to_no_library_there(
+    path: str, tmp_path: Path
+) -> None:
+    for name in ("typer", "rich", "msgspec"):
+        (tmp_path / f"{name}.py").write_text("open('mark', 'w'); raise SystemExit(99)")
+    command = [sys.executable, "-c", "import sys; del sys.path[0]; from flowedge.cli import main; main()"]
+    done = subprocess.run(
+        [*command, "cache", "list", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        env={**clean_environment(), "PYTHONPATH": path},
+    )
+    assert not (tmp_path / "mark").exists(), done.stderr
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_fresh_interpreter_imports_nothing_from_the_current_folder(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
