@@ -234,6 +234,9 @@ def _layout(tags: dict[int, tuple[int, ...]], order: str) -> _Layout:
 def _samples(data: bytes, tags: dict[int, tuple[int, ...]], layout: _Layout) -> NDArray[Any]:
     """Put the pieces together: ``(H, W, samples)`` in the file's own type."""
     tiled = _TILE_WIDTH in tags
+    # Of two listings a reader may take the one or the other, and libtiff takes the later.
+    if tags.keys() & ({_STRIP_OFFSETS, _STRIP_COUNTS} if tiled else {_TILE_OFFSETS, _TILE_COUNTS}):
+        raise DamagedError("it lists both strips and tiles")
     offsets = tags.get(_TILE_OFFSETS if tiled else _STRIP_OFFSETS, ())
     counts = tags.get(_TILE_COUNTS if tiled else _STRIP_COUNTS, ())
     down = -(-layout.height // layout.piece_height)

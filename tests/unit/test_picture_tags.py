@@ -94,3 +94,10 @@ def test_a_tag_of_millions_of_values_is_refused_before_they_are_read(tag: int) -
     struct.pack_into("<II", file, entry + 4, count, 8)
     with pytest.raises(RefusedError, match=f"{tag}.*{count}"):
         decode(bytes(file))
+
+
+@pytest.mark.parametrize("tag", [324, 325])
+def test_a_file_that_lists_strips_and_tiles_is_refused(tag: int) -> None:
+    file = tiff([*grey_tags(HEIGHT, WIDTH), (tag, 4, [24])], [GREY])
+    with pytest.raises(DamagedError, match="both strips and tiles"):
+        decode(file)
