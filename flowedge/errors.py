@@ -17,6 +17,14 @@ FlowEdgeError
 
 A wrong argument of a Python call is a ``ValueError`` or a ``TypeError``; a bug of ours is an
 ``AssertionError``. The command line prints a ``FlowEdgeError`` on one line and ends with status 2.
+
+Example:
+    >>> import flowedge
+    >>> try:
+    ...     detector = flowedge.load("missing.flowedge")
+    ... except flowedge.errors.BundleError as error:
+    ...     print(error)
+    missing.flowedge is not a bundle: no such folder. Make one with: flowedge export CKPT.
 """
 
 from __future__ import annotations

@@ -68,6 +68,14 @@ class Result:
         engine_reason: Why that one: it was named, or what stood in the way of those before it.
         timings: Where the time went.
         problem: Why the frame was not inspected, a clause without a full stop; empty otherwise.
+
+    Example:
+        >>> import numpy as np
+        >>> import flowedge
+        >>> with flowedge.load("bottle.flowedge") as detector:
+        ...     result = detector(np.zeros((480, 640, 3), dtype=np.uint8))
+        >>> result.anomaly_map.shape, result.precision
+        ((480, 640), 'fp32')
     """
 
     score: float
@@ -144,6 +152,15 @@ class Detector:
 
     A detector belongs to the process that loaded it: it cannot be pickled or copied, and refuses to inspect after a
     fork. Each process loads the bundle itself.
+
+    Example:
+        >>> import numpy as np
+        >>> import flowedge
+        >>> frames = np.zeros((2, 480, 640, 3), dtype=np.uint8)
+        >>> with flowedge.load("bottle.flowedge") as detector:
+        ...     results = detector.detect_batch(frames)
+        >>> [result.score == results[0].score for result in results]
+        [True, True]
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, precision: str, *, source_scale: bool = False) -> None:

@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import platform
+from dataclasses import fields
 
 from flowedge.cli.output import RESULTS, Json, print_json, table
-from flowedge.packages import installed_version, pip_install
-from flowedge.version import __version__
+from flowedge.packages import pip_install
 
 NAME = "doctor"
-
-_EXPORT_PACKAGES = ("torch", "torchvision", "timm", "FrEIA", "onnx", "onnxscript")
 
 
 def command(json: Json = False) -> None:
     """Try every engine on a small graph, and list what is installed and what is missing."""
-    from flowedge.runtime.engine import available_engines
-    from flowedge.runtime.engine_cache import engine_cache
-    from flowedge.runtime.machine import (
-        cpu_extensions,
-        cpu_name,
-        find_jetson,
-        find_memory,
-        find_nvidia_driver,
-        system_name,
-    )
+    from flowedge.runtime.doctor import doctor
 
-    engines = available_engines()
-    packages = {name: installed_version(name) for name in _EXPORT_PACKAGES}
-    numba = installed_version("numba")
-    missing = [name for name, version in packages.items() if version is None]
-    cache = engine_cache()
-    machine = {
-        "flowedge": __version__,
-        "python": platform.python_version(),
-        "platform": system_name(),
-        "cpu": cpu_name(),
-        "cpu_extensions": cpu_extensions(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory": find_memory(),
-        "jetson": find_jetson(),
-        "nvidia": find_nvidia_driver(),
-        "engine_cache": f"none: {cache.problem}" if cache.problem else str(cache.folder),
-    }
-    ordered = [status for status in engines if status.spec.order is not None]
-    order = [status.spec.name for status in ordered]
-    default = next((s.spec.name for s in ordered if s.works and not s.spec.compiled), None)
-    compiled = [s.spec.name for s in ordered if s.works and s.spec.compiled]
+    found = doctor()
     if json:
         print_json(
             {
-                "machine": machine,
+                "machine": found.machine,
                 "engines": [
                     {
                         "name": status.spec.name,
@@ -61,41 +28,48 @@ def command(json: Json = False) -> None:
                         "works": status.works,
                         "problem": status.problem,
                     }
-                    for status in engines
+                    for status in found.engines
                 ],
-                "order": order,
-                "default": default,
-                "export": packages,
-                "nfa_compiler": {"numba": numba},
+                "order": found.order,
+                "default": found.default,
+                "export": found.export,
+                "nfa_compiler": {"numba": found.numba},
             }
         )
         return
     facts = table("", "")
-    for name, value in machine.items():
-        facts.add_row(name, _described(value))
+    for field in fields(found.machine):
+        facts.add_row(field.name, _described(getattr(found.machine, field.name)))
     RESULTS.print(facts)
     rows = table("engine", "device", "version", "works")
-    for status in engines:
+    for status in found.engines:
         version = (status.version or "-").partition("-")[0] or "-"
         rows.add_row(status.spec.name, status.spec.device, version, "yes" if status.works else "no")
     RESULTS.print(rows)
     RESULTS.print(
-        f"Without --engine, the first that opens is taken, the fastest kind first: {', '.join(order)}. "
-        f"Here that is {default or 'none'}"
-        + (f", and {' or '.join(compiled)} for what flowedge build has compiled." if compiled else "."),
+        f"Without --engine, the first that opens is taken, the fastest kind first: {', '.join(found.order)}. "
+        f"Here that is {found.default or 'none'}"
+        + (
+            f", and {' or '.join(found.compiled)} for what flowedge build has compiled."
+            if found.compiled
+            else "."
+        ),
         soft_wrap=True,
     )
-    for status in engines:
+    for status in found.engines:
         if status.problem:
             RESULTS.print(f"{status.spec.name}: {status.problem}", soft_wrap=True)
+    missing = [name for name, version in found.export.items() if version is None]
     if missing:
         RESULTS.print(f"exporting lacks {', '.join(missing)}: {pip_install('export')}", soft_wrap=True)
     else:
-        RESULTS.print("exporting: " + ", ".join(f"{name} {version}" for name, version in packages.items()))
-    if numba is None:
+        RESULTS.print(
+            "exporting: " + ", ".join(f"{name} {version}" for name, version in found.export.items())
+        )
+    if found.numba is None:
         RESULTS.print(f"the NFA tree runs as plain Python; faster: {pip_install('nfa')}")
     else:
-        RESULTS.print(f"the NFA tree is compiled by numba {numba}")
+        RESULTS.print(f"the NFA tree is compiled by numba {found.numba}")
 
 
 def _described(value: object) -> str:

@@ -105,8 +105,11 @@ def command(
         opset=opset,
     )
     target = output if output is not None else default_target(checkpoint)
-    halves: list[HalfType] = ["fp16"] if fp16 else []
-    halves += ["bf16"] if bf16 else []
+    halves: list[HalfType] = []
+    if fp16:
+        halves.append("fp16")
+    if bf16:
+        halves.append("bf16")
     if fp16 or bf16 or int8:
         _check_opset(opset)
     reports: tuple[PrecisionReport, ...] = ()

@@ -1,0 +1,121 @@
+"""A diagnosis of this machine: its facts, the engines that work on it, and the packages that it lacks."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from flowedge.packages import installed_version
+from flowedge.runtime.engine import EngineStatus, available_engines
+from flowedge.runtime.engine_cache import engine_cache
+from flowedge.runtime.machine import (
+    Jetson,
+    Memory,
+    NvidiaDriver,
+    cpu_extensions,
+    cpu_name,
+    find_jetson,
+    find_memory,
+    find_nvidia_driver,
+    system_name,
+)
+from flowedge.version import __version__
+
+_EXPORT_PACKAGES: Final = ("torch", "torchvision", "timm", "FrEIA", "onnx", "onnxscript")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineFacts:
+    """The facts of a machine that decide which engines run on it.
+
+    Attributes:
+        flowedge: The version of FlowEdge.
+        python: The version of Python.
+        platform: The operating system and the processor's architecture.
+        cpu: The name of the processor.
+        cpu_extensions: The processor's extensions that matter for inference, such as ``avx512_vnni``.
+        cpus: The number of CPUs that this process may use; None where the system does not say.
+        memory: The memory; None where the system does not say.
+        jetson: The facts of a Jetson; None on other machines.
+        nvidia: The driver of NVIDIA's GPUs, with an empty version where there is none.
+        engine_cache: The folder of the engine cache, or ``none`` with the reason.
+    """
+
+    flowedge: str
+    python: str
+    platform: str
+    cpu: str
+    cpu_extensions: tuple[str, ...]
+    cpus: int | None
+    memory: Memory | None
+    jetson: Jetson | None
+    nvidia: NvidiaDriver
+    engine_cache: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """The machine, its engines, and the optional packages.
+
+    Attributes:
+        machine: The facts of the machine.
+        engines: The status of every engine, those that may be chosen without a name first.
+        order: The names of the engines that may be chosen without a name, in the order of choice.
+        default: The first of ``order`` that works here and needs no build; None where there is none.
+        compiled: The names in ``order`` that work here and load what ``flowedge build`` has compiled.
+        export: The versions of the packages that exporting needs; None for a package that is not installed.
+        numba: The version of Numba, which compiles the NFA tree; None where it is not installed.
+    """
+
+    machine: MachineFacts
+    engines: tuple[EngineStatus, ...]
+    order: tuple[str, ...]
+    default: str | None
+    compiled: tuple[str, ...]
+    export: Mapping[str, str | None]
+    numba: str | None
+
+
+def doctor() -> Diagnosis:
+    """Try every engine on a small graph, and collect the facts of this machine.
+
+    Raises:
+        EngineCacheError: The settings of the engine cache are wrong.
+
+    Example:
+        >>> import flowedge
+        >>> diagnosis = flowedge.doctor()
+        >>> diagnosis.default in diagnosis.order
+        True
+    """
+    engines = available_engines()
+    ordered = [status for status in engines if status.spec.order is not None]
+    works = [status.spec for status in ordered if status.works]
+    return Diagnosis(
+        machine=_facts(),
+        engines=engines,
+        order=tuple(status.spec.name for status in ordered),
+        default=next((spec.name for spec in works if not spec.compiled), None),
+        compiled=tuple(spec.name for spec in works if spec.compiled),
+        export={name: installed_version(name) for name in _EXPORT_PACKAGES},
+        numba=installed_version("numba"),
+    )
+
+
+def _facts() -> MachineFacts:
+    cache = engine_cache()
+    return MachineFacts(
+        flowedge=__version__,
+        python=platform.python_version(),
+        platform=system_name(),
+        cpu=cpu_name(),
+        cpu_extensions=cpu_extensions(),
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        memory=find_memory(),
+        jetson=find_jetson(),
+        nvidia=find_nvidia_driver(),
+        engine_cache=f"none: {cache.problem}" if cache.problem else str(cache.folder),
+    )

@@ -1,0 +1,84 @@
+"""Functions that take the folder of a bundle: load it for inspection, and verify it on this machine."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+from flowedge.bundle import open_bundle
+from flowedge.runtime.detector import Detector
+from flowedge.runtime.opening import open_or_build
+from flowedge.runtime.verify import Check, verify_bundle
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    engine: str | None = None,
+    precision: str = "fp32",
+    threads: int | None = None,
+    source_scale: bool = False,
+    build: bool = False,
+) -> Detector:
+    """Open a bundle and load one of its graphs, ready to inspect frames.
+
+    Args:
+        path: The bundle's folder.
+        engine: A name of ``flowedge.runtime.ENGINES``; None takes the first that opens on this machine.
+        precision: Which of the bundle's graphs to run; ``int8`` is the one for the engine's device, ``auto`` the
+            fastest that is right here, measured once.
+        threads: How many CPU threads one inference uses; None leaves it to the engine.
+        source_scale: Give the score and the map that anomalib would give, normalised to 0..1, and decide by its
+            thresholds; they were fitted where the checkpoint was trained.
+        build: Compile the named engine first where the engine cache has none that fits; it may take minutes. Without
+            it nothing is ever compiled here.
+
+    Raises:
+        BundleError: The bundle cannot be trusted, or has no graph of this precision; or it holds no
+            scale of its source, or was calibrated to another.
+        EngineUnavailableError: The engine cannot run on this machine; the message says what to install or to build.
+        EngineWrongError: The engine's answers to the bundle's self-test are wrong on this machine.
+        EngineCacheError: ``build``, and the engine cache cannot be written.
+        TypeError: ``threads`` is not a whole number.
+        ValueError: ``threads`` is below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> import flowedge
+        >>> with flowedge.load("bottle.flowedge") as detector:
+        ...     result = detector(np.zeros((480, 640, 3), dtype=np.uint8))
+        >>> result.anomaly_map.shape
+        (480, 640)
+    """
+    bundle = open_bundle(path)
+    session = open_or_build(engine, bundle, precision, threads=threads, build=build)
+    return Detector(bundle, session, session.precision, source_scale=source_scale)
+
+
+def verify(
+    path: str | PathLike[str],
+    *,
+    engine: str | None = None,
+    precision: str = "fp32",
+    threads: int | None = None,
+) -> tuple[Check, ...]:
+    """Replay a bundle's self-test on this machine, and compare the answers with those recorded at export.
+
+    Args:
+        path: The bundle's folder.
+        engine: A name of ``flowedge.runtime.ENGINES``. None takes the first that opens on this machine.
+        precision: The precision of the graph. ``int8`` is the one for the engine's device.
+        threads: The number of CPU threads of one inference. None leaves it to the engine.
+
+    Returns:
+        The comparisons; a bundle is right here when every one has ``passed``.
+
+    Raises:
+        BundleError: The bundle cannot be trusted, or it has no graph of this precision or no self-test.
+        EngineUnavailableError: The engine cannot run on this machine.
+
+    Example:
+        >>> import flowedge
+        >>> all(check.passed for check in flowedge.verify("bottle.flowedge"))
+        True
+    """
+    return verify_bundle(open_bundle(path), engine=engine, precision=precision, threads=threads)
