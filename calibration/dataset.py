@@ -82,6 +82,8 @@ def read_dataset(folder: Path) -> Dataset:
     samples: list[Sample] = []
     without_masks: list[str] = []
     for class_folder in sorted(path for path in _entries(test) if os.path.isdir(path)):
+        if class_folder.name.startswith("."):
+            continue
         label = printable(class_folder.name)
         images = _images(class_folder)
         masks = {} if label == GOOD else _masks(images, root / "ground_truth" / class_folder.name)

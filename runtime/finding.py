@@ -50,7 +50,9 @@ PICTURES: Final = (".overlay.png", ".mask.png")
 """How the names end of what ``flowedge run --out`` writes."""
 
 _SIGNATURES: Final = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|II[*+]\x00|MM\x00[*+]|BM.{4}\x00{4}|RIFF....WEBP|P[1-7fF][\s#]|GIF8[79]a",
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|II[*+]\x00|MM\x00[*+]|BM.{4}\x00{4}|RIFF....WEBP|P[1-7fF][\s#]|GIF8[79]a"
+    # HEIF and AVIF, JPEG 2000 and XL, Photoshop, OpenEXR, DirectDraw
+    rb"|....ftyp(?:he[iv]|mif1|msf1|avi[fs])|\0\0\0\x0c(?:jP  |JXL )\r\n\x87\n|\xffO\xffQ|8BPS\0|v/1\x01|DDS ",
     re.DOTALL,
 )
 
@@ -73,8 +75,8 @@ def find_images(source: str | Path) -> Found:
 
     Args:
         source: An image file, a folder (searched with all its subfolders; a link to a folder is reported, not
-            followed), or a pattern with ``*``, ``?``, ``[...]`` or ``**``. Hidden files are left out. A file that is
-            named outright is an image whatever its name, else the end of its name or its first bytes tell.
+            followed), or a pattern with ``*``, ``?``, ``[...]`` or ``**``. Hidden files and folders are left out. A
+            file that is named outright is an image whatever its name, else the end of its name or its first bytes tell.
 
     Raises:
         DataError: Nothing is there, or the folder itself cannot be listed.
@@ -146,6 +148,7 @@ def _below(folder: Path) -> Iterator[Path]:
         unreadable.append(Path(os.fsdecode(error.filename)))
 
     for parent, folders, names in os.walk(folder, onerror=note):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(parent, name) for name in names)
         yield from (path for name in folders if (path := Path(parent, name)).is_symlink())
     yield from unreadable

@@ -15,6 +15,9 @@ MAX_PICTURE_SIDE: Final = 32_768
 MAX_RATIO: Final = 1_024
 """The most times that the longer side of a picture or a frame may be the shorter one."""
 
+MAX_SAMPLE_BYTES: Final = 3 * MAX_PIXELS
+"""The most bytes of the samples of a compressed file, with those that are dropped: the largest picture as RGB."""
+
 MAX_BYTES: Final = 4 * MAX_PIXELS + (1 << 20)
 """The largest file that is read: an uncompressed picture of so many pixels with alpha."""
 

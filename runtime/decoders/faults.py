@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from flowedge.runtime.limits import size_problem
+from flowedge.runtime.limits import MAX_SAMPLE_BYTES, size_problem
 
 CUT_OFF: Final = "it is cut off"
 
@@ -29,6 +29,29 @@ def check_picture_size(height: int, width: int) -> None:
     problem = size_problem(height, width)
     if problem is not None:
         raise RefusedError(problem)
+
+
+def check_sample_bytes(size: int) -> None:
+    """Check the bytes that all samples of a file will take, before anything is allocated for them.
+
+    Raises:
+        RefusedError: There are more than `MAX_SAMPLE_BYTES`.
+    """
+    if size > MAX_SAMPLE_BYTES:
+        raise RefusedError(
+            f"has {size / 1e6:.0f} MB of samples, more than {MAX_SAMPLE_BYTES / 1e6:.0f}. Cut it into pieces, or save "
+            "it with fewer channels or bits."
+        )
+
+
+def check_parts(count: int, most: int) -> None:
+    """Check how many parts a file has, each of which costs time however short it is.
+
+    Raises:
+        RefusedError: There are more than ``most``.
+    """
+    if count > most:
+        raise RefusedError(f"is made of more than {most} parts. Save it again with another program.")
 
 
 def several_pictures(kind: str) -> RefusedError:

@@ -23,6 +23,7 @@ from flowedge.runtime.decoders.faults import (
     CUT_OFF,
     DamagedError,
     RefusedError,
+    check_parts,
     check_picture_size,
     several_pictures,
 )
@@ -48,6 +49,8 @@ _BARE: Final = (0x01, *range(0xD0, 0xD8))  # markers without a segment
 _NEXT_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 # A byte of 255 may be repeated before a marker, and not before the 0 that makes it a part of the data.
 _FILLED: Final = re.compile(rb"\xff\xff\x00")
+_FILL: Final = re.compile(rb"\xff+")  # before a marker, any number of them
+_MAX_PARTS: Final = 10_000  # segments and markers; encoders write some dozens
 _COEFFICIENTS: Final = 64
 _HOLE: Final = bytes(8)
 _LONG_HOLE: Final = bytes(64)  # in a refinement: a perfect ramp can give a short one there
@@ -107,7 +110,10 @@ def _frame(data: bytes) -> _Frame:
     """Walk the segments to the end marker, and check that the scans bring all of every component."""
     at, frame = 2, None
     tables: dict[int, int] = {}
+    count = 0
     while True:
+        count += 1
+        check_parts(count, _MAX_PARTS)
         at, marker = _marker(data, at)
         if marker == _EOI:
             break
@@ -152,14 +158,13 @@ def _frame(data: bytes) -> _Frame:
 
 def _marker(data: bytes, at: int) -> tuple[int, int]:
     """Return the place behind the next marker, and the marker."""
-    start = at
-    while data[at : at + 1] == b"\xff":  # any number of fill bytes
-        at += 1
-    if at >= len(data):
+    start = _FILL.match(data, at)
+    place = at if start is None else start.end()
+    if place >= len(data):
         raise DamagedError(CUT_OFF)
-    if at == start:
+    if start is None:
         raise DamagedError(f"there is no marker at byte {at}")
-    return at + 1, data[at]
+    return place + 1, data[place]
 
 
 def _frame_header(kind: int, segment: bytes) -> _Frame:

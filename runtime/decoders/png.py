@@ -20,7 +20,9 @@ from flowedge.runtime.decoders.faults import (
     CUT_OFF,
     DamagedError,
     RefusedError,
+    check_parts,
     check_picture_size,
+    check_sample_bytes,
     several_pictures,
 )
 from flowedge.runtime.decoders.pillow import rgb_of
@@ -39,6 +41,7 @@ _ADAM7: Final = [
     (1, 0, 2, 2),
     (0, 1, 1, 2),
 ]
+_MAX_PARTS: Final = 200_000  # encoders write their data in parts of 8 kB and more
 _MAX_OTHERS: Final = 256  # parts beside the picture; cameras and editors write a few
 _DEPTHS: Final = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by colour type
 
@@ -77,7 +80,10 @@ def _chunks(data: bytes) -> tuple[dict[bytes, bytes], list[tuple[bytes, bytes]]]
     others: list[tuple[bytes, bytes]] = []
     parts: list[bytes] = []
     at, previous = len(_MAGIC), b""
+    count = 0
     while previous != b"IEND":
+        count += 1
+        check_parts(count, _MAX_PARTS)
         if at + 12 > len(data):
             raise DamagedError(CUT_OFF)
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -173,3 +179,4 @@ def _check_header(kind: bytes, body: bytes) -> None:
     check_picture_size(height, width)
     if depth not in _DEPTHS.get(colours, ()) or compression or filtering or interlace > 1:
         raise DamagedError("its header says a format that does not exist")
+    check_sample_bytes(height * width * _CHANNELS[colours] * depth // 8)

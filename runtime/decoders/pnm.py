@@ -16,9 +16,11 @@ from flowedge.runtime.decoders.faults import (
     several_pictures,
 )
 
-SIGNATURE: Final = rb"P[1-6fF][\s#]"
+SIGNATURE: Final = rb"P[1-6fF]\s"
+_MAX_HEADER: Final = 1 << 16  # bytes with its comments; each needs memory while they are matched
 _MAX_TEXT: Final = 32_000_000  # bytes of samples in plain text
-_GAP: Final = rb"(?:\s|#[^\n\r]*[\n\r])+"
+# A comment with no space before it would join the numbers on both of its sides in Pillow, and part them elsewhere.
+_GAP: Final = rb"\s(?:\s|#[^\n\r]*[\n\r])*"
 _WHOLE: Final = rb"(\d{1,9})"
 _BITMAP: Final = re.compile(rb"P[14]" + _GAP + _WHOLE + _GAP + _WHOLE + rb"\s")
 _MAP: Final = re.compile(rb"P[2356]" + _GAP + _WHOLE + _GAP + _WHOLE + _GAP + _WHOLE + rb"\s")
@@ -39,7 +41,7 @@ def decode(data: bytes) -> NDArray[Any]:
     kind = data[1:2]
     if kind in b"fF":
         return _floats(data)
-    header = (_BITMAP if kind in b"14" else _MAP).match(data)
+    header = (_BITMAP if kind in b"14" else _MAP).match(data, 0, _MAX_HEADER)
     if header is None:
         raise DamagedError("its header is not complete")
     width, height = int(header[1]), int(header[2])
@@ -87,11 +89,13 @@ def _plain(body: bytes, shape: tuple[int, ...], *, is_bitmap: bool) -> NDArray[n
     if len(body) > _MAX_TEXT:
         raise RefusedError(f"has {len(body) / 1e6:.0f} MB of numbers in plain text. Save it as a binary PNM.")
     count = int(np.prod(shape))
+    if not is_bitmap and re.search(rb"\d#", body):
+        raise DamagedError("a comment touches a number")
     text = re.sub(rb"#[^\n\r]*", b"", body)
     if not re.fullmatch(rb"[\d\s]*", text):
         raise DamagedError("something else lies between its numbers")
     if is_bitmap:
-        digits = np.frombuffer(b"".join(text.split()), np.uint8) - np.uint8(ord("0"))
+        digits = np.frombuffer(text.translate(None, b" \t\n\r\v\f"), np.uint8) - np.uint8(ord("0"))
         samples = digits.astype(np.uint32)
     else:
         if re.search(rb"\d{10}", text):
@@ -106,7 +110,7 @@ def _plain(body: bytes, shape: tuple[int, ...], *, is_bitmap: bool) -> NDArray[n
 
 def _floats(data: bytes) -> NDArray[np.float32]:
     """Return the samples of a PFM file; its rows go from the bottom to the top."""
-    header = _FLOATS.match(data)
+    header = _FLOATS.match(data, 0, _MAX_HEADER)
     if header is None:
         raise DamagedError("its header is not complete")
     width, height = int(header[1]), int(header[2])

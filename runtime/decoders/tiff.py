@@ -19,6 +19,7 @@ from flowedge.runtime.decoders.faults import (
     DamagedError,
     RefusedError,
     check_picture_size,
+    check_sample_bytes,
     several_pictures,
 )
 from flowedge.runtime.decoders.tiff_pieces import COMPRESSIONS, Buffer, unpacked
@@ -140,7 +141,8 @@ def _directory(data: bytes, order: str) -> dict[int, tuple[int, ...]]:
         if where + size > len(data):
             raise DamagedError(f"the values of its tag {tag} lie beyond its end")
         if tag == _XMP:
-            tags[tag] = (_orientation_of_xmp(data[where : where + size]),)
+            said = _XMP_ORIENTATION.search(data, where, where + size)
+            tags[tag] = (int(said[1]) if said and said[1] in b"12345678" else 1,)
             continue
         if length > _MAX_VALUES:
             raise RefusedError(
@@ -152,12 +154,6 @@ def _directory(data: bytes, order: str) -> dict[int, tuple[int, ...]]:
     if following:
         raise several_pictures("a TIFF file")
     return tags
-
-
-def _orientation_of_xmp(packet: bytes) -> int:
-    """Return the orientation that an XMP packet says, 1 where it says none; Pillow takes the first one."""
-    said = _XMP_ORIENTATION.search(packet)
-    return int(said[1]) if said and said[1] in b"12345678" else 1
 
 
 def _one(tags: dict[int, tuple[int, ...]], tag: int, default: int | None = None) -> int:
@@ -217,6 +213,7 @@ def _layout(tags: dict[int, tuple[int, ...]], order: str) -> _Layout:
         piece = min(_one(tags, _ROWS_PER_STRIP, height), height), width
         if piece[0] < 1:
             raise DamagedError("its strips have no rows")
+    check_sample_bytes(max(height * width, piece[0] * piece[1]) * samples * bits // 8)
     return _Layout(
         height=height,
         width=width,

@@ -14,6 +14,7 @@ from flowedge.runtime.decoders.faults import (
     CUT_OFF,
     DamagedError,
     RefusedError,
+    check_parts,
     check_picture_size,
     several_pictures,
 )
@@ -23,6 +24,7 @@ MAX_WEBP_PIXELS: Final = 40_000_000
 """The most pixels of a WebP picture: libwebp's decoder needs five times the memory of other formats."""
 
 SIGNATURE: Final = rb"RIFF....WEBP"
+_MAX_PARTS: Final = 1_000  # encoders write less than ten
 _ANIMATED: Final = (b"ANIM", b"ANMF")
 
 
@@ -52,8 +54,10 @@ def _sizes(data: bytes) -> list[tuple[int, int]]:
     if len(data) < end:
         raise DamagedError(CUT_OFF)
     sizes: list[tuple[int, int]] = []
-    at = 12
+    at, count = 12, 0
     while at < end:
+        count += 1
+        check_parts(count, _MAX_PARTS)
         kind, size = struct.unpack_from("<4sI", data, at)
         body = data[at + 8 : min(at + 8 + size, end)]
         if len(body) != size:

@@ -164,3 +164,61 @@ def test_a_picture_of_a_pixel_is_read() -> None:
     one = Image.new("RGB", (1, 1), (3, 1, 4))
     for kind in ("PNG", "BMP", "TIFF", "PPM"):
         assert decode(encoded(one, kind)).tolist() == [[[3, 1, 4]]]
+
+
+def deep_tiff(side: int, piece: int, samples: int = 3, bits: int = 64) -> bytes:
+    """Return a TIFF file of many bytes a pixel, whose one tile is all zeros."""
+    tags = [
+        *[
+            tag
+            for tag in grey_tags(side, side, t259=8, t262=2, t322=piece, t323=piece)
+            if tag[0] not in (258, 278)
+        ],
+        (258, 3, [bits] * samples),
+        (339, 3, [3] * samples),
+    ]
+    tags = [(tag, kind, [samples] if tag == 277 else values) for tag, kind, values in tags]
+    return tiff(tags, [zlib.compress(bytes(1000))], tiled=True)
+
+
+def many_parts() -> Iterator[tuple[str, bytes]]:
+    """Yield files that are made of very many parts, or of very long ones that say nothing."""
+    jpeg, rgb, webp = (encoded(SMALL, kind) for kind in ("JPEG", "PNG", "WEBP"))
+    for kind in (b"IDAT", b"tEXt"):
+        part = struct.pack(">I4sI", 0, kind, zlib.crc32(kind))
+        yield f"png {kind.decode()}", rgb[:33] + part * 300_000 + rgb[33:]
+    yield "jpeg markers", jpeg[:2] + b"\xff\xd0" * 3_000_000 + jpeg[2:]
+    yield "jpeg comments", jpeg[:2] + b"\xff\xfe\0\2" * 2_000_000 + jpeg[2:]
+    riff = webp[:4] + struct.pack("<I", len(webp) + 8_000_000 - 8) + b"WEBP"
+    yield "webp", riff + b"abcd\0\0\0\0" * 1_000_000 + webp[12:]
+    yield "pnm spaces", b"P5" + b" " * 4_000_000 + b"8 8 255\n" + bytes(64)
+    yield "pnm comments", b"P5" + b" #\n" * 2_000_000 + b"8 8 255\n" + bytes(64)
+    yield "tiff samples", deep_tiff(5_000, 5_000)
+    yield "tiff tile", deep_tiff(16, 4_096, samples=4)
+    deep = struct.pack(">IIBBBBB", 7_000, 7_000, 16, 6, 0, 0, 0)
+    yield "png samples", png([(b"IHDR", deep), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")])
+
+
+@pytest.mark.parametrize("name", dict(many_parts()))
+def test_what_a_file_is_made_of_is_bounded_too(name: str) -> None:
+    data = dict(many_parts())[name]
+    with peak_memory_and_seconds() as cost, pytest.raises((RefusedError, DamagedError)) as caught:
+        decode(data)
+    assert "parts" in str(caught.value) or "MB" in str(caught.value) or "header" in str(caught.value)
+    assert cost.megabytes < 60
+    assert cost.seconds < 5
+
+
+def test_a_jpeg_may_have_any_number_of_fill_bytes() -> None:
+    jpeg = encoded(SMALL, "JPEG")
+    filled = jpeg[:2] + b"\xff" * 20_000_000 + jpeg[2:]
+    with peak_memory_and_seconds() as cost:
+        pixels = decode(filled)
+    np.testing.assert_array_equal(pixels, pil_pixels(jpeg))
+    assert cost.seconds < 5
+
+
+def test_digits_of_a_plain_bitmap_cost_little() -> None:
+    with peak_memory_and_seconds() as cost:
+        decode(b"P1 1000 1000\n" + b"0 " * 1_000_000)
+    assert cost.megabytes < 20

@@ -91,6 +91,8 @@ def test_an_image_of_another_format_is_reported_as_not_inspected(bundle: Path, p
     (photos / "pages.tif").write_bytes(encoded(GOOD, "TIFF", save_all=True, append_images=[GOOD]))
     (photos / "no_suffix").write_bytes(PNG)
     (photos / "picture.bak").write_bytes(encoded(GOOD, "JPEG"))
+    for name, start in (("heif", b"\0\0\0\x18ftypheic"), ("photoshop", b"8BPS\0\1"), ("exr.bak", b"v/1\1")):
+        (photos / name).write_bytes(start + bytes(40))
     done = flowedge("run", bundle, photos, "--json")
     found = verdicts(done)
     assert sorted(found) == sorted(path.name for path in photos.iterdir())
@@ -101,8 +103,17 @@ def test_an_image_of_another_format_is_reported_as_not_inspected(bundle: Path, p
     }
     assert done.status == 1
     table = flowedge("run", bundle, photos)
-    assert "5 not_inspected, 3 ok" in table.stdout
-    for name in ("moving.gif", "raw.dng", "phone.HEIC", "apng.png", "pages.tif"):
+    assert "8 not_inspected, 3 ok" in table.stdout
+    for name in (
+        "moving.gif",
+        "raw.dng",
+        "phone.HEIC",
+        "apng.png",
+        "pages.tif",
+        "heif",
+        "photoshop",
+        "exr.bak",
+    ):
         assert name in table.stderr
     assert "several pictures" in table.stderr
 
@@ -116,6 +127,16 @@ def test_what_is_no_image_is_named_and_counted_and_changes_no_status(bundle: Pat
     assert "good.png.overlay.png" in done.stderr
     assert "note 0.txt" in done.stderr
     assert "3 more" in done.stderr
+
+
+def test_hidden_folders_are_no_part_of_a_folder_nor_a_class_of_a_dataset(tmp_path: Path) -> None:
+    for name in ("test/good/a.png", "test/good/.trash/b.png", "test/.checkpoints/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(PNG)
+    for source in (tmp_path, f"{tmp_path}/**"):
+        assert [path.name for path in find_images(source).images] == ["a.png"]
+    assert [sample.label for sample in read_dataset(tmp_path).samples] == ["good"]
+    assert [path.name for path in find_images(tmp_path / "test" / ".checkpoints").images] == ["c.png"]
 
 
 def special(photos: Path) -> dict[str, Callable[[Path], None]]:
