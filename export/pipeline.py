@@ -134,14 +134,14 @@ def read_model(path: Path, options: ExportOptions) -> ReadModel:
     checkpoint = read_checkpoint(path, settings=settings, transform_from=options.transform_from)
     checkpoint = with_backbone(checkpoint, options.backbone_weights)
     family = FAMILIES[checkpoint.family]
-    backbone = backbone_from_checkpoint(checkpoint)
-    module = module_from_backbone(backbone)
     image_size = _input_size(checkpoint)
     given = any(value.name == "input_size" and value.given for value in checkpoint.assumed)
     with naming_file(path):
+        backbone = backbone_from_checkpoint(checkpoint)
+        module = module_from_backbone(backbone)
         check_image_size(image_size, given=given)
-    shapes = feature_shapes(module, image_size)
-    model = family.flow_model(checkpoint, backbone, shapes, image_size)
+        shapes = feature_shapes(module, image_size)
+        model = family.flow_model(checkpoint, backbone, shapes, image_size)
     return ReadModel(
         checkpoint=checkpoint,
         model=model,

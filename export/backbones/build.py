@@ -12,7 +12,12 @@ from torch import nn
 from torch.func import functional_call
 
 from flowedge.errors import CheckpointError
-from flowedge.export.backbones.convolutional import Pyramid, convolutional_features, pad_by_reflection
+from flowedge.export.backbones.convolutional import (
+    Pyramid,
+    convolutional_features,
+    pad_by_reflection,
+    unknown_taps,
+)
 from flowedge.export.backbones.efficientnet import (
     STATIC_PADDING,
     fold_batch_norms,
@@ -96,6 +101,11 @@ def _tokens(backbone: ir.Backbone) -> TokenFeatures:
 
 
 def _parts_of_mcait(backbone: ir.Backbone) -> tuple[ir.Backbone, ir.Backbone]:
+    prefixes = ("extractor1.", "extractor2.")
+    lost = [tap for tap in backbone.taps if not tap.startswith(prefixes)]
+    if lost or not all(any(tap.startswith(prefix) for tap in backbone.taps) for prefix in prefixes):
+        raise unknown_taps("mcait", lost, [f"{prefix}blocks.0 and so on" for prefix in prefixes])
+
     def part(network: str, prefix: str) -> ir.Backbone:
         return dataclasses.replace(
             backbone,
@@ -108,4 +118,4 @@ def _parts_of_mcait(backbone: ir.Backbone) -> tuple[ir.Backbone, ir.Backbone]:
             },
         )
 
-    return part("cait_m48_448", "extractor1."), part("cait_s24_224", "extractor2.")
+    return part("cait_m48_448", prefixes[0]), part("cait_s24_224", prefixes[1])

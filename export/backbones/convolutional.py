@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from flowedge.errors import CheckpointError
-from flowedge.export.backbones.weights import unfilled
+from flowedge.export.backbones.weights import on_meta, unfilled
 
 _STRIDE: Final = 32  # of the one network that runs on a pyramid, EfficientNet-B5
 # Under the names that published state dicts have.
@@ -36,8 +36,9 @@ class StageFeatures(nn.Module):
 
     def __init__(self, name: str, stages: Sequence[int]) -> None:
         super().__init__()
-        self.network = unfilled(lambda: _stages(name, out_indices=sorted(stages)))
-        self.unused = _whole(name, "timm").state_dict().keys() - self.network.state_dict().keys()
+        self.network = unfilled(lambda: _stages(name, out_indices=sorted(stages)), lambda: _of_timm(name))
+        whole = on_meta(lambda: _of_timm(name))
+        self.unused = whole.state_dict().keys() - self.network.state_dict().keys()
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """``(N, 3, H, W)`` in, one ``(N, C, h, w)`` per tap out."""
@@ -133,7 +134,7 @@ def stage_names(name: str) -> list[str]:
         CheckpointError: timm does not know the network, or it has no stages.
     """
     try:
-        probe: Any = unfilled(lambda: _stages(name))
+        probe: Any = on_meta(lambda: _stages(name))
     except (RuntimeError, AttributeError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"timm cannot build the backbone {name!r} as a feature extractor: {error}. "
@@ -164,9 +165,14 @@ def _stages(name: str, **options: Any) -> nn.Module:
     return network
 
 
+def _of_timm(name: str) -> nn.Module:
+    network: nn.Module = timm.create_model(name, pretrained=False, exportable=True)
+    return network
+
+
 def _whole(name: str, naming: str) -> nn.Module:
     if naming == "timm":
-        return unfilled(lambda: timm.create_model(name, pretrained=False, exportable=True))
+        return unfilled(lambda: _of_timm(name))
     if name not in _TORCHVISION:
         raise CheckpointError(
             f"the backbone {name!r} is none of torchvision's that are known here: {', '.join(_TORCHVISION)}. "

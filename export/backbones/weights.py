@@ -16,19 +16,42 @@ from flowedge.errors import CheckpointError
 Network = TypeVar("Network", bound=nn.Module)
 
 _COUNTER = "num_batches_tracked"
+# Of a network that is built for real: a gigabyte. A checkpoint of a few kilobytes can name a larger one.
+_MOST_PARAMETERS = 1 << 28
 
 
-def unfilled(build: Callable[[], Network]) -> Network:
-    """A network that takes no memory for weights yet: on torch's device ``meta``.
+def on_meta(build: Callable[[], Network]) -> Network:
+    """Build a network on torch's device ``meta``, where it has names and shapes and takes no memory."""
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # initialising nothing is what is wanted here
+        return build()
+
+
+def unfilled(build: Callable[[], Network], whole: Callable[[], nn.Module] | None = None) -> Network:
+    """Build a network that takes no memory for weights yet: on torch's device ``meta``.
 
     One that computes buffers instead of storing them (an anti-aliasing filter) is built for real, because nothing
     would fill those.
+
+    Args:
+        build: Makes the network.
+        whole: Makes the whole network, where ``build`` makes it too and returns a part of it.
+
+    Raises:
+        CheckpointError: The network would be built for real and is too large for that.
     """
-    with warnings.catch_warnings(), torch.device("meta"):
-        warnings.simplefilter("ignore")  # initialising nothing is what is wanted here
-        network = build()
+    network = on_meta(build)
     computed = {name for name, _ in network.named_buffers()} - network.state_dict().keys()
-    return build() if computed else network
+    if not computed:
+        return network
+    count = sum(one.numel() for one in (network if whole is None else on_meta(whole)).parameters())
+    if count > _MOST_PARAMETERS:
+        raise CheckpointError(
+            f"the backbone that the checkpoint names has {count} parameters, and a network of its kind may have "
+            f"{_MOST_PARAMETERS}, since it is built before its weights are known. Check the name, and give another one "
+            "with --set backbone=NAME."
+        )
+    return build()
 
 
 def fill(

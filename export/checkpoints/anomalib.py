@@ -115,7 +115,7 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
     hidden = hidden_behind(hyper.get(clamp_name))
     choices.take(
         CLAMP,
-        held=None if hidden else stored_clamp(hyper.get(clamp_name)),
+        held=None if hidden or choices.gives(CLAMP) else stored_clamp(hyper.get(clamp_name)),
         default=None if hidden else clamp,
         why=hidden or "anomalib's default; the checkpoint does not hold it.",
     )

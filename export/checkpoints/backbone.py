@@ -13,7 +13,7 @@ import torch
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.contents import arrays_of, contents_of
 from flowedge.export.checkpoints.record import Array, BackboneNaming, Checkpoint, Tensors
-from flowedge.export.checkpoints.safe_load import load_untrusted
+from flowedge.export.checkpoints.safe_load import load_untrusted, naming_file
 
 # How the names of vision transformers begin.
 TRANSFORMERS: Final = ("vit_", "deit_", "cait_")
@@ -70,12 +70,14 @@ def read_backbone_weights(path: Path) -> Tensors:
     Raises:
         CheckpointError: The file cannot be read, or holds no tensors.
     """
-    state = contents_of(load_untrusted(path), file=path.name, sha256="").state
-    if not state:
-        raise CheckpointError(
-            f"{path} holds no state dict. Give the network's weights as its library saves them."
-        )
-    return arrays_of(state)
+    root = load_untrusted(path)
+    with naming_file(path):
+        state = contents_of(root, file=path.name, sha256="").state
+        if not state:
+            raise CheckpointError(
+                "it holds no state dict. Give the network's weights as its library saves them."
+            )
+        return arrays_of(state)
 
 
 def with_backbone(checkpoint: Checkpoint, weights: Path | None) -> Checkpoint:

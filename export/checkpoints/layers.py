@@ -30,7 +30,8 @@ def take_layers(choices: Choices, stored: object, *, network: str, widths: tuple
         _check_names(stored)
         held, left_out = _layers_of_trainer(stored, network, len(widths))
     if left_out:
-        why = f"The file also says {printable(', '.join(left_out))}, which {network} lacks and the trainer left out."
+        others = printable(", ".join(left_out))
+        why = f"The file also says {others:.300}, which {network} lacks and the trainer left out."
         taken = choices.take(LAYERS, default=held, why=why)
     else:
         taken = choices.take(
@@ -40,7 +41,7 @@ def take_layers(choices: Choices, stored: object, *, network: str, widths: tuple
         stages = _stages(network)
         available = f" {network} has {', '.join(stages)}." if stages else ""
         raise CheckpointError(
-            f"the layers {printable(', '.join(taken))} are {len(taken)}, and the flow has {len(widths)} levels."
+            f"the layers {printable(', '.join(taken)):.300} are {len(taken)}, and the flow has {len(widths)} levels."
             f"{available} Name those of the levels with --set layers=a,b,c."
         )
 

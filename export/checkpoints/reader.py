@@ -21,7 +21,7 @@ from flowedge.export.checkpoints import (
 from flowedge.export.checkpoints.contents import Contents, contents_of
 from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.checkpoints.safe_load import file_sha256, load_untrusted, naming_file
-from flowedge.export.checkpoints.settings import FAMILY_SETTINGS, WEIGHTS, given_value
+from flowedge.export.checkpoints.settings import FAMILY_SETTINGS, PIXEL_RANGE, WEIGHTS, given_value
 from flowedge.manifest import Assumed
 from flowedge.text import printable, shown
 
@@ -65,6 +65,7 @@ def read_checkpoint(
             of another model or holds none.
     """
     weights = given_value(WEIGHTS, settings)
+    given_value(PIXEL_RANGE, settings)  # only a bundle holds it, and it is refused here all the same
     root, sha256 = load_untrusted(path), file_sha256(path)
     other = None if transform_from is None else _contents(transform_from)
     with naming_file(path):

@@ -72,6 +72,16 @@ def load_untrusted(path: Path) -> object:
         return _load_old(file, mapped, budget)
 
 
+def check_file(path: Path) -> None:
+    """Refuse a path that is no readable file, before any work is done for it.
+
+    Raises:
+        CheckpointError: The path is missing, no regular file, or may not be read.
+    """
+    with _reasons(path), open_regular_file(path):
+        pass
+
+
 def file_sha256(path: Path) -> str:
     """Compute the hash of a file's bytes, 64 hexadecimal digits.
 

@@ -31,11 +31,12 @@ from flowedge.text import printable, shown
 _LONGEST_NAME: Final = (
     100  # characters of a network's name; an unknown one is compared with all that are known
 )
-# The hub's place of timm's own models, or torchvision's module; the name; the tag of the weights, or an enumeration's.
+# The hub's place of timm's own models, or timm's or torchvision's module; the name; the tag of the weights, or an
+# enumeration's.
 _NETWORK_NAME: Final = re.compile(
-    r"(?:(?:(?:hf[-_]hub:)?timm/)|(?:torchvision[./](?:models[./])?(?:[a-z]+\.)?))?"
+    r"(?:(?:hf[-_]hub:)?timm/|timm:|(?:(?:timm|torchvision)[./](?:models[./])?|models\.)(?:[a-z]+\.)?)?"
     r"(?P<name>[A-Za-z0-9_]+?)"
-    r"(?:(?P<enum>_Weights(?:\.[A-Za-z0-9_]+)?)|(?P<tag>\.[A-Za-z0-9_-]+)?)(?:@[A-Za-z0-9_.-]+)?"
+    r"(?:(?P<enum>_(?i:Weights)(?:\.[A-Za-z0-9_]+)?)|(?P<tag>\.[A-Za-z0-9_-]+)?)(?:@[A-Za-z0-9_.-]+)?"
 )
 T = TypeVar("T")
 # A coupling multiplies by exp(clamp) at most, which float32 must hold.
@@ -291,8 +292,8 @@ def stored_clamp(value: object) -> float | None:
     ):
         raise CheckpointError(
             f"the checkpoint's clamp is {shown(value)}, not a positive number of {SMALLEST_CLAMP:g} to "
-            f"{LARGEST_CLAMP:g}, and FlowEdge knows no coupling without one. Copy the file again, or train the "
-            "model with such a clamp."
+            f"{LARGEST_CLAMP:g}, and FlowEdge knows no coupling without one. Copy the file again, train the "
+            "model with such a clamp, or give it with --set clamp=NUMBER if you know it."
         )
     return float(value)
 

@@ -67,6 +67,14 @@ def command(
     if backbone_weights is not None and against is None:
         raise FlowEdgeError("--backbone-weights goes with --against CKPT: the self-test needs no checkpoint.")
     opened = open_bundle(bundle)
+    images = None
+    if against is not None:  # a wrong path is refused before an engine is opened
+        with explain_missing("export"):
+            from flowedge.export.checkpoints.safe_load import check_file
+        check_file(against)
+        if backbone_weights is not None:
+            check_file(backbone_weights)
+        images = None if data is None else find_images(data).images
     with steps() as on_step:
         on_step("replaying the self-test")
         checks = verify_bundle(opened, engine=engine, precision=precision, threads=threads)
@@ -74,7 +82,6 @@ def command(
             on_step("comparing with the checkpoint")
             with explain_missing("export"):
                 from flowedge.export.parity import compare_with_checkpoint
-            images = None if data is None else find_images(data).images
             checks += compare_with_checkpoint(
                 opened,
                 against,

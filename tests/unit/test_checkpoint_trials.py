@@ -6,6 +6,7 @@ import http
 import inspect
 import io
 import operator
+import os
 import platform
 import signal
 from collections.abc import Callable
@@ -13,12 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from flowedge.errors import CheckpointError
-from flowedge.export.checkpoints import Checkpoint, read_checkpoint
+from flowedge.export.backbones.convolutional import stage_names
+from flowedge.export.checkpoints import Checkpoint, read_backbone_weights, read_checkpoint
+from flowedge.export.checkpoints.network_names import current_name
+from flowedge.export.checkpoints.settings import network_name
+from flowedge.export.pipeline import ExportOptions, read_model
 from flowedge.text import shown
 from support.checkpoint_files import State, prefixed, resnet, save, sequence
+from support.command_line import flowedge as run_flowedge
+from support.tiny_bundle import write_tiny_bundle
 
 HYPER = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "clamp_alpha": 1.7}
 SIZE = {"input_size": "64"}
@@ -123,3 +131,78 @@ def test_a_large_nested_value_is_shown_in_one_short_line() -> None:
     assert len(shown(wide)) < 500
     assert shown({"a": torch.empty(3, 4, device="meta")}) == "{'a': <a tensor of shape (3, 4)>}"
     assert "\n" not in shown({"x" * 10**6: 10**3000})
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("timm:resnet18", "timm.resnet18", "timm.models.resnet18", "timm.models.resnet.resnet18.a1_in1k"),
+        *(
+            "models.resnet18",
+            "models.resnet.resnet18",
+            "resnet18_weights.imagenet1k_v1",
+            "timm.models/resnet18",
+        ),
+    ],
+)
+def test_a_networks_name_may_stand_behind_its_modules(written: str) -> None:
+    assert current_name(network_name(written)).partition(".")[0] == "resnet18"
+
+
+def lightning(state: State, **hyper: object) -> dict[str, object]:
+    return {"state_dict": prefixed("model.", state), "hyper_parameters": {**HYPER, **hyper}}
+
+
+@pytest.mark.parametrize("network", ["vit_7b_patch16_dinov3", "swinv2_cr_giant_384"])
+def test_a_huge_network_that_a_small_file_names_is_not_built(network: str, tmp_path: Path) -> None:
+    if not timm.is_model(network):
+        pytest.skip("another version of timm")
+    stages = stage_names(network)
+    path = save(tmp_path / "a.ckpt", lightning(cflow_state(), backbone=network, layers=stages[1:3]))
+    with pytest.raises(CheckpointError, match=r"a\.ckpt.*parameters.*--set backbone="):
+        read_model(path, ExportOptions(settings=SIZE))
+
+
+@pytest.mark.parametrize(
+    "hyper", [{"layers": ["layer1", "layer9"]}, {"backbone": "mcait"}, {"layers": ["layer1", "layer1"]}]
+)
+def test_what_is_wrong_with_an_extractor_is_said_with_the_checkpoints_name(
+    hyper: dict[str, object], tmp_path: Path
+) -> None:
+    path = save(tmp_path / "a.ckpt", lightning(cflow_state(), **hyper))
+    with pytest.raises(CheckpointError, match=r"a\.ckpt"):
+        read_model(path, ExportOptions(settings=SIZE))
+
+
+def test_weights_of_an_extractor_with_nan_are_refused_by_their_files_name(tmp_path: Path) -> None:
+    path = save(tmp_path / "w.pth", {"conv1.weight": torch.full((2,), torch.nan)})
+    with pytest.raises(CheckpointError, match=r"w\.pth"):
+        read_backbone_weights(path)
+
+
+def test_a_window_of_pixels_that_is_none_is_refused_before_a_bundle_is_made(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="pixel_range=5,1"):
+        read(tmp_path / "a.ckpt", lightning(cflow_state()), pixel_range="5,1")
+
+
+def test_a_clamp_that_is_none_is_replaced_by_the_users(tmp_path: Path) -> None:
+    file = lightning(cflow_state(), clamp_alpha=torch.tensor(1.5))
+    with pytest.raises(CheckpointError, match=r"tensor of shape \(\).*--set clamp="):
+        read(tmp_path / "a.ckpt", file)
+    assert read(tmp_path / "a.ckpt", file, clamp="1.5").hyperparameters["clamp"] == 1.5
+
+
+@pytest.mark.parametrize("option", ["--against", "--backbone-weights"])
+def test_verify_looks_at_its_files_before_it_opens_an_engine(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b.flowedge").path
+    pipe = tmp_path / "pipe.ckpt"
+    os.mkfifo(pipe)
+    good = save(tmp_path / "good.ckpt", {})
+    monkeypatch.setattr(
+        "flowedge.cli.verify.verify_bundle", lambda *_, **__: pytest.fail("an engine was opened")
+    )
+    against: list[str | Path] = [] if option == "--against" else ["--against", good]
+    done = run_flowedge("verify", bundle, *against, option, pipe)
+    assert (done.status, "pipe.ckpt" in done.stderr) == (2, True), done.stderr
