@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from support.artifacts import made_once
 from support.command_line import flowedge
 
 if TYPE_CHECKING:
@@ -48,18 +49,24 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CFLOW of 3 MB for 64x64 pixels with random weights."""
-    from support.small_cflow import write_small_cflow  # torch and timm, which most tests do without
 
-    return write_small_cflow(tmp_path_factory.mktemp("small") / "small.ckpt")
+    def make(folder: Path) -> None:
+        from support.small_cflow import write_small_cflow  # torch and timm, which most tests do without
+
+        write_small_cflow(folder / "small.ckpt")
+
+    return made_once(tmp_path_factory, "small-checkpoint", make) / "small.ckpt"
 
 
 @pytest.fixture(scope="session")
-def small_bundle(small_checkpoint: Path) -> Path:
+def small_bundle(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle; copy it before changing it."""
-    bundle = small_checkpoint.with_suffix(".flowedge")
-    done = flowedge("export", small_checkpoint, "-o", bundle)
-    assert done.status == 0, done.stderr
-    return bundle
+
+    def make(folder: Path) -> None:
+        done = flowedge("export", small_checkpoint, "-o", folder / "small.flowedge")
+        assert done.status == 0, done.stderr
+
+    return made_once(tmp_path_factory, "small-bundle", make) / "small.flowedge"
 
 
 @pytest.fixture(scope="session")
@@ -80,26 +87,36 @@ def tiles(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def tile_bundle(tile_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle as exported: each image is normalised by its own maximum. Copy it before changing it."""
-    bundle = tmp_path_factory.mktemp("tile") / "tile.flowedge"
-    done = flowedge("export", tile_checkpoint, "-o", bundle)
-    assert done.status == 0, done.stderr
-    return bundle
+
+    def make(folder: Path) -> None:
+        done = flowedge("export", tile_checkpoint, "-o", folder / "tile.flowedge")
+        assert done.status == 0, done.stderr
+
+    return made_once(tmp_path_factory, "tile", make) / "tile.flowedge"
 
 
 @pytest.fixture(scope="session")
 def calibrated_tile_bundle(tile_bundle: Path, tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, calibrated on the good training images."""
-    bundle = tmp_path_factory.mktemp("calibrated") / "tile.flowedge"
-    shutil.copytree(tile_bundle, bundle)
-    done = flowedge("calibrate", bundle, "--data", tiles / "train" / "good")
-    assert done.status == 0, done.stderr
-    return bundle
+
+    def make(folder: Path) -> None:
+        bundle = folder / "tile.flowedge"
+        shutil.copytree(tile_bundle, bundle)
+        done = flowedge("calibrate", bundle, "--data", tiles / "train" / "good")
+        assert done.status == 0, done.stderr
+
+    return made_once(tmp_path_factory, "calibrated-tile", make) / "tile.flowedge"
 
 
 @pytest.fixture(scope="session")
 def family_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], FamilyBundle]:
     """By family, its small bundle with random weights; copy it before changing it."""
-    from support.family_graphs import write_family_bundle
+    from support.family_graphs import read_family_bundle, write_family_bundle
 
-    folder = tmp_path_factory.mktemp("families")
-    return functools.cache(lambda family: write_family_bundle(family, folder))
+    def of(family: str) -> FamilyBundle:
+        folder = made_once(
+            tmp_path_factory, f"family-{family}", lambda empty: write_family_bundle(family, empty)
+        )
+        return read_family_bundle(family, folder)
+
+    return functools.cache(of)

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from fuzz.run import fuzz
+from support.artifacts import made_once
 
-CASES = 2000
+CASES = 1000
 
 
-def test_damaged_inputs_break_no_promise(tmp_path: Path) -> None:
-    tally = fuzz(CASES, folder=tmp_path, say=False)
+@pytest.fixture(scope="session")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The valid inputs that are damaged."""
+
+    def make(folder: Path) -> None:
+        from fuzz.seeds import write_seeds  # with PyTorch, which most of this process does without
+
+        write_seeds(folder / "seeds")
+
+    return made_once(tmp_path_factory, "fuzz", make) / "seeds"
+
+
+@pytest.mark.parametrize("first", [0, CASES])
+def test_damaged_inputs_break_no_promise(seeds: Path, tmp_path: Path, first: int) -> None:
+    tally = fuzz(CASES, first=first, seeds=seeds, folder=tmp_path, say=False)
     assert not tally.faults, "\n".join(f"case {number}: {why}" for number, why in tally.faults[:10])
     assert sum(tally.outcomes.values()) == CASES
     # A seed that is never accepted would make every case pass.

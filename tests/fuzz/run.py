@@ -84,7 +84,7 @@ class Worker:
         """End the process, whatever it is doing."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._process.communicate()  # which waits for its end and closes the pipes
             self._process = None
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -139,6 +139,7 @@ def fuzz(
     *,
     first: int = 0,
     seed: int = 0,
+    seeds: Path,
     folder: Path,
     minutes: float = math.inf,
     say: bool = True,
@@ -149,14 +150,12 @@ def fuzz(
         count: How many cases.
         first: The number of the first one.
         seed: The seed of the run. Equal seeds and numbers give equal cases.
-        folder: An empty folder for the seeds and the work. It keeps the inputs of failed cases in ``failed/``.
+        seeds: The folder that `fuzz.seeds.write_seeds` filled.
+        folder: A folder for the work. It keeps the inputs of failed cases in ``failed/``.
         minutes: No case begins after so many minutes.
         say: Print every fault and a line a thousand cases.
     """
-    from fuzz.seeds import write_seeds
-
-    write_seeds(folder / "seeds")
-    worker, tally = Worker(folder / "seeds", seed, folder / "work"), Tally()
+    worker, tally = Worker(seeds, seed, folder / "work"), Tally()
     seen = 0
     try:
         for number in _numbers(first, count, minutes, say):
@@ -190,17 +189,22 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no case later")
     parser.add_argument("--out", type=Path, help="keep seeds and failed inputs here")
     options = parser.parse_args()
+    from fuzz.seeds import write_seeds  # PyTorch, which --help does without
+
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.out or Path(temporary)
         if options.out is not None:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
+        folder = folder.resolve()
+        write_seeds(folder / "seeds")
         tally = fuzz(
             options.count,
             first=options.first,
             seed=options.seed,
-            folder=folder.resolve(),
+            seeds=folder / "seeds",
+            folder=folder,
             minutes=options.minutes,
         )
     for outcome, times in sorted(tally.outcomes.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import signal
@@ -11,7 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import typer.main
+
 from flowedge.cli import main
+
+# Typer builds its commands anew for every call, which takes longer than most commands: tests build them once.
+_get_command = functools.cache(typer.main.get_command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +34,13 @@ def flowedge(*arguments: str | Path, cwd: Path | None = None) -> Finished:
     out, err = io.StringIO(), io.StringIO()
     before = Path.cwd()
     arguments_seen = mock.patch.object(sys, "argv", ["flowedge", *map(str, arguments)])
+    built_once = mock.patch.object(typer.main, "get_command", _get_command)
     status = 0
     handlers = {
         number: signal.getsignal(number)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     }
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), arguments_seen:
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), arguments_seen, built_once:
         try:
             os.chdir(cwd or before)
             main()

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flowedge.bundle import Bundle, write_bundle
+from flowedge.bundle import Bundle, open_bundle, write_bundle
 from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Typing, Written, tensors_to_type
 from flowedge.export.graph import ir
 from flowedge.export.graph.emit import Flow
@@ -68,8 +68,16 @@ class FamilyBundle:
     expected: dict[str, NDArray[np.float64]]
 
 
-def write_family_bundle(family: str, folder: Path) -> FamilyBundle:
-    """Write ``folder/FAMILY.flowedge`` with a graph of every precision."""
+def read_family_bundle(family: str, folder: Path) -> FamilyBundle:
+    """Read what `write_family_bundle` left in the folder."""
+    with np.load(folder / "expected.npz") as stored:
+        expected = dict(stored)
+    images = np.load(folder / "images.npy")
+    return FamilyBundle(bundle=open_bundle(folder / f"{family}.flowedge"), images=images, expected=expected)
+
+
+def write_family_bundle(family: str, folder: Path) -> None:
+    """Write ``FAMILY.flowedge`` with a graph of every precision, ``images.npy`` and ``expected.npz`` to the folder."""
     model = settled(FAMILIES[family](0))
     height, width = model.image_size
     images = np.random.default_rng(7).standard_normal((3, 3, height, width)).astype(np.float32)
@@ -88,8 +96,9 @@ def write_family_bundle(family: str, folder: Path) -> FamilyBundle:
     )
     files: dict[str, Path | bytes] = {"model.onnx": graph}
     files |= {written.graph.file: folder / f"{family}.{name}.onnx" for name, written in typed.items()}
-    bundle = write_bundle(folder / f"{family}.flowedge", manifest, files)
-    return FamilyBundle(bundle=bundle, images=images, expected=expected)
+    write_bundle(folder / f"{family}.flowedge", manifest, files)
+    np.save(folder / "images.npy", images)
+    np.savez(folder / "expected.npz", **expected)  # type: ignore[arg-type]  # numpy's stub takes only flags by name
 
 
 def typed_graphs(

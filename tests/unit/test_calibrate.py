@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from flowedge.bundle import Bundle, open_bundle
+from flowedge.bundle import Bundle, clone_bundle
 from flowedge.calibration import ThresholdRequest, calibrate_bundle
 from flowedge.calibration.metrics import ValueHistogram
 from flowedge.calibration.threshold import fit_pixel_threshold, fit_threshold
@@ -19,32 +19,48 @@ from flowedge.runtime.images import read_image
 from flowedge.runtime.opening import open_engine
 from flowedge.runtime.verify import AGGREGATION_LIMIT
 from support.block_graph import write_photographs
-from support.family_graphs import FAMILIES, FamilyBundle
+from support.family_graphs import FAMILIES, PRECISIONS, FamilyBundle
 
 pytestmark = pytest.mark.usefixtures("without_proof")
 
 ENGINE = "openvino"  # which runs every precision
+COUNT = 5  # photographs
 REQUEST = ThresholdRequest(image=0.8, pixel=0.99)
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    return write_photographs(tmp_path_factory.mktemp("photographs") / "good", 9)
+    return write_photographs(tmp_path_factory.mktemp("photographs") / "good", COUNT)
 
 
-def copied(made: FamilyBundle, folder: Path) -> Bundle:
-    shutil.copytree(made.bundle.path, folder / made.bundle.path.name)
-    return open_bundle(folder / made.bundle.path.name)
+def copied(made: FamilyBundle, folder: Path, precisions: Sequence[str] = PRECISIONS) -> Bundle:
+    manifest = made.bundle.manifest
+    graphs = tuple(graph for graph in manifest.graphs if graph.precision in precisions)
+    target = folder / made.bundle.path.name
+    return clone_bundle(made.bundle, target, manifest=msgspec.structs.replace(manifest, graphs=graphs))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "precisions"),
+    [
+        ("uflow", PRECISIONS),
+        *((family, ("fp32", "int8-cpu")) for family in FAMILIES if family != "uflow"),
+        *(
+            pytest.param(family, PRECISIONS, marks=pytest.mark.slow)
+            for family in FAMILIES
+            if family != "uflow"
+        ),
+    ],
+)
 def test_thresholds_are_fitted_on_what_the_graphs_answer(
     family_bundle: Callable[[str], FamilyBundle],
     photographs: tuple[Path, ...],
     tmp_path: Path,
     family: str,
+    precisions: Sequence[str],
 ) -> None:
-    bundle = copied(family_bundle(family), tmp_path)
+    bundle = copied(family_bundle(family), tmp_path, precisions)
+    assert len(bundle.manifest.graphs) == len(precisions)
     done = calibrate_bundle(bundle, photographs, request=REQUEST, engine=ENGINE, threads=1).bundle
     for graph in done.manifest.graphs:
         session = open_engine(ENGINE, done, graph.precision, threads=1)
@@ -56,7 +72,7 @@ def test_thresholds_are_fitted_on_what_the_graphs_answer(
                 pixels.add(result.network_map)
         image = fit_threshold(scores, method="quantile", parameter=0.8).threshold
         assert graph.thresholds.image == image, "to the last bit"
-        pixel = fit_pixel_threshold(pixels, method="quantile", parameter=0.99, images=9).threshold
+        pixel = fit_pixel_threshold(pixels, method="quantile", parameter=0.99, images=COUNT).threshold
         assert graph.thresholds.pixel is not None
         limit = AGGREGATION_LIMIT * max(1.0, float(np.abs(scores).max()))
         assert graph.thresholds.pixel.value == pytest.approx(pixel.value, abs=limit, rel=0)
@@ -82,7 +98,7 @@ def test_each_graph_infers_each_image_once(
     first = calibrate_bundle(bundle, photographs, request=REQUEST, engine=ENGINE, threads=1)
     for precision in {graph.precision for graph in bundle.manifest.graphs}:
         # Random networks score much alike, so some lie within rounding of the threshold.
-        assert 9 <= seen.count(precision) < (9 + 9 if family == "cflow" else 10)
+        assert COUNT <= seen.count(precision) < (2 * COUNT if family == "cflow" else COUNT + 1)
     known = {graph.precision: graph for graph in first.record.graphs if graph.precision != "fp16"}
     seen.clear()
     steps: list[tuple[int, int]] = []
@@ -96,6 +112,6 @@ def test_each_graph_infers_each_image_once(
         on_progress=lambda done, total: steps.append((done, total)),
     )
     assert set(seen) == {"fp16"}
-    assert steps == [(n, 9) for n in range(1, 10)], "and progress ends where it was said to"
+    assert steps == [(n, COUNT) for n in range(1, COUNT + 1)], "and progress ends where it was said to"
     assert second.record.graphs == first.record.graphs
     assert second.bundle.manifest.graphs == first.bundle.manifest.graphs
