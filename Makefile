@@ -2,6 +2,7 @@
 #
 #   make demo     the whole road on photographs that come with it, on the CPU, into demo-out/
 #   make test     the tests
+#   make test-all also the slow ones: full products and systems of which make test tries a part; anomalib trains anew
 #   make check    lint, formatting and types
 #   make wheel    build the wheel and try it in an environment without torch
 #   make bench    speed against anomalib's own ONNX, into bench-out/ (anomalib gets an environment of its own)
@@ -17,15 +18,21 @@ BIN := .venv/bin
 VENV := .venv/.complete
 PEER := .venv-peer/.complete
 
-.PHONY: demo test check wheel bench parity memory precision engines fuzz venv peer clean
+.PHONY: demo test test-all check wheel bench parity memory precision engines fuzz venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out
 
-# With anomalib in an environment of its own, whose answers some tests compare with. Two files at a time: most tests wait
-# on one core.
+# With anomalib in an environment of its own, whose answers some tests compare with; they are kept in .pytest_cache. Two
+# processes: most tests wait on one core. A process that has no tests left takes some of the other's.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
+
 test: $(VENV) $(PEER)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --durations=15
+	$(PYTEST) --durations=15
+
+test-all: $(VENV) $(PEER)
+	rm -rf .pytest_cache/flowedge
+	$(PYTEST) -m 'not bench' --durations=60
 
 # Without its cache, which remembers which modules there were when a file was last checked.
 check: $(VENV)

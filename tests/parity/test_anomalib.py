@@ -23,6 +23,7 @@ from flowedge.bundle import open_bundle
 from flowedge.export.checkpoints import read_checkpoint
 from flowedge.runtime import Detector, Preprocessor
 from flowedge.runtime.images import read_image
+from support.artifacts import kept, made_once
 from support.command_line import flowedge as run_flowedge
 
 # Relative to the largest magnitude; both sides compute in float32.
@@ -58,26 +59,40 @@ def peer_python() -> Path:
 
 
 @pytest.fixture(scope="session")
-def peer_folder(peer_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the peer left, a folder for each family; one process, since importing anomalib takes long."""
-    folder = tmp_path_factory.mktemp("anomalib")
-    command = [str(peer_python), str(PEER_SCRIPT), str(folder), *FAMILIES]
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    outside["OMP_NUM_THREADS"] = "1"  # tiny tensors: a second thread only waits
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=outside)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder
+def peer_folder(peer_python: Path) -> Path:
+    """What the peer left, a folder for each family; kept until its script or a package of its environment changes."""
+    packages = sorted(
+        path.name for path in peer_python.parent.parent.glob("lib/python*/site-packages/*-info")
+    )
+    assert any(name.startswith("anomalib-") for name in packages), "the packages of the peer's environment"
+
+    def make(folder: Path) -> None:
+        # One process for all families, since importing anomalib takes long.
+        command = [str(peer_python), str(PEER_SCRIPT), str(folder), *FAMILIES]
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        outside["OMP_NUM_THREADS"] = "1"  # tiny tensors: a second thread only waits
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=outside)
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    sources = (PEER_SCRIPT.read_bytes(), " ".join((*FAMILIES, *packages)).encode())
+    return kept("anomalib", sources, make)
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
-def trained(request: pytest.FixtureRequest, peer_folder: Path) -> Trained:
+def trained(
+    request: pytest.FixtureRequest, peer_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
     """One family's."""
-    folder = peer_folder / str(request.param)
+    family = str(request.param)
+    folder = peer_folder / family
     with np.load(folder / "answers.npz") as archive:
         answers = dict(archive)
-    bundle = folder / "model.flowedge"
-    exported = run_flowedge("export", folder / "model.ckpt", "-o", bundle)
-    assert exported.status == 0, exported.stderr
+
+    def export(empty: Path) -> None:
+        exported = run_flowedge("export", folder / "model.ckpt", "-o", empty / "model.flowedge")
+        assert exported.status == 0, exported.stderr
+
+    bundle = made_once(tmp_path_factory, f"anomalib-{family}", export) / "model.flowedge"
     photographs = tuple(folder / "asked" / str(name) for name in answers["names"])
     return Trained(checkpoint=folder / "model.ckpt", photographs=photographs, answers=answers, bundle=bundle)
 

@@ -134,6 +134,7 @@ def test_reading_a_checkpoint_and_building_its_backbone_opens_no_socket(
     assert read_model(tile_checkpoint, ExportOptions()).model.backbone.network == "tf_efficientnet_lite0"
 
 
+@pytest.mark.slow  # test_telemetry.py counts an export's system calls
 def test_export_works_where_there_is_no_network_at_all(small_checkpoint: Path, tmp_path: Path) -> None:
     unshare = shutil.which("unshare")
     if (

@@ -191,7 +191,11 @@ def test_the_users_word_on_the_clamp_changes_what_is_computed(
 
 @pytest.mark.parametrize(
     ("kind", "variant"),
-    [("householder", "tanh"), ("soft", "tanh_over_alpha"), ("householder", "tanh_over_alpha")],
+    [
+        ("householder", "tanh_over_alpha"),
+        pytest.param("householder", "tanh", marks=pytest.mark.slow),
+        pytest.param("soft", "tanh_over_alpha", marks=pytest.mark.slow),
+    ],
 )
 def test_a_graph_of_a_later_block_agrees_with_freias_own_modules(
     kind: Kind, variant: Variant, tmp_path: Path

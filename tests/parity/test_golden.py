@@ -14,10 +14,10 @@ import pytest
 
 from flowedge.bundle import open_bundle
 from support.command_line import flowedge
-from support.golden import RECORDS, ExportedRecord, exported_record
+from support.golden import PARAMETERS, RECORDS, ExportedRecord, exported_record
 
 
-@pytest.fixture(scope="module", params=RECORDS, ids=[record.folder for record in RECORDS])
+@pytest.fixture(scope="module", params=PARAMETERS)
 def exported(
     request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> ExportedRecord:

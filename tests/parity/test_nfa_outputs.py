@@ -19,7 +19,7 @@ from flowedge.export.pipeline import ExportOptions, read_model
 from flowedge.manifest import NfaOutputs, level_outputs
 from flowedge.runtime.nfa import block_log_nfa, exceedance_threshold, tree_log_nfa, window_sides
 from support.direct_nfa import direct_counts
-from support.golden import RECORDS, exported_record
+from support.golden import PARAMETERS, exported_record
 from support.half_graph import write_half
 
 # A latent this close to the threshold may fall on either side: float32 sums in another order.
@@ -50,7 +50,7 @@ class Compared:
         return window_sides(self.nfa.window, len(self.latents))
 
 
-@pytest.fixture(scope="module", params=RECORDS, ids=[record.folder for record in RECORDS])
+@pytest.fixture(scope="module", params=PARAMETERS)
 def compared(
     request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Compared:

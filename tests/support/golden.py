@@ -32,6 +32,13 @@ RECORDS = (
 )
 
 
+# CS-Flow's three EfficientNets take a minute. test_anomalib.py compares an export of that network with anomalib's.
+PARAMETERS = tuple(
+    pytest.param(record, id=record.folder, marks=pytest.mark.slow if "csflow" in record.folder else ())
+    for record in RECORDS
+)
+
+
 def unpack(record: Record, shared: Path, place: Path) -> Path:
     """The record's folder below ``place``, laid out; skips the test where the records are not there."""
     source = shared / "golden" / record.folder

@@ -384,6 +384,7 @@ class Together(nn.Module):
         ]
 
 
+@pytest.mark.slow
 def test_extractors_trace_to_plain_operators_that_answer_the_same_in_onnx_runtime(
     pair: tuple[nn.Module, nn.Module], efficientnet: models.EfficientNet, tmp_path: Path
 ) -> None:

@@ -134,7 +134,14 @@ def test_the_multiply_accumulates_are_those_that_torch_counts(family: str, lower
     assert 2 * totals(model).macs == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("family", ["soft cflow", "fastflow", "uflow", "msflow", "csflow"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "soft cflow",
+        "csflow",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fastflow", "uflow", "msflow")),
+    ],
+)
 def test_the_multiply_accumulates_are_those_of_the_traced_graph(family: str, tmp_path: Path) -> None:
     model = lower(FAMILIES[family](5))
     features = [torch.from_numpy(f).float() for f in random_features(0, model, batch=1)]

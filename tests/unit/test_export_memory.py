@@ -6,6 +6,7 @@ import gc
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 
 from flowedge.export.pipeline import ExportOptions, export_bundle
@@ -21,6 +22,7 @@ def bytes_of_live_tensors() -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
+@pytest.mark.slow
 def test_no_weights_are_left_in_memory_once_the_bundle_is_written(
     small_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto
 
 import flowedge
-from flowedge.bundle import Bundle, open_bundle, replace_in_bundle, write_bundle
+from flowedge.bundle import Bundle, clone_bundle, open_bundle, replace_in_bundle, write_bundle
 from flowedge.calibration import calibrate
 from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle
 from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport
@@ -27,7 +27,6 @@ from flowedge.calibration.precision.typed_graph import FILES, Typing, tensors_to
 from flowedge.calibration.record import FittedGraph, PrecisionReport, read_record
 from flowedge.calibration.reference import StoredLevels
 from flowedge.errors import CalibrationError, PrecisionError
-from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.graph_files import weights_beside
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.engine_cache import engine_cache
@@ -218,13 +217,13 @@ def test_the_ranges_are_kept_for_the_same_graph_images_and_preprocessing_alone(
 
 
 def test_the_pass_that_takes_ranges_gives_fp32_its_reference(
-    small_checkpoint: Path, tmp_path: Path, photographs: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+    small_bundle: Path, tmp_path: Path, photographs: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
     path = tmp_path / "cflow.flowedge"
-    export_bundle(small_checkpoint, path, ExportOptions())
+    clone_bundle(open_bundle(small_bundle), path)
     alone = calibrate_bundle(
-        export_bundle(small_checkpoint, tmp_path / "alone.flowedge", ExportOptions()).bundle,
+        clone_bundle(open_bundle(small_bundle), tmp_path / "alone.flowedge"),
         photographs,
         request=ThresholdRequest(),
         engine="onnxruntime-cpu",
