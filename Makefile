@@ -89,4 +89,4 @@ $(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 endef
 
 clean:
-	rm -rf .venv .venv-peer build dist demo-out bench-out fuzz-out *.egg-info
+	rm -rf .venv .venv-peer .pytest_cache build dist demo-out bench-out fuzz-out *.egg-info

@@ -45,8 +45,9 @@ def kept(name: str, sources: Iterable[bytes], make: Callable[[Path], None]) -> P
 
     def make_in_place_of_others(folder: Path) -> None:
         for other in cache.glob(f"{name}-*"):
-            if not other.name.startswith(folder.name):
-                shutil.rmtree(other) if other.is_dir() else other.unlink()
+            if other.is_dir() and other != folder:
+                shutil.rmtree(other)
+                other.with_name(f"{other.name}.complete").unlink(missing_ok=True)
         make(folder)
 
     return _filled(cache / f"{name}-{digest}", make_in_place_of_others)
