@@ -134,7 +134,13 @@ def test_every_familys_graph_becomes_an_engine(
     ("make", "levels", "taps", "most"),
     [
         (random_cflow, ((128, 32, 32), (256, 16, 16), (512, 8, 8)), (2, 3, 4), 1200),
-        (random_fastflow, ((64, 64, 64), (128, 32, 32), (256, 16, 16)), (1, 2, 3), 800),
+        pytest.param(
+            random_fastflow,
+            ((64, 64, 64), (128, 32, 32), (256, 16, 16)),
+            (1, 2, 3),
+            800,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["cflow", "fastflow"],
 )
