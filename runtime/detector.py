@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
-from flowedge.errors import BundleError, EngineUnavailableError, ProcessError
+from flowedge.errors import BundleError, EngineUnavailableError, ImageError, ProcessError
 from flowedge.geometry import map_to_frame
 from flowedge.manifest import NfaThreshold, Preprocessing, SourceScale, Threshold
 from flowedge.runtime.engine import Engine
@@ -223,7 +223,7 @@ class Detector:
             One result per frame, in order. None depends on the other frames.
 
         Raises:
-            ImageError: As for one frame.
+            ImageError: As for one frame, or ``frames`` is neither a sequence nor an array.
             EngineUnavailableError: The device stopped, for instance because the batch does not fit its memory, or the
                 detector was closed.
             ProcessError: The process was forked after the detector was loaded.
@@ -232,6 +232,11 @@ class Detector:
             raise self._not_here("cannot be used after a fork: its threads stayed in the other process")
         if self._is_closed:
             raise self._closed()
+        if not isinstance(frames, Sequence | np.ndarray):
+            raise ImageError(
+                f"frames must be a list of frames or an array (N, H, W, 3), got {type(frames).__name__}. "
+                "Put the frames into a list."
+            )
         if len(frames) == 0:
             return []
         start = time.perf_counter()

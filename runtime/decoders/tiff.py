@@ -22,7 +22,7 @@ from flowedge.runtime.decoders.faults import (
     check_sample_bytes,
     several_pictures,
 )
-from flowedge.runtime.decoders.tiff_pieces import COMPRESSIONS, Buffer, unpacked
+from flowedge.runtime.decoders.tiff_pieces import COMPRESSIONS, LZW, MAX_LZW, Buffer, unpacked
 
 SIGNATURE: Final = rb"II[*+]\x00|MM\x00[*+]"
 
@@ -53,7 +53,7 @@ _MAX_VALUES: Final = 1 << 20  # of one tag, each a Python object: the places of 
 _XMP_TYPES: Final = {1: "B", 7: "B"}
 _XMP_ORIENTATION: Final = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _MEDIA_PHOTO: Final = 0xBC01  # the tag of a pixel format of JPEG XR
-_PREDICTED: Final = (5, 8, 32946)  # LZW and Deflate: libtiff knows no predictor in other compressions
+_PREDICTED: Final = (LZW, 8, 32946)  # LZW and Deflate: libtiff knows no predictor in other compressions
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK = 0, 1, 2, 3, 5
 _COLOURS: Final = {4: "transparency masks", 6: "YCbCr colours", 8: "LAB colours", 9: "LAB colours"}
 _CHANNELS: Final = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4}
@@ -245,6 +245,11 @@ def _samples(data: bytes, tags: dict[int, tuple[int, ...]], layout: _Layout) -> 
         )
     if sum(counts) > len(data):
         raise DamagedError("its pieces together are larger than the file")
+    if layout.compression == LZW and sum(counts) > MAX_LZW:
+        raise RefusedError(
+            f"is a TIFF file of {sum(counts) / 1e6:.0f} MB of LZW data, more than {MAX_LZW / 1e6:.0f}. Save it with "
+            "Deflate."
+        )
     together = layout.samples // layout.planes
     picture = np.empty((layout.height, layout.width, layout.samples), layout.dtype)
     for index, (offset, count) in enumerate(zip(offsets, counts, strict=True)):

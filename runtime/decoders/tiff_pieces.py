@@ -10,11 +10,16 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.runtime.decoders.faults import DamagedError, RefusedError
+from flowedge.runtime.decoders.faults import DamagedError
 
 Buffer: TypeAlias = bytes | memoryview
 
-_MAX_LZW: Final = 12_000_000  # bytes of LZW codes, which are followed one by one in Python
+LZW: Final = 5
+"""The number of this compression."""
+
+MAX_LZW: Final = 30_000_000
+"""The most bytes of LZW codes in a file: each code is followed in Python, about 7 MB in a second."""
+
 _CLEAR, _END, _FIRST = 256, 257, 258
 _LARGEST_CODE: Final = 4095
 
@@ -33,7 +38,6 @@ def unpacked(packed: memoryview, compression: int, row: int, rows: int) -> Buffe
 
     Raises:
         DamagedError: The piece gives fewer bytes, or breaks its format.
-        RefusedError: The piece would take too long.
     """
     size = row * rows
     raw = COMPRESSIONS[compression](packed, size)
@@ -78,8 +82,6 @@ def _pack_bits(packed: memoryview, size: int) -> bytes:
 
 
 def _lzw(packed: memoryview, size: int) -> bytes:
-    if len(packed) > _MAX_LZW:
-        raise RefusedError("is an LZW-compressed TIFF file of more than 12 MB. Save it with Deflate.")
     raw: list[bytes] = []
     length = 0
     for codes in _lzw_tables(np.frombuffer(packed, np.uint8)):
@@ -132,6 +134,6 @@ def _lzw_tables(packed: NDArray[np.uint8]) -> Iterator[list[int]]:
 
 
 COMPRESSIONS: Final[Mapping[int, Callable[[memoryview, int], Buffer]]] = MappingProxyType(
-    {1: _plain, 5: _lzw, 8: _deflate, 32946: _deflate, 32773: _pack_bits}
+    {1: _plain, LZW: _lzw, 8: _deflate, 32946: _deflate, 32773: _pack_bits}
 )
 """How the compressions that are read are unpacked, by their number in the file; each stops near the size asked for."""

@@ -194,6 +194,15 @@ def test_what_is_not_a_frame_is_refused(bundle: Bundle, frame: NDArray[np.uint8]
         flowedge.load(bundle.path)(frame)
 
 
+@pytest.mark.parametrize("frames", [None, iter([]), (frame for frame in ()), {}, 3])
+def test_what_is_no_list_of_frames_is_refused(bundle: Bundle, frames: Any) -> None:
+    with (
+        Detector(bundle, FixedEngine(2.0), "fp32") as detector,
+        pytest.raises(ImageError, match="list of frames"),
+    ):
+        detector.detect_batch(frames)
+
+
 def test_a_frame_that_does_not_become_the_networks_input_is_refused(tmp_path: Path) -> None:
     keeps_aspect = Preprocessing(
         resize=(16, 16), keep_aspect=True, method="float_bilinear", mean=MEAN, std=STD

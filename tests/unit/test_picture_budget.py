@@ -14,6 +14,7 @@ from flowedge.errors import ImageError
 from flowedge.manifest import Preprocessing
 from flowedge.runtime.decoders import DamagedError, RefusedError, decode
 from flowedge.runtime.decoders.jpeg import MAX_SCANS
+from flowedge.runtime.decoders.tiff_pieces import MAX_LZW
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.limits import MAX_PICTURE_SIDE, MAX_PIXELS, MAX_RATIO, size_problem
 from flowedge.runtime.preprocess import Preprocessor
@@ -222,3 +223,12 @@ def test_digits_of_a_plain_bitmap_cost_little() -> None:
     with peak_memory_and_seconds() as cost:
         decode(b"P1 1000 1000\n" + b"0 " * 1_000_000)
     assert cost.megabytes < 20
+
+
+def test_lzw_data_that_would_take_long_are_refused_in_one_piece_or_in_many() -> None:
+    for pieces in (1, 40):
+        each = bytes(MAX_LZW // pieces + 1)
+        tags = grey_tags(pieces, 8, t259=5, t278=1)
+        with peak_memory_and_seconds() as cost, pytest.raises(RefusedError, match="LZW"):
+            decode(tiff(tags, [each] * pieces))
+        assert cost.seconds < 5
