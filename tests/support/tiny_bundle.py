@@ -190,7 +190,16 @@ def tiny_manifest(
                 precision=precision,
                 file="model.onnx" if precision == "fp32" else f"model.{precision}.onnx",
                 opset=18,
-                scoring=Scoring(normalisation="fixed_reference" if fixed else "none", reference=fixed),
+                scoring=Scoring(
+                    normalisation="fixed_reference"
+                    if fixed
+                    else "per_image"
+                    if family == "msflow"
+                    else "none",
+                    reference=fixed,
+                    csflow_map="product" if family == "csflow" else None,
+                    top_fraction=0.03 if family == "msflow" else None,
+                ),
                 thresholds=thresholds or Thresholds(),
             )
             for precision in precisions
