@@ -7,7 +7,6 @@ since 1.0, the model's name is stored, so both are told from the keys.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -50,7 +49,7 @@ from flowedge.export.checkpoints.settings import (
     hidden_behind,
     stored_clamp,
 )
-from flowedge.export.checkpoints.stand_ins import StandIn
+from flowedge.export.checkpoints.stand_ins import StandIn, numpy_number
 from flowedge.export.checkpoints.transforms import transform_pipeline
 from flowedge.manifest import Family, Preprocessing
 from flowedge.text import printable
@@ -68,7 +67,6 @@ _CLAMPS: Final[Mapping[Family, tuple[float, str]]] = {
     "fastflow": (2.0, ""),
     "uflow": (2.0, "affine_clamp"),
 }
-_NUMPY_SCALARS: Final = ("numpy.core.multiarray", "numpy._core.multiarray")
 # What anomalib fits on validation images, which two files of one training may have in different states.
 _FITTED: Final = ("post_processor.", "image_threshold", "pixel_threshold", "normalization_metrics.")
 _ANY_SIZE: Final = (256, 256)
@@ -248,8 +246,8 @@ def _plain(value: object, seen: dict[int, tuple[object, object]], depth: int) ->
             result = _plain(attributes.get("_content", attributes.get("_val")), seen, depth + 1)
         elif pairs:
             result = _plain(dict(pairs), seen, depth + 1)
-        elif value.kind.module in _NUMPY_SCALARS and value.kind.qualname == "scalar":
-            result = _numpy_scalar(value)
+        elif (number := numpy_number(value)) is not value:
+            result = number
         elif len(value.args) == 1 and isinstance(value.args[0], str) and not value.state:
             result = value.args[0]  # a member of an enumeration, or a path
     elif isinstance(value, dict):
@@ -258,19 +256,6 @@ def _plain(value: object, seen: dict[int, tuple[object, object]], depth: int) ->
         result = [_plain(item, seen, depth + 1) for item in value]
     seen[id(value)] = (value, result)
     return result
-
-
-def _numpy_scalar(value: StandIn) -> object:
-    """Return a number of NumPy's as Python's; the stand-in where it is none."""
-    match value.args:
-        case (StandIn(args=(str(code), *_), state=state), bytes(data)) if re.fullmatch(
-            r"[fiu][248]|b1", code
-        ):
-            order = state[1] if isinstance(state, tuple) and len(state) > 1 else "<"
-            kind = np.dtype(f"{'>' if order == '>' else '<'}{code}")
-            return np.frombuffer(data, kind).item() if len(data) == kind.itemsize else value
-        case _:
-            return value
 
 
 def _preprocessing(

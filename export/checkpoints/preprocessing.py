@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
+import torch
+
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.budget import MAX_TRANSFORM_STEPS, above_budget
-from flowedge.export.checkpoints.contents import named
+from flowedge.export.checkpoints.contents import check_readable, named
 from flowedge.export.checkpoints.names import Name
 from flowedge.export.checkpoints.settings import INPUT_SIZE, MEAN, RESIZE_METHOD, STD, Choices
-from flowedge.export.checkpoints.stand_ins import StandIn
+from flowedge.export.checkpoints.stand_ins import StandIn, numpy_number
 from flowedge.manifest import Preprocessing, ResizeMethod
 from flowedge.text import shown
 
@@ -24,6 +26,8 @@ Triple: TypeAlias = tuple[float, float, float]
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 _LARGEST: Final = 16384
+_COMPOSED: Final = ("Compose", "torch.nn.modules.container.Sequential")
+_FEW: Final = 16  # numbers that an argument of a transform may have as a tensor
 
 
 def fixed_pipeline(
@@ -127,22 +131,25 @@ def check_crop(crop: Size | None, resized: Size | None, *, keep_aspect: bool = F
 
 def transform_steps(transform: object) -> Iterator[tuple[str, dict[str, object]]]:
     """The steps of a transform, composed ones taken apart, with enums and tuples made plain."""
-    kind, args = _step(transform)
-    if kind != "Compose":
-        yield kind, _public(args)
-        return
-    inner = args.get("transforms")
-    if isinstance(inner, StandIn):  # a ModuleList
-        inner = [child for _, child in named(inner.attributes.get("_modules"))]
-    if not isinstance(inner, (list, tuple)):
-        raise CheckpointError("the checkpoint's transform is a Compose without steps.")
-    if len(inner) > MAX_TRANSFORM_STEPS:
-        raise above_budget("steps of the transform", len(inner), MAX_TRANSFORM_STEPS)
-    for step in inner:
+    pending = [transform]
+    taken = 0
+    while pending:
+        step = pending.pop()
+        taken += 1
         kind, args = _step(step)
-        if kind == "Compose":
-            raise CheckpointError("the checkpoint's transform has a Compose inside a Compose.")
-        yield kind, _public(args)
+        if kind not in _COMPOSED:
+            yield kind, _public(args)
+            continue
+        inner = args.get("transforms", step)
+        if isinstance(inner, StandIn):  # a module that holds the steps
+            inner = [child for _, child in named(inner.attributes.get("_modules"))]
+        if not isinstance(inner, (list, tuple)):
+            raise CheckpointError(
+                "the checkpoint's transform is a Compose without steps. Copy or train it again."
+            )
+        if taken + len(inner) > 1 + MAX_TRANSFORM_STEPS:
+            raise above_budget("steps of the transform", taken - 1 + len(inner), MAX_TRANSFORM_STEPS)
+        pending.extend(reversed(inner))
 
 
 def _step(transform: object) -> tuple[str, dict[str, object]]:
@@ -168,11 +175,23 @@ def _step_name(path: str) -> str:
 
 
 def _plain(value: object) -> object:
-    """An enum's value in place of the enum."""
+    """Return an enumeration's value, NumPy's numbers and a tensor's numbers as plain ones; all else as it is."""
+    if isinstance(value, (list, tuple)):
+        return [_plain_number(item) for item in value]
+    value = _plain_number(value)
     if isinstance(value, StandIn) and value.kind.qualname == "InterpolationMode":
         return value.args[0] if value.args else None
     if isinstance(value, Name):
         return value.qualname.rpartition(".")[2].lower()
+    return value
+
+
+def _plain_number(value: object) -> object:
+    if isinstance(value, StandIn):
+        return numpy_number(value)
+    if isinstance(value, torch.Tensor) and value.numel() <= _FEW:
+        check_readable("a tensor of the transform", value)
+        return value.tolist()
     return value
 
 

@@ -28,7 +28,8 @@ from flowedge.files import open_regular_file
 from flowedge.text import printable
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
-_PICKLE_MAGIC: Final = b"\x80"  # of protocol 2, which torch.save used before it wrote archives
+# Of protocol 2, which torch.save used before it wrote archives, and of its first number in protocol 1.
+_PICKLE_MAGICS: Final = (b"\x80", b"L119")
 _OLD_FORMAT: Final = (0x1950A86A20F9469CFC6C, 1001)  # the numbers with which such a file begins
 _COUNT: Final = struct.Struct("<q")
 
@@ -59,7 +60,12 @@ def load_untrusted(path: Path) -> object:
             path.suffix == ".safetensors" or is_safetensors(head, os.fstat(file.fileno()).st_size)
         ):
             return load_safetensors(path)
-        if magic != _ZIP_MAGIC and magic[:1] != _PICKLE_MAGIC:
+        if head[:1] == b"{":
+            raise CheckpointError(
+                "it is JSON, such as the index of a model in several safetensors files. Save the model as one file, "
+                "and give that."
+            )
+        if magic != _ZIP_MAGIC and not magic.startswith(_PICKLE_MAGICS):
             raise CheckpointError(
                 f"not a file of torch.save: it begins with {magic!r}. Name the checkpoint that the training wrote."
             )

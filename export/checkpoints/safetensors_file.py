@@ -13,7 +13,7 @@ from typing import Final
 import torch
 
 from flowedge.errors import CheckpointError
-from flowedge.export.checkpoints.budget import MAX_NAME, MAX_TENSORS, above_budget
+from flowedge.export.checkpoints.budget import MAX_DIMENSIONS, MAX_NAME, MAX_TENSORS, above_budget
 from flowedge.files import open_regular_file
 
 HEAD_BYTES: Final = 9
@@ -53,6 +53,10 @@ def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
             longest = max(map(len, names), default=0)
             if longest > MAX_NAME:
                 raise above_budget("characters of a name", longest, MAX_NAME)
+            for name in names:
+                axes = len(opened.get_slice(name).get_shape())
+                if axes > MAX_DIMENSIONS:
+                    raise above_budget(f"dimensions of {name}", axes, MAX_DIMENSIONS)
             return {name: opened.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise CheckpointError(f"it cannot be read as safetensors: {error}. Copy the file again.") from error

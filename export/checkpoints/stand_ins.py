@@ -7,12 +7,14 @@ been built. No name is ever imported or looked up. Every other name ends the rea
 
 from __future__ import annotations
 
+import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
+import numpy as np
 import torch
 
 from flowedge.errors import UnsafeCheckpointError
@@ -22,6 +24,10 @@ from flowedge.text import printable, shown
 
 # How torch.fx pickles a module: the attributes are an argument of this function.
 _TRACED: Final = Name("torch.fx.graph_module", "reduce_graph_module")
+_NUMPY_SCALARS: Final = (
+    Name("numpy.core.multiarray", "scalar"),
+    Name("numpy._core.multiarray", "scalar"),
+)
 # Whose attributes are functions of torch, such as conv2d.
 _FUNCTIONS: Final = Name("torch._C", "_VariableFunctionsClass")
 
@@ -149,6 +155,21 @@ def integer(value: object) -> int:
     if isinstance(value, int):
         return value
     raise TypeError(f"{type(value).__name__} as a memo index")
+
+
+def numpy_number(value: StandIn) -> object:
+    """Return a number of NumPy's as Python's; the stand-in where it is none."""
+    if value.kind not in _NUMPY_SCALARS:
+        return value
+    match value.args:
+        case (StandIn(args=(str(code), *_), state=state), bytes(data)) if re.fullmatch(
+            r"[fiu][248]|b1", code
+        ):
+            order = state[1] if isinstance(state, tuple) and len(state) > 1 else "<"
+            kind = np.dtype(f"{'>' if order == '>' else '<'}{code}")
+            return np.frombuffer(data, kind).item() if len(data) == kind.itemsize else value
+        case _:
+            return value
 
 
 # --- the functions that a checkpoint may call -----------------------------------------------------------------

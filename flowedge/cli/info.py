@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +48,11 @@ def command(
     json: Json = False,
 ) -> None:
     """Say what a checkpoint or a bundle is, what was assumed, and what is in it."""
-    if source.is_dir():
+    if os.path.isdir(source):  # false for a name that no file can have, where Path.is_dir raises
+        if assignments or transform_from is not None:
+            raise BundleError(
+                f"{source} is a bundle; --set and --transform-from are for a checkpoint. Leave them out."
+            )
         bundle = open_bundle(source)
         result = read_lowering(bundle) if graph else bundle.manifest
         if json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http
 import inspect
 import io
+import json
 import operator
 import os
 import platform
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torchvision.transforms import v2
 
 from flowedge.errors import CheckpointError
 from flowedge.export.backbones.convolutional import stage_names
@@ -206,3 +208,62 @@ def test_verify_looks_at_its_files_before_it_opens_an_engine(
     against: list[str | Path] = [] if option == "--against" else ["--against", good]
     done = run_flowedge("verify", bundle, *against, option, pipe)
     assert (done.status, "pipe.ckpt" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_safetensors_file_with_a_tensor_of_many_axes_is_refused_by_the_tensors_name(tmp_path: Path) -> None:
+    header = json.dumps({"deep": {"dtype": "F32", "shape": [1] * 3000, "data_offsets": [0, 4]}}).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError, match=r"a\.safetensors.*deep.*3000"):
+        read_checkpoint(path)
+
+
+def test_the_index_of_a_model_in_several_files_is_refused_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text('{"weight_map": {}}')
+    with pytest.raises(CheckpointError, match=r"index\.json.*one file"):
+        read_checkpoint(path)
+
+
+def test_pickles_of_protocol_1_are_read_in_both_formats(tmp_path: Path) -> None:
+    for zipped in (True, False):
+        path = tmp_path / f"{zipped}.ckpt"
+        torch.save(lightning(cflow_state()), path, pickle_protocol=1, _use_new_zipfile_serialization=zipped)
+        assert read_checkpoint(path, settings=SIZE).family == "cflow"
+
+
+def test_info_refuses_a_name_that_no_file_can_have_and_options_that_a_bundle_does_not_take(
+    tmp_path: Path,
+) -> None:
+    done = run_flowedge("info", tmp_path / ("a" * 300))
+    assert (done.status, "aaaa" in done.stderr) == (2, True)
+    bundle = write_tiny_bundle(tmp_path / "b.flowedge").path
+    done = run_flowedge("info", bundle, "--set", "clamp=3")
+    assert (done.status, "b.flowedge" in done.stderr, "--set" in done.stderr) == (2, True, True)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        v2.Compose([v2.Compose([v2.Resize((64, 64))]), v2.Compose([v2.Normalize([0.5] * 3, [0.25] * 3)])]),
+        torch.nn.Sequential(v2.Resize((64, 64)), v2.Normalize([0.5] * 3, [0.25] * 3)),
+        v2.Compose([v2.Resize((64, 64)), v2.Normalize(np.full(3, 0.5), np.full(3, 0.25))]),
+        v2.Compose([v2.Resize((64, 64)), v2.Normalize(torch.full((3,), 0.5), torch.full((3,), 0.25))]),
+    ],
+    ids=["composed of composed ones", "a Sequential", "arrays", "tensors"],
+)
+def test_a_transform_is_read_however_its_steps_and_numbers_are_held(
+    transform: object, tmp_path: Path
+) -> None:
+    path = save(tmp_path / "a.ckpt", {**lightning(cflow_state()), "transform": transform})
+    preprocessing = read_checkpoint(path).preprocessing
+    assert (preprocessing.resize, preprocessing.mean) == ((64, 64), (0.5, 0.5, 0.5))
+    assert preprocessing.std == (0.25, 0.25, 0.25)
+
+
+def test_a_transform_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    endless = v2.Compose([v2.ToImage()])
+    endless.transforms += [endless, endless]
+    path = save(tmp_path / "a.ckpt", {**lightning(cflow_state()), "transform": endless})
+    with pytest.raises(CheckpointError, match=r"a\.ckpt.*steps of the transform"):
+        read_checkpoint(path, settings={"input_size": "64"})
