@@ -69,8 +69,9 @@ def read_dataset(folder: Path) -> Dataset:
         folder: The dataset's root, or its ``test`` folder.
 
     Raises:
-        DataError: There is no ``test`` folder or no image in it, a folder cannot be listed, an image of a class with
-            masks lacks its own, or two files could be the mask of one image.
+        DataError: There is no ``test`` folder or no image in it, it or a folder of masks cannot be listed, an image of
+            a class with masks lacks its own, or two files could be the mask of one image. A class folder that cannot be
+            listed is a sample itself, which cannot be read.
     """
     root = folder.parent if folder.name == "test" and not os.path.isdir(folder / "test") else folder
     test = root / "test"
@@ -85,7 +86,11 @@ def read_dataset(folder: Path) -> Dataset:
         if class_folder.name.startswith("."):
             continue
         label = printable(class_folder.name)
-        images = _images(class_folder)
+        try:
+            images = _images(class_folder)
+        except DataError:  # reading the folder as an image says why
+            samples.append(Sample(path=class_folder, label=label, is_anomalous=label != GOOD, mask=None))
+            continue
         masks = {} if label == GOOD else _masks(images, root / "ground_truth" / class_folder.name)
         if label != GOOD and images and not masks:
             without_masks.append(label)

@@ -109,7 +109,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         good_images: How many were inspected.
         anomalous_images: How many were inspected.
-        not_inspected: Images that could not be read, or whose score or map was not finite; they are in no metric.
+        not_inspected: Images that could not be read, images whose mask could not be read, class folders that could not
+            be listed, and images whose score or map was not finite; they are in no metric.
         not_inspected_files: The first few of them, relative to the dataset.
         good_outside: How many good images have a finite answer and are not inspected, as the frame check finds them
             unlike the calibration's. The metrics count them all the same; in production each is stopped.
@@ -222,18 +223,18 @@ def evaluate(
 
     Raises:
         DataError: A mask has another size than its image.
-        ImageError: A mask cannot be read.
         CalibrationError: No image gave a finite score and map.
     """
     tally = _Tally(has_masks=not dataset.classes_without_masks, nfa=thresholds.nfa)
     for done, sample in enumerate(dataset.samples, start=1):
         try:
             image = read_image(sample.path, pixel_range)
+            mask = None if sample.mask is None or tally.pixels is None else read_mask(sample.mask, image)
             detection = detect(image)
         except ImageError as error:
             tally.leave_out(sample, str(error))
         else:
-            tally.add(sample, image, detection)
+            tally.add(sample, mask, detection)
         if on_progress is not None:
             on_progress(done, len(dataset.samples))
     return tally.evaluation(dataset, thresholds)
@@ -255,7 +256,7 @@ class _Tally:
         limits = [] if nfa is None else sorted({0.0, nfa.log_nfa}, reverse=True)
         self.nfa = [_NfaTally(f"nfa-{nfa.form}", limit) for limit in limits if nfa is not None]
 
-    def add(self, sample: Sample, image: NDArray[np.uint8], detection: CheckedDetection) -> None:
+    def add(self, sample: Sample, mask: NDArray[np.bool_] | None, detection: CheckedDetection) -> None:
         if sample.is_anomalous:
             self.classes.setdefault(sample.label, ValueHistogram())
         anomaly_map = np.asarray(detection.network_map, np.float32)
@@ -275,9 +276,9 @@ class _Tally:
             self.good.add(detection.score)
         defects = None
         if self.pixels is not None:
-            if sample.mask is not None:
+            if mask is not None:
                 height, width = anomaly_map.shape
-                defects = mask_on_map(read_mask(sample.mask, image), detection.preprocessing, (height, width))
+                defects = mask_on_map(mask, detection.preprocessing, (height, width))
                 self.unmarked += not defects.any()
             self.pixels.add(anomaly_map, defects)
         if log_nfa is not None:
@@ -295,8 +296,8 @@ class _Tally:
         if images == 0:
             raise CalibrationError(
                 f"none of the {self.not_inspected} images of {dataset.root} could be inspected: "
-                f"{'; '.join(problem for _, problem in self.problems[:1])}. Run flowedge verify to see whether the "
-                "precision is the cause."
+                f"{'; '.join(problem.rstrip('.') for _, problem in self.problems[:1])}. Run flowedge verify to see "
+                "whether the precision is the cause."
             )
         notes: list[str] = []
         curve = curve_from_histograms(self.good, self.anomalous)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -302,6 +303,38 @@ def test_an_image_that_cannot_be_read_is_counted_by_eval_and_refused_by_calibrat
         with pytest.raises(ImageError, match=name):
             read_image(path)
         path.unlink()
+
+
+def test_a_class_that_cannot_be_listed_and_a_mask_that_cannot_be_read_end_no_evaluation(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = dataset(tmp_path / "data", "marked")
+    marked = root / "ground_truth" / "marked"
+    marked.mkdir(parents=True)
+    (root / "test" / "closed").mkdir()
+    for number in range(3):
+        (marked / f"{number}.png").write_bytes(PNG)
+    (marked / "0.png").write_bytes(PNG[:100])
+    (marked / "1.png").unlink()
+    os.mkfifo(marked / "1.png")
+
+    def unless_closed(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: str | Path) -> Any:
+            if os.path.basename(path) == "closed":
+                raise PermissionError(13, "Permission denied", os.fspath(path))
+            return real(path)
+
+        return call
+
+    monkeypatch.setattr(os, "listdir", unless_closed(os.listdir))
+    monkeypatch.setattr(os, "scandir", unless_closed(os.scandir))
+    done = flowedge("eval", bundle, root, "--json")
+    result = json.loads(done.stdout)
+    assert done.status == 1
+    assert result["not_inspected_files"] == ["test/closed", "test/marked/0.png", "test/marked/1.png"]
+    assert (result["good_images"], result["anomalous_images"]) == (3, 1)
+    assert result["pixel_f1"] is not None
+    assert any("closed" in note and "Permission denied" in note for note in result["notes"])
 
 
 def test_a_mask_may_have_more_than_8_bits(tmp_path: Path) -> None:
