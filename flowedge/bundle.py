@@ -200,15 +200,18 @@ def folder_for_next_version(place: Path) -> Iterator[Path]:
         BundleError: The bundle cannot be replaced or written there, or the disk refused something in the block.
     """
     real = Path(os.path.realpath(place))
+    written_to = place.parent
     try:
         remove_leftovers(real)
-        with draft_folder(folder_for_draft(real)) as draft:
+        parent = folder_for_draft(real)
+        written_to = place if parent == real else place.parent
+        with draft_folder(parent) as draft:
             yield draft
     except OSError as error:
         where = f" ({error.filename})" if error.filename is not None else ""
         raise BundleError(
             f"{place} cannot be written: {error.strerror}{where}. "
-            f"Check that {place.parent} is a folder that you may write to, with enough space."
+            f"Check that {written_to} is a folder that you may write to, with enough space."
         ) from error
 
 

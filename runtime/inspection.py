@@ -125,9 +125,9 @@ def _remove_pictures(target: Path | None) -> list[str]:
         assert target is not None
         picture = _picture(target, kind)
         try:
-            picture.unlink(missing_ok=True)
-        except NotADirectoryError:
-            pass
+            # A read-only file system refuses to remove even what is not there.
+            if os.path.lexists(picture):
+                picture.unlink(missing_ok=True)
         except OSError as error:
             problems.append(
                 f"{printable(str(picture))} is of an earlier run and cannot be removed: {error.strerror}."

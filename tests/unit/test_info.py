@@ -116,3 +116,10 @@ def test_info_shows_what_anomalib_fitted(tmp_path: Path) -> None:
     shown = " ".join(flowedge("info", path).stdout.split())
     assert "anomalib 2.7: threshold 0.25, minimum 0.25, maximum 2, sensitivity 0.5" in shown
     assert json.loads(flowedge("info", path, "--json").stdout)["source_scale"]["rule"] == "2.7"
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, f"b/{'a' * 300}"])
+def test_a_name_longer_than_the_system_allows_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    done = flowedge("info", name, cwd=tmp_path)
+    assert (done.status, done.stderr.count("\n")) == (2, 1)
+    assert name in done.stderr

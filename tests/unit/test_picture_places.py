@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -375,3 +376,21 @@ def test_a_counter_of_thousands_of_digits_is_sorted(tmp_path: Path) -> None:
     assert sorted([folder / "b", folder / "a"])[0].name == "a"
     (tmp_path / ("1" * 200 + ".png")).write_bytes(PNG)
     assert len(find_images(tmp_path).images) == 1
+
+
+def test_a_read_only_folder_without_pictures_of_an_earlier_run_is_not_said_to_hold_some(
+    tmp_path: Path,
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b").path
+    Image.fromarray(np.zeros((16, 24, 3), np.uint8)).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(out)], check=False).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        done = flowedge("run", bundle, tmp_path / "a.png", "--out", out)
+    finally:
+        subprocess.run(["umount", str(out)], check=True)
+    assert done.status == 1
+    assert "Read-only file system" in done.stderr
+    assert "earlier run" not in done.stderr

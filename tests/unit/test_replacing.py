@@ -156,6 +156,16 @@ def test_a_bundle_that_is_a_mount_point_is_replaced_inside(bundle: Bundle, tmp_p
         assert not (place / "calibration.json").exists()
 
 
+def test_a_full_mount_point_is_named_and_not_the_folder_it_is_in(bundle: Bundle, tmp_path: Path) -> None:
+    place = tmp_path / "full"
+    place.mkdir()
+    with mounted(place, "-t", "tmpfs", "-o", "size=1m", "tmpfs"):
+        shutil.copytree(bundle.path, place, dirs_exist_ok=True)
+        with pytest.raises(BundleError, match=f"Check that {place} is a folder"):
+            replace_in_bundle(open_bundle(place), files={"model.onnx": bytes(2 << 20)})
+        assert hidden(place) == []
+
+
 def test_a_bundle_with_a_mount_point_in_it_is_refused_before_the_work(bundle: Bundle) -> None:
     with (
         mounted(bundle.path / "selftest", "--bind", str(bundle.path / "selftest")),
