@@ -149,7 +149,7 @@ def special(photos: Path) -> dict[str, Callable[[Path], None]]:
         "link to a device": lambda path: path.symlink_to("/dev/zero"),
         "link to a terminal": lambda path: path.symlink_to("/dev/tty"),
         "link to a folder": lambda path: path.symlink_to(photos),
-        "empty": lambda path: path.write_bytes(b"") and None,
+        "empty": lambda path: path.touch(),
     }
 
 
