@@ -174,6 +174,11 @@ def _equal(tags: dict[int, tuple[int, ...]], tag: int, default: int, samples: in
     return values[0]
 
 
+def _is_tiled(tags: dict[int, tuple[int, ...]]) -> bool:
+    """Say whether the picture is cut into tiles, as libtiff does: one side of a tile is enough."""
+    return _TILE_WIDTH in tags or _TILE_LENGTH in tags
+
+
 def _layout(tags: dict[int, tuple[int, ...]], order: str) -> _Layout:
     height, width = _one(tags, _LENGTH), _one(tags, _WIDTH)
     check_picture_size(height, width)
@@ -204,7 +209,7 @@ def _layout(tags: dict[int, tuple[int, ...]], order: str) -> _Layout:
     if planar == 2 and samples == 1 and compression == 1 and not is_plain:
         # Pillow takes these samples for bytes, and white for black.
         raise RefusedError("is a TIFF file of one channel in planes. Save it with planar configuration 1.")
-    if _TILE_WIDTH in tags:
+    if _is_tiled(tags):
         piece = _one(tags, _TILE_LENGTH), _one(tags, _TILE_WIDTH)
         # A tile is whole also where it sticks out of the picture, so that a huge one would cost its whole size.
         if not (0 < piece[0] < height + 4096 and 0 < piece[1] < width + 4096):
@@ -230,7 +235,7 @@ def _layout(tags: dict[int, tuple[int, ...]], order: str) -> _Layout:
 
 def _samples(data: bytes, tags: dict[int, tuple[int, ...]], layout: _Layout) -> NDArray[Any]:
     """Put the pieces together: ``(H, W, samples)`` in the file's own type."""
-    tiled = _TILE_WIDTH in tags
+    tiled = _is_tiled(tags)
     # Of two listings a reader may take the one or the other, and libtiff takes the later.
     if tags.keys() & ({_STRIP_OFFSETS, _STRIP_COUNTS} if tiled else {_TILE_OFFSETS, _TILE_COUNTS}):
         raise DamagedError("it lists both strips and tiles")

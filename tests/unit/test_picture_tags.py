@@ -101,3 +101,10 @@ def test_a_file_that_lists_strips_and_tiles_is_refused(tag: int) -> None:
     file = tiff([*grey_tags(HEIGHT, WIDTH), (tag, 4, [24])], [GREY])
     with pytest.raises(DamagedError, match="both strips and tiles"):
         decode(file)
+
+
+@pytest.mark.parametrize("tag", [322, 323])
+def test_strips_with_one_side_of_a_tile_are_refused(tag: int) -> None:
+    file = tiff([*grey_tags(HEIGHT, WIDTH), (tag, 3, [1])], [GREY])
+    with pytest.raises(DamagedError):
+        decode(file)
