@@ -88,13 +88,12 @@ def _new_draft(parent: Path) -> tuple[Path, _Lock]:
         lock = None
         try:
             folder.mkdir(mode=0o700)
-            lock = _Lock(folder)
-            # Another process may have taken the folder for an abandoned draft before the lock was taken.
-            if lock.is_held:
-                return folder, lock
-        except FileNotFoundError:
-            if not parent.is_dir():
-                raise
+            # Another process may take the folder for an abandoned draft before the lock is taken.
+            # A new one is made then.
+            with contextlib.suppress(FileNotFoundError):
+                lock = _Lock(folder)
+                if lock.is_held:
+                    return folder, lock
         finally:
             if lock is None or not lock.is_held:
                 _remove(folder, lock)
