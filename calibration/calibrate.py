@@ -230,7 +230,7 @@ def _fitted(
 
 
 def without_frame_check(bundle: Bundle) -> Bundle:
-    """Return the bundle with a manifest whose detectors judge every frame; ranges fitted before decide nothing now."""
+    """Return the bundle with a manifest whose detectors judge every frame. Ranges fitted before decide nothing now."""
     return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, frame_check=None))
 
 

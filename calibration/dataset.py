@@ -174,7 +174,7 @@ def _masks(images: list[Path], folder: Path) -> Mapping[Path, Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    """List the folder's images by name; what looks like one and cannot be read is among them, and reading says so."""
+    """List the folder's images by name. What looks like one and cannot be read is among them, and reading says so."""
     return sorted(sort_out(path for path in _entries(folder) if not os.path.isdir(path)).images)
 
 

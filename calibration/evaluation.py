@@ -104,7 +104,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """The metrics of one dataset; every rate and metric is in 0..1, and None where it is not defined.
+    """The metrics of one dataset. Every rate and metric is in 0..1, and None where it is not defined.
 
     Attributes:
         good_images: How many were inspected.
@@ -193,7 +193,7 @@ def mask_on_map(
 
 
 def _cut_out(mask: NDArray[np.bool_], size: tuple[int, int], first: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return the part of a mask of this size that begins at ``first``; false where it is outside of the mask."""
+    """Return the part of a mask of this size that begins at ``first``, with False outside of the mask."""
     rows, columns = (np.arange(start, start + count) for start, count in zip(first, size, strict=True))
     inside = [
         (index >= 0) & (index < whole) for index, whole in zip((rows, columns), mask.shape, strict=True)
@@ -286,7 +286,7 @@ class _Tally:
                 rule.add(log_nfa, label=sample.label, is_anomalous=sample.is_anomalous, defects=defects)
 
     def leave_out(self, sample: Sample, problem: str) -> None:
-        """Count an image that was not inspected; it is in no metric."""
+        """Count an image that was not inspected. It is in no metric."""
         self.not_inspected += 1
         if len(self.problems) < NAMED_FAILURES:
             self.problems.append((sample, printable(problem)))

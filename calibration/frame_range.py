@@ -66,7 +66,7 @@ class _Tolerance(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """How quantities of one kind are compared.
+    """Say how quantities of one kind are compared.
 
     Attributes:
         offset: Added to the value (and to its complement) before the logarithm, in the quantity's unit.
@@ -110,7 +110,7 @@ _KINDS: Final = {
 def frame_check_from_images(
     images: Sequence[Path], *, rate: float = DEFAULT_FRAME_RATE, pixel_range: PixelRange | None = None
 ) -> FittedFrameCheck:
-    """Fit the ranges on image files of good parts, read as `read_image` does; see `fit_frame_check`.
+    """Fit the ranges with `fit_frame_check` on image files of good parts, read as `read_image` does.
 
     Raises:
         CalibrationError: The rate is not between 0 and 1.
@@ -171,7 +171,7 @@ class _Spread:
     """The centre of each quantity and its scale on either side, all in transformed units."""
 
     def __init__(self, values: Array, floors: tuple[Array, Array]) -> None:
-        """Take them from ``(N, Q)`` values; no scale is below half of its floor, ``(Q,)`` on either side."""
+        """Take them from ``(N, Q)`` values. No scale is below half of its floor, ``(Q,)`` on either side."""
         extremes = math.ceil(_EXTREME_SHARE * len(values))
         self.centre = np.median(values, axis=0)
         ordered = np.sort(values - self.centre, axis=0)
@@ -210,7 +210,7 @@ def _plausible(values: Array, floors: tuple[Array, Array], widest: Array) -> NDA
 
 
 def _extrapolated_limit(deviations: Array, rate: float) -> float:
-    """Return the limit that a new deviation exceeds with the given probability; see the module.
+    """Return the limit that a new deviation exceeds with the given probability, as the module explains.
 
     Args:
         deviations: ``(N,)``, ascending.

@@ -67,7 +67,7 @@ class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``calibration.json`` holds.
+    """The content of ``calibration.json``.
 
     Attributes:
         date: ISO 8601, UTC.

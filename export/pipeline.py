@@ -59,7 +59,7 @@ _LONGEST_NAME: Final = 255  # bytes, of a file on Linux
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """What a user may choose.
+    """The choices of a user.
 
     Attributes:
         image_size: ``(height, width)`` of the network's input; None takes the checkpoint's.

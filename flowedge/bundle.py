@@ -217,7 +217,7 @@ def folder_for_next_version(place: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _new_version(place: Path) -> Iterator[Path]:
-    """Make an empty folder for a new version; the folder is removed at the end unless it took the bundle's place."""
+    """Make an empty folder for a new version. The folder is removed at the end unless it took the bundle's place."""
     with folder_for_next_version(place) as draft:
         folder = draft / "bundle"
         folder.mkdir()

@@ -112,7 +112,7 @@ def hash_of(file: BinaryIO, copy_to: BinaryIO | None = None) -> str:
 
 
 def _open_inside(folder: Path, path: str) -> BinaryIO:
-    """Open a file for reading; links on the way and all that is not a regular file are refused."""
+    """Open a file for reading. Links on the way and all that is not a regular file are refused."""
     place = folder
     for part in path.split("/"):
         place = place / part

@@ -10,7 +10,7 @@ _LAST_NANOSECOND: Final = (1 << 63) - 1  # since 1970, in the year 2262; Python'
 
 
 def utc_now() -> datetime.datetime:
-    """Return the present moment in UTC, to the second; beyond the years 1 to 9999, the nearest that a date can have."""
+    """Return the present moment in UTC, to the second, or the nearest that a date can have (years 1 to 9999)."""
     seconds = time.clock_gettime(time.CLOCK_REALTIME)
     try:
         now = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)

@@ -51,7 +51,7 @@ def draft_folder(parent: Path) -> Iterator[Path]:
 
 
 def remove_own_drafts() -> None:
-    """Remove what is left of this process's drafts; the last act of a process that was interrupted."""
+    """Remove what is left of this process's drafts, as the last act of an interrupted process."""
     while _own:
         shutil.rmtree(_own.pop(), ignore_errors=True)
 
@@ -81,7 +81,7 @@ def _may_be_abandoned(entry: os.DirEntry[str]) -> bool:
 
 
 def _new_draft(parent: Path) -> tuple[Path, _Lock]:
-    """Make a draft and take its lock; it is among this process's own before it is there."""
+    """Make a draft and take its lock. It is among this process's own before it is there."""
     while True:
         folder = parent / (PREFIX + "-".join([*_marks(), secrets.token_hex(4)]))
         _own.add(folder)
@@ -101,7 +101,7 @@ def _new_draft(parent: Path) -> tuple[Path, _Lock]:
 
 
 def _remove(folder: Path, lock: _Lock | None) -> None:
-    """Remove a draft under its lock; network file systems keep the file's name until the lock is closed."""
+    """Remove a draft under its lock. Network file systems keep the file's name until the lock is closed."""
     shutil.rmtree(folder, ignore_errors=True)
     if lock is not None:
         lock.close()

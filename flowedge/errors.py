@@ -67,7 +67,7 @@ class PrecisionError(FlowEdgeError):
 
 
 class ProcessError(FlowEdgeError, TypeError):
-    """A detector was pickled, copied, or used after a fork; Python's own word for the first two is a `TypeError`."""
+    """A detector was pickled, copied, or used after a fork. Python's own word for the first two is a `TypeError`."""
 
 
 class EngineCacheError(FlowEdgeError):

@@ -1,4 +1,4 @@
-"""What happens to a frame's borders before it is resized: centre crops and padding.
+"""Change a frame's borders before the resize: centre crops and padding.
 
 Both only choose, for each row and each column, the one it is taken from. So the host gathers them, the graph gathers
 them, and an anomaly map finds its way back by a shift.
@@ -47,7 +47,7 @@ class Framing:
         return self.rows == -1 - step, self.columns == -1 - step
 
     def apply(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Change the borders of a frame ``(H, W, 3)`` uint8; returns ``(height, width, 3)`` uint8, a copy."""
+        """Change the borders of a frame ``(H, W, 3)`` uint8. The result is a copy, ``(height, width, 3)`` uint8."""
         changed = frame[np.maximum(self.rows, 0)][:, np.maximum(self.columns, 0)]
         for step, fill in enumerate(self.fills):
             rows, columns = self.filled_by(step)
@@ -78,7 +78,7 @@ def framing(steps: Sequence[FrameStep], frame: Size) -> Framing:
 
 
 def _borders(step: FrameStep, frame: Size) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return how much is added before and after the rows and the columns; what is cut off is negative."""
+    """Return how much is added before and after the rows and the columns. What is cut off is negative."""
     match step.kind:
         case "center_crop":
             assert step.size is not None, "the manifest was checked"
@@ -117,5 +117,5 @@ def _changed(
 
 
 def centred(whole: int, part: int) -> int:
-    """Return where a centred part starts, halves to even as Python rounds; around a larger part, less on this side."""
+    """Return where a centred part starts, halves to even as Python rounds. Around a larger part, less on this side."""
     return round((whole - part) / 2) if part <= whole else -((part - whole) // 2)

@@ -1,4 +1,4 @@
-"""What a bundle says of itself: plain frozen data, its JSON form, and its schema number.
+"""The manifest of a bundle: plain frozen data, its JSON form, and its schema number.
 
 The manifest is the contract between the exporter and every runtime, so unknown fields and unknown schema
 numbers are errors, never guesses. A bundle is untrusted, so the types below say how large, small or long each field
@@ -138,7 +138,7 @@ class FrameStep(_Record, frozen=True, kw_only=True):
 
 
 class Preprocessing(_Record, frozen=True, kw_only=True):
-    """How a frame (uint8, RGB, any size) becomes the network's input, in this order.
+    """The steps from a frame (uint8, RGB, any size) to the network's input, in this order.
 
     Attributes:
         frame_steps: Changes of the frame's borders, in order.
@@ -308,7 +308,7 @@ class FrameRange(_Record, frozen=True, kw_only=True):
 
 
 class FrameCheck(_Record, frozen=True, kw_only=True):
-    """What frames of good parts look like; a frame outside of any range is not inspected.
+    """The ranges of the frames of good parts. A frame outside of any range is not inspected.
 
     Attributes:
         rate: The expected share of good frames that are outside, over all quantities together.

@@ -76,7 +76,7 @@ class _SchemaOnly(msgspec.Struct):
 
 
 def _content_of(data: bytes) -> Any:
-    """Return the JSON value; the first key that is there twice and numbers that are no JSON are refused."""
+    """Return the JSON value. The first key that is there twice and numbers that are no JSON are refused."""
     if len(data) > MAX_BYTES:
         raise _RefusedError(f"is larger than {MAX_BYTES} bytes, which no manifest is")
     try:
@@ -86,7 +86,7 @@ def _content_of(data: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object; other readers take the first of two equal keys, or the last."""
+    """Build a JSON object. Other readers take the first of two equal keys, or the last."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

@@ -22,6 +22,7 @@ _EXPORT: Final = (
     "FrEIA>=0.2",
     *_ONNX,
     "onnxscript>=0.5",
+    "safetensors>=0.4",
 )
 
 REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(

@@ -160,7 +160,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system has no hard links; folders are made."""
+    """Give a file a second name, or copy it where the file system has no hard links. Folders are made."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -184,7 +184,7 @@ def _may_rename(place: Path) -> bool:
 
 
 def _mount_points() -> list[Path]:
-    """Return the mount points that this process sees; none where the kernel does not tell."""
+    """Return the mount points that this process sees. There are none where the kernel does not tell."""
     try:
         lines = _MOUNTS.read_bytes().splitlines()
     except OSError:
@@ -226,7 +226,7 @@ def _exchange_in_two_steps(folder: Path, place: Path) -> None:
 
 
 def _previous(place: Path) -> Path:
-    """Return the old version's place between the two renames; a name that would be too long gives way to its hash."""
+    """Return the old version's place between the two renames. A name that would be too long gives way to its hash."""
     name = os.fsencode(place.name)
     stem = place.name if len(name) < 240 else hashlib.sha256(name).hexdigest()[:32]
     return place.with_name(f".{stem}.previous")
@@ -292,7 +292,7 @@ def _finish(place: Path, moves: list[StoredFile]) -> None:
 
 
 def _listed(place: Path) -> list[str]:
-    """Return the paths of the old version's files; none where its manifest cannot be read."""
+    """Return the paths of the old version's files. There are none where its manifest cannot be read."""
     try:
         return [stored.path for stored in read_manifest(place).files]
     except BundleError:

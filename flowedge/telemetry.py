@@ -7,7 +7,7 @@ import sys
 
 
 def switch_off() -> None:
-    """Keep ONNX Runtime, OpenVINO and Hugging Face's libraries from reporting; call it before they are imported.
+    """Keep ONNX Runtime, OpenVINO and Hugging Face's libraries from reporting. Call it before they are imported.
 
     ONNX Runtime (from 1.32 on) would look up Microsoft's server and keep an identifier of the device in the user's
     cache. OpenVINO would report its import to Google Analytics and keep an identifier in the user's home.

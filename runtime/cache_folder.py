@@ -24,7 +24,7 @@ NOWHERE: Final = Path(os.devnull) / "flowedge"
 
 
 def cache_folder() -> Path:
-    """Return ``FLOWEDGE_CACHE_DIR``, else XDG's folder for caches; it need not exist.
+    """Return ``FLOWEDGE_CACHE_DIR``, else XDG's folder for caches. It need not exist.
 
     Returns:
         ``NOWHERE`` where neither is set and the user has no home, as in a container that was started for a number.
@@ -55,7 +55,7 @@ def cache_size() -> int:
 
 
 def why_no_cache(folder: Path) -> str:
-    """Return why a folder cannot be the cache, empty where it can; it need not exist.
+    """Return why a folder cannot be the cache, empty where it can. It need not exist.
 
     A folder that holds anything but a cache is none: what is in it could be counted and deleted.
     """

@@ -13,7 +13,7 @@ from flowedge.manifest import Manifest, level_outputs
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """The type of one input or output; a dimension that the graph leaves open is None."""
+    """The type of one input or output. A dimension that the graph leaves open is None."""
 
     dtype: str
     shape: tuple[int | None, ...]

@@ -49,7 +49,7 @@ class Timings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
-    """What was found in one frame.
+    """The findings in one frame.
 
     Attributes:
         score: The family's image score, or the source's normalised one; larger is more anomalous.
@@ -108,7 +108,7 @@ class Result:
 
     @cached_property
     def mask(self) -> NDArray[np.bool_] | None:
-        """``(H, W)``: which pixels of the frame are anomalous; False outside of a crop.
+        """``(H, W)``: which pixels of the frame are anomalous. Pixels outside of a crop are False.
 
         By the number of false alarms where that decides, else by the pixel threshold. None where there is neither,
         and where the frame was not inspected.
@@ -214,7 +214,7 @@ class Detector:
         return result
 
     def detect_batch(self, frames: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Result]:
-        """Inspect several frames in one run of the engine; they may differ in size, but for a ``frame_size``.
+        """Inspect several frames in one run of the engine. They may differ in size, but for a ``frame_size``.
 
         Args:
             frames: Each as in a call with one frame; or ``(N, H, W, 3)``, frames of one size.

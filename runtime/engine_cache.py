@@ -255,7 +255,7 @@ class EngineCache:
             path.unlink()
 
     def read_extra(self, name: str) -> bytes:
-        """Read what was kept under a name, such as ``timing/10.3.cache``; empty where there is no plain file."""
+        """Read what was kept under a name, such as ``timing/10.3.cache``. Without a plain file it is empty."""
         try:
             with _plain_file(self.folder / name) as file:
                 size = os.fstat(file.fileno()).st_size
@@ -293,7 +293,7 @@ class EngineCache:
         return found
 
     def clear(self) -> int:
-        """Delete everything in it; how many bytes that were.
+        """Delete everything in the cache, and return how many bytes that were.
 
         Raises:
             EngineCacheError: There is no cache, or something cannot be deleted.

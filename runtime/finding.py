@@ -103,7 +103,7 @@ def find_images(source: str | Path) -> Found:
 
 
 def sort_out(entries: Iterable[Path]) -> Found:
-    """Tell images from other files; hidden files are neither."""
+    """Tell images from other files. Hidden files are neither."""
     images: list[Path] = []
     others: list[Path] = []
     for path in entries:
@@ -115,7 +115,7 @@ def sort_out(entries: Iterable[Path]) -> Found:
 
 
 def natural_order(path: Path) -> tuple[list[list[str | int]], str]:
-    """Compare runs of digits as numbers; a split puts text at even places and digits at odd ones."""
+    """Compare runs of digits as numbers. A split puts text at even places and digits at odd ones."""
     split = (re.split(r"([0-9]+)", part) for part in path.parts)
     key: list[list[str | int]] = [
         [_number(t) if n % 2 else t.casefold() for n, t in enumerate(s)] for s in split
@@ -124,7 +124,7 @@ def natural_order(path: Path) -> tuple[list[list[str | int]], str]:
 
 
 def _number(digits: str) -> int:
-    """Return the digits' value; Python refuses to read thousands of digits, which no counter has."""
+    """Return the digits' value. Python refuses to read thousands of digits, which no counter has."""
     return int(digits[-300:])
 
 

@@ -60,10 +60,10 @@ def frame_statistics(frame: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 class FrameChecker:
-    """Compares frames with the ranges of a calibrated bundle; threads may share one."""
+    """Compares frames with the ranges of a calibrated bundle. Threads may share one."""
 
     def __init__(self, check: FrameCheck) -> None:
-        """Take the ranges of a manifest; a quantity without a range may have any value."""
+        """Take the ranges of a manifest. A quantity without a range may have any value."""
         ranges = {one.quantity: one for one in check.ranges}
         self._low = np.array([ranges[name].low if name in ranges else -np.inf for name in FRAME_QUANTITIES])
         self._high = np.array([ranges[name].high if name in ranges else np.inf for name in FRAME_QUANTITIES])
@@ -81,7 +81,7 @@ class FrameChecker:
         return self.problem(frame_statistics(frame))
 
     def problem(self, statistics: NDArray[np.float64]) -> str:
-        """Do the same for a frame that has been measured; ``statistics`` is what `frame_statistics` returns."""
+        """Check a frame that has been measured: ``statistics`` is what `frame_statistics` returns."""
         excess = np.maximum(self._low - statistics, statistics - self._high)
         outside = excess > 0
         if not outside.any():

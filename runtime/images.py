@@ -100,7 +100,7 @@ def _read(path: str | Path) -> bytes:
 
 
 def _reason(path: str | Path, error: OSError) -> str:
-    """Say why a path cannot be read, and what to do; a folder that cannot be listed says so."""
+    """Say why a path cannot be read, and what to do. A folder that cannot be listed says so."""
     if isinstance(error, IsADirectoryError):
         if os.path.islink(path):
             return "it is a link to a folder, and such links are not followed. Name the folder itself"

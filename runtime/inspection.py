@@ -93,7 +93,7 @@ def inspect_images(
 
 
 class _Pictures(NamedTuple):
-    """The files that were written for one image, and a problem that came up; empty where there was none."""
+    """The files that were written for one image, and the problem that came up, or an empty text."""
 
     overlay: Path | None = None
     mask: Path | None = None
@@ -108,7 +108,7 @@ def _make(folder: Path) -> None:
 
 
 def _picture(target: Path, kind: str) -> Path:
-    """Return where a picture of an image goes; a name without room for its end keeps its beginning and a hash."""
+    """Return where a picture of an image goes. A name without room for its end keeps its beginning and a hash."""
     name = os.fsencode(target.name)
     if len(name) + len(kind) > _LONGEST_NAME:
         mark = f"~{hashlib.sha256(name).hexdigest()[:16]}"

@@ -124,7 +124,7 @@ def cpu_extensions(root: Path = Path("/")) -> tuple[str, ...]:
 
 
 def cpu_flags(root: Path = Path("/")) -> tuple[str, ...]:
-    """Give all instructions of the processor as Linux names them, sorted; empty where it names none."""
+    """Give all instructions of the processor as Linux names them, sorted. The result is empty where it names none."""
     lines = _text(root / "proc/cpuinfo").splitlines()
     named = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
     return tuple(sorted({flag for line in named for flag in line.split()}))

@@ -74,7 +74,7 @@ def open_or_build(
 
 
 def _open_fastest(engine: str | None, bundle: Bundle, threads: int | None) -> Engine:
-    """Open the fastest graph that is right here; a remembered choice that does not open is measured again."""
+    """Open the fastest graph that is right here. A remembered choice that does not open is measured again."""
     choice = fastest_precision(bundle, engine, threads=threads)
     try:
         session = open_engine(choice.engine, bundle, choice.precision, threads=threads)

@@ -34,7 +34,7 @@ def pixel_range_from(text: str) -> PixelRange:
 
 
 def with_pixel_range(manifest: Manifest, pixel_range: PixelRange | None) -> Manifest:
-    """Return the manifest with a declared window, also among its assumed values; None changes nothing."""
+    """Return the manifest with a declared window, also among its assumed values. None changes nothing."""
     if pixel_range is None:
         return manifest
     declared = Assumed(

@@ -53,7 +53,7 @@ def check_frame(frame: NDArray[np.uint8]) -> None:
 
 
 class Preprocessor:
-    """Change the borders of frames, resize, crop and normalise them; threads may share one.
+    """Change the borders of frames, resize, crop and normalise them. Threads may share one.
 
     The matrices of the last few frame sizes are kept, so a stream of equal frames pays for them once. The
     work is done in strips that fit in the cache.
@@ -93,7 +93,7 @@ class Preprocessor:
         return planes
 
     def _float(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Resize with antialiasing in float32, as torchvision resizes a float tensor; ``(3, h, w)`` in 0..255."""
+        """Resize with antialiasing in float32, as torchvision resizes a float tensor, to ``(3, h, w)`` in 0..255."""
         height, width, _ = frame.shape
         strips, columns = self._float_matrices((height, width))
         flat = frame.reshape(height, width * 3)

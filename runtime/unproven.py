@@ -88,7 +88,7 @@ def open_unproven(
 
 
 def _reason(problems: Mapping[str, EngineUnavailableError]) -> str:
-    """Explain the choice of an engine that nobody named; give in full which engine is wrong or only has to be built."""
+    """Explain the choice of an engine that nobody named. Give in full which engine is wrong or only has to be built."""
     if not problems:
         return "the first choice"
     in_full = (EngineNotBuiltError, EngineWrongError)

@@ -82,7 +82,7 @@ _SHOWN: Final = 3  # good images on the page, each also with a defect
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionRequest:
-    """What to add and what it is held to.
+    """The precisions to add, and the limits that they are held to.
 
     Attributes:
         wanted: The precisions, each once.

@@ -139,7 +139,7 @@ def contents_of(root: object, *, file: str, sha256: str, weights: Weights | None
 
 
 def module_state(module: StandIn) -> dict[str, torch.Tensor]:
-    """The state dict of a pickled ``torch.nn.Module``; empty if the object is none.
+    """The state dict of a pickled ``torch.nn.Module``. The result is empty if the object is none.
 
     Raises:
         CheckpointError: Its modules hold one another, or there are more than the budget allows.

@@ -18,7 +18,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A class or a function that the file names; it is never looked up."""
+    """A class or a function that the file names. It is never looked up."""
 
     module: str
     qualname: str

@@ -102,7 +102,7 @@ def current_name(name: str) -> str:
 
 
 def _renamed() -> dict[str, str | None]:
-    """Return timm's own table of the names that it has replaced; empty if this version of timm keeps none."""
+    """Return timm's own table of the names that it has replaced. Without such a table in timm the result is empty."""
     from timm.models import _registry
 
     registry: Any = _registry

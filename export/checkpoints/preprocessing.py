@@ -166,7 +166,7 @@ def _public(args: dict[str, object]) -> dict[str, object]:
 
 
 def _step_name(path: str) -> str:
-    """Return the name of a class of torchvision's or anomalib's; of all others the whole path.
+    """Return the name of a class of torchvision's or anomalib's, and the whole path of any other.
 
     A class of the user's own may have a known name and do something else.
     """
@@ -175,7 +175,7 @@ def _step_name(path: str) -> str:
 
 
 def _plain(value: object) -> object:
-    """Return an enumeration's value, NumPy's numbers and a tensor's numbers as plain ones; all else as it is."""
+    """Return an enumeration's value, NumPy's numbers and a tensor's numbers as plain ones, and all else as it is."""
     if isinstance(value, (list, tuple)):
         return [_plain_number(item) for item in value]
     value = _plain_number(value)

@@ -67,7 +67,7 @@ BackboneNaming: TypeAlias = Literal["torchvision", "timm", "efficientnet_pytorch
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Checkpoint:
-    """A checkpoint, read and checked; plain data and NumPy arrays only.
+    """A checkpoint that was read and checked: plain data and NumPy arrays only.
 
     Attributes:
         repository: ``anomalib``, ``gudovskiy/cflow-ad``, ``gathierry/FastFlow``, ``mtailanian/uflow``,

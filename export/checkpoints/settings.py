@@ -265,7 +265,7 @@ def given_value(setting: Setting[T], given: Mapping[str, str]) -> T | None:
 
 
 def hidden_behind(value: object) -> str:
-    """Return one sentence that names the class that hides a value; empty if the value is plain.
+    """Return one sentence that names the class that hides a value. The result is empty if the value is plain.
 
     A sequence hides what one of its items hides.
     """

@@ -1,4 +1,4 @@
-"""What becomes of the names and calls of a checkpoint's pickle.
+"""Turn the names and calls of a checkpoint's pickle into data.
 
 Names of `_BUILDERS` make plain data and tensors with functions of this file. All others that `names.may_stand_in`
 allows become `Name` tokens, and what a file would build from them becomes a `StandIn` that remembers how it would have
@@ -54,12 +54,12 @@ class StandIn:
 
     @property
     def is_tensor(self) -> bool:
-        """Whether the object is a tensor that is not dense and real."""
+        """Tell whether the object is a tensor that is not dense and real."""
         return self.kind in ODD_TENSORS
 
     @property
     def attributes(self) -> Mapping[str, object]:
-        """The restored attributes by name; empty when the state is of another shape.
+        """The restored attributes by name. The result is empty when the state is of another shape.
 
         They are collected when they are first asked for, after the file was read.
         """
@@ -158,7 +158,7 @@ def integer(value: object) -> int:
 
 
 def numpy_number(value: StandIn) -> object:
-    """Return a number of NumPy's as Python's; the stand-in where it is none."""
+    """Return a number of NumPy's as Python's, and any other stand-in as it is."""
     if value.kind not in _NUMPY_SCALARS:
         return value
     match value.args:

@@ -100,7 +100,7 @@ def transform_pipeline(
 
 @dataclass(slots=True)
 class _TransformReader:
-    """What the steps of a transform add up to."""
+    """The sum of a transform's steps."""
 
     frame_steps: list[FrameStep] = field(default_factory=list)
     resized: Size | None = None
@@ -115,7 +115,7 @@ class _TransformReader:
     std: Triple = (1.0, 1.0, 1.0)
 
     def read(self, kind: str, args: Mapping[str, object]) -> bool:
-        """Add one step; returns whether it can be reproduced in its place."""
+        """Add one step, and return whether the step can be reproduced in its place."""
         match kind:
             case "Resize" if self.resized is None:
                 return self._resize(args)
@@ -181,7 +181,7 @@ class _TransformReader:
 
 
 def _border(padding: object) -> tuple[int, int, int, int] | None:
-    """Return torchvision's padding as left, top, right and bottom; None where it is something else."""
+    """Return torchvision's padding as left, top, right and bottom. The result is None where it is something else."""
     sides = list(padding) if isinstance(padding, (list, tuple)) else [padding]
     if len(sides) not in (1, 2, 4) or not all(type(side) is int and 0 <= side <= 16384 for side in sides):
         return None
@@ -190,7 +190,7 @@ def _border(padding: object) -> tuple[int, int, int, int] | None:
 
 
 def _grey_levels(fill: object) -> tuple[int, int, int] | None:
-    """Return a fill in [0, 1] as grey levels; None where it is no such colour, or lies between two levels."""
+    """Return a fill in [0, 1] as grey levels, or None where it is no colour of whole levels."""
     parts = [0] if fill is None else list(fill) if isinstance(fill, (list, tuple)) else [fill]
     if len(parts) not in (1, 3):
         return None

@@ -122,7 +122,7 @@ def _is_averaged(part: str) -> bool:
 
 
 def _names_an_average(key: str) -> bool:
-    """Return whether a key names an average; callbacks are keyed by class, as ``EMACallback{'decay': 0.999}``."""
+    """Return whether a key names an average. Callbacks are keyed by class, as ``EMACallback{'decay': 0.999}``."""
     words = re.sub(r"([a-z])([A-Z])|([A-Z])(?=[A-Z][a-z])", r"\1\3_\2", re.split(r"[{(]", key)[0])
     return any(_is_averaged(word) for word in re.split(r"\W+", words))
 

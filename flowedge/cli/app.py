@@ -56,7 +56,7 @@ def run() -> int:
 
 
 def _status() -> int:
-    """Run the command that the arguments name; only errors that the user can act on are caught."""
+    """Run the command that the arguments name. Only errors that the user can act on are caught."""
     try:
         _check_current_folder()
         ended = app(standalone_mode=False)

@@ -34,7 +34,7 @@ def command(
     build: Build = False,
     json: Json = False,
 ) -> None:
-    """Print image AUROC, pixel AUROC, AUPRO and F1; memory does not grow with the number of images.
+    """Print image AUROC, pixel AUROC, AUPRO and F1. Memory does not grow with the number of images.
 
     The exit status is 1 when an image was not inspected.
     """

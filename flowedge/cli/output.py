@@ -118,7 +118,7 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 @contextlib.contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr; the caller passes how many are done, and of how many, to the given function.
+    """Show a bar on stderr. The caller passes how many are done, and of how many, to the given function.
 
     Where a signal ends the work, one line says how far it came.
     """
@@ -141,7 +141,7 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
-    """Show a spinner on stderr; the caller passes the name of each step to the given function."""
+    """Show a spinner on stderr. The caller passes the name of each step to the given function."""
     with _bar(_SPINNER, _DESCRIPTION, TimeElapsedColumn()) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda name: bar.update(task, description=printable(name))
@@ -149,7 +149,7 @@ def steps() -> Iterator[Callable[[str], None]]:
 
 @contextlib.contextmanager
 def stages() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """Show a bar on stderr for work of several stages; the first given function begins one, the second advances it."""
+    """Show a bar on stderr for work of several stages. The first given function begins one, the second advances it."""
     with _bar(_SPINNER, _DESCRIPTION, BarColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task("starting", total=None)
         yield (
@@ -160,7 +160,7 @@ def stages() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]
 
 @contextlib.contextmanager
 def phases(label: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar on stderr; the caller passes the phase, how many are done, and of how many to the given function."""
+    """Show a bar on stderr. The caller passes the phase, how many are done, and of how many to the given function."""
     name = TextColumn(printable(label).replace("{", "{{").replace("}", "}}"), markup=False)
     with _bar(name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _DESCRIPTION) as bar:
         task = bar.add_task("", total=None)

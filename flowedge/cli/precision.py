@@ -59,7 +59,7 @@ def precision_request(
     thresholds: ThresholdRequest | None = None,
     frame_rate: float | None = DEFAULT_FRAME_RATE,
 ) -> PrecisionRequest | None:
-    """Return what the options ask for, None where they ask for no precision; ``frame_rate`` is as for calibration.
+    """Return what the options ask for, None where they ask for no precision. ``frame_rate`` is as for calibration.
 
     Raises:
         FlowEdgeError: An option has no meaning, or none without a precision.

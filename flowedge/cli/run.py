@@ -52,7 +52,7 @@ def command(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Inspect images; with --json one line of JSON for each.
+    """Inspect images. With --json each gives one line of JSON.
 
     The exit status is 1 when an image was not inspected or a picture could not be written, and 2 when the only image
     cannot be read.

@@ -169,7 +169,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def line_from(message: msgspec.Struct) -> bytes:
-    """Return a message as one line of JSON; names of files keep the bytes that are no UTF-8, as lone surrogates."""
+    """Return a message as one line of JSON. Names of files keep the bytes that are no UTF-8, as lone surrogates."""
     return json.dumps(msgspec.to_builtins(message)).encode("ascii") + b"\n"
 
 

@@ -10,11 +10,11 @@ CUT_OFF: Final = "it is cut off"
 
 
 class DamagedError(Exception):
-    """The file breaks its own format; the text says where."""
+    """The file breaks its own format. The text says where."""
 
 
 class RefusedError(Exception):
-    """The file is of a variant or a size that is not read; the text completes "PATH ..." and says what to do."""
+    """The file is of a variant or a size that is not read. The text completes "PATH ..." and says what to do."""
 
 
 def check_picture_size(height: int, width: int) -> None:

@@ -189,7 +189,7 @@ def _frame_header(kind: int, segment: bytes) -> _Frame:
 
 
 def _add_scan(frame: _Frame, segment: bytes) -> None:
-    """Note what a scan brings; T.81, B.2.3."""
+    """Note what a scan brings (T.81, B.2.3)."""
     count = segment[0]
     if len(segment) != 4 + 2 * count:
         raise DamagedError("a scan header has another length than it says")
@@ -211,7 +211,7 @@ def _add_scan(frame: _Frame, segment: bytes) -> None:
 
 
 def _first_symbols(segment: bytes) -> dict[int, int]:
-    """Return the symbol whose code is all zeros, by class and number of a Huffman table; T.81, B.2.4.2."""
+    """Return the symbol whose code is all zeros, by class and number of a Huffman table (T.81, B.2.4.2)."""
     found: dict[int, int] = {}
     at = 0
     while at < len(segment):

@@ -85,7 +85,7 @@ def _bits(body: memoryview, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def _plain(body: bytes, shape: tuple[int, ...], *, is_bitmap: bool) -> NDArray[np.uint32]:
-    """Return the samples of a file in plain text; a bitmap's digits need no space between."""
+    """Return the samples of a file in plain text. A bitmap's digits need no space between."""
     if len(body) > _MAX_TEXT:
         raise RefusedError(f"has {len(body) / 1e6:.0f} MB of numbers in plain text. Save it as a binary PNM.")
     count = int(np.prod(shape))
@@ -109,7 +109,7 @@ def _plain(body: bytes, shape: tuple[int, ...], *, is_bitmap: bool) -> NDArray[n
 
 
 def _floats(data: bytes) -> NDArray[np.float32]:
-    """Return the samples of a PFM file; its rows go from the bottom to the top."""
+    """Return the samples of a PFM file. Its rows go from the bottom to the top."""
     header = _FLOATS.match(data, 0, _MAX_HEADER)
     if header is None:
         raise DamagedError("its header is not complete")
@@ -122,6 +122,6 @@ def _floats(data: bytes) -> NDArray[np.float32]:
 
 
 def _check_rest(rest: memoryview) -> None:
-    """Refuse a second picture behind the first one; Netpbm's tools write them so."""
+    """Refuse a second picture behind the first one. Netpbm's tools write them so."""
     if re.match(rb"\s*P[1-7fF]\s", bytes(rest[:64])):
         raise several_pictures("a PNM file")

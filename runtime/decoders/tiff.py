@@ -65,7 +65,7 @@ _MAX_SAMPLES: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """How the samples lie in the file.
+    """The layout of the samples in the file.
 
     Attributes:
         height: Of the picture, in pixels.
@@ -292,7 +292,7 @@ def _unpack(raw: Buffer, layout: _Layout, shape: tuple[int, int, int], row: int)
 
 
 def _colours(samples: NDArray[Any], tags: dict[int, tuple[int, ...]], layout: _Layout) -> NDArray[Any]:
-    """Return grey or RGB of the samples; of 8 bits or less it is RGB in uint8."""
+    """Return grey or RGB of the samples. Of 8 bits or less it is RGB in uint8."""
     photometric = _one(tags, _PHOTOMETRIC)
     if photometric not in _CHANNELS:
         named = _COLOURS.get(photometric, f"the colours {photometric}")
@@ -347,7 +347,7 @@ def _is_read_with_alpha(photometric: int, extra: tuple[int, ...], layout: _Layou
 
 
 def _turned(picture: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn a picture so that its first row is the top and its first column the left; TIFF 6.0, section 8."""
+    """Turn a picture so that its first row is the top and its first column the left (TIFF 6.0, section 8)."""
     if not 1 <= orientation <= 8:
         raise DamagedError(f"its orientation is {orientation}")
     if orientation in (3, 4, 6, 7):

@@ -1,4 +1,4 @@
-"""Unpack the strips and tiles of a TIFF file, each to exactly its size; TIFF 6.0, sections 9 and 13."""
+"""Unpack the strips and tiles of a TIFF file, each to exactly its size (TIFF 6.0, sections 9 and 13)."""
 
 from __future__ import annotations
 

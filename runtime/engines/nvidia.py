@@ -287,7 +287,7 @@ def _context(trt: Any, engine: Any, kernels: Kernels | None) -> Any:
 
 
 def tensor_spec(engine: Any, name: str) -> TensorSpec:
-    """Read the type of an engine's input or output; an open dimension is None."""
+    """Read the type of an engine's input or output. An open dimension is None."""
     shape = tuple(None if size < 0 else int(size) for size in engine.get_tensor_shape(name))
     return TensorSpec(_dtype(engine, name), shape)
 

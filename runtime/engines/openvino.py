@@ -97,7 +97,7 @@ class _Sized:
         self._making = threading.Lock()
 
     def infer(self, x: NDArray[Any]) -> list[NDArray[np.float32]]:
-        """Run on a request that no other thread has; the outputs are copies, made before it is given back."""
+        """Run on a request that no other thread has. The outputs are copies, made before it is given back."""
         request = self._taken()
         try:
             return _run(request, x)

@@ -16,7 +16,7 @@ def load(opening: Opening) -> Engine:
 
 
 def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """As ``nvidia_build.probe``."""
+    """Try the engine with ``nvidia_build.probe``."""
     return nvidia_build.probe(trt, spec, graph, x)
 
 

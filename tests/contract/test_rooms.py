@@ -30,7 +30,7 @@ MAY_IMPORT = {
 
 
 def module_files() -> dict[str, Path]:
-    """Find every module of the package by its name; the links inside ``flowedge`` are not followed."""
+    """Find every module of the package by its name. The links inside ``flowedge`` are not followed."""
     found = {}
     for folder, package in PACKAGE_FOLDERS.items():
         for file in (REPOSITORY / folder).rglob("*.py"):

@@ -56,7 +56,7 @@ def forge_manifest(rng: np.random.Generator, bundle: Path) -> None:
 
 
 def _sign_again(bundle: Path) -> None:
-    """Write the manifest anew with the hashes of the files as they are now; leave it where it cannot be read."""
+    """Write the manifest anew with the hashes of the files as they are now. Leave it where it cannot be read."""
     path = bundle / "manifest.json"
     content = json.loads(path.read_bytes())
     present = {str(file.relative_to(bundle)): file for file in bundle.rglob("*") if file.is_file()}

@@ -35,7 +35,7 @@ _START_S: Final = 180.0
 
 @dataclass
 class Tally:
-    """What the cases of a run came to.
+    """The outcomes and faults of a run's cases.
 
     Attributes:
         outcomes: How often each outcome was seen.

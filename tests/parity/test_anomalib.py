@@ -60,7 +60,7 @@ def peer_python() -> Path:
 
 @pytest.fixture(scope="session")
 def peer_folder(peer_python: Path) -> Path:
-    """What the peer left, a folder for each family; kept until its script or a package of its environment changes."""
+    """Give the peer's files, a folder for each family, kept until the peer's script or environment changes."""
     packages = sorted(
         path.name for path in peer_python.parent.parent.glob("lib/python*/site-packages/*-info")
     )

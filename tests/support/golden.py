@@ -76,7 +76,7 @@ class ExportedRecord:
 
 
 def exported_record(record: Record, shared: Path, factory: pytest.TempPathFactory) -> ExportedRecord:
-    """Unpack and export a record once a run; skip the test where the records are not there."""
+    """Unpack and export a record once a run. Skip the test where the records are not there."""
     if not (shared / "golden" / record.folder).is_dir():
         pytest.skip("the golden records (../shared/golden) are not beside this checkout")
 

@@ -67,7 +67,7 @@ def raw_png(
     *,
     before: Sequence[tuple[bytes, bytes]] = (),
 ) -> bytes:
-    """Return a PNG file of unfiltered rows; ``samples`` are the packed rows without their filter bytes."""
+    """Return a PNG file of unfiltered rows, packed in ``samples`` without their filter bytes."""
     row = len(samples) // height
     rows = b"".join(b"\0" + samples[n * row : (n + 1) * row] for n in range(height))
     header = struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)
@@ -79,7 +79,7 @@ Tag = tuple[int, int, Sequence[int]]
 
 
 def tiff(tags: Sequence[Tag], pieces: Sequence[bytes], *, order: str = "<", tiled: bool = False) -> bytes:
-    """Return a TIFF file of one directory; the tags of the pieces' places and sizes are added."""
+    """Return a TIFF file of one directory. The tags of the pieces' places and sizes are added."""
     offsets = [8 + sum(map(len, pieces[:n])) for n in range(len(pieces))]
     places = (324, 325) if tiled else (273, 279)
     every = [*tags, (places[0], 4, offsets), (places[1], 4, [len(piece) for piece in pieces])]
@@ -110,7 +110,7 @@ def tiff_of(tags: Sequence[Tag], data: bytes, *, order: str = "<", following: in
 
 
 def grey_tags(height: int, width: int, **changed: int) -> list[Tag]:
-    """Return the tags of a grey picture of 8 bits in one strip; ``t259=5`` changes the tag 259."""
+    """Return the tags of a grey picture of 8 bits in one strip. An argument ``t259=5`` changes the tag 259."""
     tags: Mapping[int, int] = {
         256: width,
         257: height,

@@ -74,7 +74,7 @@ def tiny_model(
     repeats_energies: bool = False,
     seed: int = 0,
 ) -> onnx.ModelProto:
-    """The graph of ``tiny_answer``; both sides of ``image_size`` are multiples of 4.
+    """The graph of ``tiny_answer``. Both sides of ``image_size`` are multiples of 4.
 
     With ``takes_frames`` it takes uint8 frames of that size and normalises them as ``tiny_manifest`` says. With
     ``repeats_energies`` its map is no FastFlow's, but each value of the finest level four times, without a limit.

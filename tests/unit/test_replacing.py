@@ -1,4 +1,4 @@
-"""A bundle is replaced wherever it can be, also where its folder cannot be renamed; drafts of killed processes go."""
+"""A bundle is replaced wherever it can be, also where its folder cannot be renamed. Drafts of killed processes go."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def mounted(place: Path, *options: str) -> Iterator[Path]:
 
 
 def as_nobody(work: Callable[[], str]) -> str:
-    """Let a child process do something as a user whose permissions count, which root's do not; what it answers."""
+    """Let a child process do something as a user without root's permissions, and return its answer."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     reading, writing = os.pipe()
@@ -82,7 +82,7 @@ def hidden(folder: Path) -> list[str]:
 
 
 def replace(place: Path) -> str:
-    """Replace files of a bundle; how far it came."""
+    """Replace files of a bundle, and return how far that came."""
     said = ""
     try:
         bundle = open_bundle(place)
@@ -266,7 +266,7 @@ def test_a_reader_during_replacements_sees_whole_versions(
 
 
 def killed_in_a_draft(parent: Path) -> Path:
-    """Let a process be killed while it has a draft; the draft."""
+    """Let a process be killed while it has a draft, and return the draft."""
     child = os.fork()
     if child == 0:
         with draft_folder(parent) as draft:

@@ -41,7 +41,7 @@ LEVELS_OF_255 = msgspec.structs.replace(RIGHT, std=(0.001, 0.001, 0.001))
 
 @pytest.fixture(scope="module")
 def scale(tmp_path_factory: pytest.TempPathFactory, photographs: tuple[Path, ...]) -> SourceScale:
-    """What a source stores that saw ten of the photographs, and defects half way from them to the largest score, 0."""
+    """Give the ranges of a source that saw ten photographs, and defects half way from them to the largest score, 0."""
     made = write_tiny_bundle(tmp_path_factory.mktemp("source") / "tiny.flowedge", preprocessing=RIGHT)
     scores = scores_of(made, photographs[:10])
     part = PartScale(

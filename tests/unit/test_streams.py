@@ -1,4 +1,4 @@
-"""What the commands print can be read on any terminal, and a stream that cannot be written ends them in one line."""
+"""Every terminal can show what the commands print, and a stream that cannot be written ends them in one line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a line of bash in which ``flowedge`` is this checkout's; a pipe's status is that of its first failure."""
+    """Run a line of bash in which ``flowedge`` is this checkout's. A pipe's status is that of its first failure."""
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", f'flowedge() {{ {COMMAND} "$@"; }}; {line}'],
         capture_output=True,

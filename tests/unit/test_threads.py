@@ -40,7 +40,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def all_at_once(work: Callable[[int], None], threads: int = THREADS) -> None:
-    """Let each thread begin when all are there; a thread's failure is raised."""
+    """Let each thread begin when all are there. A thread's failure is raised."""
     gate = threading.Barrier(threads)
 
     def begin(number: int) -> None:
@@ -53,7 +53,7 @@ def all_at_once(work: Callable[[int], None], threads: int = THREADS) -> None:
 
 
 def check_that_each_gets_its_own_answer(engine: Engine, shape: tuple[int, ...] = (3, *IMAGE_SIZE)) -> None:
-    """Mix batches of one to three images from several threads; alone, each image was answered to the last bit so."""
+    """Mix batches of one to three images from several threads. Alone, each image was answered to the last bit so."""
     rng = np.random.default_rng(0)
     images = [rng.normal(size=(1 + number % 3, *shape)).astype(np.float32) for number in range(2 * THREADS)]
     alone = [engine.infer(image) for image in images]

@@ -99,7 +99,7 @@ def metric(a: float, b: float) -> float:
 
 
 def values() -> dict[str, object]:
-    """What people put into hyper-parameters and callbacks."""
+    """List the objects that people put into hyper-parameters and callbacks."""
     return {
         "an enumeration": Mode.FAST,
         "an enumeration of numbers": {Level.ONE: [Level.ONE]},
