@@ -52,7 +52,7 @@ from flowedge.export.checkpoints.settings import (
 from flowedge.export.checkpoints.stand_ins import StandIn, numpy_number
 from flowedge.export.checkpoints.transforms import transform_pipeline
 from flowedge.manifest import Family, Preprocessing
-from flowedge.text import printable
+from flowedge.text import printable, shown
 
 _TENSORS: Final = {
     "cflow": cflow_tensors,
@@ -110,12 +110,19 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
     model = _TENSORS[family](contents.state)
     take_network(choices, model, hyper)
     clamp, clamp_name = _CLAMPS[family]
-    hidden = hidden_behind(hyper.get(clamp_name))
+    stored = hyper.get(clamp_name)
+    unknown, held = hidden_behind(stored), None
+    try:
+        held = None if unknown else stored_clamp(stored)
+    except CheckpointError:
+        if not choices.gives(CLAMP):
+            raise
+        unknown = f"The file says {shown(stored)}, which is no clamp."
     choices.take(
         CLAMP,
-        held=None if hidden or choices.gives(CLAMP) else stored_clamp(hyper.get(clamp_name)),
-        default=None if hidden else clamp,
-        why=hidden or "anomalib's default; the checkpoint does not hold it.",
+        held=held,
+        default=None if unknown else clamp,
+        why=unknown or "anomalib's default; the checkpoint does not hold it.",
     )
     permutations = None
     if family == "csflow":

@@ -192,7 +192,10 @@ def test_a_clamp_that_is_none_is_replaced_by_the_users(tmp_path: Path) -> None:
     file = lightning(cflow_state(), clamp_alpha=torch.tensor(1.5))
     with pytest.raises(CheckpointError, match=r"tensor of shape \(\).*--set clamp="):
         read(tmp_path / "a.ckpt", file)
-    assert read(tmp_path / "a.ckpt", file, clamp="1.5").hyperparameters["clamp"] == 1.5
+    checkpoint = read(tmp_path / "a.ckpt", file, clamp="1.5")
+    assert checkpoint.hyperparameters["clamp"] == 1.5
+    (why,) = [one.why for one in checkpoint.assumed if one.name == "clamp"]
+    assert "a tensor of shape ()" in why
 
 
 @pytest.mark.parametrize("option", ["--against", "--backbone-weights"])
