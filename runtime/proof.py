@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 
 from flowedge.bundle import Bundle
-from flowedge.errors import EngineCacheError, EngineWrongError
+from flowedge.errors import EngineCacheError, EngineUnavailableError, EngineWrongError
 from flowedge.runtime import verify
 from flowedge.runtime.engine import Engine, EngineSpec, engine_spec, library_version
 from flowedge.runtime.engine_cache import EngineCache, engine_cache, graph_hash
@@ -71,7 +71,10 @@ def prove(bundle: Bundle, engine: Engine, *, threads: int | None) -> None:
         name = f"proofs/{hashlib.sha256(record).hexdigest()[:32]}.json"
         if cache.read_extra(name) == record:
             return
-    failed = [check for check in verify.replay_selftest(bundle, engine) if not check.passed]
+    try:
+        failed = [check for check in verify.replay_selftest(bundle, engine) if not check.passed]
+    except EngineUnavailableError as error:
+        raise EngineUnavailableError(f"{bundle.path} cannot be proven: {error}") from error
     if failed:
         numbers = "; ".join(f"{check.name}: {check.value:.2g}, limit {check.limit:.0e}" for check in failed)
         raise EngineWrongError(
