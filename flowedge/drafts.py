@@ -57,7 +57,7 @@ def remove_own_drafts() -> None:
 
 
 def remove_abandoned_drafts(parent: Path) -> None:
-    """Remove the drafts in a folder whose process is gone, where they are of this user and of this machine."""
+    """Remove the abandoned drafts in a folder that belong to this user and this machine."""
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
             folder = Path(entry.path)
@@ -144,7 +144,7 @@ class _Lock:
 
 @cache
 def _marks() -> tuple[str, str]:
-    """Return a mark of the running kernel, which containers share, and one of the machine, which outlasts a restart."""
+    """Return a mark of the running kernel (containers share it) and one of the machine (it outlasts a restart)."""
     machine = _read("/etc/machine-id") + os.uname().nodename
     return _short_hash(_read("/proc/sys/kernel/random/boot_id") or machine), _short_hash(machine)
 

@@ -43,7 +43,7 @@ class Framing:
         return len(self.rows), len(self.columns)
 
     def filled_by(self, step: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return which rows and which columns a step fills."""
+        """Return two masks: the rows and the columns that a step fills."""
         return self.rows == -1 - step, self.columns == -1 - step
 
     def apply(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

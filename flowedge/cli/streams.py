@@ -26,7 +26,7 @@ class _OutputLostError(Exception):
 
 
 class _Stream(io.TextIOBase):
-    """A standard stream in whose encoding every character has a form, and whose first failure is kept.
+    """A standard stream that escapes what its encoding lacks, and that keeps its first failure.
 
     Attributes:
         problem: The first error in writing, None as long as there was none.

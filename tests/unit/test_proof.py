@@ -116,7 +116,7 @@ def test_an_engine_that_mixes_the_answers_of_a_batch_is_refused(
 
 
 def altered(folder: Path) -> Path:
-    """A tiny bundle whose weights were changed, and whose manifest says so: every hash is right."""
+    """Change the weights of a tiny bundle and make every hash of the manifest fit."""
     model = tiny_model()
     (weight,) = (one for one in model.graph.initializer if one.name == "weight")
     weight.CopyFrom(numpy_helper.from_array(1.01 * tiny_weight(), "weight"))
