@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from flowedge.bundle import open_bundle
-from flowedge.export.parity import model_of_bundle
+from flowedge.export.checkpoint_parity import model_of_bundle
 from flowedge.runtime.bench.protocol import Job, Started
 
 

@@ -28,8 +28,8 @@ from flowedge.export.checkpoints.settings import PIXEL_RANGE, given_value
 from flowedge.export.families import FAMILIES, LICENCES
 from flowedge.export.graph import ir
 from flowedge.export.graph.counts import lower_and_describe
+from flowedge.export.graph.frame_graph import check_frame_size
 from flowedge.export.graph.onnx_export import DEFAULT_OPSET, OPSETS, FrameInput, onnx_from_model
-from flowedge.export.graph.preprocess import check_frame_size
 from flowedge.export.reference.answers import Reference, reference_answers
 from flowedge.lowering import LOWERING, Lowering, json_from_lowering
 from flowedge.manifest import (

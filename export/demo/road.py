@@ -21,11 +21,11 @@ from flowedge.calibration.dataset import Dataset, Sample, read_dataset, read_mas
 from flowedge.calibration.evaluation import evaluate, mask_on_map
 from flowedge.calibration.precision import add_half_graphs
 from flowedge.errors import ExportError, FlowEdgeError
+from flowedge.export.checkpoint_parity import compare_with_checkpoint
 from flowedge.export.demo.photos import PhotoPlan, write_photos
 from flowedge.export.demo.record import DemoResult, Inspected, Measured, Step, Verified
 from flowedge.export.demo.report import write_report
 from flowedge.export.demo.train import TrainPlan, train_cflow
-from flowedge.export.parity import compare_with_checkpoint
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.runtime.detector import Result
 from flowedge.runtime.images import read_image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowedge.export.checkpoints.record import Checkpoint
-from flowedge.export.families.blocks import check_features, count_levels, steps_of_level
+from flowedge.export.families.couplings import check_features, count_levels, steps_of_level
 from flowedge.export.graph import ir
 from flowedge.manifest import Scoring
 

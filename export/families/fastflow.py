@@ -8,7 +8,7 @@ import numpy as np
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.record import Checkpoint, Tensors
-from flowedge.export.families.blocks import check_features, count_levels, steps_of_level
+from flowedge.export.families.couplings import check_features, count_levels, steps_of_level
 from flowedge.export.graph import ir
 from flowedge.manifest import Scoring
 

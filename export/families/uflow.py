@@ -9,7 +9,7 @@ import numpy as np
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.family_tensors import rising_channels
 from flowedge.export.checkpoints.record import Checkpoint, Tensors
-from flowedge.export.families.blocks import block_channels, count_levels, steps_of_level
+from flowedge.export.families.couplings import block_channels, count_levels, steps_of_level
 from flowedge.export.families.fastflow import layer_norm
 from flowedge.export.graph import ir
 from flowedge.manifest import Scoring

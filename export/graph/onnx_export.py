@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from flowedge.errors import ExportError
 from flowedge.export.graph import ir
 from flowedge.export.graph.emit import Detector
-from flowedge.export.graph.preprocess import Preprocess
+from flowedge.export.graph.frame_graph import Preprocess
 from flowedge.export.graph.score import reference_constants
 from flowedge.graph_files import EXTERNAL_ABOVE
 from flowedge.manifest import NfaOutputs, Preprocessing, level_outputs

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.reference.answers import Reference
-from flowedge.export.reference.blocks import sequence_of_blocks
+from flowedge.export.reference.freia_sequence import freia_sequence
 
 
 class CflowReference(Reference):
@@ -29,7 +29,7 @@ class CflowReference(Reference):
             tensors = checkpoint.tensors
             length = int(tensors[f"flow.{level}.0.subnet.0.weight"].shape[1]) - (channels - channels // 2)
             hidden = int(tensors[f"flow.{level}.0.subnet.0.weight"].shape[0])
-            flow = sequence_of_blocks(checkpoint, level, (channels,), length, _subnet(hidden))
+            flow = freia_sequence(checkpoint, level, (channels,), length, _subnet(hidden))
             self.flows.append(flow)
             code = sinusoids(length, height, width) if length else None
             self.conditions.append(code)

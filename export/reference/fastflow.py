@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowedge.export.checkpoints.record import Checkpoint, Tensors
 from flowedge.export.reference.answers import Reference
-from flowedge.export.reference.blocks import sequence_of_blocks
+from flowedge.export.reference.freia_sequence import freia_sequence
 
 
 class FastflowReference(Reference):
@@ -23,7 +23,7 @@ class FastflowReference(Reference):
         self.backbone = backbone
         self.norms = layer_norms(checkpoint.tensors, shapes)
         self.flows = nn.ModuleList(
-            sequence_of_blocks(checkpoint, level, shape, 0, convolutional_subnet(checkpoint.tensors, level))
+            freia_sequence(checkpoint, level, shape, 0, convolutional_subnet(checkpoint.tensors, level))
             for level, shape in enumerate(shapes)
         )
 

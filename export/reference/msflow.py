@@ -11,9 +11,9 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate, relu
 
 from flowedge.export.checkpoints.record import Checkpoint, Tensors
 from flowedge.export.reference.answers import Reference
-from flowedge.export.reference.blocks import sequence_of_blocks
 from flowedge.export.reference.cflow import sinusoids
 from flowedge.export.reference.csflow import PermutedCoupling, ScaleAndShift, TwoSidedCoupling, convolution
+from flowedge.export.reference.freia_sequence import freia_sequence
 
 
 class MsflowReference(Reference):
@@ -34,7 +34,7 @@ class MsflowReference(Reference):
             length = inputs - (channels - channels // 2)
             subnet = _subnet(tensors, level)
             shape = (channels, height, width)
-            self.flows.append(sequence_of_blocks(checkpoint, level, shape, length, subnet))
+            self.flows.append(freia_sequence(checkpoint, level, shape, length, subnet))
             self.conditions.append(_position_code(length, height, width) if length else None)
         clamp = checkpoint.hyperparameters["clamp"]
         assert isinstance(clamp, (int, float))

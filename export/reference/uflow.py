@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from flowedge.export.checkpoints.record import Array, Checkpoint
 from flowedge.export.reference.answers import Reference
-from flowedge.export.reference.blocks import sequence_of_blocks
 from flowedge.export.reference.fastflow import convolutional_subnet, layer_norms
+from flowedge.export.reference.freia_sequence import freia_sequence
 
 Shape: TypeAlias = tuple[int, int, int]
 
@@ -35,7 +35,7 @@ class UflowReference(Reference):
         shape = shapes[-1]
         for level in reversed(range(len(shapes))):
             subnet = convolutional_subnet(checkpoint.tensors, level)
-            self.flows.append(sequence_of_blocks(checkpoint, level, shape, 0, subnet))
+            self.flows.append(freia_sequence(checkpoint, level, shape, 0, subnet))
             if level:
                 kernel = checkpoint.tensors.get(f"up.{level}.downsample_kernel")
                 ascent = _Ascent(shape, shapes[level - 1], kernel)

@@ -81,7 +81,7 @@ def command(
         if against is not None:
             on_step("comparing with the checkpoint")
             with explain_missing("export"):
-                from flowedge.export.parity import compare_with_checkpoint
+                from flowedge.export.checkpoint_parity import compare_with_checkpoint
             checks += compare_with_checkpoint(
                 opened,
                 against,

@@ -35,12 +35,12 @@ from bench.graph_facts import file_mb, node_count, parameter_count
 from bench.time_onnx import THREADS, session_of
 from bench.turns import median_ratio, peak_gflops, processor, times_in_turns
 from flowedge.bundle import Bundle, open_bundle
-from flowedge.export.parity import compare_with_checkpoint
+from flowedge.export.checkpoint_parity import compare_with_checkpoint
 from flowedge.export.pipeline import ExportOptions, ReadModel, export_bundle, read_model
-from flowedge.export.reference.scores import answer_from_levels
 from flowedge.runtime.bench.macs import multiply_accumulates
 from flowedge.runtime.verify import relative_difference
 from support.golden import RECORDS, unpack
+from support.oracles.scores import answer_from_levels
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[2] / "shared"  # beside the checkout

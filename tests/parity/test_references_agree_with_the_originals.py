@@ -33,9 +33,9 @@ from flowedge.export.reference.cflow import CflowReference
 from flowedge.export.reference.csflow import CsflowReference
 from flowedge.export.reference.fastflow import FastflowReference
 from flowedge.export.reference.msflow import MsflowReference
-from flowedge.export.reference.scores import ReferenceAnswer, answer_from_levels
 from flowedge.export.reference.uflow import UflowReference
 from flowedge.manifest import Family, Scoring
+from support.oracles.scores import ReferenceAnswer, answer_from_levels
 
 Floats: TypeAlias = NDArray[np.floating]
 # Of the quantity's largest magnitude: float32 sums in another order. Measured: 3e-7 at most.

@@ -19,9 +19,9 @@ from flowedge.export.graph import ir
 from flowedge.export.graph.emit import Flow
 from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
-from flowedge.export.reference.scores import answer_from_levels
 from flowedge.manifest import GraphFile, LevelInfo, PrecisionName
 from support.observed import observe
+from support.oracles.scores import answer_from_levels
 from support.random_flows import (
     random_cflow,
     random_csflow,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from flowedge.export.graph.preprocess import Preprocess
+from flowedge.export.graph.frame_graph import Preprocess
 from flowedge.manifest import Preprocessing
 
 

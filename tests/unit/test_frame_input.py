@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 import flowedge
 from flowedge.bundle import open_bundle
 from flowedge.errors import ImageError
-from flowedge.export.graph.preprocess import Preprocess, exact_parts
+from flowedge.export.graph.frame_graph import Preprocess, exact_parts
 from flowedge.geometry import antialiased_matrix, cv2_taps, pil_fixed_point
 from flowedge.manifest import Preprocessing, ResizeMethod
 from flowedge.runtime.preprocess import Preprocessor

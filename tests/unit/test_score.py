@@ -15,9 +15,9 @@ from flowedge.export.graph import ir
 from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
 from flowedge.export.graph.score import ScoreModule, reference_constants
-from flowedge.export.reference.scores import answer_from_levels
 from flowedge.manifest import Family, FixedReference, Scoring
 from flowedge.runtime.aggregate import aggregate
+from support.oracles.scores import answer_from_levels
 from support.random_flows import random_cflow
 
 SCORINGS: dict[Family, Scoring] = {

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from flowedge.calibration.evaluation import mask_on_map
 from flowedge.errors import CheckpointError, ImageError
 from flowedge.export.checkpoints import Checkpoint, read_checkpoint
-from flowedge.export.graph.preprocess import Preprocess
+from flowedge.export.graph.frame_graph import Preprocess
 from flowedge.geometry import map_to_frame, placement
 from flowedge.manifest import FrameStep, Preprocessing
 from flowedge.runtime.preprocess import Preprocessor

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowedge.bundle import open_bundle
-from flowedge.export.parity import compare_with_checkpoint
+from flowedge.export.checkpoint_parity import compare_with_checkpoint
 from flowedge.runtime.verify import Worst, relative_difference
 from support.command_line import flowedge
 

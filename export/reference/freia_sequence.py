@@ -26,7 +26,7 @@ class LaterAllInOneBlock(AllInOneBlock):  # type: ignore[misc]
         return x * torch.exp(log_scale) + a[:, channels:], log_scale.sum(self.sum_dims)
 
 
-def sequence_of_blocks(
+def freia_sequence(
     checkpoint: Checkpoint,
     level: int,
     shape: Sequence[int],
