@@ -39,6 +39,7 @@ from flowedge.errors import CalibrationError, EngineUnavailableError
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.manifest import FixedReference, GraphFile, Manifest, NfaThreshold, Thresholds
 from flowedge.onnx_constants import write_constants
+from flowedge.progress import SILENT, Reports
 from flowedge.runtime.aggregate import aggregate, largest_sums
 from flowedge.runtime.detector import Detector, Result
 from flowedge.runtime.images import read_image
@@ -84,7 +85,7 @@ def calibrate_bundle(
     pixel_range: PixelRange | None = None,
     engine: str | None = None,
     threads: int | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    reports: Reports = SILENT,
 ) -> Calibration:
     """Fit the fixed reference and the thresholds of every graph of a bundle, and store them in it.
 
@@ -106,7 +107,7 @@ def calibrate_bundle(
         pixel_range: The window to declare for images of more than 8 bits; None keeps the bundle's.
         engine: The engine to compute with; None takes the default.
         threads: CPU threads of one inference.
-        on_progress: Called with how many inferences are done, and of how many.
+        reports: Told of each inference that is done.
 
     Raises:
         CalibrationError: No images, an answer that is not finite, or ``f1`` without labels.
@@ -137,7 +138,7 @@ def calibrate_bundle(
             labelled,
             engine,
             threads,
-            on_progress,
+            reports,
         )
         before = read_record(opened)
         if before is not None:
@@ -165,7 +166,7 @@ def _fitted(
     labelled: Dataset | None,
     engine: str | None,
     threads: int | None,
-    on_progress: Callable[[int, int], None],
+    reports: Reports,
 ) -> tuple[Bundle, CalibrationRecord]:
     """A draft in the folder where the graphs are to be patched, else the bundle; and what was fitted.
 
@@ -181,7 +182,8 @@ def _fitted(
         inferences += len(images) * len(set(unknown) - set(levels))
     elif request is not None and request.method != "f1":
         inferences += len(images) * len(unknown)
-    progress = _Progress(on_progress, inferences)
+    if unknown:
+        reports.step(f"calibrating {', '.join(unknown)}", inferences)
 
     def detector(precision: str) -> Detector:
         try:
@@ -206,14 +208,14 @@ def _fitted(
                     stored[precision] = levels[precision]
                 else:
                     with detector(precision) as detect:
-                        stored[precision] = stack.enter_context(_stored_levels(detect, images, progress))
+                        stored[precision] = stack.enter_context(_stored_levels(detect, images, reports))
                 references[precision] = _fit_reference(stored[precision], draft.manifest)
             draft = _with_references(draft, references, folder)
         for precision in unknown:
             with detector(precision) as detect:
                 engines[detect.engine.name] = None
                 thresholds, notes = _fit_thresholds(
-                    detect, images, stored.get(precision), request, labelled, progress
+                    detect, images, stored.get(precision), request, labelled, reports
                 )
             fitted[precision] = FittedGraph(
                 precision=precision, reference=references.get(precision), thresholds=thresholds, notes=notes
@@ -261,15 +263,6 @@ def decide_by_nfa(bundle: Bundle, threshold: NfaThreshold) -> Bundle:
     )
 
 
-class _Progress:
-    def __init__(self, report: Callable[[int, int], None], total: int) -> None:
-        self._report, self._total, self._done = report, total, 0
-
-    def step(self) -> None:
-        self._done += 1
-        self._report(self._done, self._total)
-
-
 def _results(
     detect: Detector, images: Sequence[Path], on_image: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[Path, Result]]:
@@ -284,10 +277,10 @@ def _results(
         on_image()
 
 
-def _stored_levels(detect: Detector, images: Sequence[Path], progress: _Progress) -> StoredLevels:
+def _stored_levels(detect: Detector, images: Sequence[Path], reports: Reports) -> StoredLevels:
     levels = (
         tuple(level[None, None] for level in result.levels)
-        for _, result in _results(detect, images, progress.step)
+        for _, result in _results(detect, images, reports.advance)
     )
     return StoredLevels(levels, names=[str(path) for path in images])
 
@@ -312,15 +305,15 @@ def _fit_thresholds(
     stored: StoredLevels | None,
     request: ThresholdRequest | None,
     labelled: Dataset | None,
-    progress: _Progress,
+    reports: Reports,
 ) -> tuple[Thresholds, tuple[str, ...]]:
     if request is None:
         return detect.thresholds, ()
     if request.method == "f1":
         assert labelled is not None
-        image, pixel = _fit_f1(detect, labelled, progress)
+        image, pixel = _fit_f1(detect, labelled, reports)
     else:
-        image, pixel = _fit_good(detect, images, stored, request, request.method, progress)
+        image, pixel = _fit_good(detect, images, stored, request, request.method, reports)
     notes = tuple(fit.note for fit in (image, pixel) if fit is not None and fit.note)
     return Thresholds(image=image.threshold, pixel=None if pixel is None else pixel.threshold), notes
 
@@ -331,11 +324,11 @@ def _fit_good(
     stored: StoredLevels | None,
     request: ThresholdRequest,
     method: GoodMethod,
-    progress: _Progress,
+    reports: Reports,
 ) -> tuple[FittedThreshold, FittedThreshold | None]:
     scores: list[float] = []
     pixels = ValueHistogram()
-    for score, anomaly_map in _answers(detect, images, stored, progress):
+    for score, anomaly_map in _answers(detect, images, stored, reports):
         scores.append(score)
         pixels.add(anomaly_map)
     names = [str(path) for path in images]
@@ -362,11 +355,11 @@ def _fit_good(
 
 
 def _answers(
-    detect: Detector, images: Sequence[Path], stored: StoredLevels | None, progress: _Progress
+    detect: Detector, images: Sequence[Path], stored: StoredLevels | None, reports: Reports
 ) -> Iterator[tuple[float, NDArray[np.float32]]]:
     """Every image's score and map, from its stored levels where there are some."""
     if stored is None:
-        for _, result in _results(detect, images, progress.step):
+        for _, result in _results(detect, images, reports.advance):
             yield result.score, result.network_map
         return
     manifest = detect.bundle.manifest
@@ -377,7 +370,7 @@ def _answers(
 
 
 def _fit_f1(
-    detect: Detector, labelled: Dataset, progress: _Progress
+    detect: Detector, labelled: Dataset, reports: Reports
 ) -> tuple[FittedThreshold, FittedThreshold | None]:
     scores: list[float] = []
     pixels = PixelMetrics()
@@ -392,7 +385,7 @@ def _fit_f1(
             height, width = result.network_map.shape
             mask = mask_on_map(read_mask(sample.mask, frame), result.preprocessing, (height, width))
         pixels.add(result.network_map, mask)
-        progress.step()
+        reports.advance()
     curve: Curve = curve_from_scores(scores, [sample.is_anomalous for sample in labelled.samples])
     image = fit_f1_threshold(curve, images=len(scores))
     if labelled.classes_without_masks:

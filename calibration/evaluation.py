@@ -24,6 +24,7 @@ from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, cu
 from flowedge.errors import CalibrationError, ImageError
 from flowedge.geometry import placement
 from flowedge.manifest import NfaThreshold, Preprocessing, Threshold, Thresholds
+from flowedge.progress import SILENT, Reports
 from flowedge.runtime.images import read_image
 from flowedge.runtime.pixel_range import PixelRange
 from flowedge.text import printable
@@ -208,7 +209,7 @@ def evaluate(
     dataset: Dataset,
     *,
     thresholds: Thresholds = Thresholds(),  # noqa: B008 - frozen
-    on_progress: Callable[[int, int], None] | None = None,
+    reports: Reports = SILENT,
     pixel_range: PixelRange | None = None,
 ) -> Evaluation:
     """Run a detector over a dataset and measure it.
@@ -218,7 +219,7 @@ def evaluate(
         dataset: Labels and masks.
         thresholds: The bundle's. Where there is none, the threshold of the best F1 of this dataset is used,
             and a note says so. With ``nfa``, an image for which ``detect`` gives no log NFA was not inspected.
-        on_progress: Called after each image with how many are done, and of how many.
+        reports: Told of each image that is done.
         pixel_range: The manifest's.
 
     Raises:
@@ -226,7 +227,8 @@ def evaluate(
         CalibrationError: No image gave a finite score and map.
     """
     tally = _Tally(has_masks=not dataset.classes_without_masks, nfa=thresholds.nfa)
-    for done, sample in enumerate(dataset.samples, start=1):
+    reports.step("evaluating", len(dataset.samples))
+    for sample in dataset.samples:
         try:
             image = read_image(sample.path, pixel_range)
             mask = None if sample.mask is None or tally.pixels is None else read_mask(sample.mask, image)
@@ -235,8 +237,7 @@ def evaluate(
             tally.leave_out(sample, str(error))
         else:
             tally.add(sample, mask, detection)
-        if on_progress is not None:
-            on_progress(done, len(dataset.samples))
+        reports.advance()
     return tally.evaluation(dataset, thresholds)
 
 

@@ -26,6 +26,7 @@ from flowedge.calibration.evaluation import LARGEST_SCORE, Detection, mask_on_ma
 from flowedge.calibration.metrics import PixelMetrics, curve_from_scores
 from flowedge.calibration.threshold import fit_threshold
 from flowedge.errors import CalibrationError, ImageError
+from flowedge.progress import SILENT, Reports
 from flowedge.runtime.images import read_image
 from flowedge.runtime.pixel_range import PixelRange
 
@@ -361,7 +362,7 @@ def compare(
     defects_per_image: int,
     limits: GateLimits,
     labelled: Dataset | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    reports: Reports = SILENT,
     *,
     pixel_range: PixelRange | None = None,
 ) -> GateReport:
@@ -375,7 +376,7 @@ def compare(
             image's number decides them, so every comparison of the same images sees the same defects.
         limits: What the typed graph is held to.
         labelled: Images with labels, and masks where their metrics are wanted.
-        on_progress: Called after each image file with how many are done, and of how many.
+        reports: Told of each image file that is done.
         pixel_range: The manifest's.
 
     Raises:
@@ -385,7 +386,7 @@ def compare(
         ValueError: ``defects_per_image`` is negative.
     """
     gate = Gate(limits)
-    for one in compared_frames(images, defects_per_image, labelled, on_progress, pixel_range=pixel_range):
+    for one in compared_frames(images, defects_per_image, labelled, reports, pixel_range=pixel_range):
         with _naming(one.path):
             answers = (reference_detector(one.frame), typed_detector(one.frame))
             if one.is_anomalous is not None:
@@ -410,7 +411,7 @@ def compared_frames(
     images: Sequence[Path],
     defects_per_image: int,
     labelled: Dataset | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    reports: Reports = SILENT,
     *,
     pixel_range: PixelRange | None = None,
 ) -> Iterator[ComparedFrame]:
@@ -418,19 +419,19 @@ def compared_frames(
     if defects_per_image < 0:
         raise ValueError(f"defects_per_image must not be negative, got {defects_per_image}")
     samples = labelled.samples if labelled is not None else ()
-    total = len(images) + len(samples)
+    reports.step("comparing with fp32", len(images) + len(samples))
     for index, path in enumerate(images):
         frame = read_image(path, pixel_range)
         yield ComparedFrame(path, frame)
         with _naming(path):
             for defect in _defects(frame, index, defects_per_image):
                 yield ComparedFrame(path, defect.frame, defect.mask)
-        on_progress(index + 1, total)
-    for done, sample in enumerate(samples, start=len(images) + 1):
+        reports.advance()
+    for sample in samples:
         frame = read_image(sample.path, pixel_range)
         mask = None if sample.mask is None else read_mask(sample.mask, frame)
         yield ComparedFrame(sample.path, frame, mask, sample.is_anomalous)
-        on_progress(done, total)
+        reports.advance()
 
 
 class _Scores(NamedTuple):

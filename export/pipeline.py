@@ -43,7 +43,7 @@ from flowedge.manifest import (
     Source,
 )
 from flowedge.manifest_json import json_from_manifest
-from flowedge.progress import Progress
+from flowedge.progress import SILENT, Reports
 from flowedge.replacing import put_at_free_place
 from flowedge.runtime.engine import JUDGE
 from flowedge.runtime.pixel_range import with_pixel_range
@@ -157,7 +157,7 @@ def export_bundle(
     options: ExportOptions,
     *,
     extend: Callable[[Bundle], Bundle] = lambda bundle: bundle,
-    progress: Progress | None = None,
+    reports: Reports = SILENT,
 ) -> ExportResult:
     """Export a checkpoint to a bundle with an fp32 graph, verified on ONNX Runtime's CPU engine.
 
@@ -167,7 +167,7 @@ def export_bundle(
         options: What the user chose.
         extend: A function that adds to the new bundle before it is verified and put in place, such as graphs of lower
             precision. It gets the bundle in a folder of its own and returns the bundle's next version there.
-        progress: Told what is being done, for a display.
+        reports: Told of each step.
 
     Raises:
         CheckpointError: The checkpoint cannot be read or lacks something.
@@ -175,14 +175,13 @@ def export_bundle(
         BundleError: The bundle cannot be written there.
     """
     check_target(target)
-    on_step = (progress or Progress()).begin
     try:
         with draft_folder(target.parent) as draft:
             folder = draft / "graphs"
             folder.mkdir()
-            traced = _trace(path, folder / "model.onnx", options, on_step)
+            traced = _trace(path, folder / "model.onnx", options, reports)
             _return_memory()
-            on_step("writing the bundle and replaying its self-test")
+            reports.step("writing the bundle and replaying its self-test")
             files: dict[str, Path | bytes] = {file.name: file for file in sorted(folder.iterdir())}
             staged = write_bundle(
                 draft / "bundle",
@@ -259,13 +258,13 @@ class _Traced:
     lowering: Lowering
 
 
-def _trace(path: Path, graph: Path, options: ExportOptions, on_step: Callable[[str], None]) -> _Traced:
+def _trace(path: Path, graph: Path, options: ExportOptions, reports: Reports) -> _Traced:
     """Write the fp32 graph.
 
     The weights exist several times on the way (the file's, the reference's, the lowered, the tracer's), so each
     copy is let go as soon as the next is made.
     """
-    on_step("reading the checkpoint")
+    reports.step("reading the checkpoint")
     read = read_model(path, options)
     nfa = nfa_outputs_of(read.checkpoint.repository, read.checkpoint.family) if options.nfa else None
     fp32 = GraphFile(precision="fp32", file=graph.name, opset=options.opset, scoring=read.model.scoring)
@@ -276,16 +275,16 @@ def _trace(path: Path, graph: Path, options: ExportOptions, on_step: Callable[[s
     pixel_range = given_value(PIXEL_RANGE, options.settings)
     draft = with_pixel_range(_manifest(read, fp32, nfa, options.frame_size), pixel_range)
     json_from_manifest(draft)  # what no bundle can say is refused before the work
-    on_step("computing the reference's answers")
+    reports.step("computing the reference's answers")
     frames = synthetic_frames(read.preprocessing, options.frame_size)
     selftest = files_of_selftest(frames, _reference_answers(read, frames, nfa))
-    on_step("lowering")
+    reports.step("lowering")
     model, backbone = read.model, read.backbone
     del read
     _return_memory()
     model, lowering = lower_and_describe(model, keep_latents=options.nfa)
     _return_memory()
-    on_step("tracing the graph")
+    reports.step("tracing the graph")
     onnx_from_model(model, backbone, graph, nfa=nfa, frames=frame_input, opset=options.opset)
     return _Traced(draft=draft, selftest=selftest, lowering=lowering)
 

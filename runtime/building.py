@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineUnavailableError
+from flowedge.progress import SILENT, Reports
 from flowedge.runtime.engine import (
     ENGINES,
     Building,
@@ -19,22 +20,13 @@ from flowedge.runtime.engine import (
 from flowedge.runtime.engine_cache import CachedFile, EngineFacts, engine_cache
 
 
-def _silent(_: str) -> None:
-    pass
-
-
-def _unseen(_phase: str, _done: int, _total: int) -> None:
-    pass
-
-
 def build_engine(
     bundle: Bundle,
     engine: str,
     precision: str = "fp32",
     *,
     options: BuildOptions | None = None,
-    say: Callable[[str], None] = _silent,
-    on_progress: Callable[[str, int, int], None] = _unseen,
+    reports: Reports = SILENT,
 ) -> Built:
     """Compile one graph of a bundle for this machine, unless the cache has it already.
 
@@ -43,8 +35,7 @@ def build_engine(
         engine: A name of ``ENGINES`` that is compiled ahead.
         precision: Which of its graphs.
         options: What to ask of the builder.
-        say: Told what happens.
-        on_progress: Told how far it is: the phase, and how many of all steps are done.
+        reports: Told of each step, and in sentences of what happens.
 
     Raises:
         ValueError: The batch sizes are not in ascending order from 1.
@@ -66,9 +57,7 @@ def build_engine(
     exact = bundle.manifest.precision_on(spec.device, precision)
     bundle.manifest.graph(exact)
     opening = Opening(spec=spec, bundle=bundle, precision=exact, threads=None)
-    building = Building(
-        opening=opening, options=options, cache=engine_cache(), say=say, on_progress=on_progress
-    )
+    building = Building(opening=opening, options=options, cache=engine_cache(), reports=reports)
     return engine_module(spec).build(building)
 
 
@@ -77,6 +66,6 @@ def built_in_cache(
 ) -> Built:
     """Take the engine of these facts from the cache, or compile and store it; ``notes`` are read at the end."""
     begun = time.monotonic()
-    found, was_built = building.cache.find_or_build(facts, compile_it, say=building.say)
+    found, was_built = building.cache.find_or_build(facts, compile_it, reports=building.reports)
     file = CachedFile(path=found.path, facts=facts, size=found.path.stat().st_size, used=time.time())
     return Built(file=file, was_built=was_built, seconds=time.monotonic() - begun, notes=tuple(notes))

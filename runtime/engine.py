@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineUnavailableError
 from flowedge.packages import pip_install
+from flowedge.progress import Reports
 from flowedge.runtime.engine_cache import CachedFile, EngineCache
 from flowedge.runtime.machine import find_jetson
 
@@ -142,15 +143,13 @@ class Building:
         opening: The graph and the engine.
         options: The user's wishes.
         cache: The cache that the built engine goes to.
-        say: A function that is told in sentences of what happens.
-        on_progress: A function that is told of the progress: the phase by its own name, the steps done, all steps.
+        reports: Told of each step, and in sentences of what happens.
     """
 
     opening: Opening
     options: BuildOptions
     cache: EngineCache
-    say: Callable[[str], None]
-    on_progress: Callable[[str, int, int], None]
+    reports: Reports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ import msgspec
 
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineCacheError
+from flowedge.progress import SILENT, Reports
 from flowedge.runtime.cache_folder import PARTS, cache_folder, cache_size, why_no_cache
 
 _MAGIC: Final = b"FlowEdge engine 1\n"
@@ -189,14 +190,14 @@ class EngineCache:
         )
 
     def find_or_build(
-        self, facts: EngineFacts, build: Callable[[], bytes], *, say: Callable[[str], None]
+        self, facts: EngineFacts, build: Callable[[], bytes], *, reports: Reports = SILENT
     ) -> tuple[Found, bool]:
         """Take an engine from the cache, or build and store it; of several processes, one builds.
 
         Args:
             facts: What it depends on.
             build: Gives the serialised engine.
-            say: Told why it is built, and when another process is waited for.
+            reports: Told why it is built, and when another process is waited for.
 
         Returns:
             The engine, and whether it was built just now.
@@ -207,11 +208,11 @@ class EngineCache:
         found = self.find(facts)
         if found.plan is not None:
             return found, False
-        with self.locked(facts, say=say):
+        with self.locked(facts, reports=reports):
             found = self.find(facts)
             if found.plan is not None:
                 return found, False
-            say(f"building: {found.reason}")
+            reports.note(f"building: {found.reason}")
             plan = build()
             path = self.store(facts, plan)
         return Found(plan=plan, facts=facts, path=path, reason=""), True
@@ -230,7 +231,7 @@ class EngineCache:
         return path
 
     @contextlib.contextmanager
-    def locked(self, facts: EngineFacts, *, say: Callable[[str], None]) -> Iterator[None]:
+    def locked(self, facts: EngineFacts, *, reports: Reports = SILENT) -> Iterator[None]:
         """Hold the lock of one engine; clears up what a builder that was killed left behind.
 
         Raises:
@@ -238,7 +239,7 @@ class EngineCache:
         """
         path = self._path(facts).with_suffix(".lock")
         self.make_folder(_ENGINES)
-        with _lock_file(path, say):
+        with _lock_file(path, reports):
             for left in path.parent.glob(f".{facts.key}.*"):
                 left.unlink(missing_ok=True)
             yield
@@ -442,7 +443,7 @@ def _opened(path: Path, flags: int) -> int:
 
 
 @contextlib.contextmanager
-def _lock_file(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+def _lock_file(path: Path, reports: Reports) -> Iterator[None]:
     """Hold a lock that the kernel releases with the process, and delete its file at the end.
 
     Whoever waited for a file that was deleted meanwhile tries again with the new one.
@@ -454,7 +455,7 @@ def _lock_file(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     try:
         while handle < 0:
             handle = _opened(path, os.O_RDWR | os.O_CREAT)
-            _lock(handle, say)
+            _lock(handle, reports)
             if not _is_still(path, handle):
                 os.close(handle)
                 handle = -1
@@ -468,13 +469,13 @@ def _lock_file(path: Path, say: Callable[[str], None]) -> Iterator[None]:
         os.close(handle)
 
 
-def _lock(handle: int, say: Callable[[str], None]) -> None:
+def _lock(handle: int, reports: Reports) -> None:
     """Wait for the lock of an open file, which is closed where that is interrupted."""
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("waiting for another process that builds this engine")
+            reports.note("waiting for another process that builds this engine")
             fcntl.flock(handle, fcntl.LOCK_EX)
     except BaseException:
         os.close(handle)

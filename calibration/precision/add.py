@@ -64,7 +64,7 @@ from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.manifest import Manifest, level_outputs
 from flowedge.onnx_constants import write_constants
-from flowedge.progress import Progress
+from flowedge.progress import SILENT, Prefixed, Reports
 from flowedge.runtime.engine import JUDGE
 from flowedge.runtime.engine_cache import EngineCache, graph_hash
 from flowedge.runtime.graph_input import GraphInput
@@ -112,7 +112,7 @@ def add_precisions(
     *,
     threads: int | None = None,
     cache: EngineCache | None = None,
-    progress: Progress | None = None,
+    reports: Reports = SILENT,
 ) -> tuple[Bundle, tuple[PrecisionReport, ...]]:
     """Add typed graphs, and fit the reference maxima and the thresholds of every graph of the bundle.
 
@@ -122,7 +122,7 @@ def add_precisions(
         request: What to add. A graph of the same precision is replaced.
         threads: CPU threads.
         cache: Keeps the ranges by graph and images; None observes anew.
-        progress: Told what is being done.
+        reports: Told of each step.
 
     Returns:
         The calibrated bundle, and what its gates found.
@@ -146,14 +146,14 @@ def add_precisions(
         )
     with folder_for_next_version(opened.path) as folder:
         start = without_frame_check(opened)
-        work = _Work(start, folder, images, request, threads, cache, progress or Progress())
-        calibrated, reports = work.run()
+        work = _Work(start, folder, images, request, threads, cache, reports)
+        calibrated, found = work.run()
         record = read_record(calibrated)
         assert record is not None, "calibrate_bundle writes one"
-        pages = {f"gate.{report.precision}.html": work.page(calibrated, report) for report in reports}
-        shipped, reports, files = work.for_devices(calibrated, reports)
-        renewed = {report.precision for report in reports}
-        typed = (*(report for report in record.typed if report.precision not in renewed), *reports)
+        pages = {f"gate.{report.precision}.html": work.page(calibrated, report) for report in found}
+        shipped, found, files = work.for_devices(calibrated, found)
+        renewed = {report.precision for report in found}
+        typed = (*(report for report in record.typed if report.precision not in renewed), *found)
         record = msgspec.structs.replace(
             record, typed=typed, frame_notes=() if checked is None else checked.notes
         )
@@ -163,7 +163,7 @@ def add_precisions(
             shipped.manifest, frame_check=None if checked is None else checked.check
         )
         done = replace_in_bundle(opened, manifest=manifest, files=files)
-    return Bundle(bundle.path, done.manifest), reports
+    return Bundle(bundle.path, done.manifest), found
 
 
 class _Work:
@@ -175,10 +175,10 @@ class _Work:
         request: PrecisionRequest,
         threads: int | None,
         cache: EngineCache | None,
-        progress: Progress,
+        reports: Reports,
     ) -> None:
         self._opened, self._folder, self._images, self._request = opened, folder, images, request
-        self._threads, self._cache, self._progress = threads, cache, progress
+        self._threads, self._cache, self._reports = threads, cache, reports
         self._precisions: tuple[TypedPrecision, ...] = tuple(
             name for wanted in request.wanted for name in _GRAPHS[wanted]
         )
@@ -196,10 +196,8 @@ class _Work:
         searches: dict[TypedPrecision, Search] = {name: self._search(name, gate) for name in self._precisions}
         given_back: dict[TypedPrecision, int] = {}
         for name, search in searches.items():
-            self._progress.begin(f"holding {name} to its gate")
             given_back[name] = search.first_that_passes()
             if name.startswith("int8"):
-                self._progress.begin(f"measuring what each block of {name} costs")
                 search.measure()
         failed: dict[TypedPrecision, GateReport] = {}
         for _ in range(_FINAL_ROUNDS):
@@ -210,10 +208,8 @@ class _Work:
             judged: dict[TypedPrecision, GateReport] = {}
             # Once more, with what was fitted for it, and with the labelled images.
             for name in self._precisions:
-                self._progress.begin(f"holding the calibrated {name} to its gate")
-                judged[name] = gate.judge(
-                    calibrated, name, self._limits(name), request.labelled, self._progress.advance
-                )
+                told = Prefixed(self._reports, f"calibrated {name}")
+                judged[name] = gate.judge(calibrated, name, self._limits(name), request.labelled, told)
             failed = {name: report for name, report in judged.items() if not report.passed}
             if not failed:
                 return calibrated, tuple(
@@ -306,11 +302,9 @@ class _Work:
         self,
         draft: Bundle,
         known: Mapping[str, FittedGraph],
-        label: str,
         levels: Mapping[str, StoredLevels] = MappingProxyType({}),
     ) -> Bundle:
         """Calibrate all graphs but those that were before, and infer no image whose levels are there."""
-        self._progress.begin(label)
         done = calibrate_bundle(
             draft,
             self._images,
@@ -320,7 +314,7 @@ class _Work:
             frame_rate=None,  # one check for all precisions, fitted once
             engine=JUDGE,
             threads=self._threads,
-            on_progress=self._progress.advance,
+            reports=self._reports,
         )
         self._fitted |= {graph.precision: graph for graph in done.record.graphs}
         return done.bundle
@@ -336,13 +330,13 @@ class _Work:
         graph = draft.graph_path("fp32")
         tensors, counted = tensors_to_type(graph, self._precisions)
         if not tensors:
-            return self._calibrated(draft, {}, "calibrating fp32"), None
+            return self._calibrated(draft, {}), None
         if self._cache is not None:
             with contextlib.suppress(ValueError):  # not there, or damaged: observed anew
                 ranges = ranges_from_bytes(self._cache.read_extra(self._ranges_name(draft, tensors, counted)))
                 if ranges.keys() == set(tensors):
-                    return self._calibrated(draft, {}, "calibrating fp32"), ranges
-        self._progress.begin("taking the ranges of all tensors")
+                    return self._calibrated(draft, {}), ranges
+        self._reports.step("taking the ranges of all tensors", len(self._images))
         names = list(level_outputs(draft.manifest.levels, None))
         observer = Observer(graph, tensors, counted=counted, outputs=names, threads=self._threads)
         answers = self._answers(observer, draft.manifest)
@@ -354,7 +348,7 @@ class _Work:
             else:
                 for _ in answers:
                     pass
-            fp32 = self._calibrated(draft, {}, "calibrating fp32", levels)
+            fp32 = self._calibrated(draft, {}, levels)
         if self._cache is not None:
             content = bytes_from_ranges(observer.ranges)
             # Whether the next run begins with the one or the other.
@@ -371,9 +365,9 @@ class _Work:
 
     def _answers(self, observer: Observer, manifest: Manifest) -> Iterator[tuple[NDArray[np.float32], ...]]:
         input_of = GraphInput(manifest)
-        for done, path in enumerate(self._images, start=1):
+        for path in self._images:
             yield observer(input_of([read_image(path, manifest.pixel_range)]))
-            self._progress.advance(done, len(self._images))
+            self._reports.advance()
 
     def _gate_images(self) -> Sequence[Path]:
         wanted = min(self._request.gate_images, len(self._images))
@@ -382,7 +376,8 @@ class _Work:
     def _search(self, name: TypedPrecision, gate: GateImages) -> Search:
         folder = self._folder / f"search-{name}"
         folder.mkdir()
-        return Search(self._typing, name, gate, self._limits(name), folder, self._progress.advance)
+        reports = Prefixed(self._reports, name)
+        return Search(self._typing, name, gate, self._limits(name), folder, reports)
 
     def _limits(self, name: TypedPrecision) -> GateLimits:
         return self._request.limits[name.partition("-")[0]]
@@ -412,7 +407,7 @@ class _Work:
         known = {
             name: one for name, one in self._fitted.items() if before.get(name) == self._chosen.get(name)
         }
-        return self._calibrated(draft, known, "calibrating every precision"), written
+        return self._calibrated(draft, known), written
 
     def _report(
         self,

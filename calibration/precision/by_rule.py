@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from flowedge.bundle import Bundle, folder_for_next_version, replace_in_bundle
 from flowedge.calibration.precision.half import HalfType
 from flowedge.calibration.precision.typed_graph import FILES, Typing
+from flowedge.progress import SILENT, Reports
 
 
-def add_half_graphs(
-    bundle: Bundle, wanted: Sequence[HalfType], *, on_step: Callable[[str], None] = lambda step: None
-) -> Bundle:
+def add_half_graphs(bundle: Bundle, wanted: Sequence[HalfType], *, reports: Reports = SILENT) -> Bundle:
     """Add half-precision graphs to a bundle, every block of them converted.
 
     Args:
         bundle: The bundle; its next version takes its place.
         wanted: The precisions, each once; the bundle has none of them yet.
-        on_step: A function that gets the name of each step.
+        reports: Told of each step.
 
     Raises:
         ExportError: A converted graph is not valid.
@@ -32,7 +31,7 @@ def add_half_graphs(
         typing = Typing(bundle.graph_path("fp32"), fp32, ranges=None)
         made = []
         for half in wanted:
-            on_step(f"typing the {half} graph")
+            reports.step(f"typing the {half} graph")
             made.append(typing.write(half, typing.blocks(half), folder / FILES[half]).graph)
         manifest = msgspec.structs.replace(bundle.manifest, graphs=(*bundle.manifest.graphs, *made))
         return replace_in_bundle(

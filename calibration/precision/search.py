@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from flowedge.calibration.gates import GateLimits, GateReport, compare, compared
 from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Typing
 from flowedge.errors import PrecisionError
 from flowedge.manifest import Preprocessing
+from flowedge.progress import SILENT, Reports
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.engine import JUDGE
 from flowedge.runtime.images import read_image
@@ -87,7 +88,7 @@ class GateImages:
         precision: str,
         limits: GateLimits,
         labelled: Dataset | None = None,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        reports: Reports = SILENT,
     ) -> GateReport:
         """Compare a graph with fp32; labelled images, where there are some, come after the others.
 
@@ -103,7 +104,7 @@ class GateImages:
                 self._defects_per_image,
                 limits,
                 labelled,
-                on_progress,
+                reports,
                 pixel_range=self.fp32.manifest.pixel_range,
             )
 
@@ -147,7 +148,7 @@ class Search:
         gate: GateImages,
         limits: GateLimits,
         folder: Path,
-        on_progress: Callable[[int, int], None],
+        reports: Reports,
     ) -> None:
         """Search.
 
@@ -157,12 +158,12 @@ class Search:
             gate: Judges them.
             limits: What they are held to.
             folder: Where candidates are written; one at a time.
-            on_progress: Called with how much of a step is done.
+            reports: Told of each step.
         """
         self._typing, self._gate, self._limits = typing, gate, limits
         self._precision: TypedPrecision = precision
         self._folder = folder
-        self._on_progress = on_progress
+        self._reports = reports
         self._macs = typing.blocks(precision)
         self._blocks = tuple(self._macs)
         self.sensitivities: dict[str, float] = {}
@@ -207,11 +208,12 @@ class Search:
         """Measure each block's sensitivity, once for both layouts of INT8."""
         precision: TypedPrecision = _MEASURED_AS.get(self._precision, self._precision)
         self.sensitivities = self._gate.sensitivities.setdefault(precision, {})
-        for done, block in enumerate(self._blocks, start=1):
+        self._reports.step("measuring the sensitivity of each block", len(self._blocks))
+        for block in self._blocks:
             if block not in self.sensitivities:
                 candidate = self._candidate((block,), precision)
                 self.sensitivities[block] = self._gate.sensitivity(candidate, precision)
-            self._on_progress(done, len(self._blocks))
+            self._reports.advance()
 
     def chosen(self, given_back: int) -> tuple[str, ...]:
         """The blocks that keep the precision, in the graph's order."""
@@ -229,7 +231,7 @@ class Search:
 
     def _judge(self, given_back: int) -> GateReport:
         bundle = self._candidate(self.chosen(given_back), self._precision)
-        return self._gate.judge(bundle, self._precision, self._limits, on_progress=self._on_progress)
+        return self._gate.judge(bundle, self._precision, self._limits, reports=self._reports)
 
     def _candidate(self, blocks: Sequence[str], precision: TypedPrecision) -> Bundle:
         """A graph that runs here, as the only one of a bundle that is good for nothing but to be judged."""

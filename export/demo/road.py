@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,7 @@ from flowedge.export.demo.record import DemoResult, Inspected, Measured, Step, V
 from flowedge.export.demo.report import write_report
 from flowedge.export.demo.train import TrainPlan, train_cflow
 from flowedge.export.pipeline import ExportOptions, export_bundle
+from flowedge.progress import SILENT, Reports
 from flowedge.runtime.detector import Result
 from flowedge.runtime.images import read_image
 from flowedge.runtime.render import outline, overlay, write_png
@@ -54,21 +55,22 @@ class DemoPlan:
 
 def run_demo(
     out: Path,
-    say: Callable[[str], None],
     plan: DemoPlan = DemoPlan(),
+    *,
+    reports: Reports = SILENT,
 ) -> DemoResult:
     """Go the whole road on the CPU; nothing is fetched.
 
     Args:
         out: Where everything goes; made where it is not there. What an earlier demo left in it is replaced.
-        say: Told one line after each step.
         plan: How large.
+        reports: Told of each step, with a note on what came of it.
 
     Raises:
         FlowEdgeError: ``out`` holds other things than a demo's, or a step cannot be done.
     """
     _prepare(out)
-    clock = _Clock(say)
+    clock = _Clock(reports)
     with clock.step("photographs") as found:
         photos = write_photos(out / PHOTOS, plan.photos)
         dataset = read_dataset(photos.root)
@@ -131,19 +133,20 @@ def run_demo(
 class _Clock:
     """Times the steps and says what each came to."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, reports: Reports) -> None:
         self.steps: list[Step] = []
-        self._say = say
+        self._reports = reports
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
         """Put what was found into the list."""
         found: list[str] = []
+        self._reports.step(name)
         start = time.perf_counter()
         yield found
         step = Step(name=name, found="; ".join(found), seconds=time.perf_counter() - start)
         self.steps.append(step)
-        self._say(f"{step.name}, {step.seconds:.1f} s: {step.found}")
+        self._reports.note(f"{step.name}, {step.seconds:.1f} s: {step.found}")
 
 
 def _prepare(out: Path) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowedge.cli.output import MESSAGES, RESULTS, WIDEST, EscapingConsole, Threads, size_from, steps, table
+from flowedge.cli.output import MESSAGES, RESULTS, WIDEST, EscapingConsole, Threads, size_from, table
+from flowedge.cli.progress import progress_bar
 from flowedge.errors import FlowEdgeError
 from flowedge.files import write_whole_file
 
@@ -86,8 +87,8 @@ def command(
         seconds=seconds,
         command=printable(shlex.join(["flowedge", *sys.argv[1:]])),
     )
-    with steps() as on_step:
-        report = run_bench(tuple(bundles or ()), options, on_step=on_step)
+    with progress_bar() as reports:
+        report = run_bench(tuple(bundles or ()), options, reports=reports)
     _print(report)
     if html is not None:
         _write(html, page_of(report).encode())

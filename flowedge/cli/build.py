@@ -9,16 +9,16 @@ import typer
 
 from flowedge.bundle import Bundle, open_bundle
 from flowedge.cli.output import (
-    MESSAGES,
     RESULTS,
     Json,
     PrecisionOption,
     number,
-    phases,
     print_json,
     table,
 )
+from flowedge.cli.progress import progress_bar
 from flowedge.errors import FlowEdgeError
+from flowedge.progress import Prefixed
 
 if TYPE_CHECKING:
     from flowedge.runtime.auto import Choice
@@ -97,15 +97,9 @@ def build_with_bar(bundle: Bundle, engine: str, precision: str, options: BuildOp
     """As ``build_engine``, with the builder's own progress on stderr."""
     from flowedge.runtime.building import build_engine
 
-    with phases(f"{engine} {precision}") as on_progress:
-        return build_engine(
-            bundle,
-            engine,
-            precision,
-            options=options,
-            say=lambda line: MESSAGES.print(line, soft_wrap=True),
-            on_progress=on_progress,
-        )
+    with progress_bar() as reports:
+        told = Prefixed(reports, f"{engine} {precision}")
+        return build_engine(bundle, engine, precision, options=options, reports=told)
 
 
 def build_first(bundle: Path, engine: str | None, precision: str) -> None:

@@ -17,8 +17,6 @@ from flowedge.cli.output import (
     Json,
     Threads,
     print_json,
-    progress,
-    stages,
     table,
 )
 from flowedge.cli.precision import (
@@ -33,6 +31,7 @@ from flowedge.cli.precision import (
     print_fitted,
     print_reports,
 )
+from flowedge.cli.progress import progress_bar
 from flowedge.errors import FlowEdgeError
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.manifest import Manifest, NfaForm, NfaThreshold
@@ -172,7 +171,7 @@ def command(
                 print_fitted(fitted, bundle)
             return
     dataset = read_dataset(data) if threshold == "f1" else None
-    with progress("calibrating") as on_progress:
+    with progress_bar() as reports:
         result = calibrate_bundle(
             opened,
             images,
@@ -183,7 +182,7 @@ def command(
             pixel_range=pixel_range,
             engine=engine,
             threads=threads,
-            on_progress=on_progress,
+            reports=reports,
         )
     if nfa is not None:
         decided = decide_by_nfa(result.bundle, nfa)
@@ -241,17 +240,16 @@ def _add(
     json: bool,
 ) -> Bundle:
     from flowedge.calibration.precision import add_precisions
-    from flowedge.progress import Progress
     from flowedge.runtime.engine_cache import engine_cache
 
-    with stages() as (begin, advance):
+    with progress_bar() as told:
         bundle, reports = add_precisions(
             bundle,
             images,
             request,
             threads=threads,
             cache=engine_cache(),
-            progress=Progress(begin=begin, advance=advance),
+            reports=told,
         )
     if not json:
         print_reports(reports)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json
+from flowedge.cli.output import RESULTS, Json, print_json
+from flowedge.cli.progress import progress_bar
 from flowedge.packages import explain_missing
 
 NAME = "demo"
@@ -23,7 +24,8 @@ def command(
     with explain_missing("demo"):
         from flowedge.export.demo.road import run_demo
 
-        result = run_demo(out, say=lambda line: MESSAGES.print(line))
+        with progress_bar() as reports:
+            result = run_demo(out, reports=reports)
     if json:
         print_json(result)
     else:

@@ -18,9 +18,9 @@ from flowedge.cli.output import (
     Threads,
     number,
     print_json,
-    progress,
     table,
 )
+from flowedge.cli.progress import progress_bar
 
 NAME = "eval"
 
@@ -48,13 +48,13 @@ def command(
         build_first(bundle, engine, precision)
     with (
         flowedge.load(bundle, engine=engine, precision=precision, threads=threads, build=build) as detector,
-        progress("evaluating") as on_progress,
+        progress_bar() as reports,
     ):
         result = evaluate(
             detector,
             samples,
             thresholds=detector.thresholds,
-            on_progress=on_progress,
+            reports=reports,
             pixel_range=detector.bundle.manifest.pixel_range,
         )
         doubt = preprocessing_doubt(detector, [one.path for one in samples.samples if not one.is_anomalous])

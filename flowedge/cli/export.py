@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowedge.bundle import Bundle
-from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json, size_from, stages
+from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json, size_from
 from flowedge.cli.precision import (
     Bf16,
     CalibratorOption,
@@ -20,11 +20,11 @@ from flowedge.cli.precision import (
     print_fitted,
     print_reports,
 )
+from flowedge.cli.progress import progress_bar
 from flowedge.cli.settings import TransformFrom, print_assumed, settings_from
 from flowedge.cli.verify import print_checks
 from flowedge.errors import ExportError, FlowEdgeError
 from flowedge.packages import explain_missing
-from flowedge.progress import Progress
 from flowedge.runtime.engine_cache import engine_cache
 
 if TYPE_CHECKING:
@@ -112,21 +112,20 @@ def command(
         halves.append("bf16")
     if fp16 or bf16 or int8:
         _check_opset(opset)
-    reports: tuple[PrecisionReport, ...] = ()
-    with stages() as (begin, advance):
-        progress = Progress(begin=begin, advance=advance)
+    precisions: tuple[PrecisionReport, ...] = ()
+    with progress_bar() as reports:
 
         def extend(bundle: Bundle) -> Bundle:
-            nonlocal reports
+            nonlocal precisions
             if request is not None:
-                bundle, reports = add_precisions(
-                    bundle, images, request, cache=engine_cache(), progress=progress
+                bundle, precisions = add_precisions(
+                    bundle, images, request, cache=engine_cache(), reports=reports
                 )
             elif halves:
-                bundle = add_half_graphs(bundle, halves, on_step=begin)
+                bundle = add_half_graphs(bundle, halves, reports=reports)
             return bundle
 
-        result = export_bundle(checkpoint, target, options, extend=extend, progress=progress)
+        result = export_bundle(checkpoint, target, options, extend=extend, reports=reports)
     manifest = result.bundle.manifest
     if json:
         print_json(
@@ -134,15 +133,15 @@ def command(
                 "bundle": str(target),
                 "manifest": manifest,
                 "checks": result.checks,
-                "precisions": reports,
+                "precisions": precisions,
             }
         )
         return
     print_assumed(manifest.assumed)
     for precision, checks in result.checks.items():
         print_checks(checks, f"{precision} against the reference")
-    print_reports(reports)
-    if reports:
+    print_reports(precisions)
+    if precisions:
         fitted = read_record(result.bundle)
         assert fitted is not None, "what was judged was calibrated"
         print_fitted(fitted, target)

@@ -1,30 +1,18 @@
-"""What every command shares: where it writes, and how it shows that it is still at work."""
+"""Write results and messages of commands, and declare the options that several commands have."""
 
 from __future__ import annotations
 
 import codecs
-import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
-from flowedge.cli.signals import EndedBySignal, raise_if_ended
 from flowedge.errors import FlowEdgeError
 from flowedge.manifest import MAX_SIDE
 from flowedge.text import printable
@@ -114,76 +102,6 @@ def table(*columns: str, title: str | None = None) -> Table:
             column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
         )
     return made
-
-
-@contextlib.contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr. The caller passes how many are done, and of how many, to the given function.
-
-    Where a signal ends the work, one line says how far it came.
-    """
-    reached = ""
-    with _bar(_DESCRIPTION, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
-        task = bar.add_task(printable(label), total=None)
-
-        def advance(done: int, total: int) -> None:
-            nonlocal reached
-            reached = f"{label}: {done} of {total} done."
-            bar.update(task, completed=done, total=total)
-
-        try:
-            yield advance
-        except EndedBySignal:
-            if reached:
-                MESSAGES.print(reached)
-            raise
-
-
-@contextlib.contextmanager
-def steps() -> Iterator[Callable[[str], None]]:
-    """Show a spinner on stderr. The caller passes the name of each step to the given function."""
-    with _bar(_SPINNER, _DESCRIPTION, TimeElapsedColumn()) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda name: bar.update(task, description=printable(name))
-
-
-@contextlib.contextmanager
-def stages() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """Show a bar on stderr for work of several stages. The first given function begins one, the second advances it."""
-    with _bar(_SPINNER, _DESCRIPTION, BarColumn(), TimeElapsedColumn()) as bar:
-        task = bar.add_task("starting", total=None)
-        yield (
-            lambda name: bar.update(task, description=printable(name), completed=0, total=None),
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
-
-
-@contextlib.contextmanager
-def phases(label: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar on stderr. The caller passes the phase, how many are done, and of how many to the given function."""
-    name = TextColumn(printable(label).replace("{", "{{").replace("}", "}}"), markup=False)
-    with _bar(name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _DESCRIPTION) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda phase, done, total: bar.update(
-            task, description=printable(phase), completed=done, total=total
-        )
-
-
-_DESCRIPTION: Final = TextColumn("{task.description}", markup=False)
-_SPINNER: Final = SpinnerColumn("line")  # of ASCII, which every terminal has
-
-
-class _Bar(Progress):
-    """A bar whose advance is also the moment to end where a signal came inside a library that caught it."""
-
-    def update(self, *arguments: Any, **options: Any) -> None:
-        raise_if_ended()
-        super().update(*arguments, **options)
-
-
-def _bar(*columns: ProgressColumn) -> Progress:
-    """Return a bar that goes away when it is done, and that writes nothing where there is no terminal."""
-    return _Bar(*columns, console=MESSAGES, transient=True, disable=not MESSAGES.is_terminal)
 
 
 def size_from(option: str, text: str) -> tuple[int, int]:

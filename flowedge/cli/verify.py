@@ -16,11 +16,10 @@ from flowedge.cli.output import (
     PrecisionOption,
     Threads,
     print_json,
-    progress,
-    steps,
     table,
 )
 from flowedge.cli.precision import print_gate
+from flowedge.cli.progress import progress_bar
 from flowedge.errors import FlowEdgeError
 from flowedge.packages import explain_missing
 from flowedge.runtime.detector import Detector
@@ -75,11 +74,11 @@ def command(
         if backbone_weights is not None:
             check_file(backbone_weights)
         images = None if data is None else find_images(data).images
-    with steps() as on_step:
-        on_step("replaying the self-test")
+    with progress_bar() as reports:
+        reports.step("replaying the self-test")
         checks = verify_bundle(opened, engine=engine, precision=precision, threads=threads)
         if against is not None:
-            on_step("comparing with the checkpoint")
+            reports.step("comparing with the checkpoint")
             with explain_missing("export"):
                 from flowedge.export.checkpoint_parity import compare_with_checkpoint
             checks += compare_with_checkpoint(
@@ -124,12 +123,12 @@ def _gate(bundle: Bundle, engine: str | None, precision: str, threads: int | Non
     images = good_images(data)
     limits = DEFAULT_LIMITS[precision.partition("-")[0]]
     with (
-        progress("comparing with fp32") as on_progress,
+        progress_bar() as reports,
         detector("fp32") as reference,
         detector(precision) as typed,
     ):
         pixel_range = reference.bundle.manifest.pixel_range
-        return compare(reference, typed, images, 2, limits, on_progress=on_progress, pixel_range=pixel_range)
+        return compare(reference, typed, images, 2, limits, reports=reports, pixel_range=pixel_range)
 
 
 def print_checks(checks: Sequence[Check], title: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,7 @@ from flowedge.bundle import Bundle, open_bundle
 from flowedge.clock import utc_now
 from flowedge.errors import EngineUnavailableError, FlowEdgeError
 from flowedge.graph_files import bytes_of_graph
+from flowedge.progress import SILENT, Reports
 from flowedge.runtime.bench.machine import EnergyMeter, device_memory_mb, machine_facts
 from flowedge.runtime.bench.process import Worker
 from flowedge.runtime.bench.protocol import (
@@ -94,14 +95,14 @@ def run_bench(
     bundles: Sequence[Path],
     options: BenchOptions,
     *,
-    on_step: Callable[[str], None] = lambda _: None,
+    reports: Reports = SILENT,
 ) -> Report:
     """Measure every combination; those that cannot run are rows with the reason.
 
     Args:
         bundles: Bundles; may be empty when there are peers.
         options: What the user chose.
-        on_step: Told what is being done.
+        reports: Told of each step.
 
     Raises:
         BundleError: A bundle cannot be opened.
@@ -116,11 +117,11 @@ def run_bench(
         runs = list(_runs(bundles, options, folder))
         machine_worker = stack.enter_context(Worker(Job(kind="machine", threads=options.threads)))
         for run in runs:
-            on_step(f"starting {run.label}")
+            reports.step(f"starting {run.label}")
             run.start(stack)
-        machine = _measure(runs, options, machine_worker, on_step)
+        machine = _measure(runs, options, machine_worker, reports)
         for run in runs:
-            on_step(f"checking {run.label}")
+            reports.step(f"checking {run.label}")
             run.finish(machine_worker)
         rows = tuple(run.row(machine, options) for run in runs)
     return Report(
@@ -353,7 +354,7 @@ def _precisions(bundle: Bundle) -> list[str]:
 
 
 def _measure(
-    runs: Sequence[_Run], options: BenchOptions, machine_worker: Worker, on_step: Callable[[str], None]
+    runs: Sequence[_Run], options: BenchOptions, machine_worker: Worker, reports: Reports
 ) -> Machine:
     """Time all in turns; the machine with its best speeds of all turns."""
     seconds = options.seconds / ROUNDS
@@ -362,17 +363,17 @@ def _measure(
     for batch in options.batches:
         for run in runs:
             if run.can(batch):
-                on_step(f"warming up {run.label}, batch {batch}")
+                reports.step(f"warming up {run.label}, batch {batch}")
                 run.warm_up(batch, seconds)
         for number in range(ROUNDS):
-            on_step(f"batch {batch}, turn {number + 1} of {ROUNDS}")
+            reports.step(f"batch {batch}, turn {number + 1} of {ROUNDS}")
             peaks.append(machine_worker.ask(Command(do="peak", seconds=seconds), Peak))
             for run in runs:
                 run.turn(batch, seconds, meter)
                 if batch == options.batches[0]:
                     run.turn_stages(seconds / 2)
     for run in runs:  # once each, and not in turns: the numbers of one row are for comparing with each other
-        on_step(f"sharing {run.label} between threads")
+        reports.step(f"sharing {run.label} between threads")
         run.share(seconds)
     return msgspec.structs.replace(
         machine_facts(),

@@ -7,7 +7,6 @@ told otherwise, is switched off. TensorRT 8 has no such networks and builds floa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from flowedge.errors import EngineUnavailableError
 from flowedge.files import utf8_name
+from flowedge.progress import SILENT, Reports
 from flowedge.runtime.building import built_in_cache
 from flowedge.runtime.engine import Building, Built, EngineSpec
 from flowedge.runtime.engines import cuda
@@ -67,7 +67,7 @@ def build(trt: Any, building: Building) -> Built:
             timing = f"timing/{trt.__version__}-{device.name.replace('/', ' ')}-{device.capability}.cache"
             times = config.create_timing_cache(building.cache.read_extra(timing))  # empty where it is damaged
             config.set_timing_cache(times, ignore_mismatch=False)
-        plan = serialized(trt, builder, network, config, building.on_progress)
+        plan = serialized(trt, builder, network, config, building.reports)
         if timing:
             building.cache.write_extra(timing, bytes(config.get_timing_cache().serialize()))
         return plan
@@ -111,7 +111,7 @@ def serialized(
     builder: Any,
     network: Any,
     config: Any,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    reports: Reports = SILENT,
 ) -> bytes:
     """Build an engine without TensorFloat-32.
 
@@ -123,8 +123,8 @@ def serialized(
     log.lines.clear()
     config.clear_flag(trt.BuilderFlag.TF32)
     monitor = None
-    if on_progress is not None and hasattr(trt, "IProgressMonitor"):  # since 8.6
-        monitor = _monitor(trt, on_progress)
+    if hasattr(trt, "IProgressMonitor"):  # since 8.6
+        monitor = _monitor(trt, reports)
         config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if monitor is not None and monitor.interrupted:
@@ -229,7 +229,7 @@ def use_dla(trt: Any, builder: Any, network: Any, config: Any, building: Buildin
     return [note]
 
 
-def _monitor(trt: Any, on_progress: Callable[[str, int, int], None]) -> Any:
+def _monitor(trt: Any, reports: Reports) -> Any:
     """TensorRT's own progress, with the innermost phase by name and the outermost's steps."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
@@ -257,7 +257,8 @@ def _monitor(trt: Any, on_progress: Callable[[str, int, int], None]) -> Any:
 
         def _tell(self, phase_name: str) -> None:
             try:
-                on_progress(phase_name, self._done, next(iter(self._phases.values()), 1))
+                reports.step(phase_name, next(iter(self._phases.values()), 1))
+                reports.advance(self._done)
             except KeyboardInterrupt:  # it must not cross the library; step_complete ends the build
                 self.interrupted = True
 

@@ -103,7 +103,7 @@ def build(building: Building) -> Built:
         building.cache.drop(known.path)
 
     def compile_it() -> bytes:
-        building.on_progress("ONNX Runtime builds its engines", 0, 1)
+        building.reports.step("ONNX Runtime builds its engines")
         shutil.rmtree(_engines_of(building.cache, facts), ignore_errors=True)  # it would read what lies there
         _checked_session(opening, _with_engines(providers, opening, building.cache, facts))
         files = sorted(file.name for file in _engines_of(building.cache, facts).glob("*.engine"))

@@ -73,7 +73,7 @@ def main(demo: Path) -> None:
     else:
         print(f"{tile} is not beside this checkout: no table for it", file=sys.stderr)
     if not (demo / CHECKPOINT).is_file():
-        run_demo(demo, lambda line: print(line, file=sys.stderr))
+        run_demo(demo)
     photos = demo / PHOTOS
     good = sorted((photos / "train" / "good").glob("calibration_*.png"))
     print_table(Subject(name="demo", checkpoint=demo / CHECKPOINT, good=good, dataset=photos))

@@ -42,7 +42,7 @@ from flowedge.errors import PrecisionError
 from flowedge.export.demo.photos import PhotoPlan, write_photos
 from flowedge.export.demo.train import TrainPlan, train_cflow
 from flowedge.export.pipeline import ExportOptions, export_bundle
-from flowedge.progress import Progress
+from flowedge.progress import Reports
 from flowedge.runtime.detector import Detector, Result
 from flowedge.runtime.engine_cache import EngineCache
 from flowedge.runtime.unproven import open_unproven
@@ -133,23 +133,36 @@ def main() -> None:
     write_table(options.out, names)
 
 
+class PrintedSteps:
+    """Reports that print each step with the time."""
+
+    def step(self, name: str, total: int | None = None) -> None:
+        print(f"  {time.strftime('%X')} {name}", flush=True)
+
+    def advance(self, count: int = 1) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        print(f"  {text}", flush=True)
+
+
 # --- one row --------------------------------------------------------------------------------------------------
 
 
 def compute(name: str, folder: Path, threads: int) -> None:
     """Train, export, plan and evaluate, and write the row's facts."""
     folder.mkdir(parents=True, exist_ok=True)
-    progress = Progress(begin=lambda what: print(f"  {time.strftime('%X')} {what}", flush=True))
+    told = PrintedSteps()
     subject, trained = prepare(name, folder)
     target = folder / "bundle.flowedge"
     shutil.rmtree(target, ignore_errors=True)
-    exported = export_bundle(subject.checkpoint, target, subject.options, progress=progress).bundle
+    exported = export_bundle(subject.checkpoint, target, subject.options, reports=told).bundle
     start = time.perf_counter()
     bundle, reports, refused = add(
-        exported, subject.good, threads, EngineCache(folder / "cache", RANGES_BYTES), progress
+        exported, subject.good, threads, EngineCache(folder / "cache", RANGES_BYTES), told
     )
     seconds = time.perf_counter() - start
-    progress.begin("evaluating")
+    told.step("evaluating")
     dataset = read_dataset(subject.dataset)
     facts = {
         "name": name,
@@ -190,7 +203,7 @@ def prepare(name: str, folder: Path) -> tuple[Subject, str]:
 
 
 def add(
-    bundle: Bundle, good: Sequence[Path], threads: int, cache: EngineCache, progress: Progress
+    bundle: Bundle, good: Sequence[Path], threads: int, cache: EngineCache, told: Reports
 ) -> tuple[Bundle, tuple[PrecisionReport, ...], list[str]]:
     """All precisions, or those that pass, and why another was refused."""
     wanted: tuple[Wanted, ...] = ("fp16", "bf16", "int8")
@@ -198,7 +211,7 @@ def add(
     while wanted:
         try:
             done, reports = add_precisions(
-                bundle, good, PrecisionRequest(wanted=wanted), threads=threads, cache=cache, progress=progress
+                bundle, good, PrecisionRequest(wanted=wanted), threads=threads, cache=cache, reports=told
             )
         except PrecisionError as error:
             refused.append(str(error))

@@ -18,11 +18,13 @@ import pytest
 
 from flowedge.bundle import Bundle, write_bundle
 from flowedge.errors import EngineUnavailableError
+from flowedge.progress import SILENT
 from flowedge.runtime.building import build_engine
 from flowedge.runtime.engine import ENGINES, Building, BuildOptions, Opening
 from flowedge.runtime.engine_cache import EngineCache, engine_cache
 from support.command_line import flowedge
 from support.family_graphs import FAMILIES, FamilyBundle
+from support.recorded_reports import RecordedReports
 from support.tiny_bundle import tiny_manifest, tiny_model, write_tiny_bundle
 
 trt: Any = pytest.importorskip(
@@ -72,18 +74,16 @@ def test_every_familys_graph_is_built_into_the_cache_with_progress(
 ) -> None:
     bundle = family_bundle(family).bundle
     options = BuildOptions(batches=(1, 2, 4), capabilities=("8.9",))
-    seen: list[tuple[int, int]] = []
-    built = build_engine(
-        bundle, RTX, precision, options=options, on_progress=lambda _, done, total: seen.append((done, total))
-    )
+    reports = RecordedReports()
+    built = build_engine(bundle, RTX, precision, options=options, reports=reports)
     assert built.was_built
     assert built.file.facts is not None
     plan = cache.find(built.file.facts).plan
     assert plan is not None
     assert not complaints(plan), "its own header check refuses it"
     assert not [line for line in log_of(trt).lines if line.startswith("error")]
-    assert seen[-1][0] == seen[-1][1] > 1
-    assert all(0 <= done <= total for done, total in seen)
+    assert reports.counts[-1][0] == reports.counts[-1][1] > 1
+    assert all(0 <= done <= total for done, total in reports.counts)
     assert not build_engine(bundle, RTX, precision, options=options).was_built
 
 
@@ -177,19 +177,20 @@ def test_a_damaged_engine_is_built_again_with_the_reason(tmp_path: Path, cache: 
     bundle = write_tiny_bundle(tmp_path / "tiny.flowedge")
     path = build_engine(bundle, RTX).file.path
     path.write_bytes(path.read_bytes()[:-1000])
-    said: list[str] = []
-    assert build_engine(bundle, RTX, say=said.append).was_built
-    assert re.fullmatch(r"building: .* is damaged: it has \d+ bytes of \d+", said[0])
+    reports = RecordedReports()
+    assert build_engine(bundle, RTX, reports=reports).was_built
+    assert re.fullmatch(r"building: .* is damaged: it has \d+ bytes of \d+", reports.notes[0])
 
 
 def test_an_interrupt_while_building_ends_it_and_leaves_nothing(tmp_path: Path, cache: EngineCache) -> None:
     bundle = write_tiny_bundle(tmp_path / "tiny.flowedge")
 
-    def interrupt(phase: str, done: int, total: int) -> None:
-        raise KeyboardInterrupt
+    class Interrupt(RecordedReports):
+        def step(self, name: str, total: int | None = None) -> None:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(bundle, RTX, on_progress=interrupt)
+        build_engine(bundle, RTX, reports=Interrupt())
     assert cache.files() == []
 
 
@@ -211,9 +212,7 @@ def test_a_tensorrt_without_strong_typing_builds_float32_only(tmp_path: Path, ca
 
 def building_of(bundle: Bundle, cache: EngineCache, options: BuildOptions, precision: str) -> Building:
     opening = Opening(spec=ENGINES["tensorrt"], bundle=bundle, precision=precision, threads=None)
-    return Building(
-        opening=opening, options=options, cache=cache, say=lambda _: None, on_progress=lambda *_: None
-    )
+    return Building(opening=opening, options=options, cache=cache, reports=SILENT)
 
 
 @pytest.fixture

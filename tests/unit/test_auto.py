@@ -101,7 +101,7 @@ def test_what_is_built_later_is_measured_too(exported: Bundle, cache: Path, buil
     fastest_precision(exported, "tensorrt", threads=1)
     fastest_precision(exported, "tensorrt", threads=1)
     assert built == {"fp16": 1}, "the second time it is remembered"
-    engine_cache().find_or_build(facts(), lambda: b"an engine", say=lambda line: None)
+    engine_cache().find_or_build(facts(), lambda: b"an engine")
     built["fp32"] = 0
     choice = fastest_precision(exported, "tensorrt", threads=1)
     assert built == {"fp16": 2, "fp32": 1}

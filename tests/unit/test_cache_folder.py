@@ -66,7 +66,7 @@ def test_a_home_that_is_none_gives_no_cache_and_is_not_made(
     assert (cache.read_extra("ranges/1"), cache.files()) == (b"", [])
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(EngineCacheError, match="FLOWEDGE_CACHE_DIR"):
-        cache.find_or_build(facts(), lambda: b"an engine", say=lambda line: None)
+        cache.find_or_build(facts(), lambda: b"an engine")
 
 
 def test_the_users_list_is_asked_where_home_is_not_set(
@@ -94,7 +94,7 @@ def test_a_cache_of_no_size_keeps_what_is_needed_and_nothing_else(tmp_path: Path
     cache = EngineCache(tmp_path / "cache", limit=0)
     cache.write_extra("ranges/1", b"one")
     cache.write_extra("ranges/2", b"two")
-    found, _ = cache.find_or_build(facts(), lambda: b"an engine", say=lambda line: None)
+    found, _ = cache.find_or_build(facts(), lambda: b"an engine")
     assert found.path.is_file(), "the engine that was asked for"
     assert [entry.path for entry in cache.files()] == [found.path]
 
@@ -109,7 +109,7 @@ def test_a_folder_of_other_files_is_not_walked_not_written_and_not_cleared(
     assert cache.files() == []
     cache.write_extra("ranges/1", b"one")
     with pytest.raises(EngineCacheError, match=r"thesis\.tex"):
-        cache.find_or_build(facts(), lambda: b"an engine", say=lambda line: None)
+        cache.find_or_build(facts(), lambda: b"an engine")
     monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path))
     assert flowedge("cache", "clear").status == 2
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["build.log", "openvino", "thesis.tex"]

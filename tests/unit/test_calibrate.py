@@ -20,6 +20,7 @@ from flowedge.runtime.opening import open_engine
 from flowedge.runtime.verify import AGGREGATION_LIMIT
 from support.block_graph import write_photographs
 from support.family_graphs import FAMILIES, PRECISIONS, FamilyBundle
+from support.recorded_reports import RecordedReports
 
 pytestmark = pytest.mark.usefixtures("without_proof")
 
@@ -101,7 +102,7 @@ def test_each_graph_infers_each_image_once(
         assert COUNT <= seen.count(precision) < (2 * COUNT if family == "cflow" else COUNT + 1)
     known = {graph.precision: graph for graph in first.record.graphs if graph.precision != "fp16"}
     seen.clear()
-    steps: list[tuple[int, int]] = []
+    reports = RecordedReports()
     second = calibrate_bundle(
         first.bundle,
         photographs,
@@ -109,9 +110,11 @@ def test_each_graph_infers_each_image_once(
         request=REQUEST,
         engine=ENGINE,
         threads=1,
-        on_progress=lambda done, total: steps.append((done, total)),
+        reports=reports,
     )
     assert set(seen) == {"fp16"}
-    assert steps == [(n, COUNT) for n in range(1, COUNT + 1)], "and progress ends where it was said to"
+    assert reports.counts == [(n, COUNT) for n in range(1, COUNT + 1)], (
+        "and progress ends where it was said to"
+    )
     assert second.record.graphs == first.record.graphs
     assert second.bundle.manifest.graphs == first.bundle.manifest.graphs

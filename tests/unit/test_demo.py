@@ -28,6 +28,7 @@ from flowedge.export.demo.report import histogram_of
 from flowedge.export.demo.road import DemoPlan, run_demo
 from flowedge.export.demo.train import LAYERS, TrainPlan, pretrained_backbone, train_cflow, untrained_flow
 from flowedge.manifest import Preprocessing
+from support.recorded_reports import RecordedReports
 
 FEW_PHOTOS = PhotoPlan(train=3, calibration=3, test_good=3, test_per_defect=1)
 BRIEF_TRAINING = TrainPlan(blocks=2, epochs=(2, 2, 2), rows=(512, 128, 32))
@@ -47,8 +48,8 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoResult, list[str
     (out / "photos" / "test" / "good" / "stale.png").touch()
     (out / ".flowedge-demo").touch()
     (out / "notes.txt").write_text("mine")
-    said: list[str] = []
-    return run_demo(out, said.append, DemoPlan(photos=FEW_PHOTOS, training=BRIEF_TRAINING)), said
+    reports = RecordedReports()
+    return run_demo(out, DemoPlan(photos=FEW_PHOTOS, training=BRIEF_TRAINING), reports=reports), reports.notes
 
 
 def grey(path: Path) -> NDArray[np.uint8]:
@@ -244,14 +245,14 @@ def test_the_report_shows_every_kind_and_both_sides_of_the_calibration(
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(FlowEdgeError, match="no demo made"):
-        run_demo(tmp_path, print)
+        run_demo(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_file_in_the_folders_place_is_an_error_with_advice(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(FlowEdgeError, match="Name another folder with --out"):
-        run_demo(tmp_path / "out", print)
+        run_demo(tmp_path / "out")
 
 
 def test_the_histogram_counts_every_image_and_places_the_threshold_to_scale() -> None:

@@ -19,6 +19,7 @@ from flowedge.errors import EngineCacheError
 from flowedge.runtime.engine_cache import EngineCache, engine_cache, graph_hash
 from support.command_line import flowedge
 from support.engine_facts import facts
+from support.recorded_reports import RecordedReports
 from support.tiny_bundle import write_tiny_bundle
 
 # Python 3.12 warns of a fork beside the threads that other tests of the process left behind.
@@ -47,9 +48,9 @@ def never() -> bytes:
 
 def test_what_is_stored_is_found_and_not_built_again(cache: EngineCache) -> None:
     assert cache.find(facts()).plan is None
-    first, was_built = cache.find_or_build(facts(), lambda: PLAN, say=silent)
+    first, was_built = cache.find_or_build(facts(), lambda: PLAN)
     assert (first.plan, was_built) == (PLAN, True)
-    again, was_built = cache.find_or_build(facts(), never, say=silent)
+    again, was_built = cache.find_or_build(facts(), never)
     assert (again.plan, again.facts, was_built) == (PLAN, facts(), False)
     assert everything(cache) == [f"{facts().key}.engine"]
 
@@ -76,9 +77,9 @@ def test_an_engine_of_anything_else_is_not_taken(cache: EngineCache, change: dic
 
 def test_an_engine_of_another_version_is_explained_and_both_stay(cache: EngineCache) -> None:
     cache.store(facts(), PLAN)
-    heard: list[str] = []
-    cache.find_or_build(facts(version="10.7.0"), lambda: b"new", say=heard.append)
-    assert heard == [
+    reports = RecordedReports()
+    cache.find_or_build(facts(version="10.7.0"), lambda: b"new", reports=reports)
+    assert reports.notes == [
         "building: the cache has an engine of this graph, but with version 10.3.0 instead of 10.7.0"
     ]
     assert cache.find(facts()).plan == PLAN
@@ -106,10 +107,10 @@ def test_a_truncated_engine_is_explained_and_built_again(cache: EngineCache, kee
     path = cache.store(facts(), PLAN)
     path.write_bytes(path.read_bytes()[:keep])
     assert reason in cache.find(facts()).reason
-    heard: list[str] = []
-    found, was_built = cache.find_or_build(facts(), lambda: PLAN, say=heard.append)
+    reports = RecordedReports()
+    found, was_built = cache.find_or_build(facts(), lambda: PLAN, reports=reports)
     assert was_built
-    assert "is damaged" in heard[0]
+    assert "is damaged" in reports.notes[0]
     assert found.plan == cache.find(facts()).plan == PLAN
 
 
@@ -136,7 +137,7 @@ def race(cache: EngineCache, start: Barrier, builds: Path) -> None:
         return PLAN
 
     start.wait()
-    found, _ = cache.find_or_build(facts(), build, say=silent)
+    found, _ = cache.find_or_build(facts(), build)
     os._exit(0 if found.plan == PLAN else 1)
 
 
@@ -160,7 +161,7 @@ def build_slowly(cache: EngineCache, begun: Event) -> None:
         time.sleep(60)
         return PLAN
 
-    cache.find_or_build(facts(), build, say=silent)
+    cache.find_or_build(facts(), build)
 
 
 def test_a_builder_that_is_killed_leaves_nothing_that_counts(cache: EngineCache) -> None:
@@ -172,7 +173,7 @@ def test_a_builder_that_is_killed_leaves_nothing_that_counts(cache: EngineCache)
     os.kill(builder.pid, signal.SIGKILL)
     builder.join(20)
     assert cache.find(facts()).plan is None
-    found, was_built = cache.find_or_build(facts(), lambda: PLAN, say=silent)  # the lock died with its holder
+    found, was_built = cache.find_or_build(facts(), lambda: PLAN)  # the lock died with its holder
     assert was_built
     assert everything(cache) == [found.path.name]
 
@@ -182,16 +183,17 @@ def test_who_waits_for_another_builder_says_so(cache: EngineCache) -> None:
     builder = FORK.Process(target=build_slowly, args=(cache, begun))
     builder.start()
     assert begun.wait(20)
-    heard: list[str] = []
 
-    def end_the_other(line: str) -> None:
-        heard.append(line)
-        if builder.is_alive():
-            builder.kill()
+    class EndTheOther(RecordedReports):
+        def note(self, text: str) -> None:
+            super().note(text)
+            if builder.is_alive():
+                builder.kill()
 
-    cache.find_or_build(facts(), lambda: PLAN, say=end_the_other)
+    reports = EndTheOther()
+    cache.find_or_build(facts(), lambda: PLAN, reports=reports)
     builder.join(20)
-    assert "waiting for another process" in heard[0]
+    assert "waiting for another process" in reports.notes[0]
 
 
 # No room

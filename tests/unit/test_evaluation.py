@@ -21,6 +21,7 @@ from flowedge.calibration.evaluation import Evaluation, evaluate, mask_on_map, r
 from flowedge.calibration.metrics import PixelMetrics
 from flowedge.errors import CalibrationError
 from flowedge.manifest import NfaThreshold, Preprocessing, Threshold, Thresholds
+from support.recorded_reports import RecordedReports
 
 SIZE = (16, 24)
 PLAIN = Preprocessing(resize=SIZE, method="float_bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -276,9 +277,9 @@ def test_a_mask_is_resized_by_nearest_neighbour() -> None:
 
 
 def test_progress_is_told_after_each_image(root: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    evaluate(detect, read_dataset(root), on_progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(done, 26) for done in range(1, 27)]
+    reports = RecordedReports()
+    evaluate(detect, read_dataset(root), reports=reports)
+    assert reports.counts == [(done, 26) for done in range(1, 27)]
 
 
 def test_an_evaluation_survives_json(root: Path) -> None:

@@ -14,9 +14,9 @@ from flowedge.drafts import PREFIX
 from flowedge.errors import BundleError
 from flowedge.export.pipeline import ExportOptions, check_target, default_target, export_bundle
 from flowedge.manifest_json import json_from_manifest, manifest_from_json
-from flowedge.progress import Progress
 from flowedge.text import printable
 from support.command_line import flowedge
+from support.recorded_reports import RecordedReports
 from support.tiny_bundle import tiny_manifest
 
 
@@ -49,13 +49,14 @@ def test_a_place_that_another_process_took_meanwhile_is_left_as_it_is(
 ) -> None:
     target = tmp_path / "bottle.flowedge"
 
-    def be_overtaken(step: str) -> None:
-        assert [name.startswith(PREFIX) for name in os.listdir(tmp_path) if name != target.name] == [True]
-        if step == "lowering":
-            write_bundle(target, tiny_manifest(), {"model.onnx": b"theirs"})
+    class BeOvertaken(RecordedReports):
+        def step(self, name: str, total: int | None = None) -> None:
+            assert [one.startswith(PREFIX) for one in os.listdir(tmp_path) if one != target.name] == [True]
+            if name == "lowering":
+                write_bundle(target, tiny_manifest(), {"model.onnx": b"theirs"})
 
     with pytest.raises(BundleError, match="written by another process"):
-        export_bundle(small_checkpoint, target, ExportOptions(), progress=Progress(begin=be_overtaken))
+        export_bundle(small_checkpoint, target, ExportOptions(), reports=BeOvertaken())
     assert open_bundle(target).read("model.onnx") == b"theirs"
     assert os.listdir(tmp_path) == [target.name]
 

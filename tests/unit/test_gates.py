@@ -27,6 +27,7 @@ from flowedge.calibration.gates import DEFAULT_LIMITS, Gate, GateReport, compare
 from flowedge.calibration.metrics import PixelMetrics
 from flowedge.errors import CalibrationError, ImageError
 from flowedge.manifest import Preprocessing
+from support.recorded_reports import RecordedReports
 from support.tiny_bundle import IMAGE_SIZE, tiny_manifest, tiny_model
 
 pytestmark = pytest.mark.usefixtures("without_proof")
@@ -375,7 +376,7 @@ def test_every_comparison_sees_the_same_defects_of_all_kinds(photographs: tuple[
         return detect
 
     seen: list[list[bytes]] = [[], [], [], []]
-    steps: list[tuple[int, int]] = []
+    reports = RecordedReports()
     for first in (0, 2):
         compare(
             recorder(seen[first]),
@@ -383,11 +384,11 @@ def test_every_comparison_sees_the_same_defects_of_all_kinds(photographs: tuple[
             photographs[:3],
             len(DEFECTS) + 1,
             LIMITS,
-            on_progress=lambda done, total: steps.append((done, total)),
+            reports=reports,
         )
     assert seen[0] == seen[1] == seen[2] == seen[3]
     assert len(set(seen[0])) == 3 * (len(DEFECTS) + 2)
-    assert steps == [(1, 3), (2, 3), (3, 3)] * 2
+    assert reports.counts == [(1, 3), (2, 3), (3, 3)] * 2
 
 
 def test_labelled_images_are_read_with_their_masks(photographs: tuple[Path, ...], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from flowedge.bundle import open_bundle
 from flowedge.cli import signals
-from flowedge.cli.output import progress
+from flowedge.cli.progress import progress_bar
 from flowedge.drafts import PREFIX
 from support.tiny_bundle import write_tiny_bundle
 
@@ -151,15 +151,16 @@ def test_a_signal_that_is_ignored_stays_ignored(images: Path, tmp_path: Path) ->
 CAUGHT = """
 import contextlib, os, signal, sys, time
 from flowedge.cli import signals
-from flowedge.cli.output import progress
+from flowedge.cli.progress import progress_bar
 
 signals.raise_on_signals()
-with progress("working") as advance:
+with progress_bar() as reports:
+    reports.step("working", 2)
     with contextlib.suppress(BaseException):  # as a library's bare except
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
     try:
-        advance(1, 2)
+        reports.advance()
     except signals.EndedBySignal as end:
         sys.exit(100 + end.number)
 """
@@ -172,8 +173,9 @@ def test_a_signal_that_a_library_caught_ends_the_command_at_the_next_step() -> N
 
 def test_a_command_without_a_result_says_how_far_it_came(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> None:
-        with progress("evaluating") as advance:
-            advance(7, 3000)
+        with progress_bar() as reports:
+            reports.step("evaluating", 3000)
+            reports.advance(7)
             raise signals.EndedBySignal(signal.SIGTERM)
 
     with pytest.raises(signals.EndedBySignal):
