@@ -31,7 +31,7 @@ class TorchBaseline:
         weights = None if job.backbone_weights is None else Path(job.backbone_weights)
         bundle = open_bundle(job.path)
         read = model_of_bundle(bundle, Path(job.checkpoint), backbone_weights=weights)
-        self._reference = read.reference()
+        self._reference = read.reference_network()
         self._size = bundle.manifest.image_size
         loaded = time.perf_counter()
         self.work(1)()

@@ -57,7 +57,7 @@ def compare_with_checkpoint(
     """
     manifest = bundle.manifest
     read = model_of_bundle(bundle, checkpoint, backbone_weights=backbone_weights)
-    reference = read.reference()
+    reference = read.reference_network()
     frames: Iterable[NDArray[np.uint8]]
     frames = (
         read_selftest(bundle).frames

@@ -30,7 +30,7 @@ from flowedge.export.graph import ir
 from flowedge.export.graph.counts import lower_and_describe
 from flowedge.export.graph.frame_graph import check_frame_size
 from flowedge.export.graph.onnx_export import DEFAULT_OPSET, OPSETS, FrameInput, onnx_from_model
-from flowedge.export.reference.answers import Reference, reference_answers
+from flowedge.export.reference.answers import ReferenceNetwork, reference_answers
 from flowedge.lowering import LOWERING, Lowering, json_from_lowering
 from flowedge.manifest import (
     SCHEMA,
@@ -103,9 +103,10 @@ class ReadModel:
     shapes: tuple[tuple[int, int, int], ...]
     preprocessing: Preprocessing
 
-    def reference(self) -> Reference:
+    def reference_network(self) -> ReferenceNetwork:
         """The checkpoint in real FrEIA and timm modules, unlowered: image to levels."""
-        return FAMILIES[self.checkpoint.family].reference(self.checkpoint, self.backbone, self.shapes).eval()
+        family = FAMILIES[self.checkpoint.family]
+        return family.reference_network(self.checkpoint, self.backbone, self.shapes).eval()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -308,7 +309,7 @@ def _reference_answers(
 ) -> dict[str, NDArray[np.float32]]:
     """What the self-test must give, by the name of the graph's output."""
     preprocess = Preprocessor(read.preprocessing)
-    answers = reference_answers(read.reference(), (preprocess(frame) for frame in frames), nfa)
+    answers = reference_answers(read.reference_network(), (preprocess(frame) for frame in frames), nfa)
     if not all(np.isfinite(answer).all() for answer in answers.values()):
         raise CheckpointError(
             f"{read.checkpoint.file}: the trained network itself answers NaN or infinity on an ordinary image. "

@@ -19,11 +19,11 @@ FAMILIES: Final[Mapping[Family, FlowFamily]] = MappingProxyType(
     {
         family.name: family
         for family in (
-            FlowFamily(name="cflow", flow_model=cflow.flow_model, reference=CflowReference),
-            FlowFamily(name="csflow", flow_model=csflow.flow_model, reference=CsflowReference),
-            FlowFamily(name="fastflow", flow_model=fastflow.flow_model, reference=FastflowReference),
-            FlowFamily(name="uflow", flow_model=uflow.flow_model, reference=UflowReference),
-            FlowFamily(name="msflow", flow_model=msflow.flow_model, reference=MsflowReference),
+            FlowFamily(name="cflow", flow_model=cflow.flow_model, reference_network=CflowReference),
+            FlowFamily(name="csflow", flow_model=csflow.flow_model, reference_network=CsflowReference),
+            FlowFamily(name="fastflow", flow_model=fastflow.flow_model, reference_network=FastflowReference),
+            FlowFamily(name="uflow", flow_model=uflow.flow_model, reference_network=UflowReference),
+            FlowFamily(name="msflow", flow_model=msflow.flow_model, reference_network=MsflowReference),
         )
     }
 )

@@ -11,7 +11,7 @@ from torch import nn
 
 from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.graph import ir
-from flowedge.export.reference.answers import Reference
+from flowedge.export.reference.answers import ReferenceNetwork
 from flowedge.manifest import Family
 
 
@@ -31,12 +31,12 @@ class BuildsFlowModel(Protocol):
     ) -> ir.FlowModel: ...
 
 
-class BuildsReference(Protocol):
+class BuildsReferenceNetwork(Protocol):
     """The same checkpoint in real FrEIA modules, unlowered: ``image (N, 3, H, W)`` to one level map per scale."""
 
     def __call__(
         self, checkpoint: Checkpoint, backbone: nn.Module, shapes: Sequence[tuple[int, int, int]]
-    ) -> Reference: ...
+    ) -> ReferenceNetwork: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class FlowFamily:
 
     name: Family
     flow_model: BuildsFlowModel
-    reference: BuildsReference
+    reference_network: BuildsReferenceNetwork
 
 
 LICENCES: Final[Mapping[str, str]] = MappingProxyType(

@@ -19,7 +19,7 @@ from flowedge.export.graph import ir
 from flowedge.export.graph.cross import TwoSided
 from flowedge.export.graph.exceedances import counts_of
 from flowedge.export.graph.layers import Convolution, module_of_layer, parameter, per_channel
-from flowedge.export.graph.score import ScoreModule
+from flowedge.export.graph.score import SCORE_SCOPE, ScoreModule
 from flowedge.manifest import NfaOutputs
 
 
@@ -79,7 +79,7 @@ class Flow(nn.Module):
         return (log_det.sum(1, keepdim=True) - 0.5 * energy) / level.channels
 
 
-class Detector(nn.Module):
+class DetectorModule(nn.Module):
     """Backbone, flow and score: the graph's contract.
 
     ``image (N, 3, H, W)`` float32 in, or with ``preprocess`` ``frame (N, H_src, W_src, 3)`` uint8; ``score (N,)``,
@@ -98,13 +98,19 @@ class Detector(nn.Module):
         self.preprocess = preprocess
         self.backbone = backbone
         self.flow = Flow(model, nfa)
-        self.reference = ScoreModule(model)
+        # ONNX files name its constants and nodes after the place in this module, and calibration finds them by name.
+        self.add_module(SCORE_SCOPE, ScoreModule(model))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         if self.preprocess is not None:
             image = self.preprocess(image)
         given = self.flow(self.backbone(image))
-        return (*self.reference(given[: self._levels]), *given)
+        return (*self.score_module(given[: self._levels]), *given)
+
+    @property
+    def score_module(self) -> nn.Module:
+        """The module that computes the anomaly map and the score from the levels."""
+        return self.get_submodule(SCORE_SCOPE)
 
 
 class _Coupling(nn.Module):

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from flowedge.errors import ExportError
 from flowedge.export.graph import ir
-from flowedge.export.graph.emit import Detector
+from flowedge.export.graph.emit import DetectorModule
 from flowedge.export.graph.frame_graph import Preprocess
-from flowedge.export.graph.score import reference_constants
+from flowedge.export.graph.score import score_constants
 from flowedge.graph_files import EXTERNAL_ABOVE
 from flowedge.manifest import NfaOutputs, Preprocessing, level_outputs
 
@@ -75,7 +75,7 @@ def onnx_from_model(
     if opset not in OPSETS:
         raise ValueError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}, got {opset}")
     preprocess = None if frames is None else Preprocess(frames.preprocessing, frames.size)
-    detector = Detector(backbone, model, nfa, preprocess).eval()
+    detector = DetectorModule(backbone, model, nfa, preprocess).eval()
     taken = "image" if frames is None else "frame"
     example = (
         torch.zeros(2, 3, *model.image_size)
@@ -91,9 +91,9 @@ def onnx_from_model(
             f"torch could not trace the {model.family} graph at opset {opset}: {error}"
         ) from error
     _name_nodes(program.model)
-    _set_reference(program.model, model)
+    _set_score_constants(program.model, model)
     program.save(str(path), external_data=size > EXTERNAL_ABOVE)
-    _let_go(detector, program.model)
+    _free_weights(detector, program.model)
     _check(path, taken, outputs, opset)
 
 
@@ -140,8 +140,8 @@ def _name_nodes(model: Any) -> None:
     model.producer_name = "flowedge"
 
 
-def _set_reference(graph: Any, model: ir.FlowModel) -> None:
-    constants = reference_constants(model)
+def _set_score_constants(graph: Any, model: ir.FlowModel) -> None:
+    constants = score_constants(model)
     missing = constants.keys() - graph.graph.initializers.keys()
     if missing:
         raise ExportError(f"the traced graph lost its constants {', '.join(sorted(missing))}")
@@ -149,7 +149,7 @@ def _set_reference(graph: Any, model: ir.FlowModel) -> None:
         graph.graph.initializers[name].const_value = onnx_ir.tensor(value, name=name)
 
 
-def _let_go(detector: nn.Module, graph: Any) -> None:
+def _free_weights(detector: nn.Module, graph: Any) -> None:
     """Drop the weights themselves: rewriting rules of onnxscript keep the last graph that they saw, for good."""
     for tensor in (*detector.parameters(), *detector.buffers()):
         tensor.data = torch.empty(0)

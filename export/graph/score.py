@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from flowedge.export.graph import ir
 from flowedge.geometry import bilinear_matrix
 
+SCORE_SCOPE: Final = "reference"
+"""Prefix of the score module's constants and nodes in ONNX files, which bundles already in use have."""
+
 _PER_IMAGE: Final = (1, 2, 3)
 _LARGEST_TOP_K: Final = 3840
 _BISECTIONS: Final = 32
@@ -61,7 +64,7 @@ class ScoreModule(nn.Module):
         return torch.where(self.get_buffer("fixed"), self.get_buffer(name), x.amax(_PER_IMAGE, keepdim=True))
 
 
-def reference_constants(model: ir.FlowModel) -> dict[str, NDArray[np.generic]]:
+def score_constants(model: ir.FlowModel) -> dict[str, NDArray[np.generic]]:
     """The initializers that hold the fixed reference, by name; none for a family that needs none."""
     scoring = model.scoring
     if scoring.normalisation == "none":
@@ -71,9 +74,9 @@ def reference_constants(model: ir.FlowModel) -> dict[str, NDArray[np.generic]]:
         values = [*scoring.reference.level_max, scoring.reference.map_max]
         values += [] if scoring.reference.mul_max is None else [scoring.reference.mul_max]
     return {
-        "reference.fixed": np.array(scoring.normalisation == "fixed_reference"),
+        f"{SCORE_SCOPE}.fixed": np.array(scoring.normalisation == "fixed_reference"),
         **{
-            f"reference.{name}": np.full((1, 1, 1, 1), value, np.float32)
+            f"{SCORE_SCOPE}.{name}": np.full((1, 1, 1, 1), value, np.float32)
             for name, value in zip(_constant_names(model), values, strict=True)
         },
     }

@@ -13,7 +13,7 @@ from flowedge.manifest import NfaOutputs
 from flowedge.runtime.nfa import exceedance_counts, window_sides
 
 
-class Reference(nn.Module):
+class ReferenceNetwork(nn.Module):
     """A checkpoint in FrEIA's and timm's own modules, unlowered; ``forward(image)`` gives the levels."""
 
     def answer(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -29,7 +29,7 @@ class Reference(nn.Module):
 
 
 def reference_answers(
-    reference: Reference, images: Iterable[NDArray[np.float32]], nfa: NfaOutputs | None
+    reference: ReferenceNetwork, images: Iterable[NDArray[np.float32]], nfa: NfaOutputs | None
 ) -> dict[str, NDArray[np.float32]]:
     """``level_i`` and, with ``nfa``, ``energy_i`` (where it says so) and ``count_i``; ``(N, 1, h, w)`` float32 by name.
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from flowedge.export.checkpoints.record import Checkpoint
-from flowedge.export.reference.answers import Reference
+from flowedge.export.reference.answers import ReferenceNetwork
 from flowedge.export.reference.freia_sequence import freia_sequence
 
 
-class CflowReference(Reference):
+class CflowReference(ReferenceNetwork):
     """``forward(image)``: per level ``(N, 1, h, w)``, the log-likelihood per dimension without its constants."""
 
     def __init__(

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, leaky_relu
 
 from flowedge.export.checkpoints.record import Array, Checkpoint, Tensors
-from flowedge.export.reference.answers import Reference
+from flowedge.export.reference.answers import ReferenceNetwork
 
 ScaleAndShift: TypeAlias = tuple[Tensor, Tensor]
 
 
-class CsflowReference(Reference):
+class CsflowReference(ReferenceNetwork):
     """``forward(image)``: per level ``(N, 1, h, w)``, the channel mean of z squared."""
 
     def __init__(

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from flowedge.export.checkpoints.record import Checkpoint, Tensors
-from flowedge.export.reference.answers import Reference
+from flowedge.export.reference.answers import ReferenceNetwork
 from flowedge.export.reference.freia_sequence import freia_sequence
 
 
-class FastflowReference(Reference):
+class FastflowReference(ReferenceNetwork):
     """``forward(image)``: per level ``(N, 1, h, w)``, the channel mean of z squared."""
 
     def __init__(

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, relu
 
 from flowedge.export.checkpoints.record import Checkpoint, Tensors
-from flowedge.export.reference.answers import Reference
+from flowedge.export.reference.answers import ReferenceNetwork
 from flowedge.export.reference.cflow import sinusoids
 from flowedge.export.reference.csflow import PermutedCoupling, ScaleAndShift, TwoSidedCoupling, convolution
 from flowedge.export.reference.freia_sequence import freia_sequence
 
 
-class MsflowReference(Reference):
+class MsflowReference(ReferenceNetwork):
     """``forward(image)``: per level ``(N, 1, h, w)``, the log-likelihood per dimension without its constants."""
 
     def __init__(

@@ -11,14 +11,14 @@ from FrEIA.modules import Concat, IRevNetUpsampling, Split
 from torch import Tensor, nn
 
 from flowedge.export.checkpoints.record import Array, Checkpoint
-from flowedge.export.reference.answers import Reference
+from flowedge.export.reference.answers import ReferenceNetwork
 from flowedge.export.reference.fastflow import convolutional_subnet, layer_norms
 from flowedge.export.reference.freia_sequence import freia_sequence
 
 Shape: TypeAlias = tuple[int, int, int]
 
 
-class UflowReference(Reference):
+class UflowReference(ReferenceNetwork):
     """``forward(image)``: per level ``(N, 1, h, w)``, the channel mean of z squared.
 
     A file stores the kernel of each up-sampling and the official implementation loads it, so it is used where the

@@ -210,7 +210,7 @@ class Unlowered(nn.Module):
 
     def __init__(self, read: ReadModel) -> None:
         super().__init__()
-        self.reference = read.reference()
+        self.reference = read.reference_network()
         self._model = read.model
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:

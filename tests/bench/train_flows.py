@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.full_size import BACKBONE, FullSize, write_checkpoint
 from flowedge.export.pipeline import ExportOptions, read_model
-from flowedge.export.reference.answers import Reference
+from flowedge.export.reference.answers import ReferenceNetwork
 from flowedge.export.reference.csflow import CsflowReference, TwoSidedCoupling
 from flowedge.export.reference.fastflow import FastflowReference
 from flowedge.export.reference.msflow import MsflowReference
@@ -61,7 +61,7 @@ def train_flow(
     """
     path = write_checkpoint(model, folder)
     read = read_model(path, options_of(model, folder))
-    reference = read.reference()
+    reference = read.reference_network()
     file = torch.load(path, map_location="cpu", weights_only=True)
     stored = {_bytes_of(tensor): tensor for tensor in _tensors_in(file)}
     learned = [
@@ -84,7 +84,9 @@ def train_flow(
     )
 
 
-def features_of(reference: Reference, images: Sequence[Path], preprocessing: Preprocessing) -> list[Tensor]:
+def features_of(
+    reference: ReferenceNetwork, images: Sequence[Path], preprocessing: Preprocessing
+) -> list[Tensor]:
     """Per level, fine to coarse, ``(len(images), C, h, w)`` float32."""
     preprocess = Preprocessor(preprocessing)
     backbone = reference.backbone
@@ -95,7 +97,7 @@ def features_of(reference: Reference, images: Sequence[Path], preprocessing: Pre
 
 
 def _fit(
-    reference: Reference,
+    reference: ReferenceNetwork,
     features: Sequence[Tensor],
     parameters: Sequence[Tensor],
     epochs: int,
@@ -119,7 +121,7 @@ def _fit(
     return losses
 
 
-def negative_log_likelihood(reference: Reference, features: list[Tensor]) -> Tensor:
+def negative_log_likelihood(reference: ReferenceNetwork, features: list[Tensor]) -> Tensor:
     """Mean over images and dimensions, nats, without the constant."""
     match reference:
         case FastflowReference():

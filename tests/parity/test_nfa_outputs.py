@@ -62,7 +62,7 @@ def compared(
     )
     with np.load(source / "golden.npz") as golden:
         image = golden["x"]
-    reference: Any = read_model(made.checkpoint, options).reference()
+    reference: Any = read_model(made.checkpoint, options).reference_network()
     with torch.inference_mode():
         latents = [z.numpy() for z in reference.latents(torch.from_numpy(image))]
     bundle = open_bundle(made.bundle)

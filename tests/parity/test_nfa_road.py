@@ -58,11 +58,11 @@ def test_the_reference_runs_once_for_levels_energies_and_counts(small_checkpoint
     read.backbone.register_forward_hook(lambda _module, inputs, _output: runs.append(len(inputs[0])))
     images = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
     answers = reference_answers(
-        read.reference(), images, NfaOutputs(energies=True, window=5, probability=0.9)
+        read.reference_network(), images, NfaOutputs(energies=True, window=5, probability=0.9)
     )
     assert runs == [1, 1]
     assert answers.keys() == {f"{kind}_{n}" for kind in ("level", "energy", "count") for n in (0, 1)}
-    assert reference_answers(read.reference(), images, None).keys() == {"level_0", "level_1"}
+    assert reference_answers(read.reference_network(), images, None).keys() == {"level_0", "level_1"}
 
 
 @pytest.mark.parametrize("name", ["energy_1", "count_1"])

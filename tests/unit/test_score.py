@@ -14,7 +14,7 @@ from torch import nn
 from flowedge.export.graph import ir
 from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
-from flowedge.export.graph.score import ScoreModule, reference_constants
+from flowedge.export.graph.score import ScoreModule, score_constants
 from flowedge.manifest import Family, FixedReference, Scoring
 from flowedge.runtime.aggregate import aggregate
 from support.oracles.scores import answer_from_levels
@@ -105,7 +105,7 @@ def test_a_fixed_reference_gives_the_hosts_answer_for_each_image_by_itself(famil
     )
     model = model_of(family, scoring)
     module = ScoreModule(model)
-    for name, value in reference_constants(model).items():
+    for name, value in score_constants(model).items():
         module.get_buffer(name.removeprefix("reference.")).copy_(torch.from_numpy(np.asarray(value)))
     levels = levels_of(family, seed=2)
     got = module(levels)
@@ -117,7 +117,7 @@ def test_a_fixed_reference_gives_the_hosts_answer_for_each_image_by_itself(famil
 
 
 def test_families_without_a_maximum_have_no_constants_to_patch() -> None:
-    assert reference_constants(model_of("fastflow", SCORINGS["fastflow"])) == {}
+    assert score_constants(model_of("fastflow", SCORINGS["fastflow"])) == {}
 
 
 def test_the_reference_survives_a_level_of_one_position(tmp_path: Path) -> None:

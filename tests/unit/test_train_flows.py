@@ -46,7 +46,7 @@ def test_what_was_learned_is_in_the_file(tmp_path: Path) -> None:
     model = FullSize(family="msflow", layout="official", network="resnet18", size=64)
     trained = train_flow(model, photos.train, tmp_path, epochs=3)
     read = read_model(tmp_path / "model.pt", options_of(model, tmp_path))
-    reference = read.reference()
+    reference = read.reference_network()
     with torch.no_grad():
         loss = negative_log_likelihood(
             reference, features_of(reference, photos.train, read.preprocessing)
