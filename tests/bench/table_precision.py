@@ -64,7 +64,7 @@ SMALL: dict[str, tuple[FullSize, int]] = {
     )
 }
 """What is trained here, and for how many epochs."""
-PHOTOS = PhotoPlan(test_good=100, test_per_defect=25)
+PHOTOS = PhotoPlan(test_good=100, test_per_defect=17)
 ROWS = ("cflow-tiles", "cflow-demo", *SMALL)
 
 

@@ -1,4 +1,4 @@
-"""The demo's report: one HTML page with everything in it, so that it opens offline and can be sent by mail."""
+"""Write the demo's report: one HTML page with all pictures inside, which opens offline and can be mailed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from flowedge.clock import utc_now
-from flowedge.export.demo.page import PAGE
-from flowedge.export.demo.record import DemoResult, Inspected
+from flowedge.export.demo.demo_result import DemoResult, InspectedPhoto
+from flowedge.export.demo.report_template import PAGE
 from flowedge.files import write_whole_file
 from flowedge.manifest import Manifest
 from flowedge.runtime.render import data_address
@@ -26,7 +26,7 @@ _BINS: Final = 24
 _PLOT_WIDTH, _PLOT_HEIGHT = 720, 180
 
 _LIMITS: Final = (
-    "The defects are painted in. The report shows that every step of the road works, not how well a detector "
+    "The defects are painted in. The report shows that every step works, not how well a detector "
     "would do on a real line.",
     "All images are crops of one 512x512 photograph, and crops of one set overlap: 100 test images are far from "
     "100 independent parts. Training, calibration and test crops share no pixel.",
@@ -39,7 +39,7 @@ _LIMITS: Final = (
 
 
 class Bar(NamedTuple):
-    """One rectangle of the histogram, in the drawing's units."""
+    """A rectangle of the histogram, in the units of the drawing."""
 
     x: float
     y: float
@@ -49,7 +49,7 @@ class Bar(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """The image scores of the test set as a drawing: bars stacked per bin, good ones below."""
+    """A drawing of the test set's image scores. Each bin stacks good images below defective ones."""
 
     width: int
     height: int
@@ -60,14 +60,16 @@ class Histogram(NamedTuple):
     largest_count: int
 
 
-def write_report(path: Path, result: DemoResult, manifest: Manifest, inspected: Sequence[Inspected]) -> None:
-    """Write the page.
+def write_report(
+    path: Path, result: DemoResult, manifest: Manifest, inspected: Sequence[InspectedPhoto]
+) -> None:
+    """Write the report as one HTML page.
 
     Args:
         path: The HTML file.
-        result: What was measured.
-        manifest: The calibrated bundle's.
-        inspected: The test images in fp32.
+        result: The files and measurements of the demo.
+        manifest: The manifest of the calibrated bundle.
+        inspected: The test images, inspected in fp32.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {
@@ -95,11 +97,11 @@ def write_report(path: Path, result: DemoResult, manifest: Manifest, inspected: 
     write_whole_file(path, page.encode())
 
 
-def histogram_of(inspected: Sequence[Inspected], threshold: float) -> Histogram:
-    """Count the image scores in equal bins from the smallest to the largest, threshold included.
+def histogram_of(inspected: Sequence[InspectedPhoto], threshold: float) -> Histogram:
+    """Count the image scores in equal bins. The bins cover all scores and the threshold.
 
     Args:
-        inspected: At least one image.
+        inspected: One test image or more.
         threshold: The image threshold.
     """
     scores = np.array([one.score for one in inspected])

@@ -1,4 +1,4 @@
-"""The template of the demo's report."""
+"""Template of the demo's report."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ machine's CPU. {{ machine }}.</p>
 <p class="soft">fp32 graph after calibration, on {{ found.good_images }} good and {{ found.anomalous_images }} defective
 images that neither training nor calibration saw.</p>
 
-<h2>The road</h2>
+<h2>The steps</h2>
 <table>
-<tr><th>step</th><th>what it came to</th><th class="n">seconds</th></tr>
+<tr><th>step</th><th>outcome</th><th class="n">seconds</th></tr>
 {% for step in result.steps %}
 <tr><td class="name">{{ step.name }}</td><td>{{ step.found }}</td><td class="n">{{ '%.1f' % step.seconds }}</td></tr>
 {% endfor %}
@@ -150,8 +150,8 @@ threshold.</p>
 </table>
 
 <h2>Is the graph the network?</h2>
-<p>The self-test of the bundle, and test photographs through the checkpoint in FrEIA's and timm's own modules.
-Worst absolute difference, relative to the largest magnitude.</p>
+<p>The self-test of the bundle, and test photographs through the checkpoint in FrEIA's and timm's own
+modules (the reference network). Worst absolute difference, relative to the largest magnitude.</p>
 {% for one in result.verified %}
 <details{{ ' open' if loop.first }}><summary>{{ one.precision }}: {{ one.checks|length }} checks,
 {{ one.checks|selectattr('passed')|list|length }} passed</summary>

@@ -1,4 +1,4 @@
-"""The whole road: photographs, training, export, verification, calibration, inspection and a report."""
+"""Run every step from photographs to a report: training, export, verification, calibration and inspection."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from flowedge.calibration.evaluation import evaluate, mask_on_map
 from flowedge.calibration.precision import add_half_graphs
 from flowedge.errors import ExportError, FlowEdgeError
 from flowedge.export.checkpoint_parity import compare_with_checkpoint
+from flowedge.export.demo.demo_report import write_report
+from flowedge.export.demo.demo_result import DemoResult, GraphChecks, GraphMetrics, InspectedPhoto, Step
 from flowedge.export.demo.photos import PhotoPlan, write_photos
-from flowedge.export.demo.record import DemoResult, Inspected, Measured, Step, Verified
-from flowedge.export.demo.report import write_report
 from flowedge.export.demo.train import TrainPlan, train_cflow
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.progress import SILENT, Reports
@@ -47,7 +47,12 @@ _COMPARED_PHOTOS: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoPlan:
-    """How large the demo is; the default takes about three minutes on two cores."""
+    """Sizes of the demo. The default takes about three minutes on two cores.
+
+    Attributes:
+        photos: Numbers of photographs.
+        training: Length of the training.
+    """
 
     photos: PhotoPlan = field(default_factory=PhotoPlan)
     training: TrainPlan = field(default_factory=TrainPlan)
@@ -59,15 +64,15 @@ def run_demo(
     *,
     reports: Reports = SILENT,
 ) -> DemoResult:
-    """Go the whole road on the CPU; nothing is fetched.
+    """Run all steps on the CPU, without a network connection.
 
     Args:
-        out: Where everything goes; made where it is not there. What an earlier demo left in it is replaced.
-        plan: How large.
-        reports: Told of each step, with a note on what came of it.
+        out: The folder for all files. It is made where it does not exist. Files of an earlier demo are replaced.
+        plan: The sizes of the demo.
+        reports: Receives the begin and the end of each step, with a note on its outcome.
 
     Raises:
-        FlowEdgeError: ``out`` holds other things than a demo's, or a step cannot be done.
+        FlowEdgeError: ``out`` holds files that no demo made, or a step failed.
     """
     _prepare(out)
     clock = _Clock(reports)
@@ -131,7 +136,7 @@ def run_demo(
 
 
 class _Clock:
-    """Times the steps and says what each came to."""
+    """Measure the time of each step and report its outcome."""
 
     def __init__(self, reports: Reports) -> None:
         self.steps: list[Step] = []
@@ -139,7 +144,7 @@ class _Clock:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
-        """Put what was found into the list."""
+        """Time one step. The caller adds its outcomes to the list that this gives."""
         found: list[str] = []
         self._reports.step(name)
         start = time.perf_counter()
@@ -150,7 +155,7 @@ class _Clock:
 
 
 def _prepare(out: Path) -> None:
-    """Make the folder, or clear what an earlier demo left in it."""
+    """Make the folder, or remove the files of an earlier demo from it."""
     marker = out / _MARKER
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -171,8 +176,8 @@ def _prepare(out: Path) -> None:
         ) from error
 
 
-def _verified(bundle: Bundle, checkpoint: Path, precision: str, photos: Sequence[Path]) -> Verified:
-    """The self-test, and the original network in FrEIA and timm on test photographs."""
+def _verified(bundle: Bundle, checkpoint: Path, precision: str, photos: Sequence[Path]) -> GraphChecks:
+    """Run the self-test, and compare the graph with the reference network on test photographs."""
     checks = verify_bundle(bundle, precision=precision)
     checks += compare_with_checkpoint(bundle, checkpoint, images=photos, precision=precision)
     failed = [check.name for check in checks if not check.passed]
@@ -181,21 +186,21 @@ def _verified(bundle: Bundle, checkpoint: Path, precision: str, photos: Sequence
             f"the {precision} graph differs from the network it was made from: {', '.join(failed)}. "
             "Please report this, with the versions that flowedge doctor lists."
         )
-    return Verified(precision=precision, checks=checks)
+    return GraphChecks(precision=precision, checks=checks)
 
 
-def _worst(verified: Verified) -> str:
+def _worst(verified: GraphChecks) -> str:
     return f"{verified.precision} worst difference {max(check.value for check in verified.checks):.1e}"
 
 
-def _measured(bundle: Bundle, precision: str, dataset: Dataset) -> Measured:
+def _measured(bundle: Bundle, precision: str, dataset: Dataset) -> GraphMetrics:
     with flowedge.load(bundle.path, precision=precision) as detector:
         evaluation = evaluate(detector, dataset, thresholds=detector.thresholds)
     normalisation = bundle.manifest.graph(precision).scoring.normalisation
-    return Measured(precision=precision, normalisation=normalisation, evaluation=evaluation)
+    return GraphMetrics(precision=precision, normalisation=normalisation, evaluation=evaluation)
 
 
-def _metrics(measured: Measured) -> str:
+def _metrics(measured: GraphMetrics) -> str:
     found = measured.evaluation
     assert found.image_auroc is not None
     assert found.pixel_auroc is not None
@@ -206,14 +211,14 @@ def _metrics(measured: Measured) -> str:
     )
 
 
-def _inspect(bundle: Bundle, dataset: Dataset, out: Path) -> list[Inspected]:
-    """Every test image in fp32; the overlays share one scale of colours, so that they can be compared."""
+def _inspect(bundle: Bundle, dataset: Dataset, out: Path) -> list[InspectedPhoto]:
+    """Inspect every test image in fp32. All overlays share one scale of colours, so they can be compared."""
     with flowedge.load(bundle.path) as detector:
         found = [(sample, read_image(sample.path)) for sample in dataset.samples]
         results = [detector(frame) for _, frame in found]
         low = float(np.median([np.median(result.network_map) for result in results]))
         high = max(result.score for result in results)
-    inspected: list[Inspected] = []
+    inspected: list[InspectedPhoto] = []
     for (sample, frame), result in zip(found, results, strict=True):
         one = _drawn(sample, frame, result, low, high)
         folder = out / sample.label
@@ -223,8 +228,10 @@ def _inspect(bundle: Bundle, dataset: Dataset, out: Path) -> list[Inspected]:
     return inspected
 
 
-def _drawn(sample: Sample, frame: NDArray[np.uint8], result: Result, low: float, high: float) -> Inspected:
-    """One test image at the size of its anomaly map, which is finer than these small photographs."""
+def _drawn(
+    sample: Sample, frame: NDArray[np.uint8], result: Result, low: float, high: float
+) -> InspectedPhoto:
+    """Draw one test image at the size of its anomaly map, which is finer than these small photographs."""
     height, width = result.network_map.shape
     photo = np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
     truth = np.zeros((height, width), np.uint8)
@@ -235,7 +242,7 @@ def _drawn(sample: Sample, frame: NDArray[np.uint8], result: Result, low: float,
     if result.pixel_threshold is not None:
         found = (result.network_map > result.pixel_threshold.value).astype(np.uint8)
         picture = outline(picture, found, colour=(255, 255, 255), width_px=1)
-    return Inspected(
+    return InspectedPhoto(
         label=sample.label,
         name=sample.path.name,
         score=result.score,

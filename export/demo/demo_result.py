@@ -1,4 +1,4 @@
-"""What the demo records of its run."""
+"""Outcomes of a demo: steps, checks, metrics and inspected photographs."""
 
 from __future__ import annotations
 
@@ -17,37 +17,43 @@ from flowedge.runtime.verify import Check
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of the road: what it came to, and its wall-clock time."""
+    """One step with its outcome and its wall-clock time.
+
+    Attributes:
+        name: The step's name.
+        found: The outcome in words.
+        seconds: Wall-clock time.
+    """
 
     name: str
     found: str
     seconds: float
 
 
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """The metrics of one graph on the test images, with one way to normalise its score."""
+class GraphMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """Metrics of one graph on the test images, with one way to normalise its score."""
 
     precision: str
     normalisation: ScoreNormalisation
     evaluation: Evaluation
 
 
-class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """The comparisons of one graph with the network it was made from."""
+class GraphChecks(msgspec.Struct, frozen=True, kw_only=True):
+    """Comparisons of one graph with the network that it was made from."""
 
     precision: str
     checks: tuple[Check, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Inspected:
-    """One test image after the calibration, and its pictures, all of the anomaly map's size.
+class InspectedPhoto:
+    """One test image after the calibration. Its pictures have the size of the anomaly map.
 
     Attributes:
         label: ``good`` or the kind of defect.
         name: The photograph's file name.
         score: The image score.
-        verdict: What the detector said.
+        verdict: The detector's verdict.
         photo: ``(H, W, 3)`` uint8 RGB.
         truth: ``(H, W)`` uint8, 255 on the painted defect.
         overlay: ``(H, W, 3)`` uint8 RGB, the anomaly map over the photograph.
@@ -63,27 +69,27 @@ class Inspected:
 
     @property
     def is_defective(self) -> bool:
-        """Whether a defect was painted in."""
+        """True when the photograph has a painted defect."""
         return self.label != GOOD
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the verdict is not the label's."""
+        """True when the verdict contradicts the label."""
         return self.verdict != ("anomalous" if self.is_defective else "ok")
 
 
 class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What the demo made and measured.
+    """Files and measurements of a demo.
 
     Attributes:
         report: The HTML page.
-        photos: The dataset's root.
-        checkpoint: What the training saved.
-        bundle: What the export made, calibrated.
-        steps: In order, the report's own excluded.
-        training: Per level, fine to coarse.
-        verified: By precision.
-        measured: By precision, before the calibration and after it.
+        photos: The root of the dataset.
+        checkpoint: The file that the training saved.
+        bundle: The exported and calibrated bundle.
+        steps: All steps in order, but for the writing of the report.
+        training: One entry for each level, fine to coarse.
+        verified: Comparisons for each precision.
+        measured: Metrics for each precision, first before the calibration and then after it.
     """
 
     report: str
@@ -92,5 +98,5 @@ class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
     bundle: str
     steps: tuple[Step, ...]
     training: tuple[LevelTraining, ...]
-    verified: tuple[Verified, ...]
-    measured: tuple[Measured, ...]
+    verified: tuple[GraphChecks, ...]
+    measured: tuple[GraphMetrics, ...]
