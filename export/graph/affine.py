@@ -1,14 +1,24 @@
-"""The pass that makes the blocks' global scale and offset vanish into the subnets.
+"""The pass that folds the couplings' global scale and offset into the subnets.
 
-Behind block k a channel's logical value is ``x = S u + m``: u is what the graph stores, S and m are constants. The
-scale S never has to be paid: a subnet absorbs it in the columns of its first convolution, a coupling is linear in
-its active half, so ``u exp(g) + t / S`` keeps S pending, and the score absorbs what is left in its sum of squares.
+Behind each coupling the paper multiplies every channel by a constant and adds another one. The folded graph stores
+``u`` where the paper has ``x = S u + m``. The *deferred scale* S and the *shift* m are known constants of each
+channel at each place of the program. Steps further on absorb them:
 
-The shift m is free in a 1x1 convolution's bias, but must be zero where the channel is active (``m exp(g)`` is no
-constant), in front of a zero-padded convolution (whose border does not see it) and at the end. A channel that was
-active has a bias of its own that can take any constant, so we look ahead: walking backwards gives the m that each
-channel *needs* behind each step, and the last step that can pay for it does. What nobody can pay (the features
-that enter the flow, or a passive half between two padded convolutions) becomes one explicit addition.
+====================================  =========================================  =====================================
+absorber                              deferred scale S                           shift m
+====================================  =========================================  =====================================
+subnet, 1x1 first convolution         columns of the first weights               bias of the first convolution
+subnet, zero-padded convolution       columns of the first weights               none: the border does not see m
+passive half of a coupling            stays deferred                             stays
+active half of a coupling             stays deferred: ``u exp(g) + t / S``       none: ``m exp(g)`` is no constant
+dense channel map                     columns of the matrix                      bias of the map
+score at the end of the stream        weights of the sum of squares              none
+====================================  =========================================  =====================================
+
+Two sources can set a shift freely: the last bias of a subnet, for the channels that were active, and the bias of a
+channel map. So a walk backwards first finds the *required shift* of each channel at each place. The walk forwards
+then sets it at the last source in front of that place. A shift that no source can set is a *leftover*. It occurs for
+features that enter the flow and for a passive half between two padded convolutions, and becomes an explicit addition.
 """
 
 from __future__ import annotations
@@ -21,19 +31,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.export.graph import ir
+from flowedge.export.graph.rewriting import bias_of, float32
 
 _Vector: TypeAlias = NDArray[np.float64]
 
-_LARGEST_PENDING: Final = 2.0**16  # beyond it, or below its inverse, float32 (and FP16) weights would suffer
-_FREE: Final = np.nan  # in a vector of needs: any shift will do
+_LARGEST_SCALE: Final = 2.0**16
+"""Largest deferred scale: beyond it, or below its inverse, float32 and FP16 weights would lose precision."""
+_ANY: Final = np.nan
+"""Required shift of a channel that may have any shift."""
 
 
 def fold_affine(model: ir.FlowModel) -> ir.FlowModel:
-    """Global scale and offset go into the subnets, the dense channel maps and the score. Re-association.
+    """Global scales and offsets go into the subnets, the dense channel maps and the score.
 
-    Runs of couplings and channel maps on one stream are folded as a whole. Where something else reads the stream
-    behind a run, what is left of the scale is paid there by one multiplication. A run whose accumulated scale
-    leaves ``2**±16`` keeps its scales and offsets where they are.
+    The pass folds each run of couplings and channel maps on one stream as a whole. Where a run ends in front of
+    another kind of step, one multiplication applies the scale that is still deferred. A run whose scale leaves
+    ``2**±16`` keeps its scales and offsets where they are.
     """
     placed: list[list[ir.Step]] = [[step] for step in model.steps]
     levels = list(model.levels)
@@ -41,19 +54,19 @@ def fold_affine(model: ir.FlowModel) -> ir.FlowModel:
         folded = _fold_run([model.steps[n] for n in run])
         if folded is None:
             continue
-        entry, steps, scale = folded
+        leftover, steps, scale = folded
         for n, step in zip(run, steps, strict=True):
             placed[n] = [step]
         (stream,) = ir.streams_of(model.steps[run[0]])
-        if np.any(entry):
-            _pay_entry(model, placed, stream, run[0], entry)
+        if np.any(leftover):
+            _subtract_in_front(model, placed, stream, run[0], leftover)
         if np.any(scale != 1):
-            _pay_scale(model, placed, levels, stream, run[-1], scale)
+            _apply_scale_behind(model, placed, levels, stream, run[-1], scale)
     return dataclasses.replace(model, steps=tuple(s for group in placed for s in group), levels=tuple(levels))
 
 
 def _runs(model: ir.FlowModel) -> Iterator[list[int]]:
-    """Per stream the maximal runs of steps that can be folded, as places in the program."""
+    """Yield the longest runs of couplings and channel maps on one stream, as places in the program."""
     open_runs: dict[int, list[int]] = {}
     for place, step in enumerate(model.steps):
         if isinstance(step, (ir.Coupling, ir.ChannelMap)):
@@ -66,37 +79,42 @@ def _runs(model: ir.FlowModel) -> Iterator[list[int]]:
 
 
 def _fold_run(steps: list[ir.Step]) -> tuple[_Vector, list[ir.Step], _Vector] | None:
-    """Shift that must be subtracted in front, the folded steps, scale that is left; None if too extreme."""
-    needs = _needs(steps)
-    entry = np.nan_to_num(needs[0])
-    scale, shift = np.ones(len(entry)), entry
+    """Fold the scales and offsets of a run.
+
+    Returns:
+        The leftover to subtract in front of the run, the folded steps, and the scale that is deferred behind the
+        run. None where a deferred scale is too large or too small.
+    """
+    required = _required_shifts(steps)
+    leftover = np.nan_to_num(required[0])
+    scale, shift = np.ones(len(leftover)), leftover
     folded: list[ir.Step] = []
-    for step, need in zip(steps, needs[1:], strict=True):
+    for step, required_behind in zip(steps, required[1:], strict=True):
         lowered: ir.Step
         if isinstance(step, ir.Coupling):
-            lowered, scale, shift = _fold_coupling(step, need, scale, shift)
+            lowered, scale, shift = _fold_coupling(step, required_behind, scale, shift)
         else:
             assert isinstance(step, ir.ChannelMap)
-            lowered, scale, shift = _fold_map(step, need, scale, shift)
+            lowered, scale, shift = _fold_map(step, required_behind, scale, shift)
         folded.append(lowered)
-        if scale.max() > _LARGEST_PENDING or scale.min() < 1 / _LARGEST_PENDING:
+        if scale.max() > _LARGEST_SCALE or scale.min() < 1 / _LARGEST_SCALE:
             return None
-    return entry, folded, scale
+    return leftover, folded, scale
 
 
-def _pay_entry(
-    model: ir.FlowModel, placed: list[list[ir.Step]], stream: int, first: int, entry: _Vector
+def _subtract_in_front(
+    model: ir.FlowModel, placed: list[list[ir.Step]], stream: int, first: int, leftover: _Vector
 ) -> None:
-    """Subtract ``entry`` from what enters the run: in the bias of a layer norm in front of it, or as a step."""
+    """Subtract a leftover in front of a run, in the bias of a layer norm there or as a step of its own."""
     before = [n for n in range(first) if stream in ir.streams_of(model.steps[n])]
     step = placed[before[-1]][-1] if before else None
     if isinstance(step, ir.LayerNorm) and step.stream == stream:
-        placed[before[-1]][-1] = dataclasses.replace(step, bias=_f32(step.bias - entry[:, None, None]))
+        placed[before[-1]][-1] = dataclasses.replace(step, bias=float32(step.bias - leftover[:, None, None]))
     else:
-        placed[first].insert(0, ir.ChannelAffine(stream=stream, scale=None, shift=_f32(-entry)))
+        placed[first].insert(0, ir.ChannelAffine(stream=stream, scale=None, shift=float32(-leftover)))
 
 
-def _pay_scale(
+def _apply_scale_behind(
     model: ir.FlowModel,
     placed: list[list[ir.Step]],
     levels: list[ir.Level],
@@ -104,49 +122,59 @@ def _pay_scale(
     last: int,
     scale: _Vector,
 ) -> None:
-    """The scale that a run leaves: the score takes it at the end of a stream, else a step multiplies."""
+    """Apply the scale that is deferred behind the last step of a run."""
     behind = [n for n in range(last + 1, len(model.steps)) if stream in ir.streams_of(model.steps[n])]
     split = model.steps[behind[0]] if len(behind) == 1 else None
+    # 1. The stream ends: the score absorbs the scale.
     if not behind:
         _scale_latent(levels, stream, scale)
+    # 2. The stream ends with a split: the score absorbs the scale of the channels that stay, a step the others'.
     elif isinstance(split, ir.Split):
         _scale_latent(levels, stream, scale[split.keep])
         placed[behind[0]].append(
-            ir.ChannelAffine(stream=split.into, scale=_f32(scale[split.send]), shift=None)
+            ir.ChannelAffine(stream=split.into, scale=float32(scale[split.send]), shift=None)
         )
+    # 3. Another step reads the stream: a step in front of it multiplies.
     else:
-        placed[last].append(ir.ChannelAffine(stream=stream, scale=_f32(scale), shift=None))
+        placed[last].append(ir.ChannelAffine(stream=stream, scale=float32(scale), shift=None))
 
 
 def _scale_latent(levels: list[ir.Level], stream: int, scale: _Vector) -> None:
     old = levels[stream].latent_scale
     levels[stream] = dataclasses.replace(
-        levels[stream], latent_scale=_f32(scale if old is None else scale * old)
+        levels[stream], latent_scale=float32(scale if old is None else scale * old)
     )
 
 
-def _needs(steps: list[ir.Step]) -> list[_Vector]:
-    """Per boundary between steps, the shift each channel must carry there (``_FREE`` where it does not matter)."""
-    need = np.zeros(_width_behind(steps[-1]))
-    needs = [need]
+def _required_shifts(steps: list[ir.Step]) -> list[_Vector]:
+    """Find the shift that each channel must have in front of each step and behind the last one.
+
+    The vectors hold ``_ANY`` for channels that may have any shift.
+    """
+    required = np.zeros(_width_behind(steps[-1]))  # the score absorbs no shift
+    found = [required]
     for step in reversed(steps):
         if isinstance(step, ir.Coupling):
+            # Active channels require zero. So do passive channels in front of a padded convolution. Other passive
+            # channels require the shift that the coupling's own scale and offset turn into the one behind it.
             scale, offset = _affine_of(step)
-            seen = len(step.passive)
-            before = np.zeros(len(need))
+            passive_width = len(step.passive)
+            before = np.zeros(len(required))
             if not _pads(step):
-                before[step.passive] = (need[:seen] - offset[:seen]) / scale[:seen]
+                own = (required[:passive_width] - offset[:passive_width]) / scale[:passive_width]
+                before[step.passive] = own
         else:
+            # The bias of a dense map absorbs any shift. A gather only reorders the shifts.
             assert isinstance(step, ir.ChannelMap)
             if step.index is not None:
-                before = np.full(len(step.index), _FREE)
-                before[step.index] = need
+                before = np.full(len(step.index), _ANY)
+                before[step.index] = required
             else:
                 assert step.matrix is not None
-                before = np.full(step.matrix.shape[1], _FREE)
-        need = before
-        needs.append(need)
-    return needs[::-1]
+                before = np.full(step.matrix.shape[1], _ANY)
+        required = before
+        found.append(required)
+    return found[::-1]
 
 
 def _width_behind(step: ir.Step) -> int:
@@ -159,64 +187,83 @@ def _width_behind(step: ir.Step) -> int:
 
 
 def _fold_coupling(
-    step: ir.Coupling, need: _Vector, scale: _Vector, shift: _Vector
+    step: ir.Coupling, required: _Vector, scale: _Vector, shift: _Vector
 ) -> tuple[ir.Coupling, _Vector, _Vector]:
-    assert step.gain == 1.0, "fold_gain runs first"
-    seen = len(step.passive)
-    own_scale, own_offset = _affine_of(step)
-    kept, moved = scale[step.passive], scale[step.active]
+    """Fold a coupling.
 
+    Args:
+        step: The coupling.
+        required: The required shift of each channel behind it.
+        scale: The deferred scale of each channel in front of it.
+        shift: The shift of each channel in front of it.
+
+    Returns:
+        The folded coupling, and the deferred scale and the shift of each channel behind it.
+    """
+    assert step.gain == 1.0, "fold_gain runs first"
+    passive_width = len(step.passive)
+    own_scale, own_offset = _affine_of(step)
+    scale_passive, scale_active = scale[step.passive], scale[step.active]
+
+    # 1. The first convolution absorbs the passive half's scale in its columns and the shift in its bias.
     first = step.subnet[0]
     assert isinstance(first, ir.Conv)
     weight = first.weight.astype(np.float64)
-    bias = np.zeros(len(weight)) if first.bias is None else first.bias.astype(np.float64)
+    bias = bias_of(first)
     if not _pads(step):
-        bias = bias + weight[:, :seen, 0, 0] @ shift[step.passive]
-    weight[:, :seen] *= kept[:, None, None]
-    subnet = [ir.Conv(weight=_f32(weight), bias=_f32(bias)), *step.subnet[1:]]
+        bias = bias + weight[:, :passive_width, 0, 0] @ shift[step.passive]
+    weight[:, :passive_width] *= scale_passive[:, None, None]
+    subnet = [ir.Conv(weight=float32(weight), bias=float32(bias)), *step.subnet[1:]]
 
-    behind = np.nan_to_num(need[seen:])  # a channel that was active can start with any shift
+    # 2. The last convolution gives t / S, and its bias sets the required shift of the channels that were active.
+    active_shift = np.nan_to_num(required[passive_width:])
     last = subnet[-1]
     assert isinstance(last, ir.Conv)
     rows = np.ones(len(last.weight))
-    rows[len(step.active) :] = 1 / moved
+    rows[len(step.active) :] = 1 / scale_active
     added = np.zeros(len(rows))
-    added[len(step.active) :] = (own_offset[seen:] - behind) / (own_scale[seen:] * moved)
+    added[len(step.active) :] = (own_offset[passive_width:] - active_shift) / (
+        own_scale[passive_width:] * scale_active
+    )
     bias = added if last.bias is None else last.bias * rows + added
-    subnet[-1] = ir.Conv(weight=_f32(last.weight * rows[:, None, None, None]), bias=_f32(bias))
+    subnet[-1] = ir.Conv(weight=float32(last.weight * rows[:, None, None, None]), bias=float32(bias))
 
-    passive_scale = own_scale[:seen] * kept
-    natural = own_scale[:seen] * shift[step.passive] + own_offset[:seen]
-    wanted = np.where(np.isnan(need[:seen]), natural, need[:seen])
-    unpaid = (natural - wanted) / passive_scale
-    unpaid[np.abs(unpaid) <= 1e-12 * (1 + np.abs(natural))] = 0.0  # float64 round-off of the two walks
-    offset = np.concatenate([unpaid, np.zeros(len(step.active))])
+    # 3. Where the passive half's shift is not the required one, the difference stays in the coupling's offset.
+    passive_scale = own_scale[:passive_width] * scale_passive
+    natural = own_scale[:passive_width] * shift[step.passive] + own_offset[:passive_width]
+    wanted = np.where(np.isnan(required[:passive_width]), natural, required[:passive_width])
+    leftover = (natural - wanted) / passive_scale
+    leftover[np.abs(leftover) <= 1e-12 * (1 + np.abs(natural))] = 0.0  # float64 round-off of the two walks
+    offset = np.concatenate([leftover, np.zeros(len(step.active))])
     lowered = dataclasses.replace(
-        step, subnet=tuple(subnet), scale=None, offset=_f32(offset) if np.any(unpaid) else None
+        step, subnet=tuple(subnet), scale=None, offset=float32(offset) if np.any(leftover) else None
     )
     return (
         lowered,
-        np.concatenate([passive_scale, own_scale[seen:] * moved]),
-        np.concatenate([wanted, behind]),
+        np.concatenate([passive_scale, own_scale[passive_width:] * scale_active]),
+        np.concatenate([wanted, active_shift]),
     )
 
 
 def _fold_map(
-    step: ir.ChannelMap, need: _Vector, scale: _Vector, shift: _Vector
+    step: ir.ChannelMap, required: _Vector, scale: _Vector, shift: _Vector
 ) -> tuple[ir.ChannelMap, _Vector, _Vector]:
+    """Fold a channel map, with the arguments and results of `_fold_coupling`."""
     if step.index is not None:
         return step, scale[step.index], shift[step.index]
+    # The matrix absorbs the scale in its columns. The bias takes the shift away and sets the required one.
     assert step.matrix is not None
     matrix = step.matrix.astype(np.float64)
-    behind = np.nan_to_num(need)
-    bias = matrix @ shift - behind + (0.0 if step.bias is None else step.bias)
+    shift_behind = np.nan_to_num(required)
+    bias = matrix @ shift - shift_behind + (0.0 if step.bias is None else step.bias)
     lowered = dataclasses.replace(
-        step, matrix=_f32(matrix * scale), bias=_f32(bias) if np.any(bias) else None
+        step, matrix=float32(matrix * scale), bias=float32(bias) if np.any(bias) else None
     )
-    return lowered, np.ones(len(matrix)), behind
+    return lowered, np.ones(len(matrix)), shift_behind
 
 
 def _affine_of(step: ir.Coupling) -> tuple[_Vector, _Vector]:
+    """Return the global scale and offset of a coupling in float64, 1 and 0 where it has none."""
     width = len(step.passive) + len(step.active)
     scale = np.ones(width) if step.scale is None else step.scale.astype(np.float64)
     offset = np.zeros(width) if step.offset is None else step.offset.astype(np.float64)
@@ -224,9 +271,6 @@ def _affine_of(step: ir.Coupling) -> tuple[_Vector, _Vector]:
 
 
 def _pads(step: ir.Coupling) -> bool:
+    """Return whether the first convolution of a coupling's subnet is zero-padded."""
     first = step.subnet[0]
     return isinstance(first, ir.Conv) and first.weight.shape[-1] > 1
-
-
-def _f32(values: NDArray[np.float64]) -> ir.Array:
-    return np.ascontiguousarray(values, dtype=np.float32)

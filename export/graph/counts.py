@@ -8,17 +8,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 from flowedge.export.graph import ir
 from flowedge.export.graph.passes import Pass, lower
-from flowedge.lowering import SCHEMA, Exactness, Lowering, PassEffect, StepCost, Totals
+from flowedge.lowering import SCHEMA, Lowering, PassEffect, StepCost, Totals
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-_EXACTNESS: Final = re.compile(r"Bitwise|Re-association|Orthogonality")
 
 
 def lower_and_describe(model: ir.FlowModel, *, keep_latents: bool = False) -> tuple[ir.FlowModel, Lowering]:
@@ -28,7 +26,15 @@ def lower_and_describe(model: ir.FlowModel, *, keep_latents: bool = False) -> tu
 
     def note(step: Pass, after: ir.FlowModel) -> None:
         nonlocal before
-        effects.append(_effect(step, before, totals(after)))
+        effects.append(
+            PassEffect(
+                name=step.name,
+                exactness=step.exactness,
+                summary=step.summary,
+                before=before,
+                after=totals(after),
+            )
+        )
         before = effects[-1].after
 
     lowered = lower(model, keep_latents=keep_latents, on_pass=note)
@@ -195,16 +201,3 @@ def _kind(step: ir.Step) -> str:
     if isinstance(step, ir.Pool):
         return f"pool {step.kind}"
     return " ".join(re.findall("[A-Z][a-z]*", type(step).__name__)).lower()
-
-
-def _effect(step: Pass, before: Totals, after: Totals) -> PassEffect:
-    text = " ".join((step.__doc__ or "").split())
-    found = _EXACTNESS.search(text)
-    assert found is not None, f"{step.__name__} does not say how exact it is"
-    return PassEffect(
-        name=step.__name__,
-        exactness=cast("Exactness", found[0].lower()),
-        summary=text[: found.start()].split(". ")[0].strip(". ") + ".",
-        before=before,
-        after=after,
-    )

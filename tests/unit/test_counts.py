@@ -159,7 +159,7 @@ def test_the_multiply_accumulates_are_those_of_the_traced_graph(family: str, tmp
 def test_the_description_says_what_each_pass_did_in_order(family: str) -> None:
     model = FAMILIES[family](1)
     lowered, lowering = lower_and_describe(model)
-    assert [one.name for one in lowering.passes] == [step.__name__ for step in PASSES]
+    assert [one.name for one in lowering.passes] == [step.name for step in PASSES]
     assert lowering.passes[0].before == totals(model)
     assert lowering.passes[-1].after == totals(lowered)
     for one, following in zip(lowering.passes, lowering.passes[1:], strict=False):
