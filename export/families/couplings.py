@@ -16,8 +16,8 @@ GAIN = 0.1  # FrEIA multiplies what the subnet gives by a tenth
 
 def steps_of_level(checkpoint: Checkpoint, level: int, stream: int) -> Iterator[ir.Step]:
     """The blocks of one level, in order: a ``Coupling`` and a ``ChannelMap`` each."""
-    for block in range(count_blocks(checkpoint.tensors, level)):
-        yield from _steps_of_block(checkpoint, f"flow.{level}.{block}.", stream)
+    for block in range(count_couplings(checkpoint.tensors, level)):
+        yield from _steps_of_coupling(checkpoint, f"flow.{level}.{block}.", stream)
 
 
 def count_levels(tensors: Tensors) -> int:
@@ -25,13 +25,13 @@ def count_levels(tensors: Tensors) -> int:
     return 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("flow."))
 
 
-def count_blocks(tensors: Tensors, level: int) -> int:
+def count_couplings(tensors: Tensors, level: int) -> int:
     """How many blocks the level has."""
     prefix = f"flow.{level}."
     return 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith(prefix))
 
 
-def block_channels(tensors: Tensors, level: int, block: int = 0) -> int:
+def coupling_channels(tensors: Tensors, level: int, block: int = 0) -> int:
     """The block's number of channels."""
     return int(tensors[f"flow.{level}.{block}.global_scale"].size)
 
@@ -42,7 +42,7 @@ def check_features(tensors: Tensors, backbone: ir.Backbone, shapes: Sequence[tup
     Raises:
         CheckpointError: Their numbers of levels or channels differ.
     """
-    wanted = [block_channels(tensors, level) for level in range(count_levels(tensors))]
+    wanted = [coupling_channels(tensors, level) for level in range(count_levels(tensors))]
     given = [channels for channels, _, _ in shapes]
     if wanted != given:
         raise CheckpointError(
@@ -70,7 +70,7 @@ def channel_matrix(tensors: Tensors, prefix: str) -> ir.Array:
     return np.asarray(stored, dtype=np.float32)
 
 
-def _steps_of_block(checkpoint: Checkpoint, prefix: str, stream: int) -> Iterator[ir.Step]:
+def _steps_of_coupling(checkpoint: Checkpoint, prefix: str, stream: int) -> Iterator[ir.Step]:
     tensors = checkpoint.tensors
     channels = int(tensors[f"{prefix}global_scale"].size)
     active = channels // 2

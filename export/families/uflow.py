@@ -9,7 +9,7 @@ import numpy as np
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.family_tensors import rising_channels
 from flowedge.export.checkpoints.record import Checkpoint, Tensors
-from flowedge.export.families.couplings import block_channels, count_levels, steps_of_level
+from flowedge.export.families.couplings import count_levels, coupling_channels, steps_of_level
 from flowedge.export.families.fastflow import layer_norm
 from flowedge.export.graph import ir
 from flowedge.manifest import Scoring
@@ -39,7 +39,7 @@ def flow_model(
     width = 0
     for level in reversed(range(count)):
         width += shapes[level][0]
-        stage = block_channels(checkpoint.tensors, level)
+        stage = coupling_channels(checkpoint.tensors, level)
         if width != stage:
             raise CheckpointError(
                 f"the flow's stage {level} takes {stage} channels, {backbone.network} gives it {width}. "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowedge.export.graph import ir
-from flowedge.export.graph.cross import TwoSided
+from flowedge.export.graph.cross_scale_modules import TwoSided
 from flowedge.export.graph.exceedances import counts_of
 from flowedge.export.graph.layers import Convolution, module_of_layer, parameter, per_channel
 from flowedge.export.graph.score import SCORE_SCOPE, ScoreModule
