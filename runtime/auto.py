@@ -13,6 +13,7 @@ import numpy as np
 
 from flowedge.bundle import Bundle
 from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
+from flowedge.runtime.device_cache import device_cache, graph_hash
 from flowedge.runtime.engine import (
     Engine,
     choosable_engines,
@@ -20,7 +21,6 @@ from flowedge.runtime.engine import (
     engine_spec,
     library_version,
 )
-from flowedge.runtime.engine_cache import engine_cache, graph_hash
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.machine import cpu_name, find_nvidia_driver
 from flowedge.runtime.proof import prove
@@ -85,7 +85,7 @@ def fastest_precision(bundle: Bundle, engine: str | None = None, *, threads: int
         EngineCacheError: ``FLOWEDGE_CACHE_SIZE`` is not a size.
     """
     engines = _compared(engine)
-    content = engine_cache().read_extra(_name_of(bundle, engines, threads))
+    content = device_cache().read_extra(_name_of(bundle, engines, threads))
     with contextlib.suppress(msgspec.MsgspecError):  # the record is not there, or is damaged
         choice = msgspec.json.decode(content, type=Choice)
         if _is_possible(choice, bundle, engines):
@@ -139,7 +139,7 @@ def choose_anew(bundle: Bundle, engine: str | None = None, *, threads: int | Non
         )
     _, precision, fastest = min(right)
     choice = Choice(precision=precision, engine=fastest, measured=tuple(measured), not_built=tuple(not_built))
-    engine_cache().write_extra(_name_of(bundle, engines, threads), msgspec.json.encode(choice))
+    device_cache().write_extra(_name_of(bundle, engines, threads), msgspec.json.encode(choice))
     return choice
 
 
@@ -217,7 +217,7 @@ def _name_of(bundle: Bundle, engines: Sequence[str], threads: int | None) -> str
         parts += [engine, library_version(engine_spec(engine))]
         parts += [f"{name} {graph_hash(bundle, name)}" for name in precisions_on(bundle, engine)]
     if any(engine_spec(engine).compiled for engine in engines):
-        parts += sorted(file.path.name for file in engine_cache().files() if file.facts is not None)
+        parts += sorted(file.path.name for file in device_cache().files() if file.facts is not None)
     for part in parts:
         digest.update(part.encode() + b"\n")
     return f"precision/{digest.hexdigest()[:32]}.json"

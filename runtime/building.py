@@ -8,6 +8,7 @@ from collections.abc import Callable
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineUnavailableError
 from flowedge.progress import SILENT, Reports
+from flowedge.runtime.device_cache import CachedFile, EngineFacts, device_cache
 from flowedge.runtime.engine import (
     ENGINES,
     Building,
@@ -17,7 +18,6 @@ from flowedge.runtime.engine import (
     engine_module,
     engine_spec,
 )
-from flowedge.runtime.engine_cache import CachedFile, EngineFacts, engine_cache
 
 
 def build_engine(
@@ -57,7 +57,7 @@ def build_engine(
     exact = bundle.manifest.precision_on(spec.device, precision)
     bundle.manifest.graph(exact)
     opening = Opening(spec=spec, bundle=bundle, precision=exact, threads=None)
-    building = Building(opening=opening, options=options, cache=engine_cache(), reports=reports)
+    building = Building(opening=opening, options=options, cache=device_cache(), reports=reports)
     return engine_module(spec).build(building)
 
 

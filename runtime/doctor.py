@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from flowedge.packages import installed_version
+from flowedge.runtime.device_cache import device_cache
 from flowedge.runtime.engine import EngineStatus, available_engines
-from flowedge.runtime.engine_cache import engine_cache
 from flowedge.runtime.machine import (
     Jetson,
     Memory,
@@ -106,7 +106,7 @@ def doctor() -> Diagnosis:
 
 
 def _facts() -> MachineFacts:
-    cache = engine_cache()
+    cache = device_cache()
     return MachineFacts(
         flowedge=__version__,
         python=platform.python_version(),

@@ -23,7 +23,7 @@ from flowedge.bundle import Bundle
 from flowedge.errors import EngineUnavailableError
 from flowedge.packages import pip_install
 from flowedge.progress import Reports
-from flowedge.runtime.engine_cache import CachedFile, EngineCache
+from flowedge.runtime.device_cache import CachedFile, DeviceCache
 from flowedge.runtime.machine import find_jetson
 
 
@@ -148,7 +148,7 @@ class Building:
 
     opening: Opening
     options: BuildOptions
-    cache: EngineCache
+    cache: DeviceCache
     reports: Reports
 
 

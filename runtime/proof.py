@@ -25,8 +25,8 @@ import numpy as np
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineCacheError, EngineUnavailableError, EngineWrongError
 from flowedge.runtime import verify
+from flowedge.runtime.device_cache import DeviceCache, device_cache, graph_hash
 from flowedge.runtime.engine import Engine, EngineSpec, engine_spec, library_version
-from flowedge.runtime.engine_cache import EngineCache, engine_cache, graph_hash
 from flowedge.runtime.machine import cpu_flags, cpu_name, find_nvidia_driver
 from flowedge.runtime.selftest import ANSWERS, FRAMES, rounded_answers_file
 from flowedge.version import __version__
@@ -86,10 +86,10 @@ def prove(bundle: Bundle, engine: Engine, *, threads: int | None) -> None:
         cache.write_extra(name, record)
 
 
-def _cache() -> EngineCache | None:
+def _cache() -> DeviceCache | None:
     """Give the user's cache, None where its settings are wrong: the proof then runs at every opening."""
     with contextlib.suppress(EngineCacheError):
-        return engine_cache()
+        return device_cache()
     return None
 
 

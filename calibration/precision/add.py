@@ -65,8 +65,8 @@ from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.manifest import Manifest, level_outputs
 from flowedge.onnx_constants import write_constants
 from flowedge.progress import SILENT, Prefixed, Reports
+from flowedge.runtime.device_cache import DeviceCache, graph_hash
 from flowedge.runtime.engine import JUDGE
-from flowedge.runtime.engine_cache import EngineCache, graph_hash
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.images import read_image
 
@@ -111,7 +111,7 @@ def add_precisions(
     request: PrecisionRequest,
     *,
     threads: int | None = None,
-    cache: EngineCache | None = None,
+    cache: DeviceCache | None = None,
     reports: Reports = SILENT,
 ) -> tuple[Bundle, tuple[PrecisionReport, ...]]:
     """Add typed graphs, and fit the reference maxima and the thresholds of every graph of the bundle.
@@ -174,7 +174,7 @@ class _Work:
         images: Sequence[Path],
         request: PrecisionRequest,
         threads: int | None,
-        cache: EngineCache | None,
+        cache: DeviceCache | None,
         reports: Reports,
     ) -> None:
         self._opened, self._folder, self._images, self._request = opened, folder, images, request

@@ -17,9 +17,9 @@ app = typer.Typer(
 @app.command("list")
 def list_files(json: Json = False) -> None:
     """List the cached engines, and what saves time in building and starting them."""
-    from flowedge.runtime.engine_cache import engine_cache
+    from flowedge.runtime.device_cache import device_cache
 
-    cache = engine_cache()
+    cache = device_cache()
     files = cache.files()
     if json:
         print_json(
@@ -47,7 +47,7 @@ def list_files(json: Json = False) -> None:
 @app.command("clear")
 def clear() -> None:
     """Delete all of them; they are built again when they are asked for."""
-    from flowedge.runtime.engine_cache import engine_cache
+    from flowedge.runtime.device_cache import device_cache
 
-    cache = engine_cache()
+    cache = device_cache()
     RESULTS.print(f"{cache.folder}: {cache.clear() / 1e6:.1f} MB deleted")

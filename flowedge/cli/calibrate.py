@@ -240,7 +240,7 @@ def _add(
     json: bool,
 ) -> Bundle:
     from flowedge.calibration.precision import add_precisions
-    from flowedge.runtime.engine_cache import engine_cache
+    from flowedge.runtime.device_cache import device_cache
 
     with progress_bar() as told:
         bundle, reports = add_precisions(
@@ -248,7 +248,7 @@ def _add(
             images,
             request,
             threads=threads,
-            cache=engine_cache(),
+            cache=device_cache(),
             reports=told,
         )
     if not json:

@@ -25,7 +25,7 @@ from flowedge.cli.settings import TransformFrom, print_assumed, settings_from
 from flowedge.cli.verify import print_checks
 from flowedge.errors import ExportError, FlowEdgeError
 from flowedge.packages import explain_missing
-from flowedge.runtime.engine_cache import engine_cache
+from flowedge.runtime.device_cache import device_cache
 
 if TYPE_CHECKING:
     from flowedge.calibration.precision import PrecisionRequest
@@ -119,7 +119,7 @@ def command(
             nonlocal precisions
             if request is not None:
                 bundle, precisions = add_precisions(
-                    bundle, images, request, cache=engine_cache(), reports=reports
+                    bundle, images, request, cache=device_cache(), reports=reports
                 )
             elif halves:
                 bundle = add_half_graphs(bundle, halves, reports=reports)

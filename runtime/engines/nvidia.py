@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.contract import TensorSpec, check_contract
+from flowedge.runtime.device_cache import DeviceCache, EngineFacts, device_cache, graph_hash
 from flowedge.runtime.engine import Engine, Opening
-from flowedge.runtime.engine_cache import EngineCache, EngineFacts, engine_cache, graph_hash
 from flowedge.runtime.engines import cuda
 
 RTX: Final = "tensorrt-rtx"
@@ -59,7 +59,7 @@ def load(trt: Any, opening: Opening) -> Engine:
         BundleError: The engine is not what the manifest says.
     """
     device = cuda.device()
-    cache = engine_cache()
+    cache = device_cache()
     is_rtx = opening.spec.name == RTX
     ignoring = _ANY if is_rtx else tuple(name for name in _ANY if name != "capability")
     found = cache.find(facts_of(trt, opening, None if is_rtx else device), ignoring=ignoring)
@@ -96,7 +96,7 @@ def load(trt: Any, opening: Opening) -> Engine:
 class Kernels:
     """What TensorRT for RTX compiles on the device when an engine starts, kept for the next start."""
 
-    def __init__(self, cache: EngineCache, name: str) -> None:
+    def __init__(self, cache: DeviceCache, name: str) -> None:
         self._cache, self._name = cache, name
         self._stored = b""
         self._runtime_cache: Any = None

@@ -22,8 +22,8 @@ from flowedge.packages import pip_install
 from flowedge.runtime.building import built_in_cache
 from flowedge.runtime.contract import TensorSpec, check_contract
 from flowedge.runtime.denormals import flushing_denormals
+from flowedge.runtime.device_cache import DeviceCache, EngineFacts, device_cache, graph_hash
 from flowedge.runtime.engine import DEFAULT_BATCHES, Building, Built, Engine, EngineSpec, Opening
-from flowedge.runtime.engine_cache import EngineCache, EngineFacts, engine_cache, graph_hash
 from flowedge.runtime.machine import find_jetson, find_nvidia_driver
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
@@ -65,7 +65,7 @@ def load(opening: Opening) -> Engine:
     name, largest = opening.spec.name, None
     providers = _providers(name)
     if name == "onnxruntime-tensorrt":
-        cache = engine_cache()
+        cache = device_cache()
         found = cache.find(_facts(opening, DEFAULT_BATCHES), ignoring=_ANY)
         if found.plan is None or not _has_engines(cache, found.facts):
             raise EngineNotBuiltError(
@@ -165,7 +165,7 @@ def _preload_cuda() -> None:
 
 
 def _with_engines(
-    providers: _Providers, opening: Opening, cache: EngineCache, facts: EngineFacts
+    providers: _Providers, opening: Opening, cache: DeviceCache, facts: EngineFacts
 ) -> _Providers:
     """TensorRT's caches in FlowEdge's own, and the sizes that an engine is built for."""
     height, width = opening.bundle.manifest.image_size
@@ -183,11 +183,11 @@ def _with_engines(
     return [(name, options if name == _TENSORRT else own) for name, own in providers]
 
 
-def _engines_of(cache: EngineCache, facts: EngineFacts) -> Path:
+def _engines_of(cache: DeviceCache, facts: EngineFacts) -> Path:
     return cache.folder / "onnxruntime-tensorrt" / facts.key
 
 
-def _has_engines(cache: EngineCache, facts: EngineFacts) -> bool:
+def _has_engines(cache: DeviceCache, facts: EngineFacts) -> bool:
     """Tell whether ONNX Runtime would find engines there, and nothing that opening it would wait for."""
     files = list(_engines_of(cache, facts).glob("*"))
     are_plain = all(file.is_file() and not file.is_symlink() for file in files)

@@ -19,8 +19,8 @@ from openvino.frontend import FrontEndManager, OpConversionFailure
 from flowedge.errors import BundleError, EngineCacheError, EngineUnavailableError
 from flowedge.runtime.contract import TensorSpec, check_contract
 from flowedge.runtime.denormals import flushing_denormals
+from flowedge.runtime.device_cache import device_cache
 from flowedge.runtime.engine import Engine, EngineSpec, Opening
-from flowedge.runtime.engine_cache import engine_cache
 from flowedge.runtime.machine import cpu_extensions, overflows_in_eight_bits
 
 # Left to itself, OpenVINO computes in bfloat16 on CPUs that have it and in float16 on GPUs, whatever the graph says.
@@ -305,7 +305,7 @@ def _compiled(model: ov.Model, device: str, threads: int | None) -> ov.CompiledM
             options["INFERENCE_NUM_THREADS"] = threads
     else:  # what a GPU or an NPU compiles takes long, and OpenVINO itself knows what it fits
         with contextlib.suppress(EngineCacheError):  # without a cache it compiles every time
-            options["CACHE_DIR"] = str(engine_cache().make_folder("openvino"))
+            options["CACHE_DIR"] = str(device_cache().make_folder("openvino"))
     try:
         with (
             flushing_denormals()

@@ -44,7 +44,7 @@ from flowedge.export.demo.train import TrainPlan, train_cflow
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.progress import Reports
 from flowedge.runtime.detector import Detector, Result
-from flowedge.runtime.engine_cache import EngineCache
+from flowedge.runtime.device_cache import DeviceCache
 from flowedge.runtime.unproven import open_unproven
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"  # beside the checkout
@@ -159,7 +159,7 @@ def compute(name: str, folder: Path, threads: int) -> None:
     exported = export_bundle(subject.checkpoint, target, subject.options, reports=told).bundle
     start = time.perf_counter()
     bundle, reports, refused = add(
-        exported, subject.good, threads, EngineCache(folder / "cache", RANGES_BYTES), told
+        exported, subject.good, threads, DeviceCache(folder / "cache", RANGES_BYTES), told
     )
     seconds = time.perf_counter() - start
     told.step("evaluating")
@@ -203,7 +203,7 @@ def prepare(name: str, folder: Path) -> tuple[Subject, str]:
 
 
 def add(
-    bundle: Bundle, good: Sequence[Path], threads: int, cache: EngineCache, told: Reports
+    bundle: Bundle, good: Sequence[Path], threads: int, cache: DeviceCache, told: Reports
 ) -> tuple[Bundle, tuple[PrecisionReport, ...], list[str]]:
     """All precisions, or those that pass, and why another was refused."""
     wanted: tuple[Wanted, ...] = ("fp16", "bf16", "int8")

@@ -20,8 +20,8 @@ from flowedge.bundle import Bundle, write_bundle
 from flowedge.errors import EngineUnavailableError
 from flowedge.progress import SILENT
 from flowedge.runtime.building import build_engine
+from flowedge.runtime.device_cache import DeviceCache, device_cache
 from flowedge.runtime.engine import ENGINES, Building, BuildOptions, Opening
-from flowedge.runtime.engine_cache import EngineCache, engine_cache
 from support.command_line import flowedge
 from support.family_graphs import FAMILIES, FamilyBundle
 from support.recorded_reports import RecordedReports
@@ -52,9 +52,9 @@ def test_the_header_check_can_fail() -> None:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DeviceCache:
     monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
-    return engine_cache()
+    return device_cache()
 
 
 # test_tensorrt_rtx.py builds each family: here two say that the command's own way builds them too.
@@ -70,7 +70,7 @@ BUILT = {("fastflow", "fp32"), ("csflow", "fp16")}
     ],
 )
 def test_every_familys_graph_is_built_into_the_cache_with_progress(
-    family_bundle: Callable[[str], FamilyBundle], cache: EngineCache, family: str, precision: str
+    family_bundle: Callable[[str], FamilyBundle], cache: DeviceCache, family: str, precision: str
 ) -> None:
     bundle = family_bundle(family).bundle
     options = BuildOptions(batches=(1, 2, 4), capabilities=("8.9",))
@@ -98,7 +98,7 @@ def test_the_network_is_strongly_typed_and_computes_float32_in_full(tmp_path: Pa
     assert not config.get_flag(trt.BuilderFlag.TF32)
 
 
-def test_the_parsers_errors_are_shown_in_full(tmp_path: Path, cache: EngineCache) -> None:
+def test_the_parsers_errors_are_shown_in_full(tmp_path: Path, cache: DeviceCache) -> None:
     model = tiny_model()
     model.graph.node[1].op_type = "NoSuchOperator"
     bundle = write_bundle(tmp_path / "b", tiny_manifest(), {"model.onnx": model.SerializeToString()})
@@ -115,7 +115,7 @@ def test_the_parsers_errors_are_shown_in_full(tmp_path: Path, cache: EngineCache
     assert cache.files() == []
 
 
-def test_weights_outside_of_the_bundle_are_refused(tmp_path: Path, cache: EngineCache) -> None:
+def test_weights_outside_of_the_bundle_are_refused(tmp_path: Path, cache: DeviceCache) -> None:
     model = tiny_model()
     (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == "weight")
     (tmp_path / "model.data").write_bytes(weight.raw_data)
@@ -138,7 +138,7 @@ def test_weights_outside_of_the_bundle_are_refused(tmp_path: Path, cache: Engine
     ],
 )
 def test_what_cannot_be_built_is_one_message(
-    tmp_path: Path, cache: EngineCache, options: list[str], reason: str
+    tmp_path: Path, cache: DeviceCache, options: list[str], reason: str
 ) -> None:
     bundle = write_tiny_bundle(tmp_path / "tiny.flowedge")
     done = flowedge("build", bundle.path, "--engine", RTX, *options)
@@ -147,7 +147,7 @@ def test_what_cannot_be_built_is_one_message(
     assert cache.files() == []
 
 
-def test_the_command_builds_once_and_prints_only_json(tmp_path: Path, cache: EngineCache) -> None:
+def test_the_command_builds_once_and_prints_only_json(tmp_path: Path, cache: DeviceCache) -> None:
     bundle = write_tiny_bundle(tmp_path / "tiny.flowedge")
     arguments = (
         "build",
@@ -166,14 +166,14 @@ def test_the_command_builds_once_and_prints_only_json(tmp_path: Path, cache: Eng
     assert first["file"]["path"] == second["file"]["path"]
 
 
-def test_int8_is_the_form_for_gpus(tmp_path: Path, cache: EngineCache) -> None:
+def test_int8_is_the_form_for_gpus(tmp_path: Path, cache: DeviceCache) -> None:
     bundle = write_tiny_bundle(tmp_path / "tiny.flowedge", precisions=("fp32", "int8-gpu", "int8-cpu"))
     built = build_engine(bundle, RTX, "int8")
     assert built.file.facts is not None
     assert built.file.facts.precision == "int8-gpu"
 
 
-def test_a_damaged_engine_is_built_again_with_the_reason(tmp_path: Path, cache: EngineCache) -> None:
+def test_a_damaged_engine_is_built_again_with_the_reason(tmp_path: Path, cache: DeviceCache) -> None:
     bundle = write_tiny_bundle(tmp_path / "tiny.flowedge")
     path = build_engine(bundle, RTX).file.path
     path.write_bytes(path.read_bytes()[:-1000])
@@ -182,7 +182,7 @@ def test_a_damaged_engine_is_built_again_with_the_reason(tmp_path: Path, cache: 
     assert re.fullmatch(r"building: .* is damaged: it has \d+ bytes of \d+", reports.notes[0])
 
 
-def test_an_interrupt_while_building_ends_it_and_leaves_nothing(tmp_path: Path, cache: EngineCache) -> None:
+def test_an_interrupt_while_building_ends_it_and_leaves_nothing(tmp_path: Path, cache: DeviceCache) -> None:
     bundle = write_tiny_bundle(tmp_path / "tiny.flowedge")
 
     class Interrupt(RecordedReports):
@@ -200,7 +200,7 @@ def test_an_engine_without_a_build_says_that_none_is_needed(tmp_path: Path) -> N
         build_engine(bundle, "openvino")
 
 
-def test_a_tensorrt_without_strong_typing_builds_float32_only(tmp_path: Path, cache: EngineCache) -> None:
+def test_a_tensorrt_without_strong_typing_builds_float32_only(tmp_path: Path, cache: DeviceCache) -> None:
     old = types.SimpleNamespace(__version__="8.6.2", NetworkDefinitionCreationFlag=types.SimpleNamespace())
     bundle = write_tiny_bundle(tmp_path / "tiny.flowedge", precisions=("fp32", "fp16"))
     building = building_of(bundle, cache, BuildOptions(), "fp16")
@@ -210,7 +210,7 @@ def test_a_tensorrt_without_strong_typing_builds_float32_only(tmp_path: Path, ca
         build(old, building)
 
 
-def building_of(bundle: Bundle, cache: EngineCache, options: BuildOptions, precision: str) -> Building:
+def building_of(bundle: Bundle, cache: DeviceCache, options: BuildOptions, precision: str) -> Building:
     opening = Opening(spec=ENGINES["tensorrt"], bundle=bundle, precision=precision, threads=None)
     return Building(opening=opening, options=options, cache=cache, reports=SILENT)
 
@@ -225,7 +225,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> cuda.Device:
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
 def test_tensorrts_own_part_of_building_runs_on_these_bindings(
-    tmp_path: Path, cache: EngineCache, device: cuda.Device
+    tmp_path: Path, cache: DeviceCache, device: cuda.Device
 ) -> None:
     bundle = write_tiny_bundle(tmp_path / "tiny.flowedge")
     built = build(trt, building_of(bundle, cache, BuildOptions(), "fp32"))
@@ -242,7 +242,7 @@ def test_tensorrts_own_part_of_building_runs_on_these_bindings(
 
 def test_the_accelerator_gets_what_it_can_of_the_backbone_and_the_rest_is_reported(
     family_bundle: Callable[[str], FamilyBundle],
-    cache: EngineCache,
+    cache: DeviceCache,
 ) -> None:
     _, network = parsed(trt, family_bundle("fastflow").bundle.graph_path("fp16"), RTX)
     backbone = [

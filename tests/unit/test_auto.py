@@ -16,8 +16,8 @@ from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.runtime import auto
 from flowedge.runtime.auto import fastest_precision, precisions_on
+from flowedge.runtime.device_cache import device_cache
 from flowedge.runtime.engine import Engine, engine_spec
-from flowedge.runtime.engine_cache import engine_cache
 from flowedge.runtime.unproven import open_unproven
 from support.engine_facts import facts
 
@@ -101,7 +101,7 @@ def test_what_is_built_later_is_measured_too(exported: Bundle, cache: Path, buil
     fastest_precision(exported, "tensorrt", threads=1)
     fastest_precision(exported, "tensorrt", threads=1)
     assert built == {"fp16": 1}, "the second time it is remembered"
-    engine_cache().find_or_build(facts(), lambda: b"an engine")
+    device_cache().find_or_build(facts(), lambda: b"an engine")
     built["fp32"] = 0
     choice = fastest_precision(exported, "tensorrt", threads=1)
     assert built == {"fp16": 2, "fp32": 1}

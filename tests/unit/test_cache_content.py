@@ -15,8 +15,8 @@ from flowedge.bundle import Bundle
 from flowedge.errors import EngineCacheError, EngineUnavailableError
 from flowedge.runtime import auto
 from flowedge.runtime.auto import Choice, Measured, fastest_precision
+from flowedge.runtime.device_cache import DeviceCache, device_cache
 from flowedge.runtime.engine import Engine, Opening
-from flowedge.runtime.engine_cache import EngineCache, engine_cache
 from flowedge.runtime.engines import onnxrt
 from support.command_line import flowedge as run_flowedge
 from support.engine_facts import facts
@@ -40,9 +40,9 @@ def hang_guard() -> Iterator[None]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DeviceCache:
     monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
-    return engine_cache()
+    return device_cache()
 
 
 def a_pipe(path: Path) -> None:
@@ -70,7 +70,7 @@ NO_FILES = [a_pipe, a_folder, a_link_to_a_device, a_link_to_nothing]
 
 
 @pytest.mark.parametrize("put", [*NO_FILES, a_huge_hole])
-def test_an_engine_that_is_no_plain_file_is_none(cache: EngineCache, put: Callable[[Path], None]) -> None:
+def test_an_engine_that_is_no_plain_file_is_none(cache: DeviceCache, put: Callable[[Path], None]) -> None:
     path = cache.store(facts(), b"plan")
     path.unlink()
     put(path)
@@ -84,7 +84,7 @@ def test_an_engine_that_is_no_plain_file_is_none(cache: EngineCache, put: Callab
 
 @pytest.mark.parametrize("put", [*NO_FILES, a_huge_hole])
 def test_what_is_kept_beside_engines_is_read_from_plain_files_alone(
-    cache: EngineCache, put: Callable[[Path], None]
+    cache: DeviceCache, put: Callable[[Path], None]
 ) -> None:
     cache.write_extra("timing/x.cache", b"content")
     (cache.folder / "timing/x.cache").unlink()
@@ -95,14 +95,14 @@ def test_what_is_kept_beside_engines_is_read_from_plain_files_alone(
 
 
 @pytest.mark.parametrize("put", NO_FILES)
-def test_a_lock_that_is_no_plain_file_is_named(cache: EngineCache, put: Callable[[Path], None]) -> None:
+def test_a_lock_that_is_no_plain_file_is_named(cache: DeviceCache, put: Callable[[Path], None]) -> None:
     lock = cache.store(facts(), b"plan").with_suffix(".lock")
     put(lock)
     with pytest.raises(EngineCacheError, match=lock.name), cache.locked(facts()):
         pass
 
 
-def test_a_lock_leaves_no_file_behind(cache: EngineCache) -> None:
+def test_a_lock_leaves_no_file_behind(cache: DeviceCache) -> None:
     def refuse() -> bytes:
         raise EngineCacheError("such an option is refused")
 
@@ -113,14 +113,14 @@ def test_a_lock_leaves_no_file_behind(cache: EngineCache) -> None:
 
 
 def test_a_link_in_the_place_of_a_folder_leads_nowhere(
-    cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: DeviceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLOWEDGE_CACHE_SIZE", "1")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/part.png").write_bytes(b"not ours")
     cache.folder.mkdir()
     (cache.folder / "kernels").symlink_to(tmp_path / "elsewhere")
-    engine_cache().write_extra("timing/x.cache", b"content")  # and room is made for it
+    device_cache().write_extra("timing/x.cache", b"content")  # and room is made for it
     assert [entry.path.name for entry in cache.files()] == ["x.cache"]
     cache.clear()
     assert (tmp_path / "elsewhere/part.png").exists()
@@ -177,7 +177,7 @@ def forged(**changes: object) -> bytes:
     ],
 )
 def test_a_remembered_choice_that_cannot_be_is_measured_again(
-    cache: EngineCache, bundle: Bundle, content: bytes
+    cache: DeviceCache, bundle: Bundle, content: bytes
 ) -> None:
     right = fastest_precision(bundle, CPU, threads=1)
     (record,) = (cache.folder / "precision").iterdir()
@@ -192,7 +192,7 @@ def test_a_remembered_choice_that_cannot_be_is_measured_again(
 
 @pytest.mark.usefixtures("quick")
 def test_a_remembered_choice_that_does_not_open_any_more_is_measured_again(
-    cache: EngineCache, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    cache: DeviceCache, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fastest_precision(bundle, CPU, threads=1)
     (record,) = (cache.folder / "precision").iterdir()
@@ -212,7 +212,7 @@ def test_a_remembered_choice_that_does_not_open_any_more_is_measured_again(
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("size", ["0", "1"])
 def test_auto_measures_where_nothing_can_be_remembered(
-    cache: EngineCache, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, size: str
+    cache: DeviceCache, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, size: str
 ) -> None:
     monkeypatch.setenv("FLOWEDGE_CACHE_SIZE", size)
     with flowedge.load(bundle.path, engine=CPU, precision="auto", threads=1) as detect:

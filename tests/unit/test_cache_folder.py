@@ -12,7 +12,7 @@ import pytest
 
 from flowedge.errors import EngineCacheError
 from flowedge.runtime.cache_folder import NOWHERE, cache_folder
-from flowedge.runtime.engine_cache import EngineCache, engine_cache
+from flowedge.runtime.device_cache import DeviceCache, device_cache
 from support.command_line import flowedge
 from support.engine_facts import facts
 
@@ -60,7 +60,7 @@ def test_a_home_that_is_none_gives_no_cache_and_is_not_made(
     monkeypatch.setenv("HOME", home)
     monkeypatch.setattr(os, "getuid", lambda: NO_USER)
     assert cache_folder() == NOWHERE
-    cache = engine_cache()
+    cache = device_cache()
     assert "no home folder" in cache.problem
     cache.write_extra("ranges/1", b"kept?")
     assert (cache.read_extra("ranges/1"), cache.files()) == (b"", [])
@@ -91,7 +91,7 @@ def test_auto_measures_without_remembering(
 
 
 def test_a_cache_of_no_size_keeps_what_is_needed_and_nothing_else(tmp_path: Path) -> None:
-    cache = EngineCache(tmp_path / "cache", limit=0)
+    cache = DeviceCache(tmp_path / "cache", limit=0)
     cache.write_extra("ranges/1", b"one")
     cache.write_extra("ranges/2", b"two")
     found, _ = cache.find_or_build(facts(), lambda: b"an engine")
@@ -105,7 +105,7 @@ def test_a_folder_of_other_files_is_not_walked_not_written_and_not_cleared(
     (tmp_path / "openvino").mkdir()
     for mine in (tmp_path / "thesis.tex", tmp_path / "openvino/build.log"):
         mine.write_text("mine")
-    cache = EngineCache(tmp_path, limit=0)
+    cache = DeviceCache(tmp_path, limit=0)
     assert cache.files() == []
     cache.write_extra("ranges/1", b"one")
     with pytest.raises(EngineCacheError, match=r"thesis\.tex"):
@@ -124,6 +124,6 @@ def test_the_root_of_the_disk_is_no_cache(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_volume_of_its_own_is_a_cache(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
-    cache = EngineCache(tmp_path, limit=1000)
+    cache = DeviceCache(tmp_path, limit=1000)
     cache.write_extra("ranges/1", b"one")
     assert cache.read_extra("ranges/1") == b"one"

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 import flowedge
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
+from flowedge.runtime.device_cache import EngineFacts, device_cache
 from flowedge.runtime.engine import ENGINES, Engine, Opening
-from flowedge.runtime.engine_cache import EngineFacts, engine_cache
 from flowedge.runtime.opening import open_engine, open_or_build
 from support.pretend_gpu import PretendCuda, PretendTrt
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
@@ -49,7 +49,7 @@ def opening_of(bundle: Bundle, name: str = "tensorrt") -> Opening:
 def stored(trt: PretendTrt, bundle: Bundle, plan: bytes, name: str = "tensorrt") -> EngineFacts:
     device = None if name == nvidia.RTX else DEVICE
     facts = nvidia.facts_of(trt, opening_of(bundle, name), device, batches=(1, 1, 4))
-    engine_cache().store(facts, plan)
+    device_cache().store(facts, plan)
     return facts
 
 
@@ -158,7 +158,7 @@ def test_an_engine_of_another_machine_is_explained(
 ) -> None:
     trt = PretendTrt(pretended)
     facts = nvidia.facts_of(trt, opening_of(bundle), DEVICE)
-    engine_cache().store(msgspec.structs.replace(facts, **change), b"1 4")
+    device_cache().store(msgspec.structs.replace(facts, **change), b"1 4")
     with pytest.raises(EngineNotBuiltError, match=reason):
         nvidia.load(trt, opening_of(bundle))
 
@@ -177,7 +177,7 @@ def test_an_engine_that_the_library_refuses_is_explained_once_and_then_gone(
 ) -> None:
     with pytest.raises(EngineNotBuiltError, match="refused and deleted: error: Magic tag does not match"):
         loaded(pretended, bundle, b"of another build")
-    assert engine_cache().files() == []
+    assert device_cache().files() == []
 
 
 @pytest.mark.parametrize("value", ["", "1", "allow"])
@@ -199,7 +199,7 @@ def test_the_kernels_of_an_rtx_engine_are_kept_for_the_next_start(
     check(engine, images(2))
     check(engine, images(2, seed=1))
     assert pretended.launches == 0  # TensorRT for RTX captures by itself
-    (kernels,) = (entry.path for entry in engine_cache().files() if entry.facts is None)
+    (kernels,) = (entry.path for entry in device_cache().files() if entry.facts is None)
     assert kernels.read_bytes() == b"compiled"  # before it is closed, as nobody may close it
     kernels.write_bytes(b"compiled before")
     again = nvidia.load(PretendTrt(pretended), opening_of(bundle, nvidia.RTX))

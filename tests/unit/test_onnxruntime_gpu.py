@@ -12,8 +12,8 @@ import pytest
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.building import build_engine
+from flowedge.runtime.device_cache import device_cache
 from flowedge.runtime.engine import BuildOptions
-from flowedge.runtime.engine_cache import engine_cache
 from flowedge.runtime.engines import onnxrt
 from flowedge.runtime.machine import NvidiaDriver
 from flowedge.runtime.unproven import open_unproven
@@ -114,7 +114,7 @@ def test_tensorrts_engines_are_built_on_request_and_kept_in_our_cache(
 
 def test_engines_whose_files_are_gone_are_built_again(bundle: Bundle, sessions: Sessions) -> None:
     build_engine(bundle, TENSORRT)
-    for entry in engine_cache().files():
+    for entry in device_cache().files():
         if entry.facts is None:
             entry.path.unlink()
     with pytest.raises(EngineNotBuiltError, match="files were deleted"):
@@ -138,7 +138,7 @@ def test_a_graph_of_which_tensorrt_takes_nothing_is_refused(bundle: Bundle, sess
     sessions.engines = 0
     with pytest.raises(EngineUnavailableError, match="built no engine"):
         build_engine(bundle, TENSORRT)
-    assert all(entry.facts is None for entry in engine_cache().files())
+    assert all(entry.facts is None for entry in device_cache().files())
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from flowedge.calibration.reference import StoredLevels
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.graph_files import weights_beside
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.engine_cache import engine_cache
+from flowedge.runtime.device_cache import device_cache
 from flowedge.runtime.images import read_image
 from flowedge.runtime.preprocess import Preprocessor
 from support.block_graph import Layer, random_layers, write_block_bundle, write_photographs
@@ -176,7 +176,7 @@ def test_the_ranges_are_kept_for_the_same_graph_images_and_preprocessing_alone(
     tmp_path: Path, photographs: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
-    kept = engine_cache().folder / "ranges"
+    kept = device_cache().folder / "ranges"
     observed: list[int] = []
 
     def counted(graph: Path, tensors: Sequence[str], **options: Any) -> Observer:
@@ -192,7 +192,7 @@ def test_the_ranges_are_kept_for_the_same_graph_images_and_preprocessing_alone(
             manifest = msgspec.structs.replace(bundle.manifest, preprocessing=changed)
             bundle = replace_in_bundle(bundle, manifest=manifest)
         done, _ = add_precisions(
-            bundle, photographs[:images], request_of("int8"), threads=1, cache=engine_cache()
+            bundle, photographs[:images], request_of("int8"), threads=1, cache=device_cache()
         )
         return done.read("model.int8-cpu.onnx")
 
@@ -209,7 +209,7 @@ def test_the_ranges_are_kept_for_the_same_graph_images_and_preprocessing_alone(
     assert add(5) == first
     assert len(observed) == 5
     assert stored.suffix == ".npz"
-    assert engine_cache().clear() > 0
+    assert device_cache().clear() > 0
     assert not kept.exists()
     kept.parent.mkdir(exist_ok=True)
     kept.write_text("a file in the way")
@@ -240,7 +240,7 @@ def test_the_pass_that_takes_ranges_gives_fp32_its_reference(
 
     def fitted() -> FittedGraph:
         done, _ = add_precisions(
-            open_bundle(path), photographs, request_of("int8"), threads=1, cache=engine_cache()
+            open_bundle(path), photographs, request_of("int8"), threads=1, cache=device_cache()
         )
         record = read_record(done)
         assert record is not None

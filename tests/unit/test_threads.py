@@ -23,8 +23,8 @@ from flowedge.errors import EngineUnavailableError, ProcessError
 from flowedge.manifest import NfaThreshold, Thresholds
 from flowedge.runtime.bench.subjects import shared_speed
 from flowedge.runtime.detector import Detector
+from flowedge.runtime.device_cache import device_cache
 from flowedge.runtime.engine import ENGINES, Engine, Opening
-from flowedge.runtime.engine_cache import engine_cache
 from flowedge.runtime.unproven import open_unproven
 from support.pretend_gpu import PretendCuda, PretendTrt
 from support.tiny_bundle import IMAGE_SIZE, write_tiny_bundle
@@ -88,7 +88,7 @@ def test_each_thread_gets_its_own_answers_of_an_nvidia_engine(
     monkeypatch.setattr(cuda, "device", lambda: device)
     monkeypatch.setattr(cuda, "cudart", made := PretendCuda())
     opening = Opening(spec=ENGINES["tensorrt"], bundle=bundle, precision="fp32", threads=None)
-    engine_cache().store(nvidia.facts_of(PretendTrt(made), opening, device), plan)
+    device_cache().store(nvidia.facts_of(PretendTrt(made), opening, device), plan)
     engine = nvidia.load(PretendTrt(made), opening)
     rng = np.random.default_rng(0)
     images = [rng.normal(size=(2, 3, *IMAGE_SIZE)).astype(np.float32) for _ in range(THREADS)]

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from flowedge.errors import EngineCacheError
-from flowedge.runtime.engine_cache import EngineCache, engine_cache, graph_hash
+from flowedge.runtime.device_cache import DeviceCache, device_cache, graph_hash
 from support.command_line import flowedge
 from support.engine_facts import facts
 from support.recorded_reports import RecordedReports
@@ -30,11 +30,11 @@ FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> EngineCache:
-    return EngineCache(tmp_path / "cache", limit=1 << 20)
+def cache(tmp_path: Path) -> DeviceCache:
+    return DeviceCache(tmp_path / "cache", limit=1 << 20)
 
 
-def everything(cache: EngineCache) -> list[str]:
+def everything(cache: DeviceCache) -> list[str]:
     return sorted(path.name for path in cache.folder.rglob("*") if path.is_file() and path.suffix != ".lock")
 
 
@@ -46,7 +46,7 @@ def never() -> bytes:
     raise AssertionError("it was built")
 
 
-def test_what_is_stored_is_found_and_not_built_again(cache: EngineCache) -> None:
+def test_what_is_stored_is_found_and_not_built_again(cache: DeviceCache) -> None:
     assert cache.find(facts()).plan is None
     first, was_built = cache.find_or_build(facts(), lambda: PLAN)
     assert (first.plan, was_built) == (PLAN, True)
@@ -70,12 +70,12 @@ def test_what_is_stored_is_found_and_not_built_again(cache: EngineCache) -> None
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_an_engine_of_anything_else_is_not_taken(cache: EngineCache, change: dict[str, object]) -> None:
+def test_an_engine_of_anything_else_is_not_taken(cache: DeviceCache, change: dict[str, object]) -> None:
     cache.store(facts(), PLAN)
     assert cache.find(facts(**change)).plan is None
 
 
-def test_an_engine_of_another_version_is_explained_and_both_stay(cache: EngineCache) -> None:
+def test_an_engine_of_another_version_is_explained_and_both_stay(cache: DeviceCache) -> None:
     cache.store(facts(), PLAN)
     reports = RecordedReports()
     cache.find_or_build(facts(version="10.7.0"), lambda: b"new", reports=reports)
@@ -86,7 +86,7 @@ def test_an_engine_of_another_version_is_explained_and_both_stay(cache: EngineCa
     assert cache.find(facts(version="10.7.0")).plan == b"new"
 
 
-def test_any_batches_takes_the_one_used_last(cache: EngineCache) -> None:
+def test_any_batches_takes_the_one_used_last(cache: DeviceCache) -> None:
     for number, largest in enumerate((2, 8, 4)):
         path = cache.store(facts(batches=(1, 1, largest)), bytes([largest]))
         os.utime(path, (number, number))
@@ -103,7 +103,7 @@ def test_any_batches_takes_the_one_used_last(cache: EngineCache) -> None:
         (0, "does not begin"),
     ],
 )
-def test_a_truncated_engine_is_explained_and_built_again(cache: EngineCache, keep: int, reason: str) -> None:
+def test_a_truncated_engine_is_explained_and_built_again(cache: DeviceCache, keep: int, reason: str) -> None:
     path = cache.store(facts(), PLAN)
     path.write_bytes(path.read_bytes()[:keep])
     assert reason in cache.find(facts()).reason
@@ -114,7 +114,7 @@ def test_a_truncated_engine_is_explained_and_built_again(cache: EngineCache, kee
     assert found.plan == cache.find(facts()).plan == PLAN
 
 
-def test_a_changed_byte_is_noticed(cache: EngineCache) -> None:
+def test_a_changed_byte_is_noticed(cache: DeviceCache) -> None:
     path = cache.store(facts(), PLAN)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -122,7 +122,7 @@ def test_a_changed_byte_is_noticed(cache: EngineCache) -> None:
     assert "not those that were written" in cache.find(facts()).reason
 
 
-def test_an_engine_under_anothers_name_is_not_taken(cache: EngineCache) -> None:
+def test_an_engine_under_anothers_name_is_not_taken(cache: DeviceCache) -> None:
     cache.store(facts(), PLAN).rename(cache.folder / "engines" / f"{facts(driver='13.0').key}.engine")
     assert "another engine" in cache.find(facts(driver="13.0")).reason
 
@@ -130,7 +130,7 @@ def test_an_engine_under_anothers_name_is_not_taken(cache: EngineCache) -> None:
 # Several processes
 
 
-def race(cache: EngineCache, start: Barrier, builds: Path) -> None:
+def race(cache: DeviceCache, start: Barrier, builds: Path) -> None:
     def build() -> bytes:
         (builds / str(os.getpid())).touch()
         time.sleep(0.2)
@@ -141,7 +141,7 @@ def race(cache: EngineCache, start: Barrier, builds: Path) -> None:
     os._exit(0 if found.plan == PLAN else 1)
 
 
-def test_of_two_builders_one_builds_and_both_have_the_engine(cache: EngineCache, tmp_path: Path) -> None:
+def test_of_two_builders_one_builds_and_both_have_the_engine(cache: DeviceCache, tmp_path: Path) -> None:
     (tmp_path / "builds").mkdir()
     start = FORK.Barrier(2)
     racers = [FORK.Process(target=race, args=(cache, start, tmp_path / "builds")) for _ in range(2)]
@@ -153,7 +153,7 @@ def test_of_two_builders_one_builds_and_both_have_the_engine(cache: EngineCache,
     assert len(list((tmp_path / "builds").iterdir())) == 1
 
 
-def build_slowly(cache: EngineCache, begun: Event) -> None:
+def build_slowly(cache: DeviceCache, begun: Event) -> None:
     def build() -> bytes:
         # As the middle of a write: a part of the engine is on the disk, without its name.
         (cache.folder / "engines" / f".{facts().key}.half").write_bytes(PLAN[:100])
@@ -164,7 +164,7 @@ def build_slowly(cache: EngineCache, begun: Event) -> None:
     cache.find_or_build(facts(), build)
 
 
-def test_a_builder_that_is_killed_leaves_nothing_that_counts(cache: EngineCache) -> None:
+def test_a_builder_that_is_killed_leaves_nothing_that_counts(cache: DeviceCache) -> None:
     begun = FORK.Event()
     builder = FORK.Process(target=build_slowly, args=(cache, begun))
     builder.start()
@@ -178,7 +178,7 @@ def test_a_builder_that_is_killed_leaves_nothing_that_counts(cache: EngineCache)
     assert everything(cache) == [found.path.name]
 
 
-def test_who_waits_for_another_builder_says_so(cache: EngineCache) -> None:
+def test_who_waits_for_another_builder_says_so(cache: DeviceCache) -> None:
     begun = FORK.Event()
     builder = FORK.Process(target=build_slowly, args=(cache, begun))
     builder.start()
@@ -199,7 +199,7 @@ def test_who_waits_for_another_builder_says_so(cache: EngineCache) -> None:
 # No room
 
 
-def store_with_a_file_limit(cache: EngineCache, refused: Event) -> None:
+def store_with_a_file_limit(cache: DeviceCache, refused: Event) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
     try:
@@ -209,7 +209,7 @@ def store_with_a_file_limit(cache: EngineCache, refused: Event) -> None:
     os._exit(0)
 
 
-def test_a_write_that_the_system_stops_half_way_leaves_the_old_cache(cache: EngineCache) -> None:
+def test_a_write_that_the_system_stops_half_way_leaves_the_old_cache(cache: DeviceCache) -> None:
     old = cache.store(facts(version="9"), PLAN)
     refused = FORK.Event()
     writer = FORK.Process(target=store_with_a_file_limit, args=(cache, refused))
@@ -228,10 +228,10 @@ ON_A_FULL_DISK = """
 import sys
 from pathlib import Path
 from flowedge.errors import EngineCacheError
-from flowedge.runtime.engine_cache import EngineCache
+from flowedge.runtime.device_cache import DeviceCache
 sys.path.insert(0, {tests!r})
-from unit.test_engine_cache import everything, facts
-cache = EngineCache(Path(sys.argv[1]) / "cache", limit=1 << 30)
+from unit.test_device_cache import everything, facts
+cache = DeviceCache(Path(sys.argv[1]) / "cache", limit=1 << 30)
 cache.store(facts(version="9"), b"small")
 before = everything(cache)
 try:
@@ -271,7 +271,7 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_engine_that_was_not_used_for_longest_makes_room(cache: EngineCache) -> None:
+def test_the_engine_that_was_not_used_for_longest_makes_room(cache: DeviceCache) -> None:
     cache.limit = 3 * len(PLAN)
     for number, version in enumerate(("1", "2")):
         path = cache.store(facts(version=version), PLAN)
@@ -281,14 +281,14 @@ def test_the_engine_that_was_not_used_for_longest_makes_room(cache: EngineCache)
     assert [cache.find(facts(version=v)).plan is not None for v in ("1", "2", "3")] == [True, False, True]
 
 
-def test_an_engine_larger_than_the_limit_is_kept_alone(cache: EngineCache) -> None:
+def test_an_engine_larger_than_the_limit_is_kept_alone(cache: DeviceCache) -> None:
     cache.limit = 10
     cache.store(facts(version="1"), PLAN)
     path = cache.store(facts(), PLAN)
     assert everything(cache) == [path.name]
 
 
-def test_what_only_saves_time_is_kept_where_it_can_be(cache: EngineCache) -> None:
+def test_what_only_saves_time_is_kept_where_it_can_be(cache: DeviceCache) -> None:
     assert cache.read_extra("timing/a.cache") == b""
     cache.write_extra("timing/a.cache", b"times")
     assert cache.read_extra("timing/a.cache") == b"times"
@@ -304,20 +304,20 @@ def test_the_environment_says_where_and_how_large(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("FLOWEDGE_CACHE_DIR", raising=False)
     monkeypatch.delenv("FLOWEDGE_CACHE_SIZE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert (engine_cache().folder, engine_cache().limit) == (tmp_path / "flowedge", 20 << 30)
+    assert (device_cache().folder, device_cache().limit) == (tmp_path / "flowedge", 20 << 30)
     monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "own"))
     monkeypatch.setenv("FLOWEDGE_CACHE_SIZE", "500m")
-    assert (engine_cache().folder, engine_cache().limit) == (tmp_path / "own", 500 << 20)
+    assert (device_cache().folder, device_cache().limit) == (tmp_path / "own", 500 << 20)
 
 
 @pytest.mark.parametrize("text", ["much", "-1", "1.5G", "3X"])
 def test_a_size_that_is_none_is_refused_by_its_value(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWEDGE_CACHE_SIZE", text)
     with pytest.raises(EngineCacheError, match=f"500M or 20G, got '{text}'"):
-        engine_cache()
+        device_cache()
 
 
-def test_list_and_clear(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_and_clear(cache: DeviceCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(cache.folder))
     cache.store(facts(), PLAN)
     cache.write_extra("timing/a.cache", b"times")

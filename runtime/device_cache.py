@@ -118,7 +118,7 @@ class Found:
     reason: str
 
 
-class EngineCache:
+class DeviceCache:
     """A folder of engines, safe for several processes at once."""
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -371,13 +371,13 @@ class EngineCache:
         return f"the cache {self.folder} has no {facts.engine} engine of this graph"
 
 
-def engine_cache() -> EngineCache:
+def device_cache() -> DeviceCache:
     """The user's cache: ``FLOWEDGE_CACHE_DIR`` and ``FLOWEDGE_CACHE_SIZE``, else XDG's folder and 20 GB.
 
     Raises:
         EngineCacheError: ``FLOWEDGE_CACHE_SIZE`` is not a size.
     """
-    return EngineCache(cache_folder(), cache_size())
+    return DeviceCache(cache_folder(), cache_size())
 
 
 def graph_hash(bundle: Bundle, precision: str) -> str:
