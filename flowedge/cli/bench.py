@@ -18,7 +18,7 @@ from flowedge.files import write_whole_file
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from flowedge.runtime.bench.report import Report
+    from flowedge.runtime.bench.timing_report import Report
 
 NAME = "bench"
 
@@ -63,10 +63,11 @@ def command(
 
     Exit status 1 when one answers wrongly, or when nothing could be measured.
     """
-    from flowedge.runtime.bench.measure import BenchOptions, run_bench
-    from flowedge.runtime.bench.page import page_of
-    from flowedge.runtime.bench.report import json_from_report
+    from flowedge.runtime.bench.measure import run_bench
+    from flowedge.runtime.bench.plan import BenchOptions
     from flowedge.runtime.bench.table import markdown_of
+    from flowedge.runtime.bench.timing_page import page_of
+    from flowedge.runtime.bench.timing_report import json_from_report
     from flowedge.text import printable
 
     if not bundles and not peers:
@@ -108,7 +109,7 @@ def _print(report: Report) -> None:
         batch_columns,
         batch_rows,
         cells_of,
-        machine_line,
+        environment_line,
         remarks_of,
         shared_columns,
         shared_rows,
@@ -132,7 +133,7 @@ def _print(report: Report) -> None:
             RESULTS.print()
             _print_whole(_table(columns, body, [None] * len(body), title))
     RESULTS.print()
-    RESULTS.print(machine_line(report.machine), soft_wrap=True)
+    RESULTS.print(environment_line(report.machine), soft_wrap=True)
     for remark in remarks_of(report):
         MESSAGES.print(remark, soft_wrap=True)
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
-from flowedge.runtime.bench.report import Report, Row
+from flowedge.runtime.bench.timing_report import Report, Row
 
 _WIDTH: Final = 760
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 12, 40

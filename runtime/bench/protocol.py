@@ -143,7 +143,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     failed: tuple[str, ...] = ()
 
 
-class Memory(msgspec.Struct, frozen=True, kw_only=True):
+class PeakMemory(msgspec.Struct, frozen=True, kw_only=True):
     """The largest resident memory of a process, in 10^6 bytes."""
 
     peak_mb: float | None

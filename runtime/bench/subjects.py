@@ -19,8 +19,8 @@ from flowedge.runtime.bench.protocol import (
     Command,
     Job,
     Macs,
-    Memory,
     Peak,
+    PeakMemory,
     Shared,
     StagesAnswer,
     StageTimes,
@@ -62,7 +62,7 @@ def subject_of(job: Job) -> Subject:
         FlowEdgeError: It cannot be loaded or run here.
     """
     if job.kind == "machine":
-        return _Machine()
+        return _MachineSpeed()
     if job.kind == "torch":
         return _Timed(importlib.import_module(_BASELINE).TorchBaseline(job))
     return _Bundle(job) if job.kind == "bundle" else _Timed(_Peer(job))
@@ -84,7 +84,7 @@ class _Timed:
                 self._batch, self._work = command.batch, self._inference.work(command.batch)
             return Window(ms=window_of(self._work, command.seconds))
         if command.do == "memory":
-            return Memory(peak_mb=peak_resident_mb())
+            return PeakMemory(peak_mb=peak_resident_mb())
         raise FlowEdgeError(f"{self.started.engine} has no {command.do} to measure.")
 
 
@@ -257,7 +257,7 @@ class _Peer:
         return EngineUnavailableError(f"ONNX Runtime cannot {what} {self._path}: {reason}.")
 
 
-class _Machine:
+class _MachineSpeed:
     """What no inference can beat, and what an ONNX file asks for."""
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from flowedge.runtime.bench.report import Machine, Report, Row
+from flowedge.runtime.bench.timing_report import Environment, Report, Row
 
 COLUMNS: tuple[str, ...] = (
     "what",
@@ -145,7 +145,7 @@ def remarks_of(report: Report) -> list[str]:
     return remarks
 
 
-def machine_line(machine: Machine) -> str:
+def environment_line(machine: Environment) -> str:
     """The machine in one line."""
     speed = ""
     if machine.gflops is not None and machine.copy_gb_s is not None:
@@ -165,7 +165,7 @@ def markdown_of(report: Report) -> str:
         "# FlowEdge bench",
         "",
         f"{report.date}, FlowEdge {report.flowedge_version}, "
-        f"{threads}. {_plain(machine_line(report.machine))}.",
+        f"{threads}. {_plain(environment_line(report.machine))}.",
         "",
         f"Command: {_plain(report.command)}",
         "",

@@ -18,14 +18,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flowedge.bundle import clone_bundle, open_bundle, write_bundle
 from flowedge.errors import EngineUnavailableError
-from flowedge.runtime.bench.machine import EnergyMeter
+from flowedge.runtime.bench.environment import EnergyMeter
 from flowedge.runtime.bench.macs import multiply_accumulates
-from flowedge.runtime.bench.measure import ROUNDS, BenchOptions, run_bench
-from flowedge.runtime.bench.page import page_of
+from flowedge.runtime.bench.measure import ROUNDS, run_bench
 from flowedge.runtime.bench.parity import lowest_correlation
+from flowedge.runtime.bench.plan import BenchOptions
 from flowedge.runtime.bench.process import Worker
 from flowedge.runtime.bench.protocol import Command, Job, Peak
-from flowedge.runtime.bench.report import Report
+from flowedge.runtime.bench.timing_page import page_of
+from flowedge.runtime.bench.timing_report import Report
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.selftest import read_selftest
 from flowedge.runtime.timing import LEAST_RUNS, window_of

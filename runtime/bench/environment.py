@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from flowedge.children import clean_environment, find_program
-from flowedge.runtime.bench.report import Machine
+from flowedge.runtime.bench.timing_report import Environment
 from flowedge.runtime.machine import cpu_name, system_name
 
 _SYS: Final = Path("/sys")
@@ -19,9 +19,9 @@ _SAMPLE_SECONDS: Final = 0.05
 _INPUT_RAILS: Final = ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0")  # of the whole module, by the Jetsons' names
 
 
-def machine_facts() -> Machine:
+def find_environment() -> Environment:
     """The machine, without its speed."""
-    return Machine(
+    return Environment(
         cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,

@@ -12,7 +12,7 @@ SCHEMA: Final = 1
 PERCENTILES: Final = tuple(range(101))
 
 
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """Where it was measured.
 
     Attributes:
@@ -122,7 +122,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
     date: str
     command: str
-    machine: Machine
+    machine: Environment
     problem: str = ""
     timings: tuple[BatchTiming, ...] = ()
     cold_start_ms: float | None = None
@@ -174,7 +174,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     flowedge_version: str
     date: str
     command: str
-    machine: Machine
+    machine: Environment
     seconds: float
     rows: tuple[Row, ...]
     wrong: tuple[str, ...]

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from typing import Final
 
 from flowedge.runtime.bench.plots import accuracy_over_latency, latency_distributions, throughput_over_batch
-from flowedge.runtime.bench.report import Report
 from flowedge.runtime.bench.table import (
     COLUMNS,
     STAGE_COLUMNS,
     batch_columns,
     batch_rows,
     cells_of,
-    machine_line,
+    environment_line,
     remarks_of,
     shared_columns,
     shared_rows,
     stage_rows,
 )
+from flowedge.runtime.bench.timing_report import Report
 
 _STYLE: Final = """
 body { margin: 0 auto; max-width: 1280px; padding: 32px 24px 64px; color: #1d2430;
@@ -64,7 +64,7 @@ def page_of(report: Report) -> str:
 <body>
 <h1>FlowEdge bench</h1>
 <p class="soft">{html.escape(report.date)}, FlowEdge {html.escape(report.flowedge_version)}.
-{html.escape(machine_line(report.machine))}.<br>{html.escape(report.command)}</p>
+{html.escape(environment_line(report.machine))}.<br>{html.escape(report.command)}</p>
 {wrong}
 <div class="wide">{_table(COLUMNS, [cells_of(row) for row in report.rows], classes)}</div>
 <p class="soft">Latencies are of one inference at the first batch. Of peak: multiply-accumulates over the fastest

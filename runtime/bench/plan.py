@@ -1,0 +1,107 @@
+"""Plan a benchmark: the user's choices, and the combinations of bundle, engine and precision that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cv2
+import msgspec
+import numpy as np
+
+from flowedge.bundle import Bundle, open_bundle
+from flowedge.errors import FlowEdgeError
+from flowedge.runtime.bench.combination import Combination
+from flowedge.runtime.bench.protocol import Job
+from flowedge.runtime.engine import ENGINES
+from flowedge.runtime.selftest import synthetic_frames
+
+DEFAULT_FRAME: Final = (1024, 1024)
+_JPEG_QUALITY: Final = 90
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """What a user may choose.
+
+    Attributes:
+        engines: Names of ``ENGINES``; None takes all.
+        precisions: Of the bundles' graphs; None takes all that a bundle has.
+        batches: Images of one inference; the first is also what shares and plots refer to.
+        frame_size: ``(height, width)`` of the synthetic source frames; None takes a bundle's ``frame_size``, else
+            1024x1024.
+        peers: Foreign ONNX files.
+        checkpoint: The first bundle's, to run in PyTorch beside it.
+        backbone_weights: For the checkpoint.
+        threads: CPU threads of each process; None leaves it to the engines.
+        seconds: How long each combination is timed for each batch.
+        command: The command line, for the record.
+    """
+
+    engines: tuple[str, ...] | None = None
+    precisions: tuple[str, ...] | None = None
+    batches: tuple[int, ...] = (1, 4, 8)
+    frame_size: tuple[int, int] | None = None
+    peers: tuple[Path, ...] = ()
+    checkpoint: Path | None = None
+    backbone_weights: Path | None = None
+    threads: int | None = None
+    seconds: float = 3.0
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
+            raise ValueError(f"batches must be different and at least 1, got {self.batches}")
+        if self.seconds < 0:
+            raise ValueError(f"seconds must not be negative, got {self.seconds}")
+
+
+def combinations_of(bundles: Sequence[Path], options: BenchOptions, folder: Path) -> Iterator[Combination]:
+    """In the order of the command line; frames are written for the workers to read."""
+    for number, path in enumerate(bundles):
+        bundle = open_bundle(path)
+        size = bundle.manifest.frame_size or options.frame_size or DEFAULT_FRAME
+        frame, picture = _write_frame(bundle, size, folder / f"frame{number}")
+        job = Job(kind="bundle", path=str(path), threads=options.threads, frame=frame, picture=picture)
+        for precision in options.precisions or _precisions(bundle):
+            for engine in options.engines or ENGINES:
+                run = msgspec.structs.replace(job, engine=engine, precision=precision)
+                yield Combination(job=run, label=f"{path.name} {engine} {precision}", frame_size=size)
+        if options.checkpoint is not None and number == 0:
+            weights = None if options.backbone_weights is None else str(options.backbone_weights)
+            run = msgspec.structs.replace(
+                job,
+                kind="torch",
+                engine="torch",
+                precision="fp32",
+                checkpoint=str(options.checkpoint),
+                backbone_weights=weights,
+            )
+            yield Combination(job=run, label=f"{path.name} in PyTorch", frame_size=size)
+    for peer in options.peers:
+        job = Job(kind="peer", path=str(peer), engine="onnxruntime-cpu", threads=options.threads)
+        yield Combination(job=job, label=peer.name, frame_size=DEFAULT_FRAME)
+
+
+def _precisions(bundle: Bundle) -> list[str]:
+    """Of the bundle's graphs; int8 once, since each engine has its own form of it."""
+    names = (graph.precision for graph in bundle.manifest.graphs)
+    return list(dict.fromkeys("int8" if name.startswith("int8") else name for name in names))
+
+
+def _write_frame(bundle: Bundle, size: tuple[int, int], target: Path) -> tuple[str, str]:
+    """A synthetic frame as an array and as a JPEG file; their paths."""
+    frame = np.ascontiguousarray(synthetic_frames(bundle.manifest.preprocessing, size)[0])
+    array, picture = target.with_suffix(".npy"), target.with_suffix(".jpg")
+    np.save(array, frame)
+    done, encoded = cv2.imencode(
+        ".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    )
+    if not done:
+        raise FlowEdgeError(
+            f"OpenCV cannot write a JPEG of {size[0]}x{size[1]} pixels. Name another --frame-size."
+        )
+    picture.write_bytes(encoded.tobytes())
+    return str(array), str(picture)
