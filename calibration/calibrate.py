@@ -26,7 +26,7 @@ from flowedge.calibration.record import (
     bytes_of_record,
     read_record,
 )
-from flowedge.calibration.reference import StoredLevels, fit_reference
+from flowedge.calibration.score_maxima import StoredLevels, fit_score_maxima
 from flowedge.calibration.threshold import (
     FittedThreshold,
     GoodMethod,
@@ -37,7 +37,7 @@ from flowedge.calibration.threshold import (
 from flowedge.clock import utc_now
 from flowedge.errors import CalibrationError, EngineUnavailableError
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE
-from flowedge.manifest import FixedReference, GraphFile, Manifest, NfaThreshold, Thresholds
+from flowedge.manifest import GraphFile, Manifest, NfaThreshold, ScoreMaxima, Thresholds
 from flowedge.onnx_constants import write_constants
 from flowedge.progress import SILENT, Reports
 from flowedge.runtime.aggregate import aggregate, largest_sums
@@ -76,7 +76,7 @@ def calibrate_bundle(
     bundle: Bundle,
     images: Sequence[Path],
     *,
-    reference: bool = True,
+    score_maxima: bool = True,
     known: Mapping[str, FittedGraph] | None = None,
     levels: Mapping[str, StoredLevels] | None = None,
     request: ThresholdRequest | None = None,
@@ -97,7 +97,7 @@ def calibrate_bundle(
     Args:
         bundle: The bundle; it is replaced by its calibrated version, or left as it was.
         images: Good images.
-        reference: Fit the reference maxima too, where the family's score has them.
+        score_maxima: Fit the score maxima too, where the family's score has them.
         known: By precision, what was fitted on these images for this request before; it is taken as it is.
         levels: By precision, the levels of these images where they were inferred before; the caller closes them.
         request: Which thresholds; None fits none. A limit of the number of false alarms gives way to them.
@@ -131,7 +131,7 @@ def calibrate_bundle(
             start,
             folder,
             images,
-            reference,
+            score_maxima,
             known or {},
             levels or {},
             request,
@@ -159,7 +159,7 @@ def _fitted(
     draft: Bundle,
     folder: Path,
     images: Sequence[Path],
-    reference: bool,
+    score_maxima: bool,
     known: Mapping[str, FittedGraph],
     levels: Mapping[str, StoredLevels],
     request: ThresholdRequest | None,
@@ -174,11 +174,11 @@ def _fitted(
     """
     precisions = [graph.precision for graph in draft.manifest.graphs]
     unknown = [precision for precision in precisions if precision not in known]
-    fits_reference = reference and has_reference(draft.manifest)
+    fits_score_maxima = score_maxima and has_score_maxima(draft.manifest)
     inferences = 0
     if request is not None and request.method == "f1":
         inferences += (len(labelled.samples) if labelled else 0) * len(unknown)
-    if fits_reference:
+    if fits_score_maxima:
         inferences += len(images) * len(set(unknown) - set(levels))
     elif request is not None and request.method != "f1":
         inferences += len(images) * len(unknown)
@@ -197,20 +197,20 @@ def _fitted(
             ) from error
         return Detector(draft, session, precision)
 
-    references = {precision: one.reference for precision, one in known.items()}
+    maxima = {precision: one.score_maxima for precision, one in known.items()}
     fitted = dict(known)
     engines: dict[str, None] = {}  # in the order of their use
     with contextlib.ExitStack() as stack:
         stored: dict[str, StoredLevels] = {}
-        if fits_reference:
+        if fits_score_maxima:
             for precision in unknown:
                 if precision in levels:
                     stored[precision] = levels[precision]
                 else:
                     with detector(precision) as detect:
                         stored[precision] = stack.enter_context(_stored_levels(detect, images, reports))
-                references[precision] = _fit_reference(stored[precision], draft.manifest)
-            draft = _with_references(draft, references, folder)
+                maxima[precision] = _fit_score_maxima(stored[precision], draft.manifest)
+            draft = _with_score_maxima(draft, maxima, folder)
         for precision in unknown:
             with detector(precision) as detect:
                 engines[detect.engine.name] = None
@@ -218,7 +218,7 @@ def _fitted(
                     detect, images, stored.get(precision), request, labelled, reports
                 )
             fitted[precision] = FittedGraph(
-                precision=precision, reference=references.get(precision), thresholds=thresholds, notes=notes
+                precision=precision, score_maxima=maxima.get(precision), thresholds=thresholds, notes=notes
             )
     record = CalibrationRecord(
         date=utc_now().isoformat(),
@@ -236,7 +236,7 @@ def without_frame_check(bundle: Bundle) -> Bundle:
     return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, frame_check=None))
 
 
-def has_reference(manifest: Manifest) -> bool:
+def has_score_maxima(manifest: Manifest) -> bool:
     """Whether the family's score is normalised by maxima that can be fitted."""
     return manifest.graphs[0].scoring.normalisation != "none"
 
@@ -285,7 +285,7 @@ def _stored_levels(detect: Detector, images: Sequence[Path], reports: Reports) -
     return StoredLevels(levels, names=[str(path) for path in images])
 
 
-def _fit_reference(levels: StoredLevels, manifest: Manifest) -> FixedReference:
+def _fit_score_maxima(levels: StoredLevels, manifest: Manifest) -> ScoreMaxima:
     def largest_map(image: tuple[NDArray[np.float32], ...], level_max: tuple[float, ...]) -> float:
         return largest_sums(image, level_max, manifest.family, manifest.image_size)[0]
 
@@ -294,7 +294,7 @@ def _fit_reference(levels: StoredLevels, manifest: Manifest) -> FixedReference:
         assert largest is not None
         return largest
 
-    return fit_reference(
+    return fit_score_maxima(
         levels, map_sum=largest_map, mul_sum=largest_mul if manifest.family == "msflow" else None
     )
 
@@ -393,18 +393,18 @@ def _fit_f1(
     return image, fit_f1_threshold(pixels.curve(), images=len(scores))
 
 
-def _with_references(bundle: Bundle, references: Mapping[str, FixedReference | None], folder: Path) -> Bundle:
+def _with_score_maxima(bundle: Bundle, maxima: Mapping[str, ScoreMaxima | None], folder: Path) -> Bundle:
     """A draft with every graph patched; the thresholds that belonged to the old scores are dropped.
 
     The number of false alarms is taken from the latents, which know no reference: its limit stays.
     """
     graphs: list[GraphFile] = []
     for graph in bundle.manifest.graphs:
-        reference = references[graph.precision]
-        assert reference is not None
+        own = maxima[graph.precision]
+        assert own is not None
         bundle.check_again(graph.file)
-        write_constants(bundle.path / graph.file, folder / graph.file, constants_of(reference))
-        scoring = msgspec.structs.replace(graph.scoring, normalisation="fixed_reference", reference=reference)
+        write_constants(bundle.path / graph.file, folder / graph.file, constants_of(own))
+        scoring = msgspec.structs.replace(graph.scoring, normalisation="fixed_reference", score_maxima=own)
         thresholds = Thresholds(nfa=graph.thresholds.nfa)
         graphs.append(msgspec.structs.replace(graph, scoring=scoring, thresholds=thresholds))
     manifest = msgspec.structs.replace(bundle.manifest, graphs=tuple(graphs))
@@ -412,11 +412,11 @@ def _with_references(bundle: Bundle, references: Mapping[str, FixedReference | N
     return clone_bundle(bundle, folder / "draft", manifest=manifest, files=files)
 
 
-def constants_of(reference: FixedReference) -> dict[str, NDArray[np.generic]]:
-    values = {f"level_max_{n}": value for n, value in enumerate(reference.level_max)}
-    values["map_max"] = reference.map_max
-    if reference.mul_max is not None:
-        values["mul_max"] = reference.mul_max
+def constants_of(maxima: ScoreMaxima) -> dict[str, NDArray[np.generic]]:
+    values = {f"level_max_{n}": value for n, value in enumerate(maxima.level_max)}
+    values["map_max"] = maxima.map_max
+    if maxima.mul_max is not None:
+        values["mul_max"] = maxima.mul_max
     constants: dict[str, NDArray[np.generic]] = {
         f"reference.{name}": np.full((1, 1, 1, 1), value, np.float32) for name, value in values.items()
     }

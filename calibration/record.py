@@ -9,16 +9,23 @@ import msgspec
 from flowedge.bundle import Bundle
 from flowedge.calibration.gates import GateReport
 from flowedge.errors import BundleError
-from flowedge.manifest import FixedReference, Thresholds
+from flowedge.manifest import ScoreMaxima, Thresholds
 
 RECORD: Final = "calibration.json"
 
 
 class FittedGraph(msgspec.Struct, frozen=True, kw_only=True):
-    """What was fitted for one precision."""
+    """The score maxima and thresholds that were fitted for one precision.
+
+    Attributes:
+        precision: The precision's name in the manifest.
+        score_maxima: The value is None for a family without score maxima. The JSON calls it ``reference``.
+        thresholds: The fitted limits.
+        notes: Sentences on what weakens a threshold.
+    """
 
     precision: str
-    reference: FixedReference | None
+    score_maxima: ScoreMaxima | None = msgspec.field(name="reference")
     thresholds: Thresholds
     notes: tuple[str, ...]
 

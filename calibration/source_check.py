@@ -86,7 +86,7 @@ def _source_answers(detect: Detector, images: Sequence[Path]) -> Iterator[tuple[
         if scoring.normalisation != "fixed_reference":
             yield result.score, float(result.network_map.max())
             continue
-        own = msgspec.structs.replace(scoring, normalisation="per_image", reference=None)
+        own = msgspec.structs.replace(scoring, normalisation="per_image", score_maxima=None)
         levels = [level[None, None] for level in result.levels]
         answer = aggregate(levels, own, manifest.family, manifest.image_size)
         yield float(answer.score[0]), float(answer.anomaly_map.max())

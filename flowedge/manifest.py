@@ -164,8 +164,8 @@ class Preprocessing(_Record, frozen=True, kw_only=True):
     std: tuple[Std, Std, Std]
 
 
-class FixedReference(_Record, frozen=True, kw_only=True):
-    """The constants that ``fixed_reference`` scores are normalised by, fitted on good images.
+class ScoreMaxima(_Record, frozen=True, kw_only=True):
+    """The maxima over good images by which the scores and maps of ``fixed_reference`` are normalised.
 
     Attributes:
         level_max: Per level, the largest log-likelihood per dimension (constants dropped, as the graph's
@@ -184,14 +184,14 @@ class Scoring(_Record, frozen=True, kw_only=True):
 
     Attributes:
         normalisation: ``none`` for the families whose map needs no maximum.
-        reference: Set exactly when ``normalisation`` is ``fixed_reference``.
+        score_maxima: Set exactly when ``normalisation`` is ``fixed_reference``. The JSON calls it ``reference``.
         csflow_map: CS-Flow only: ``product`` of the levels (anomalib) or the ``finest`` level (official).
         top_fraction: MSFlow only: the share of the pixels, at least one, whose mean is the score.
         top_pixels: CFLOW only: how many of the map's largest values have their mean as the score; None is one.
     """
 
     normalisation: ScoreNormalisation
-    reference: FixedReference | None = None
+    score_maxima: ScoreMaxima | None = msgspec.field(default=None, name="reference")
     csflow_map: Literal["product", "finest"] | None = None
     top_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     top_pixels: PixelCount | None = None
@@ -240,7 +240,7 @@ class GraphFile(_Record, frozen=True, kw_only=True):
         precision: What the graph computes in.
         file: Its file name in the bundle.
         opset: Its ONNX opset.
-        scoring: How it scores; the constants of a fixed reference are fitted for each precision.
+        scoring: How it scores; the score maxima are fitted for each precision.
         half: Patterns of the names of the nodes that compute in half precision; empty where none does.
         fp32_islands: Names of nodes that match a pattern of ``half`` and stay in FP32 all the same.
         int8: Names of the blocks that compute in INT8: their nodes' names begin with it.
@@ -365,7 +365,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
         levels: Fine to coarse.
         assumed: Every value that the checkpoint did not hold.
         source_scale: anomalib's own thresholds and ranges, where the checkpoint held any. They belong to the scores
-            of a bundle that was not calibrated to a fixed reference.
+            of a bundle without fitted score maxima.
         nfa: What the graphs give for the number of false alarms; None without ``--nfa``.
         frame_size: ``[height, width]`` of the frames that the graphs take as they are, doing the preprocessing
             themselves; None where they take the network's input.
@@ -435,17 +435,17 @@ def level_outputs(levels: Sequence[_Level], nfa: NfaOutputs | None) -> dict[str,
 
 def scoring_problem(scoring: Scoring, family: Family, levels: int) -> str | None:
     """Say why a way of scoring does not suit a family with so many levels, or return None where it does."""
-    reference = scoring.reference
+    maxima = scoring.score_maxima
     if (family in ("cflow", "msflow")) == (scoring.normalisation == "none"):
         return f"normalisation {scoring.normalisation!r} does not suit {family}"
-    if (reference is None) == (scoring.normalisation == "fixed_reference"):
+    if (maxima is None) == (scoring.normalisation == "fixed_reference"):
         return "a reference must be there exactly for the normalisation 'fixed_reference'"
-    if reference is not None and len(reference.level_max) != levels:
-        return f"the reference has {len(reference.level_max)} levels, got {levels}"
+    if maxima is not None and len(maxima.level_max) != levels:
+        return f"the reference has {len(maxima.level_max)} levels, got {levels}"
     if family == "csflow" and scoring.csflow_map is None:
         return "csflow needs scoring.csflow_map"
     if family == "msflow" and scoring.top_fraction is None:
         return "msflow needs scoring.top_fraction"
-    if family == "msflow" and reference is not None and reference.mul_max is None:
+    if family == "msflow" and maxima is not None and maxima.mul_max is None:
         return "msflow's reference needs mul_max"
     return None

@@ -1,7 +1,7 @@
 """From the levels to the anomaly map and the image score, on the host, in NumPy.
 
 The exported graph does the same inside; this is the second, independent way to its answer, and what calibration
-fits references with. Every image is on its own: nothing is shared over the batch. What is not finite stays so: a
+fits score maxima with. Every image is on its own: nothing is shared over the batch. What is not finite stays so: a
 NaN in a level is a NaN in its image's score, never a quiet zero.
 
 Levels are fine to coarse, ``[N, 1, h, w]`` float32: for CFLOW and MSFlow the log-likelihood per dimension without
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from flowedge.framing import Size
 from flowedge.geometry import BandedMatrix, bilinear_matrix
-from flowedge.manifest import Family, FixedReference, Scoring, scoring_problem
+from flowedge.manifest import Family, ScoreMaxima, Scoring, scoring_problem
 
 Array: TypeAlias = NDArray[np.float32]
 
@@ -73,7 +73,7 @@ def aggregate(levels: Sequence[Array], scoring: Scoring, family: Family, image_s
 
 
 def largest_levels(levels: Sequence[Array]) -> tuple[float, ...]:
-    """Each level's largest value over the batch: what ``FixedReference.level_max`` is the maximum of."""
+    """Each level's largest value over the batch: what ``ScoreMaxima.level_max`` is the maximum of."""
     return tuple(float(level.max()) for level in levels)
 
 
@@ -84,7 +84,7 @@ def largest_sums(
 
     Args:
         levels: As in this file's head, of CFLOW or MSFlow.
-        level_max: The reference's ``level_max``.
+        level_max: The ``level_max`` of the score maxima.
         family: ``cflow`` or ``msflow``.
         image_size: ``(H, W)`` of the bundle's maps.
     """
@@ -94,23 +94,23 @@ def largest_sums(
 
 
 def _cflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggregate:
-    anomaly_map = _additive_map(levels, scoring.reference, image_size)
+    anomaly_map = _additive_map(levels, scoring.score_maxima, image_size)
     return Aggregate(anomaly_map=anomaly_map, score=_mean_of_largest(anomaly_map, scoring.top_pixels or 1))
 
 
 def _msflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggregate:
     assert scoring.top_fraction is not None
     product = _upsampled_sum(levels, image_size, "msflow")
-    reference = scoring.reference
+    maxima = scoring.score_maxima
     largest = (
         product.max(axis=_PER_IMAGE, keepdims=True)
-        if reference is None or reference.mul_max is None
-        else np.float32(reference.mul_max)
+        if maxima is None or maxima.mul_max is None
+        else np.float32(maxima.mul_max)
     )
     anomaly_map_mul = 1 - np.exp(product - largest)
     count = max(int(np.prod(image_size) * scoring.top_fraction), 1)
     return Aggregate(
-        anomaly_map=_additive_map(levels, reference, image_size),
+        anomaly_map=_additive_map(levels, maxima, image_size),
         score=_mean_of_largest(anomaly_map_mul, count),
         anomaly_map_mul=anomaly_map_mul,
     )
@@ -149,14 +149,14 @@ def _mean_of_largest(maps: Array, count: int) -> Array:
     return np.asarray(top.mean(axis=1, dtype=np.float64), np.float32)
 
 
-def _additive_map(levels: Sequence[Array], reference: FixedReference | None, image_size: Size) -> Array:
+def _additive_map(levels: Sequence[Array], maxima: ScoreMaxima | None, image_size: Size) -> Array:
     """CFLOW's and MSFlow's S* - S."""
-    if reference is None:
+    if maxima is None:
         maxima = [level.max(axis=_PER_IMAGE, keepdims=True) for level in levels]
         total = _sum_of_likelihoods(levels, maxima, image_size)
         return np.asarray(total.max(axis=_PER_IMAGE, keepdims=True) - total, np.float32)
-    total = _sum_of_likelihoods(levels, [np.float32(value) for value in reference.level_max], image_size)
-    return np.asarray(np.float32(reference.map_max) - total, np.float32)
+    total = _sum_of_likelihoods(levels, [np.float32(value) for value in maxima.level_max], image_size)
+    return np.asarray(np.float32(maxima.map_max) - total, np.float32)
 
 
 def _sum_of_likelihoods(

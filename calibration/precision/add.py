@@ -27,7 +27,7 @@ from flowedge.calibration.calibrate import (
     ThresholdRequest,
     calibrate_bundle,
     constants_of,
-    has_reference,
+    has_score_maxima,
     hash_of_images,
     without_frame_check,
 )
@@ -59,7 +59,7 @@ from flowedge.calibration.record import (
     bytes_of_record,
     read_record,
 )
-from flowedge.calibration.reference import StoredLevels
+from flowedge.calibration.score_maxima import StoredLevels
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.manifest import Manifest, level_outputs
@@ -255,8 +255,8 @@ class _Work:
         for file in [name for name in new if name.startswith(graph.file)]:
             del new[file]
         new |= {file.name: file for file in folder.iterdir()}
-        if graph.scoring.reference is not None:
-            write_constants(folder / graph.file, patched, constants_of(graph.scoring.reference))
+        if graph.scoring.score_maxima is not None:
+            write_constants(folder / graph.file, patched, constants_of(graph.scoring.score_maxima))
             new[graph.file] = patched
         graphs = tuple(
             msgspec.structs.replace(one, opset=written.graph.opset) if one is graph else one
@@ -342,7 +342,7 @@ class _Work:
         answers = self._answers(observer, draft.manifest)
         with contextlib.ExitStack() as stack:
             levels: dict[str, StoredLevels] = {}
-            if has_reference(draft.manifest):
+            if has_score_maxima(draft.manifest):
                 paths = [str(path) for path in self._images]
                 levels["fp32"] = stack.enter_context(StoredLevels(answers, names=paths))
             else:

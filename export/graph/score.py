@@ -1,6 +1,6 @@
 """From levels to the anomaly map and the image score, inside the graph.
 
-The constants of a fixed reference are buffers with fixed names, so that calibration can patch them in the ONNX
+The score maxima are buffers with fixed names, so that calibration can patch them in the ONNX
 file: ``reference.fixed`` (bool: false is ``per_image``), ``reference.level_max_0`` …, ``reference.map_max`` and,
 for MSFlow, ``reference.mul_max``. Upsampling is two products with constant matrices, which every engine computes
 alike.
@@ -60,19 +60,19 @@ class ScoreModule(nn.Module):
         return self.get_buffer(f"rows_{number}") @ x @ self.get_buffer(f"columns_{number}")
 
     def maximum(self, x: Tensor, name: str) -> Tensor:
-        """The image's own maximum, or the named constant of the fixed reference; ``(N, 1, 1, 1)``."""
+        """The image's own maximum, or the named constant of the score maxima; ``(N, 1, 1, 1)``."""
         return torch.where(self.get_buffer("fixed"), self.get_buffer(name), x.amax(_PER_IMAGE, keepdim=True))
 
 
 def score_constants(model: ir.FlowModel) -> dict[str, NDArray[np.generic]]:
-    """The initializers that hold the fixed reference, by name; none for a family that needs none."""
+    """The initializers that hold the score maxima, by name; none for a family that needs none."""
     scoring = model.scoring
     if scoring.normalisation == "none":
         return {}
     values = [0.0] * len(_constant_names(model))
-    if scoring.reference is not None:
-        values = [*scoring.reference.level_max, scoring.reference.map_max]
-        values += [] if scoring.reference.mul_max is None else [scoring.reference.mul_max]
+    if (maxima := scoring.score_maxima) is not None:
+        values = [*maxima.level_max, maxima.map_max]
+        values += [] if maxima.mul_max is None else [maxima.mul_max]
     return {
         f"{SCORE_SCOPE}.fixed": np.array(scoring.normalisation == "fixed_reference"),
         **{

@@ -26,7 +26,7 @@ from flowedge.cli.precision import (
     GateOption,
     Int8,
     LabelledOption,
-    maxima,
+    maxima_text,
     precision_request,
     print_fitted,
     print_reports,
@@ -58,7 +58,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    reference: Annotated[
+    score_maxima: Annotated[
         bool,
         typer.Option(
             "--reference/--no-reference", help="Fit the fixed reference of CFLOW's and MSFlow's score."
@@ -164,7 +164,9 @@ def command(
     if added is not None:
         opened = _add(opened, images, added, threads=threads, json=json)
         fitted = read_record(opened)
-        if on_good is not None and reference and nfa is None and fitted is not None:  # all that was asked for
+        if (
+            on_good is not None and score_maxima and nfa is None and fitted is not None
+        ):  # all that was asked for
             if json:
                 print_json(fitted)
             else:
@@ -175,7 +177,7 @@ def command(
         result = calibrate_bundle(
             opened,
             images,
-            reference=reference,
+            score_maxima=score_maxima,
             request=request,
             labelled=dataset,
             frame_rate=frame_rate,
@@ -304,23 +306,23 @@ def _request(threshold: str, image: float | None, pixel: float | None) -> Thresh
 def _print_nfa(
     bundle: Path, manifest: Manifest, nfa: NfaThreshold, fitted: CalibrationRecord | None, *, json: bool
 ) -> None:
-    """What decides now, and the reference where one was fitted beside it."""
-    references = {} if fitted is None else {graph.precision: graph.reference for graph in fitted.graphs}
+    """Print the limit that decides now, and the score maxima where they were fitted beside it."""
+    fitted_maxima = {} if fitted is None else {graph.precision: graph.score_maxima for graph in fitted.graphs}
     if json:
         graphs = [
             {
                 "precision": graph.precision,
-                "reference": references.get(graph.precision),
+                "reference": fitted_maxima.get(graph.precision),
                 "thresholds": graph.thresholds,
             }
             for graph in manifest.graphs
         ]
         print_json({"graphs": graphs})
         return
-    if fitted is not None and any(references.values()):
+    if fitted is not None and any(fitted_maxima.values()):
         rows = table("precision", "reference maxima")
-        for precision, reference in references.items():
-            rows.add_row(precision, maxima(reference))
+        for precision, score_maxima in fitted_maxima.items():
+            rows.add_row(precision, maxima_text(score_maxima))
         RESULTS.print(rows)
         RESULTS.print(f"{bundle}: reference fitted on {fitted.images} good images")
     RESULTS.print(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flowedge.calibration.gates import GateLimits, GateReport
     from flowedge.calibration.precision import PrecisionRequest
     from flowedge.calibration.record import CalibrationRecord, PrecisionReport
-    from flowedge.manifest import FixedReference
+    from flowedge.manifest import ScoreMaxima
 
 _UP_TO_ONE: Final = ("map_correlation", "rank_agreement", "quantile")
 
@@ -113,7 +113,7 @@ def print_fitted(record: CalibrationRecord, bundle: Path) -> None:
     notes: dict[str, list[str]] = {}
     for graph in record.graphs:
         limits = [None if t is None else t.value for t in (graph.thresholds.image, graph.thresholds.pixel)]
-        rows.add_row(graph.precision, maxima(graph.reference), *(number(limit) for limit in limits))
+        rows.add_row(graph.precision, maxima_text(graph.score_maxima), *(number(limit) for limit in limits))
         for note in graph.notes:
             notes.setdefault(note, []).append(graph.precision)
     for sentence in record.frame_notes:
@@ -124,11 +124,11 @@ def print_fitted(record: CalibrationRecord, bundle: Path) -> None:
     RESULTS.print(f"{bundle}: fitted on {record.images} good images")
 
 
-def maxima(reference: FixedReference | None) -> str:
-    """A reference in a cell of a table."""
-    if reference is None:
+def maxima_text(maxima: ScoreMaxima | None) -> str:
+    """Return score maxima as the text of a table's cell."""
+    if maxima is None:
         return "-"
-    return ", ".join(f"{value:.4f}" for value in (*reference.level_max, reference.map_max))
+    return ", ".join(f"{value:.4f}" for value in (*maxima.level_max, maxima.map_max))
 
 
 def print_reports(reports: Sequence[PrecisionReport]) -> None:

@@ -119,12 +119,12 @@ def test_the_reference_that_is_fitted_beside_it_is_printed(bundle: Path, tmp_pat
     rows = {line.split()[0]: line for line in done.stdout.splitlines() if re.match(r"fp\d+ +-?\d", line)}
     graphs = open_bundle(bundle).manifest.graphs
     for graph in graphs:
-        assert graph.scoring.reference is not None
-        for value in (*graph.scoring.reference.level_max, graph.scoring.reference.map_max):
+        assert graph.scoring.score_maxima is not None
+        for value in (*graph.scoring.score_maxima.level_max, graph.scoring.score_maxima.map_max):
             assert f"{value:.4f}" in rows[graph.precision]
     printed = json.loads(flowedge(*arguments, "--json").stdout)["graphs"]
     assert [one["reference"]["map_max"] for one in printed] == [
-        graph.scoring.reference.map_max for graph in graphs if graph.scoring.reference is not None
+        graph.scoring.score_maxima.map_max for graph in graphs if graph.scoring.score_maxima is not None
     ]
     assert "reference fitted" not in flowedge(*arguments, "--no-reference").stdout
 

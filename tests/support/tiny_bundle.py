@@ -14,12 +14,12 @@ from flowedge.bundle import Bundle, write_bundle
 from flowedge.manifest import (
     SCHEMA,
     Family,
-    FixedReference,
     GraphFile,
     LevelInfo,
     Manifest,
     PrecisionName,
     Preprocessing,
+    ScoreMaxima,
     Scoring,
     Source,
     StoredFile,
@@ -165,7 +165,7 @@ def tiny_manifest(
 ) -> Manifest:
     """A manifest that fits ``tiny_model``; frames are resized to ``image_size`` unless told otherwise."""
     height, width = image_size
-    fixed = FixedReference(level_max=(-0.5, -0.25), map_max=2.0) if family == "cflow" else None
+    fixed = ScoreMaxima(level_max=(-0.5, -0.25), map_max=2.0) if family == "cflow" else None
     return Manifest(
         schema=SCHEMA,
         flowedge_version="0.1.0",
@@ -196,7 +196,7 @@ def tiny_manifest(
                     else "per_image"
                     if family == "msflow"
                     else "none",
-                    reference=fixed,
+                    score_maxima=fixed,
                     csflow_map="product" if family == "csflow" else None,
                     top_fraction=0.03 if family == "msflow" else None,
                 ),

@@ -9,15 +9,15 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowedge.manifest import Family, FixedReference, Scoring
+from flowedge.manifest import Family, ScoreMaxima, Scoring
 from flowedge.runtime.aggregate import Aggregate, aggregate, largest_levels, largest_sums
 
 SIZE = (48, 56)
 LEVEL_SIZES = [(12, 14), (6, 7), (3, 4)]
 PER_IMAGE = Scoring(normalisation="per_image", top_fraction=0.03)
 PLAIN = Scoring(normalisation="none", csflow_map="product")
-REFERENCE = FixedReference(level_max=(-0.25, 0.125, -0.5), map_max=2.75, mul_max=-0.75)
-FIXED = Scoring(normalisation="fixed_reference", reference=REFERENCE, top_fraction=0.03)
+REFERENCE = ScoreMaxima(level_max=(-0.25, 0.125, -0.5), map_max=2.75, mul_max=-0.75)
+FIXED = Scoring(normalisation="fixed_reference", score_maxima=REFERENCE, top_fraction=0.03)
 FAMILIES: list[tuple[Family, Scoring]] = [
     ("cflow", PER_IMAGE),
     ("cflow", FIXED),
@@ -51,7 +51,7 @@ def reference_answer(
         def up(x: Tensor, align: bool = align) -> Tensor:
             return F.interpolate(x, size=SIZE, mode="bilinear", align_corners=align)
 
-        fixed = scoring.reference
+        fixed = scoring.score_maxima
         if family in ("cflow", "msflow"):
             level_max = (
                 [x.max() for x in one] if fixed is None else [torch.tensor(m) for m in fixed.level_max]
@@ -148,7 +148,7 @@ def test_a_reference_fitted_on_one_image_gives_that_image_its_own_score() -> Non
         map_max, mul_max = largest_sums(levels, level_max, family, SIZE)
         fitted = Scoring(
             normalisation="fixed_reference",
-            reference=FixedReference(level_max=level_max, map_max=map_max, mul_max=mul_max),
+            score_maxima=ScoreMaxima(level_max=level_max, map_max=map_max, mul_max=mul_max),
             top_fraction=0.03,
         )
         for fixed, own in zip(
@@ -164,8 +164,8 @@ def test_a_reference_fitted_on_several_images_bounds_all_their_maps_by_zero() ->
     level_max = largest_levels(levels)
     map_max, mul_max = largest_sums(levels, level_max, "cflow", SIZE)
     assert mul_max is None
-    reference = FixedReference(level_max=level_max, map_max=map_max)
-    fitted = Scoring(normalisation="fixed_reference", reference=reference)
+    reference = ScoreMaxima(level_max=level_max, map_max=map_max)
+    fitted = Scoring(normalisation="fixed_reference", score_maxima=reference)
     anomaly_map = aggregate(levels, fitted, "cflow", SIZE).anomaly_map
     assert anomaly_map.min() == 0
     brighter = aggregate([level + 1 for level in levels], fitted, "cflow", SIZE).anomaly_map
@@ -178,21 +178,21 @@ def test_a_reference_fitted_on_several_images_bounds_all_their_maps_by_zero() ->
         ("cflow", PLAIN, "'none' does not suit cflow"),
         ("uflow", PER_IMAGE, "'per_image' does not suit uflow"),
         ("cflow", Scoring(normalisation="fixed_reference"), "a reference must be there"),
-        ("cflow", Scoring(normalisation="per_image", reference=REFERENCE), "a reference must be there"),
+        ("cflow", Scoring(normalisation="per_image", score_maxima=REFERENCE), "a reference must be there"),
         ("csflow", Scoring(normalisation="none"), "needs scoring.csflow_map"),
         ("msflow", Scoring(normalisation="per_image"), "needs scoring.top_fraction"),
         (
             "msflow",
             Scoring(
                 normalisation="fixed_reference",
-                reference=FixedReference(level_max=(0, 0, 0), map_max=1),
+                score_maxima=ScoreMaxima(level_max=(0, 0, 0), map_max=1),
                 top_fraction=0.03,
             ),
             "needs mul_max",
         ),
         (
             "cflow",
-            Scoring(normalisation="fixed_reference", reference=FixedReference(level_max=(0,), map_max=1)),
+            Scoring(normalisation="fixed_reference", score_maxima=ScoreMaxima(level_max=(0,), map_max=1)),
             "has 1 levels, got 3",
         ),
     ],

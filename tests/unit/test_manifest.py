@@ -16,7 +16,6 @@ from flowedge.errors import BundleError
 from flowedge.manifest import (
     SCHEMA,
     Assumed,
-    FixedReference,
     FrameCheck,
     FrameRange,
     GraphFile,
@@ -26,6 +25,7 @@ from flowedge.manifest import (
     NfaThreshold,
     PartScale,
     Preprocessing,
+    ScoreMaxima,
     Scoring,
     Source,
     SourceScale,
@@ -63,7 +63,7 @@ MANIFEST = Manifest(
             opset=18,
             scoring=Scoring(
                 normalisation="fixed_reference",
-                reference=FixedReference(level_max=(-0.5, 0.25), map_max=1.75),
+                score_maxima=ScoreMaxima(level_max=(-0.5, 0.25), map_max=1.75),
             ),
             thresholds=Thresholds(
                 image=Threshold(value=1.5, method="quantile", parameter=0.99, images=40),
@@ -204,8 +204,8 @@ def test_what_does_not_fit_the_schema_is_refused_with_the_reason(
 def test_a_number_that_is_not_finite_is_neither_read_nor_written(value: float) -> None:
     with pytest.raises(BundleError):
         manifest_from_json(edited(lambda m: m["graphs"][0]["scoring"]["reference"].update(map_max=value)))
-    reference = FixedReference(level_max=(0.0, value), map_max=1.0)
-    scoring = Scoring(normalisation="fixed_reference", reference=reference)
+    reference = ScoreMaxima(level_max=(0.0, value), map_max=1.0)
+    scoring = Scoring(normalisation="fixed_reference", score_maxima=reference)
     graph = msgspec.structs.replace(MANIFEST.graphs[0], scoring=scoring)
     manifest = msgspec.structs.replace(MANIFEST, graphs=(graph,))
     with pytest.raises(BundleError, match=r"graphs\[0\]\.scoring\.reference\.level_max\[1\]; only finite"):

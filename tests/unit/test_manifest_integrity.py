@@ -21,10 +21,10 @@ from flowedge.errors import BundleError
 from flowedge.manifest import (
     LARGEST_FLOAT32,
     Assumed,
-    FixedReference,
     Manifest,
     NfaThreshold,
     PartScale,
+    ScoreMaxima,
     Scoring,
     SourceScale,
     Threshold,
@@ -223,7 +223,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         half=tuple(draw(st.lists(words, max_size=2))),
         scoring=Scoring(
             normalisation="fixed_reference",
-            reference=FixedReference(
+            score_maxima=ScoreMaxima(
                 level_max=(draw(numbers), draw(numbers)), map_max=draw(numbers), mul_max=draw(optional)
             ),
         ),

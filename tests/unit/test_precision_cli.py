@@ -84,7 +84,7 @@ def test_calibrate_adds_int8_and_every_precision_gets_its_own_reference(
     opened = open_bundle(bundle)
     references = []
     for graph in opened.manifest.graphs:
-        reference = graph.scoring.reference
+        reference = graph.scoring.score_maxima
         assert reference is not None
         assert graph.thresholds.image is not None
         references.append(reference.map_max)

@@ -25,7 +25,7 @@ from flowedge.calibration.precision.ranges import Observer, tensor_shapes
 from flowedge.calibration.precision.search import GateImages, Search
 from flowedge.calibration.precision.typed_graph import FILES, Typing, tensors_to_type
 from flowedge.calibration.record import FittedGraph, PrecisionReport, read_record
-from flowedge.calibration.reference import StoredLevels
+from flowedge.calibration.score_maxima import StoredLevels
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.graph_files import weights_beside
 from flowedge.runtime.detector import Detector
@@ -247,11 +247,11 @@ def test_the_pass_that_takes_ranges_gives_fp32_its_reference(
         return record.graphs[0]
 
     def values(graph: FittedGraph) -> list[float]:
-        assert graph.reference is not None
+        assert graph.score_maxima is not None
         assert graph.thresholds.image is not None
         assert graph.thresholds.pixel is not None
         thresholds = (graph.thresholds.image.value, graph.thresholds.pixel.value)
-        return [*graph.reference.level_max, graph.reference.map_max, *thresholds]
+        return [*graph.score_maxima.level_max, graph.score_maxima.map_max, *thresholds]
 
     first = fitted()
     assert inferred == ["int8-gpu", "int8-cpu"], "fp32 was not inferred again"

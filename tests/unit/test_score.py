@@ -15,7 +15,7 @@ from flowedge.export.graph import ir
 from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
 from flowedge.export.graph.score import ScoreModule, score_constants
-from flowedge.manifest import Family, FixedReference, Scoring
+from flowedge.manifest import Family, ScoreMaxima, Scoring
 from flowedge.runtime.aggregate import aggregate
 from support.oracles.scores import answer_from_levels
 from support.random_flows import random_cflow
@@ -99,9 +99,9 @@ def test_equal_pixels_do_not_confuse_the_bisection() -> None:
 @pytest.mark.parametrize("family", ["cflow", "msflow"])
 def test_a_fixed_reference_gives_the_hosts_answer_for_each_image_by_itself(family: Family) -> None:
     mul_max = 0.7 if family == "msflow" else None
-    reference = FixedReference(level_max=(0.9, 1.3), map_max=2.1, mul_max=mul_max)
+    reference = ScoreMaxima(level_max=(0.9, 1.3), map_max=2.1, mul_max=mul_max)
     scoring = Scoring(
-        normalisation="fixed_reference", reference=reference, top_fraction=SCORINGS[family].top_fraction
+        normalisation="fixed_reference", score_maxima=reference, top_fraction=SCORINGS[family].top_fraction
     )
     model = model_of(family, scoring)
     module = ScoreModule(model)

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import CalibrationError
-from flowedge.manifest import FixedReference
+from flowedge.manifest import ScoreMaxima
 
 Levels: TypeAlias = tuple[NDArray[np.float32], ...]
 LargestSum: TypeAlias = Callable[[Levels, tuple[float, ...]], float]
@@ -97,9 +97,9 @@ class StoredLevels:
         self.close()
 
 
-def fit_reference(
+def fit_score_maxima(
     levels: StoredLevels, *, map_sum: LargestSum, mul_sum: LargestSum | None = None
-) -> FixedReference:
+) -> ScoreMaxima:
     """Fit the maxima over good images.
 
     Args:
@@ -113,7 +113,7 @@ def fit_reference(
         map_max = max(map_max, map_sum(image, levels.level_max))
         if mul_sum is not None:
             mul_max = max(mul_max, mul_sum(image, levels.level_max))
-    return FixedReference(
+    return ScoreMaxima(
         level_max=levels.level_max, map_max=map_max, mul_max=None if mul_sum is None else mul_max
     )
 

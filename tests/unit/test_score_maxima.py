@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flowedge.calibration.reference import LargestSum, Levels, StoredLevels, fit_reference
+from flowedge.calibration.score_maxima import LargestSum, Levels, StoredLevels, fit_score_maxima
 from flowedge.errors import CalibrationError
-from flowedge.manifest import FixedReference
+from flowedge.manifest import ScoreMaxima
 
 
 def images(count: int, *, size: int = 8, seed: int = 0) -> Iterator[Levels]:
@@ -35,9 +35,9 @@ def largest_likelihood(levels: Levels, level_max: tuple[float, ...]) -> float:
     return float(np.sum([enlarged(level, len(levels[0])) for level in levels], axis=0).max())
 
 
-def fitted(levels: Iterable[Levels], **sums: LargestSum) -> FixedReference:
+def fitted(levels: Iterable[Levels], **sums: LargestSum) -> ScoreMaxima:
     with StoredLevels(levels) as stored:
-        return fit_reference(stored, **sums)
+        return fit_score_maxima(stored, **sums)
 
 
 def test_the_maxima_are_those_of_all_images_together() -> None:
