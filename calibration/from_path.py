@@ -44,7 +44,7 @@ def calibrate(
         ImageError: An image cannot be read.
         EngineUnavailableError: The engine cannot run on this machine.
 
-    Example:
+    Examples:
         >>> import flowedge
         >>> calibration = flowedge.calibrate("bottle.flowedge", "bottle/train/good")
         >>> calibration.bundle.manifest.graph("fp32").thresholds.image.method
@@ -74,7 +74,7 @@ def evaluate(detector: Detector, data: str | PathLike[str]) -> Evaluation:
         ImageError: A mask cannot be read.
         CalibrationError: No image gave a finite score and map.
 
-    Example:
+    Examples:
         >>> import flowedge
         >>> with flowedge.load("bottle.flowedge") as detector:
         ...     evaluation = flowedge.evaluate(detector, "bottle")

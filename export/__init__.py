@@ -2,7 +2,7 @@
 
 Its names are imported when they are first used, since most of them need PyTorch, which takes seconds to import.
 
-Example:
+Examples:
     >>> from pathlib import Path
     >>> from flowedge.export import ExportOptions, export_bundle
     >>> result = export_bundle(Path("bottle.ckpt"), Path("new.flowedge"), ExportOptions())

@@ -18,7 +18,7 @@ FlowEdgeError
 A wrong argument of a Python call is a ``ValueError`` or a ``TypeError``; a bug of ours is an
 ``AssertionError``. The command line prints a ``FlowEdgeError`` on one line and ends with status 2.
 
-Example:
+Examples:
     >>> import flowedge
     >>> try:
     ...     detector = flowedge.load("missing.flowedge")

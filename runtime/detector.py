@@ -69,7 +69,7 @@ class Result:
         timings: Where the time went.
         problem: Why the frame was not inspected, a clause without a full stop; empty otherwise.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import flowedge
         >>> with flowedge.load("bottle.flowedge") as detector:
@@ -153,7 +153,7 @@ class Detector:
     A detector belongs to the process that loaded it: it cannot be pickled or copied, and refuses to inspect after a
     fork. Each process loads the bundle itself.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import flowedge
         >>> frames = np.zeros((2, 480, 640, 3), dtype=np.uint8)

@@ -85,7 +85,7 @@ def doctor() -> Diagnosis:
     Raises:
         EngineCacheError: The settings of the engine cache are wrong.
 
-    Example:
+    Examples:
         >>> import flowedge
         >>> diagnosis = flowedge.doctor()
         >>> diagnosis.default in diagnosis.order

@@ -41,7 +41,7 @@ def load(
         TypeError: ``threads`` is not a whole number.
         ValueError: ``threads`` is below 1.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import flowedge
         >>> with flowedge.load("bottle.flowedge") as detector:
@@ -76,7 +76,7 @@ def verify(
         BundleError: The bundle cannot be trusted, or it has no graph of this precision or no self-test.
         EngineUnavailableError: The engine cannot run on this machine.
 
-    Example:
+    Examples:
         >>> import flowedge
         >>> all(check.passed for check in flowedge.verify("bottle.flowedge"))
         True

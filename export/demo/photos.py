@@ -3,7 +3,8 @@
 The photograph is scikit-image's ``brick`` (512x512, grey). The training crops come from its two outer vertical
 quarters. One inner quarter gives the crops to calibrate on, and the other gives the crops to test on. The three sets
 share no pixel. Crops of one quarter overlap, so a set holds far less information than its number of images suggests.
-The defects are those of `flowedge.calibration.defects`. They show that a detector works, not how well it would do on a real line.
+The defects are those of `flowedge.calibration.defects`. They show that a detector works. They do not show how well it
+would do on a real line.
 """
 
 from __future__ import annotations
