@@ -1,9 +1,9 @@
-"""What both forms of the test share: the checks at the border and the resampling of a level to the map."""
+"""Check the levels of an NFA test and resample a level to the size of the map, for both forms of the test."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,31 +11,26 @@ from numpy.typing import NDArray
 
 from flowedge.errors import FlowEdgeError
 
-Compat: TypeAlias = Literal["corrected", "upstream"]
-
-# The second coefficient of the cubic kernel, as PyTorch and OpenCV have it.
+# The free coefficient of the cubic convolution kernel. PyTorch and OpenCV have this value.
 _CUBIC_A = -0.75
 
 
 class NotInspectedError(FlowEdgeError):
-    """A level holds NaN or infinity: nothing can be said of this image, least of all that it is normal."""
+    """A level holds NaN or infinity, so the image can be judged neither normal nor anomalous."""
 
 
-def check_levels(levels: Sequence[NDArray[Any]], channels: Sequence[int], compat: str) -> None:
-    """Refuse what neither form of the test can answer.
+def check_levels(levels: Sequence[NDArray[Any]], channels: Sequence[int]) -> None:
+    """Refuse levels that neither form of the test can answer.
 
     Args:
         levels: Per level, ``(h, w)`` energies or counts.
         channels: Per level, the number of channels of the latent.
-        compat: ``"corrected"`` or ``"upstream"``.
 
     Raises:
-        ValueError: No level, an empty or non-2-D level, as many channels as there are not levels, fewer than
-            one channel, a negative energy or count, an unknown ``compat``.
+        ValueError: There is no level, or a level is empty, not 2-D or negative. The channel counts are not as many as
+            the levels, or one is below 1.
         NotInspectedError: A value is NaN or infinite.
     """
-    if compat not in get_args(Compat):
-        raise ValueError(f"compat must be one of {', '.join(get_args(Compat))}, got {compat!r}")
     if not levels or len(levels) != len(channels):
         raise ValueError(f"need one channel count per level, got {len(channels)} for {len(levels)} levels")
     for index, (level, depth) in enumerate(zip(levels, channels, strict=True)):
@@ -47,18 +42,18 @@ def check_levels(levels: Sequence[NDArray[Any]], channels: Sequence[int], compat
         if bad:
             raise NotInspectedError(
                 f"level {index} holds {bad} of {level.size} values that are NaN or infinite. Look at the "
-                "input image; if it is sound, run the bundle's fp32 graph."
+                "input image. If it is sound, run the bundle's fp32 graph."
             )
         if level.min() < 0:
             raise ValueError(f"level {index} must not be negative, got {level.min()}")
 
 
 def bilinear(level: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Resample with half-pixel centres, not antialiased: PyTorch's bilinear with ``align_corners=False``.
+    """Resample as PyTorch's bilinear with ``align_corners=False`` does, without antialiasing.
 
     Args:
         level: ``(h, w)`` float64.
-        size: Height and width of the result in pixels.
+        size: The height and width of the result in pixels.
 
     Returns:
         ``(H, W)`` float64.
@@ -73,11 +68,11 @@ def bilinear(level: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.fl
 
 
 def bicubic(level: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Resample with aligned corners, not antialiased: PyTorch's bicubic with ``align_corners=True``.
+    """Resample as PyTorch's bicubic with ``align_corners=True`` does, without antialiasing.
 
     Args:
         level: ``(h, w)`` float64. A value that is not finite spreads as far as the kernel reaches.
-        size: Height and width of the result in pixels.
+        size: The height and width of the result in pixels.
 
     Returns:
         ``(H, W)`` float64.
@@ -88,7 +83,8 @@ def bicubic(level: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.flo
     _check_size(size)
     rows, row_weights = _cubic_taps(level.shape[0], size[0])
     columns, column_weights = _cubic_taps(level.shape[1], size[1])
-    # Sums of four slices, not a matrix product: there every infinity would meet a weight of 0 in every row.
+    # Four slices are added, because in a matrix product every infinity would meet a weight of 0 in every row and become
+    # NaN there. Rows are added in place, because a fresh map costs more than the arithmetic on it.
     wide = sum(level[:, at] * weight for at, weight in zip(columns, column_weights, strict=True))
     result, tap = np.zeros(size), np.empty(size)
     for at, weight in zip(rows, row_weights, strict=True):
@@ -104,12 +100,14 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def _cubic_taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Where each target position reads and with which weight, both ``(4, target)``."""
+    """Return the four source positions and the four weights of each target position, both ``(4, target)``."""
     position = np.arange(target) * ((source - 1) / max(target - 1, 1))
     first = position.astype(np.intp)
     fraction = position - first
+    # The cubic convolution kernel has one polynomial within a distance of 1 and another one from 1 to 2.
     near, far = np.stack([fraction, 1 - fraction]), np.stack([1 + fraction, 2 - fraction])
     near = ((_CUBIC_A + 2) * near - (_CUBIC_A + 3)) * near * near + 1
     far = _CUBIC_A * (((far - 5) * far + 8) * far - 4)
+    # Beyond the border the kernel reads the border's own value again.
     at = np.clip(first + np.arange(-1, 3)[:, None], 0, source - 1)
     return at, np.stack([far[0], near[0], near[1], far[1]])

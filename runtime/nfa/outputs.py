@@ -1,4 +1,4 @@
-"""From what a bundle's graph gives to the number of false alarms."""
+"""Compute the number of false alarms from the outputs of a bundle's graph."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from flowedge.errors import BundleError
 from flowedge.manifest import Manifest, NfaForm
-from flowedge.runtime.nfa.blocks import block_log_nfa, window_sides
 from flowedge.runtime.nfa.levels import NotInspectedError
 from flowedge.runtime.nfa.tree import tree_log_nfa
+from flowedge.runtime.nfa.windows import block_log_nfa, window_sides
 
 
 def check_form(manifest: Manifest, form: NfaForm) -> None:
-    """Refuse a form of the test that the bundle's graphs do not give enough for.
+    """Refuse a form of the test for which the bundle's graphs lack outputs.
 
     Raises:
         BundleError: ``block`` without the graphs' counts, or ``tree`` without CFLOW's energies.
@@ -29,26 +29,26 @@ def check_form(manifest: Manifest, form: NfaForm) -> None:
     if form == "tree" and manifest.family == "cflow" and not (nfa and nfa.energies):
         raise BundleError(
             "the tree form of the NFA needs the energy of CFLOW's latents, and its level_* hold the log-determinant "
-            "as well; this bundle's graphs have no energy_*. Export the checkpoint again with --nfa."
+            "as well. This bundle's graphs have no energy_*. Export the checkpoint again with --nfa."
         )
 
 
 def log_nfa_of_outputs(
     outputs: Mapping[str, NDArray[np.float32]], index: int, manifest: Manifest, form: NfaForm
 ) -> NDArray[np.float64]:
-    """Log10 of the number of false alarms of each pixel of one image.
+    """Return log10 of the number of false alarms of each pixel of one image.
 
     Args:
-        outputs: What the engine gave for a batch.
-        index: Which image of the batch.
-        manifest: The bundle's; `check_form` accepts it.
-        form: Which test.
+        outputs: The engine's outputs for a batch, by name.
+        index: The position of the image in the batch.
+        manifest: The bundle's manifest, for which `check_form` accepts the form.
+        form: The form of the test.
 
     Returns:
-        ``(H, W)`` float64 at the size of the network's input; the lower, the surer that it is anomalous.
+        ``(H, W)`` float64 at the size of the network's input. A lower value is surer to be anomalous.
 
     Raises:
-        NotInspectedError: A level, an energy or a count is NaN or infinite, or a count is no whole number.
+        NotInspectedError: A level, an energy or a count is NaN or infinite, or a count is not a whole number.
     """
     channels = [level.channels for level in manifest.levels]
 
@@ -67,10 +67,10 @@ def log_nfa_of_outputs(
         return tree_log_nfa(energies, channels, manifest.image_size)
 
     assert manifest.nfa is not None
-    # NaN reaches no threshold, so a broken latent leaves no trace in the counts. It does in the level.
+    # NaN reaches no threshold, so a broken latent leaves no trace in the counts. The level shows it.
     if not all(np.isfinite(level).all() for level in level_maps("level")):
         raise NotInspectedError(
-            "a level holds values that are NaN or infinite. Look at the input image; if it is sound, run the "
+            "a level holds values that are NaN or infinite. Look at the input image. If it is sound, run the "
             "bundle's fp32 graph."
         )
     counts = [_whole(count) for count in level_maps("count")]
@@ -79,9 +79,10 @@ def log_nfa_of_outputs(
 
 
 def _whole(count: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the counts as integers, and refuse an engine that rounded them."""
     if not (np.isfinite(count).all() and np.array_equal(count, np.rint(count))):
         raise NotInspectedError(
-            "the engine's counts are no whole numbers: it computes in less than float32. Run flowedge verify, "
+            "the engine's counts are no whole numbers, so it computes in less than float32. Run flowedge verify, "
             "and take another engine."
         )
     return count.astype(np.int64)

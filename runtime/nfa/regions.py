@@ -1,4 +1,4 @@
-"""The detected regions of a map of log NFA, for those who act on regions rather than on pixels."""
+"""Find the connected regions of detected pixels in a map of log NFA."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Region:
     """A 4-connected region of detected pixels, in pixels of the map.
 
     Attributes:
-        log_nfa: The lowest log10 NFA in it; the further below 0, the surer.
-        area_px: How many pixels.
-        top: First row.
-        left: First column.
-        height_px: Rows of the bounding box.
-        width_px: Columns of the bounding box.
-        centroid: Mean row and mean column of its pixels.
+        log_nfa: The lowest log10 NFA in the region. A region further below 0 is surer to be anomalous.
+        area_px: The number of pixels.
+        top: The first row.
+        left: The first column.
+        height_px: The number of rows of the bounding box.
+        width_px: The number of columns of the bounding box.
+        centroid: The mean row and the mean column of the pixels.
     """
 
     log_nfa: float
@@ -33,17 +33,23 @@ class Region:
 
 
 def detected_regions(log_nfa: NDArray[np.floating], limit: float = 0.0) -> tuple[Region, ...]:
-    """The regions of a map whose log NFA is below a limit, surest first.
+    """Return the regions whose log NFA is below a limit, surest first.
 
     Args:
-        log_nfa: ``(H, W)``, from ``tree_log_nfa`` or ``block_log_nfa``. A NaN (outside of a crop, or made by
-            the upstream form of the blocks) belongs to no region.
-        limit: Log10 of the false alarms that are expected per image.
+        log_nfa: ``(H, W)``, from `tree_log_nfa` or `block_log_nfa`. NaN, which stands outside of a crop, belongs to no
+            region.
+        limit: Log10 of the number of false alarms that are expected per image.
+
+    Example:
+        >>> import numpy as np
+        >>> [region.area_px for region in detected_regions(np.array([[-2.0, 1.0], [1.0, -3.0]]))]
+        [1, 1]
     """
     detected = log_nfa < limit
     count, labels, boxes, centres = cv2.connectedComponentsWithStats(
         detected.astype(np.uint8), connectivity=4
     )
+    # OpenCV's label 0 is the background, so regions are counted from 1.
     lowest = np.full(count, np.inf)
     np.minimum.at(lowest, labels[detected].astype(np.intp), log_nfa[detected])
     regions = [

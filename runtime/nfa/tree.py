@@ -1,8 +1,12 @@
-"""The component-tree form of U-Flow's unsupervised threshold.
+"""Compute the component-tree form of U-Flow's unsupervised threshold.
 
-Tailanian, Pardo and Musé, "U-Flow: A U-shaped Normalizing Flow for Anomaly Detection with Unsupervised
-Threshold", JMIV 2024 (arXiv 2211.12353): every connected region of every upper level set is a candidate, its
-energy is tested against a chi-square law, and the tree of the candidates is pruned to the ones that say most.
+Source: Tailanian, Pardo and Musé, "U-Flow: A U-shaped Normalizing Flow for Anomaly Detection with Unsupervised
+Threshold", JMIV 2024 (arXiv 2211.12353). Every connected region of every upper level set is a candidate. Its energy is
+tested against a chi-square law, and the tree of the candidates is pruned to the most significant ones.
+
+This module departs from the official implementation in two places. A region counts as evidence only when its energy is
+above the expectation of one per channel. Two regions with exactly equal tails both stay, where the official
+implementation loses the one whose first pixel comes first in raster order.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.packages import pip_install
-from flowedge.runtime.nfa.levels import Compat, bilinear, check_levels
+from flowedge.runtime.nfa.levels import bilinear, check_levels
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +32,17 @@ _POLYOMINOES_B: Final = 4.062570
 
 
 def number_of_tests(sizes: Sequence[tuple[int, int]]) -> float:
-    """Log10 of the number of candidate regions over all levels.
+    """Return log10 of the number of candidate regions over all levels.
 
-    ``N = sum_l n_l sum_{r=1..n_l} A B^r / r`` with ``n_l`` the pixels of level l; N itself overflows float64
-    from a level of 23x23 on, so the sum is taken over logarithms.
+    The number is ``N = sum_l n_l sum_{r=1..n_l} A B^r / r`` with ``n_l`` as the pixels of level l. N itself overflows
+    float64 from a level of 23x23 on, so the sum is taken over logarithms.
 
     Args:
-        sizes: Per level, height and width in pixels.
+        sizes: Per level, the height and width in pixels.
+
+    Example:
+        >>> round(number_of_tests([(28, 28), (14, 14)]), 4)
+        476.9237
     """
     return float(np.logaddexp.reduce([_log_tests(height * width) for height, width in sizes])) / math.log(10)
 
@@ -43,77 +51,74 @@ def tree_log_nfa(
     energies: Sequence[NDArray[np.float32]],
     channels: Sequence[int],
     size: tuple[int, int],
-    *,
-    compat: Compat = "corrected",
 ) -> NDArray[np.float64]:
-    """Log10 of the number of false alarms of each pixel, by the component tree.
+    """Return log10 of the number of false alarms of each pixel, by the component tree.
 
     Args:
-        energies: Per level, ``(h, w)`` float32 sum of z squared over the channels; a graph's ``level_*`` (the
+        energies: Per level, the ``(h, w)`` float32 sum of z squared over the channels. It is a graph's ``level_*`` (the
             channel mean) times the channels.
         channels: Per level, the number of channels of z.
-        size: Height and width of the result in pixels.
-        compat: ``"corrected"`` takes a region as evidence only when its energy is above the expectation of
-            one per channel. ``"upstream"`` does as the official implementation: regions of too little
-            energy count as well, and of two regions with exactly equal values one is lost (the one whose
-            first pixel comes first in raster order).
+        size: The height and width of the result in pixels.
 
     Returns:
-        ``(H, W)`` float64, owned by the caller. Negative: less than one such region is expected by chance
-        in an image, so the pixel is detected. The official score is its negative.
+        ``(H, W)`` float64, owned by the caller. A negative value marks a detected pixel, because chance alone gives
+        less than one such region in an image. The official score is the negative of this map.
 
     Raises:
-        ValueError: A shape, a channel count, a size or ``compat`` is wrong, or an energy is negative.
+        ValueError: A shape, a channel count or a size is wrong, or an energy is negative.
         NotInspectedError: An energy is NaN or infinite.
     """
-    check_levels(energies, channels, compat)
+    check_levels(energies, channels)
     result = np.zeros(size)
     for energy, depth in zip(energies, channels, strict=True):
-        # In place, level by level: fresh maps cost more than the arithmetic on them. No tail is above 0.
-        np.minimum(result, bilinear(level_log_tail(energy, depth, compat), size), out=result)
+        # A pixel takes its most significant level. No tail is above 0, so the map may begin with 0. It is updated in
+        # place, because a fresh map costs more than the arithmetic on it.
+        np.minimum(result, bilinear(level_log_tail(energy, depth), size), out=result)
     result += number_of_tests([(energy.shape[0], energy.shape[1]) for energy in energies])
     return result
 
 
-def level_log_tail(energy: NDArray[np.float32], channels: int, compat: Compat) -> NDArray[np.float64]:
-    """Log10 of the chance of each pixel's region on one level, before it is multiplied by the tests.
+def level_log_tail(energy: NDArray[np.float32], channels: int) -> NDArray[np.float64]:
+    """Return log10 of the chance of each pixel's region on one level, before it is multiplied by the tests.
 
-    A region of n pixels whose least energy per channel is x has ``-n C/2 (x - 1 - ln x) / ln 10``, Chernoff's
+    A region of n pixels whose least energy per channel is x has ``-n C/2 (x - 1 - ln x) / ln 10``. This is Chernoff's
     bound on the upper tail of a chi-square law of C degrees of freedom, to the power of n.
 
     Returns:
-        ``(h, w)`` float64, at most 0; 0 where the pixel is in no selected region.
+        ``(h, w)`` float64, at most 0. It is 0 where the pixel is in no selected region.
     """
+    # The tree looks at four neighbours without a test for the border, so the map gets a border that is no candidate.
     per_channel = np.pad(energy.astype(np.float32) / np.float32(channels), 1)
     value = per_channel.ravel()
-    inside = np.pad(np.ones(energy.shape, bool), 1).ravel()
-    # Below the expectation the upper tail is no evidence: its bound is 1. Such a region can neither improve
-    # a chain nor absorb its children, so the tree need not be grown that far down.
-    candidates = np.flatnonzero(inside & (value > 1) if compat == "corrected" else inside)
+    # At or below the expectation the upper tail is no evidence, because its bound is 1. Such a region can neither
+    # improve a chain nor absorb its children, so the tree does not grow that far down.
+    candidates = np.flatnonzero(value > 1)
+    # The stable sort keeps pixels of one value in raster order, with Numba and without.
     order = candidates[np.argsort(-value[candidates], kind="stable")]
-    x = value.astype(np.float64)
-    with np.errstate(divide="ignore"):
-        log_tail = -(channels / 2) * (x - 1 - np.log(x)) / math.log(10)
-
-    region, tail = _selected(order, value, log_tail, per_channel.shape[1])
-    if compat == "upstream":
-        _lose_equals(region, tail)
+    region, tail = _selected(order, value, _log_tail(value, channels), per_channel.shape[1])
     chosen = np.where(region >= 0, tail[region], 0.0)
     return chosen.reshape(per_channel.shape)[1:-1, 1:-1]
 
 
 def warm_up() -> bool:
-    """Compile the tree now instead of at the first image; about a second, once per process.
+    """Compile the tree now instead of at the first image. This takes about a second, once per process.
 
     Returns:
-        Whether Numba is there. Without it the same code runs as plain Python and gives the same answers.
+        True where Numba is installed. Without Numba the same code runs as plain Python and gives the same answers.
     """
     return _compiled_select() is not None
 
 
+def _log_tail(value: NDArray[np.float32], channels: int) -> NDArray[np.float64]:
+    """Return log10 of the tail of one pixel whose energy per channel is ``value``, elementwise."""
+    x = value.astype(np.float64)
+    with np.errstate(divide="ignore"):  # The border has no energy.
+        return -(channels / 2) * (x - 1 - np.log(x)) / math.log(10)
+
+
 @functools.cache
 def _log_tests(pixels: int) -> float:
-    """Natural logarithm of the number of regions on a level."""
+    """Return the natural logarithm of the number of regions on a level."""
     area = np.arange(1, pixels + 1)
     logs = math.log(_POLYOMINOES_A * pixels) + area * math.log(_POLYOMINOES_B) - np.log(area)
     return float(np.logaddexp.reduce(logs))
@@ -122,7 +127,12 @@ def _log_tests(pixels: int) -> float:
 def _selected(
     order: NDArray[np.intp], value: NDArray[np.float32], log_tail: NDArray[np.float64], width: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Per pixel the region it is in (named by one of its pixels, or -1), and the regions' log tails."""
+    """Run the selection, compiled where Numba is installed.
+
+    Returns:
+        Two arrays with a value per pixel of the padded map. The first has the region that holds the pixel, named by one
+        of the region's pixels, or -1. The second has the log tail of the region that the pixel names.
+    """
     n = value.size
     region, best = np.full(n, -1, np.int64), np.full(n, np.inf)
     parent, root = np.arange(n, dtype=np.int64), np.full(n, -1, np.int64)
@@ -131,7 +141,7 @@ def _selected(
     if (select := _compiled_select()) is not None:
         select(width, *arrays)
         return region, best
-    # Plain Python walks lists several times as fast as arrays.
+    # Plain Python walks lists several times as fast as arrays. The lists are new, so the results are read from them.
     lists = [array.tolist() for array in arrays]
     _select(width, *lists)
     return np.array(lists[3]), np.array(lists[4])
@@ -139,13 +149,14 @@ def _selected(
 
 @functools.cache
 def _compiled_select() -> Callable[..., None] | None:
+    """Compile `_select`, and return None where Numba is not installed."""
     try:
         numba = importlib.import_module("numba")
     except ImportError as error:
         logger.info("the NFA tree runs as plain Python: %s. %s makes it faster.", error, pip_install("nfa"))
         return None
-    # No cache=True: it writes next to this file, or where the user did not ask, and fails where it can do
-    # neither. Compiling ahead, in warm_up, costs a second and never fails that way.
+    # Numba's cache=True writes next to this file or elsewhere unasked, and fails where it can do neither. Compiling
+    # ahead, in warm_up, costs a second and never fails that way.
     compiled: Callable[..., None] = numba.njit(_SIGNATURE)(_select)
     return compiled
 
@@ -169,20 +180,23 @@ def _select(
     children: Any,
     split: Any,
 ) -> None:
-    """Grow the component tree of the upper level sets and select its regions; Numba's subset of Python.
+    """Grow the component tree of the upper level sets and select its regions, in Numba's subset of Python.
 
     All sequences are flat over a map with a border of one pixel that ``order`` leaves out. ``order`` goes
     from the highest value to the lowest. ``region`` and ``best`` are the results.
 
-    The tree is Najman and Couprie's union-find: a component is named by its pixel that came last, so pixels
-    of one value that hang together form a chain of which the last stands for the node. Path halving bounds
+    The tree is Najman and Couprie's union-find. A component is named by its pixel that came last, so connected pixels
+    of one value form a chain, and the last pixel of the chain stands for the node. Path halving bounds
     the whole by O(n log n), whatever the map.
     """
+    # First pass: add the pixels from the highest value down. Each pixel becomes the parent and the root of the
+    # components that it touches.
     for p in order:
         root[p] = p
         for q in (p - width, p - 1, p + 1, p + width):
             r = root[q]
-            if r >= 0:
+            if r >= 0:  # The neighbour was added before.
+                # Path halving: every second pixel on the way to the root is moved closer to the root.
                 while root[r] != r:
                     root[r] = root[root[r]]
                     r = root[r]
@@ -191,12 +205,17 @@ def _select(
                     parent[r] = p
                     area[p] += area[r]
 
-    # Leaves to roots. While no branching below p was kept (not split), best[p] is the most telling region of
-    # the only branch that is left, or the most telling child's. A node with one child takes its place only
-    # when it says more; with several it absorbs them when it says as much, else they stay apart for good.
-    # In one pass this is the fixed point of the paper's alternating pruning and merging.
+    # Second pass, from the leaves to the roots: decide whether a node replaces the regions below it. ``best`` is the
+    # lowest tail that is selected below the node, and ``split`` says that a branching below it was kept.
+    #   1. A node without children is selected.
+    #   2. A node with one child replaces the child's region when its tail is lower than ``best``. On a tie the child's
+    #      region stays, because it is the smaller one.
+    #   3. A node with several children replaces their regions when its tail is lower than or equal to ``best``.
+    #      Otherwise the children stay apart, and no node above may join them (``split``).
+    # One pass reaches the fixed point of the paper's alternating pruning and merging.
     for p in order:
         q = parent[p]
+        # A pixel whose parent has the same value is only a link in the chain of its node.
         is_node = q == p or value[q] != value[p]
         if is_node and not split[p]:
             tail = area[p] * log_tail[p]
@@ -210,18 +229,7 @@ def _select(
             best[q] = min(best[q], best[p])
             split[q] = split[q] or split[p]
 
-    # Roots to leaves: the topmost region wins.
+    # Third pass, from the roots to the leaves: a pixel takes the topmost selected region above it.
     for p in order[::-1]:
         if region[parent[p]] >= 0:
             region[p] = region[parent[p]]
-
-
-def _lose_equals(region: NDArray[np.int64], tail: NDArray[np.float64]) -> None:
-    """Of regions with exactly equal tails keep the one that starts last in raster order, in place."""
-    names, first_pixel = np.unique(region, return_index=True)
-    last_first = names[np.argsort(-first_pixel)]
-    last_first = last_first[last_first >= 0]
-    _, kept = np.unique(tail[last_first], return_index=True)
-    is_kept = np.zeros(region.size, np.bool_)
-    is_kept[last_first[kept]] = True
-    region[~is_kept[region]] = -1

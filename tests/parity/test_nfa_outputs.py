@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from flowedge.bundle import open_bundle
 from flowedge.export.pipeline import ExportOptions, read_model
 from flowedge.manifest import NfaOutputs, level_outputs
-from flowedge.runtime.nfa import block_log_nfa, exceedance_threshold, tree_log_nfa, window_sides
+from flowedge.runtime.nfa import exceedance_threshold, window_sides
 from support.direct_nfa import direct_counts
 from support.golden import PARAMETERS, exported_record
 from support.half_graph import write_half
+from support.oracles.original_nfa import original_block_log_nfa, original_tree_log_nfa
 
 # A latent this close to the threshold may fall on either side: float32 sums in another order.
 CLOSE = 1e-3
@@ -140,11 +141,9 @@ def test_both_forms_of_the_graphs_outputs_are_the_official_maps(compared: Compar
         tree, block = golden["nfa_tree"], golden["nfa_block"]
     for index in range(len(compared.image)):
         energies = [given[f"level_{n}"][index, 0] * depth for n, depth in enumerate(channels)]
-        ours = -tree_log_nfa(energies, channels, (256, 256), compat="upstream")
+        ours = -original_tree_log_nfa(energies, channels, (256, 256))
         np.testing.assert_allclose(ours, tree[index], rtol=1e-4)
         counts = [given[f"count_{n}"][index, 0].astype(np.int64) for n in range(len(channels))]
-        ours = -block_log_nfa(
-            counts, channels, compared.sides, compared.nfa.probability, (256, 256), compat="upstream"
-        )
+        ours = -original_block_log_nfa(counts, channels, compared.sides, compared.nfa.probability, (256, 256))
         # A latent at the threshold may fall on either side, and moves the pixels of its window.
         assert np.mean(np.abs(ours - block[index]) > 1e-4) < 1e-3

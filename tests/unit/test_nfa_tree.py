@@ -4,10 +4,10 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +23,14 @@ from flowedge.runtime import nfa
 from flowedge.runtime.nfa import tree
 from flowedge.runtime.nfa.levels import bicubic, bilinear
 from support.direct_nfa import direct_log_tail, direct_tree_log_nfa
+from support.oracles.original_nfa import original_level_log_tail, original_tree_log_nfa
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "uflow_official" / "golden.npz"
-Compat = Literal["corrected", "upstream"]
-BOTH: tuple[Compat, ...] = ("corrected", "upstream")
+LevelTail = Callable[[NDArray[np.float32], int], NDArray[np.float64]]
+TreeTest = Callable[
+    [Sequence[NDArray[np.float32]], Sequence[int], tuple[int, int]], NDArray[np.float64]
+]  # the signature of tree_log_nfa
+LEVEL_TAILS = ((tree.level_log_tail, False), (original_level_log_tail, True))
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=7)
 # A few grey levels make plateaus and ties; free ones make deep trees. Both straddle the expectation of 1.
@@ -47,49 +51,53 @@ def noise(seed: int, side: int, channels: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).chisquare(channels, (side, side)).astype(np.float32)
 
 
-@pytest.mark.parametrize("compat", BOTH)
+@pytest.mark.parametrize(("level_log_tail", "upstream"), LEVEL_TAILS)
 @given(value=MAPS, channels=st.sampled_from([1, 4, 84]))
 @settings(max_examples=150)
 def test_a_level_equals_the_direct_implementation(
-    compat: Compat, value: NDArray[np.float32], channels: int
+    level_log_tail: LevelTail, upstream: bool, value: NDArray[np.float32], channels: int
 ) -> None:
     energy = value * np.float32(channels)
-    ours = tree.level_log_tail(energy, channels, compat)
+    ours = level_log_tail(energy, channels)
     np.testing.assert_allclose(
-        ours, direct_log_tail(energy, channels, upstream=compat == "upstream"), rtol=1e-12, atol=1e-12
+        ours, direct_log_tail(energy, channels, upstream=upstream), rtol=1e-12, atol=1e-12
     )
 
 
-@pytest.mark.parametrize("compat", BOTH)
+@pytest.mark.parametrize(("log_nfa", "upstream"), [(nfa.tree_log_nfa, False), (original_tree_log_nfa, True)])
 @pytest.mark.parametrize("seed", range(3))
-def test_noise_maps_of_useful_size_equal_the_direct_implementation(seed: int, compat: Compat) -> None:
+def test_noise_maps_of_useful_size_equal_the_direct_implementation(
+    seed: int, log_nfa: TreeTest, upstream: bool
+) -> None:
     energies, channels = [noise(seed, 20, 12), noise(seed + 10, 10, 24)], (12, 24)
     energies[0][4:9, 5:8] *= 3
-    ours = nfa.tree_log_nfa(energies, channels, (40, 40), compat=compat)
-    direct = direct_tree_log_nfa(energies, channels, (40, 40), upstream=compat == "upstream")
+    ours = log_nfa(energies, channels, (40, 40))
+    direct = direct_tree_log_nfa(energies, channels, (40, 40), upstream=upstream)
     np.testing.assert_allclose(ours, direct, rtol=1e-6, atol=1e-6)
     assert ours.shape == (40, 40)
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="the golden U-Flow record is not on this machine")
 @pytest.mark.parametrize("image", [0, 1])
-def test_upstream_mode_equals_the_official_record(image: int) -> None:
+def test_with_the_originals_quirks_it_equals_the_official_record(image: int) -> None:
     golden = np.load(GOLDEN)
     latents = [golden[f"z_{level}"][image] for level in range(3)]
     energies = [np.square(z).sum(axis=0) for z in latents]
-    ours = nfa.tree_log_nfa(energies, [z.shape[0] for z in latents], (256, 256), compat="upstream")
+    ours = original_tree_log_nfa(energies, [z.shape[0] for z in latents], (256, 256))
     np.testing.assert_allclose(-ours, golden["nfa_tree"][image], rtol=1e-5)
 
 
-@pytest.mark.parametrize("compat", BOTH)
-def test_numba_gives_the_same_bits_as_plain_python(compat: Compat, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("level_log_tail", [tree.level_log_tail, original_level_log_tail])
+def test_numba_gives_the_same_bits_as_plain_python(
+    level_log_tail: LevelTail, monkeypatch: pytest.MonkeyPatch
+) -> None:
     numba = pytest.importorskip("numba")
     maps = [*adversarial(24).values(), noise(1, 24, 84)]
-    plain = [tree.level_log_tail(energy, 84, compat) for energy in maps]
+    plain = [level_log_tail(energy, 84) for energy in maps]
     compiled = numba.njit(tree._SIGNATURE)(tree._select)
     monkeypatch.setattr(tree, "_compiled_select", lambda: compiled)
     for energy, expected in zip(maps, plain, strict=True):
-        np.testing.assert_array_equal(tree.level_log_tail(energy, 84, compat), expected)
+        np.testing.assert_array_equal(level_log_tail(energy, 84), expected)
 
 
 def test_without_numba_warming_up_says_so_and_nothing_breaks() -> None:
@@ -138,8 +146,8 @@ def test_turning_or_flipping_the_map_turns_or_flips_the_answer(
         turned = np.rot90(array, turns)
         return np.fliplr(turned) if flip else turned
 
-    expected = move(tree.level_log_tail(value * 8, 8, "corrected"))
-    np.testing.assert_allclose(tree.level_log_tail(move(value) * 8, 8, "corrected"), expected, rtol=1e-12)
+    expected = move(tree.level_log_tail(value * 8, 8))
+    np.testing.assert_allclose(tree.level_log_tail(move(value) * 8, 8), expected, rtol=1e-12)
 
 
 @given(value=MAPS)
@@ -147,7 +155,7 @@ def test_turning_or_flipping_the_map_turns_or_flips_the_answer(
 def test_a_corrected_region_never_holds_a_pixel_at_or_below_the_expectation(
     value: NDArray[np.float32],
 ) -> None:
-    tail = tree.level_log_tail(value * 4, 4, "corrected")
+    tail = tree.level_log_tail(value * 4, 4)
     assert np.all(tail <= 0)
     assert np.all(value[tail < 0] > 1)
 
@@ -158,21 +166,25 @@ def test_one_peak_has_the_tail_of_its_best_level_set() -> None:
     energy[2, 2] = 3.5
     chernoff = 10 / 2 * (3 - 1 - math.log(3)) / math.log(10)
     expected = np.where(energy >= 3, -9 * chernoff, 0)
-    np.testing.assert_allclose(tree.level_log_tail(energy * 10, 10, "corrected"), expected, rtol=1e-6)
+    np.testing.assert_allclose(tree.level_log_tail(energy * 10, 10), expected, rtol=1e-6)
 
 
 def test_a_map_of_too_little_energy_is_all_anomalous_upstream_and_normal_when_corrected() -> None:
     energy = np.full((16, 16), 0.05 * 84, np.float32)
     energy[8, 8] = 0.06 * 84
-    assert np.all(nfa.tree_log_nfa([energy], [84], (32, 32), compat="upstream") < 0)
+    assert np.all(original_tree_log_nfa([energy], [84], (32, 32)) < 0)
     assert np.all(nfa.tree_log_nfa([energy], [84], (32, 32)) > 0)
 
 
-@pytest.mark.parametrize(("compat", "kept"), [("corrected", [1, 5, 9]), ("upstream", [9])])
-def test_of_exactly_equal_regions_upstream_keeps_only_the_last(compat: Compat, kept: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("level_log_tail", "kept"), [(tree.level_log_tail, [1, 5, 9]), (original_level_log_tail, [9])]
+)
+def test_of_exactly_equal_regions_upstream_keeps_only_the_last(
+    level_log_tail: LevelTail, kept: list[int]
+) -> None:
     energy = np.ones((3, 11), np.float32)
     energy[1, [1, 5, 9]] = 6
-    tail = tree.level_log_tail(energy * 4, 4, compat)
+    tail = level_log_tail(energy * 4, 4)
     assert np.flatnonzero(tail[1]).tolist() == kept
 
 
@@ -201,43 +213,41 @@ def test_zero_energy_is_normal_when_corrected() -> None:
 
 
 @pytest.mark.parametrize("name", adversarial(8))
-@pytest.mark.parametrize("compat", BOTH)
-def test_an_adversarial_map_of_128x128_is_answered_within_a_second(name: str, compat: Compat) -> None:
+@pytest.mark.parametrize("log_nfa", [nfa.tree_log_nfa, original_tree_log_nfa])
+def test_an_adversarial_map_of_128x128_is_answered_within_a_second(name: str, log_nfa: TreeTest) -> None:
     # Some 70 ms in plain Python; anything quadratic or recursive takes minutes or overflows the stack.
     energy = adversarial(128)[name]
     start = time.perf_counter()
-    nfa.tree_log_nfa([energy], [84], (128, 128), compat=compat)
+    log_nfa([energy], [84], (128, 128))
     assert time.perf_counter() - start < 1
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("compat", BOTH)
-def test_a_value_that_is_not_finite_is_refused_and_counted(bad: float, compat: Compat) -> None:
+def test_a_value_that_is_not_finite_is_refused_and_counted(bad: float) -> None:
     broken = noise(0, 8, 4)
     broken[2, 3] = bad
     with pytest.raises(nfa.NotInspectedError, match="level 1 holds 1 of 64 values"):
-        nfa.tree_log_nfa([noise(0, 16, 4), broken], [4, 4], (16, 16), compat=compat)
+        nfa.tree_log_nfa([noise(0, 16, 4), broken], [4, 4], (16, 16))
     assert issubclass(nfa.NotInspectedError, FlowEdgeError)
 
 
 @pytest.mark.parametrize(
-    ("energies", "channels", "size", "compat", "message"),
+    ("energies", "channels", "size", "message"),
     [
-        ([], [], (4, 4), "corrected", "one channel count per level"),
-        ([np.ones((2, 2))], [1, 2], (4, 4), "corrected", "got 2 for 1 levels"),
-        ([np.ones((1, 2, 2))], [1], (4, 4), "corrected", r"must be \(h, w\).*\(1, 2, 2\)"),
-        ([np.ones((0, 2))], [1], (4, 4), "corrected", "not empty"),
-        ([np.ones((2, 2))], [0], (4, 4), "corrected", "at least one channel, got 0"),
-        ([np.full((2, 2), -1.0)], [1], (4, 4), "corrected", "must not be negative, got -1"),
-        ([np.ones((2, 2))], [1], (0, 4), "corrected", "at least 1x1"),
-        ([np.ones((2, 2))], [1], (4, 4), "Upstream", "corrected, upstream, got 'Upstream'"),
+        ([], [], (4, 4), "one channel count per level"),
+        ([np.ones((2, 2))], [1, 2], (4, 4), "got 2 for 1 levels"),
+        ([np.ones((1, 2, 2))], [1], (4, 4), r"must be \(h, w\).*\(1, 2, 2\)"),
+        ([np.ones((0, 2))], [1], (4, 4), "not empty"),
+        ([np.ones((2, 2))], [0], (4, 4), "at least one channel, got 0"),
+        ([np.full((2, 2), -1.0)], [1], (4, 4), "must not be negative, got -1"),
+        ([np.ones((2, 2))], [1], (0, 4), "at least 1x1"),
     ],
 )
 def test_a_wrong_argument_is_refused_with_its_value(
-    energies: Any, channels: Any, size: Any, compat: Any, message: str
+    energies: Any, channels: Any, size: Any, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        nfa.tree_log_nfa(energies, channels, size, compat=compat)
+        nfa.tree_log_nfa(energies, channels, size)
 
 
 @pytest.mark.parametrize("source", [(1, 1), (3, 5), (16, 16)])
