@@ -22,7 +22,7 @@ from flowedge.export.backbones import backbone_from_checkpoint, feature_shapes, 
 from flowedge.export.checkpoints import read_checkpoint
 from flowedge.export.checkpoints.backbone import with_backbone
 from flowedge.export.checkpoints.budget import check_image_size
-from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.checkpoints.checkpoint import Checkpoint
 from flowedge.export.checkpoints.safe_load import naming_file
 from flowedge.export.checkpoints.settings import PIXEL_RANGE, given_value
 from flowedge.export.families import FAMILIES, LICENCES

@@ -9,7 +9,7 @@ from typing import Any, Final
 from flowedge.errors import CheckpointError
 from flowedge.export.backbones.convolutional import stage_names
 from flowedge.export.checkpoints.backbone import TRANSFORMERS
-from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.checkpoints.checkpoint import Checkpoint
 from flowedge.export.graph import ir
 
 # The last block of FastFlow's transformers that runs (of 12 and of 48), and those of U-Flow's pair.

@@ -1,8 +1,8 @@
-"""Read a checkpoint that nobody vouches for into one plain record; see `record` for what it holds."""
+"""Read a checkpoint from an untrusted file into one plain `Checkpoint`."""
 
 from flowedge.export.checkpoints.backbone import read_backbone_weights, with_backbone
-from flowedge.export.checkpoints.blocks import permutation_kind
+from flowedge.export.checkpoints.checkpoint import Checkpoint
+from flowedge.export.checkpoints.coupling_tensors import permutation_kind
 from flowedge.export.checkpoints.reader import read_checkpoint
-from flowedge.export.checkpoints.record import Checkpoint
 
 __all__ = ["Checkpoint", "permutation_kind", "read_backbone_weights", "read_checkpoint", "with_backbone"]

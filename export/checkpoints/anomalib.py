@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import CheckpointError
-from flowedge.export.checkpoints.blocks import take_clamp_variant
 from flowedge.export.checkpoints.budget import MAX_DEPTH, above_budget
+from flowedge.export.checkpoints.checkpoint import Checkpoint
 from flowedge.export.checkpoints.contents import Contents, named
+from flowedge.export.checkpoints.coupling_tensors import take_clamp_variant
 from flowedge.export.checkpoints.family_tensors import (
     FamilyTensors,
     cflow_tensors,
@@ -34,7 +35,6 @@ from flowedge.export.checkpoints.preprocessing import (
     fixed_pipeline,
     size_of,
 )
-from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.checkpoints.settings import (
     CLAMP,
     EFFICIENTNET_PADDING,

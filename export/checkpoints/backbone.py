@@ -11,8 +11,8 @@ from typing import Final
 import torch
 
 from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints.checkpoint import Array, BackboneNaming, Checkpoint, Tensors
 from flowedge.export.checkpoints.contents import arrays_of, contents_of
-from flowedge.export.checkpoints.record import Array, BackboneNaming, Checkpoint, Tensors
 from flowedge.export.checkpoints.safe_load import load_untrusted, naming_file
 
 # How the names of vision transformers begin.

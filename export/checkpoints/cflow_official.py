@@ -14,11 +14,11 @@ from flowedge.export.checkpoints.backbone import (
     recognise_backbone,
     resnet_channels,
 )
-from flowedge.export.checkpoints.blocks import level_widths, sequence_tensors, take_clamp_variant
+from flowedge.export.checkpoints.checkpoint import Checkpoint
 from flowedge.export.checkpoints.contents import Contents, arrays_of, state_in
+from flowedge.export.checkpoints.coupling_tensors import level_widths, sequence_tensors, take_clamp_variant
 from flowedge.export.checkpoints.network_names import take_backbone
 from flowedge.export.checkpoints.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Triple, fixed_pipeline
-from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.checkpoints.settings import CLAMP, LAYERS, PADDING, TOP_PIXELS, Choices
 
 # …DATASET_ENCODER_DECODER_plL_cbK_inpS_runN_CLASS….pt

@@ -11,8 +11,8 @@ import torch
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.budget import MAX_DEPTH, MAX_NAME, MAX_STEPS, above_budget
+from flowedge.export.checkpoints.checkpoint import Array, Tensors
 from flowedge.export.checkpoints.names import Name, is_foreign
-from flowedge.export.checkpoints.record import Array, Tensors
 from flowedge.export.checkpoints.settings import Weights
 from flowedge.export.checkpoints.stand_ins import StandIn
 from flowedge.export.checkpoints.wrappers import (

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from flowedge.errors import CheckpointError
-from flowedge.export.checkpoints.blocks import is_permutation
+from flowedge.export.checkpoints.checkpoint import Checkpoint, Tensors
 from flowedge.export.checkpoints.contents import Contents, arrays_of, named
+from flowedge.export.checkpoints.coupling_tensors import is_permutation
 from flowedge.export.checkpoints.family_tensors import csflow_tensors
 from flowedge.export.checkpoints.permutations import csflow_permutations
 from flowedge.export.checkpoints.preprocessing import fixed_pipeline
-from flowedge.export.checkpoints.record import Checkpoint, Tensors
 from flowedge.export.checkpoints.settings import (
     BACKBONE,
     CLAMP,

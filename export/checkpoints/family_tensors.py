@@ -1,4 +1,4 @@
-"""The tensors of CFLOW, CS-Flow, FastFlow and U-Flow, renamed as `record` says, and what their shapes settle.
+"""The tensors of CFLOW, CS-Flow, FastFlow and U-Flow, renamed as `Checkpoint` says, and what their shapes settle.
 
 anomalib, the official repositories and TVTVision differ in prefixes and in the subnets' layer numbers only.
 """
@@ -19,12 +19,12 @@ from flowedge.export.checkpoints.backbone import (
     recognise_backbone,
     without_prefix,
 )
-from flowedge.export.checkpoints.blocks import level_tensors, level_widths, sequence_tensors
 from flowedge.export.checkpoints.budget import check_couplings
+from flowedge.export.checkpoints.checkpoint import Array, BackboneNaming
 from flowedge.export.checkpoints.contents import State, arrays_of
+from flowedge.export.checkpoints.coupling_tensors import level_tensors, level_widths, sequence_tensors
 from flowedge.export.checkpoints.layers import take_layers
 from flowedge.export.checkpoints.network_names import take_backbone
-from flowedge.export.checkpoints.record import Array, BackboneNaming
 from flowedge.export.checkpoints.settings import (
     PADDING,
     Choices,
@@ -53,7 +53,7 @@ class FamilyTensors:
     """A model's tensors and what their shapes say.
 
     Attributes:
-        tensors: As `record` names them, the extractor's included.
+        tensors: As `Checkpoint` names them, the extractor's included.
         backbone: The extractor's name, or None if its tensors do not settle it.
         naming: Whose words its tensors are in, or None if there are none.
         input_size: Height and width that the shapes imply, or None if they imply none.

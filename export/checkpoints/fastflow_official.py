@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flowedge.export.checkpoints.blocks import take_clamp_variant
+from flowedge.export.checkpoints.checkpoint import Checkpoint
 from flowedge.export.checkpoints.contents import Contents
+from flowedge.export.checkpoints.coupling_tensors import take_clamp_variant
 from flowedge.export.checkpoints.family_tensors import check_input_size, fastflow_tensors, take_network
 from flowedge.export.checkpoints.preprocessing import fixed_pipeline
-from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.checkpoints.settings import CLAMP, Choices
 
 

@@ -62,16 +62,16 @@ def unpickle_inert(
         UnsafeCheckpointError: The pickle names something outside the two lists, or calls what is no name.
         CheckpointError: It is cut off, malformed or above the budget.
     """
-    machine = _Machine(storage, budget)
+    pickled = _PickleStack(storage, budget)
     reader = BudgetedReader(io.BytesIO(source) if isinstance(source, bytes) else source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pickletools warns of odd escapes in the text of a damaged file
             for opcode, arg, _ in pickletools.genops(cast("IO[bytes]", reader)):
                 if opcode.name == "STOP":
-                    return machine.stack.pop()
+                    return pickled.stack.pop()
                 budget.take_step(arg)
-                machine.step(opcode.name, arg)
+                pickled.step(opcode.name, arg)
     except CheckpointError:
         raise
     except (
@@ -89,7 +89,7 @@ def unpickle_inert(
     raise CheckpointError("the file's pickle has no end. Copy the checkpoint again.")
 
 
-class _Machine:
+class _PickleStack:
     """The pickle machine's stack and memo."""
 
     def __init__(self, storage: Callable[[torch.dtype, str, int], Storage], budget: Budget) -> None:

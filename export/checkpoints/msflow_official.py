@@ -8,16 +8,16 @@ from typing import Final
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.backbone import resnet_channels
-from flowedge.export.checkpoints.blocks import (
+from flowedge.export.checkpoints.checkpoint import Array, Checkpoint
+from flowedge.export.checkpoints.contents import Contents, arrays_of, state_in
+from flowedge.export.checkpoints.coupling_tensors import (
     is_permutation,
     level_widths,
     sequence_tensors,
     take_clamp_variant,
 )
-from flowedge.export.checkpoints.contents import Contents, arrays_of, state_in
 from flowedge.export.checkpoints.network_names import current_name
 from flowedge.export.checkpoints.preprocessing import fixed_pipeline
-from flowedge.export.checkpoints.record import Array, Checkpoint
 from flowedge.export.checkpoints.settings import BACKBONE, CLAMP, PADDING, POOL_TYPE, TOP_K, Choices
 
 _UNSTORED: Final = "The default of the official implementation, which stores it nowhere."

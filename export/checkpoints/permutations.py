@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import ExportError
-from flowedge.export.checkpoints.record import Tensors
+from flowedge.export.checkpoints.checkpoint import Tensors
 
 LEVELS: Final = 3
 # First five entries of block 0 for 304 channels, by level.
@@ -32,7 +32,7 @@ def csflow_permutations(scheme: str, tensors: Tensors) -> tuple[tuple[NDArray[np
 
     Args:
         scheme: ``per_level`` (the official code, anomalib 0.x) or ``shared`` (anomalib since 1.0).
-        tensors: The flow's, as `record` names them; they say how many blocks and channels there are.
+        tensors: The flow's, as `Checkpoint` names them; they say how many blocks and channels there are.
 
     Returns:
         Per block, per level, int64 ``(C,)``.

@@ -18,8 +18,8 @@ from flowedge.export.checkpoints import (
     tv,
     uflow_official,
 )
+from flowedge.export.checkpoints.checkpoint import Checkpoint
 from flowedge.export.checkpoints.contents import Contents, contents_of
-from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.checkpoints.safe_load import file_sha256, load_untrusted, naming_file
 from flowedge.export.checkpoints.settings import FAMILY_SETTINGS, PIXEL_RANGE, WEIGHTS, given_value
 from flowedge.manifest import Assumed

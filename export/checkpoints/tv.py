@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from flowedge.export.checkpoints.blocks import take_clamp_variant
+from flowedge.export.checkpoints.checkpoint import Checkpoint
 from flowedge.export.checkpoints.contents import Contents
+from flowedge.export.checkpoints.coupling_tensors import take_clamp_variant
 from flowedge.export.checkpoints.family_tensors import (
     cflow_tensors,
     check_input_size,
@@ -19,7 +20,6 @@ from flowedge.export.checkpoints.family_tensors import (
     take_network,
 )
 from flowedge.export.checkpoints.preprocessing import fixed_pipeline
-from flowedge.export.checkpoints.record import Checkpoint
 from flowedge.export.checkpoints.settings import CLAMP, TOP_PIXELS, Choices
 from flowedge.export.checkpoints.stand_ins import StandIn
 

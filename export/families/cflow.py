@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.checkpoints.checkpoint import Checkpoint
 from flowedge.export.families.couplings import check_features, count_levels, steps_of_level
 from flowedge.export.graph import ir
 from flowedge.manifest import Scoring

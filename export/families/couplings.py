@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import CheckpointError
-from flowedge.export.checkpoints.record import Array, Checkpoint, Tensors
+from flowedge.export.checkpoints.checkpoint import Array, Checkpoint, Tensors
 from flowedge.export.graph import ir
 
 GAIN = 0.1  # FrEIA multiplies what the subnet gives by a tenth

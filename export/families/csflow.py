@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from flowedge.errors import CheckpointError
-from flowedge.export.checkpoints.record import Array, Checkpoint
+from flowedge.export.checkpoints.checkpoint import Array, Checkpoint
 from flowedge.export.graph import ir
 from flowedge.manifest import Scoring
 

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from torch import nn
 
-from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.checkpoints.checkpoint import Checkpoint
 from flowedge.export.graph import ir
 from flowedge.export.reference.answers import ReferenceNetwork
 from flowedge.manifest import Family

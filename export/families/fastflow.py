@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from flowedge.errors import CheckpointError
-from flowedge.export.checkpoints.record import Checkpoint, Tensors
+from flowedge.export.checkpoints.checkpoint import Checkpoint, Tensors
 from flowedge.export.families.couplings import check_features, count_levels, steps_of_level
 from flowedge.export.graph import ir
 from flowedge.manifest import Scoring

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from flowedge.export.checkpoints.record import Array, Checkpoint
+from flowedge.export.checkpoints.checkpoint import Array, Checkpoint
 from flowedge.export.families.couplings import check_features, count_levels, steps_of_level
 from flowedge.export.graph import ir
 from flowedge.manifest import Scoring

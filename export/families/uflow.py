@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from flowedge.errors import CheckpointError
+from flowedge.export.checkpoints.checkpoint import Checkpoint, Tensors
 from flowedge.export.checkpoints.family_tensors import rising_channels
-from flowedge.export.checkpoints.record import Checkpoint, Tensors
 from flowedge.export.families.couplings import count_levels, coupling_channels, steps_of_level
 from flowedge.export.families.fastflow import layer_norm
 from flowedge.export.graph import ir

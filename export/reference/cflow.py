@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.checkpoints.checkpoint import Checkpoint
 from flowedge.export.reference.answers import ReferenceNetwork
 from flowedge.export.reference.freia_sequence import freia_sequence
 

@@ -11,7 +11,7 @@ from FrEIA.modules import PermuteRandom
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, leaky_relu
 
-from flowedge.export.checkpoints.record import Array, Checkpoint, Tensors
+from flowedge.export.checkpoints.checkpoint import Array, Checkpoint, Tensors
 from flowedge.export.reference.answers import ReferenceNetwork
 
 ScaleAndShift: TypeAlias = tuple[Tensor, Tensor]

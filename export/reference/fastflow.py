@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowedge.export.checkpoints.record import Checkpoint, Tensors
+from flowedge.export.checkpoints.checkpoint import Checkpoint, Tensors
 from flowedge.export.reference.answers import ReferenceNetwork
 from flowedge.export.reference.freia_sequence import freia_sequence
 

@@ -12,7 +12,7 @@ from FrEIA.framework import SequenceINN
 from FrEIA.modules import AllInOneBlock
 from torch import Tensor, nn
 
-from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.checkpoints.checkpoint import Checkpoint
 
 
 class LaterAllInOneBlock(AllInOneBlock):  # type: ignore[misc]

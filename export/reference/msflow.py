@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, relu
 
-from flowedge.export.checkpoints.record import Checkpoint, Tensors
+from flowedge.export.checkpoints.checkpoint import Checkpoint, Tensors
 from flowedge.export.reference.answers import ReferenceNetwork
 from flowedge.export.reference.cflow import sinusoids
 from flowedge.export.reference.csflow import PermutedCoupling, ScaleAndShift, TwoSidedCoupling, convolution

@@ -10,7 +10,7 @@ import torch
 from FrEIA.modules import Concat, IRevNetUpsampling, Split
 from torch import Tensor, nn
 
-from flowedge.export.checkpoints.record import Array, Checkpoint
+from flowedge.export.checkpoints.checkpoint import Array, Checkpoint
 from flowedge.export.reference.answers import ReferenceNetwork
 from flowedge.export.reference.fastflow import convolutional_subnet, layer_norms
 from flowedge.export.reference.freia_sequence import freia_sequence

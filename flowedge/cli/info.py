@@ -31,7 +31,7 @@ from flowedge.text import printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from flowedge.export.checkpoints.record import Checkpoint
+    from flowedge.export.checkpoints.checkpoint import Checkpoint
 
 NAME = "info"
 

@@ -30,7 +30,7 @@ from flowedge.export.backbones import (
 )
 from flowedge.export.backbones.efficientnet import STATIC_PADDING, torchvision_names
 from flowedge.export.checkpoints.backbone import read_backbone_weights
-from flowedge.export.checkpoints.record import Checkpoint
+from flowedge.export.checkpoints.checkpoint import Checkpoint
 from flowedge.export.graph import ir
 from flowedge.manifest import Family, Preprocessing
 

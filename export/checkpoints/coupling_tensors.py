@@ -15,8 +15,8 @@ import torch
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.budget import MAX_REFLECTIONS, above_budget, check_couplings
+from flowedge.export.checkpoints.checkpoint import Array, Tensors
 from flowedge.export.checkpoints.contents import State, arrays_of
-from flowedge.export.checkpoints.record import Array, Tensors
 from flowedge.export.checkpoints.settings import CLAMP_VARIANT, Choices
 from flowedge.manifest import Family
 
@@ -55,7 +55,7 @@ def sequence_tensors(levels: Iterable[State], family: Family) -> dict[str, Array
         family: Says which subnet the blocks have, and whether it takes a condition.
 
     Returns:
-        ``flow.{l}.{k}.NAME`` as `record` lists them.
+        ``flow.{l}.{k}.NAME`` as `Checkpoint` lists them.
 
     Raises:
         CheckpointError: A block is missing or incomplete, a shape disagrees, a value is not finite.
