@@ -83,7 +83,7 @@ def _fold_run(steps: list[ir.Step]) -> tuple[_Vector, list[ir.Step], _Vector] | 
 
     Returns:
         The leftover to subtract in front of the run, the folded steps, and the scale that is deferred behind the
-        run. None where a deferred scale is too large or too small.
+        run. The result is None where a deferred scale is too large or too small.
     """
     required = _required_shifts(steps)
     leftover = np.nan_to_num(required[0])
@@ -271,6 +271,6 @@ def _affine_of(step: ir.Coupling) -> tuple[_Vector, _Vector]:
 
 
 def _pads(step: ir.Coupling) -> bool:
-    """Return whether the first convolution of a coupling's subnet is zero-padded."""
+    """Return True when the first convolution of a coupling's subnet is zero-padded."""
     first = step.subnet[0]
     return isinstance(first, ir.Conv) and first.weight.shape[-1] > 1

@@ -1,6 +1,6 @@
-"""What a flow costs: parameters and multiply-accumulates, step by step. Pure functions of the IR.
+"""Count the parameters and multiply-accumulates of a flow, step by step, from the IR alone.
 
-`flowedge.lowering` says what is counted.
+The module `flowedge.lowering` defines what is counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def lower_and_describe(model: ir.FlowModel, *, keep_latents: bool = False) -> tuple[ir.FlowModel, Lowering]:
-    """Run every pass, as `lower` does, and say what each of them did and what is left."""
+    """Run every pass as `lower` does, and record the costs around each pass and the program at the end."""
     effects: list[PassEffect] = []
     before = totals(model)
 
@@ -42,7 +42,7 @@ def lower_and_describe(model: ir.FlowModel, *, keep_latents: bool = False) -> tu
 
 
 def totals(model: ir.FlowModel) -> Totals:
-    """The whole flow's costs."""
+    """Sum the costs of the whole flow."""
     costs = step_costs(model)
     return Totals(
         steps=len(model.steps),
@@ -52,14 +52,16 @@ def totals(model: ir.FlowModel) -> Totals:
 
 
 def step_costs(model: ir.FlowModel) -> tuple[StepCost, ...]:
-    """The program level by level, fine to coarse, each level's steps in order, and last its sum of squares.
+    """List the program's costs level by level, from fine to coarse.
 
-    A step that crosses levels has an entry in each. What a split sends away stays with the level that it came from.
+    The steps of a level are in order, and its sum of squares is the last entry. A step that crosses levels has an
+    entry in each. The channels that leave a stream by a split are listed with the level that they came from.
     """
     return tuple(sorted(_costs(model), key=lambda cost: cost.level))
 
 
 def _costs(model: ir.FlowModel) -> Iterator[StepCost]:
+    """Yield the costs in the program's order, and the levels' sums of squares at the end."""
     levels = dict(enumerate(range(len(model.levels))))  # by stream
     shapes = {n: (lv.feature_channels, lv.height, lv.width) for n, lv in enumerate(model.levels)}
     for number, step in enumerate(model.steps):
@@ -91,7 +93,7 @@ def _costs(model: ir.FlowModel) -> Iterator[StepCost]:
 
 
 def _shape_behind(step: ir.Step, place: int, shapes: dict[int, tuple[int, int, int]]) -> tuple[int, int, int]:
-    """What the step leaves in its stream, or in the stream at ``place`` of a step that has several."""
+    """Return the shape behind the step of its stream, or of the stream at ``place`` where it has several."""
     match step:
         case ir.TwoSidedCoupling():
             return (len(step.first[place]) + len(step.second[place]), *shapes[step.streams[place]][1:])
@@ -116,7 +118,7 @@ def _shape_behind(step: ir.Step, place: int, shapes: dict[int, tuple[int, int, i
 
 
 def _cost(step: ir.Step, place: int, shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int]:
-    """Parameters and multiply-accumulates; ``shapes`` are those behind the step, of all its streams."""
+    """Count parameters and multiply-accumulates of a step, given the shapes of all its streams behind it."""
     _, height, width = shapes[place]
     match step:
         case ir.Coupling():
@@ -141,9 +143,9 @@ def _cost(step: ir.Step, place: int, shapes: Sequence[tuple[int, int, int]]) -> 
 def _net_share(
     net: ir.CrossScaleNet | ir.FusionNet, level: int, sizes: Sequence[tuple[int, int]]
 ) -> tuple[int, int]:
-    """Parameters and multiply-accumulates of a net that belong to a level: all that gives its output.
+    """Count the parameters and multiply-accumulates of a subnet that give the output of one level.
 
-    The mixing of a fusion net counts with the coarsest level, at whose size it is done.
+    The mixing of a fusion net counts with the coarsest level, because it is done at that level's size.
     """
     pixels = math.prod(sizes[level])
     if isinstance(net, ir.CrossScaleNet):
@@ -152,10 +154,12 @@ def _net_share(
         macs = net.inner[level].weight.size * pixels
         for route in net.routes[level]:
             outputs, inputs, *kernel = route.conv.weight.shape
+            # 1. A route that mixes first: each tap's outputs at the coarse size, then the product with the matrix.
             if route.mixes_first:
-                seen = outputs * math.prod(kernel) * math.prod(sizes[route.sources[0]])
-                macs += seen * (inputs + pixels)
+                mixed = outputs * math.prod(kernel) * math.prod(sizes[route.sources[0]])
+                macs += mixed * (inputs + pixels)
                 continue
+            # 2. Another route: the upsampling of coarser sources, then the convolution at the level's own size.
             macs += route.conv.weight.size * pixels
             for source in route.sources:
                 if source > level:
@@ -175,12 +179,12 @@ def _net_share(
 
 
 def _upsampling(channels: int, source: tuple[int, int], target: tuple[int, int]) -> int:
-    """A product with a matrix from the left, then with one from the right."""
+    """Count the multiply-accumulates of a product with a matrix from the left and one from the right."""
     return channels * target[0] * source[1] * (source[0] + target[1])
 
 
 def _layer_macs(layer: ir.SubnetLayer) -> int:
-    """For one pixel; a centred norm's mean square is a convolution."""
+    """Count the multiply-accumulates of a layer for one pixel. The mean square of a centred norm is a convolution."""
     if isinstance(layer, ir.Relu) or (isinstance(layer, ir.ChannelNorm) and not layer.centred):
         return 0
     return layer.weight.size
@@ -195,7 +199,7 @@ def _size(*arrays: ir.Array | None) -> int:
 
 
 def _kind(step: ir.Step) -> str:
-    """The step's class in words; a channel map says which of the two it is."""
+    """Name the kind of a step in words. A channel map is a gather or a matrix."""
     if isinstance(step, ir.ChannelMap):
         return "channel gather" if step.matrix is None else "channel matrix"
     if isinstance(step, ir.Pool):

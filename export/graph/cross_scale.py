@@ -26,14 +26,16 @@ def mix_channels_before_upsampling(model: ir.FlowModel) -> ir.FlowModel:
     """A convolution behind an upsampling mixes channels before it, where there are four times fewer pixels.
 
     The pass changes a route only where that saves multiply-accumulates and the new matrix is no larger than the
-    weights. That matrix upsamples, shifts and sums. It grows with the square of the level's size, and a route with
-    few channels has little to save.
+    weights. The new matrix upsamples, shifts and sums, and grows with the square of the level's size. A route with few
+    channels has little to save.
     """
     sizes = [level.height * level.width for level in model.levels]
 
     def cheaper(level: int, route: ir.Route) -> bool:
         if len(route.sources) != 1 or route.sources[0] <= level:
             return False
+        # Per output channel and tap: mixing at the coarse level and the product with the matrix, against mixing at
+        # the fine level.
         coarse, fine = sizes[route.sources[0]], sizes[level]
         outputs, channels = route.conv.weight.shape[:2]
         return bool(coarse * (channels + fine) < fine * channels and coarse * fine <= outputs * channels)
@@ -119,6 +121,7 @@ def _groups(routes: tuple[ir.Route, ...]) -> list[list[ir.Route]]:
 
 def _joined(routes: list[ir.Route], gain: float) -> ir.Route:
     """Join the routes of a group to one route over all their sources, and multiply it by ``gain``."""
+    # The sources are concatenated, so the weights are joined along the inputs and the biases are summed.
     weight = np.concatenate([route.conv.weight for route in routes], axis=1)
     bias = None
     if not routes[0].mixes_first:

@@ -1,4 +1,4 @@
-"""The couplings that look across scales: CS-Flow's and MSFlow's."""
+"""Build torch modules for the couplings that work on all levels at once: CS-Flow's and MSFlow's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SLOPE: Final = 0.1
 
 
 class TwoSided(nn.Module):
-    """``forward(streams)`` gives the streams after one ``TwoSidedCoupling``."""
+    """One ``TwoSidedCoupling``: ``forward(streams)`` gives the streams behind it."""
 
     def __init__(self, step: ir.TwoSidedCoupling, sizes: Sequence[tuple[int, int]]) -> None:
         super().__init__()
@@ -53,6 +53,8 @@ class TwoSided(nn.Module):
 
 
 class _CrossScale(nn.Module):
+    """CS-Flow's subnet: ``forward`` takes and gives one map per level."""
+
     def __init__(self, net: ir.CrossScaleNet, sizes: Sequence[tuple[int, int]]) -> None:
         super().__init__()
         self._net = net
@@ -74,6 +76,7 @@ class _CrossScale(nn.Module):
         for level, (routes, convs, gain) in enumerate(
             zip(self._net.routes, self.routes, self._net.gains, strict=True)
         ):
+            # A coarser level is upsampled in front of its convolution, unless the route mixes channels first.
             parts = []
             for route, conv in zip(routes, cast(nn.ModuleList, convs), strict=True):
                 read = [
@@ -99,7 +102,10 @@ def _module_of_route(route: ir.Route, level: int, sizes: Sequence[tuple[int, int
 
 
 class _MixingFirst(nn.Module):
-    """``conv(upsample(x))`` without a bias, each of the kernel's taps a 1x1 convolution before the upsampling."""
+    """A route that computes ``conv(upsample(x))`` without a bias, and mixes channels before it upsamples.
+
+    Each tap of the kernel is a 1x1 convolution at the coarse size.
+    """
 
     def __init__(self, weight: ir.Array, source: tuple[int, int], target: tuple[int, int]) -> None:
         super().__init__()
@@ -112,7 +118,7 @@ class _MixingFirst(nn.Module):
 
 
 class _UpsampleTaps(nn.Module):
-    """Each tap's share, bilinear and shifted to where the kernel sees it, and their sum: one constant matrix."""
+    """Upsample the taps' outputs bilinearly, shift each by its tap, and sum them, with one constant matrix."""
 
     matrix: Tensor
 
@@ -131,13 +137,18 @@ class _UpsampleTaps(nn.Module):
 
 
 def _shifted(target: int, source: int, kernel: int) -> NDArray[np.float32]:
-    """``[kernel, target, source]``: upsampled, then what each tap of a zero-padded kernel sees of it."""
+    """Return a matrix per tap, ``[kernel, target, source]``, that upsamples along one axis and shifts by the tap.
+
+    Positions that the zero-padded kernel reads outside of the map are rows of zeros.
+    """
     up = bilinear_matrix(target, source, align_corners=False)
     padded = np.pad(up, ((kernel // 2, kernel // 2), (0, 0)))
     return np.stack([padded[tap : tap + target] for tap in range(kernel)])
 
 
 class _Fusion(nn.Module):
+    """MSFlow's subnet: ``forward`` takes and gives one map per level."""
+
     def __init__(self, net: ir.FusionNet, sizes: Sequence[tuple[int, int]]) -> None:
         super().__init__()
         coarsest = sizes[-1]
@@ -160,6 +171,7 @@ class _Fusion(nn.Module):
         )
 
     def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
+        # A level of the coarsest size needs no pooling, and an engine would copy it.
         pooled = [
             value
             if value.shape[2:] == self._coarsest
@@ -169,14 +181,14 @@ class _Fusion(nn.Module):
         mixed = torch.split(self.mix(torch.cat(pooled, 1)), [value.shape[1] for value in x], 1)
         outputs = []
         for value, share, up, heads in zip(x, mixed, self.up, self.heads, strict=True):
-            seen = value + up(share)
-            parts = [head(seen) for head in cast(nn.ModuleList, heads)]
+            corrected = value + up(share)
+            parts = [head(corrected) for head in cast(nn.ModuleList, heads)]
             outputs.append(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
         return outputs
 
 
 class _Upsample(nn.Module):
-    """Bilinear, as two products with constant matrices."""
+    """Resize bilinearly by two products with constant matrices."""
 
     rows: Tensor
     columns: Tensor

@@ -1,7 +1,7 @@
-"""From a ``FlowModel`` to a torch module with forward code only, and from there to ONNX.
+"""Build a torch module from a ``FlowModel``, for the tracer that writes ONNX.
 
-Every step of the IR has one small module here, and each handles the step as the paper writes it and as the passes
-leave it. So one emitter serves the product (the lowered model), the property tests (before against after) and the
+Every step of the IR has one small module here. Each module runs the step both as the paper writes it and after the
+passes. So one emitter serves the exported graph, the tests that compare a flow before and after a pass, and the
 ablation in the benchmark.
 """
 
@@ -24,12 +24,14 @@ from flowedge.manifest import NfaOutputs
 
 
 class Flow(nn.Module):
-    """The steps of a model. Features in, one latent statistic map per level out.
+    """The flow of a model, from the features to one map per level.
 
     ``forward`` takes one ``(N, C_l, h_l, w_l)`` tensor per level, fine to coarse, and returns one
-    ``(N, 1, h_l, w_l)`` tensor per level: the log-likelihood per dimension without its constants where the score
-    needs the log-determinant, else the channel mean of z squared. With ``nfa``, which needs a model lowered with its
-    latents kept, as many energies (where it says so) and counts follow.
+    ``(N, 1, h_l, w_l)`` tensor per level. The map holds the log-likelihood per dimension without its constants where
+    the score needs the log-determinant. Elsewhere it holds the channel mean of z squared.
+
+    With ``nfa``, the counts of all levels follow, and in front of them the energies where ``nfa.energies`` is true.
+    The model must then be lowered with its latents kept.
     """
 
     def __init__(self, model: ir.FlowModel, nfa: NfaOutputs | None = None) -> None:
@@ -43,6 +45,7 @@ class Flow(nn.Module):
         self.counts = nn.ModuleList() if nfa is None else counts_of(model, nfa)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        # Most steps change one stream. The cases are the steps that change several or give something beside it.
         streams = dict(enumerate(features))
         exponents: dict[int, list[Tensor]] = {number: [] for number in streams}
         for step, module in zip(self._program, self.steps, strict=True):
@@ -60,6 +63,7 @@ class Flow(nn.Module):
                     streams.update(zip(step.streams, changed, strict=True))
                 case _:
                     streams[step.stream] = module(streams[step.stream])
+        # The streams are latents now. Each level's map needs their energy and the exponents of its couplings.
         energies = [energy(streams[number]) for number, energy in enumerate(self.energies)]
         levels = [
             self._statistic(energy, exponents[number], level)
@@ -69,10 +73,12 @@ class Flow(nn.Module):
         return [*levels, *(energies if self._gives_energies else ()), *counts]
 
     def _statistic(self, energy: Tensor, exponents: list[Tensor], level: ir.Level) -> Tensor:
+        """Compute a level's map ``(N, 1, h, w)`` from its energy and the exponents of its couplings."""
         if not self._likelihood:
             return energy / level.channels
         if not exponents:
             return energy * (-0.5 / level.channels)
+        # Adding the exponents first leaves one sum over channels.
         log_det = exponents[0]
         for exponent in exponents[1:]:
             log_det = log_det + exponent
@@ -80,10 +86,10 @@ class Flow(nn.Module):
 
 
 class DetectorModule(nn.Module):
-    """Backbone, flow and score: the graph's contract.
+    """The whole graph of a bundle: backbone, flow and score, and optionally the preprocessing.
 
-    ``image (N, 3, H, W)`` float32 in, or with ``preprocess`` ``frame (N, H_src, W_src, 3)`` uint8; ``score (N,)``,
-    ``anomaly_map (N, 1, H, W)`` and what the flow gives out.
+    ``forward`` takes ``image (N, 3, H, W)`` float32, or with ``preprocess`` a ``frame (N, H_src, W_src, 3)`` uint8.
+    It returns ``score (N,)``, ``anomaly_map (N, 1, H, W)``, MSFlow's multiplied map, and the outputs of `Flow`.
     """
 
     def __init__(
@@ -98,7 +104,7 @@ class DetectorModule(nn.Module):
         self.preprocess = preprocess
         self.backbone = backbone
         self.flow = Flow(model, nfa)
-        # ONNX files name its constants and nodes after the place in this module, and calibration finds them by name.
+        # The tracer names the score's constants after this attribute, and calibration looks for them by that name.
         self.add_module(SCORE_SCOPE, ScoreModule(model))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -114,6 +120,8 @@ class DetectorModule(nn.Module):
 
 
 class _Coupling(nn.Module):
+    """A coupling on one stream: ``forward(x)`` gives the stream behind it, and the exponent or None."""
+
     passive: Tensor
     active: Tensor
     scale: Tensor | None
@@ -133,8 +141,9 @@ class _Coupling(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         passive = torch.index_select(x, 1, self.passive)
         active = torch.index_select(x, 1, self.active)
-        seen = passive if self.condition is None else torch.cat([passive, *self.condition.maps(x)], 1)
-        a, t = self.subnet(seen)
+        read = passive if self.condition is None else torch.cat([passive, *self.condition.maps(x)], 1)
+        a, t = self.subnet(read)
+        # Neutral values are left out of the graph: an engine would multiply by one.
         if self._gain != 1.0:
             a, t = a * self._gain, t * self._gain
         exponent = self._alpha * torch.tanh(a if self._inner == 1.0 else a * self._inner)
@@ -147,14 +156,15 @@ class _Coupling(nn.Module):
 
 
 class _Subnet(nn.Module):
-    """The layers of a subnet, the last one in two: log-scale and shift.
+    """The layers of a subnet, with the last layer cut in two: one for the log-scale and one for the shift.
 
-    A Split behind one wide layer costs a copy of all channels on a CPU, and in TensorRT ten layers of shape
-    arithmetic for its open batch.
+    A Split node behind one wide layer would cost a copy of all channels on a CPU. In TensorRT it would cost ten
+    layers of shape arithmetic, because the batch size is open.
     """
 
     def __init__(self, layers: tuple[ir.SubnetLayer, ...], active: int) -> None:
         super().__init__()
+        # The calibration finds norms over channels by the name "norm" in the graph's node names.
         *trunk, last = layers
         assert isinstance(last, (ir.Conv, ir.Linear))
         self.trunk = nn.Sequential()
@@ -170,13 +180,13 @@ class _Subnet(nn.Module):
 
 
 def _rows(layer: ir.Conv | ir.Linear, rows: slice) -> ir.Conv | ir.Linear:
-    """The layer with some of its outputs."""
+    """Keep some of a layer's outputs."""
     bias = None if layer.bias is None else layer.bias[rows]
     return dataclasses.replace(layer, weight=layer.weight[rows], bias=bias)
 
 
 class _Position(nn.Module):
-    """The constant maps of a condition, ``(1, P, H, W)``, widened to the batch."""
+    """The constant maps of a condition ``(1, P, H, W)``, expanded to the batch."""
 
     columns: Tensor
     rows: Tensor
@@ -194,7 +204,7 @@ class _Position(nn.Module):
         self.register_buffer("rows", torch.from_numpy(rows)[None, :, :, None])
 
     def maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The maps that follow the column, and those that follow the row."""
+        """Return the maps that depend on the column and the maps that depend on the row."""
         batch = x.shape[0]
         return (
             self.columns.expand(batch, -1, self._size[0], -1),
@@ -203,6 +213,8 @@ class _Position(nn.Module):
 
 
 class _PositionChannels(nn.Module):
+    """Append the constant maps of a basis to the stream."""
+
     def __init__(self, step: ir.PositionChannels, size: tuple[int, int]) -> None:
         super().__init__()
         self.position = _Position(step.basis, size)
@@ -212,6 +224,8 @@ class _PositionChannels(nn.Module):
 
 
 class _Gather(nn.Module):
+    """Gather channels, ``y_i = x[index_i]``."""
+
     index: Tensor
 
     def __init__(self, index: ir.Index) -> None:
@@ -223,6 +237,8 @@ class _Gather(nn.Module):
 
 
 class _ChannelAffine(nn.Module):
+    """Multiply and add a constant per channel."""
+
     scale: Tensor | None
     shift: Tensor | None
 
@@ -238,10 +254,10 @@ class _ChannelAffine(nn.Module):
 
 
 class _LayerNorm(nn.Module):
-    """Two passes, and each mean taken row by row first.
+    """Layer normalisation over ``(C, H, W)`` in two passes, with each mean taken over the columns first.
 
-    Engines add float32 in one long chain: over the 262,144 elements of FastFlow's finest level ONNX Runtime's
-    LayerNormalization and ReduceMean lose four digits, which moved the map by 1.5e-4.
+    Engines add float32 in one long chain. Over the 262,144 elements of FastFlow's finest level, ONNX Runtime's
+    LayerNormalization and ReduceMean lose four digits. This loss moved the map by 1.5e-4.
     """
 
     def __init__(self, step: ir.LayerNorm) -> None:
@@ -256,10 +272,13 @@ class _LayerNorm(nn.Module):
         return centred * torch.rsqrt(variance + self._eps) * self.weight + self.bias
 
     def _mean(self, x: Tensor) -> Tensor:
+        # Three short sums instead of a long one keep the digits.
         return x.mean(3, keepdim=True).mean(2, keepdim=True).mean(1, keepdim=True)
 
 
 class _Split(nn.Module):
+    """Split a stream: ``forward(x)`` gives the channels that leave it and the channels that stay."""
+
     def __init__(self, step: ir.Split) -> None:
         super().__init__()
         self.send = _Gather(step.send)
@@ -270,12 +289,17 @@ class _Split(nn.Module):
 
 
 class _Concat(nn.Module):
+    """Concatenate the channels of two streams."""
+
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         return torch.cat([x, other], 1)
 
 
 class _Energy(nn.Module):
-    """``sum over channels of z squared``, ``(N, 1, h, w)``: a convolution, which engines do faster than the sum."""
+    """The energy of a level, ``sum over channels of z squared``, ``(N, 1, h, w)``.
+
+    The sum is a 1x1 convolution, which engines compute faster than a reduction. Its weights hold the latent's scale.
+    """
 
     def __init__(self, level: ir.Level) -> None:
         super().__init__()
@@ -288,6 +312,7 @@ class _Energy(nn.Module):
 
 
 def _module_of(step: ir.Step, model: ir.FlowModel) -> nn.Module:
+    """Build the module that runs one step."""
     match step:
         case ir.Coupling():
             return _Coupling(step, _size_of(model, step.stream))
@@ -318,4 +343,5 @@ def _module_of(step: ir.Step, model: ir.FlowModel) -> nn.Module:
 
 
 def _size_of(model: ir.FlowModel, stream: int) -> tuple[int, int]:
+    """Return ``(height, width)`` of a level's stream."""
     return model.levels[stream].height, model.levels[stream].width

@@ -1,8 +1,8 @@
-"""How many latents of each window are beyond a threshold, counted inside the graph.
+"""Count inside the graph how many latents of each window exceed a threshold.
 
-The block form of U-Flow's a-contrario test needs the number of ``z squared >= tau`` over all channels of a window
+The windowed form of U-Flow's a-contrario test needs the number of ``z squared >= tau`` over all channels of a window
 around each pixel (Tailanian, Pardo and Musé, JMIV 2024). Counts are whole numbers below 2**24, so float32 sums are
-exact in any order; a mean over the window would not be.
+exact in any order. A mean over the window would not be exact.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from flowedge.runtime.nfa import exceedance_threshold, window_sides
 
 
 def counts_of(model: ir.FlowModel, nfa: NfaOutputs) -> nn.ModuleList:
-    """Per level, a module from the stream's end ``(N, C, h, w)`` to its counts ``(N, 1, h, w)``.
+    """Build a module per level from the latent ``(N, C, h, w)`` to its counts ``(N, 1, h, w)``.
 
     Raises:
-        ExportError: A level is too small for its window, which is continued by reflection.
+        ExportError: A level is too small for the reflection of its border in a window.
     """
     sides = window_sides(nfa.window, len(model.levels))
     for number, (level, side) in enumerate(zip(model.levels, sides, strict=True)):
@@ -39,13 +39,16 @@ def counts_of(model: ir.FlowModel, nfa: NfaOutputs) -> nn.ModuleList:
 
 
 class _Count(nn.Module):
+    """Count the exceedances of one level in a window of ``side`` pixels around each pixel."""
+
     limit: Tensor
 
     def __init__(self, level: ir.Level, side: int, threshold: float) -> None:
         super().__init__()
         limit = np.full((1, 1, 1, 1), threshold)
         if level.latent_scale is not None:
-            # A scale of zero drops the channel: only an overflow reaches infinity, and such a level is not inspected.
+            # The stream holds z / scale, so the limit is tau / scale squared. A scale of zero drops the channel: its
+            # limit is infinity, which only an overflow reaches.
             with np.errstate(divide="ignore"):
                 limit = threshold / level.latent_scale.astype(np.float64)[None, :, None, None] ** 2
         self.register_buffer("limit", torch.from_numpy(limit.astype(np.float32)))

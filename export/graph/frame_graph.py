@@ -1,11 +1,12 @@
-"""The way from a frame to the network's input, as nodes of the graph.
+"""Preprocess frames inside the graph: from uint8 pixels to the network's input.
 
-Resizing is a product with a constant matrix along each axis: the matrices that the host uses. In blocks of outputs,
-since an output needs only a few neighbouring inputs, and a dense product would spend its time on zeros.
+Resizing is a product with a constant matrix along each axis. The matrices are the host's. A product is computed in
+groups of outputs, because an output needs only a few neighbouring inputs, and a dense product would spend its time on
+zeros.
 
-PIL and OpenCV resize grey levels with integers. Float32 holds integers up to 2^24 exactly, and so does every sum of
-them, in any order: weights of more bits are cut into parts whose sums stay below that, and the parts are put together
-by floors and powers of two. So the grey levels are the libraries' own, on every engine that computes in float32.
+PIL and OpenCV resize grey levels with integers. Float32 holds integers up to 2^24 exactly, and sums below 2^24 are
+exact in any order. So weights of more bits are cut into parts whose sums stay below 2^24, and floors and powers of two
+join the parts. The grey levels are then those of PIL and OpenCV on every engine that computes in float32.
 """
 
 from __future__ import annotations
@@ -33,17 +34,21 @@ from flowedge.geometry import (
 )
 from flowedge.manifest import Preprocessing
 
-_EXACT: Final = 2**24  # the largest integer below which float32 has all
-_BLOCKS: Final = 8  # of outputs, at most: each is a product with fewer zeros, and a copy of its inputs
-_BLOCK_OUTPUTS: Final = 32  # at least, so that a product is worth its call
+_EXACT: Final = 2**24
+"""Float32 holds every integer up to this one."""
+_MOST_GROUPS: Final = 8
+"""Largest number of groups of outputs. Each group is a product with fewer zeros, and costs a copy of its inputs."""
+_LEAST_OUTPUTS: Final = 32
+"""Smallest number of outputs of a group that makes a product worth its call."""
 
 Axis = Literal[-2, -1]
 
 
 class Preprocess(nn.Module):
-    """``(N, H, W, 3)`` uint8 frames to ``(N, 3, h, w)`` float32, normalised, as the host's ``Preprocessor``.
+    """Turn ``(N, H, W, 3)`` uint8 frames into the normalised network input ``(N, 3, h, w)`` float32.
 
-    Equal to it for the methods that give grey levels, and but for the order of sums for the ``float_`` ones.
+    The input equals that of the host's ``Preprocessor`` for the methods that give grey levels. For the ``float_``
+    methods only the order of sums differs.
     """
 
     mean: Tensor
@@ -75,23 +80,23 @@ class Preprocess(nn.Module):
 def check_frame_size(
     preprocessing: Preprocessing, frame: tuple[int, int], image_size: tuple[int, int]
 ) -> None:
-    """Check that frames of a size become the network's input.
+    """Check that frames of ``(height, width)`` pixels become a network input of ``image_size``.
 
     Raises:
-        ExportError: They become another size.
-        ImageError: They cannot be resized.
+        ExportError: The frames become a network input of another size.
+        ImageError: The preprocessing cannot resize the frames.
     """
     window = placement(preprocessing, frame).window
     if window != image_size:
         raise ExportError(
             f"frames of {frame[0]}x{frame[1]} become {window[0]}x{window[1]} pixels by the checkpoint's "
-            f"preprocessing, its network takes {image_size[0]}x{image_size[1]}. Name another --frame-size, or the "
+            f"preprocessing, and its network takes {image_size[0]}x{image_size[1]}. Name another --frame-size, or the "
             f"--image-size that suits these frames."
         )
 
 
 class _Framing(nn.Module):
-    """The change of a frame's borders: rows and columns are gathered, then filled where there is nothing to gather."""
+    """Crop and pad frames: gather rows and columns, then fill the pixels that have no source."""
 
     rows: Tensor
     columns: Tensor
@@ -102,6 +107,7 @@ class _Framing(nn.Module):
         self.register_buffer("columns", torch.from_numpy(np.maximum(changed.columns, 0)))
         self._fills = 0
         for step, fill in enumerate(changed.fills):
+            # A step that fills no pixel adds nothing to the graph.
             rows, columns = (torch.from_numpy(~filled) for filled in changed.filled_by(step))
             if rows.all() and columns.all():
                 continue
@@ -111,7 +117,7 @@ class _Framing(nn.Module):
             self._fills += 1
 
     def forward(self, frame: Tensor) -> Tensor:
-        """``(N, H, W, 3)`` float32 grey levels in and out."""
+        """Take and give grey levels ``(N, H, W, 3)`` in float32."""
         frame = frame.index_select(1, self.rows).index_select(2, self.columns)
         for number in range(self._fills):
             frame = frame * self.get_buffer(f"kept_{number}") + self.get_buffer(f"fill_{number}")
@@ -119,16 +125,20 @@ class _Framing(nn.Module):
 
 
 class _MatrixResize(nn.Module):
-    """Two passes: the one along y on interleaved channels where it comes first, so that the frame is not turned."""
+    """Resize in two passes, one along each axis.
+
+    A pass along y that comes first works on interleaved channels, so that the full frame needs no transpose.
+    """
 
     def __init__(self, preprocessing: Preprocessing, frame: tuple[int, int]) -> None:
         super().__init__()
         rows, columns = input_matrices(preprocessing, frame)
+        # Passes in float32 can come in the order of fewer products. PIL's passes round, so PIL's order is kept.
         if preprocessing.method.startswith("float_"):
             self._rows_first = _products(rows, columns) <= _products(columns, rows)
             self.rows: nn.Module = _FloatPass(rows.astype(np.float32), -2)
             self.columns: nn.Module = _FloatPass(columns.astype(np.float32), -1)
-        else:  # each pass rounds, so the order is PIL's
+        else:
             self._rows_first = pil_resizes_rows_first(frame, placement(preprocessing, frame).resized)
             self.rows = _GreyPass(pil_fixed_point(rows), -2)
             self.columns = _GreyPass(pil_fixed_point(columns), -1)
@@ -145,7 +155,7 @@ class _MatrixResize(nn.Module):
 
 
 class _FloatPass(nn.Module):
-    """The product with one matrix along one axis."""
+    """Multiply by one matrix along one axis, or do nothing for the identity."""
 
     def __init__(self, matrix: NDArray[np.float32], axis: Axis) -> None:
         super().__init__()
@@ -159,7 +169,7 @@ class _FloatPass(nn.Module):
 
 
 class _GreyPass(nn.Module):
-    """PIL's pass along one axis: ``(weights @ levels + 2**21) >> 22``, clipped to 0..255."""
+    """Resize as PIL does along one axis: ``(weights @ levels + 2**21) >> 22``, clipped to 0..255."""
 
     def __init__(self, weights: NDArray[np.int32], axis: Axis) -> None:
         super().__init__()
@@ -172,6 +182,7 @@ class _GreyPass(nn.Module):
     def forward(self, levels: Tensor) -> Tensor:
         if self._product is None:
             return levels
+        # Each part carries its upper bits into the next one. The shift by 22 bits is what is left after that.
         low, *higher = self._product(levels)
         for part in higher:
             low = part + torch.floor(low * 2.0**-self._bits)
@@ -179,17 +190,18 @@ class _GreyPass(nn.Module):
 
 
 class _BlockProduct(nn.Module):
-    """Products of the same numbers with several matrices of one shape, along rows (-2) or columns (-1)."""
+    """Multiply one input by several matrices of one shape, along rows (-2) or columns (-1), in groups of outputs."""
 
     def __init__(self, matrices: Sequence[NDArray[np.float32]], axis: Axis) -> None:
         super().__init__()
         self._axis = axis
         self._inputs: list[tuple[int, int]] = []
         outputs = len(matrices[0])
-        for block in np.array_split(np.arange(outputs), max(min(_BLOCKS, outputs // _BLOCK_OUTPUTS), 1)):
-            first, stop = _used(matrices, block)
+        groups = max(min(_MOST_GROUPS, outputs // _LEAST_OUTPUTS), 1)
+        for group in np.array_split(np.arange(outputs), groups):
+            first, stop = _inputs_of(matrices, group)
             for part, matrix in enumerate(matrices):
-                weights = matrix[block, first:stop]
+                weights = matrix[group, first:stop]
                 turned = weights if axis == -2 else weights.T
                 self.register_buffer(
                     f"block_{len(self._inputs)}_{part}", torch.from_numpy(np.ascontiguousarray(turned))
@@ -198,19 +210,22 @@ class _BlockProduct(nn.Module):
         self._parts = len(matrices)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        taken = [x.narrow(self._axis, first, count) for first, count in self._inputs]
+        slices = [x.narrow(self._axis, first, count) for first, count in self._inputs]
         return [
-            torch.cat([self._times(x, number, part) for number, x in enumerate(taken)], self._axis)
+            torch.cat([self._times(x, group, part) for group, x in enumerate(slices)], self._axis)
             for part in range(self._parts)
         ]
 
-    def _times(self, x: Tensor, block: int, part: int) -> Tensor:
-        weights = self.get_buffer(f"block_{block}_{part}")
+    def _times(self, x: Tensor, group: int, part: int) -> Tensor:
+        weights = self.get_buffer(f"block_{group}_{part}")
         return weights @ x if self._axis == -2 else x @ weights
 
 
 class _Cv2Resize(nn.Module):
-    """OpenCV's INTER_LINEAR on uint8 (see ``flowedge.geometry.cv2_taps``): four pixels for each output."""
+    """Resize as OpenCV's INTER_LINEAR does on uint8, from four pixels for each output.
+
+    The taps are explained in ``flowedge.geometry.cv2_taps``.
+    """
 
     row_inputs: Tensor
     column_inputs: Tensor
@@ -231,10 +246,12 @@ class _Cv2Resize(nn.Module):
         self.register_buffer("right", torch.from_numpy(columns.second_weight.astype(np.float32)))
 
     def forward(self, frame: Tensor) -> Tensor:
+        # Two gathers fetch the two rows and the two columns of each output, the first taps in front of the second.
         height, width = self._size
         pixels = frame.index_select(1, self.row_inputs).index_select(2, self.column_inputs)
         pixels = pixels.permute(0, 3, 1, 2)
         along_x = pixels.narrow(-1, 0, width) * self.left + pixels.narrow(-1, width, width) * self.right
+        # OpenCV drops 4 bits behind the first axis, 16 bits of each product of the second, and the last 2 bits.
         t = torch.floor(along_x * 2.0**-4)
         upper = _high_half(t.narrow(-2, 0, height), self.top)
         lower = _high_half(t.narrow(-2, height, height), self.bottom)
@@ -242,7 +259,7 @@ class _Cv2Resize(nn.Module):
 
 
 def _high_half(t: Tensor, weight: Tensor) -> Tensor:
-    """``t * weight >> 16`` for t below 2^15: the product needs 26 bits, so t comes in two bytes."""
+    """Compute ``t * weight >> 16`` for t below 2^15 in two bytes of t, because the product needs 26 bits."""
     high = torch.floor(t * 2.0**-8)
     low = t - high * 2.0**8
     return torch.floor((high * weight + torch.floor(low * weight * 2.0**-8)) * 2.0**-8)
@@ -255,11 +272,12 @@ def exact_parts(weights: NDArray[np.int32]) -> tuple[list[NDArray[np.float32]], 
         weights: ``[outputs, inputs]`` in units of ``2 ** -PIL_FRACTION_BITS``.
 
     Returns:
-        The parts, lowest first, and how many bits one has: ``weights`` is the sum of ``part_i * 2 ** (bits * i)``.
-        There are as few as suffice.
+        The parts, lowest first, and the number of bits of a part. ``weights`` is the sum of
+        ``part_i * 2 ** (bits * i)``. There are as few parts as suffice.
     """
     for count in range(2, PIL_FRACTION_BITS):
         bits = -(-PIL_FRACTION_BITS // count)
+        # Each part is the remainder of a rounded division, which halves the largest absolute value of a part.
         parts: list[NDArray[np.int64]] = []
         rest = weights.astype(np.int64)
         for _ in range(count - 1):
@@ -267,21 +285,24 @@ def exact_parts(weights: NDArray[np.int32]) -> tuple[list[NDArray[np.float32]], 
             parts.append(rest - (higher << bits))
             rest = higher
         parts.append(rest)
-        # Of a part's products and of what is carried into it, which is less than the sum below it.
+        # Upper bounds of the sums of one part's products. To them comes the carry from the part below.
         sums = [255 * int(np.abs(part).sum(axis=1).max()) for part in parts]
         if max(sums) + (max(sums) >> bits) + 2**bits < _EXACT:
             return [part.astype(np.float32) for part in parts], bits
     raise AssertionError("a row of weights that no parts hold")
 
 
-def _used(matrices: Sequence[NDArray[np.float32]], outputs: NDArray[np.intp]) -> tuple[int, int]:
-    """First input and the one after the last that any of these outputs takes; one input where all are padding."""
+def _inputs_of(matrices: Sequence[NDArray[np.float32]], outputs: NDArray[np.intp]) -> tuple[int, int]:
+    """Return the range of inputs, ``(first, stop)``, that these outputs take.
+
+    Outputs that take no input, because all are padding, get the range of one input.
+    """
     used = np.flatnonzero(np.any([matrix[outputs].any(axis=0) for matrix in matrices], axis=0))
     return (int(used[0]), int(used[-1]) + 1) if used.size else (0, 1)
 
 
 def _products(first: NDArray[np.float64], second: NDArray[np.float64]) -> int:
-    """Multiplications of one channel by two dense passes, in this order."""
+    """Count the multiplications of two dense passes over one channel, in this order."""
     return int(first.size * second.shape[1] + second.size * first.shape[0])
 
 
@@ -290,4 +311,5 @@ def _is_identity(matrix: NDArray[np.float32] | NDArray[np.int32], one: int) -> b
 
 
 def _both(taps: TwoTaps) -> Tensor:
+    """Return the indices of the first taps, then those of the second taps."""
     return torch.from_numpy(np.concatenate([taps.first, taps.second]))

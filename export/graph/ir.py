@@ -1,12 +1,12 @@
-"""The intermediate representation: five families, one vocabulary of plain frozen data.
+"""The intermediate representation (IR) describes the trained flows of all families as plain frozen data.
 
 A ``FlowModel`` is a backbone that gives one feature map per level, a program of steps over *streams*, and a
-score. Stream ``l`` starts as the features of level ``l`` (levels run from fine, 0, to coarse) and ends as the
-latent z of that level; ``Split`` makes further ones, numbered behind the levels. Every array is float32 or
-int64 NumPy; nothing here knows torch.
+score. Stream ``l`` starts as the features of level ``l`` and ends as the latent z of that level. Levels run from
+fine, 0, to coarse. Each ``Split`` makes a further stream, numbered behind the levels. Every array is float32 or int64
+NumPy. Nothing here knows torch.
 
-The same classes hold a model as its paper writes it and as the passes leave it: a pass turns a field into its
-neutral value (``None``, 1.0) and moves what it held elsewhere.
+One set of classes holds both a model as its paper writes it and the model after the passes. A pass folds the value
+of a field into another place, and sets the field to its neutral value (``None``, 1.0).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Index: TypeAlias = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Linear:
-    """``y = weight x + bias`` at every position by itself. weight ``(out, in)``, bias ``(out,)``."""
+    """A linear layer ``y = weight x + bias`` at every position by itself. weight ``(out, in)``, bias ``(out,)``."""
 
     weight: Array
     bias: Array | None
@@ -47,7 +47,7 @@ class Conv:
 class ChannelNorm:
     """Layer normalisation over the channels of each pixel. weight and bias ``(C,)``.
 
-    With ``centred`` each pixel's mean is already zero.
+    With ``centred`` the mean of each pixel's input is already zero.
     """
 
     weight: Array
@@ -64,7 +64,7 @@ class Relu:
 SubnetLayer: TypeAlias = Linear | Conv | ChannelNorm | Relu
 
 
-# --- what a subnet sees besides the passive half --------------------------------------------------------------
+# --- what a subnet reads besides the passive half -------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,7 +86,7 @@ class PositionBasis:
 
     @property
     def length(self) -> int:
-        """How many channels the basis has."""
+        """The number of channels of the basis."""
         return len(self.columns) + len(self.rows)
 
 
@@ -97,21 +97,26 @@ class PositionBasis:
 class Coupling:
     """The affine coupling of FrEIA's all-in-one block, without its permutation.
 
-    With ``x1 = x[passive]``, ``x2 = x[active]`` and ``r = gain * subnet(concat(x1, condition))``, whose first
-    half is a and whose second half is t::
+    With ``x1 = x[passive]`` and ``x2 = x[active]``::
 
+        a, t = halves of gain * subnet(concat(x1, condition))
         g = alpha * tanh(inner * a)
         y = scale * concat(x1, x2 * exp(g) + t) + offset
 
-    so the passive channels come first in the output. ``inner`` is 1 for FrEIA 0.2 and ``1 / alpha`` for FrEIA's
-    main branch since August 2023.
+    So the passive channels come first in the output.
 
     Attributes:
-        passive: Channels of the stream that the subnet reads, in its order; one may be repeated.
+        stream: The stream that the coupling transforms.
+        passive: Channels of the stream that the subnet reads, in its order. A channel may be repeated.
         active: Channels that are transformed, in the order of the subnet's output.
-        scale: ``(len(passive) + len(active),)`` or None for 1.
-        offset: Likewise, or None for 0.
-        log_det: Whether the score needs the sum of g over channels.
+        condition: Constant maps that the subnet reads behind the passive channels, or None.
+        subnet: The layers of the subnet, in order.
+        gain: Factor of the subnet's output, 0.1 in FrEIA.
+        alpha: Largest absolute value of g, FrEIA's clamp.
+        inner: 1 for FrEIA 0.2, and ``1 / alpha`` for FrEIA's main branch since August 2023.
+        scale: The global scale ``(len(passive) + len(active),)``, or None for 1.
+        offset: The global offset ``(len(passive) + len(active),)``, or None for 0.
+        log_det: True when the score needs the sum of g over the channels.
     """
 
     stream: int
@@ -131,7 +136,7 @@ class Coupling:
 class ChannelMap:
     """A fixed map of the channels of every pixel: ``y = matrix x + bias``, or the gather ``y_i = x[index_i]``.
 
-    Exactly one of ``index (out,)`` and ``matrix (out, in)`` is set; ``bias (out,)`` goes with a matrix only.
+    Exactly one of ``index (out,)`` and ``matrix (out, in)`` is set. Only a matrix may have a ``bias (out,)``.
     """
 
     stream: int
@@ -142,7 +147,7 @@ class ChannelMap:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChannelAffine:
-    """``y = scale * x + shift`` per channel; None is 1 or 0."""
+    """A scale and shift per channel, ``y = scale * x + shift``. A scale of None is 1, a shift of None is 0."""
 
     stream: int
     scale: Array | None
@@ -159,7 +164,7 @@ class PositionChannels:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerNorm:
-    """Normalise each image over channels, rows and columns together; weight and bias ``(C, H, W)``."""
+    """Normalise each image over channels, rows and columns together. weight and bias ``(C, H, W)``."""
 
     stream: int
     weight: Array
@@ -169,7 +174,7 @@ class LayerNorm:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pool:
-    """Pool by 3x3 windows, stride 2, padding 1. ``avg`` divides by 9 at the border too."""
+    """Pool by 3x3 windows, stride 2, padding 1. The kind ``avg`` divides by 9 at the border too."""
 
     stream: int
     kind: Literal["avg", "max"]
@@ -177,7 +182,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Split:
-    """The channels ``send`` leave the stream and become the stream ``into``; the channels ``keep`` stay."""
+    """The channels ``send`` leave the stream and become the stream ``into``. The channels ``keep`` stay."""
 
     stream: int
     into: int
@@ -194,7 +199,7 @@ class PixelShuffle:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Concat:
-    """The channels of the stream ``other``, which ends here, go behind those of the stream."""
+    """Append the channels of the stream ``other`` to the stream. The stream ``other`` ends here."""
 
     stream: int
     other: int
@@ -205,12 +210,12 @@ class Route:
     """One convolution of a ``CrossScaleNet`` between levels.
 
     Attributes:
-        sources: The levels it reads, concatenated; those coarser than its own are first upsampled by 2, but for
-            ``mixes_first``.
-        conv: Its weights; zero-padded by ``k // 2``.
-        stride: 2 where it reads a finer level, else 1.
-        mixes_first: Of a route from one coarser level: the channels are mixed there, once for each of the kernel's
-            taps, and what that gives is upsampled, shifted and summed by one constant matrix. No bias.
+        sources: The levels that the route reads, concatenated. Levels coarser than the route's own are first
+            upsampled by 2, unless ``mixes_first``.
+        conv: The convolution, zero-padded by ``k // 2``.
+        stride: 2 where the route reads a finer level, else 1.
+        mixes_first: True when a route from one coarser level mixes channels at that level, once for each tap of the
+            kernel. One constant matrix then upsamples, shifts and sums the results. Such a route has no bias.
     """
 
     sources: tuple[int, ...]
@@ -224,9 +229,9 @@ class CrossScaleNet:
     """CS-Flow's subnet: a convolution per level, leaky ReLU 0.1, and convolutions between neighbouring levels.
 
     Attributes:
-        inner: Per level the first convolution.
-        routes: Per level the convolutions whose sum is its output.
-        gains: Per level the factor of that sum.
+        inner: The first convolution of each level.
+        routes: The convolutions of each level, which are summed.
+        gains: The factor of the sum at each level.
     """
 
     inner: tuple[Conv, ...]
@@ -238,8 +243,8 @@ class CrossScaleNet:
 class FusionNet:
     """MSFlow's subnet: all levels pooled to the coarsest one, mixed, upsampled and added to each level.
 
-    ``q = relu(conv2(relu(norm(conv1(concat(pooled levels))))))``; each level adds its share of q, upsampled, and
-    its heads, concatenated, give the output.
+    The mixing is ``q = relu(conv2(relu(norm(conv1(concat(pooled levels))))))``. Each level adds the upsampled q of its
+    own channels. Then the level's ``heads`` are run, and their outputs are concatenated.
     """
 
     conv1: Conv
@@ -250,16 +255,17 @@ class FusionNet:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TwoSidedCoupling:
-    """Both halves of every level are transformed in turn, each by what all levels' other halves say.
+    """A coupling across levels: the halves of every level are transformed in turn.
 
-    With ``x1 = x[first]`` and ``x2 = x[second]`` per level, and (S, T) the halves of a net's output::
+    Each subnet reads the other halves of all levels. With ``x1 = x[first]`` and ``x2 = x[second]`` per level, and
+    (S, T) the halves of a subnet's output::
 
         y1 = E(S2) x1 + T2     (S2, T2) = net2(all x2)
         y2 = E(S1) x2 + T1     (S1, T1) = net1(all y1)
         E(s) = exp(0.636 kappa atan(inner s))
         y  = clip(concat(y1, y2), -limit, limit)
 
-    ``inner`` is ``1 / kappa``.
+    The papers have ``inner = 1 / kappa``.
     """
 
     streams: tuple[int, ...]
@@ -287,7 +293,7 @@ Step: TypeAlias = (
 
 
 def streams_of(step: Step) -> tuple[int, ...]:
-    """The streams that a step reads."""
+    """Return the streams that a step reads."""
     match step:
         case TwoSidedCoupling():
             return step.streams
@@ -305,18 +311,19 @@ class Backbone:
     """The frozen network that gives the features.
 
     Attributes:
-        network: The network's name in timm's words, such as ``resnet18`` (torchvision's for MobileNetV3), or
-            ``mcait``: a CaiT-M48 on the image and a CaiT-S24 on the image at half its size.
-        taps: Which features, in the order of the levels, in the network's own names: ``layer2`` for that
-            module's output, ``blocks.4`` of a transformer for that block's tokens.
-        padding: ``reflect`` where every convolution wider than one pixel pads by reflection (the private ResNets
-            of the official CFLOW and MSFlow), ``static_0.7`` and ``static_0.6`` as these versions of
-            efficientnet_pytorch pad, ``zeros`` for the network as its library builds it.
-        weights: State dict of the network, by the names that ``naming`` says.
-        naming: Whose names the weights have; taps of a network in efficientnet_pytorch's are in torchvision's.
-        final_norm: Transformers: the network's last layer norm follows each tap.
-        pyramid: On how many scales the network runs, each taking every second pixel of the one before; the
-            features are those of all scales, from the whole image on.
+        network: The network's name in timm, such as ``resnet18``, or in torchvision for MobileNetV3. ``mcait`` is a
+            CaiT-M48 on the image and a CaiT-S24 on the image at half its size.
+        taps: The features to take, in the order of the levels and by the network's own names. ``layer2`` is that
+            module's output, and ``blocks.4`` of a transformer is that block's tokens.
+        padding: ``zeros`` for the network as its library builds it. ``reflect`` where every convolution wider than
+            one pixel pads by reflection, as in the private ResNets of the official CFLOW and MSFlow. ``static_0.7``
+            and ``static_0.6`` for the padding of these versions of efficientnet_pytorch.
+        weights: State dict of the network, by the names of the library in ``naming``.
+        naming: The library whose names the weights have. A network that is named as in efficientnet_pytorch has taps
+            named as in torchvision.
+        final_norm: True when the last layer norm of a transformer follows each tap.
+        pyramid: Number of scales on which the network runs, from the whole image on. Each scale takes every second
+            pixel of the scale before. The features of all scales are the levels.
     """
 
     network: str
@@ -330,15 +337,15 @@ class Backbone:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Level:
-    """One scale.
+    """One feature scale of the flow.
 
     Attributes:
-        channels: Channels of the level's latent, the number of dimensions that the score divides by.
+        channels: Channels of the level's latent. The score divides by this number of dimensions.
         height: Rows of the latent's map.
         width: Columns of the latent's map.
         feature_channels: Channels of the level's features.
-        latent_scale: ``z = latent_scale * stream`` at the end of the program, ``(channels of the stream,)``;
-            None is 1. A zero drops a channel from the score.
+        latent_scale: Factor ``(channels of the stream,)`` in ``z = latent_scale * stream`` at the end of the program.
+            A scale of None is 1. A zero drops a channel from the score.
     """
 
     channels: int
@@ -350,13 +357,15 @@ class Level:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FlowModel:
-    """A trained detector, as data.
+    """A trained backbone, flow and scoring rule as data.
 
     Attributes:
-        image_size: ``(height, width)`` of the network's input, pixels.
-        levels: Fine to coarse.
+        family: The family of the flow.
+        image_size: ``(height, width)`` of the network's input in pixels.
+        backbone: The feature extractor.
+        levels: The feature scales, from fine to coarse.
         steps: The program, in order of execution.
-        scoring: How the levels become the map and the score.
+        scoring: The rule that makes the anomaly map and the score from the levels.
     """
 
     family: Family
@@ -368,10 +377,10 @@ class FlowModel:
 
 
 def position_code(length: int, size: int) -> NDArray[np.float64]:
-    """One axis of the position code: ``(length / 2, size)``, rows ``sin(p w_i), cos(p w_i)`` in turn.
+    """Compute one axis of the position code ``(length / 2, size)``, with rows ``sin(p w_i), cos(p w_i)`` in turn.
 
-    The frequencies ``w_i = exp(-2 i ln(10000) / (length / 2))`` are rounded to float32, as the original
-    computes them; the rest is float64.
+    The frequencies ``w_i = exp(-2 i ln(10000) / (length / 2))`` are rounded to float32, because the original
+    computes them in float32. The rest is float64.
 
     Raises:
         ValueError: ``length`` is not a multiple of 4.

@@ -1,4 +1,4 @@
-"""The layers of subnets, and constants, as torch has them."""
+"""Build torch modules and parameters from the layers and arrays of the IR."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowedge.export.graph import ir
 class _ChannelNorm(nn.Module):
     """Layer normalisation over axis 1 of ``(N, C, H, W)``.
 
-    Of a centred input the mean square is a convolution: engines' reductions over channels take longer than it does.
+    The mean square of a centred input is a 1x1 convolution, because engines take longer for a reduction over channels.
     """
 
     weight: Tensor
@@ -37,7 +37,7 @@ class _ChannelNorm(nn.Module):
 
 
 class _PerPosition(nn.Module):
-    """``Linear`` as the papers write it: rows are positions."""
+    """A linear layer that is run as the papers write it, with positions as rows."""
 
     def __init__(self, layer: ir.Linear) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Convolution(nn.Module):
 
 
 def module_of_layer(layer: ir.SubnetLayer) -> nn.Module:
-    """One layer of a subnet."""
+    """Build the module of one layer of a subnet."""
     match layer:
         case ir.Linear():
             return _PerPosition(layer)
@@ -76,10 +76,10 @@ def module_of_layer(layer: ir.SubnetLayer) -> nn.Module:
 
 
 def per_channel(values: ir.Array | None) -> Tensor | None:
-    """``(C,)`` as ``(1, C, 1, 1)``."""
+    """Reshape a constant ``(C,)`` to ``(1, C, 1, 1)``, or return None for None."""
     return None if values is None else torch.from_numpy(values)[None, :, None, None]
 
 
 def parameter(values: ir.Array) -> nn.Parameter:
-    """A constant of the graph."""
+    """Make a constant of the graph that takes no gradient."""
     return nn.Parameter(torch.from_numpy(np.ascontiguousarray(values)), requires_grad=False)

@@ -1,4 +1,4 @@
-"""From a lowered ``FlowModel`` to a checked ONNX file that honours the graph's contract."""
+"""Trace a lowered ``FlowModel`` to an ONNX file, and check the file's inputs, outputs and opset."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _SCOPES: Final = "pkg.torch.onnx.name_scopes"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameInput:
-    """The frames that a graph takes as they are.
+    """The frames that a graph takes without preprocessing by the host.
 
     Attributes:
-        size: ``(height, width)`` in pixels.
-        preprocessing: How they become the network's input.
+        size: ``(height, width)`` of the frames in pixels.
+        preprocessing: The steps from a frame to the network's input, which become nodes of the graph.
     """
 
     size: tuple[int, int]
@@ -41,7 +41,7 @@ class FrameInput:
 
 
 def output_names(model: ir.FlowModel, nfa: NfaOutputs | None = None) -> list[str]:
-    """The graph's outputs, in order."""
+    """Return the names of the graph's outputs, in order."""
     multiplicative = ["anomaly_map_mul"] if model.family == "msflow" else []
     return ["score", "anomaly_map", *multiplicative, *level_outputs(model.levels, nfa)]
 
@@ -57,15 +57,15 @@ def onnx_from_model(
 ) -> None:
     """Trace the model and write ``path``, and ``path.data`` where the weights are large.
 
-    The backbone is used up: it has no weights afterwards.
+    The backbone has no weights afterwards, because the function frees them.
 
     Args:
-        model: Lowered; with ``nfa``, with its latents kept.
+        model: The lowered model. With ``nfa`` it must be lowered with its latents kept.
         backbone: The feature extractor.
-        path: The file.
-        nfa: What to give for the number of false alarms; None gives nothing.
-        frames: Which frames to take; None takes the network's input.
-        opset: One of ``OPSETS``.
+        path: The file to write.
+        nfa: The outputs for the number of false alarms, or None for no such outputs.
+        frames: The frames that the graph takes, or None for a graph that takes the network's input.
+        opset: The ONNX opset, one of ``OPSETS``.
 
     Raises:
         ValueError: ``opset`` is not one of ``OPSETS``.
@@ -76,7 +76,7 @@ def onnx_from_model(
         raise ValueError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}, got {opset}")
     preprocess = None if frames is None else Preprocess(frames.preprocessing, frames.size)
     detector = DetectorModule(backbone, model, nfa, preprocess).eval()
-    taken = "image" if frames is None else "frame"
+    input_name = "image" if frames is None else "frame"
     example = (
         torch.zeros(2, 3, *model.image_size)
         if frames is None
@@ -85,7 +85,7 @@ def onnx_from_model(
     outputs = output_names(model, nfa)
     size = sum(t.numel() * t.element_size() for t in (*detector.parameters(), *detector.buffers()))
     try:
-        program = _trace(detector, example, taken, outputs, opset)
+        program = _trace(detector, example, input_name, outputs, opset)
     except Exception as error:
         raise ExportError(
             f"torch could not trace the {model.family} graph at opset {opset}: {error}"
@@ -94,23 +94,26 @@ def onnx_from_model(
     _set_score_constants(program.model, model)
     program.save(str(path), external_data=size > EXTERNAL_ABOVE)
     _free_weights(detector, program.model)
-    _check(path, taken, outputs, opset)
+    _check(path, input_name, outputs, opset)
 
 
-def _trace(detector: nn.Module, example: Tensor, taken: str, outputs: list[str], opset: int) -> Any:
+def _trace(detector: nn.Module, example: Tensor, input_name: str, outputs: list[str], opset: int) -> Any:
+    """Run torch's exporter without its notes on standard output and its warnings."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the tracer's own deprecations: nothing the user can act on
+            warnings.simplefilter(
+                "ignore"
+            )  # the tracer warns of its own deprecations, and users cannot act on them
             return torch.onnx.export(
                 detector,
                 (example,),
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
-                input_names=[taken],
+                input_names=[input_name],
                 output_names=outputs,
                 dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             )
@@ -119,14 +122,15 @@ def _trace(detector: nn.Module, example: Tensor, taken: str, outputs: list[str],
 
 
 def _name_nodes(model: Any) -> None:
-    """Nodes get their module's path as a name (``backbone/…``, ``flow/…``); the tracer's notes are dropped."""
-    seen: dict[str, int] = {}
+    """Name each node after its module (``backbone/…``, ``flow/…``), and remove the tracer's metadata."""
+    uses: dict[str, int] = {}
     for node in model.graph.all_nodes():
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "['']"))
+        # A name with a leading underscore belongs to the tracer. The innermost other scope is the module.
         module = next((scope for scope in reversed(scopes[:-1]) if scope and not scope.startswith("_")), "")
         base = "/".join(part for part in (module.replace(".", "/"), node.op_type) if part)
-        count = seen.get(base, 0)
-        seen[base] = count + 1
+        count = uses.get(base, 0)
+        uses[base] = count + 1
         node.name = f"{base}_{count}" if count else base
         node.metadata_props.clear()
         for value in node.outputs:
@@ -141,31 +145,43 @@ def _name_nodes(model: Any) -> None:
 
 
 def _set_score_constants(graph: Any, model: ir.FlowModel) -> None:
+    """Replace the placeholders of the score maxima by their values."""
     constants = score_constants(model)
     missing = constants.keys() - graph.graph.initializers.keys()
     if missing:
-        raise ExportError(f"the traced graph lost its constants {', '.join(sorted(missing))}")
+        raise ExportError(
+            f"The traced graph has no constants named {', '.join(sorted(missing))}, which the tracer removed. "
+            "Try another --opset, or another version of torch."
+        )
     for name, value in constants.items():
         graph.graph.initializers[name].const_value = onnx_ir.tensor(value, name=name)
 
 
 def _free_weights(detector: nn.Module, graph: Any) -> None:
-    """Drop the weights themselves: rewriting rules of onnxscript keep the last graph that they saw, for good."""
+    """Free the weights of the module and of the graph.
+
+    The rewriting rules of onnxscript keep a reference to the last graph that they processed for the whole process.
+    """
     for tensor in (*detector.parameters(), *detector.buffers()):
         tensor.data = torch.empty(0)
     for value in graph.graph.initializers.values():
         value.const_value = None
 
 
-def _check(path: Path, taken: str, expected: list[str], opset: int) -> None:
+def _check(path: Path, input_name: str, expected: list[str], opset: int) -> None:
+    """Check that the written graph is valid and has the inputs, outputs and opset that were asked for."""
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the traced graph is not valid ONNX: {error}") from error
     graph = onnx.load(str(path), load_external_data=False)
     outputs = [value.name for value in graph.graph.output]
-    if outputs != expected or [value.name for value in graph.graph.input] != [taken]:
-        raise ExportError(f"the traced graph's outputs are {outputs}, expected {expected}")
+    if outputs != expected or [value.name for value in graph.graph.input] != [input_name]:
+        raise ExportError(
+            f"The traced graph has the outputs {outputs}, and {expected} were expected. Try another --opset."
+        )
     got = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
     if got != opset:
-        raise ExportError(f"the traced graph has opset {got}, {opset} was asked for; take another --opset")
+        raise ExportError(
+            f"The traced graph has opset {got}, and {opset} was asked for. Name another --opset."
+        )

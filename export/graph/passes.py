@@ -37,9 +37,9 @@ class Pass:
 
     Attributes:
         rewrite: The function. The first paragraph of its docstring is shown to the user.
-        exactness: The difference that the pass may make to the flow's output. ``bitwise``: none but the sign of a
-            zero. ``re-association``: none in real arithmetic, but float32 sums are taken in another order.
-            ``orthogonality``: the amount by which a stored matrix fails to be orthogonal, which the pass checks.
+        exactness: The difference that the pass may make to the flow's output. A ``bitwise`` pass changes at most the
+            sign of a zero. A ``re-association`` pass changes nothing in real arithmetic, but float32 sums are taken in
+            another order. An ``orthogonality`` pass relies on a stored matrix being orthogonal, and checks that.
         keeps_latents: True when each channel of the latent keeps its value, in whatever order the channels are.
             False when only their sum of squares is kept.
     """
@@ -64,15 +64,20 @@ class Pass:
 
 PASSES: Final = (
     Pass(drop_unused_log_det, "bitwise"),
+    # The passes below look for convolutions.
     Pass(linear_layers_become_convolutions, "re-association"),
+    # Permutations become gathers, and gathers are absorbed. Matrices that stay are rotations.
     Pass(index_hard_permutations, "bitwise"),
     Pass(absorb_gathers, "re-association"),
     Pass(drop_last_rotation, "orthogonality", keeps_latents=False),
+    # The scale and offset of a coupling can be folded once its gain is 1.
     Pass(fold_gain, "re-association"),
     Pass(reduce_position_code, "re-association"),
     Pass(fold_affine, "re-association"),
+    # Only a reduced position code is small enough to be carried. Channels are counted with it.
     Pass(carry_position, "bitwise"),
     Pass(fill_channel_groups, "re-association"),
+    # The passes below do not depend on the passes above.
     Pass(centre_before_norm, "re-association"),
     Pass(merge_scale_and_shift_heads, "re-association"),
     Pass(mix_channels_before_upsampling, "re-association"),

@@ -107,7 +107,7 @@ def _halves_through(
 
 
 def _is_rotation(step: ir.Step) -> bool:
-    """Return whether a step is a square orthogonal matrix without a bias."""
+    """Return True when a step is a square orthogonal matrix without a bias."""
     if not isinstance(step, ir.ChannelMap) or step.matrix is None or step.bias is not None:
         return False
     matrix = step.matrix.astype(np.float64)

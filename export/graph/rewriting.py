@@ -48,14 +48,14 @@ def float32(values: NDArray[np.float64]) -> ir.Array:
 
 
 def with_inserted(values: ir.Array | None, at: int, count: int, neutral: float) -> ir.Array | None:
-    """Insert ``count`` neutral values at the index ``at`` of a channel vector. None stays None."""
+    """Insert ``count`` neutral values at the index ``at`` of a channel vector, or return None for None."""
     if values is None:
         return None
     return np.insert(values, at, np.full(count, neutral, np.float32)).astype(np.float32)
 
 
 def scattered(values: ir.Array | None, at: ir.Index, width: int, neutral: float) -> ir.Array | None:
-    """Write ``values[i]`` to the index ``at[i]`` of a vector that is neutral elsewhere. None stays None."""
+    """Write ``values[i]`` to the index ``at[i]`` of a vector that is neutral elsewhere, or return None for None."""
     if values is None:
         return None
     wide = np.full(width, neutral, np.float32)

@@ -1,9 +1,9 @@
-"""From levels to the anomaly map and the image score, inside the graph.
+"""Compute the anomaly map and the image score from the levels, inside the graph.
 
-The score maxima are buffers with fixed names, so that calibration can patch them in the ONNX
-file: ``reference.fixed`` (bool: false is ``per_image``), ``reference.level_max_0`` …, ``reference.map_max`` and,
-for MSFlow, ``reference.mul_max``. Upsampling is two products with constant matrices, which every engine computes
-alike.
+The score maxima are buffers with fixed names, so that calibration can patch them in the ONNX file. They are
+``reference.level_max_0`` …, ``reference.map_max`` and, for MSFlow, ``reference.mul_max``. The boolean
+``reference.fixed`` says which maxima the graph uses: the stored ones where it is true, each image's own ones where it
+is false. Upsampling is two products with constant matrices, which every engine computes alike.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flowedge.export.graph import ir
 from flowedge.geometry import bilinear_matrix
 
 SCORE_SCOPE: Final = "reference"
-"""Prefix of the score module's constants and nodes in ONNX files, which bundles already in use have."""
+"""Prefix of the names of the score module's constants and nodes in ONNX files."""
 
 _PER_IMAGE: Final = (1, 2, 3)
 _LARGEST_TOP_K: Final = 3840
@@ -31,7 +31,10 @@ _PLACEHOLDER: Final = -12345.75
 
 
 class ScoreModule(nn.Module):
-    """``forward(levels)`` gives ``score (N,)``, ``anomaly_map (N, 1, H, W)`` and, for MSFlow, ``anomaly_map_mul``."""
+    """The scoring rule of a family.
+
+    ``forward(levels)`` gives ``score (N,)``, ``anomaly_map (N, 1, H, W)`` and, for MSFlow, ``anomaly_map_mul``.
+    """
 
     def __init__(self, model: ir.FlowModel) -> None:
         super().__init__()
@@ -49,23 +52,23 @@ class ScoreModule(nn.Module):
         if model.scoring.normalisation != "none":
             self.register_buffer("fixed", torch.tensor(False))
             for place, name in enumerate(_constant_names(model)):
-                # Placeholders that nothing else is, because the tracer merges equal constants into one.
+                # The tracer merges equal constants into one, so each placeholder is a number of its own.
                 self.register_buffer(name, torch.full((1, 1, 1, 1), _PLACEHOLDER - place))
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return self._rule(self, levels)
 
     def up(self, number: int, x: Tensor) -> Tensor:
-        """Level ``number``'s map at the input's size."""
+        """Upsample the map of level ``number`` to the size of the network's input."""
         return self.get_buffer(f"rows_{number}") @ x @ self.get_buffer(f"columns_{number}")
 
     def maximum(self, x: Tensor, name: str) -> Tensor:
-        """The image's own maximum, or the named constant of the score maxima; ``(N, 1, 1, 1)``."""
+        """Return the stored score maximum of this name or the image's own maximum, ``(N, 1, 1, 1)``."""
         return torch.where(self.get_buffer("fixed"), self.get_buffer(name), x.amax(_PER_IMAGE, keepdim=True))
 
 
 def score_constants(model: ir.FlowModel) -> dict[str, NDArray[np.generic]]:
-    """The initializers that hold the score maxima, by name; none for a family that needs none."""
+    """Return the initializers that hold the score maxima, by name. A family without score maxima has no such names."""
     scoring = model.scoring
     if scoring.normalisation == "none":
         return {}
@@ -88,7 +91,7 @@ def _constant_names(model: ir.FlowModel) -> list[str]:
 
 
 def _likelihood_sum(score: ScoreModule, levels: Sequence[Tensor]) -> Tensor:
-    """``max S - S`` with ``S = sum over levels of U(exp(l - max l))`` (CFLOW-AD, section 4)."""
+    """Compute ``max S - S`` with ``S = sum over levels of U(exp(l - max l))`` (CFLOW-AD, section 4)."""
     total = _sum(
         score.up(n, torch.exp(level - score.maximum(level, f"level_max_{n}")))
         for n, level in enumerate(levels)
@@ -106,7 +109,7 @@ def _cflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _mean_likelihood(score: ScoreModule, levels: Sequence[Tensor]) -> Tensor:
-    """Mean over levels of ``U(exp(-m / 2))`` (FastFlow; U-Flow eq. 6)."""
+    """Compute the mean over levels of ``U(exp(-m / 2))`` (FastFlow, and U-Flow eq. 6)."""
     return _sum(score.up(n, torch.exp(-0.5 * level)) for n, level in enumerate(levels)) / len(levels)
 
 
@@ -121,6 +124,7 @@ def _uflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _csflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    # All levels have as many channels, so the mean over all elements of z is the mean over all positions.
     total = _sum(level.sum(_PER_IMAGE) for level in levels)
     image_score = total / (2 * sum(score.positions))
     if score.scoring.csflow_map == "finest":
@@ -132,7 +136,7 @@ def _csflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _msflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """MSFlow's two maps: likelihoods added for localisation, multiplied for the score."""
+    """Compute MSFlow's two maps: likelihoods are added for localisation, and multiplied for the score."""
     total = _sum(score.up(n, level) for n, level in enumerate(levels))
     multiplied = 1.0 - torch.exp(total - score.maximum(total, "mul_max"))
     pixels = multiplied.flatten(1)
@@ -146,10 +150,10 @@ def _msflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _mean_of_largest(values: Tensor, count: int) -> Tensor:
-    """Mean of the ``count`` largest of each row of ``values (N, n)``, ``(N,)``.
+    """Compute the mean ``(N,)`` of the ``count`` largest values of each row of ``values (N, n)``.
 
-    TensorRT's TopK takes at most 3840, so beyond that the smallest of them is found by bisection, which ends on
-    neighbouring float32 numbers; values between them count as equal.
+    TensorRT's TopK takes at most 3840 values. For more values a bisection finds the smallest of the ``count`` largest.
+    The bisection ends on neighbouring float32 numbers, so values between its two ends count as equal.
     """
     if count <= _LARGEST_TOP_K:
         return torch.topk(values, count, dim=1).values.mean(1)
@@ -158,6 +162,7 @@ def _mean_of_largest(values: Tensor, count: int) -> Tensor:
         middle = 0.5 * (low + high)
         enough = (values > middle).to(values.dtype).sum(1, keepdim=True) >= count
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    # The values above the limit are added as they are. The limit itself fills up the count where values are equal.
     above = (values > high).to(values.dtype)
     return ((values * above).sum(1) + (count - above.sum(1)) * high[:, 0]) / count
 
