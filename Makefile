@@ -1,6 +1,6 @@
 # Every target makes what it needs first; nothing is used from outside but Python 3.10 or newer.
 #
-#   make demo     the whole road on photographs that come with it, on the CPU, into demo-out/
+#   make demo     all steps on photographs that come with it, on the CPU, into demo-out/
 #   make test     the tests
 #   make test-all also the slow ones: full products and systems of which make test tries a part; anomalib trains anew
 #   make check    lint, formatting and types
@@ -11,14 +11,16 @@
 #   make precision what float16 and INT8 cost on a trained model of every family, into bench-out/precision/
 #   make engines  every family on every engine and precision of a CPU, into bench-out/engines/
 #   make fuzz     damaged checkpoints, bundles and pictures: N cases (2,000) from FIRST (0) with SEED (0), into fuzz-out/
+#   make docs     the site, into site/; a warning is an error
 #   make venv     only the environment, .venv
 
 PYTHON ?= python3
 BIN := .venv/bin
 VENV := .venv/.complete
 PEER := .venv-peer/.complete
+DOCS := .venv-docs/.complete
 
-.PHONY: demo test test-all check wheel bench parity memory precision engines fuzz venv peer clean
+.PHONY: demo test test-all check wheel bench parity memory precision engines fuzz docs venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out
@@ -66,6 +68,10 @@ MINUTES ?= inf
 fuzz: $(VENV)
 	PYTHONPATH=tests $(BIN)/python -m fuzz.run $(N) --first $(FIRST) --seed $(SEED) --minutes $(MINUTES) --out fuzz-out
 
+# The tools have an environment of their own, so that no test depends on them.
+docs: $(DOCS)
+	.venv-docs/bin/zensical build --strict --clean
+
 venv: $(VENV)
 
 peer: $(PEER)
@@ -81,6 +87,11 @@ $(PEER):
 	.venv-peer/bin/python -m pip install --quiet 'anomalib==2.7.*' onnx onnxscript onnxruntime
 	touch $@
 
+$(DOCS): pyproject.toml
+	$(call new_environment,.venv-docs)
+	.venv-docs/bin/python -m pip install --quiet --group docs
+	touch $@
+
 define new_environment
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	{ echo 'FlowEdge needs Python 3.10 or newer: make PYTHON=/path/to/python3.12' >&2; exit 1; }
@@ -89,4 +100,4 @@ $(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 endef
 
 clean:
-	rm -rf .venv .venv-peer .pytest_cache build dist demo-out bench-out fuzz-out *.egg-info
+	rm -rf .venv .venv-peer .venv-docs site .pytest_cache build dist demo-out bench-out fuzz-out *.egg-info

@@ -2,8 +2,8 @@
 
     python tests/bench/picture_heatmap.py DEMO [PICTURE]      PICTURE is docs/images/heatmap.png by default
 
-DEMO is the folder of ``flowedge demo``. For four kinds of defects the picture shows the first test image with the verdict
-``anomalous``: its photograph, its painted defect and the anomaly map with the line of the pixel threshold.
+DEMO is the folder of ``flowedge demo``. For four kinds of defects the picture shows the first test image with the
+verdict ``anomalous``: its photograph, its painted defect and the anomaly map with the line of the pixel threshold.
 """
 
 from __future__ import annotations
