@@ -36,6 +36,7 @@ from flowedge.calibration.threshold import (
 )
 from flowedge.clock import utc_now
 from flowedge.errors import CalibrationError, EngineUnavailableError
+from flowedge.families import TRAITS
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.manifest import GraphFile, Manifest, NfaThreshold, ScoreMaxima, Thresholds
 from flowedge.onnx_constants import write_constants
@@ -294,9 +295,8 @@ def _fit_score_maxima(levels: StoredLevels, manifest: Manifest) -> ScoreMaxima:
         assert largest is not None
         return largest
 
-    return fit_score_maxima(
-        levels, map_sum=largest_map, mul_sum=largest_mul if manifest.family == "msflow" else None
-    )
+    multiplicative = TRAITS[manifest.family].multiplicative_map
+    return fit_score_maxima(levels, map_sum=largest_map, mul_sum=largest_mul if multiplicative else None)
 
 
 def _fit_thresholds(

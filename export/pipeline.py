@@ -31,6 +31,7 @@ from flowedge.export.graph.counts import lower_and_describe
 from flowedge.export.graph.frame_graph import check_frame_size
 from flowedge.export.graph.onnx_export import DEFAULT_OPSET, OPSETS, FrameInput, onnx_from_model
 from flowedge.export.reference.answers import ReferenceNetwork, reference_answers
+from flowedge.families import TRAITS
 from flowedge.lowering import LOWERING, Lowering, json_from_lowering
 from flowedge.manifest import (
     SCHEMA,
@@ -54,6 +55,7 @@ from flowedge.text import printable
 from flowedge.version import __version__
 
 SUFFIX: Final = ".flowedge"
+_BLOCK_TEST: Final = (5, 0.9)  # window in pixels and probability in the official U-Flow
 _LONGEST_NAME: Final = 255  # bytes, of a file on Linux
 
 
@@ -210,11 +212,11 @@ def nfa_outputs_of(repository: str, family: Family) -> NfaOutputs:
 
     That is anomalib's for its U-Flow, else those of the official U-Flow.
     """
-    of_anomalib = repository == "anomalib" and family == "uflow"
+    traits = TRAITS[family]
+    own = traits.anomalib_block_test if repository == "anomalib" else None
+    window, probability = own or _BLOCK_TEST
     return NfaOutputs(
-        energies=family in ("cflow", "msflow"),
-        window=7 if of_anomalib else 5,
-        probability=0.5 if of_anomalib else 0.9,
+        energies=traits.level_statistic != "mean_square", window=window, probability=probability
     )
 
 

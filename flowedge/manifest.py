@@ -431,21 +431,3 @@ def level_outputs(levels: Sequence[_Level], nfa: NfaOutputs | None) -> dict[str,
     """A graph's outputs of shape ``(N, 1, h, w)``, by name in the graph's order, and the level that each is of."""
     kinds = ["level", *(["energy"] if nfa and nfa.energies else []), *(["count"] if nfa else [])]
     return {f"{kind}_{n}": level for kind in kinds for n, level in enumerate(levels)}
-
-
-def scoring_problem(scoring: Scoring, family: Family, levels: int) -> str | None:
-    """Say why a way of scoring does not suit a family with so many levels, or return None where it does."""
-    maxima = scoring.score_maxima
-    if (family in ("cflow", "msflow")) == (scoring.normalisation == "none"):
-        return f"normalisation {scoring.normalisation!r} does not suit {family}"
-    if (maxima is None) == (scoring.normalisation == "fixed_reference"):
-        return "a reference must be there exactly for the normalisation 'fixed_reference'"
-    if maxima is not None and len(maxima.level_max) != levels:
-        return f"the reference has {len(maxima.level_max)} levels, got {levels}"
-    if family == "csflow" and scoring.csflow_map is None:
-        return "csflow needs scoring.csflow_map"
-    if family == "msflow" and scoring.top_fraction is None:
-        return "msflow needs scoring.top_fraction"
-    if family == "msflow" and maxima is not None and maxima.mul_max is None:
-        return "msflow's reference needs mul_max"
-    return None

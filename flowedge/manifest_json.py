@@ -17,8 +17,9 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from flowedge.errors import BundleError
+from flowedge.families import scoring_problem
 from flowedge.frame_quantities import FRAME_QUANTITIES
-from flowedge.manifest import READABLE_SCHEMAS, SCHEMA, FrameRange, Manifest, scoring_problem
+from flowedge.manifest import READABLE_SCHEMAS, SCHEMA, FrameRange, Manifest
 
 MAX_BYTES: Final = 4 << 20
 _HASH: Final = "sha256"

@@ -12,21 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowedge.families import TRAITS, ScoringRule, scoring_problem
 from flowedge.framing import Size
 from flowedge.geometry import BandedMatrix, bilinear_matrix
-from flowedge.manifest import Family, ScoreMaxima, Scoring, scoring_problem
+from flowedge.manifest import Family, ScoreMaxima, Scoring
 
 Array: TypeAlias = NDArray[np.float32]
+Upsampling: TypeAlias = Callable[[Array], Array]
 
 _PER_IMAGE: Final = (1, 2, 3)
-_ALIGNED_CORNERS: Final = frozenset({"cflow", "msflow"})  # how a family's source upsamples its levels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -69,7 +70,7 @@ def aggregate(levels: Sequence[Array], scoring: Scoring, family: Family, image_s
     if (problem := scoring_problem(scoring, family, len(levels))) is not None:
         raise ValueError(problem)
     with np.errstate(invalid="ignore", over="ignore"):  # inf and NaN are passed on for the caller to judge
-        return _RULES[family](levels, scoring, image_size)
+        return _RULES[TRAITS[family].scoring_rule](levels, scoring, _upsampling(family, image_size))
 
 
 def largest_levels(levels: Sequence[Array]) -> tuple[float, ...]:
@@ -88,19 +89,20 @@ def largest_sums(
         family: ``cflow`` or ``msflow``.
         image_size: ``(H, W)`` of the bundle's maps.
     """
-    likelihood = _sum_of_likelihoods(levels, [np.float32(value) for value in level_max], image_size)
-    product = _upsampled_sum(levels, image_size, "msflow") if family == "msflow" else None
+    up = _upsampling(family, image_size)
+    likelihood = _sum_of_likelihoods(levels, [np.float32(value) for value in level_max], up)
+    product = _upsampled_sum(levels, up) if TRAITS[family].multiplicative_map else None
     return float(likelihood.max()), None if product is None else float(product.max())
 
 
-def _cflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggregate:
-    anomaly_map = _additive_map(levels, scoring.score_maxima, image_size)
+def _likelihood_deficit(levels: Sequence[Array], scoring: Scoring, up: Upsampling) -> Aggregate:
+    anomaly_map = _additive_map(levels, scoring.score_maxima, up)
     return Aggregate(anomaly_map=anomaly_map, score=_mean_of_largest(anomaly_map, scoring.top_pixels or 1))
 
 
-def _msflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggregate:
+def _two_likelihoods(levels: Sequence[Array], scoring: Scoring, up: Upsampling) -> Aggregate:
     assert scoring.top_fraction is not None
-    product = _upsampled_sum(levels, image_size, "msflow")
+    product = _upsampled_sum(levels, up)
     maxima = scoring.score_maxima
     largest = (
         product.max(axis=_PER_IMAGE, keepdims=True)
@@ -108,36 +110,44 @@ def _msflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggr
         else np.float32(maxima.mul_max)
     )
     anomaly_map_mul = 1 - np.exp(product - largest)
-    count = max(int(np.prod(image_size) * scoring.top_fraction), 1)
+    count = max(int(product[0].size * scoring.top_fraction), 1)
     return Aggregate(
-        anomaly_map=_additive_map(levels, maxima, image_size),
+        anomaly_map=_additive_map(levels, maxima, up),
         score=_mean_of_largest(anomaly_map_mul, count),
         anomaly_map_mul=anomaly_map_mul,
     )
 
 
-def _fastflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggregate:
-    anomaly_map = -_mean_likelihood(levels, image_size)
+def _negated_likelihood(levels: Sequence[Array], scoring: Scoring, up: Upsampling) -> Aggregate:
+    anomaly_map = -_mean_likelihood(levels, up)
     return Aggregate(anomaly_map=anomaly_map, score=anomaly_map.max(axis=_PER_IMAGE))
 
 
-def _uflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggregate:
-    anomaly_map = 1 - _mean_likelihood(levels, image_size)
+def _one_minus_likelihood(levels: Sequence[Array], scoring: Scoring, up: Upsampling) -> Aggregate:
+    anomaly_map = 1 - _mean_likelihood(levels, up)
     return Aggregate(anomaly_map=anomaly_map, score=anomaly_map.max(axis=_PER_IMAGE))
 
 
-def _csflow(levels: Sequence[Array], scoring: Scoring, image_size: Size) -> Aggregate:
-    anomaly_map = _upsampled(levels[0], image_size, "csflow")
+def _mean_square(levels: Sequence[Array], scoring: Scoring, up: Upsampling) -> Aggregate:
+    anomaly_map = up(levels[0])
     if scoring.csflow_map == "product":
         for level in levels[1:]:
-            anomaly_map = anomaly_map * _upsampled(level, image_size, "csflow")
+            anomaly_map = anomaly_map * up(level)
     squares = sum(level.sum(axis=_PER_IMAGE, dtype=np.float64) for level in levels)
     positions = sum(level.shape[2] * level.shape[3] for level in levels)
     return Aggregate(anomaly_map=anomaly_map, score=np.asarray(squares / (2 * positions), np.float32))
 
 
-_RULES: Final[Mapping[Family, Callable[[Sequence[Array], Scoring, Size], Aggregate]]] = MappingProxyType(
-    {"cflow": _cflow, "csflow": _csflow, "fastflow": _fastflow, "uflow": _uflow, "msflow": _msflow}
+_RULES: Final[Mapping[ScoringRule, Callable[[Sequence[Array], Scoring, Upsampling], Aggregate]]] = (
+    MappingProxyType(
+        {
+            "likelihood_deficit": _likelihood_deficit,
+            "two_likelihoods": _two_likelihoods,
+            "negated_likelihood": _negated_likelihood,
+            "one_minus_likelihood": _one_minus_likelihood,
+            "mean_square": _mean_square,
+        }
+    )
 )
 
 
@@ -149,37 +159,42 @@ def _mean_of_largest(maps: Array, count: int) -> Array:
     return np.asarray(top.mean(axis=1, dtype=np.float64), np.float32)
 
 
-def _additive_map(levels: Sequence[Array], maxima: ScoreMaxima | None, image_size: Size) -> Array:
+def _additive_map(levels: Sequence[Array], maxima: ScoreMaxima | None, up: Upsampling) -> Array:
     """CFLOW's and MSFlow's S* - S."""
     if maxima is None:
-        maxima = [level.max(axis=_PER_IMAGE, keepdims=True) for level in levels]
-        total = _sum_of_likelihoods(levels, maxima, image_size)
+        largest = [level.max(axis=_PER_IMAGE, keepdims=True) for level in levels]
+        total = _sum_of_likelihoods(levels, largest, up)
         return np.asarray(total.max(axis=_PER_IMAGE, keepdims=True) - total, np.float32)
-    total = _sum_of_likelihoods(levels, [np.float32(value) for value in maxima.level_max], image_size)
+    total = _sum_of_likelihoods(levels, [np.float32(value) for value in maxima.level_max], up)
     return np.asarray(np.float32(maxima.map_max) - total, np.float32)
 
 
 def _sum_of_likelihoods(
-    levels: Sequence[Array], maxima: Sequence[Array | np.float32], image_size: Size
+    levels: Sequence[Array], maxima: Sequence[Array | np.float32], up: Upsampling
 ) -> Array:
     relative = [np.exp(level - largest) for level, largest in zip(levels, maxima, strict=True)]
-    return _upsampled_sum(relative, image_size, "cflow")
+    return _upsampled_sum(relative, up)
 
 
-def _mean_likelihood(levels: Sequence[Array], image_size: Size) -> Array:
+def _mean_likelihood(levels: Sequence[Array], up: Upsampling) -> Array:
     likelihoods = [np.exp(level * np.float32(-0.5)) for level in levels]
-    return _upsampled_sum(likelihoods, image_size, "fastflow") / np.float32(len(levels))
+    return _upsampled_sum(likelihoods, up) / np.float32(len(levels))
 
 
-def _upsampled_sum(levels: Sequence[Array], image_size: Size, family: Family) -> Array:
-    total = _upsampled(levels[0], image_size, family)
+def _upsampled_sum(levels: Sequence[Array], up: Upsampling) -> Array:
+    total = up(levels[0])
     for level in levels[1:]:
-        total += _upsampled(level, image_size, family)
+        total += up(level)
     return total
 
 
-def _upsampled(level: Array, image_size: Size, family: Family) -> Array:
-    rows, columns = _matrices(image_size, (level.shape[2], level.shape[3]), family in _ALIGNED_CORNERS)
+def _upsampling(family: Family, image_size: Size) -> Upsampling:
+    """Return the family's resize of a level, ``(N, 1, h, w)``, to ``image_size``."""
+    return partial(_upsampled, image_size=image_size, align_corners=TRAITS[family].align_corners)
+
+
+def _upsampled(level: Array, *, image_size: Size, align_corners: bool) -> Array:
+    rows, columns = _matrices(image_size, (level.shape[2], level.shape[3]), align_corners)
     return np.stack([(rows @ (columns @ image[0].T).T)[None] for image in level])
 
 

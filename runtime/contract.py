@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowedge.errors import BundleError
+from flowedge.families import TRAITS
 from flowedge.manifest import Manifest, level_outputs
 
 
@@ -45,7 +46,7 @@ def check_contract(
     }
     for name, level in level_outputs(manifest.levels, manifest.nfa).items():
         wanted[name] = TensorSpec("float32", (None, 1, level.height, level.width))
-    if manifest.family == "msflow":
+    if TRAITS[manifest.family].multiplicative_map:
         wanted["anomaly_map_mul"] = wanted["anomaly_map"]
     fits = (
         dict(inputs) == taken

@@ -11,6 +11,7 @@ from flowedge.export.backbones.convolutional import stage_names
 from flowedge.export.checkpoints.backbone import TRANSFORMERS
 from flowedge.export.checkpoints.checkpoint import Checkpoint
 from flowedge.export.graph import ir
+from flowedge.families import TRAITS
 
 # The last block of FastFlow's transformers that runs (of 12 and of 48), and those of U-Flow's pair.
 _BLOCKS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
@@ -20,8 +21,6 @@ _BLOCKS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "mcait": ("extractor1.blocks.40", "extractor2.blocks.20"),
     }
 )
-_EFFICIENTNET_TAP: Final = "features.6.8"  # the last block of stride 32 and 304 channels
-_SCALES: Final = 3
 _PREFIX: Final = "backbone."
 
 
@@ -31,6 +30,7 @@ def backbone_from_checkpoint(checkpoint: Checkpoint) -> ir.Backbone:
     Raises:
         CheckpointError: The family has no taps for this network.
     """
+    traits = TRAITS[checkpoint.family]
     network = str(checkpoint.hyperparameters["backbone"])
     padding: Any = checkpoint.hyperparameters.get("padding", "zeros")
     return ir.Backbone(
@@ -43,17 +43,15 @@ def backbone_from_checkpoint(checkpoint: Checkpoint) -> ir.Backbone:
             if name.startswith(_PREFIX)
         },
         naming=checkpoint.backbone_naming or "timm",
-        final_norm=checkpoint.family in ("fastflow", "uflow"),
-        pyramid=_SCALES if checkpoint.family == "csflow" else 1,
+        final_norm=traits.normalises_features,
+        pyramid=traits.image_scales,
     )
 
 
 def _taps(checkpoint: Checkpoint, network: str) -> tuple[str, ...]:
-    if checkpoint.family == "cflow":
-        layers: Any = checkpoint.hyperparameters["layers"]
+    layers: Any = checkpoint.hyperparameters.get("layers", TRAITS[checkpoint.family].fixed_taps)
+    if layers:
         return tuple(layers)
-    if checkpoint.family == "csflow":
-        return (_EFFICIENTNET_TAP,)
     if network in _BLOCKS:
         return _BLOCKS[network]
     if network.startswith(TRANSFORMERS):

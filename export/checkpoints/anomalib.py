@@ -7,7 +7,8 @@ since 1.0, the model's name is stored, so both are told from the keys.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.budget import MAX_DEPTH, above_budget
 from flowedge.export.checkpoints.checkpoint import Checkpoint
-from flowedge.export.checkpoints.contents import Contents, named
+from flowedge.export.checkpoints.contents import Contents, State, named
 from flowedge.export.checkpoints.coupling_tensors import take_clamp_variant
 from flowedge.export.checkpoints.family_tensors import (
     FamilyTensors,
@@ -54,18 +55,29 @@ from flowedge.export.checkpoints.transforms import transform_pipeline
 from flowedge.manifest import Family, Preprocessing
 from flowedge.text import printable, shown
 
-_TENSORS: Final = {
-    "cflow": cflow_tensors,
-    "csflow": csflow_tensors,
-    "fastflow": fastflow_tensors,
-    "uflow": uflow_tensors,
-}
-# The clamp's default and the hyper-parameter that holds it; FastFlow's is fixed in the code.
-_CLAMPS: Final[Mapping[Family, tuple[float, str]]] = {
-    "cflow": (1.9, "clamp_alpha"),
-    "csflow": (3.0, "clamp"),
-    "fastflow": (2.0, ""),
-    "uflow": (2.0, "affine_clamp"),
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Model:
+    """Describe one of anomalib's models.
+
+    Attributes:
+        tensors: The function that reads its state dict.
+        clamp: The default of the clamp.
+        clamp_name: The hyper-parameter that holds the clamp. It is empty where the clamp is fixed in the code.
+        side_of_0: The default side (pixels) of the square input in anomalib 0.x.
+    """
+
+    tensors: Callable[[State], FamilyTensors]
+    clamp: float
+    clamp_name: str = ""
+    side_of_0: int = 256
+
+
+_MODELS: Final[Mapping[Family, _Model]] = {
+    "cflow": _Model(tensors=cflow_tensors, clamp=1.9, clamp_name="clamp_alpha"),
+    "csflow": _Model(tensors=csflow_tensors, clamp=3.0, clamp_name="clamp", side_of_0=768),
+    "fastflow": _Model(tensors=fastflow_tensors, clamp=2.0),
+    "uflow": _Model(tensors=uflow_tensors, clamp=2.0, clamp_name="affine_clamp"),
 }
 # What anomalib fits on validation images, which two files of one training may have in different states.
 _FITTED: Final = ("post_processor.", "image_threshold", "pixel_threshold", "normalization_metrics.")
@@ -107,10 +119,10 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
     choices = Choices(family, given)
     generation = _generation(contents)
     hyper = hyperparameters_in(contents)
-    model = _TENSORS[family](contents.state)
+    anomalib_model = _MODELS[family]
+    model = anomalib_model.tensors(contents.state)
     take_network(choices, model, hyper)
-    clamp, clamp_name = _CLAMPS[family]
-    stored = hyper.get(clamp_name)
+    stored = hyper.get(anomalib_model.clamp_name)
     unknown, held = hidden_behind(stored), None
     try:
         held = None if unknown else stored_clamp(stored)
@@ -121,17 +133,17 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
     choices.take(
         CLAMP,
         held=held,
-        default=None if unknown else clamp,
+        default=None if unknown else anomalib_model.clamp,
         why=unknown or "anomalib's default; the checkpoint does not hold it.",
     )
     permutations = None
-    if family == "csflow":
+    if choices.offers(USE_GAMMA):
         choices.take(USE_GAMMA, held=True)
         choices.take(EFFICIENTNET_PADDING, held="symmetric")
         permutations = _permutations(choices, generation, model)
     else:
         take_clamp_variant(choices, model.tensors, known="tanh")
-    if family == "cflow":
+    if choices.offers(TOP_PIXELS):
         choices.take(TOP_PIXELS, held=1)
     preprocessing = _preprocessing(contents, generation, choices, model.input_size)
     check_input_size(choices, model.input_size)
@@ -276,7 +288,7 @@ def _preprocessing(
         return albumentations_pipeline(choices, configuration["dataset"])
     if generation == "0.x":
         stored = configuration.get("input_size")  # a constructor's argument there
-        side = 768 if choices.family == "csflow" else 256
+        side = _MODELS[choices.family].side_of_0
         why = "The default of anomalib 0.x, without whose configuration the model was saved."
         return fixed_pipeline(
             choices,

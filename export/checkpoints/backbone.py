@@ -13,6 +13,7 @@ import torch
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.checkpoint import Array, BackboneNaming, Checkpoint, Tensors
 from flowedge.export.checkpoints.contents import arrays_of, contents_of
+from flowedge.export.checkpoints.coupling_tensors import level_widths
 from flowedge.export.checkpoints.safe_load import load_untrusted, naming_file
 
 # How the names of vision transformers begin.
@@ -100,11 +101,11 @@ def with_backbone(checkpoint: Checkpoint, weights: Path | None) -> Checkpoint:
         )
     tensors = read_backbone_weights(weights)
     name, naming = recognise_backbone(tensors)
-    fits = name == needed
-    if checkpoint.family == "msflow" and name is not None and not _user_named_it(checkpoint):
-        widths = tuple(checkpoint.tensors[f"flow.{level}.0.global_scale"].size for level in range(3))
-        fits = widths == resnet_channels(name)[:3]
-    if not fits:
+    # A name that was assumed from the flow's widths stands for every network of these widths.
+    assumed = any(a.name == "backbone" and not a.given for a in checkpoint.assumed)
+    widths = level_widths(checkpoint.tensors)
+    same_widths = assumed and name is not None and widths == resnet_channels(name)[:3]
+    if name != needed and not same_widths:
         raise CheckpointError(
             f"{weights} holds {name or 'an unknown network'}, and {checkpoint.file} needs {needed}. "
             "Give that network's weights, or its name with --set backbone=NAME."
@@ -137,10 +138,6 @@ def resnet_channels(name: str) -> tuple[int, int, int, int]:
     """Output channels of ``layer1`` to ``layer4`` of a ResNet, by its name."""
     width = 64 if name in _BASIC_BLOCKS.values() else 256
     return width, 2 * width, 4 * width, 8 * width
-
-
-def _user_named_it(checkpoint: Checkpoint) -> bool:
-    return any(a.name == "backbone" and a.given for a in checkpoint.assumed)
 
 
 def _resnet(shapes: Mapping[str, tuple[int, ...]]) -> str | None:

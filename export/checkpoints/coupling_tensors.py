@@ -18,6 +18,7 @@ from flowedge.export.checkpoints.budget import MAX_REFLECTIONS, above_budget, ch
 from flowedge.export.checkpoints.checkpoint import Array, Tensors
 from flowedge.export.checkpoints.contents import State, arrays_of
 from flowedge.export.checkpoints.settings import CLAMP_VARIANT, Choices
+from flowedge.families import TRAITS
 from flowedge.manifest import Family
 
 PermutationKind: TypeAlias = Literal["index", "hard", "soft"]
@@ -32,7 +33,6 @@ _SUBNET_AXES: Final[Mapping[Family, tuple[int, ...]]] = {
     "uflow": (4, 4),
     "msflow": (4, 1, 4),
 }
-_CONDITIONAL: Final = ("cflow", "msflow")
 
 
 def permutation_kind(w_perm: Array) -> PermutationKind:
@@ -134,7 +134,7 @@ def _check_condition(what: str, channels: int, inputs: int, family: Family) -> N
     """A subnet sees the passive half and, in some families, a position code of sines and cosines of both axes."""
     passive = channels - channels // 2
     condition = inputs - passive
-    if condition and family not in _CONDITIONAL:
+    if condition and not TRAITS[family].position_code:
         raise CheckpointError(
             f"{what}, expected {passive} for {channels} channels: {family} has no condition. "
             "The file was changed, or is of a fork."

@@ -26,9 +26,11 @@ from flowedge.export.checkpoints.coupling_tensors import level_tensors, level_wi
 from flowedge.export.checkpoints.layers import take_layers
 from flowedge.export.checkpoints.network_names import take_backbone
 from flowedge.export.checkpoints.settings import (
+    LAYERS,
     PADDING,
     Choices,
 )
+from flowedge.families import TRAITS
 
 _CSFLOW_NETS: Final[Mapping[str, str]] = {
     "s1": "net1",
@@ -158,16 +160,16 @@ def take_network(choices: Choices, model: FamilyTensors, hyper: Mapping[str, obj
         CheckpointError: Nobody knows one of them, the layers are not as many as the flow's levels, or the features
             of FastFlow and U-Flow are not normalised as that extractor's are.
     """
-    only = "efficientnet_b5" if choices.family == "csflow" else None  # there is no CS-Flow on another
+    traits = TRAITS[choices.family]
     name = take_backbone(
         choices,
         stored=hyper.get("backbone"),
-        default=model.backbone or only,
+        default=model.backbone or traits.only_backbone,
         why="Its extractor's tensors are of no network that is known by its shapes.",
     ).partition(".")[0]
-    if choices.family in ("fastflow", "uflow"):
+    if traits.normalises_features:
         _check_norms(model.tensors, name)
-    if choices.family != "cflow":
+    if not choices.offers(LAYERS):
         return
     choices.take(PADDING, held="zeros")
     take_layers(choices, hyper.get("layers"), network=name, widths=level_widths(model.tensors))

@@ -212,6 +212,10 @@ class Choices:
         self.values: dict[str, object] = {}
         self.assumed: list[Assumed] = []
 
+    def offers(self, setting: Setting[Any]) -> bool:
+        """Return True when the family has this setting."""
+        return setting in FAMILY_SETTINGS[self.family]
+
     def gives(self, *settings: Setting[Any]) -> bool:
         """Return whether the user gave each of these settings."""
         return all(setting.name in self._given for setting in settings)

@@ -16,11 +16,12 @@ from flowedge.export.graph.rewriting import (
     rewrite_cross_nets,
     scale_rows,
 )
+from flowedge.families import TRAITS
 
 
 def drop_unused_log_det(model: ir.FlowModel) -> ir.FlowModel:
     """The log-determinant is dropped where the score does not use it, which is everywhere but in CFLOW."""
-    if model.family == "cflow":
+    if TRAITS[model.family].level_statistic == "log_likelihood":
         return model
     return rewrite_couplings(model, lambda step: dataclasses.replace(step, log_det=False))
 

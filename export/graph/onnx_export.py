@@ -19,6 +19,7 @@ from flowedge.export.graph import ir
 from flowedge.export.graph.emit import DetectorModule
 from flowedge.export.graph.frame_graph import Preprocess
 from flowedge.export.graph.score import score_constants
+from flowedge.families import TRAITS
 from flowedge.graph_files import EXTERNAL_ABOVE
 from flowedge.manifest import NfaOutputs, Preprocessing, level_outputs
 
@@ -42,7 +43,7 @@ class FrameInput:
 
 def output_names(model: ir.FlowModel, nfa: NfaOutputs | None = None) -> list[str]:
     """Return the names of the graph's outputs, in order."""
-    multiplicative = ["anomaly_map_mul"] if model.family == "msflow" else []
+    multiplicative = ["anomaly_map_mul"] if TRAITS[model.family].multiplicative_map else []
     return ["score", "anomaly_map", *multiplicative, *level_outputs(model.levels, nfa)]
 
 

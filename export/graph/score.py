@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowedge.export.graph import ir
+from flowedge.families import TRAITS, ScoringRule
 from flowedge.geometry import bilinear_matrix
 
 SCORE_SCOPE: Final = "reference"
@@ -38,15 +39,17 @@ class ScoreModule(nn.Module):
 
     def __init__(self, model: ir.FlowModel) -> None:
         super().__init__()
-        self._rule = _RULES[model.family]
+        traits = TRAITS[model.family]
+        self._rule = _RULES[traits.scoring_rule]
         self.scoring = model.scoring
         self.positions = [level.height * level.width for level in model.levels]
         height, width = model.image_size
-        align = model.family in ("cflow", "msflow")
         self._upsampled = len(model.levels) if model.scoring.csflow_map != "finest" else 1
         for number, level in enumerate(model.levels[: self._upsampled]):
-            rows = torch.from_numpy(bilinear_matrix(height, level.height, align_corners=align))
-            columns = torch.from_numpy(bilinear_matrix(width, level.width, align_corners=align))
+            rows = torch.from_numpy(bilinear_matrix(height, level.height, align_corners=traits.align_corners))
+            columns = torch.from_numpy(
+                bilinear_matrix(width, level.width, align_corners=traits.align_corners)
+            )
             self.register_buffer(f"rows_{number}", rows)
             self.register_buffer(f"columns_{number}", columns.T.contiguous())
         if model.scoring.normalisation != "none":
@@ -86,7 +89,7 @@ def score_constants(model: ir.FlowModel) -> dict[str, NDArray[np.generic]]:
 
 
 def _constant_names(model: ir.FlowModel) -> list[str]:
-    multiplicative = ["mul_max"] if model.family == "msflow" else []
+    multiplicative = ["mul_max"] if TRAITS[model.family].multiplicative_map else []
     return [*(f"level_max_{number}" for number in range(len(model.levels))), "map_max", *multiplicative]
 
 
@@ -99,7 +102,7 @@ def _likelihood_sum(score: ScoreModule, levels: Sequence[Tensor]) -> Tensor:
     return score.maximum(total, "map_max") - total
 
 
-def _cflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _likelihood_deficit(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
     anomaly_map = _likelihood_sum(score, levels)
     count = score.scoring.top_pixels
     if count is None:
@@ -113,17 +116,17 @@ def _mean_likelihood(score: ScoreModule, levels: Sequence[Tensor]) -> Tensor:
     return _sum(score.up(n, torch.exp(-0.5 * level)) for n, level in enumerate(levels)) / len(levels)
 
 
-def _fastflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _negated_likelihood(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
     anomaly_map = -_mean_likelihood(score, levels)
     return anomaly_map.amax(_PER_IMAGE), anomaly_map
 
 
-def _uflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _one_minus_likelihood(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
     anomaly_map = 1.0 - _mean_likelihood(score, levels)
     return anomaly_map.amax(_PER_IMAGE), anomaly_map
 
 
-def _csflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _mean_square(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
     # All levels have as many channels, so the mean over all elements of z is the mean over all positions.
     total = _sum(level.sum(_PER_IMAGE) for level in levels)
     image_score = total / (2 * sum(score.positions))
@@ -135,7 +138,7 @@ def _csflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return image_score, anomaly_map
 
 
-def _msflow(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _two_likelihoods(score: ScoreModule, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Compute MSFlow's two maps: likelihoods are added for localisation, and multiplied for the score."""
     total = _sum(score.up(n, level) for n, level in enumerate(levels))
     multiplied = 1.0 - torch.exp(total - score.maximum(total, "mul_max"))
@@ -167,8 +170,16 @@ def _mean_of_largest(values: Tensor, count: int) -> Tensor:
     return ((values * above).sum(1) + (count - above.sum(1)) * high[:, 0]) / count
 
 
-_RULES: Final[Mapping[str, Callable[[ScoreModule, Sequence[Tensor]], tuple[Tensor, ...]]]] = MappingProxyType(
-    {"cflow": _cflow, "fastflow": _fastflow, "uflow": _uflow, "csflow": _csflow, "msflow": _msflow}
+_RULES: Final[Mapping[ScoringRule, Callable[[ScoreModule, Sequence[Tensor]], tuple[Tensor, ...]]]] = (
+    MappingProxyType(
+        {
+            "likelihood_deficit": _likelihood_deficit,
+            "two_likelihoods": _two_likelihoods,
+            "negated_likelihood": _negated_likelihood,
+            "one_minus_likelihood": _one_minus_likelihood,
+            "mean_square": _mean_square,
+        }
+    )
 )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import BundleError
+from flowedge.families import TRAITS
 from flowedge.manifest import Manifest, NfaForm
 from flowedge.runtime.nfa.levels import NotInspectedError
 from flowedge.runtime.nfa.tree import tree_log_nfa
@@ -26,7 +27,8 @@ def check_form(manifest: Manifest, form: NfaForm) -> None:
             "the block form of the NFA needs the graph's outputs count_*, which this bundle's graphs do not have. "
             "Export the checkpoint again with --nfa."
         )
-    if form == "tree" and manifest.family == "cflow" and not (nfa and nfa.energies):
+    needs_energies = TRAITS[manifest.family].level_statistic == "log_likelihood"
+    if form == "tree" and needs_energies and not (nfa and nfa.energies):
         raise BundleError(
             "the tree form of the NFA needs the energy of CFLOW's latents, and its level_* hold the log-determinant "
             "as well. This bundle's graphs have no energy_*. Export the checkpoint again with --nfa."
@@ -51,6 +53,7 @@ def log_nfa_of_outputs(
         NotInspectedError: A level, an energy or a count is NaN or infinite, or a count is not a whole number.
     """
     channels = [level.channels for level in manifest.levels]
+    statistic = TRAITS[manifest.family].level_statistic
 
     def level_maps(kind: str) -> list[NDArray[np.float32]]:
         return [outputs[f"{kind}_{n}"][index, 0] for n in range(len(channels))]
@@ -59,7 +62,7 @@ def log_nfa_of_outputs(
         if manifest.nfa is not None and manifest.nfa.energies:
             energies = level_maps("energy")
         else:
-            per_level = -2.0 if manifest.family == "msflow" else 1.0  # MSFlow's levels are -mean(z²) / 2
+            per_level = -2.0 if statistic == "negative_half_mean_square" else 1.0
             energies = [
                 level * np.float32(per_level * depth)
                 for level, depth in zip(level_maps("level"), channels, strict=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from flowedge.families import TRAITS, ScoringRule
 from flowedge.manifest import Family, Scoring
 
 
@@ -29,9 +31,9 @@ def answer_from_levels(
     Raises:
         ValueError: ``scoring`` lacks what the family needs: CS-Flow's ``csflow_map``, MSFlow's ``top_fraction``.
     """
+    rule = _RULES[TRAITS[family].scoring_rule]
     answers = [
-        _of_one([level[n : n + 1] for level in levels], family, scoring, image_size)
-        for n in range(len(levels[0]))
+        rule([level[n : n + 1] for level in levels], scoring, image_size) for n in range(len(levels[0]))
     ]
     multiplied = [a.anomaly_map_mul for a in answers if a.anomaly_map_mul is not None]
     return ReferenceAnswer(
@@ -41,23 +43,21 @@ def answer_from_levels(
     )
 
 
-def _of_one(levels: list[Tensor], family: Family, scoring: Scoring, size: tuple[int, int]) -> ReferenceAnswer:
-    match family:
-        case "cflow":
-            anomaly_map = _additive(levels, size)
-            top = anomaly_map.flatten().sort(descending=True).values[: scoring.top_pixels or 1]
-            return ReferenceAnswer(score=top.mean()[None], anomaly_map=anomaly_map)
-        case "fastflow":
-            return _with_largest_as_score(-_mean_likelihood(levels, size))
-        case "uflow":
-            return _with_largest_as_score(1 - _mean_likelihood(levels, size))
-        case "csflow":
-            return _csflow(levels, scoring, size)
-        case "msflow":
-            return _msflow(levels, scoring, size)
+def _likelihood_deficit(levels: list[Tensor], scoring: Scoring, size: tuple[int, int]) -> ReferenceAnswer:
+    anomaly_map = _additive(levels, size)
+    top = anomaly_map.flatten().sort(descending=True).values[: scoring.top_pixels or 1]
+    return ReferenceAnswer(score=top.mean()[None], anomaly_map=anomaly_map)
 
 
-def _csflow(levels: list[Tensor], scoring: Scoring, size: tuple[int, int]) -> ReferenceAnswer:
+def _negated_likelihood(levels: list[Tensor], _scoring: Scoring, size: tuple[int, int]) -> ReferenceAnswer:
+    return _with_largest_as_score(-_mean_likelihood(levels, size))
+
+
+def _one_minus_likelihood(levels: list[Tensor], _scoring: Scoring, size: tuple[int, int]) -> ReferenceAnswer:
+    return _with_largest_as_score(1 - _mean_likelihood(levels, size))
+
+
+def _mean_square(levels: list[Tensor], scoring: Scoring, size: tuple[int, int]) -> ReferenceAnswer:
     maps = [_up(level, size) for level in levels]
     if scoring.csflow_map == "product":
         anomaly_map = torch.stack(maps).prod(0)
@@ -70,7 +70,7 @@ def _csflow(levels: list[Tensor], scoring: Scoring, size: tuple[int, int]) -> Re
     return ReferenceAnswer(score=score[None], anomaly_map=anomaly_map)
 
 
-def _msflow(levels: list[Tensor], scoring: Scoring, size: tuple[int, int]) -> ReferenceAnswer:
+def _two_likelihoods(levels: list[Tensor], scoring: Scoring, size: tuple[int, int]) -> ReferenceAnswer:
     if scoring.top_fraction is None:
         raise ValueError("MSFlow needs top_fraction, got None")
     likelihood = sum_of([_aligned(level, size) for level in levels])
@@ -80,6 +80,15 @@ def _msflow(levels: list[Tensor], scoring: Scoring, size: tuple[int, int]) -> Re
     return ReferenceAnswer(
         score=top.mean()[None], anomaly_map=_additive(levels, size), anomaly_map_mul=multiplied
     )
+
+
+_RULES: Final[Mapping[ScoringRule, Callable[[list[Tensor], Scoring, tuple[int, int]], ReferenceAnswer]]] = {
+    "likelihood_deficit": _likelihood_deficit,
+    "two_likelihoods": _two_likelihoods,
+    "negated_likelihood": _negated_likelihood,
+    "one_minus_likelihood": _one_minus_likelihood,
+    "mean_square": _mean_square,
+}
 
 
 def _additive(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
