@@ -10,13 +10,15 @@ FlowEdgeError
 ├── CalibrationError          a constant or a threshold cannot be fitted on the given images
 ├── PrecisionError            a graph of lower precision cannot pass its gate
 ├── ProcessError              a detector was taken into another process
+├── MissingPackageError       an optional package, such as torch or onnx, is not installed
 ├── EngineCacheError          the cache of compiled engines cannot be used
 └── EngineUnavailableError    the requested engine cannot run on this machine
     ├── EngineNotBuiltError   it must be compiled for this machine first
     └── EngineWrongError      it computes the graph wrongly on this machine
 
 A wrong argument of a Python call is a ``ValueError`` or a ``TypeError``; a bug of ours is an
-``AssertionError``. The command line prints a ``FlowEdgeError`` on one line and ends with status 2.
+``AssertionError``. The command line prints a ``FlowEdgeError`` on one line and ends with status 2, or with status 1 for a
+``PrecisionError``: the work was done, and its result did not pass.
 
 Examples:
     >>> import flowedge
@@ -68,6 +70,10 @@ class PrecisionError(FlowEdgeError):
 
 class ProcessError(FlowEdgeError, TypeError):
     """A detector was pickled, copied, or used after a fork. Python's own word for the first two is a `TypeError`."""
+
+
+class MissingPackageError(FlowEdgeError):
+    """An optional package, such as torch or onnx, is not installed."""
 
 
 class EngineCacheError(FlowEdgeError):

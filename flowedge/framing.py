@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
-from flowedge.manifest import MAX_SIDE, FrameStep
+from flowedge.manifest import FrameStep
+from flowedge.manifest_bounds import MAX_SIDE
 
 Size: TypeAlias = tuple[int, int]
 """``(height, width)`` in pixels."""

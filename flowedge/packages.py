@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from flowedge.errors import EngineUnavailableError
+from flowedge.errors import MissingPackageError
 
 _ORT: Final = ("onnxruntime>=1.18",)
 _ONNX: Final = ("onnx>=1.17",)
@@ -60,14 +60,14 @@ def explain_missing(extra: str) -> Iterator[None]:
         extra: A name of ``REQUIREMENTS``: what the imports inside need.
 
     Raises:
-        EngineUnavailableError: A package is not installed.
+        MissingPackageError: A package is not installed.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] == "flowedge":
             raise
-        raise EngineUnavailableError(
+        raise MissingPackageError(
             f"this command needs the package {error.name}, which is not installed. "
             f"Install it with: {pip_install(extra)}"
         ) from error

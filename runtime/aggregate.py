@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from flowedge.families import TRAITS, ScoringRule, scoring_problem
 from flowedge.framing import Size
-from flowedge.geometry import BandedMatrix, bilinear_matrix
 from flowedge.manifest import Family, ScoreMaxima, Scoring
+from flowedge.resampling import BandedMatrix, bilinear_matrix
 
 Array: TypeAlias = NDArray[np.float32]
 Upsampling: TypeAlias = Callable[[Array], Array]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
-from flowedge.errors import BundleError, EngineUnavailableError, ImageError, ProcessError
+from flowedge.errors import BundleError, ImageError, ProcessError
 from flowedge.geometry import map_to_frame
 from flowedge.manifest import NfaThreshold, Preprocessing, SourceScale, Threshold
 from flowedge.runtime.engine import Engine
@@ -207,7 +207,8 @@ class Detector:
 
         Raises:
             ImageError: The frame is of another type or shape, or does not become the graph's input.
-            EngineUnavailableError: The device stopped, or the detector was closed.
+            EngineUnavailableError: The device stopped.
+            ValueError: The detector was closed.
             ProcessError: The process was forked after the detector was loaded.
         """
         (result,) = self.detect_batch([frame])
@@ -224,8 +225,8 @@ class Detector:
 
         Raises:
             ImageError: As for one frame, or ``frames`` is neither a sequence nor an array.
-            EngineUnavailableError: The device stopped, for instance because the batch does not fit its memory, or the
-                detector was closed.
+            EngineUnavailableError: The device stopped, for instance because the batch does not fit its memory.
+            ValueError: The detector was closed.
             ProcessError: The process was forked after the detector was loaded.
         """
         if os.getpid() != self._process:
@@ -307,8 +308,8 @@ class Detector:
     ) -> None:
         self.close()
 
-    def _closed(self) -> EngineUnavailableError:
-        return EngineUnavailableError(
+    def _closed(self) -> ValueError:
+        return ValueError(
             "this detector was closed. Load the bundle again, and close it after the last frame."
         )
 

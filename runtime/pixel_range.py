@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
-from flowedge.manifest import LARGEST_FLOAT32, Assumed, Manifest
+from flowedge.manifest import Assumed, Manifest
+from flowedge.manifest_bounds import LARGEST_FLOAT32
 from flowedge.runtime.limits import check_frame_size
 
 PixelRange: TypeAlias = tuple[float, float]

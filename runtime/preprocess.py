@@ -13,16 +13,9 @@ from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
 from flowedge.framing import Size, framing
-from flowedge.geometry import (
-    GREY_WEIGHTS,
-    PIL_FRACTION_BITS,
-    BandedMatrix,
-    input_matrices,
-    pil_fixed_point,
-    pil_resizes_rows_first,
-    placement,
-)
+from flowedge.geometry import GREY_WEIGHTS, input_matrices, placement
 from flowedge.manifest import Preprocessing, ResizeMethod
+from flowedge.resampling import PIL_FRACTION_BITS, BandedMatrix, pil_fixed_point, pil_resizes_rows_first
 from flowedge.runtime.limits import check_frame_size
 
 _SIZES_KEPT: Final = 16  # frame sizes whose matrices are remembered

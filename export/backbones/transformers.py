@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowedge.errors import CheckpointError
 from flowedge.export.backbones.convolutional import unknown_taps
 from flowedge.export.backbones.weights import unfilled
-from flowedge.geometry import bicubic_matrix
+from flowedge.resampling import bicubic_matrix
 
 
 class TokenFeatures(nn.Module):

@@ -8,7 +8,8 @@ from typing import Final, Literal
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.contents import Contents, State, check_readable
-from flowedge.manifest import LARGEST_FLOAT32, PartScale, SourceRule, SourceScale
+from flowedge.manifest import PartScale, SourceRule, SourceScale
+from flowedge.manifest_bounds import LARGEST_FLOAT32
 from flowedge.text import shown
 
 # A pickled module of 2.x does not say which; 2.7's formula is that of the others where they have one.

@@ -23,15 +23,8 @@ from flowedge.export.checkpoints.preprocessing import (
 from flowedge.export.checkpoints.settings import INPUT_SIZE, MEAN, RESIZE_METHOD, STD, Choices
 from flowedge.framing import framing
 from flowedge.geometry import GREY_WEIGHTS
-from flowedge.manifest import (
-    LARGEST_MEAN,
-    LARGEST_STD,
-    SMALLEST_STD,
-    FrameStep,
-    PadMode,
-    Preprocessing,
-    ResizeMethod,
-)
+from flowedge.manifest import FrameStep, PadMode, Preprocessing, ResizeMethod
+from flowedge.manifest_bounds import LARGEST_MEAN, LARGEST_STD, SMALLEST_STD
 from flowedge.text import printable, shown
 
 # Steps that only change the type, which every pipeline here does anyway.

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from flowedge.export.graph import ir
 from flowedge.export.graph.layers import Convolution, module_of_layer
-from flowedge.geometry import bilinear_matrix
+from flowedge.resampling import bilinear_matrix
 
 _SOFT_CLAMP: Final = 0.636
 _SLOPE: Final = 0.1

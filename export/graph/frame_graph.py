@@ -22,17 +22,9 @@ from torch import Tensor, nn
 
 from flowedge.errors import ExportError
 from flowedge.framing import Framing, framing
-from flowedge.geometry import (
-    GREY_WEIGHTS,
-    PIL_FRACTION_BITS,
-    TwoTaps,
-    cv2_taps,
-    input_matrices,
-    pil_fixed_point,
-    pil_resizes_rows_first,
-    placement,
-)
+from flowedge.geometry import GREY_WEIGHTS, TwoTaps, cv2_taps, input_matrices, placement
 from flowedge.manifest import Preprocessing
+from flowedge.resampling import PIL_FRACTION_BITS, pil_fixed_point, pil_resizes_rows_first
 
 _EXACT: Final = 2**24
 """Float32 holds every integer up to this one."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from flowedge.export.graph import ir
 from flowedge.families import TRAITS, ScoringRule
-from flowedge.geometry import bilinear_matrix
+from flowedge.resampling import bilinear_matrix
 
 SCORE_SCOPE: Final = "reference"
 """Prefix of the names of the score module's constants and nodes in ONNX files."""

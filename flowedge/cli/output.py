@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flowedge.errors import FlowEdgeError
-from flowedge.manifest import MAX_SIDE
+from flowedge.manifest_bounds import MAX_SIDE
 from flowedge.text import printable
 
 WIDEST: Final = 10_000  # characters: lines are whole in a file or a pipe

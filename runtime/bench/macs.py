@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from flowedge.errors import EngineUnavailableError
+from flowedge.errors import EngineUnavailableError, MissingPackageError
 
 _PRODUCTS: Final = ("Conv", "MatMul", "Gemm")
 _DTYPES: Final = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8}
@@ -22,13 +22,14 @@ def multiply_accumulates(path: Path) -> int:
     """Of all convolutions and matrix products, for one image.
 
     Raises:
-        EngineUnavailableError: The onnx package or ONNX Runtime is not installed, or cannot run the graph.
+        MissingPackageError: The onnx package or ONNX Runtime is not installed.
+        EngineUnavailableError: ONNX Runtime cannot run the graph.
     """
     try:
         import onnx
         import onnxruntime as _  # noqa: F401
     except ModuleNotFoundError as error:
-        raise EngineUnavailableError(
+        raise MissingPackageError(
             f"counting a graph's operations needs the package {error.name}. Install it with: pip install {error.name}"
         ) from error
     try:

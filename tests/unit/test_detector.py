@@ -227,7 +227,7 @@ def test_a_closed_detector_says_so(bundle: Bundle) -> None:
     detector.close()
     detector.close()
     for use in (detector, lambda frame: detector.detect_batch([frame]), lambda _: detector.detect_batch([])):
-        with pytest.raises(EngineUnavailableError, match=r"was closed\. Load the bundle again"):
+        with pytest.raises(ValueError, match=r"was closed\. Load the bundle again"):
             use(frame_of(16, 24))
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flowedge.manifest import LARGEST_FLOAT32, PartScale, SourceRule, SourceScale, Threshold, Thresholds
+from flowedge.manifest import PartScale, SourceRule, SourceScale, Threshold, Thresholds
+from flowedge.manifest_bounds import LARGEST_FLOAT32
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.render import heatmap
 from flowedge.runtime.source_scale import scaled_map, scaled_score

@@ -19,9 +19,11 @@ import flowedge
 from flowedge.bundle import open_bundle
 from flowedge.errors import ImageError
 from flowedge.export.graph.frame_graph import Preprocess, exact_parts
-from flowedge.geometry import antialiased_matrix, cv2_taps, pil_fixed_point
+from flowedge.geometry import cv2_taps
 from flowedge.manifest import Preprocessing, ResizeMethod
+from flowedge.resampling import pil_fixed_point
 from flowedge.runtime.preprocess import Preprocessor
+from support.antialiased import antialiased_matrix
 from support.command_line import flowedge as run_flowedge
 from support.preprocess_graph import write_preprocess
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle

@@ -14,18 +14,11 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from flowedge.errors import ImageError
-from flowedge.geometry import (
-    BandedMatrix,
-    Kernel,
-    antialiased_matrix,
-    bicubic_matrix,
-    bilinear_matrix,
-    input_matrices,
-    map_to_frame,
-    pil_fixed_point,
-    placement,
-)
-from flowedge.manifest import MAX_SIDE, Preprocessing
+from flowedge.geometry import input_matrices, map_to_frame, placement
+from flowedge.manifest import Preprocessing
+from flowedge.manifest_bounds import MAX_SIDE
+from flowedge.resampling import BandedMatrix, Kernel, bicubic_matrix, bilinear_matrix, pil_fixed_point
+from support.antialiased import antialiased_matrix
 
 SQUARE = Preprocessing(resize=(256, 256), method="float_bilinear", mean=(0, 0, 0), std=(1, 1, 1))
 LENGTHS = [(1, 1), (1, 9), (9, 1), (2, 2), (7, 7), (256, 64), (64, 256), (257, 16), (33, 500), (448, 1023)]

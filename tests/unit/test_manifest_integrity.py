@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from flowedge.bundle import open_bundle, replace_in_bundle, write_bundle
 from flowedge.errors import BundleError
 from flowedge.manifest import (
-    LARGEST_FLOAT32,
     Assumed,
     Manifest,
     NfaThreshold,
@@ -30,6 +29,7 @@ from flowedge.manifest import (
     Threshold,
     Thresholds,
 )
+from flowedge.manifest_bounds import LARGEST_FLOAT32
 from flowedge.manifest_json import json_from_manifest, manifest_from_json
 from support.edited_manifest import sealed
 from support.tiny_bundle import tiny_manifest
