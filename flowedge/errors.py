@@ -16,9 +16,9 @@ FlowEdgeError
     ├── EngineNotBuiltError   it must be compiled for this machine first
     └── EngineWrongError      it computes the graph wrongly on this machine
 
-A wrong argument of a Python call is a ``ValueError`` or a ``TypeError``; a bug of ours is an
-``AssertionError``. The command line prints a ``FlowEdgeError`` on one line and ends with status 2, or with status 1 for a
-``PrecisionError``: the work was done, and its result did not pass.
+A wrong argument of a Python call is a ``ValueError`` or a ``TypeError``, and so is the use of a closed detector. A bug
+of FlowEdge is an ``AssertionError``. The command line prints a ``FlowEdgeError`` on one line and ends with status 2.
+After a ``PrecisionError`` it ends with status 1, since the command ran and its result did not pass.
 
 Examples:
     >>> import flowedge

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from flowedge.packages import REQUIREMENTS, installed_version, pip_install
+from flowedge.errors import MissingPackageError
+from flowedge.packages import REQUIREMENTS, explain_missing, installed_version, pip_install
 from support.tiny_bundle import write_tiny_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -40,6 +42,19 @@ def test_a_hint_leaves_out_what_is_installed(monkeypatch: pytest.MonkeyPatch) ->
     assert pip_install("export") == "pip install 'torch>=2.6' 'onnx>=1.17'"
     assert pip_install("precision") == "pip install 'onnx>=1.17'"
     assert pip_install("ort-gpu").startswith("pip install 'onnxruntime-gpu[cuda,cudnn]"), "all, to be sure"
+
+
+def test_a_missing_package_is_an_error_that_says_what_to_install() -> None:
+    with (
+        pytest.raises(MissingPackageError, match=r"no_such_package.*pip install"),
+        explain_missing("precision"),
+    ):
+        import_module("no_such_package")
+
+
+def test_a_missing_module_of_ours_is_a_bug() -> None:
+    with pytest.raises(ModuleNotFoundError), explain_missing("precision"):
+        import_module("flowedge.no_such_module")
 
 
 def test_no_message_asks_for_flowedge_from_an_index_that_does_not_have_it() -> None:
