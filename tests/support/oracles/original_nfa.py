@@ -2,7 +2,7 @@
 
 The product corrects three quirks. The originals count regions of too little energy as evidence. Of two regions with
 exactly equal tails they lose one. They take the chance of more than ``floor(x)`` exceedances per channel, which is 0
-for a full window. Everything else is the product's own code, so that a comparison with recorded answers checks that code.
+for a full window. Everything else is the product's own code, so a comparison with recorded answers checks that code.
 """
 
 from __future__ import annotations
