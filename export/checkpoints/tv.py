@@ -15,10 +15,10 @@ from flowedge.export.checkpoints.contents import Contents
 from flowedge.export.checkpoints.coupling_tensors import take_clamp_variant
 from flowedge.export.checkpoints.family_tensors import (
     cflow_tensors,
-    check_input_size,
     fastflow_tensors,
     take_network,
 )
+from flowedge.export.checkpoints.official import official_checkpoint
 from flowedge.export.checkpoints.preprocessing import fixed_pipeline
 from flowedge.export.checkpoints.settings import CLAMP, TOP_PIXELS, Choices
 from flowedge.export.checkpoints.stand_ins import StandIn
@@ -66,7 +66,6 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
         else "Fixed in TVTVision's code. For the inner module of anomalib, whose state dict has the same names: "
         "float_bilinear since 1.0, cv2_bilinear before.",
     )
-    check_input_size(choices, model.input_size)
     if is_cflow:
         choices.take(
             TOP_PIXELS,
@@ -74,15 +73,4 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
             why="TVTVision's score is the mean of the map's 100 largest values; anomalib's inner module, which "
             "has the same names, takes the largest.",
         )
-    return Checkpoint(
-        repository="Taitran2202/TVTVision",
-        generation="official",
-        family=choices.family,  # pyright: ignore[reportArgumentType]
-        tensors=model.tensors,
-        backbone_naming=model.naming,
-        hyperparameters=choices.values,
-        assumed=tuple(choices.assumed),
-        preprocessing=preprocessing,
-        file=contents.file,
-        sha256=contents.sha256,
-    )
+    return official_checkpoint(contents, choices, model, preprocessing, repository="Taitran2202/TVTVision")

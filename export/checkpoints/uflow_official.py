@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from flowedge.export.checkpoints.checkpoint import Checkpoint
 from flowedge.export.checkpoints.contents import Contents
 from flowedge.export.checkpoints.coupling_tensors import take_clamp_variant
-from flowedge.export.checkpoints.family_tensors import check_input_size, take_network, uflow_tensors
-from flowedge.export.checkpoints.preprocessing import fixed_pipeline
+from flowedge.export.checkpoints.family_tensors import take_network, uflow_tensors
+from flowedge.export.checkpoints.official import official_checkpoint, official_pipeline
 from flowedge.export.checkpoints.settings import CLAMP, Choices
 
 
@@ -39,24 +39,6 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
         CLAMP, default=2.0, why="The default of the official implementation, which stores it nowhere."
     )
     take_clamp_variant(choices, model.tensors)
-    preprocessing = fixed_pipeline(
-        choices,
-        size=model.input_size,
-        size_why="Its extractor has no layer norms that tell.",
-        method="pil_bilinear",
-        keep_aspect=True,
-        why="Fixed in the official implementation's data loader.",
-    )
-    check_input_size(choices, model.input_size)
-    return Checkpoint(
-        repository="mtailanian/uflow",
-        generation="official",
-        family="uflow",
-        tensors=model.tensors,
-        backbone_naming=model.naming,
-        hyperparameters=choices.values,
-        assumed=tuple(choices.assumed),
-        preprocessing=preprocessing,
-        file=contents.file,
-        sha256=contents.sha256,
+    return official_checkpoint(
+        contents, choices, model, official_pipeline(choices, model), repository="mtailanian/uflow"
     )

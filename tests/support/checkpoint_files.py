@@ -89,6 +89,15 @@ def resnet(rng: np.random.Generator, counts: tuple[int, ...] = (2, 2, 2, 2)) -> 
     return state
 
 
+def cflow_state(seed: int = 0) -> State:
+    """Anomalib's CFLOW on the first two layers of a ResNet-18, two blocks a level, without its trainer's prefix."""
+    rng = np.random.default_rng(seed)
+    state = prefixed("encoder.feature_extractor.", resnet(rng, (2, 2)))
+    for level, channels in enumerate((64, 128)):
+        state |= prefixed(f"decoders.{level}.", sequence(rng, channels, condition=4))
+    return state
+
+
 def cross_net(
     rng: np.random.Generator, inputs: int, outputs: int, *, hidden: int = 4, kernel: int = 3
 ) -> State:

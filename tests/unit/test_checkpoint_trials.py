@@ -27,20 +27,12 @@ from flowedge.export.checkpoints.network_names import current_name
 from flowedge.export.checkpoints.settings import network_name
 from flowedge.export.pipeline import ExportOptions, read_model
 from flowedge.text import shown
-from support.checkpoint_files import State, prefixed, resnet, save, sequence
+from support.checkpoint_files import State, cflow_state, prefixed, save
 from support.command_line import flowedge as run_flowedge
 from support.tiny_bundle import write_tiny_bundle
 
 HYPER = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "clamp_alpha": 1.7}
 SIZE = {"input_size": "64"}
-
-
-def cflow_state(seed: int = 0) -> State:
-    rng = np.random.default_rng(seed)
-    state = prefixed("encoder.feature_extractor.", resnet(rng, (2, 2)))
-    for level, channels in enumerate((64, 128)):
-        state |= prefixed(f"decoders.{level}.", sequence(rng, channels, condition=4))
-    return state
 
 
 def read(path: Path, value: object, **settings: str) -> Checkpoint:

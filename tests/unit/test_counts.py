@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,21 +18,14 @@ from flowedge.export.graph.counts import lower_and_describe, step_costs, totals
 from flowedge.export.graph.emit import Flow
 from flowedge.export.graph.passes import PASSES, lower
 from flowedge.runtime.bench.macs import multiply_accumulates
-from support.random_flows import random_cflow, random_csflow, random_features, random_msflow, random_uflow
-
-
-def random_fastflow(seed: int) -> ir.FlowModel:
-    """The coarse stage of a U-Flow alone."""
-    model = random_uflow(seed)
-    kinds = (ir.LayerNorm, ir.Coupling, ir.ChannelMap)
-    steps = [step for step in model.steps if isinstance(step, kinds) and step.stream == 1]
-    return dataclasses.replace(
-        model,
-        family="fastflow",
-        levels=(dataclasses.replace(model.levels[1], channels=11),),
-        steps=tuple(dataclasses.replace(step, stream=0) for step in steps),
-    )
-
+from support.random_flows import (
+    random_cflow,
+    random_csflow,
+    random_fastflow,
+    random_features,
+    random_msflow,
+    random_uflow,
+)
 
 FAMILIES: dict[str, Callable[[int], ir.FlowModel]] = {
     "cflow": random_cflow,
@@ -97,7 +89,10 @@ def cross_scale_net(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
 MODULES: dict[str, Callable[[], list[nn.Module]]] = {
     "cflow": lambda: [block(c, 8, linear) for c in (12, 7) for _ in range(3)],
     "soft cflow": lambda: [block(c, 8, linear) for c in (12, 7) for _ in range(3)],
-    "fastflow": lambda: [nn.LayerNorm((11, 3, 2)), *(block(11, 0, convolutional(k)) for k in (3, 1))],
+    "fastflow": lambda: [
+        *(nn.LayerNorm(shape) for shape in ((8, 8, 6), (6, 4, 3))),
+        *(block(c, 0, convolutional(k)) for c in (8, 6) for k in (3, 1, 3, 1)),
+    ],
     "uflow": lambda: [
         *(nn.LayerNorm(shape) for shape in ((3, 6, 4), (11, 3, 2))),
         *(block(11, 0, convolutional(k)) for k in (3, 1)),

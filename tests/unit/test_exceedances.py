@@ -16,12 +16,13 @@ from flowedge.export.graph import ir
 from flowedge.export.graph.emit import Flow
 from flowedge.export.graph.passes import lower
 from flowedge.export.pipeline import nfa_outputs_of
-from flowedge.manifest import Family, NfaOutputs, Scoring
+from flowedge.manifest import Family, NfaOutputs
 from support.direct_nfa import direct_counts
 from support.random_flows import (
     filled_uflow,
     random_cflow,
     random_csflow,
+    random_fastflow,
     random_features,
     random_msflow,
     random_uflow,
@@ -30,12 +31,6 @@ from support.random_flows import (
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
 BATCH = 3
-
-
-def random_fastflow(seed: int) -> ir.FlowModel:
-    """As random_cflow, with neither condition nor likelihood."""
-    model = random_cflow(seed, sizes=((12, 6, 5), (7, 3, 4)), condition=0, permutation="soft")
-    return dataclasses.replace(model, family="fastflow", scoring=Scoring(normalisation="none"))
 
 
 def larger_csflow(seed: int) -> ir.FlowModel:

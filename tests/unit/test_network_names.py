@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 
@@ -14,22 +13,16 @@ from flowedge.export.backbones.convolutional import stage_names
 from flowedge.export.checkpoints import Checkpoint, read_checkpoint
 from flowedge.export.checkpoints.network_names import current_name
 from flowedge.export.checkpoints.settings import network_name
-from support.checkpoint_files import State, prefixed, resnet, save, sequence
+from support.checkpoint_files import cflow_state, prefixed, save
 
 SIZE = {"input_size": "64"}
 
 
-def cflow_state() -> State:
-    rng = np.random.default_rng(0)
-    state = prefixed("encoder.feature_extractor.", resnet(rng, (2, 2)))
-    for level, channels in enumerate((64, 128)):
-        state |= prefixed(f"decoders.{level}.", sequence(rng, channels, condition=4))
-    return prefixed("model.", state)
-
-
 def read(path: Path, *, settings: dict[str, str] | None = None, **hyper: object) -> Checkpoint:
     stored = {"backbone": "resnet18", "layers": ["layer1", "layer2"], **hyper}
-    file = save(path / "model.ckpt", {"state_dict": cflow_state(), "hyper_parameters": stored})
+    file = save(
+        path / "model.ckpt", {"state_dict": prefixed("model.", cflow_state()), "hyper_parameters": stored}
+    )
     return read_checkpoint(file, settings={**SIZE, **(settings or {})})
 
 

@@ -14,18 +14,10 @@ import torch
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints import read_backbone_weights, read_checkpoint
 from flowedge.export.checkpoints.safe_load import load_untrusted
-from support.checkpoint_files import State, prefixed, resnet, save, sequence
+from support.checkpoint_files import cflow_state, prefixed, save
 from support.command_line import flowedge as run_flowedge
 
 SETTINGS = {"input_size": "64", "layers": "layer1,layer2"}
-
-
-def cflow_state() -> State:
-    rng = np.random.default_rng(0)
-    state = prefixed("encoder.feature_extractor.", resnet(rng, (2, 2)))
-    for level, channels in enumerate((64, 128)):
-        state |= prefixed(f"decoders.{level}.", sequence(rng, channels, condition=4))
-    return prefixed("model.", state)
 
 
 def file_of(header: object, values: bytes = b"", length: int | None = None) -> bytes:
@@ -67,7 +59,7 @@ HOSTILE = {
 def test_a_detector_in_safetensors_reads_as_its_state_dict_alone(
     name: str, metadata: dict[str, str] | None, tmp_path: Path
 ) -> None:
-    state = cflow_state()
+    state = prefixed("model.", cflow_state())
     safetensors.torch.save_file(state, tmp_path / name, metadata=metadata)
     checkpoint = read_checkpoint(tmp_path / name, settings=SETTINGS)
     expected = read_checkpoint(save(tmp_path / "bare.pt", state), settings=SETTINGS)
@@ -80,7 +72,7 @@ def test_a_detector_in_safetensors_reads_as_its_state_dict_alone(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_precision_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
-    state = {name: tensor.to(dtype) for name, tensor in cflow_state().items()}
+    state = {name: tensor.to(dtype) for name, tensor in prefixed("model.", cflow_state()).items()}
     safetensors.torch.save_file(state, tmp_path / "model.safetensors")
     checkpoint = read_checkpoint(tmp_path / "model.safetensors", settings=SETTINGS)
     expected = read_checkpoint(save(tmp_path / "bare.pt", state), settings=SETTINGS)
@@ -109,7 +101,7 @@ def test_a_hostile_file_is_refused_with_its_name(name: str, tmp_path: Path) -> N
 
 
 def test_a_cut_file_is_refused_with_its_name_as_a_detector_and_as_an_extractor(tmp_path: Path) -> None:
-    data = safetensors.torch.save(cflow_state())
+    data = safetensors.torch.save(prefixed("model.", cflow_state()))
     path = tmp_path / "cut.safetensors"
     for kept in (9, 100, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:kept])
@@ -128,7 +120,7 @@ def test_a_header_above_the_budget_is_refused_before_it_is_read(tmp_path: Path) 
 
 
 def test_info_opens_it(tmp_path: Path) -> None:
-    safetensors.torch.save_file(cflow_state(), tmp_path / "model.safetensors")
+    safetensors.torch.save_file(prefixed("model.", cflow_state()), tmp_path / "model.safetensors")
     done = run_flowedge("info", tmp_path / "model.safetensors", "--set", "input_size=64", "--json")
     assert done.status == 0, done.stderr
     assert json.loads(done.stdout)["family"] == "cflow"

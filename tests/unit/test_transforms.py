@@ -23,21 +23,21 @@ from flowedge.export.graph.frame_graph import Preprocess
 from flowedge.geometry import map_to_frame, placement
 from flowedge.manifest import FrameStep, Preprocessing
 from flowedge.runtime.preprocess import Preprocessor
-from support.checkpoint_files import State, fake_class, module_tree, prefixed, resnet, save, sequence
+from support.checkpoint_files import (
+    State,
+    cflow_state,
+    fake_class,
+    module_tree,
+    prefixed,
+    save,
+    sequence,
+)
 from support.command_line import flowedge as run_flowedge
 from support.preprocess_graph import write_preprocess
 
 NORMALIZE = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 BICUBIC = v2.InterpolationMode.BICUBIC
 PLAIN = Preprocessing(resize=(32, 32), method="float_bilinear", mean=(0, 0, 0), std=(1, 1, 1))
-
-
-def cflow_state() -> State:
-    rng = np.random.default_rng(0)
-    state = prefixed("encoder.feature_extractor.", resnet(rng, (2, 2)))
-    for level, channels in enumerate((64, 128)):
-        state |= prefixed(f"decoders.{level}.", sequence(rng, channels, condition=4))
-    return prefixed("model.", state)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(folder: Path, transform: object, **settings: str) -> Checkpoint:
     hyper = {"backbone": "resnet18", "layers": ["layer1", "layer2"]}
-    file = {"state_dict": cflow_state(), "hyper_parameters": hyper, "transform": transform}
+    file = {
+        "state_dict": prefixed("model.", cflow_state()),
+        "hyper_parameters": hyper,
+        "transform": transform,
+    }
     return read_checkpoint(save(folder / "model.ckpt", file), settings=settings)
 
 
@@ -247,7 +251,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
         kind = fake_class(monkeypatch, "anomalib.models.image.cflow.lightning_model", "Cflow")
         processor = fake_class(monkeypatch, "anomalib.pre_processing.pre_processor", "PreProcessor")()
         processor.__dict__.update(transform=transform, export_transform=None, _modules={})
-        module = module_tree(kind, cflow_state() if state is None else state)
+        module = module_tree(kind, prefixed("model.", cflow_state()) if state is None else state)
         module.__dict__["_modules"]["pre_processor"] = processor
         return save(tmp_path / "model.pt", {"model": module})
 
@@ -256,7 +260,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
 
 def checkpoint_of(folder: Path, **entries: object) -> Path:
     hyper = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_processor": True}
-    return save(folder / "run.ckpt", {"state_dict": cflow_state(), "hyper_parameters": hyper, **entries})
+    return save(
+        folder / "run.ckpt",
+        {"state_dict": prefixed("model.", cflow_state()), "hyper_parameters": hyper, **entries},
+    )
 
 
 def test_the_transform_of_the_runs_export_is_read_and_not_assumed(

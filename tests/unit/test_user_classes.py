@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints import Checkpoint, read_checkpoint
-from support.checkpoint_files import State, fake_class, prefixed, resnet, save, sequence
+from support.checkpoint_files import cflow_state, fake_class, prefixed, save
 from support.command_line import flowedge as run_flowedge
 
 HYPER = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "clamp_alpha": 1.7}
@@ -134,16 +134,8 @@ def values() -> dict[str, object]:
     }
 
 
-def cflow_state(seed: int = 0) -> State:
-    rng = np.random.default_rng(seed)
-    state = prefixed("encoder.feature_extractor.", resnet(rng, (2, 2)))
-    for level, channels in enumerate((64, 128)):
-        state |= prefixed(f"decoders.{level}.", sequence(rng, channels, condition=4))
-    return prefixed("model.", state)
-
-
 def lightning(hyper: object, **entries: object) -> dict[str, object]:
-    return {"state_dict": cflow_state(), "hyper_parameters": hyper, **entries}
+    return {"state_dict": prefixed("model.", cflow_state()), "hyper_parameters": hyper, **entries}
 
 
 def read(path: Path, value: object, **settings: str) -> Checkpoint:
@@ -250,7 +242,10 @@ def test_a_network_that_only_a_hidden_name_tells_is_refused_by_the_class_that_hi
     tmp_path: Path,
 ) -> None:
     file = lightning({**HYPER, "backbone": Limits()})
-    state = {name.replace("conv1", "conv_one"): tensor for name, tensor in cflow_state().items()}
+    state = {
+        name.replace("conv1", "conv_one"): tensor
+        for name, tensor in prefixed("model.", cflow_state()).items()
+    }
     with pytest.raises(CheckpointError, match=r"Limits.*--set backbone="):
         read(tmp_path / "model.ckpt", {**file, "state_dict": state})
 
@@ -283,7 +278,7 @@ def test_a_pre_processor_of_the_users_own_is_not_taken_for_its_transform(
 
 
 def test_weights_in_an_object_of_the_users_own_are_missed_by_name(tmp_path: Path) -> None:
-    state = cflow_state()
+    state = prefixed("model.", cflow_state())
     name = "model.decoders.0.module_list.0.subnet.0.weight"
     file = {**lightning(dict(HYPER)), "state_dict": {**state, name: Limits()}}
     with pytest.raises(CheckpointError, match=r"flow\.0\.0|subnet"):

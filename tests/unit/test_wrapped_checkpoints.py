@@ -13,20 +13,21 @@ from torch.optim.swa_utils import AveragedModel
 
 from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints import Checkpoint, read_checkpoint
-from support.checkpoint_files import State, fake_class, module_tree, prefixed, resnet, save, sequence
+from support.checkpoint_files import (
+    State,
+    cflow_state,
+    fake_class,
+    module_tree,
+    prefixed,
+    resnet,
+    save,
+    sequence,
+)
 from support.command_line import flowedge as run_flowedge
 
 HYPER = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "clamp_alpha": 1.7}
 SIZE = {"input_size": "64"}
 TRIAL = Path(__file__).resolve().parents[3] / "shared" / "checkpoints" / "cflow_magnetic_tile.ckpt"
-
-
-def cflow_state(seed: int = 0) -> State:
-    rng = np.random.default_rng(seed)
-    state = prefixed("encoder.feature_extractor.", resnet(rng, (2, 2)))
-    for level, channels in enumerate((64, 128)):
-        state |= prefixed(f"decoders.{level}.", sequence(rng, channels, condition=4))
-    return state
 
 
 def lightning(state: Mapping[str, object], **entries: object) -> dict[str, object]:
