@@ -40,7 +40,7 @@ def detected_regions(log_nfa: NDArray[np.floating], limit: float = 0.0) -> tuple
             region.
         limit: Log10 of the number of false alarms that are expected per image.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> [region.area_px for region in detected_regions(np.array([[-2.0, 1.0], [1.0, -3.0]]))]
         [1, 1]

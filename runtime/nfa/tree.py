@@ -40,7 +40,7 @@ def number_of_tests(sizes: Sequence[tuple[int, int]]) -> float:
     Args:
         sizes: Per level, the height and width in pixels.
 
-    Example:
+    Examples:
         >>> round(number_of_tests([(28, 28), (14, 14)]), 4)
         476.9237
     """

@@ -28,7 +28,7 @@ def window_sides(window: int, levels: int) -> tuple[int, ...]:
         window: The side on the finest level. It is 5 in the official implementation and 7 in anomalib.
         levels: The number of levels.
 
-    Example:
+    Examples:
         >>> window_sides(5, levels=3)
         (5, 3, 3)
     """
@@ -46,7 +46,7 @@ def exceedance_threshold(probability: float) -> float:
     Raises:
         ValueError: The probability is outside of (0, 1).
 
-    Example:
+    Examples:
         >>> round(exceedance_threshold(0.9), 3)
         2.706
     """
