@@ -78,6 +78,10 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:32]
 
 
+IGNORED_FACTS: Final = ("batches", "options")
+"""The fields of `EngineFacts` that loading an engine does not compare: its caller has no wish about them."""
+
+
 class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     facts: EngineFacts
     size: int

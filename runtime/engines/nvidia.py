@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.contract import TensorSpec, check_contract
-from flowedge.runtime.device_cache import DeviceCache, EngineFacts, device_cache, graph_hash
+from flowedge.runtime.device_cache import IGNORED_FACTS, DeviceCache, EngineFacts, device_cache, graph_hash
 from flowedge.runtime.engine import Engine, Opening
 from flowedge.runtime.engines import cuda
 
 RTX: Final = "tensorrt-rtx"
-# In what an engine may differ from what is asked for and still be the one to load: whoever loads asks for none of it.
-_ANY: Final = ("batches", "capability", "options")
 
 
 def facts_of(
@@ -61,7 +59,8 @@ def load(trt: Any, opening: Opening) -> Engine:
     device = cuda.device()
     cache = device_cache()
     is_rtx = opening.spec.name == RTX
-    ignoring = _ANY if is_rtx else tuple(name for name in _ANY if name != "capability")
+    # An engine of TensorRT for RTX fits several devices, whatever capabilities it was built for.
+    ignoring = (*IGNORED_FACTS, "capability") if is_rtx else IGNORED_FACTS
     found = cache.find(facts_of(trt, opening, None if is_rtx else device), ignoring=ignoring)
     if found.plan is None:
         raise _not_built(opening, found.reason)

@@ -22,9 +22,9 @@ from flowedge.packages import pip_install
 from flowedge.runtime.building import built_in_cache
 from flowedge.runtime.contract import TensorSpec, check_contract
 from flowedge.runtime.denormals import flushing_denormals
-from flowedge.runtime.device_cache import DeviceCache, EngineFacts, device_cache, graph_hash
+from flowedge.runtime.device_cache import IGNORED_FACTS, DeviceCache, EngineFacts, device_cache, graph_hash
 from flowedge.runtime.engine import DEFAULT_BATCHES, Building, Built, Engine, EngineSpec, Opening
-from flowedge.runtime.machine import find_jetson, find_nvidia_driver
+from flowedge.runtime.machine import find_jetson, find_nvidia_driver, overflows_in_eight_bits
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
@@ -50,8 +50,6 @@ _BROKEN_GRAPH = (
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _PROVIDER: Final = {"onnxruntime-cpu": _CPU, "onnxruntime-cuda": _CUDA, "onnxruntime-tensorrt": _TENSORRT}
 _Providers: TypeAlias = list[tuple[str, dict[str, str]]]
-# In what an engine may differ from what is asked for and still be the one to load: whoever loads asks for none of it.
-_ANY: Final = ("batches",)
 
 
 def load(opening: Opening) -> Engine:
@@ -66,7 +64,7 @@ def load(opening: Opening) -> Engine:
     providers = _providers(name)
     if name == "onnxruntime-tensorrt":
         cache = device_cache()
-        found = cache.find(_facts(opening, DEFAULT_BATCHES), ignoring=_ANY)
+        found = cache.find(_facts(opening, DEFAULT_BATCHES), ignoring=IGNORED_FACTS)
         if found.plan is None or not _has_engines(cache, found.facts):
             raise EngineNotBuiltError(
                 f"{name} needs an engine compiled for this machine: {found.reason or 'its files were deleted'}. "
@@ -264,22 +262,15 @@ class _OnnxRuntime:
 # of a pooling of float maps, which then runs 20 times more slowly (a fifth of CFLOW's time in INT8 on resnet18).
 _DISABLED: Final = ["WeightBiasQuantization", "QDQPropagationTransformer"]
 
-# On x86 processors without VNNI the sum of two products of eight bits overflows its sixteen, and the answers are wrong.
-# There, and nowhere else, this takes wider and slower products.
+# On x86 processors without VNNI the sum of two products of eight bits overflows its sixteen bits, and the answers are
+# wrong. This option takes wider products, which are slower.
 _WIDER_PRODUCTS: Final = "session.x64quantprecision"
 
 
 def _session(
     model: str | bytes, providers: _Providers, *, threads: int | None, where: str
 ) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # What goes wrong comes as an exception, but for a GPU's libraries that cannot be loaded: those are only logged.
-    options.log_severity_level = 4 if providers[0][0] == _CPU else 3
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    options.add_session_config_entry(_WIDER_PRODUCTS, "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options = _session_options(providers, threads)
     try:
         name = contextlib.nullcontext(model) if isinstance(model, bytes) else utf8_name(model)
         with flushing_denormals(), name as readable:
@@ -304,6 +295,19 @@ def _session(
             "it was built for."
         )
     return session
+
+
+def _session_options(providers: _Providers, threads: int | None) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # What goes wrong comes as an exception, but for a GPU's libraries that cannot be loaded: those are only logged.
+    options.log_severity_level = 4 if providers[0][0] == _CPU else 3
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if overflows_in_eight_bits():
+        options.add_session_config_entry(_WIDER_PRODUCTS, "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
 
 
 def _run(
