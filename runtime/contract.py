@@ -30,6 +30,20 @@ def input_of_graph(manifest: Manifest) -> tuple[str, TensorSpec]:
     return "image", TensorSpec("float32", (None, 3, *manifest.image_size))
 
 
+def outputs_of_graph(manifest: Manifest) -> dict[str, TensorSpec]:
+    """Return the names and the types of the outputs of a bundle's graphs. The number of images is open."""
+    height, width = manifest.image_size
+    outputs = {
+        "score": TensorSpec("float32", (None,)),
+        "anomaly_map": TensorSpec("float32", (None, 1, height, width)),
+    }
+    for name, level in level_outputs(manifest.levels, manifest.nfa).items():
+        outputs[name] = TensorSpec("float32", (None, 1, level.height, level.width))
+    if TRAITS[manifest.family].multiplicative_map:
+        outputs["anomaly_map_mul"] = outputs["anomaly_map"]
+    return outputs
+
+
 def check_contract(
     graph: Path, manifest: Manifest, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
 ) -> None:
@@ -38,16 +52,8 @@ def check_contract(
     Raises:
         BundleError: An input or output is missing, is one too many, or has another type or shape.
     """
-    height, width = manifest.image_size
     taken = dict([input_of_graph(manifest)])
-    wanted = {
-        "score": TensorSpec("float32", (None,)),
-        "anomaly_map": TensorSpec("float32", (None, 1, height, width)),
-    }
-    for name, level in level_outputs(manifest.levels, manifest.nfa).items():
-        wanted[name] = TensorSpec("float32", (None, 1, level.height, level.width))
-    if TRAITS[manifest.family].multiplicative_map:
-        wanted["anomaly_map_mul"] = wanted["anomaly_map"]
+    wanted = outputs_of_graph(manifest)
     fits = (
         dict(inputs) == taken
         and outputs.keys() == wanted.keys()

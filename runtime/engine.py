@@ -261,6 +261,16 @@ ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
 )
 
 
+NULL: Final = EngineSpec(
+    name="null",
+    module="flowedge.runtime.engines.null",
+    needs="numpy",
+    extra="",
+    device="cpu",
+    order=None,
+)
+"""An engine that computes nothing, for tests. It is not one of ``ENGINES``, so no command lists, tries or times it."""
+
 JUDGE: Final = "onnxruntime-cpu"
 """The engine that verifies exports and gates precisions. A verdict on a graph must not depend on the machine."""
 
@@ -334,12 +344,15 @@ def _is_installed(spec: EngineSpec) -> bool:
 
 
 def engine_spec(name: str) -> EngineSpec:
-    """The facts of an engine.
+    """Find the facts of an engine.
+
+    Args:
+        name: A name of ``ENGINES``, or the name of ``NULL``.
 
     Raises:
         EngineUnavailableError: There is none of this name.
     """
-    spec = ENGINES.get(name)
+    spec = NULL if name == NULL.name else ENGINES.get(name)
     if spec is None:
         raise EngineUnavailableError(f"there is no engine {name!r}. Choose one of: {', '.join(ENGINES)}.")
     return spec

@@ -15,6 +15,7 @@ from flowedge.bundle import Bundle, write_bundle
 from flowedge.errors import BundleError, EngineUnavailableError, ImageError
 from flowedge.manifest import Preprocessing, Threshold, Thresholds
 from flowedge.runtime.detector import Detector
+from flowedge.runtime.engines.null import NullEngine
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, tiny_manifest, tiny_model, write_tiny_bundle
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -29,37 +30,15 @@ def limit(value: float) -> Threshold:
     return Threshold(value=value, method="manual")
 
 
-class FixedEngine:
-    """Gives the same score and map for every image of a batch."""
-
-    name = "fixed"
-    reason = "named"
-    precision = "fp32"
-    batches: tuple[int, int] | None = None
-    output_names: tuple[str, ...] = ("score", "anomaly_map", "level_0", "level_1")
-
-    def __init__(self, score: float, map_value: float = 0.0) -> None:
-        self.score = score
-        self.map_value = map_value
-        self.is_closed = False
-
-    def infer(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        n, _, height, width = image.shape
-        anomaly_map = np.zeros((n, 1, height, width), np.float32)
-        anomaly_map[:, 0, 3, 5] = self.map_value
-        return {
-            "score": np.full(n, self.score, np.float32),
-            "anomaly_map": anomaly_map,
-            "level_0": np.zeros((n, 1, height // 2, width // 2), np.float32),
-            "level_1": np.zeros((n, 1, height // 4, width // 4), np.float32),
-        }
-
-    def close(self) -> None:
-        self.is_closed = True
+def fixed(score: float, map_value: float = 0.0) -> NullEngine:
+    """Make an engine that gives every image of a batch this score, and a map with one pixel of this value."""
+    anomaly_map = np.zeros((1, *IMAGE_SIZE), np.float32)
+    anomaly_map[0, 3, 5] = map_value
+    return NullEngine(tiny_manifest(), {"score": score, "anomaly_map": anomaly_map})
 
 
 def detector_with(
-    folder: Path, engine: FixedEngine, thresholds: Thresholds, preprocessing: Preprocessing | None = None
+    folder: Path, engine: NullEngine, thresholds: Thresholds, preprocessing: Preprocessing | None = None
 ) -> Detector:
     bundle = write_tiny_bundle(folder / "tiny.flowedge", thresholds=thresholds, preprocessing=preprocessing)
     return Detector(bundle, engine, "fp32")
@@ -136,13 +115,13 @@ def test_only_a_finite_answer_at_or_below_the_limit_is_ok(
     is_anomalous: bool | None,
 ) -> None:
     thresholds = Thresholds(image=None if image_limit is None else limit(image_limit), pixel=limit(0.25))
-    result = detector_with(tmp_path, FixedEngine(score, map_value), thresholds)(frame_of(*IMAGE_SIZE))
+    result = detector_with(tmp_path, fixed(score, map_value), thresholds)(frame_of(*IMAGE_SIZE))
     assert (result.verdict, result.is_anomalous) == (verdict, is_anomalous)
     assert (result.mask is None) == (verdict == "not_inspected")
 
 
 def test_the_mask_holds_the_pixels_above_the_pixel_limit(tmp_path: Path) -> None:
-    detector = detector_with(tmp_path, FixedEngine(1.0, 2.0), Thresholds(pixel=limit(1.0)))
+    detector = detector_with(tmp_path, fixed(1.0, 2.0), Thresholds(pixel=limit(1.0)))
     mask = detector(frame_of(*IMAGE_SIZE)).mask
     assert mask is not None
     assert mask.shape == IMAGE_SIZE
@@ -151,7 +130,7 @@ def test_the_mask_holds_the_pixels_above_the_pixel_limit(tmp_path: Path) -> None
 
 
 def test_what_a_crop_leaves_out_is_nan_in_the_map_and_false_in_the_mask(tmp_path: Path) -> None:
-    detector = detector_with(tmp_path, FixedEngine(1.0, 2.0), Thresholds(pixel=limit(-1.0)), CROPPED)
+    detector = detector_with(tmp_path, fixed(1.0, 2.0), Thresholds(pixel=limit(-1.0)), CROPPED)
     result = detector(frame_of(20, 30))
     # A centre crop of 16 x 24 from 20 x 30 leaves a border of 2 rows and 3 columns.
     inside = np.zeros((20, 30), bool)
@@ -174,10 +153,10 @@ def test_each_precision_decides_with_its_own_limits(tmp_path: Path) -> None:
         {"model.onnx": model, "model.fp16.onnx": model},
     )
     frame = frame_of(*IMAGE_SIZE)
-    assert Detector(bundle, FixedEngine(2.0), "fp32")(frame).verdict == "anomalous"
-    assert Detector(bundle, FixedEngine(2.0), "fp16")(frame).verdict == "ok"
+    assert Detector(bundle, fixed(2.0), "fp32")(frame).verdict == "anomalous"
+    assert Detector(bundle, fixed(2.0), "fp16")(frame).verdict == "ok"
     with pytest.raises(BundleError, match="no int8 graph"):
-        Detector(bundle, FixedEngine(2.0), "int8")
+        Detector(bundle, fixed(2.0), "int8")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +177,7 @@ def test_what_is_not_a_frame_is_refused(bundle: Bundle, frame: NDArray[np.uint8]
 @pytest.mark.parametrize("frames", [None, iter(()), {}, 3])
 def test_what_is_no_list_of_frames_is_refused(bundle: Bundle, frames: Any) -> None:
     with (
-        Detector(bundle, FixedEngine(2.0), "fp32") as detector,
+        Detector(bundle, fixed(2.0), "fp32") as detector,
         pytest.raises(ImageError, match="list of frames"),
     ):
         detector.detect_batch(frames)
@@ -208,17 +187,19 @@ def test_a_frame_that_does_not_become_the_networks_input_is_refused(tmp_path: Pa
     keeps_aspect = Preprocessing(
         resize=(16, 16), keep_aspect=True, method="float_bilinear", mean=MEAN, std=STD
     )
-    detector = detector_with(tmp_path, FixedEngine(1.0), Thresholds(), keeps_aspect)
+    detector = detector_with(tmp_path, fixed(1.0), Thresholds(), keeps_aspect)
     assert detector(frame_of(32, 48)).score == 1.0
     with pytest.raises(ImageError, match=r"a frame of 48x32 becomes 24x16 pixels .* takes 16x24"):
         detector(frame_of(48, 32))
 
 
 def test_leaving_the_context_closes_the_engine(tmp_path: Path) -> None:
-    engine = FixedEngine(1.0)
+    engine = fixed(1.0)
+    image = np.zeros((1, 3, *IMAGE_SIZE), np.float32)
     with detector_with(tmp_path, engine, Thresholds()) as detector:
-        assert not engine.is_closed
-    assert engine.is_closed
+        engine.infer(image)
+    with pytest.raises(ValueError, match="closed"):
+        engine.infer(image)
     assert detector.engine is engine
 
 

@@ -17,9 +17,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import flowedge
 import flowedge.runtime.engine as engine_file
 from flowedge.bundle import Bundle, write_bundle
-from flowedge.errors import BundleError, EngineUnavailableError
+from flowedge.errors import BundleError, EngineUnavailableError, EngineWrongError
 from flowedge.manifest import NfaOutputs
 from flowedge.runtime.engine import (
     ENGINES,
@@ -27,7 +28,9 @@ from flowedge.runtime.engine import (
     EngineSpec,
     EngineStatus,
     available_engines,
+    choosable_engines,
 )
+from flowedge.runtime.engines.null import NullEngine
 from flowedge.runtime.unproven import open_unproven
 from support.tiny_bundle import (
     IMAGE_SIZE,
@@ -543,3 +546,49 @@ def test_an_operator_that_openvino_does_not_know_makes_it_unavailable(tmp_path: 
     model.graph.node[1].op_type = "NoSuchOperator"
     with pytest.raises(EngineUnavailableError, match=r"OpenVINO [\d.]+ cannot run .*NoSuchOperator"):
         open_unproven(OPENVINO, bundle_with(tmp_path, model.SerializeToString()), "fp32")
+
+
+def test_the_null_engine_answers_zeros_of_the_manifests_shapes_and_opens_by_name_only(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny.flowedge")
+    engine = open_unproven("null", bundle, "fp32")
+    answer = engine.infer(np.zeros((2, 3, 16, 24), np.float32))
+    assert {name: array.shape for name, array in answer.items()} == {
+        "score": (2,),
+        "anomaly_map": (2, 1, 16, 24),
+        "level_0": (2, 1, 8, 12),
+        "level_1": (2, 1, 4, 6),
+    }
+    assert all(array.dtype == np.float32 and not array.any() for array in answer.values())
+    assert "null" not in {status.spec.name for status in available_engines()}
+    assert "null" not in {spec.name for spec in choosable_engines()}
+    engine.close()
+    with pytest.raises(ValueError, match="closed"):
+        engine.infer(np.zeros((1, 3, 16, 24), np.float32))
+
+
+def test_no_part_is_judged_by_the_null_engine(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny.flowedge")
+    with pytest.raises(EngineWrongError):
+        flowedge.load(bundle.path, engine="null")
+
+
+def test_the_null_engine_refuses_an_answer_that_no_graph_of_the_bundle_gives(tmp_path: Path) -> None:
+    manifest = write_tiny_bundle(tmp_path / "tiny.flowedge").manifest
+    with pytest.raises(ValueError, match="anomaly_mask"):
+        NullEngine(manifest, {"anomaly_mask": 1})
+    with pytest.raises(ValueError, match="broadcast"):
+        NullEngine(manifest, {"score": [1.0, 2.0]})
+
+
+@pytest.mark.parametrize("overflows", [True, False])
+def test_onnx_runtime_takes_the_slower_products_only_where_eight_bits_overflow(
+    overflows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(ENGINES[ORT].module)
+    monkeypatch.setattr(module, "overflows_in_eight_bits", lambda: overflows)
+    options = module._session_options([("CPUExecutionProvider", {})], None)
+    if overflows:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="x64quantprecision"):
+            options.get_session_config_entry("session.x64quantprecision")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from flowedge.manifest import PartScale, SourceRule, SourceScale, Threshold, Thresholds
 from flowedge.manifest_bounds import LARGEST_FLOAT32
 from flowedge.runtime.detector import Detector
+from flowedge.runtime.engines.null import NullEngine
 from flowedge.runtime.render import heatmap
 from flowedge.runtime.source_scale import scaled_map, scaled_score
-from support.tiny_bundle import write_tiny_bundle
+from support.tiny_bundle import tiny_manifest, write_tiny_bundle
 
 SIGNALLING_NAN = np.array([0x7FA00000], np.uint32).view(np.float32)[0]
 ANSWERS = (
@@ -34,34 +34,20 @@ EXTREMES = np.array(ANSWERS, np.float32)
 FITTED = (None, 0.0, 1.0, -1e9, 3e38, -3e38, 1e-40)
 
 
-class Answering:
-    """An engine that answers every frame of the tiny bundle with one score, and one pixel of the map."""
-
-    name, reason, precision = "answering", "", "fp32"
-    batches: tuple[int, int] | None = None
-    output_names: tuple[str, ...] = ("score", "anomaly_map", "level_0", "level_1")
-
-    def __init__(self, score: np.float32) -> None:
-        self._score = score
-
-    def infer(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        maps = {
-            "anomaly_map": np.ones((1, 1, 16, 24), np.float32),
-            "level_0": np.ones((1, 1, 8, 12), np.float32),
-            "level_1": np.ones((1, 1, 4, 6), np.float32),
-        }
-        maps["anomaly_map"][0, 0, 3, 3] = self._score
-        return {"score": np.array([self._score], np.float32), **maps}
-
-    def close(self) -> None:
-        """Nothing is held."""
+def answering(score: np.float32) -> NullEngine:
+    """Make an engine that answers every frame of the tiny bundle with one score, and one pixel of the map."""
+    anomaly_map = np.ones((1, 16, 24), np.float32)
+    anomaly_map[0, 3, 3] = score
+    return NullEngine(
+        tiny_manifest(), {"score": score, "anomaly_map": anomaly_map, "level_0": 1, "level_1": 1}
+    )
 
 
 def test_a_verdict_needs_a_finite_answer_and_no_warning(tmp_path: Path) -> None:
     limit = Threshold(value=2.0, method="quantile", images=5)
     bundle = write_tiny_bundle(tmp_path / "t.flowedge", thresholds=Thresholds(image=limit, pixel=limit))
     for score in EXTREMES:
-        result = Detector(bundle, Answering(score), "fp32")(np.zeros((40, 50, 3), np.uint8))
+        result = Detector(bundle, answering(score), "fp32")(np.zeros((40, 50, 3), np.uint8))
         if not np.isfinite(score):
             assert (result.verdict, result.mask) == ("not_inspected", None)
             continue

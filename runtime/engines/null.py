@@ -1,0 +1,76 @@
+"""An engine that computes nothing: it answers constants of the shapes that the manifest gives.
+
+It needs no library, so a program around a detector can be tried and tested without one. Its answers fail a bundle's
+self-test, so `flowedge.load` refuses it, and no part is ever judged by it. Open it with
+`flowedge.runtime.unproven.open_unproven`, or make a `NullEngine` with the answers that a test needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flowedge.manifest import Manifest
+from flowedge.runtime.contract import outputs_of_graph
+from flowedge.runtime.engine import Engine, EngineSpec, Opening
+
+
+class NullEngine:
+    """An engine whose answers are given beforehand.
+
+    Example:
+        >>> import flowedge
+        >>> from flowedge.runtime.engines.null import NullEngine
+        >>> engine = NullEngine(flowedge.open_bundle("bottle.flowedge").manifest, {"score": 3.0})
+        >>> float(engine.infer(np.zeros((1, 3, 256, 256), np.float32))["score"][0])
+        3.0
+    """
+
+    name = "null"
+    batches: tuple[int, int] | None = None
+
+    def __init__(self, manifest: Manifest, answers: Mapping[str, ArrayLike] = MappingProxyType({})) -> None:
+        """Prepare the answers.
+
+        Args:
+            manifest: The manifest whose outputs the engine gives.
+            answers: By an output's name a number, or an array that fits the output of one image. All other outputs are
+                zeros.
+
+        Raises:
+            ValueError: There is no such output, or an array does not fit it.
+        """
+        self.reason = ""
+        self.precision = ""
+        outputs = outputs_of_graph(manifest)
+        self.output_names: tuple[str, ...] = tuple(outputs)
+        unknown = ", ".join(answers.keys() - outputs.keys())
+        if unknown:
+            raise ValueError(f"the graph has no output {unknown}, but {', '.join(outputs)}")
+        self._answers = {
+            name: np.broadcast_to(np.asarray(answers.get(name, 0), np.float32), spec.shape[1:])
+            for name, spec in outputs.items()
+        }
+        self._is_closed = False
+
+    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        if self._is_closed:
+            raise ValueError("the engine is closed")
+        return {name: np.stack([answer] * len(image)) for name, answer in self._answers.items()}
+
+    def close(self) -> None:
+        self._is_closed = True
+
+
+def load(opening: Opening) -> Engine:
+    """Load no graph: the engine answers zeros, in the shapes that the manifest gives."""
+    return NullEngine(opening.bundle.manifest)
+
+
+def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Answer zeros in the shape of ``x``."""
+    return np.zeros_like(x)
