@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from flowedge.calibration.calibrate import Calibration, ThresholdRequest, calibrate_bundle
+from flowedge.calibration.calibration_record import BlockChoice, CalibrationRecord
 from flowedge.calibration.dataset import Dataset, Sample, good_images, read_dataset
 from flowedge.calibration.defects import DEFECTS, Defect, synthetic_defect, synthetic_defects
 from flowedge.calibration.evaluation import Evaluation, evaluate
 from flowedge.calibration.gate_page import MapTriple, page_from_gate
 from flowedge.calibration.gates import DEFAULT_LIMITS, Gate, GateLimits, GateQuantity, GateReport, compare
-from flowedge.calibration.record import BlockChoice, CalibrationRecord
 
 __all__ = [
     # fitting

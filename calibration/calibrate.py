@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle, clone_bundle, folder_for_next_version, replace_in_bundle
-from flowedge.calibration.dataset import Dataset, read_mask
-from flowedge.calibration.evaluation import mask_on_map
-from flowedge.calibration.frame_range import frame_check_from_images
-from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, curve_from_scores
-from flowedge.calibration.record import (
+from flowedge.calibration.calibration_record import (
     RECORD,
     CalibrationRecord,
     FittedGraph,
     bytes_of_record,
     read_record,
 )
+from flowedge.calibration.dataset import Dataset, read_mask
+from flowedge.calibration.evaluation import mask_on_map
+from flowedge.calibration.frame_range import frame_check_from_images
+from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, curve_from_scores
 from flowedge.calibration.score_maxima import StoredLevels, fit_score_maxima
 from flowedge.calibration.threshold import (
     FittedThreshold,
@@ -143,7 +143,7 @@ def calibrate_bundle(
         )
         before = read_record(opened)
         if before is not None:
-            record = msgspec.structs.replace(record, typed=before.typed)
+            record = msgspec.structs.replace(record, lower_precisions=before.lower_precisions)
         record = msgspec.structs.replace(record, frame_notes=() if checked is None else checked.notes)
         files: dict[str, Path | bytes] = {RECORD: bytes_of_record(record)}
         if draft is not start:

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from flowedge.calibration.calibration_record import BlockChoice
 from flowedge.calibration.gates import GateQuantity, GateReport
-from flowedge.calibration.record import BlockChoice
 from flowedge.runtime.render import data_address, heatmap
 
 _WIDEST_PX: Final = 320  # of a picture
@@ -29,14 +29,14 @@ class MapTriple:
     Attributes:
         name: What to call it.
         frame: ``(H, W, 3)`` uint8 RGB.
-        reference: ``(h, w)`` float32, the fp32 graph's map; NaN where nothing was inspected.
-        typed: The same of the typed graph.
+        fp32: ``(h, w)`` float32, the fp32 graph's map; NaN where nothing was inspected.
+        converted: The same of the typed graph.
     """
 
     name: str
     frame: NDArray[np.uint8]
-    reference: NDArray[np.float32]
-    typed: NDArray[np.float32]
+    fp32: NDArray[np.float32]
+    converted: NDArray[np.float32]
 
 
 def page_from_gate(
@@ -92,7 +92,7 @@ def _quantity_cells(one: GateQuantity) -> Sequence[str]:
     else:
         outcome = '<span class="ok">passed</span>' if one.passed else '<span class="wrong">failed</span>'
     numbers = ("-" if number is None else f"{number:.6g}" for number in (one.value, one.limit))
-    return (escape(one.name), *numbers, outcome, escape(one.words))
+    return (escape(one.name), *numbers, outcome, escape(one.summary))
 
 
 def _block_cells(one: BlockChoice) -> Sequence[str]:
@@ -122,13 +122,13 @@ def _bars(blocks: Sequence[BlockChoice]) -> str:
 
 
 def _figure(one: MapTriple) -> str:
-    low, high = _range(one.reference)
-    apart = np.abs(one.typed - one.reference)
+    low, high = _range(one.fp32)
+    apart = np.abs(one.converted - one.fp32)
     worst = _range(apart)[1]
     pictures = {
         "frame": one.frame,
-        "fp32 map": heatmap(one.reference, low, high if high > low else low + 1),
-        "this graph's map": heatmap(one.typed, low, high if high > low else low + 1),
+        "fp32 map": heatmap(one.fp32, low, high if high > low else low + 1),
+        "this graph's map": heatmap(one.converted, low, high if high > low else low + 1),
         "difference": heatmap(apart, 0.0, worst or 1.0),
     }
     images = "".join(

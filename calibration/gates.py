@@ -105,14 +105,14 @@ class GateQuantity(msgspec.Struct, frozen=True, kw_only=True):
         value: None where it cannot be a number.
         limit: None where it is reported only.
         passed: True where it is reported only.
-        words: The same as one line to read.
+        summary: One line that a person reads. The JSON calls it ``words``.
     """
 
     name: str
     value: float | None
     limit: float | None
     passed: bool
-    words: str
+    summary: str = msgspec.field(name="words")
 
 
 class GateReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,7 +163,7 @@ class GateReport(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def failures(self) -> tuple[str, ...]:
         """What did not pass, one line each."""
-        return tuple(quantity.words for quantity in self.quantities if not quantity.passed)
+        return tuple(quantity.summary for quantity in self.quantities if not quantity.passed)
 
 
 class Gate:
@@ -182,40 +182,40 @@ class Gate:
         self._labelled = (PixelMetrics(), PixelMetrics())
         self._has_masks = True
 
-    def add_good(self, reference: Detection, typed: Detection) -> None:
+    def add_good(self, fp32: Detection, converted: Detection) -> None:
         """Compare the answers on a good image.
 
         Args:
-            reference: The fp32 graph's.
-            typed: The other's, on the same frame.
+            fp32: The fp32 graph's.
+            converted: The other's, on the same frame.
 
         Raises:
             CalibrationError: The reference is not finite.
             ValueError: The maps differ in shape.
         """
-        if self._compare("good", reference, typed):
-            for metrics, one in zip(self._synthetic, (reference, typed), strict=True):
+        if self._compare("good", fp32, converted):
+            for metrics, one in zip(self._synthetic, (fp32, converted), strict=True):
                 metrics.add(one.network_map, None)
 
-    def add_defect(self, reference: Detection, typed: Detection, mask: NDArray[np.bool_]) -> None:
+    def add_defect(self, fp32: Detection, converted: Detection, mask: NDArray[np.bool_]) -> None:
         """Compare the answers on a synthetic defect.
 
         Args:
-            reference: As in `add_good`.
-            typed: As in `add_good`.
+            fp32: As in `add_good`.
+            converted: As in `add_good`.
             mask: ``(H, W)``, at the frame's size, true on the defect.
 
         Raises:
             CalibrationError: As in `add_good`.
             ValueError: As in `add_good`.
         """
-        if self._compare("defect", reference, typed):
-            _add_pixels(self._synthetic, reference, typed, mask)
+        if self._compare("defect", fp32, converted):
+            _add_pixels(self._synthetic, fp32, converted, mask)
 
     def add_labelled(
         self,
-        reference: Detection,
-        typed: Detection,
+        fp32: Detection,
+        converted: Detection,
         *,
         is_anomalous: bool,
         mask: NDArray[np.bool_] | None = None,
@@ -223,8 +223,8 @@ class Gate:
         """Compare the answers on an image of a test set.
 
         Args:
-            reference: As in `add_good`.
-            typed: As in `add_good`.
+            fp32: As in `add_good`.
+            converted: As in `add_good`.
             is_anomalous: Its label.
             mask: As in `add_defect`; None for a good image. An anomalous image without one leaves only the metrics of
                 images.
@@ -233,9 +233,9 @@ class Gate:
             CalibrationError: As in `add_good`.
             ValueError: As in `add_good`.
         """
-        if self._compare("labelled", reference, typed, is_anomalous=is_anomalous):
+        if self._compare("labelled", fp32, converted, is_anomalous=is_anomalous):
             self._has_masks &= mask is not None or not is_anomalous
-            _add_pixels(self._labelled, reference, typed, mask)
+            _add_pixels(self._labelled, fp32, converted, mask)
 
     def report(self) -> GateReport:
         """What was found in the images so far.
@@ -258,30 +258,30 @@ class Gate:
         )
 
     def _compare(
-        self, kind: str, reference: Detection, typed: Detection, *, is_anomalous: bool | None = None
+        self, kind: str, fp32: Detection, converted: Detection, *, is_anomalous: bool | None = None
     ) -> bool:
         """Count an image; whether the typed answer is finite, and anything else can be done with it."""
-        if not _is_finite(reference):
+        if not _is_finite(fp32):
             raise CalibrationError(
                 f"the fp32 answer for a {kind} image is not finite, so nothing can be compared with it. Run flowedge "
                 "verify, and remove the image if that passes."
             )
-        if typed.network_map.shape != reference.network_map.shape:
+        if converted.network_map.shape != fp32.network_map.shape:
             raise ValueError(
-                f"the maps must have one shape, got {reference.network_map.shape} and {typed.network_map.shape}"
+                f"the maps must have one shape, got {fp32.network_map.shape} and {converted.network_map.shape}"
             )
         self._counts[kind] += 1
-        if not _is_finite(typed):
+        if not _is_finite(converted):
             self._not_finite += 1
             return False
-        self._scores.append(_Scores(kind, is_anomalous, reference.score, typed.score))
+        self._scores.append(_Scores(kind, is_anomalous, fp32.score, converted.score))
         image = PairMoments()
-        image.add(reference.network_map, typed.network_map)
+        image.add(fp32.network_map, converted.network_map)
         self._pixels.merge(image)
         if kind == "good":
             self._good_pixels.merge(image)
         self._worst_correlation = min(self._worst_correlation, image.correlation())
-        error = np.abs(typed.network_map.astype(np.float64) - reference.network_map).max()
+        error = np.abs(converted.network_map.astype(np.float64) - fp32.network_map).max()
         self._errors.append((float(error), image.first_deviation()))
         return True
 
@@ -293,7 +293,7 @@ class Gate:
             value=self._not_finite,
             limit=0,
             passed=self._not_finite == 0,
-            words=f"{self._not_finite} of {compared} images have a score or a map that is NaN or infinite",
+            summary=f"{self._not_finite} of {compared} images have a score or a map that is NaN or infinite",
         )
         good = [one for one in self._scores if one.kind == "good"]
         if not good:
@@ -306,7 +306,7 @@ class Gate:
         yield _at_most(
             "map_error", "largest map error in standard deviations", self._error(), limits.map_error
         )
-        ranks = rank_correlation([one.reference for one in self._scores], [one.typed for one in self._scores])
+        ranks = rank_correlation([one.fp32 for one in self._scores], [one.converted for one in self._scores])
         yield _at_least("rank_agreement", "rank agreement", ranks, limits.rank_agreement)
         flipped = self._flipped(good)
         images = len(self._scores)
@@ -327,9 +327,9 @@ class Gate:
         quantile = self._limits.quantile
         thresholds = [
             fit_threshold(scores, method="quantile", parameter=quantile).threshold.value
-            for scores in ([one.reference for one in good], [one.typed for one in good])
+            for scores in ([one.fp32 for one in good], [one.converted for one in good])
         ]
-        return sum((one.reference > thresholds[0]) != (one.typed > thresholds[1]) for one in self._scores)
+        return sum((one.fp32 > thresholds[0]) != (one.converted > thresholds[1]) for one in self._scores)
 
     def _metric_changes(self) -> Iterator[GateQuantity]:
         limits = self._limits
@@ -338,7 +338,7 @@ class Gate:
         if any(labels) and not all(labels):
             aurocs = tuple(
                 curve_from_scores(scores, labels).auroc()
-                for scores in ([one.reference for one in labelled], [one.typed for one in labelled])
+                for scores in ([one.fp32 for one in labelled], [one.converted for one in labelled])
             )
             swap = 1 / (sum(labels) * (len(labels) - sum(labels)))
             yield _change("image_auroc", "image AUROC", aurocs, max(limits.image_auroc, swap))
@@ -356,8 +356,8 @@ class Gate:
 
 
 def compare(
-    reference_detector: Detect,
-    typed_detector: Detect,
+    fp32_detector: Detect,
+    converted_detector: Detect,
     images: Sequence[Path],
     defects_per_image: int,
     limits: GateLimits,
@@ -369,8 +369,8 @@ def compare(
     """Run two detectors over good images, synthetic defects made from them, and labelled images.
 
     Args:
-        reference_detector: The fp32 graph's: from ``(H, W, 3)`` uint8 RGB to the answer, as a `Detector` does.
-        typed_detector: The other graph's.
+        fp32_detector: The fp32 graph's: from ``(H, W, 3)`` uint8 RGB to the answer, as a `Detector` does.
+        converted_detector: The other graph's.
         images: Of good parts, at least 16x16 pixels; read one at a time.
         defects_per_image: How many synthetic defects each is given, one after the other, of changing kinds. The
             image's number decides them, so every comparison of the same images sees the same defects.
@@ -388,7 +388,7 @@ def compare(
     gate = Gate(limits)
     for one in compared_frames(images, defects_per_image, labelled, reports, pixel_range=pixel_range):
         with _naming(one.path):
-            answers = (reference_detector(one.frame), typed_detector(one.frame))
+            answers = (fp32_detector(one.frame), converted_detector(one.frame))
             if one.is_anomalous is not None:
                 gate.add_labelled(*answers, is_anomalous=one.is_anomalous, mask=one.mask)
             elif one.mask is not None:
@@ -439,8 +439,8 @@ class _Scores(NamedTuple):
 
     kind: str
     is_anomalous: bool | None
-    reference: float
-    typed: float
+    fp32: float
+    converted: float
 
 
 def _defects(frame: NDArray[np.uint8], index: int, count: int) -> Iterator[Defect]:
@@ -467,14 +467,14 @@ def _is_finite(answer: Detection) -> bool:
 
 def _add_pixels(
     metrics: tuple[PixelMetrics, PixelMetrics],
-    reference: Detection,
-    typed: Detection,
+    fp32: Detection,
+    converted: Detection,
     mask: NDArray[np.bool_] | None,
 ) -> None:
-    height, width = reference.network_map.shape
-    on_map = None if mask is None else mask_on_map(mask, reference.preprocessing, (height, width))
-    metrics[0].add(reference.network_map, on_map)
-    metrics[1].add(typed.network_map, on_map)
+    height, width = fp32.network_map.shape
+    on_map = None if mask is None else mask_on_map(mask, fp32.preprocessing, (height, width))
+    metrics[0].add(fp32.network_map, on_map)
+    metrics[1].add(converted.network_map, on_map)
 
 
 def _pixel_aurocs(metrics: tuple[PixelMetrics, PixelMetrics]) -> tuple[float | None, ...]:
@@ -491,7 +491,7 @@ def _at_least(name: str, noun: str, value: float, limit: float) -> GateQuantity:
         value=value,
         limit=limit,
         passed=value >= limit,
-        words=f"{noun}: {value:{'.6g' if value >= limit else '.10g'}}, must be at least {limit:g}",
+        summary=f"{noun}: {value:{'.6g' if value >= limit else '.10g'}}, must be at least {limit:g}",
     )
 
 
@@ -501,27 +501,27 @@ def _at_most(name: str, noun: str, value: float, limit: float) -> GateQuantity:
         value=value if math.isfinite(value) else None,
         limit=limit,
         passed=value <= limit,
-        words=f"{noun}: {value:.3g}, must be at most {limit:.4g}",
+        summary=f"{noun}: {value:.3g}, must be at most {limit:.4g}",
     )
 
 
 def _reported(name: str, noun: str, value: float) -> GateQuantity:
-    return GateQuantity(name=name, value=value, limit=None, passed=True, words=f"{noun}: {value:.6g}")
+    return GateQuantity(name=name, value=value, limit=None, passed=True, summary=f"{noun}: {value:.6g}")
 
 
 def _change(name: str, noun: str, values: tuple[float | None, ...], limit: float | None) -> GateQuantity:
     """How much a metric moved; where it is not defined, there is nothing to hold to the limit."""
     before, after = values
     if before is None or after is None:
-        return GateQuantity(name=name, value=None, limit=limit, passed=True, words=f"{noun}: not defined")
+        return GateQuantity(name=name, value=None, limit=limit, passed=True, summary=f"{noun}: not defined")
     change = abs(after - before)
-    words = f"{noun}: {before:.4f} in fp32, {after:.4f} typed"
+    summary = f"{noun}: {before:.4f} in fp32, {after:.4f} in this precision"
     if limit is None:
-        return GateQuantity(name=name, value=change, limit=None, passed=True, words=words)
+        return GateQuantity(name=name, value=change, limit=None, passed=True, summary=summary)
     return GateQuantity(
         name=name,
         value=change,
         limit=limit,
         passed=change <= limit,
-        words=f"{words}; may change by {limit:.4g}",
+        summary=f"{summary}; may change by {limit:.4g}",
     )

@@ -1,4 +1,4 @@
-"""Graphs of lower precision: ranges, INT8 and half-precision typing, and the gate that decides.
+"""Graphs of lower precision: ranges, INT8 and half-precision conversion, and the gate that decides.
 
 All of it edits graphs, so unlike the rest of ``flowedge.calibration`` it needs the onnx package and ONNX Runtime.
 """

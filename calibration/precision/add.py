@@ -31,11 +31,26 @@ from flowedge.calibration.calibrate import (
     hash_of_images,
     without_frame_check,
 )
+from flowedge.calibration.calibration_record import (
+    RECORD,
+    BlockChoice,
+    FittedGraph,
+    PrecisionReport,
+    bytes_of_record,
+    read_record,
+)
 from flowedge.calibration.dataset import Dataset
 from flowedge.calibration.frame_range import frame_check_from_images
 from flowedge.calibration.gate_page import MapTriple, page_from_gate
 from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport
 from flowedge.calibration.precision.calibrators import CalibratorName
+from flowedge.calibration.precision.converted_graph import (
+    FILES,
+    ConvertedPrecision,
+    PrecisionConverter,
+    Written,
+    tensors_for_conversion,
+)
 from flowedge.calibration.precision.ranges import (
     Observer,
     TensorRange,
@@ -49,15 +64,6 @@ from flowedge.calibration.precision.search import (
     Search,
     judging_detector,
     probe_frames,
-)
-from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Typing, Written, tensors_to_type
-from flowedge.calibration.record import (
-    RECORD,
-    BlockChoice,
-    FittedGraph,
-    PrecisionReport,
-    bytes_of_record,
-    read_record,
 )
 from flowedge.calibration.score_maxima import StoredLevels
 from flowedge.errors import CalibrationError, PrecisionError
@@ -73,7 +79,7 @@ from flowedge.runtime.images import read_image
 Wanted: TypeAlias = Literal["fp16", "bf16", "int8"]
 """What a user asks for; ``int8`` is two graphs, one for each kind of device."""
 
-_GRAPHS: Final[Mapping[Wanted, tuple[TypedPrecision, ...]]] = MappingProxyType(
+_GRAPHS: Final[Mapping[Wanted, tuple[ConvertedPrecision, ...]]] = MappingProxyType(
     {"fp16": ("fp16",), "bf16": ("bf16",), "int8": ("int8-gpu", "int8-cpu")}
 )
 _FINAL_ROUNDS: Final = 4
@@ -153,9 +159,9 @@ def add_precisions(
         pages = {f"gate.{report.precision}.html": work.page(calibrated, report) for report in found}
         shipped, found, files = work.for_devices(calibrated, found)
         renewed = {report.precision for report in found}
-        typed = (*(report for report in record.typed if report.precision not in renewed), *found)
+        lower = (*(report for report in record.lower_precisions if report.precision not in renewed), *found)
         record = msgspec.structs.replace(
-            record, typed=typed, frame_notes=() if checked is None else checked.notes
+            record, lower_precisions=lower, frame_notes=() if checked is None else checked.notes
         )
         files |= files_of_rounded_answers(calibrated, threads=threads)
         files |= {**pages, RECORD: bytes_of_record(record)}
@@ -179,7 +185,7 @@ class _Work:
     ) -> None:
         self._opened, self._folder, self._images, self._request = opened, folder, images, request
         self._threads, self._cache, self._reports = threads, cache, reports
-        self._precisions: tuple[TypedPrecision, ...] = tuple(
+        self._precisions: tuple[ConvertedPrecision, ...] = tuple(
             name for wanted in request.wanted for name in _GRAPHS[wanted]
         )
         self._fitted: dict[str, FittedGraph] = {}  # of these graphs, whose blocks are:
@@ -189,23 +195,25 @@ class _Work:
         """The bundle with every graph typed and calibrated, somewhere in the folder, and the reports."""
         request = self._request
         fp32, ranges = self._observed()
-        self._typing = Typing(
+        self._converter = PrecisionConverter(
             fp32.graph_path("fp32"), fp32.manifest.graph("fp32"), ranges, request.calibrator
         )
         gate = GateImages(fp32, self._gate_images(), request.defects_per_image, self._threads)
-        searches: dict[TypedPrecision, Search] = {name: self._search(name, gate) for name in self._precisions}
-        given_back: dict[TypedPrecision, int] = {}
+        searches: dict[ConvertedPrecision, Search] = {
+            name: self._search(name, gate) for name in self._precisions
+        }
+        reverted: dict[ConvertedPrecision, int] = {}
         for name, search in searches.items():
-            given_back[name] = search.first_that_passes()
+            reverted[name] = search.first_that_passes()
             if name.startswith("int8"):
                 search.measure()
-        failed: dict[TypedPrecision, GateReport] = {}
+        failed: dict[ConvertedPrecision, GateReport] = {}
         for _ in range(_FINAL_ROUNDS):
-            chosen: dict[TypedPrecision, tuple[str, ...]] = {
-                name: search.chosen(given_back[name]) for name, search in searches.items()
+            chosen: dict[ConvertedPrecision, tuple[str, ...]] = {
+                name: search.chosen(reverted[name]) for name, search in searches.items()
             }
             calibrated, written = self._assembled(fp32, chosen)
-            judged: dict[TypedPrecision, GateReport] = {}
+            judged: dict[ConvertedPrecision, GateReport] = {}
             # Once more, with what was fitted for it, and with the labelled images.
             for name in self._precisions:
                 told = Prefixed(self._reports, f"calibrated {name}")
@@ -217,9 +225,9 @@ class _Work:
                     for name in self._precisions
                 )
             for name in failed:
-                given_back[name] = searches[name].first_that_passes(given_back[name] + 1)
+                reverted[name] = searches[name].first_that_passes(reverted[name] + 1)
         name, report = next(iter(failed.items()))
-        blocks = len(self._typing.blocks(name))
+        blocks = len(self._converter.blocks(name))
         back = blocks - len(self._chosen[name])
         raise PrecisionError(
             f"{name} does not pass its gate as it would ship, with {back} of {blocks} blocks "
@@ -250,8 +258,8 @@ class _Work:
         graph = calibrated.manifest.graph("bf16")
         folder, patched = self._folder / "real", self._folder / graph.file
         folder.mkdir()
-        blocks = [name for name in self._typing.blocks("bf16") if name not in graph.given_back]
-        written = self._typing.write("bf16", blocks, folder / graph.file)
+        blocks = [name for name in self._converter.blocks("bf16") if name not in graph.given_back]
+        written = self._converter.write("bf16", blocks, folder / graph.file)
         for file in [name for name in new if name.startswith(graph.file)]:
             del new[file]
         new |= {file.name: file for file in folder.iterdir()}
@@ -262,7 +270,7 @@ class _Work:
             msgspec.structs.replace(one, opset=written.graph.opset) if one is graph else one
             for one in calibrated.manifest.graphs
         )
-        share = written.bytes / self._typing.fp32_bytes
+        share = written.bytes / self._converter.fp32_bytes
         return (
             Bundle(calibrated.path, msgspec.structs.replace(calibrated.manifest, graphs=graphs)),
             tuple(
@@ -276,16 +284,16 @@ class _Work:
         """What the gate found, block by block and with a few maps side by side."""
         maps: list[MapTriple] = []
         with (
-            judging_detector(calibrated, "fp32", self._threads) as reference,
-            judging_detector(calibrated, report.precision, self._threads) as typed,
+            judging_detector(calibrated, "fp32", self._threads) as fp32,
+            judging_detector(calibrated, report.precision, self._threads) as converted,
         ):
             for n, frame in enumerate(self._shown_frames(calibrated)):
                 maps.append(
                     MapTriple(
                         name="a good image" if n % 2 == 0 else "a synthetic defect",
                         frame=frame,
-                        reference=reference(frame).network_map,
-                        typed=typed(frame).network_map,
+                        fp32=fp32(frame).network_map,
+                        converted=converted(frame).network_map,
                     )
                 )
         title = f"{calibrated.manifest.source.file}: {report.precision}"
@@ -328,7 +336,7 @@ class _Work:
         only_fp32 = msgspec.structs.replace(opened.manifest, graphs=(opened.manifest.graph("fp32"),))
         draft = clone_bundle(opened, self._folder / "fp32", manifest=only_fp32)
         graph = draft.graph_path("fp32")
-        tensors, counted = tensors_to_type(graph, self._precisions)
+        tensors, counted = tensors_for_conversion(graph, self._precisions)
         if not tensors:
             return self._calibrated(draft, {}), None
         if self._cache is not None:
@@ -373,27 +381,27 @@ class _Work:
         wanted = min(self._request.gate_images, len(self._images))
         return [self._images[n * len(self._images) // wanted] for n in range(wanted)]
 
-    def _search(self, name: TypedPrecision, gate: GateImages) -> Search:
+    def _search(self, name: ConvertedPrecision, gate: GateImages) -> Search:
         folder = self._folder / f"search-{name}"
         folder.mkdir()
         reports = Prefixed(self._reports, name)
-        return Search(self._typing, name, gate, self._limits(name), folder, reports)
+        return Search(self._converter, name, gate, self._limits(name), folder, reports)
 
-    def _limits(self, name: TypedPrecision) -> GateLimits:
+    def _limits(self, name: ConvertedPrecision) -> GateLimits:
         return self._request.limits[name.partition("-")[0]]
 
     def _assembled(
-        self, fp32: Bundle, chosen: Mapping[TypedPrecision, tuple[str, ...]]
-    ) -> tuple[Bundle, dict[TypedPrecision, Written]]:
+        self, fp32: Bundle, chosen: Mapping[ConvertedPrecision, tuple[str, ...]]
+    ) -> tuple[Bundle, dict[ConvertedPrecision, Written]]:
         """All graphs in one bundle that runs here, calibrated."""
         for graph in self._opened.manifest.graphs:
             # It was there before, and the engine that judges cannot run it.
             if graph.precision == "bf16" and "bf16" not in chosen:
-                blocks = tuple(b for b in self._typing.blocks("bf16") if b not in graph.given_back)
+                blocks = tuple(b for b in self._converter.blocks("bf16") if b not in graph.given_back)
                 chosen = {**chosen, "bf16": blocks}
         folder = Path(tempfile.mkdtemp(dir=self._folder))
-        written: dict[TypedPrecision, Written] = {
-            name: self._typing.write(name, blocks, folder / FILES[name], emulated=name == "bf16")
+        written: dict[ConvertedPrecision, Written] = {
+            name: self._converter.write(name, blocks, folder / FILES[name], emulated=name == "bf16")
             for name, blocks in chosen.items()
         }
         graphs = (
@@ -411,13 +419,13 @@ class _Work:
 
     def _report(
         self,
-        name: TypedPrecision,
+        name: ConvertedPrecision,
         search: Search,
         chosen: tuple[str, ...],
         written: Written,
         judged: GateReport,
     ) -> PrecisionReport:
-        macs = self._typing.blocks(name)
+        macs = self._converter.blocks(name)
         total = max(sum(macs.values()), 1)
         low: Literal["fp16", "bf16", "int8"] = "int8" if name.startswith("int8") else name  # type: ignore[assignment]
         high: Literal["fp32", "fp16"] = "fp16" if name == "int8-gpu" else "fp32"
@@ -426,7 +434,7 @@ class _Work:
             calibrator=self._request.calibrator if low == "int8" else None,
             images=len(self._images),
             images_sha256=self._images_sha256,
-            islands=dict(written.islands),
+            kept_in_fp32=dict(written.kept_in_fp32),
             blocks=tuple(
                 BlockChoice(
                     name=block,
@@ -438,5 +446,5 @@ class _Work:
                 for block, count in macs.items()
             ),
             gate=judged,
-            bytes_share=written.bytes / self._typing.fp32_bytes,
+            bytes_share=written.bytes / self._converter.fp32_bytes,
         )

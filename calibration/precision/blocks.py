@@ -19,7 +19,7 @@ import onnx
 from flowedge.calibration.precision.ranges import tensor_shapes
 
 # What may leave float32: never the coupling's own arithmetic, the likelihoods or the aggregation.
-TYPED: Final = ("backbone/*", "flow/steps/*/subnet/*", "flow/steps/*/net[0-9]*/*", "flow/steps/*/net/*")
+CONVERTIBLE: Final = ("backbone/*", "flow/steps/*/subnet/*", "flow/steps/*/net[0-9]*/*", "flow/steps/*/net/*")
 _BLOCK: Final = re.compile(
     r"(flow/steps/\d+/(?:subnet|net\d*)|backbone/(?:[^/\d][^/]*/)*?[^/\d][^/]*(?:/\d+)+|backbone/.*?(?=/[^/]*$))/"
 )
@@ -57,7 +57,7 @@ class Site:
 
 def block_of(name: str) -> str | None:
     """The block of a node, None for nodes that stay in float32 whatever the precision."""
-    if not any(fnmatchcase(name, pattern) for pattern in TYPED):
+    if not any(fnmatchcase(name, pattern) for pattern in CONVERTIBLE):
         return None
     match = _BLOCK.match(name)
     return match.group(1) if match else None

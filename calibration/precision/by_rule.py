@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 from flowedge.bundle import Bundle, folder_for_next_version, replace_in_bundle
+from flowedge.calibration.precision.converted_graph import FILES, PrecisionConverter
 from flowedge.calibration.precision.half import HalfType
-from flowedge.calibration.precision.typed_graph import FILES, Typing
 from flowedge.progress import SILENT, Reports
 
 
@@ -28,11 +28,11 @@ def add_half_graphs(bundle: Bundle, wanted: Sequence[HalfType], *, reports: Repo
     with folder_for_next_version(bundle.path) as draft:
         folder = draft / "graphs"  # the draft has files of its own
         folder.mkdir()
-        typing = Typing(bundle.graph_path("fp32"), fp32, ranges=None)
+        converter = PrecisionConverter(bundle.graph_path("fp32"), fp32, ranges=None)
         made = []
         for half in wanted:
-            reports.step(f"typing the {half} graph")
-            made.append(typing.write(half, typing.blocks(half), folder / FILES[half]).graph)
+            reports.step(f"converting to {half}")
+            made.append(converter.write(half, converter.blocks(half), folder / FILES[half]).graph)
         manifest = msgspec.structs.replace(bundle.manifest, graphs=(*bundle.manifest.graphs, *made))
         return replace_in_bundle(
             bundle, manifest=manifest, files={file.name: file for file in sorted(folder.iterdir())}

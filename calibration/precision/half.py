@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, version_converter
 
-from flowedge.calibration.precision.blocks import TYPED
+from flowedge.calibration.precision.blocks import CONVERTIBLE
 from flowedge.calibration.precision.ranges import TensorRange
 from flowedge.errors import ExportError
 from flowedge.graph_files import EXTERNAL_ABOVE, weights_beside
@@ -39,21 +39,21 @@ _BF16_OPSET: Final = 22  # the first in which a convolution may be bfloat16
 _TYPES: Final = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
-def typed_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
+def convertible_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
     """The names of the nodes that may compute in half precision, by the families' rule."""
     return tuple(
         node.name
         for node in model.graph.node
-        if any(fnmatchcase(node.name, pattern) for pattern in TYPED)
+        if any(fnmatchcase(node.name, pattern) for pattern in CONVERTIBLE)
         and not fnmatchcase(node.name, _NORMS)
         and node.op_type not in _FLOAT_OPS
     )
 
 
-def islands(
+def nodes_kept_in_fp32(
     model: onnx.ModelProto, half: HalfType, ranges: Mapping[str, TensorRange] | None = None
 ) -> dict[str, str]:
-    """The nodes that `typed_nodes` names and that must stay in float32 all the same, each with the reason.
+    """The nodes that `convertible_nodes` names and that must stay in float32 all the same, each with the reason.
 
     bfloat16 reaches as far as float32, so it has none.
 
@@ -67,7 +67,7 @@ def islands(
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     seen = ranges or {}
     found: dict[str, str] = {}
-    wanted = set(typed_nodes(model))
+    wanted = set(convertible_nodes(model))
     for node in model.graph.node:
         if node.name not in wanted:
             continue
@@ -115,9 +115,11 @@ def to_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str]) ->
     Raises:
         ExportError: No node is named like a typed one, or an output of the graph would change its type.
     """
-    nodes = typed_nodes(model)
+    nodes = convertible_nodes(model)
     if not nodes:
-        raise ExportError(f"no node of the graph is named like {', '.join(TYPED)}: export the bundle again")
+        raise ExportError(
+            f"no node of the graph is named like {', '.join(CONVERTIBLE)}: export the bundle again"
+        )
     if half == "bf16" and model.opset_import[0].version < _BF16_OPSET:
         model.CopyFrom(version_converter.convert_version(model, _BF16_OPSET))
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -200,7 +202,7 @@ def emulate_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str
         keep: As for `to_half`.
     """
     graph = model.graph
-    rounded = set(typed_nodes(model)) - set(keep)
+    rounded = set(convertible_nodes(model)) - set(keep)
     weights = {tensor.name: tensor for tensor in graph.initializer}
     floats = set(_float_tensors(graph))
     nodes: list[onnx.NodeProto] = []
@@ -312,4 +314,4 @@ def save(model: onnx.ModelProto, target: Path, *, check: bool = True) -> None:
     try:
         onnx.checker.check_model(str(target), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the typed graph is not valid: {error}") from error
+        raise ExportError(f"the converted graph is not valid: {error}") from error

@@ -18,7 +18,7 @@ from flowedge.calibration.dataset import Dataset
 from flowedge.calibration.defects import DEFECTS, synthetic_defect
 from flowedge.calibration.evaluation import Detection
 from flowedge.calibration.gates import GateLimits, GateReport, compare, compared_frames
-from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Typing
+from flowedge.calibration.precision.converted_graph import FILES, ConvertedPrecision, PrecisionConverter
 from flowedge.errors import PrecisionError
 from flowedge.manifest import Preprocessing
 from flowedge.progress import SILENT, Reports
@@ -29,7 +29,9 @@ from flowedge.runtime.pixel_range import PixelRange
 from flowedge.runtime.unproven import open_unproven
 
 # Both layouts round alike.
-_MEASURED_AS: Final[Mapping[TypedPrecision, TypedPrecision]] = MappingProxyType({"int8-gpu": "int8-cpu"})
+_MEASURED_AS: Final[Mapping[ConvertedPrecision, ConvertedPrecision]] = MappingProxyType(
+    {"int8-gpu": "int8-cpu"}
+)
 _PROBES: Final = 4  # good images that a block's sensitivity is measured on, each also with one defect
 
 
@@ -78,7 +80,7 @@ class GateImages:
         self._images = images
         self._defects_per_image = defects_per_image
         self._threads = threads
-        self.sensitivities: dict[TypedPrecision, dict[str, float]] = {}
+        self.sensitivities: dict[ConvertedPrecision, dict[str, float]] = {}
         self._answers: list[Answer] = []
         self._probes: tuple[NDArray[np.float32], ...] | None = None
 
@@ -96,10 +98,10 @@ class GateImages:
         """
         self._answer(labelled)
         answers = iter(self._answers)
-        with judging_detector(candidate, precision, self._threads) as typed:
+        with judging_detector(candidate, precision, self._threads) as converted:
             return compare(
                 lambda frame: next(answers),
-                typed,
+                converted,
                 self._images,
                 self._defects_per_image,
                 limits,
@@ -116,12 +118,12 @@ class GateImages:
         frames = compared_frames(
             self._images, self._defects_per_image, labelled, pixel_range=self.fp32.manifest.pixel_range
         )
-        with judging_detector(self.fp32, "fp32", self._threads) as reference:
+        with judging_detector(self.fp32, "fp32", self._threads) as fp32:
             for one in itertools.islice(frames, len(self._answers), None):
-                self._answers.append(_kept(reference(one.frame)))
+                self._answers.append(_kept(fp32(one.frame)))
 
     def sensitivity(self, candidate: Bundle, precision: str) -> float:
-        """How much a candidate moves the map: see `flowedge.calibration.record.BlockChoice`."""
+        """How much a candidate moves the map: see `flowedge.calibration.calibration_record.BlockChoice`."""
         if self._probes is None:
             with judging_detector(self.fp32, "fp32", self._threads) as detect:
                 self._probes = tuple(detect(frame).network_map for frame in self._probe_frames())
@@ -143,8 +145,8 @@ class Search:
 
     def __init__(
         self,
-        typing: Typing,
-        precision: TypedPrecision,
+        converter: PrecisionConverter,
+        precision: ConvertedPrecision,
         gate: GateImages,
         limits: GateLimits,
         folder: Path,
@@ -153,23 +155,23 @@ class Search:
         """Search.
 
         Args:
-            typing: Writes the candidates.
+            converter: Writes the candidates.
             precision: For which.
             gate: Judges them.
             limits: What they are held to.
             folder: Where candidates are written; one at a time.
             reports: Told of each step.
         """
-        self._typing, self._gate, self._limits = typing, gate, limits
-        self._precision: TypedPrecision = precision
+        self._converter, self._gate, self._limits = converter, gate, limits
+        self._precision: ConvertedPrecision = precision
         self._folder = folder
         self._reports = reports
-        self._macs = typing.blocks(precision)
+        self._macs = converter.blocks(precision)
         self._blocks = tuple(self._macs)
         self.sensitivities: dict[str, float] = {}
 
-    def first_that_passes(self, given_back: int = 0) -> int:
-        """The smallest number of blocks to give back, at least ``given_back``, with which the gate passes.
+    def first_that_passes(self, reverted: int = 0) -> int:
+        """The smallest number of blocks to give back, at least ``reverted``, with which the gate passes.
 
         More and more are given back until it passes, and then the number is narrowed down by halves, on the assumption
         that giving back more never hurts.
@@ -177,18 +179,18 @@ class Search:
         Raises:
             PrecisionError: Nothing passes with at least one block left.
         """
-        if given_back:
+        if reverted:
             self.measure()
-        if given_back > self._most():
+        if reverted > self._most():
             raise PrecisionError(
                 f"{self._precision} cannot pass its gate: none of its {len(self._blocks)} blocks would be left to "
                 "compute anything in it. Nothing was written. Give more images, or loosen a limit with --gate."
             )
-        report = self._judge(given_back)
+        report = self._judge(reverted)
         if report.passed:
-            return given_back
+            return reverted
         self.measure()
-        fails, passes, step, most = given_back, given_back, 1, self._most()
+        fails, passes, step, most = reverted, reverted, 1, self._most()
         while not report.passed:
             if fails >= most:
                 raise PrecisionError(self._verdict(report))
@@ -206,7 +208,7 @@ class Search:
 
     def measure(self) -> None:
         """Measure each block's sensitivity, once for both layouts of INT8."""
-        precision: TypedPrecision = _MEASURED_AS.get(self._precision, self._precision)
+        precision: ConvertedPrecision = _MEASURED_AS.get(self._precision, self._precision)
         self.sensitivities = self._gate.sensitivities.setdefault(precision, {})
         self._reports.step("measuring the sensitivity of each block", len(self._blocks))
         for block in self._blocks:
@@ -215,9 +217,9 @@ class Search:
                 self.sensitivities[block] = self._gate.sensitivity(candidate, precision)
             self._reports.advance()
 
-    def chosen(self, given_back: int) -> tuple[str, ...]:
+    def chosen(self, reverted: int) -> tuple[str, ...]:
         """The blocks that keep the precision, in the graph's order."""
-        gone = set(self._order()[:given_back])
+        gone = set(self._order()[:reverted])
         return tuple(name for name in self._blocks if name not in gone)
 
     def _order(self) -> list[str]:
@@ -229,16 +231,16 @@ class Search:
             (n for n, name in enumerate(self._order()) if self._macs[name]), default=len(self._blocks) - 1
         )
 
-    def _judge(self, given_back: int) -> GateReport:
-        bundle = self._candidate(self.chosen(given_back), self._precision)
+    def _judge(self, reverted: int) -> GateReport:
+        bundle = self._candidate(self.chosen(reverted), self._precision)
         return self._gate.judge(bundle, self._precision, self._limits, reports=self._reports)
 
-    def _candidate(self, blocks: Sequence[str], precision: TypedPrecision) -> Bundle:
+    def _candidate(self, blocks: Sequence[str], precision: ConvertedPrecision) -> Bundle:
         """A graph that runs here, as the only one of a bundle that is good for nothing but to be judged."""
         for file in self._folder.iterdir():
             file.unlink()
         place = self._folder / FILES[precision]
-        written = self._typing.write(precision, blocks, place, emulated=True)
+        written = self._converter.write(precision, blocks, place, emulated=True)
         manifest = msgspec.structs.replace(self._gate.fp32.manifest, graphs=(written.graph,))
         return Bundle(self._folder, manifest)
 

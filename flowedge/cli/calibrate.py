@@ -38,8 +38,8 @@ from flowedge.manifest import Manifest, NfaForm, NfaThreshold
 
 if TYPE_CHECKING:
     from flowedge.calibration.calibrate import ThresholdRequest
+    from flowedge.calibration.calibration_record import CalibrationRecord
     from flowedge.calibration.precision import PrecisionRequest
-    from flowedge.calibration.record import CalibrationRecord
     from flowedge.runtime.pixel_range import PixelRange
 
 NAME = "calibrate"
@@ -121,8 +121,8 @@ def command(
     With --fp16, --bf16 or --int8, add graphs of these precisions first, planned and judged on the images.
     """
     from flowedge.calibration.calibrate import calibrate_bundle, decide_by_nfa
+    from flowedge.calibration.calibration_record import read_record
     from flowedge.calibration.dataset import good_images, read_dataset
-    from flowedge.calibration.record import read_record
     from flowedge.runtime.nfa import check_form
 
     nfa = _nfa_threshold(threshold, log_nfa)

@@ -28,9 +28,9 @@ from flowedge.packages import explain_missing
 from flowedge.runtime.device_cache import device_cache
 
 if TYPE_CHECKING:
+    from flowedge.calibration.calibration_record import PrecisionReport
     from flowedge.calibration.precision import PrecisionRequest
     from flowedge.calibration.precision.half import HalfType
-    from flowedge.calibration.record import PrecisionReport
 
 NAME = "export"
 
@@ -92,8 +92,8 @@ def command(
         images, request = _judged_on(  # before PyTorch, which takes seconds to import
             calib_data, int8=int8, fp16=fp16, bf16=bf16, calibrator=calibrator, gate=gate, labelled=labelled
         )
+        from flowedge.calibration.calibration_record import read_record
         from flowedge.calibration.precision import add_half_graphs, add_precisions
-        from flowedge.calibration.record import read_record
         from flowedge.export.pipeline import ExportOptions, default_target, export_bundle
     options = ExportOptions(
         image_size=image_size,

@@ -16,9 +16,9 @@ from flowedge.packages import explain_missing
 
 if TYPE_CHECKING:
     from flowedge.calibration.calibrate import ThresholdRequest
+    from flowedge.calibration.calibration_record import CalibrationRecord, PrecisionReport
     from flowedge.calibration.gates import GateLimits, GateReport
     from flowedge.calibration.precision import PrecisionRequest
-    from flowedge.calibration.record import CalibrationRecord, PrecisionReport
     from flowedge.manifest import ScoreMaxima
 
 _UP_TO_ONE: Final = ("map_correlation", "rank_agreement", "quantile")
@@ -150,11 +150,11 @@ def print_reports(reports: Sequence[PrecisionReport]) -> None:
         for block in report.blocks:
             if block.reason:
                 MESSAGES.print(f"{report.precision}: {block.name} stays {block.precision}: {block.reason}")
-        for node, why in list(report.islands.items())[:10]:
+        for node, why in list(report.kept_in_fp32.items())[:10]:
             MESSAGES.print(f"{report.precision}: {node} stays fp32: {why}")
-        if len(report.islands) > 10:
+        if len(report.kept_in_fp32) > 10:
             MESSAGES.print(
-                f"{report.precision}: and {len(report.islands) - 10} more nodes; see calibration.json"
+                f"{report.precision}: and {len(report.kept_in_fp32) - 10} more nodes; see calibration.json"
             )
 
 

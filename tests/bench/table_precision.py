@@ -32,12 +32,12 @@ from bench.train_flows import options_of, train_flow
 from bench.turns import processor
 from flowedge.bundle import Bundle
 from flowedge.calibration.agreement import PairMoments
+from flowedge.calibration.calibration_record import PrecisionReport
 from flowedge.calibration.dataset import Dataset, good_images, read_dataset
 from flowedge.calibration.evaluation import Evaluation, evaluate
 from flowedge.calibration.gates import DEFAULT_LIMITS
 from flowedge.calibration.precision import PrecisionRequest, add_precisions
 from flowedge.calibration.precision.add import Wanted
-from flowedge.calibration.record import PrecisionReport
 from flowedge.errors import PrecisionError
 from flowedge.export.demo.photos import PhotoPlan, write_photos
 from flowedge.export.demo.train import TrainPlan, train_cflow

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowedge.bundle import Bundle, open_bundle, write_bundle
-from flowedge.calibration.precision.typed_graph import FILES, TypedPrecision, Typing, Written, tensors_to_type
+from flowedge.calibration.precision.converted_graph import (
+    FILES,
+    ConvertedPrecision,
+    PrecisionConverter,
+    Written,
+    tensors_for_conversion,
+)
 from flowedge.export.graph import ir
 from flowedge.export.graph.emit import Flow
 from flowedge.export.graph.onnx_export import onnx_from_model
@@ -85,7 +91,7 @@ def write_family_bundle(family: str, folder: Path) -> None:
     graph = folder / f"{family}.onnx"
     onnx_from_model(lower(model), Features(model).eval(), graph)
     fp32 = GraphFile(precision="fp32", file="model.onnx", opset=18, scoring=model.scoring)
-    typed = typed_graphs(graph, fp32, images, folder)
+    typed = converted_graphs(graph, fp32, images, folder)
     manifest = msgspec.structs.replace(
         tiny_manifest(image_size=model.image_size),
         family=model.family,
@@ -102,14 +108,14 @@ def write_family_bundle(family: str, folder: Path) -> None:
     np.savez(folder / "expected.npz", **stored)
 
 
-def typed_graphs(
+def converted_graphs(
     graph: Path, fp32: GraphFile, images: NDArray[np.float32], folder: Path
-) -> dict[TypedPrecision, Written]:
+) -> dict[ConvertedPrecision, Written]:
     """Write ``folder/STEM.PRECISION.onnx`` for every precision, with ranges from the images ``(N, 3, H, W)``."""
-    ranges = observe(graph, tensors_to_type(graph, tuple(FILES)).tensors, images[:, None])
-    typing = Typing(graph, fp32, ranges)
+    ranges = observe(graph, tensors_for_conversion(graph, tuple(FILES)).tensors, images[:, None])
+    converter = PrecisionConverter(graph, fp32, ranges)
     return {
-        name: typing.write(name, tuple(typing.blocks(name)), folder / f"{graph.stem}.{name}.onnx")
+        name: converter.write(name, tuple(converter.blocks(name)), folder / f"{graph.stem}.{name}.onnx")
         for name in FILES
     }
 

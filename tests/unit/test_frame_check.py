@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import flowedge
 from flowedge.bundle import Bundle, open_bundle, replace_in_bundle
 from flowedge.calibration import calibrate_bundle
+from flowedge.calibration.calibration_record import read_record
 from flowedge.calibration.dataset import read_dataset
 from flowedge.calibration.defects import DEFECTS, synthetic_defect
 from flowedge.calibration.evaluation import evaluate
@@ -26,7 +27,6 @@ from flowedge.calibration.frame_range import (
     fit_frame_check,
 )
 from flowedge.calibration.precision import PrecisionRequest, add_precisions
-from flowedge.calibration.record import read_record
 from flowedge.errors import BundleError, CalibrationError
 from flowedge.frame_quantities import FRAME_QUANTITIES
 from flowedge.manifest import FrameCheck, FrameRange

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from flowedge.calibration.calibration_record import BlockChoice
 from flowedge.calibration.gate_page import MapTriple, page_from_gate
 from flowedge.calibration.gates import DEFAULT_LIMITS, GateQuantity, GateReport
-from flowedge.calibration.record import BlockChoice
 from flowedge.runtime.render import heatmap
 
 EVIL = "<script>alert('x')</script>&\"'"
@@ -47,10 +47,10 @@ class Read(HTMLParser):
 def report_of(*, passed: bool) -> GateReport:
     correlation = 0.9987 if passed else 0.4321
     quantities = (
-        GateQuantity(name="not_finite", value=0, limit=0, passed=True, words="0 of 5 images"),
-        GateQuantity(name="map_correlation", value=correlation, limit=0.99, passed=passed, words=EVIL),
-        GateQuantity(name="map_error", value=None, limit=2.0, passed=False, words="inf"),
-        GateQuantity(name="synthetic_aupro", value=0.01, limit=None, passed=True, words="reported"),
+        GateQuantity(name="not_finite", value=0, limit=0, passed=True, summary="0 of 5 images"),
+        GateQuantity(name="map_correlation", value=correlation, limit=0.99, passed=passed, summary=EVIL),
+        GateQuantity(name="map_error", value=None, limit=2.0, passed=False, summary="inf"),
+        GateQuantity(name="synthetic_aupro", value=0.01, limit=None, passed=True, summary="reported"),
     )
     return GateReport(
         passed=passed,
@@ -86,7 +86,7 @@ def picture_of(address: str | None) -> NDArray[np.uint8]:
 def test_names_are_text_wherever_they_stand() -> None:
     frame = np.zeros((4, 4, 3), np.uint8)
     flat = np.zeros((4, 4), np.float32)
-    triple = MapTriple(name=EVIL, frame=frame, reference=flat, typed=flat)
+    triple = MapTriple(name=EVIL, frame=frame, fp32=flat, converted=flat)
     page = Read(page_from_gate(EVIL, report_of(passed=True), [block(EVIL, 1.0, EVIL, EVIL)], [triple]))
     assert "script" not in {tag for tag, _ in page.tags}
     assert (
@@ -99,7 +99,7 @@ def test_names_are_text_wherever_they_stand() -> None:
 def test_the_page_asks_the_network_for_nothing() -> None:
     frame = np.zeros((9, 9, 3), np.uint8)
     flat = np.zeros((9, 9), np.float32)
-    triples = [MapTriple(name="a", frame=frame, reference=flat, typed=flat)]
+    triples = [MapTriple(name="a", frame=frame, fp32=flat, converted=flat)]
     source = page_from_gate("bottle", report_of(passed=True), [block("a", 1.0)], triples)
     page = Read(source)
     addresses = [
@@ -164,7 +164,7 @@ def test_the_maps_of_a_row_share_the_colours_of_fp32() -> None:
             "bottle",
             report_of(passed=True),
             [],
-            [MapTriple(name="a.png", frame=frame, reference=reference, typed=typed)],
+            [MapTriple(name="a.png", frame=frame, fp32=reference, converted=typed)],
         )
     )
     shown = [picture_of(attributes["src"]) for tag, attributes in page.tags if tag == "img"]
@@ -181,7 +181,7 @@ def test_large_frames_are_shrunk() -> None:
     maps = np.zeros((1000, 2000), np.float32)
     page = Read(
         page_from_gate(
-            "a", report_of(passed=True), [], [MapTriple(name="a", frame=frame, reference=maps, typed=maps)]
+            "a", report_of(passed=True), [], [MapTriple(name="a", frame=frame, fp32=maps, converted=maps)]
         )
     )
     assert {picture_of(attributes["src"]).shape for tag, attributes in page.tags if tag == "img"} == {

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from flowedge.calibration.precision.converted_graph import PrecisionConverter, tensors_for_conversion
 from flowedge.calibration.precision.half import store_in_half
-from flowedge.calibration.precision.typed_graph import Typing, tensors_to_type
 from flowedge.errors import ExportError
 from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
@@ -121,11 +121,13 @@ def test_a_graph_without_a_matching_node_is_refused(tmp_path: Path) -> None:
 FP32 = GraphFile(precision="fp32", file="fp32.onnx", opset=18, scoring=Scoring(normalisation="none"))
 
 
-def typing_of(model: onnx.ModelProto, images: NDArray[np.float32], folder: Path) -> tuple[Typing, Path]:
+def converter_of(
+    model: onnx.ModelProto, images: NDArray[np.float32], folder: Path
+) -> tuple[PrecisionConverter, Path]:
     path = folder / "fp32.onnx"
     onnx.save(model, str(path))
-    ranges = observe(path, tensors_to_type(path, ("fp16", "bf16")).tensors, images[:, None])
-    return Typing(path, FP32, ranges), path
+    ranges = observe(path, tensors_for_conversion(path, ("fp16", "bf16")).tensors, images[:, None])
+    return PrecisionConverter(path, FP32, ranges), path
 
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 3, *SIZE)).astype(np.float32)
@@ -134,15 +136,15 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 3, *SIZE)).astype(np.float32)
 @pytest.mark.parametrize(("factor", "why"), [(2.0**15, "reached"), (2.0**-19, "below|at most")])
 def test_values_that_float16_cannot_hold_make_islands(factor: float, why: str, tmp_path: Path) -> None:
     layers = random_layers(0)
-    before = onnx.load(str(typing_of(block_model(layers), IMAGES, tmp_path)[1]))
+    before = onnx.load(str(converter_of(block_model(layers), IMAGES, tmp_path)[1]))
     layers[1].weight[:] *= factor
     layers[1].bias[:] *= factor
     layers[2].weight[:] /= factor
-    typing, path = typing_of(block_model(layers), IMAGES, tmp_path)
-    written = typing.write("fp16", list(typing.blocks("fp16")), tmp_path / "half.onnx")
-    assert set(written.islands) == {"backbone/l1/Conv", "backbone/l1/Relu", "backbone/l2/Conv"}
-    assert all(re.search(why, reason) for reason in written.islands.values()), written.islands
-    assert written.graph.fp32_islands == tuple(sorted(written.islands))
+    converter, path = converter_of(block_model(layers), IMAGES, tmp_path)
+    written = converter.write("fp16", list(converter.blocks("fp16")), tmp_path / "half.onnx")
+    assert set(written.kept_in_fp32) == {"backbone/l1/Conv", "backbone/l1/Relu", "backbone/l2/Conv"}
+    assert all(re.search(why, reason) for reason in written.kept_in_fp32.values()), written.kept_in_fp32
+    assert written.graph.fp32_islands == tuple(sorted(written.kept_in_fp32))
     whole, half = (np.asarray(run(p, IMAGES)[2]) for p in (path, tmp_path / "half.onnx"))
     assert np.abs(whole - half).max() < 5e-3 * np.abs(whole).max()
     types = {
@@ -157,7 +159,7 @@ def test_only_the_graph_without_ranges_overflows(tmp_path: Path) -> None:
     layers = random_layers(0)
     layers[1].weight[:] *= 2.0**15
     layers[2].weight[:] *= 2.0**-15
-    _, path = typing_of(block_model(layers), IMAGES, tmp_path)
+    _, path = converter_of(block_model(layers), IMAGES, tmp_path)
     assert write_half(path, tmp_path / "blind.onnx", "fp16").keys() <= {"backbone/l2/Conv"}
     whole, blind = (np.asarray(run(p, IMAGES)[2]) for p in (path, tmp_path / "blind.onnx"))
     assert not np.abs(whole - blind).max() < 0.1 * np.abs(whole).max()
@@ -187,10 +189,10 @@ def bf16(values: NDArray[np.floating]) -> NDArray[np.float32]:
 
 def test_float16_is_emulated_with_every_value_rounded_and_overflows_where_a_gpu_would(tmp_path: Path) -> None:
     """ONNX Runtime's CPU widens float16 and rounds nothing but the weights: it cannot judge a graph for others."""
-    typing, path = typing_of(block_model(random_layers(2)), IMAGES, tmp_path)
-    blocks = list(typing.blocks("fp16"))
-    typing.write("fp16", blocks, tmp_path / "real.onnx")
-    typing.write("fp16", blocks, tmp_path / "emulated.onnx", emulated=True)
+    converter, path = converter_of(block_model(random_layers(2)), IMAGES, tmp_path)
+    blocks = list(converter.blocks("fp16"))
+    converter.write("fp16", blocks, tmp_path / "real.onnx")
+    converter.write("fp16", blocks, tmp_path / "emulated.onnx", emulated=True)
     whole, real, emulated = (
         np.asarray(run(p, IMAGES)[2]) for p in (path, tmp_path / "real.onnx", tmp_path / "emulated.onnx")
     )
@@ -199,16 +201,16 @@ def test_float16_is_emulated_with_every_value_rounded_and_overflows_where_a_gpu_
     overflow[1].weight[:] *= 2.0**15
     overflow[1].bias[:] = 60000
     overflow[2].weight[:] *= 2.0**-15
-    _, path = typing_of(block_model(overflow), IMAGES, tmp_path)
-    blind = Typing(path, FP32, None)
+    _, path = converter_of(block_model(overflow), IMAGES, tmp_path)
+    blind = PrecisionConverter(path, FP32, None)
     blind.write("fp16", blocks, tmp_path / "overflow.onnx", emulated=True)
     assert not np.isfinite(np.asarray(run(tmp_path / "overflow.onnx", IMAGES)[2])).all()
 
 
 def test_the_emulation_rounds_every_value_as_numpy_does(tmp_path: Path) -> None:
     layers = random_layers(2)
-    typing, _ = typing_of(block_model(layers), IMAGES, tmp_path)
-    typing.write("bf16", list(typing.blocks("bf16")), tmp_path / "runnable.onnx", emulated=True)
+    converter, _ = converter_of(block_model(layers), IMAGES, tmp_path)
+    converter.write("bf16", list(converter.blocks("bf16")), tmp_path / "runnable.onnx", emulated=True)
     found = np.asarray(run(tmp_path / "runnable.onnx", IMAGES)[2])
     values = bf16(IMAGES).reshape(2, 3, SIZE[0] // 2, 2, SIZE[1] // 2, 2)
     for layer in layers:
@@ -228,9 +230,9 @@ def test_the_emulation_rounds_every_value_as_numpy_does(tmp_path: Path) -> None:
 
 
 def test_blocks_given_back_stay_float32_in_both_forms(tmp_path: Path) -> None:
-    typing, path = typing_of(block_model(random_layers(2)), IMAGES, tmp_path)
-    blocks = list(typing.blocks("bf16"))
-    real = typing.write("bf16", blocks[:2], tmp_path / "real.onnx")
+    converter, path = converter_of(block_model(random_layers(2)), IMAGES, tmp_path)
+    blocks = list(converter.blocks("bf16"))
+    real = converter.write("bf16", blocks[:2], tmp_path / "real.onnx")
     assert real.graph.given_back == tuple(blocks[2:])
     assert real.graph.opset == 22
     types = {
@@ -238,7 +240,7 @@ def test_blocks_given_back_stay_float32_in_both_forms(tmp_path: Path) -> None:
     }
     assert types["l1.weight.bf16"] == TensorProto.BFLOAT16
     assert types["l2.weight"] == TensorProto.FLOAT
-    typing.write("bf16", (), tmp_path / "none.onnx", emulated=True)
+    converter.write("bf16", (), tmp_path / "none.onnx", emulated=True)
     np.testing.assert_array_equal(run(path, IMAGES)[2], run(tmp_path / "none.onnx", IMAGES)[2])
 
 
@@ -260,10 +262,10 @@ def test_the_scales_of_a_resize_are_never_rounded(tmp_path: Path) -> None:
     place = list(model.graph.node).index(relu) + 1
     model.graph.node.insert(place, resize)
     model.graph.node.insert(place + 1, crop)
-    typing, path = typing_of(model, IMAGES, tmp_path)
-    blocks = list(typing.blocks("bf16"))
-    typing.write("bf16", blocks, tmp_path / "real.onnx")
-    typing.write("bf16", blocks, tmp_path / "runnable.onnx", emulated=True)
+    converter, path = converter_of(model, IMAGES, tmp_path)
+    blocks = list(converter.blocks("bf16"))
+    converter.write("bf16", blocks, tmp_path / "real.onnx")
+    converter.write("bf16", blocks, tmp_path / "runnable.onnx", emulated=True)
     whole, rounded = (np.asarray(run(p, IMAGES)[2]) for p in (path, tmp_path / "runnable.onnx"))
     assert np.corrcoef(whole.ravel(), rounded.ravel())[0, 1] > 0.999
     for name in ("real", "runnable"):
@@ -291,7 +293,7 @@ def test_a_layer_norm_computes_in_float32_from_weights_of_float16(
         if tensor.name == too_large:
             tensor.CopyFrom(numpy_helper.from_array(np.full_like(norms[too_large], 7e4), too_large))
     onnx.save(source, str(tmp_path / "fp32.onnx"))
-    Typing(tmp_path / "fp32.onnx", FP32, None).write("int8-cpu", (), tmp_path / "int8-cpu.onnx")
+    PrecisionConverter(tmp_path / "fp32.onnx", FP32, None).write("int8-cpu", (), tmp_path / "int8-cpu.onnx")
     write_half(tmp_path / "fp32.onnx", tmp_path / "fp16.onnx", "fp16")
     write_half(tmp_path / "fp32.onnx", tmp_path / "bf16.onnx", "bf16")
     for precision in ("fp16", "bf16", "int8-cpu"):

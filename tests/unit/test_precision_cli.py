@@ -16,7 +16,7 @@ import pytest
 
 from flowedge.bundle import open_bundle
 from flowedge.calibration.calibrate import constants_of
-from flowedge.calibration.record import read_record
+from flowedge.calibration.calibration_record import read_record
 from flowedge.onnx_constants import read_constants
 from support.block_graph import write_photographs
 from support.command_line import flowedge
@@ -65,7 +65,7 @@ def test_export_with_images_writes_the_graphs_with_what_was_found(
         assert "against the recorded int8-cpu answers" in verified.stdout
     record = read_record(bundle)
     assert record is not None
-    assert [report.calibrator for report in record.typed] == ["percentile", "percentile"]
+    assert [report.calibrator for report in record.lower_precisions] == ["percentile", "percentile"]
     assert len(list((cache / "ranges").iterdir())) == 2, "for the graph as it was, and calibrated"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 

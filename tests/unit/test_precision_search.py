@@ -19,12 +19,12 @@ import flowedge
 from flowedge.bundle import Bundle, clone_bundle, open_bundle, replace_in_bundle, write_bundle
 from flowedge.calibration import calibrate
 from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle
+from flowedge.calibration.calibration_record import FittedGraph, PrecisionReport, read_record
 from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport
 from flowedge.calibration.precision import PrecisionRequest, add_precisions, half
+from flowedge.calibration.precision.converted_graph import FILES, PrecisionConverter, tensors_for_conversion
 from flowedge.calibration.precision.ranges import Observer, tensor_shapes
 from flowedge.calibration.precision.search import GateImages, Search
-from flowedge.calibration.precision.typed_graph import FILES, Typing, tensors_to_type
-from flowedge.calibration.record import FittedGraph, PrecisionReport, read_record
 from flowedge.calibration.score_maxima import StoredLevels
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.graph_files import weights_beside
@@ -80,7 +80,7 @@ def listing(folder: Path) -> dict[str, str]:
     }
 
 
-def given_back(reports: Sequence[PrecisionReport], precision: str) -> set[str]:
+def reverted(reports: Sequence[PrecisionReport], precision: str) -> set[str]:
     (report,) = (one for one in reports if one.precision == precision)
     return {block.name for block in report.blocks if block.reason}
 
@@ -94,7 +94,7 @@ def test_exactly_the_ruined_blocks_are_given_back(tmp_path: Path, photographs: t
     ruined = {"backbone/l2", "backbone/l5"}
     for report in reports:
         assert report.gate.passed
-        assert given_back(reports, report.precision) == ruined
+        assert reverted(reports, report.precision) == ruined
         costs = {block.name: block.sensitivity for block in report.blocks}
         assert None not in costs.values()
         worst = sorted(costs, key=lambda name: -(costs[name] or 0))[:2]
@@ -122,9 +122,9 @@ class CountingSearch(Search):
     def measure(self) -> None:
         self.sensitivities = dict(self._costs)
 
-    def _judge(self, given_back: int) -> GateReport:
-        self.judged.append(given_back)
-        passed = sum(self._costs[name] for name in self.chosen(given_back)) <= self._bearable
+    def _judge(self, reverted: int) -> GateReport:
+        self.judged.append(reverted)
+        passed = sum(self._costs[name] for name in self.chosen(reverted)) <= self._bearable
         return GateReport(
             passed=passed, limits=LIMITS, good_images=1, defect_images=0, labelled_images=0, quantities=()
         )
@@ -266,11 +266,11 @@ def test_int8_is_searched_without_float16_which_moves_nothing(
 ) -> None:
     bundle = write_block_bundle(tmp_path / "blocks.flowedge", random_layers(1, (64, 64)))
     ranges = ranges_of(bundle, photographs)
-    typing = Typing(bundle.graph_path("fp32"), bundle.manifest.graph("fp32"), ranges)
-    blocks = list(typing.blocks("int8-gpu"))
+    converter = PrecisionConverter(bundle.graph_path("fp32"), bundle.manifest.graph("fp32"), ranges)
+    blocks = list(converter.blocks("int8-gpu"))
     real, emulated = tmp_path / "real.onnx", tmp_path / "emulated.onnx"
-    typing.write("int8-gpu", blocks, real)
-    typing.write("int8-gpu", blocks, emulated, emulated=True)
+    converter.write("int8-gpu", blocks, real)
+    converter.write("int8-gpu", blocks, emulated, emulated=True)
     kinds = [
         {tensor.data_type for tensor in onnx.load(str(path)).graph.initializer} for path in (real, emulated)
     ]
@@ -301,7 +301,12 @@ def test_a_second_precision_keeps_the_first_and_its_report(
     assert second.read("model.bf16.onnx") == real
     record = read_record(open_bundle(second.path))
     assert record is not None
-    assert {report.precision for report in record.typed} == {"bf16", "fp16", "int8-gpu", "int8-cpu"}
+    assert {report.precision for report in record.lower_precisions} == {
+        "bf16",
+        "fp16",
+        "int8-gpu",
+        "int8-cpu",
+    }
     assert {graph.precision for graph in record.graphs} == {g.precision for g in second.manifest.graphs}
     assert all(graph.thresholds.image is not None for graph in second.manifest.graphs)
     assert "gate.bf16.html" in {stored.path for stored in second.manifest.files}
@@ -340,12 +345,12 @@ def judged(
 ) -> GateReport:
     """The gate on a graph of which nothing was given back."""
     fp32 = bundle.manifest.graph("fp32")
-    typing = Typing(bundle.graph_path("fp32"), fp32, ranges, calibrator)
+    converter = PrecisionConverter(bundle.graph_path("fp32"), fp32, ranges, calibrator)
     folder = bundle.path.parent / f"{precision}-{calibrator}-{ranges is None}"
     folder.mkdir()
     place = folder / f"model.{precision}.onnx"
-    blocks = list(typing.blocks(precision))  # type: ignore[arg-type]
-    written = typing.write(precision, blocks, place, emulated=True)  # type: ignore[arg-type]
+    blocks = list(converter.blocks(precision))  # type: ignore[arg-type]
+    written = converter.write(precision, blocks, place, emulated=True)  # type: ignore[arg-type]
     graph = msgspec.structs.replace(written.graph, file=f"model.{precision}.onnx")
     candidate = Bundle(folder, msgspec.structs.replace(bundle.manifest, graphs=(graph,)))
     images = GateImages(bundle, photographs, 1, 1)
@@ -358,7 +363,7 @@ def ranges_of(bundle: Bundle, photographs: Sequence[Path]) -> Any:
     preprocess = Preprocessor(bundle.manifest.preprocessing)
     graph = bundle.graph_path("fp32")
     frames = (preprocess(read_image(path))[None] for path in photographs)
-    return observe(graph, tensors_to_type(graph, tuple(FILES)).tensors, frames, threads=1)
+    return observe(graph, tensors_for_conversion(graph, tuple(FILES)).tensors, frames, threads=1)
 
 
 def test_float16_overflows_without_ranges_and_passes_with_islands(
@@ -376,8 +381,8 @@ def test_float16_overflows_without_ranges_and_passes_with_islands(
         bundle, photographs, PrecisionRequest(wanted=("fp16",), defects_per_image=1), threads=1
     )
     assert report.gate.passed
-    assert set(report.islands) == {"backbone/l1/Conv", "backbone/l1/Relu", "backbone/l2/Conv"}
-    assert given_back((report,), "fp16") == set()
+    assert set(report.kept_in_fp32) == {"backbone/l1/Conv", "backbone/l1/Relu", "backbone/l2/Conv"}
+    assert reverted((report,), "fp16") == set()
     with flowedge.load(done.path, engine="onnxruntime-cpu", precision="fp16") as detect:
         assert detect(read_image(photographs[0])).verdict != "not_inspected"
 

@@ -27,7 +27,7 @@ from flowedge.export.graph.passes import lower
 from flowedge.manifest import GraphFile
 from flowedge.runtime.machine import overflows_in_eight_bits
 from support.block_graph import SIZE, Layer, block_model, random_layers
-from support.family_graphs import FAMILIES, FamilyBundle, typed_graphs
+from support.family_graphs import FAMILIES, FamilyBundle, converted_graphs
 from support.observed import observe
 from support.random_flows import random_cflow, random_fastflow
 
@@ -74,7 +74,7 @@ def write_detector(network: str, folder: Path) -> Graphs:
     onnx_from_model(lower(model), Wrapped(network).eval(), graph)
     images = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
     fp32 = GraphFile(precision="fp32", file="model.onnx", opset=18, scoring=model.scoring)
-    typed_graphs(graph, fp32, images, folder)
+    converted_graphs(graph, fp32, images, folder)
     return Graphs(graph, folder / f"{network}.int8-cpu.onnx", folder / f"{network}.int8-gpu.onnx")
 
 

@@ -11,16 +11,16 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 import onnx
 
-from flowedge.calibration.precision.blocks import TYPED, block_of, blocks_of, sites_of
+from flowedge.calibration.precision.blocks import CONVERTIBLE, block_of, blocks_of, sites_of
 from flowedge.calibration.precision.calibrators import CalibratorName
 from flowedge.calibration.precision.half import (
     HalfType,
+    convertible_nodes,
     emulate_half,
-    islands,
+    nodes_kept_in_fp32,
     save,
     store_in_half,
     to_half,
-    typed_nodes,
 )
 from flowedge.calibration.precision.qdq import CPU, GPU, Layout, Scales, quantise, tensors_to_observe
 from flowedge.calibration.precision.ranges import TensorRange
@@ -28,9 +28,9 @@ from flowedge.errors import ExportError
 from flowedge.graph_files import bytes_of_graph, weights_beside
 from flowedge.manifest import GraphFile
 
-TypedPrecision: TypeAlias = Literal["fp16", "bf16", "int8-gpu", "int8-cpu"]
+ConvertedPrecision: TypeAlias = Literal["fp16", "bf16", "int8-gpu", "int8-cpu"]
 
-FILES: Final[Mapping[TypedPrecision, str]] = MappingProxyType(
+FILES: Final[Mapping[ConvertedPrecision, str]] = MappingProxyType(
     {
         "fp16": "model.fp16.onnx",
         "bf16": "model.bf16.onnx",
@@ -38,9 +38,9 @@ FILES: Final[Mapping[TypedPrecision, str]] = MappingProxyType(
         "int8-cpu": "model.int8-cpu.onnx",
     }
 )
-_LAYOUTS: Final[Mapping[TypedPrecision, Layout]] = MappingProxyType({"int8-gpu": GPU, "int8-cpu": CPU})
+_LAYOUTS: Final[Mapping[ConvertedPrecision, Layout]] = MappingProxyType({"int8-gpu": GPU, "int8-cpu": CPU})
 # What the rest computes in: float16 only slows a CPU down.
-_REST: Final[Mapping[TypedPrecision, HalfType | None]] = MappingProxyType(
+_REST: Final[Mapping[ConvertedPrecision, HalfType | None]] = MappingProxyType(
     {"fp16": "fp16", "bf16": "bf16", "int8-gpu": "fp16", "int8-cpu": None}
 )
 
@@ -51,16 +51,16 @@ class Written:
 
     Attributes:
         graph: For the manifest; scoring and thresholds are those of the fp32 graph.
-        islands: Nodes that stay in float32 beside the families' rule, each with the reason.
+        kept_in_fp32: Nodes that stay in float32 beside the families' rule, each with the reason.
         bytes: The size of the graph with its weights.
     """
 
     graph: GraphFile
-    islands: Mapping[str, str]
+    kept_in_fp32: Mapping[str, str]
     bytes: int
 
 
-class Typing:
+class PrecisionConverter:
     """An fp32 graph with all that is known of its values; its weights are held in memory."""
 
     def __init__(
@@ -75,20 +75,20 @@ class Typing:
         Args:
             source: Its file.
             fp32: What the manifest says of it.
-            ranges: What the tensors of `tensors_to_type` held on images; None allows half precision alone, by the
-                families' rule.
+            ranges: The values that the tensors of `tensors_for_conversion` took on images. None allows half precision
+                alone, by the rule of the families.
             calibrator: How an activation's range is chosen for INT8.
         """
         self._model = _loaded(source)
         self._fp32 = fp32
         self._ranges = ranges
         self._macs = blocks_of(sites_of(self._model))
-        self._half_nodes = typed_nodes(self._model)
-        self._islands: dict[HalfType, dict[str, str]] = {}
+        self._half_nodes = convertible_nodes(self._model)
+        self._exceptions: dict[HalfType, dict[str, str]] = {}
         self._scales = {name: Scales(ranges or {}, calibrator, layout) for name, layout in _LAYOUTS.items()}
         self.fp32_bytes = bytes_of_graph(source)
 
-    def blocks(self, precision: TypedPrecision) -> Mapping[str, int]:
+    def blocks(self, precision: ConvertedPrecision) -> Mapping[str, int]:
         """The blocks that can have a precision, and the multiply-accumulates of each, in the graph's order."""
         if precision in _LAYOUTS:
             return self._macs
@@ -96,7 +96,7 @@ class Typing:
         return MappingProxyType({name: self._macs.get(name, 0) for name in named if name is not None})
 
     def write(
-        self, precision: TypedPrecision, blocks: Collection[str], target: Path, *, emulated: bool = False
+        self, precision: ConvertedPrecision, blocks: Collection[str], target: Path, *, emulated: bool = False
     ) -> Written:
         """Write the graph in which these blocks have the precision.
 
@@ -114,18 +114,18 @@ class Typing:
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         everything = self.blocks(precision)
-        given_back = tuple(name for name in everything if name not in blocks)
+        reverted = tuple(name for name in everything if name not in blocks)
         int8: tuple[str, ...] = ()
         keep: set[str] = set()
         if precision in _LAYOUTS:
             keep |= quantise(model, blocks, self._scales[precision]).nodes
             int8 = tuple(name for name in everything if name in blocks)
         else:
-            keep |= {node for node in self._half_nodes if block_of(node) in given_back}
+            keep |= {node for node in self._half_nodes if block_of(node) in reverted}
         rest = None if emulated and precision in _LAYOUTS else _REST[precision]
         found: dict[str, str] = {}
         if rest is not None:
-            found = {node: why for node, why in self._islands_of(rest).items() if node not in keep}
+            found = {node: why for node, why in self._exceptions_of(rest).items() if node not in keep}
             if emulated:
                 emulate_half(model, rest, keep={*keep, *found})
             else:
@@ -138,18 +138,18 @@ class Typing:
             file=FILES[precision],
             opset=model.opset_import[0].version,
             scoring=self._fp32.scoring,
-            half=TYPED if rest is not None else (),
+            half=CONVERTIBLE if rest is not None else (),
             fp32_islands=tuple(sorted(found)),
             int8=int8,
-            given_back=given_back,
+            given_back=reverted,
         )
-        return Written(graph=graph, islands=found, bytes=bytes_of_graph(target))
+        return Written(graph=graph, kept_in_fp32=found, bytes=bytes_of_graph(target))
 
-    def _islands_of(self, half: HalfType) -> Mapping[str, str]:
+    def _exceptions_of(self, half: HalfType) -> Mapping[str, str]:
         """Looks at every weight, so once for all graphs that are written."""
-        if half not in self._islands:
-            self._islands[half] = islands(self._model, half, self._ranges)
-        return self._islands[half]
+        if half not in self._exceptions:
+            self._exceptions[half] = nodes_kept_in_fp32(self._model, half, self._ranges)
+        return self._exceptions[half]
 
 
 def _loaded(source: Path) -> onnx.ModelProto:
@@ -181,7 +181,7 @@ class Observed(NamedTuple):
     counted: Sequence[str]
 
 
-def tensors_to_type(source: Path, precisions: Collection[TypedPrecision]) -> Observed:
+def tensors_for_conversion(source: Path, precisions: Collection[ConvertedPrecision]) -> Observed:
     """What must be known of a graph's values for these precisions: INT8 needs counts, float16 only extremes."""
     model = onnx.shape_inference.infer_shapes(onnx.load(str(source), load_external_data=False))
     counted: set[str] = set()
@@ -189,7 +189,7 @@ def tensors_to_type(source: Path, precisions: Collection[TypedPrecision]) -> Obs
         counted |= set(tensors_to_observe(model))
     names = set(counted)
     if any(_REST[name] == "fp16" for name in precisions):
-        wanted = set(typed_nodes(model))
+        wanted = set(convertible_nodes(model))
         weights = {tensor.name for tensor in model.graph.initializer}
         floats = {
             value.name

@@ -57,7 +57,7 @@ class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
         calibrator: How the activations' ranges were chosen; None where nothing is INT8.
         images: How many good images the ranges were taken from.
         images_sha256: As in `CalibrationRecord`.
-        islands: Nodes that stay in float32 beside the families' rule, each with the reason.
+        kept_in_fp32: Nodes that stay in float32 beside the families' rule, each with the reason.
         blocks: In the graph's order.
         gate: What the comparison with fp32 found, with the references and thresholds of each.
         bytes_share: The size of the graph with its weights over that of fp32.
@@ -67,7 +67,7 @@ class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
     calibrator: str | None
     images: int
     images_sha256: str
-    islands: dict[str, str]
+    kept_in_fp32: dict[str, str] = msgspec.field(name="islands")
     blocks: tuple[BlockChoice, ...]
     gate: GateReport
     bytes_share: float
@@ -83,7 +83,8 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
         images_sha256: Over the images' own hashes, in the order of their names.
         labelled_images: How many labelled images ``f1`` was fitted on.
         graphs: By precision.
-        typed: The lower precisions, as they were when they were made.
+        lower_precisions: The reports of the lower precisions from the time when their graphs were made. The JSON calls
+            it ``typed``.
         frame_notes: Good images that lie outside the ranges of plain statistics, a sentence each.
     """
 
@@ -93,7 +94,7 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     images_sha256: str
     labelled_images: int
     graphs: tuple[FittedGraph, ...]
-    typed: tuple[PrecisionReport, ...] = ()
+    lower_precisions: tuple[PrecisionReport, ...] = msgspec.field(name="typed", default=())
     frame_notes: tuple[str, ...] = ()
 
 
