@@ -1,4 +1,4 @@
-"""Feature extractors as torch modules: built without weights, filled from files, never from a network."""
+"""Build feature extractors as torch modules and fill them with weights from files, never from the internet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the IR's backbone to a torch module."""
+"""Build the torch module of the backbone that the intermediate representation describes."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from flowedge.export.backbones.weights import fill
 from flowedge.export.checkpoints.backbone import TRANSFORMERS
 from flowedge.export.graph import ir
 
-_SIDES: Final = range(1, 1025)  # of square images that are tried when one was too small
+_SIDES: Final = range(1, 1025)  # sides of the square images that are tried when one was too small
 
 
 def module_from_backbone(backbone: ir.Backbone) -> nn.Module:
-    """The backbone, filled with its weights, in evaluation mode.
+    """Build the backbone, filled with its weights, in evaluation mode.
 
-    Its ``forward(image)`` takes ``(N, 3, H, W)`` and returns one ``(N, C, h, w)`` per level. What the taps do not
-    need is not built, and its weights are left out. The weights' memory is shared.
+    Its ``forward(image)`` takes ``(N, 3, H, W)`` and returns one ``(N, C, h, w)`` per level. Layers behind the last tap
+    are not built, and their weights are left out. The module shares the memory of the given weights.
 
     Raises:
         CheckpointError: The network or a tap is unknown, or a weight is missing, unknown or of the wrong shape.
@@ -60,7 +60,7 @@ def module_from_backbone(backbone: ir.Backbone) -> nn.Module:
 
 
 def feature_shapes(module: nn.Module, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
-    """``(channels, height, width)`` of each feature map for an input of ``image_size``; nothing is computed.
+    """Return ``(channels, height, width)`` of each feature map for an input of ``image_size``. Nothing is computed.
 
     Raises:
         CheckpointError: The network does not take images of this size, or its finest map would be one position.
@@ -82,7 +82,7 @@ def feature_shapes(module: nn.Module, image_size: tuple[int, int]) -> list[tuple
 
 
 def _shapes(module: nn.Module, image_size: tuple[int, int]) -> list[tuple[int, int, int]] | None:
-    """None where a padding or a kernel is larger than the map before it, or nothing is left to compare."""
+    """Return the shapes, or None where a padding or a kernel does not fit the map before it or no map is left."""
     tensors = chain(module.named_parameters(), module.named_buffers())
     shapes_only = {name: tensor.to("meta") for name, tensor in tensors}
     try:

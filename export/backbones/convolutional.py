@@ -1,4 +1,4 @@
-"""Convolutional extractors: a network cut behind its taps."""
+"""Build convolutional extractors: networks that end behind their last tap."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from torchvision import models
 from flowedge.errors import CheckpointError
 from flowedge.export.backbones.weights import on_meta, unfilled
 
-_STRIDE: Final = 32  # of the one network that runs on a pyramid, EfficientNet-B5
-# Under the names that published state dicts have.
+_STRIDE: Final = (
+    32  # pixels of the image per feature of EfficientNet-B5, the one network that runs at several sizes
+)
+# The networks by the names that published state dicts have.
 _TORCHVISION: Final[Mapping[str, Callable[[], nn.Module]]] = MappingProxyType(
     {
         "efficientnet_b5": models.efficientnet_b5,
@@ -27,10 +29,10 @@ _TORCHVISION: Final[Mapping[str, Callable[[], nn.Module]]] = MappingProxyType(
 
 
 class StageFeatures(nn.Module):
-    """Whole stages of a network, as timm's ``features_only`` gives them, in the network's order.
+    """Give the features of whole stages of a network in its order, as timm's ``features_only`` does.
 
     Attributes:
-        network: The network up to the last tap; its names are those of anomalib's files.
+        network: The network up to the last tap. Its names are those of anomalib's files.
         unused: Names of tensors of the whole network that are not in ``network``.
     """
 
@@ -41,15 +43,15 @@ class StageFeatures(nn.Module):
         self.unused = whole.state_dict().keys() - self.network.state_dict().keys()
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """``(N, 3, H, W)`` in, one ``(N, C, h, w)`` per tap out."""
+        """Return the features ``(N, C, h, w)`` of images ``(N, 3, H, W)``, one for each tap."""
         return list(self.network(image))
 
 
 class StackFeatures(nn.Module):
-    """Outputs of any modules of a network that is one stack, for taps within a residual block.
+    """Give the outputs of any modules of a network that is one stack, for taps within a residual block.
 
     Attributes:
-        network: What the taps need of the network, under its own names.
+        network: The part of the network that the taps need, under its own names.
         unused: Names of tensors of the whole network that are not in ``network``.
     """
 
@@ -69,7 +71,7 @@ class StackFeatures(nn.Module):
         self.unused = whole - network.state_dict().keys()
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """``(N, 3, H, W)`` in, one ``(N, C, h, w)`` per tap out, in the order of the taps."""
+        """Return features ``(N, C, h, w)`` of images ``(N, 3, H, W)``, one for each tap in their order."""
         found: dict[str, Tensor] = {}
 
         def keep(tap: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
@@ -88,7 +90,7 @@ class StackFeatures(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """One extractor on an image of several sizes, each made of every second pixel of the one before."""
+    """Run one extractor on an image at several sizes. Each size takes every second pixel of the size before."""
 
     def __init__(self, features: nn.Module, scales: int) -> None:
         super().__init__()
@@ -96,7 +98,7 @@ class Pyramid(nn.Module):
         self._scales = scales
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """``(N, 3, H, W)`` in; the features of the whole image, then those of the smaller ones.
+        """Return the features of images ``(N, 3, H, W)``: those of the whole image, then those of the smaller ones.
 
         Raises:
             CheckpointError: The image's sides are not multiples of the coarsest features' stride.
@@ -116,7 +118,7 @@ class Pyramid(nn.Module):
 
 
 def convolutional_features(name: str, naming: str, taps: Sequence[str]) -> StageFeatures | StackFeatures:
-    """The extractor for these taps, unfilled.
+    """Build the extractor for these taps, without its weights.
 
     Raises:
         CheckpointError: The network or a tap is unknown.
@@ -128,7 +130,7 @@ def convolutional_features(name: str, naming: str, taps: Sequence[str]) -> Stage
 
 
 def stage_names(name: str) -> list[str]:
-    """The stages of a timm network by the names of their modules, fine to coarse.
+    """Return the stages of a timm network by the names of their modules, fine to coarse.
 
     Raises:
         CheckpointError: timm does not know the network, or it has no stages.
@@ -151,7 +153,7 @@ def pad_by_reflection(module: nn.Module) -> None:
 
 
 def unknown_taps(name: str, taps: Sequence[str], known: Sequence[str]) -> CheckpointError:
-    """The error for layers that a network does not have."""
+    """Make the error for layers that a network does not have."""
     return CheckpointError(
         f"the backbone {name} has no layer {', '.join(taps)}; it has {', '.join(known)}. "
         "Name the layers with --set layers=a,b,c."
@@ -182,7 +184,7 @@ def _whole(name: str, naming: str) -> nn.Module:
 
 
 def _stack(network: nn.Module) -> list[str]:
-    """Names of the layers that a network runs one after the other; none if it is not known to be such a stack."""
+    """Return the names of the layers that a network runs one after the other, or none if it is no such stack."""
     match network:
         case EfficientNet():
             return ["conv_stem", "bn1", *(f"blocks.{index}" for index in range(len(network.blocks)))]

@@ -1,4 +1,4 @@
-"""EfficientNet-B5 in torchvision's modules, with what efficientnet_pytorch does otherwise: names and padding."""
+"""Run the EfficientNet-B5 of efficientnet_pytorch in torchvision's modules: translate its names and pad as it does."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from flowedge.export.backbones.weights import unfilled
 
 Value = TypeVar("Value")
 
-# efficientnet_pytorch pads as TensorFlow's SAME would a 456 px image, whatever the image's size. Per convolution
-# of stride 2 (stem, stages 2, 3, 4 and 6): pixels before and after. 0.6 takes every map to be 456 px wide.
+# efficientnet_pytorch pads any image as TensorFlow's SAME pads one of 456 px. For each convolution of stride 2 (stem,
+# stages 2, 3, 4 and 6) a pair gives the pixels before and after. Version 0.6 takes every map to be 456 px wide.
 STATIC_PADDING: Final[Mapping[str, Mapping[str, tuple[int, int]]]] = MappingProxyType(
     {
         "static_0.7": MappingProxyType(
@@ -41,7 +41,7 @@ STATIC_PADDING: Final[Mapping[str, Mapping[str, tuple[int, int]]]] = MappingProx
 
 
 def torchvision_names(weights: Mapping[str, Value]) -> dict[str, Value]:
-    """A state dict of efficientnet_pytorch's B5 under torchvision's names; unknown names stay as they are."""
+    """Return a state dict of efficientnet_pytorch's B5 under torchvision's names. Unknown names stay as they are."""
     modules = _module_names()
     renamed = {}
     for name, value in weights.items():
@@ -66,9 +66,9 @@ def pad_statically(network: nn.Module, version: str) -> None:
 
 
 def fold_batch_norms(network: nn.Module) -> None:
-    """Put each batch norm into the convolution before it; exact up to rounding.
+    """Fold each batch norm into the convolution before it. The result is exact up to rounding.
 
-    The tracer would do so too, but once for every scale of a pyramid: the file would hold three sets of weights.
+    The tracer would fold them too, but once for each image size, so that the file would hold three sets of weights.
     """
     for name, norm in list(network.named_modules()):
         if isinstance(norm, nn.BatchNorm2d):
@@ -80,7 +80,7 @@ def fold_batch_norms(network: nn.Module) -> None:
 
 
 def _module_names() -> dict[str, str]:
-    """efficientnet_pytorch's name of each module with weights, and torchvision's."""
+    """Return pairs of names for each module with weights: efficientnet_pytorch's and torchvision's."""
     names = {
         "_conv_stem": "features.0.0",
         "_bn0": "features.0.1",

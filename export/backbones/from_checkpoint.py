@@ -1,4 +1,4 @@
-"""Which features each family takes of its network."""
+"""Describe the feature extractor of a checkpoint: its network, its taps and its weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowedge.export.checkpoints.checkpoint import Checkpoint
 from flowedge.export.graph import ir
 from flowedge.families import TRAITS
 
-# The last block of FastFlow's transformers that runs (of 12 and of 48), and those of U-Flow's pair.
+# The last block that runs in FastFlow's transformers, which have 12 and 48 blocks, and in U-Flow's pair of them.
 _BLOCKS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "deit_base_distilled_patch16_384": ("blocks.7",),
@@ -25,7 +25,7 @@ _PREFIX: Final = "backbone."
 
 
 def backbone_from_checkpoint(checkpoint: Checkpoint) -> ir.Backbone:
-    """The checkpoint's feature extractor, with the taps that its family's official implementation has.
+    """Return the checkpoint's feature extractor with the taps of its family's official implementation.
 
     Raises:
         CheckpointError: The family has no taps for this network.

@@ -1,4 +1,4 @@
-"""Vision transformers: the tokens behind chosen blocks as maps."""
+"""Build extractors that give a vision transformer's tokens behind chosen blocks as feature maps."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from flowedge.resampling import bicubic_matrix
 
 
 class TokenFeatures(nn.Module):
-    """Tokens of a ViT, DeiT or CaiT behind the tapped blocks, without those of class and distillation.
+    """Give the tokens of a ViT, DeiT or CaiT behind the tapped blocks, without the class and distillation tokens.
 
     Attributes:
         network: The network up to the last tapped block, without its head.
         unused: Names of tensors of the whole network that are not in ``network``.
-        image_size: ``(height, width)``, pixels: the only one that the network takes.
+        image_size: ``(height, width)`` in pixels of the only image size that the network takes.
     """
 
     def __init__(self, name: str, taps: Sequence[str], *, final_norm: bool) -> None:
-        """Build it, unfilled.
+        """Build the network without its weights.
 
         Raises:
             CheckpointError: timm does not know the network, or it has no such block.
@@ -48,7 +48,7 @@ class TokenFeatures(nn.Module):
         self._final_norm = final_norm
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """``(N, 3, H, W)`` in, one ``(N, C, H / 16, W / 16)`` per tap out, in the order of the taps.
+        """Return maps ``(N, C, H / 16, W / 16)`` of images ``(N, 3, H, W)``, one for each tap in the order of the taps.
 
         Raises:
             CheckpointError: The image is not of the network's size.
@@ -66,9 +66,10 @@ class TokenFeatures(nn.Module):
 
 
 class ResizedPair(nn.Module):
-    """Two transformers, the second on the bicubically shrunk image: U-Flow's ``mcait``.
+    """Run two transformers, the second on the bicubically shrunk image. This is U-Flow's ``mcait``.
 
-    Shrinking is a product with a constant matrix from each side, the corners' centres kept in place.
+    The image is shrunk by a product with a constant matrix from each side. The centres of the corner pixels stay in
+    place.
     """
 
     rows: Tensor
@@ -85,13 +86,13 @@ class ResizedPair(nn.Module):
         self.register_buffer("columns", columns.T.contiguous())
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """The image, of ``fine``'s size, in; the maps of ``fine`` and then those of ``coarse`` out."""
+        """Return the maps of ``fine`` and then those of ``coarse``, for images of ``fine``'s size."""
         return [*self.fine(image), *self.coarse(self.rows @ image @ self.columns)]
 
 
 def _transformer(name: str) -> Any:
     try:
-        # Exportable: attention in plain products and softmax.
+        # The tracer cannot export fused attention, so plain products and a softmax take its place.
         return unfilled(lambda: timm.create_model(name, pretrained=False, exportable=True))
     except RuntimeError as error:
         raise CheckpointError(

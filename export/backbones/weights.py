@@ -1,4 +1,4 @@
-"""Networks without weights, and the filling of them."""
+"""Build networks without weights and fill them from state dicts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowedge.errors import CheckpointError
 Network = TypeVar("Network", bound=nn.Module)
 
 _COUNTER = "num_batches_tracked"
-# Of a network that is built for real: a gigabyte. A checkpoint of a few kilobytes can name a larger one.
+# The largest network that is built in memory has a gigabyte. A checkpoint of a few kilobytes can name a larger one.
 _MOST_PARAMETERS = 1 << 28
 
 
@@ -28,17 +28,17 @@ def on_meta(build: Callable[[], Network]) -> Network:
 
 
 def unfilled(build: Callable[[], Network], whole: Callable[[], nn.Module] | None = None) -> Network:
-    """Build a network that takes no memory for weights yet: on torch's device ``meta``.
+    """Build a network on torch's device ``meta``, where its weights take no memory yet.
 
-    One that computes buffers instead of storing them (an anti-aliasing filter) is built for real, because nothing
-    would fill those.
+    A network that computes buffers instead of storing them (an anti-aliasing filter) is built in memory, because no
+    state dict would fill the buffers.
 
     Args:
         build: Makes the network.
-        whole: Makes the whole network, where ``build`` makes it too and returns a part of it.
+        whole: Makes the whole network, for a ``build`` that returns only a part.
 
     Raises:
-        CheckpointError: The network would be built for real and is too large for that.
+        CheckpointError: The network would be built in memory and is too large.
     """
     network = on_meta(build)
     computed = {name for name, _ in network.named_buffers()} - network.state_dict().keys()
@@ -61,16 +61,16 @@ def fill(
     *,
     unused: Collection[str] = (),
 ) -> None:
-    """Give a module the weights of a state dict, without a copy where possible: they may share memory.
+    """Give a module the weights of a state dict. The module and the state dict share memory where possible.
 
     Args:
-        module: Real or on device ``meta``.
-        tensors: By the module's own names.
-        what: What the module is, for messages.
-        unused: Names that may be given besides the module's, and are left out.
+        module: A module in memory or on device ``meta``.
+        tensors: The weights by the module's own names.
+        what: The module's description for messages.
+        unused: Further names that ``tensors`` may have. They are left out.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown or of the wrong shape; the message names it.
+        CheckpointError: A tensor is missing, unknown or of the wrong shape. The message names it.
     """
     wanted = {key: value for key, value in module.state_dict().items() if not key.endswith(_COUNTER)}
     given = {key: value for key, value in tensors.items() if key not in unused and not key.endswith(_COUNTER)}
