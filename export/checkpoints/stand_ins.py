@@ -132,12 +132,13 @@ def plain_key(value: object) -> object:
 
     Raises:
         TypeError: The value is no such key.
+        CheckpointError: The value has more members than the budget allows.
     """
     level = [value]
     for _ in range(_KEY_DEPTH):
         groups = [one if isinstance(one, (tuple, frozenset)) else (one,) for one in level]
-        if sum(map(len, groups)) > MAX_DIMENSIONS:
-            break
+        if (members := sum(map(len, groups))) > MAX_DIMENSIONS:
+            raise above_budget("members of a dict's key or of a set's member", members, MAX_DIMENSIONS)
         level = [item for group in groups for item in group]
         if all(map(_is_plain, level)):
             return value

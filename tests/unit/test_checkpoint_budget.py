@@ -348,3 +348,11 @@ def test_a_plain_pickle_of_the_same_kind_is_read(tmp_path: Path) -> None:
     value = load_untrusted(archive(tmp_path / "model.ckpt", data))
     assert isinstance(value, dict)
     assert value["loop"][0] is value["loop"]
+
+
+def test_a_key_of_too_many_members_is_refused_with_their_number_and_the_limit(tmp_path: Path) -> None:
+    file = save(tmp_path / "keys.pt", {tuple(range(budget.MAX_DIMENSIONS + 1)): 1})
+    with pytest.raises(CheckpointError) as refusal:
+        load_untrusted(file)
+    assert "key" in str(refusal.value)
+    assert f"has {budget.MAX_DIMENSIONS + 1}, the limit is {budget.MAX_DIMENSIONS}" in str(refusal.value)
