@@ -71,61 +71,117 @@ class Plan:
 
 
 def plan_of(model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> Plan:
-    """Where Q/DQ go when these blocks run in INT8.
+    """Plan where QuantizeLinear and DequantizeLinear go when some blocks run in INT8.
 
     Args:
-        model: An fp32 graph of a bundle with inferred shapes; weights may be kept outside.
+        model: An fp32 graph of a bundle with inferred shapes. Its weights may be kept outside.
         blocks: Names that `flowedge.calibration.precision.blocks` gives.
-        layout: For which engines.
+        layout: The layout of the engines that will run the graph.
     """
-    sites = tuple(site for site in sites_of(model) if site.block in blocks)
-    readers = _readers(model)
-    results = {output.name for output in model.graph.output}
-    by_output = {site.output: site for site in sites}
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes = {site.node for site in sites}
-    written: set[str] = set()  # by an INT8 node, after its activation
-    never = set(constants)  # what no sum needs in INT8: its other side is not worth rounding for it
-    quantised: dict[str, str] = {site.source: site.source for site in sites}
-
-    def after_activation(tensor: str) -> str:
-        following = readers.get(tensor, ())
-        if len(following) != 1 or tensor in results:
-            return tensor
-        act = following[0]
-        if act.op_type == "Relu" or (act.op_type == "Clip" and _clips_below_zero(act, constants)):
-            nodes.add(act.name)
-            return str(act.output[0])
-        return tensor
-
+    planner = _Planner(model, blocks, layout)
     for node in model.graph.node:
-        chosen = block_of(node.name) in blocks
+        planner.visit(node)
+    return planner.plan()
+
+
+class _Planner:
+    """Visits the nodes of a graph in their order and collects the plan.
+
+    The planner begins with the convolutions and matrix products of the chosen blocks. It then follows what they write:
+    activations, pooling and sums run in INT8 too where an engine fuses them.
+    """
+
+    def __init__(self, model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> None:
+        self._blocks, self._layout = blocks, layout
+        self._sites = tuple(site for site in sites_of(model) if site.block in blocks)
+        self._site_outputs = {site.output for site in self._sites}
+        self._readers = _readers(model)
+        self._results = {output.name for output in model.graph.output}
+        self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._nodes = {site.node for site in self._sites}
+        # The tensors that INT8 nodes write, after the activation where one follows.
+        self._written: set[str] = set()
+        # The tensors that no INT8 sum may read. It is not worth to round the sum's other side for them.
+        self._float_only = set(self._constants)
+        self._quantised: dict[str, str] = {site.source: site.source for site in self._sites}
+
+    def visit(self, node: onnx.NodeProto) -> None:
+        """Take a node into the plan if an engine runs it in INT8 together with the nodes before it."""
+        is_chosen = block_of(node.name) in self._blocks
+        # Case 1: fixed weights, which stay in float32 together with what they write.
         if stays_float(node.name):
-            never.update(node.output)
-        elif node.output[0] in by_output:
-            written.add(after_activation(node.output[0]))
-        elif (
+            self._float_only.update(node.output)
+        # Case 2: a convolution or a matrix product of a chosen block.
+        elif node.output[0] in self._site_outputs:
+            self._write_after_activation(node.output[0])
+        # Case 3: pooling, which only selects among the values that it reads. Its output takes the input's range.
+        elif self._selects_quantised_values(node):
+            self._nodes.add(node.name)
+            self._written.add(node.output[0])
+            source = self._quantised.setdefault(node.input[0], node.input[0])
+            self._quantised[node.output[0]] = source
+        # Case 4: an activation that no convolution absorbs.
+        elif is_chosen and node.op_type in _UNARY and node.input[0] in self._written:
+            self._nodes.add(node.name)
+            self._written.add(node.output[0])
+        # Case 5: a residual sum.
+        elif is_chosen and node.op_type == "Add" and self._is_sum_in_int8(node):
+            self._nodes.add(node.name)
+            for name in node.input if self._layout.outputs else self._inputs_to_quantise(node):
+                self._quantised.setdefault(name, name)
+            self._write_after_activation(node.output[0])
+
+    def plan(self) -> Plan:
+        """Return the plan of the nodes that were visited."""
+        if self._layout.outputs:
+            for name in sorted(self._written):
+                self._quantised.setdefault(name, name)
+        return Plan(
+            sites=self._sites,
+            nodes=frozenset(self._nodes),
+            tensors=self._quantised,
+            written=frozenset(self._written & self._quantised.keys()),
+        )
+
+    def _write_after_activation(self, tensor: str) -> None:
+        """Mark a tensor as written by an INT8 node, or the output of the one activation that reads it.
+
+        Engines fuse a ReLU into the node before it, so that nothing is rounded between the two.
+        """
+        following = self._readers.get(tensor, ())
+        if len(following) == 1 and tensor not in self._results and self._cuts_at_zero(following[0]):
+            self._nodes.add(following[0].name)
+            tensor = str(following[0].output[0])
+        self._written.add(tensor)
+
+    def _cuts_at_zero(self, node: onnx.NodeProto) -> bool:
+        """Tell whether a node is a ReLU, or a Clip from zero, so that an unsigned range can express its output."""
+        if node.op_type != "Clip":
+            return node.op_type == "Relu"
+        low = self._constants.get(node.input[1]) if len(node.input) > 1 else None
+        return low is not None and float(numpy_helper.to_array(low)) == 0.0
+
+    def _selects_quantised_values(self, node: onnx.NodeProto) -> bool:
+        """Tell whether a pooling reads an INT8 node's output and its own output is quantised."""
+        return (
             node.op_type in _SAME_RANGE
-            and node.input[0] in written
-            and (layout.outputs or node.output[0] in quantised)
-        ):
-            nodes.add(node.name)
-            written.add(node.output[0])
-            quantised[node.output[0]] = quantised.setdefault(node.input[0], node.input[0])
-        elif chosen and node.op_type in _UNARY and node.input[0] in written:
-            nodes.add(node.name)
-            written.add(node.output[0])
-        elif chosen and node.op_type == "Add" and _joins(node, written, never):
-            nodes.add(node.name)
-            for name in node.input if layout.outputs else _skip_inputs(node, written, readers):
-                quantised.setdefault(name, name)
-            written.add(after_activation(node.output[0]))
-    if layout.outputs:
-        for name in sorted(written):
-            quantised.setdefault(name, name)
-    return Plan(
-        sites=sites, nodes=frozenset(nodes), tensors=quantised, written=frozenset(written & quantised.keys())
-    )
+            and node.input[0] in self._written
+            and (self._layout.outputs or node.output[0] in self._quantised)
+        )
+
+    def _is_sum_in_int8(self, node: onnx.NodeProto) -> bool:
+        """Tell whether a sum has a side that an INT8 node wrote, and no side that stays float."""
+        return any(name in self._written for name in node.input) and not any(
+            name in self._float_only for name in node.input
+        )
+
+    def _inputs_to_quantise(self, node: onnx.NodeProto) -> list[str]:
+        """Return all inputs of a sum but one: the output of a convolution that only the sum reads.
+
+        TensorRT fuses the sum with that convolution if there is no quantisation between the two.
+        """
+        fresh = [name for name in node.input if name in self._written and len(self._readers[name]) == 1]
+        return [name for name in node.input if not fresh or name != fresh[0]]
 
 
 def tensors_to_observe(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -300,22 +356,3 @@ def _readers(model: onnx.ModelProto) -> dict[str, Sequence[onnx.NodeProto]]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     return dict(readers)
-
-
-def _clips_below_zero(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
-    """Whether a Clip begins at zero, so that an unsigned range can express it."""
-    low = constants.get(node.input[1]) if len(node.input) > 1 else None
-    return low is not None and float(numpy_helper.to_array(low)) == 0.0
-
-
-def _joins(node: onnx.NodeProto, written: Collection[str], never: Collection[str]) -> bool:
-    """Whether a sum of two tensors has a side that an INT8 node wrote, and none that stays float."""
-    return any(name in written for name in node.input) and not any(name in never for name in node.input)
-
-
-def _skip_inputs(
-    node: onnx.NodeProto, written: Collection[str], readers: Mapping[str, Sequence[onnx.NodeProto]]
-) -> list[str]:
-    """All inputs of a sum but one that comes fresh from a convolution which nobody else reads."""
-    fresh = [name for name in node.input if name in written and len(readers[name]) == 1]
-    return [name for name in node.input if not fresh or name != fresh[0]]
