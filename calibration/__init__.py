@@ -8,7 +8,8 @@ from flowedge.calibration.dataset import Dataset, Sample, good_images, read_data
 from flowedge.calibration.defects import DEFECTS, Defect, synthetic_defect, synthetic_defects
 from flowedge.calibration.evaluation import Evaluation, evaluate
 from flowedge.calibration.gate_page import MapTriple, page_from_gate
-from flowedge.calibration.gates import DEFAULT_LIMITS, Gate, GateLimits, GateQuantity, GateReport, compare
+from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateLimits, GateQuantity, GateReport
+from flowedge.calibration.gates import Gate, compare
 
 __all__ = [
     # fitting

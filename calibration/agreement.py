@@ -1,4 +1,4 @@
-"""How well two sets of numbers agree: correlations, streamed or of ranks."""
+"""Measure the agreement of two sets of numbers: Pearson's correlation in a stream, and Spearman's of ranks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 
 
 class PairMoments:
-    """Means, squares and products of pairs of numbers, in float64, of any number of pairs.
+    """The float64 means, squares and products of a stream of pairs of numbers.
 
-    Sets are merged by their means (T. Chan et al., "Updating Formulae and a Pairwise Algorithm for Computing Sample
-    Variances", 1979), so that maps which live in 100.0..100.5 lose no digits.
+    Two sets of pairs are merged by their means, so maps with values in 100.0..100.5 lose no digits.
+
+    Source: T. Chan et al., "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
     """
 
     def __init__(self) -> None:
@@ -22,25 +23,27 @@ class PairMoments:
         self._products = np.zeros((2, 2))
 
     def add(self, first: NDArray[Any], second: NDArray[Any]) -> None:
-        """Count pairs.
+        """Add the pairs of two arrays.
 
         Args:
-            first: Any shape, not empty, finite.
-            second: The same shape.
+            first: An array of any shape, not empty, finite.
+            second: An array of the same shape, finite.
         """
         values = np.stack([first.ravel(), second.ravel()]).astype(np.float64)
-        pivots = values[:, :1].copy()  # so that equal numbers have no deviation at all
+        # Deviations are taken from the first pair, so equal numbers have a deviation of exactly 0.
+        pivots = values[:, :1].copy()
         values -= pivots
         means = values.mean(axis=1, keepdims=True)
         values -= means
         one = PairMoments()
         one._count = values.shape[1]
         one._means = (pivots + means)[:, 0]
-        one._products = np.einsum("in,jn->ij", values, values)  # not BLAS, whose threads would linger
+        # A BLAS product would leave its threads running.
+        one._products = np.einsum("in,jn->ij", values, values)
         self.merge(one)
 
     def merge(self, other: PairMoments) -> None:
-        """Count all pairs of another set, which has at least one."""
+        """Add all pairs of another set. The other set has at least one pair."""
         count = self._count + other._count
         apart = other._means - self._means
         between = np.outer(apart, apart) * (self._count * other._count / count)
@@ -49,23 +52,23 @@ class PairMoments:
         self._count = count
 
     def correlation(self) -> float:
-        """Pearson's, -1 to 1; 1 where neither number ever varies, 0 where only one does."""
+        """Return Pearson's correlation, in -1..1. It is 1 where neither number varies and 0 where only one varies."""
         (a, product), (_, b) = self._products
         if a == 0 or b == 0:
             return float(a == b)
         return float(np.clip(product / (math.sqrt(a) * math.sqrt(b)), -1, 1))
 
     def first_deviation(self) -> float:
-        """The standard deviation of the pairs' first numbers; 0 without pairs."""
+        """Return the standard deviation of the pairs' first numbers, or 0 without pairs."""
         return math.sqrt(self._products[0, 0] / self._count) if self._count else 0.0
 
 
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
-    """Spearman's, as `PairMoments.correlation` of the ranks; equal values share the mean of theirs.
+    """Return Spearman's correlation: `PairMoments.correlation` of the ranks. Equal values share their mean rank.
 
     Args:
         first: ``(n,)``, not empty, finite.
-        second: ``(n,)``.
+        second: ``(n,)``, finite.
     """
     pairs = PairMoments()
     pairs.add(_ranks(np.asarray(first)), _ranks(np.asarray(second)))

@@ -1,4 +1,4 @@
-"""What ``calibration.json`` holds: everything that was fitted on images, and what the gates found."""
+"""Read and write ``calibration.json``: the numbers that were fitted on images, and the gates' reports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final, Literal
 import msgspec
 
 from flowedge.bundle import Bundle
-from flowedge.calibration.gates import GateReport
+from flowedge.calibration.gate_report import GateReport
 from flowedge.errors import BundleError
 from flowedge.manifest import ScoreMaxima, Thresholds
 
@@ -21,7 +21,7 @@ class FittedGraph(msgspec.Struct, frozen=True, kw_only=True):
         precision: The precision's name in the manifest.
         score_maxima: The value is None for a family without score maxima. The JSON calls it ``reference``.
         thresholds: The fitted limits.
-        notes: Sentences on what weakens a threshold.
+        notes: Sentences about weaknesses of a threshold, for instance too few images.
     """
 
     precision: str
@@ -31,15 +31,15 @@ class FittedGraph(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BlockChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """What one block of a graph computes in, and why.
+    """The precision of one block of a graph, with the reason.
 
     Attributes:
-        name: The common beginning of its nodes' names.
-        macs_share: Of all multiply-accumulates that could have the precision, in 0..1.
-        precision: What its convolutions and matrix products compute in.
+        name: The common beginning of the names of the block's nodes.
+        macs_share: The block's share of all multiply-accumulates that could have the lower precision, in 0..1.
+        precision: The precision of the block's convolutions and matrix products.
         sensitivity: The root mean square change of the map when this block alone has the lower precision, in standard
-            deviations of the good images' fp32 map; None where it was not measured.
-        reason: Why it was given back, else empty.
+            deviations of the good images' fp32 maps. It is None where it was not measured.
+        reason: Why the block was reverted to a higher precision. It is empty for other blocks.
     """
 
     name: str
@@ -50,17 +50,18 @@ class BlockChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How one graph of lower precision came to be.
+    """The report on making one graph of lower precision.
 
     Attributes:
-        precision: As in the manifest.
-        calibrator: How the activations' ranges were chosen; None where nothing is INT8.
-        images: How many good images the ranges were taken from.
-        images_sha256: As in `CalibrationRecord`.
-        kept_in_fp32: Nodes that stay in float32 beside the families' rule, each with the reason.
-        blocks: In the graph's order.
-        gate: What the comparison with fp32 found, with the references and thresholds of each.
-        bytes_share: The size of the graph with its weights over that of fp32.
+        precision: The precision's name in the manifest.
+        calibrator: The method that chose the ranges of activations. It is None where nothing is INT8.
+        images: The number of good images on which the ranges were measured.
+        images_sha256: SHA-256 of those images, computed as in `CalibrationRecord`.
+        kept_in_fp32: Nodes that stay in float32 although no rule of the family keeps them, each with the reason. The
+            JSON calls them ``islands``.
+        blocks: The blocks in the graph's order.
+        gate: The comparison with fp32. Each precision has its own score maxima and thresholds.
+        bytes_share: The size of the graph with its weights, divided by the size of the fp32 graph.
     """
 
     precision: str
@@ -77,15 +78,14 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The content of ``calibration.json``.
 
     Attributes:
-        date: ISO 8601, UTC.
+        date: The date of the calibration, ISO 8601, UTC.
         engine: The engine that computed the scores.
-        images: How many good images were used.
-        images_sha256: Over the images' own hashes, in the order of their names.
-        labelled_images: How many labelled images ``f1`` was fitted on.
-        graphs: By precision.
-        lower_precisions: The reports of the lower precisions from the time when their graphs were made. The JSON calls
-            it ``typed``.
-        frame_notes: Good images that lie outside the ranges of plain statistics, a sentence each.
+        images: The number of good images.
+        images_sha256: SHA-256 of the images' own hashes, in the order of the images' names.
+        labelled_images: The number of labelled images on which ``f1`` was fitted.
+        graphs: The fitted numbers of each precision.
+        lower_precisions: The reports on the graphs of lower precision. The JSON calls them ``typed``.
+        frame_notes: One sentence for each good image outside the frame check's ranges.
     """
 
     date: str
@@ -94,15 +94,15 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     images_sha256: str
     labelled_images: int
     graphs: tuple[FittedGraph, ...]
-    lower_precisions: tuple[PrecisionReport, ...] = msgspec.field(name="typed", default=())
+    lower_precisions: tuple[PrecisionReport, ...] = msgspec.field(default=(), name="typed")
     frame_notes: tuple[str, ...] = ()
 
 
 def read_record(bundle: Bundle) -> CalibrationRecord | None:
-    """The bundle's, None where it was never calibrated.
+    """Return the bundle's ``calibration.json``, or None where the bundle was never calibrated.
 
     Raises:
-        BundleError: It cannot be read.
+        BundleError: The file cannot be read.
     """
     if RECORD not in {stored.path for stored in bundle.manifest.files}:
         return None
@@ -115,10 +115,10 @@ def read_record(bundle: Bundle) -> CalibrationRecord | None:
 
 
 def bytes_of_record(record: CalibrationRecord) -> bytes:
-    """Return the record as indented JSON.
+    """Return the content as indented JSON.
 
     Raises:
-        BundleError: `read_record` would refuse it, for instance for a number that is not finite.
+        BundleError: `read_record` would refuse the JSON, for instance for a number that is not finite.
     """
     data = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
     try:

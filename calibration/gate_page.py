@@ -1,4 +1,4 @@
-"""The gate's report as one HTML page with everything in it, so that it opens offline and can be sent by mail."""
+"""Write a gate's report as one HTML page. The page holds its pictures, so it opens offline and can be sent by mail."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.calibration.calibration_record import BlockChoice
-from flowedge.calibration.gates import GateQuantity, GateReport
+from flowedge.calibration.gate_report import GateQuantity, GateReport
 from flowedge.runtime.render import data_address, heatmap
 
-_WIDEST_PX: Final = 320  # of a picture
+# The longer side of a picture in the page.
+_WIDEST_PX: Final = 320
 _BAR_PX, _ROW_PX, _NAME_PX = 420, 20, 280
 _COLOURS: Final = {"fp32": "#8a94a3", "fp16": "#4a7fb5", "bf16": "#4a7fb5", "int8": "#2c7a4b"}
 _OTHER_COLOUR: Final = "#d9822b"
@@ -27,10 +28,10 @@ class MapTriple:
     """One frame and the two maps laid over it.
 
     Attributes:
-        name: What to call it.
+        name: The frame's name in the page.
         frame: ``(H, W, 3)`` uint8 RGB.
-        fp32: ``(h, w)`` float32, the fp32 graph's map; NaN where nothing was inspected.
-        converted: The same of the typed graph.
+        fp32: ``(h, w)`` float32, the fp32 graph's map. Pixels that were not inspected are NaN.
+        converted: ``(h, w)`` float32, the map of the graph of lower precision. Pixels that were not inspected are NaN.
     """
 
     name: str
@@ -42,27 +43,30 @@ class MapTriple:
 def page_from_gate(
     title: str, report: GateReport, blocks: Sequence[BlockChoice], maps: Sequence[MapTriple]
 ) -> str:
-    """The page.
+    """Return the HTML page of a gate's report.
 
     Args:
-        title: Its heading, such as the bundle's name and the precision.
-        report: What was measured.
-        blocks: In the order to show; without any, their sections are left out.
-        maps: A few; the same.
+        title: The page's heading, such as the bundle's name and the precision.
+        report: The gate's report.
+        blocks: The blocks in the order to show them. Without blocks the page has no section on them.
+        maps: Frames with their two maps. Without maps the page has no section on them.
+
+    Returns:
+        A complete HTML document, with its style and its pictures inside.
     """
     verdict = '<b class="ok">passed</b>' if report.passed else '<b class="wrong">failed</b>'
     sections = [
         f"<h1>{escape(title)}</h1>",
         f"<p>The gate {verdict}: {report.good_images} good images, {report.defect_images} synthetic defects and "
-        f"{report.labelled_images} labelled images, each answered by the fp32 graph and by this one.</p>",
+        f"{report.labelled_images} labelled images, each run through the fp32 graph and through this graph.</p>",
         _table(
-            ("quantity", "value", "limit", "", "in words"),
+            ("quantity", "value", "limit", "", "summary"),
             (_quantity_cells(one) for one in report.quantities),
         ),
     ]
     if blocks:
         measured = [one for one in blocks if one.sensitivity is not None]
-        unmeasured = '<p class="soft">Not measured: the gate passed with every block in it.</p>'
+        unmeasured = '<p class="soft">Not measured, because the gate passed with every block converted.</p>'
         sections += [
             "<h2>Sensitivity of the blocks</h2>",
             _bars(measured) if measured else unmeasured,
@@ -74,7 +78,7 @@ def page_from_gate(
     if maps:
         sections.append(
             '<h2>Maps side by side</h2><p class="soft">Frame, fp32 map, this graph\'s map, difference. The two maps '
-            "of a row share one scale of colours, from the fp32 map's smallest value to its largest.</p>"
+            "of a row share one colour scale, from the fp32 map's smallest value to its largest.</p>"
         )
         sections += [_figure(one) for one in maps]
     return _HEAD.format(title=escape(title)) + "\n".join(sections) + "\n</body>\n</html>\n"
@@ -102,7 +106,7 @@ def _block_cells(one: BlockChoice) -> Sequence[str]:
 
 
 def _bars(blocks: Sequence[BlockChoice]) -> str:
-    """One bar per block, as long as its sensitivity; what is not finite is as long as the longest."""
+    """Draw one bar a block, as long as its sensitivity. A sensitivity that is not finite gets the longest bar."""
     sensitivities = [one.sensitivity or 0.0 for one in blocks]
     longest = max(filter(math.isfinite, sensitivities), default=0.0) or 1.0
     width, height = _NAME_PX + _BAR_PX + 80, _ROW_PX * len(blocks)
@@ -139,7 +143,7 @@ def _figure(one: MapTriple) -> str:
 
 
 def _range(values: NDArray[np.float32]) -> tuple[float, float]:
-    """The smallest and the largest finite value; 0 and 0 where there is none."""
+    """Return the smallest and the largest finite value, or 0 and 0 where no value is finite."""
     finite = values[np.isfinite(values)]
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 

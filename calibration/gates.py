@@ -1,21 +1,19 @@
-"""Hold a typed graph to the fp32 graph: their maps, the ranking of the scores, the verdicts, and metrics on labels.
+"""Compare a graph of lower precision with the fp32 graph: maps, ranking of scores, verdicts and metrics.
 
-Whether the typed graph's numbers are other numbers is not the question, they always are; it is whether somebody who
-calibrates and runs it would decide otherwise. So each precision is given the threshold that its own good images fit.
+The numbers always differ a little. The gate asks whether any *verdict* would differ on a line that calibrates the
+graph of lower precision and runs it. So each precision gets the threshold that its own scores of good images give.
 
-What is kept while images pass is two floats an image and sums; a map is forgotten once it was compared.
+The gate keeps two numbers of an image and sums over all images. It keeps no map.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +21,7 @@ from flowedge.calibration.agreement import PairMoments, rank_correlation
 from flowedge.calibration.dataset import Dataset, read_mask
 from flowedge.calibration.defects import DEFECTS, Defect, synthetic_defect
 from flowedge.calibration.evaluation import LARGEST_SCORE, Detection, mask_on_map
+from flowedge.calibration.gate_report import GateLimits, GateQuantity, GateReport
 from flowedge.calibration.metrics import PixelMetrics, curve_from_scores
 from flowedge.calibration.threshold import fit_threshold
 from flowedge.errors import CalibrationError, ImageError
@@ -32,142 +31,12 @@ from flowedge.runtime.pixel_range import PixelRange
 
 Detect: TypeAlias = Callable[[NDArray[np.uint8]], Detection]
 
-
-class GateLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a typed graph is held to; the quantities are described in `GateReport`.
-
-    Attributes:
-        map_correlation: At least.
-        map_error: At most, in standard deviations.
-        rank_agreement: At least.
-        flips: At most, a share of the verdicts.
-        image_auroc: At most, absolute.
-        pixel_auroc: At most, absolute.
-        aupro: At most, absolute.
-        quantile: Of the good images' scores: where each precision's threshold is.
-    """
-
-    map_correlation: float
-    map_error: float
-    rank_agreement: float
-    flips: float
-    image_auroc: float
-    pixel_auroc: float
-    aupro: float
-    quantile: float = 0.99
-
-
-# On a trained CFLOW (tf_efficientnet_lite0, 30 to 60 good images, as many or twice as many defects) float16 had a
-# correlation of 0.99999 and an error of 0.04, bfloat16 (emulated) 0.9989 and 0.5; int8 of the flow alone, which moved
-# no metric by more than 0.005, 0.998 and 0.7 with ranks at 0.997; int8 of everything, which lost 0.04 of AUROC, 0.85,
-# 3.9 and 0.92. A limit of the error lies above what harmless noise reaches in its worst pixel of millions.
-DEFAULT_LIMITS: Final[Mapping[str, GateLimits]] = MappingProxyType(
-    {
-        "fp16": GateLimits(
-            map_correlation=0.9999,
-            map_error=0.2,
-            rank_agreement=0.999,
-            flips=0.01,
-            image_auroc=0.001,
-            pixel_auroc=0.001,
-            aupro=0.001,
-        ),
-        "bf16": GateLimits(
-            map_correlation=0.998,
-            map_error=0.8,
-            rank_agreement=0.995,
-            flips=0.02,
-            image_auroc=0.002,
-            pixel_auroc=0.002,
-            aupro=0.002,
-        ),
-        "int8": GateLimits(
-            map_correlation=0.995,
-            map_error=2.0,
-            rank_agreement=0.98,
-            flips=0.03,
-            image_auroc=0.005,
-            pixel_auroc=0.005,
-            aupro=0.005,
-        ),
-    }
-)
-
-
-_ROUNDING: Final = 1e-9  # 0.07 * 100 is a little more than 7
-
-
-class GateQuantity(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was measured.
-
-    Attributes:
-        name: As in `GateReport`.
-        value: None where it cannot be a number.
-        limit: None where it is reported only.
-        passed: True where it is reported only.
-        summary: One line that a person reads. The JSON calls it ``words``.
-    """
-
-    name: str
-    value: float | None
-    limit: float | None
-    passed: bool
-    summary: str = msgspec.field(name="words")
-
-
-class GateReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What the gate found.
-
-    The quantities, by name:
-
-    - ``not_finite``: images whose typed score or map holds NaN or infinity; they are in nothing else. None may be.
-    - ``map_correlation``: Pearson's, over all pixels of all images together. Blind to an offset and a factor.
-    - ``worst_image_correlation``: the same within one image, the smallest of all. Not held to a limit: a good image's
-      map may be nearly flat, and then it is the correlation of noise.
-    - ``map_error``: the largest difference of a pixel, in units of the standard deviation of all pixels of the good
-      images' fp32 maps, or of the image's own fp32 map where that is larger. The first is what a map varies by where
-      nothing is wrong, whatever the family's scale (FastFlow's maps lie within 1, CS-Flow's have no bound); the second
-      matters where a defect rises to thousands of that, and an error in proportion to it decides nothing.
-    - ``rank_agreement``: Spearman's correlation of the image scores, over all images.
-    - ``flips``: the share of all images whose verdict differs, each precision by its own threshold. The limit is
-      rounded up to whole verdicts: one score next to its threshold shows nothing.
-    - ``image_auroc``, ``pixel_auroc``, ``aupro``: how much the metric changed on the labelled images, absolute; only
-      with such images. One pair of images may change places, however few they are.
-    - ``synthetic_pixel_auroc``, ``synthetic_aupro``: the change on good images and synthetic defects. Not held to a
-      limit: the defects are nobody's.
-
-    Attributes:
-        passed: Every quantity passed.
-        limits: What it was held to.
-        good_images: How many were compared.
-        defect_images: How many synthetic ones.
-        labelled_images: How many labelled ones.
-        quantities: In the order above.
-    """
-
-    passed: bool
-    limits: GateLimits
-    good_images: int
-    defect_images: int
-    labelled_images: int
-    quantities: tuple[GateQuantity, ...]
-
-    def quantity(self, name: str) -> GateQuantity:
-        """One of the quantities.
-
-        Raises:
-            KeyError: It was not measured.
-        """
-        return {quantity.name: quantity for quantity in self.quantities}[name]
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """What did not pass, one line each."""
-        return tuple(quantity.summary for quantity in self.quantities if not quantity.passed)
+# The product 0.07 * 100 is a little more than 7 in floating point.
+_ROUNDING: Final = 1e-9
 
 
 class Gate:
-    """Compares the answers of two precisions, image by image, in any order of the kinds."""
+    """Compare the answers of two precisions image by image. The kinds of images may come in any order."""
 
     def __init__(self, limits: GateLimits) -> None:
         self._limits = limits
@@ -186,11 +55,11 @@ class Gate:
         """Compare the answers on a good image.
 
         Args:
-            fp32: The fp32 graph's.
-            converted: The other's, on the same frame.
+            fp32: The fp32 graph's answer.
+            converted: The converted graph's answer on the same frame.
 
         Raises:
-            CalibrationError: The reference is not finite.
+            CalibrationError: The fp32 graph's answer is not finite.
             ValueError: The maps differ in shape.
         """
         if self._compare("good", fp32, converted):
@@ -201,13 +70,13 @@ class Gate:
         """Compare the answers on a synthetic defect.
 
         Args:
-            fp32: As in `add_good`.
-            converted: As in `add_good`.
-            mask: ``(H, W)``, at the frame's size, true on the defect.
+            fp32: The fp32 graph's answer.
+            converted: The converted graph's answer on the same frame.
+            mask: ``(H, W)``, of the frame's size, true on the defect.
 
         Raises:
-            CalibrationError: As in `add_good`.
-            ValueError: As in `add_good`.
+            CalibrationError: The fp32 graph's answer is not finite.
+            ValueError: The maps differ in shape.
         """
         if self._compare("defect", fp32, converted):
             _add_pixels(self._synthetic, fp32, converted, mask)
@@ -223,22 +92,22 @@ class Gate:
         """Compare the answers on an image of a test set.
 
         Args:
-            fp32: As in `add_good`.
-            converted: As in `add_good`.
-            is_anomalous: Its label.
-            mask: As in `add_defect`; None for a good image. An anomalous image without one leaves only the metrics of
-                images.
+            fp32: The fp32 graph's answer.
+            converted: The converted graph's answer on the same frame.
+            is_anomalous: The image's label.
+            mask: ``(H, W)``, of the frame's size, true on the defect. Give None for a good image. One anomalous image
+                without a mask leaves the report without the metrics of pixels.
 
         Raises:
-            CalibrationError: As in `add_good`.
-            ValueError: As in `add_good`.
+            CalibrationError: The fp32 graph's answer is not finite.
+            ValueError: The maps differ in shape.
         """
         if self._compare("labelled", fp32, converted, is_anomalous=is_anomalous):
             self._has_masks &= mask is not None or not is_anomalous
             _add_pixels(self._labelled, fp32, converted, mask)
 
     def report(self) -> GateReport:
-        """What was found in the images so far.
+        """Report on the images that were added so far.
 
         Raises:
             CalibrationError: There is no good image to fit the thresholds on.
@@ -260,7 +129,7 @@ class Gate:
     def _compare(
         self, kind: str, fp32: Detection, converted: Detection, *, is_anomalous: bool | None = None
     ) -> bool:
-        """Count an image; whether the typed answer is finite, and anything else can be done with it."""
+        """Count an image. Return False where the converted graph's answer is not finite and has no use."""
         if not _is_finite(fp32):
             raise CalibrationError(
                 f"the fp32 answer for a {kind} image is not finite, so nothing can be compared with it. Run flowedge "
@@ -366,21 +235,21 @@ def compare(
     *,
     pixel_range: PixelRange | None = None,
 ) -> GateReport:
-    """Run two detectors over good images, synthetic defects made from them, and labelled images.
+    """Compare two detectors on good images, on synthetic defects made from them, and on labelled images.
 
     Args:
-        fp32_detector: The fp32 graph's: from ``(H, W, 3)`` uint8 RGB to the answer, as a `Detector` does.
-        converted_detector: The other graph's.
-        images: Of good parts, at least 16x16 pixels; read one at a time.
-        defects_per_image: How many synthetic defects each is given, one after the other, of changing kinds. The
-            image's number decides them, so every comparison of the same images sees the same defects.
-        limits: What the typed graph is held to.
-        labelled: Images with labels, and masks where their metrics are wanted.
-        reports: Told of each image file that is done.
-        pixel_range: The manifest's.
+        fp32_detector: A detector of the fp32 graph, from an ``(H, W, 3)`` uint8 RGB frame to its answer.
+        converted_detector: A detector of the graph of lower precision.
+        images: Files of images of good parts, of at least 16x16 pixels. They are read one at a time.
+        defects_per_image: The number of synthetic defects made from each good image. Their kinds take turns. The
+            image's position decides its defects, so every comparison of the same images has the same defects.
+        limits: The limits that the graph of lower precision must keep.
+        labelled: Labelled images, with masks where the metrics of pixels are wanted.
+        reports: Receives the progress, one unit for each image file.
+        pixel_range: The manifest's declaration of deep images, or None.
 
     Raises:
-        CalibrationError: No good images, or a reference answer that is not finite.
+        CalibrationError: There are no good images, or an answer of the fp32 graph is not finite.
         DataError: A mask has another size than its image.
         ImageError: An image or a mask cannot be read, or is too small.
         ValueError: ``defects_per_image`` is negative.
@@ -399,7 +268,10 @@ def compare(
 
 
 class ComparedFrame(NamedTuple):
-    """One frame of a comparison, by its file: labelled where ``is_anomalous`` is there, else a defect with a mask."""
+    """One frame of a comparison.
+
+    A labelled frame has ``is_anomalous``. A synthetic defect has only a mask. A good frame has neither.
+    """
 
     path: Path
     frame: NDArray[np.uint8]
@@ -415,7 +287,7 @@ def compared_frames(
     *,
     pixel_range: PixelRange | None = None,
 ) -> Iterator[ComparedFrame]:
-    """The frames that `compare` looks at, in its order; the arguments and errors are its own."""
+    """Yield the frames that `compare` compares, in the same order. `compare` describes the arguments and errors."""
     if defects_per_image < 0:
         raise ValueError(f"defects_per_image must not be negative, got {defects_per_image}")
     samples = labelled.samples if labelled is not None else ()
@@ -435,7 +307,7 @@ def compared_frames(
 
 
 class _Scores(NamedTuple):
-    """The two scores of one image; ``is_anomalous`` for a labelled one."""
+    """The two scores of one image. Only a labelled image has ``is_anomalous``."""
 
     kind: str
     is_anomalous: bool | None
@@ -444,7 +316,7 @@ class _Scores(NamedTuple):
 
 
 def _defects(frame: NDArray[np.uint8], index: int, count: int) -> Iterator[Defect]:
-    """An image's defects; the kinds go on from one image to the next."""
+    """Yield synthetic defects made from one image. The kinds continue from one image to the next."""
     kinds = tuple(DEFECTS)
     for n in range(count):
         yield synthetic_defect(
@@ -454,7 +326,7 @@ def _defects(frame: NDArray[np.uint8], index: int, count: int) -> Iterator[Defec
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Say of which file an error is that only knows the frame."""
+    """Add the file's path to an error that was raised for its frame."""
     try:
         yield
     except (CalibrationError, ImageError) as error:
@@ -510,7 +382,7 @@ def _reported(name: str, noun: str, value: float) -> GateQuantity:
 
 
 def _change(name: str, noun: str, values: tuple[float | None, ...], limit: float | None) -> GateQuantity:
-    """How much a metric moved; where it is not defined, there is nothing to hold to the limit."""
+    """Compare the change of a metric with its limit. An undefined metric passes."""
     before, after = values
     if before is None or after is None:
         return GateQuantity(name=name, value=None, limit=limit, passed=True, summary=f"{noun}: not defined")

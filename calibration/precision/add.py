@@ -42,7 +42,7 @@ from flowedge.calibration.calibration_record import (
 from flowedge.calibration.dataset import Dataset
 from flowedge.calibration.frame_range import frame_check_from_images
 from flowedge.calibration.gate_page import MapTriple, page_from_gate
-from flowedge.calibration.gates import DEFAULT_LIMITS, GateLimits, GateReport
+from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateLimits, GateReport
 from flowedge.calibration.precision.calibrators import CalibratorName
 from flowedge.calibration.precision.converted_graph import (
     FILES,

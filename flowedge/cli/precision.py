@@ -17,7 +17,7 @@ from flowedge.packages import explain_missing
 if TYPE_CHECKING:
     from flowedge.calibration.calibrate import ThresholdRequest
     from flowedge.calibration.calibration_record import CalibrationRecord, PrecisionReport
-    from flowedge.calibration.gates import GateLimits, GateReport
+    from flowedge.calibration.gate_report import GateLimits, GateReport
     from flowedge.calibration.precision import PrecisionRequest
     from flowedge.manifest import ScoreMaxima
 
@@ -73,7 +73,7 @@ def precision_request(
     with explain_missing("precision"):
         from flowedge.calibration.calibrate import ThresholdRequest
         from flowedge.calibration.dataset import read_dataset
-        from flowedge.calibration.gates import DEFAULT_LIMITS
+        from flowedge.calibration.gate_report import DEFAULT_LIMITS
         from flowedge.calibration.precision import PrecisionRequest
         from flowedge.calibration.precision.calibrators import CALIBRATORS
     if calibrator not in CALIBRATORS:

@@ -29,7 +29,7 @@ from flowedge.runtime.unproven import open_unproven
 from flowedge.runtime.verify import Check, verify_bundle
 
 if TYPE_CHECKING:
-    from flowedge.calibration.gates import GateReport
+    from flowedge.calibration.gate_report import GateReport
 
 NAME = "verify"
 
@@ -114,7 +114,8 @@ def command(
 def _gate(bundle: Bundle, engine: str | None, precision: str, threads: int | None, data: Path) -> GateReport:
     """Compare a precision with fp32 on this machine."""
     from flowedge.calibration.dataset import good_images
-    from flowedge.calibration.gates import DEFAULT_LIMITS, compare
+    from flowedge.calibration.gate_report import DEFAULT_LIMITS
+    from flowedge.calibration.gates import compare
 
     def detector(name: str) -> Detector:
         session = open_unproven(engine, bundle, name, threads=threads)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flowedge.calibration.calibration_record import BlockChoice
 from flowedge.calibration.gate_page import MapTriple, page_from_gate
-from flowedge.calibration.gates import DEFAULT_LIMITS, GateQuantity, GateReport
+from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateQuantity, GateReport
 from flowedge.runtime.render import heatmap
 
 EVIL = "<script>alert('x')</script>&\"'"

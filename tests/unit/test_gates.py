@@ -23,7 +23,8 @@ import flowedge
 from flowedge.bundle import write_bundle
 from flowedge.calibration.dataset import read_dataset
 from flowedge.calibration.defects import DEFECTS
-from flowedge.calibration.gates import DEFAULT_LIMITS, Gate, GateReport, compare
+from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateReport
+from flowedge.calibration.gates import Gate, compare
 from flowedge.calibration.metrics import PixelMetrics
 from flowedge.errors import CalibrationError, ImageError
 from flowedge.manifest import Preprocessing
