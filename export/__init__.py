@@ -1,4 +1,4 @@
-"""The exporter: a checkpoint of PyTorch in, a verified bundle out.
+"""Export a PyTorch checkpoint to a verified bundle.
 
 Its names are imported when they are first used, since most of them need PyTorch, which takes seconds to import.
 

@@ -1,4 +1,4 @@
-"""A bundle's checkpoint in PyTorch, unlowered, for the bench to time beside the bundle."""
+"""Time a bundle's checkpoint in PyTorch beside the bundle, for the bench."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from flowedge.runtime.bench.protocol import Job, Started
 
 
 class TorchBaseline:
-    """The checkpoint's weights in FrEIA's and timm's own modules, from the network's input to the levels.
+    """The reference network of a checkpoint, from the network's input to the levels, as a subject of the bench.
 
-    The map and the score, which the bundle's graphs compute as well, are left out.
+    It leaves out the map and the score, which a bundle's graph computes as well.
     """
 
     def __init__(self, job: Job) -> None:
-        """Load and run once.
+        """Load the checkpoint and run it once.
 
         Raises:
-            CheckpointError: It cannot be read, or is another one than the bundle was made from.
+            CheckpointError: The checkpoint cannot be read, or the bundle was made from another one.
         """
         if job.threads is not None:
             torch.set_num_threads(job.threads)
@@ -44,7 +44,7 @@ class TorchBaseline:
         )
 
     def work(self, batch: int) -> Callable[[], object]:
-        """One inference of random numbers."""
+        """Return a function that runs one inference on a batch of random numbers."""
         image = torch.rand(batch, 3, *self._size, generator=torch.Generator().manual_seed(0))
 
         def run() -> object:

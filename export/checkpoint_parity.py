@@ -1,4 +1,4 @@
-"""The bundle against the checkpoint it was made from, on real images."""
+"""Compare a bundle with the checkpoint that it was made from, on real images."""
 
 from __future__ import annotations
 
@@ -40,20 +40,23 @@ def compare_with_checkpoint(
     backbone_weights: Path | None = None,
     threads: int | None = None,
 ) -> tuple[Check, ...]:
-    """Levels, maps and scores of the bundle against the checkpoint in real FrEIA and timm modules.
+    """Compare levels, maps and scores of a bundle with those of its checkpoint's reference network.
 
     Args:
-        bundle: The bundle; the values that were assumed when it was exported are used again.
-        checkpoint: The file it was made from.
-        images: What to compare on; the self-test's frames by default.
-        engine: The engine to run the bundle on.
-        precision: Which of its graphs.
-        backbone_weights: As for the export.
-        threads: CPU threads of one inference of the bundle; None leaves it to the engine.
+        bundle: The bundle. The checkpoint is read with the values that were assumed in the bundle's export.
+        checkpoint: The file that the bundle was made from.
+        images: The images to compare on. By default they are the frames of the self-test.
+        engine: The engine to run the bundle on, or None for the default choice.
+        precision: The precision of the graph to run.
+        backbone_weights: State dict of the feature extractor, for checkpoints that do not hold it.
+        threads: CPU threads of one inference of the bundle, or None for the engine's own number.
+
+    Returns:
+        One check for each level, energy and count, for the map and for the score.
 
     Raises:
-        CheckpointError: The checkpoint is another one than the bundle was made from.
-        ImageError: An image cannot be read, or does not become the network's input.
+        CheckpointError: The bundle was made from another checkpoint.
+        ImageError: An image cannot be read, or cannot become the network's input.
     """
     manifest = bundle.manifest
     read = model_of_bundle(bundle, checkpoint, backbone_weights=backbone_weights)
@@ -71,7 +74,7 @@ def compare_with_checkpoint(
     count = 0
     session = open_unproven(engine, bundle, precision, threads=threads)
     try:
-        for frame in frames:  # one at a time: there may be more than fit into memory
+        for frame in frames:  # frames are read one by one, because all may not fit into memory
             network_input = graph_input([frame])  # refuses a frame that the network cannot take
             expected = reference_answers(reference, [preprocess(frame)], manifest.nfa)
             levels = [expected[f"level_{n}"] for n in range(len(manifest.levels))]
@@ -95,15 +98,15 @@ def compare_with_checkpoint(
 
 
 def model_of_bundle(bundle: Bundle, checkpoint: Path, *, backbone_weights: Path | None) -> ReadModel:
-    """The checkpoint that a bundle was made from, with the values that were assumed then.
+    """Read the checkpoint that a bundle was made from, with the values that were assumed in the export.
 
     Raises:
-        CheckpointError: It cannot be read, or is another one.
+        CheckpointError: The checkpoint cannot be read, or the bundle was made from another one.
     """
     manifest = bundle.manifest
     given = {one.name: _text(one.value) for one in manifest.assumed if one.given}
     given.pop("input_size", None)
-    # The bundle says how frames are preprocessed, whichever file that was read from.
+    # The export may have read the preprocessing from another file, so it is taken from the manifest.
     preprocessing = manifest.preprocessing
     given |= {
         "resize_method": preprocessing.method,

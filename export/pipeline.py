@@ -1,4 +1,4 @@
-"""A checkpoint in, a bundle out: the exporter from top to bottom."""
+"""Export a checkpoint to a verified bundle with one fp32 graph."""
 
 from __future__ import annotations
 
@@ -61,16 +61,17 @@ _LONGEST_NAME: Final = 255  # bytes, of a file on Linux
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """The choices of a user.
+    """The options of an export.
 
     Attributes:
-        image_size: ``(height, width)`` of the network's input; None takes the checkpoint's.
+        image_size: ``(height, width)`` of the network's input in pixels, or None for the checkpoint's.
         backbone_weights: State dict of the feature extractor, for checkpoints that do not hold it.
         transform_from: Another file of the same training that holds the input transform, such as its ``model.pt``.
-        settings: ``--set name=value``.
-        nfa: Give what the number of false alarms needs: counts, and energies where the levels are likelihoods.
-        frame_size: ``(height, width)`` of the frames that the graph is to take, preprocessing them itself; None makes
-            it take the network's input.
+        settings: The values of ``--set name=value``, by name.
+        nfa: True to add the outputs for the number of false alarms: counts, and energies where the levels are
+            likelihoods.
+        frame_size: ``(height, width)`` in pixels of the frames that the graph takes and preprocesses, or None for a
+            graph that takes the network's input.
         opset: ONNX opset, 17 to 21.
     """
 
@@ -89,14 +90,14 @@ class ExportOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReadModel:
-    """A checkpoint with everything that is needed to export it or to compare with it.
+    """A checkpoint with everything that an export or a comparison needs.
 
     Attributes:
-        checkpoint: What the reader returned.
-        model: The IR, not lowered.
-        backbone: The feature extractor, filled.
-        shapes: ``(channels, height, width)`` of the backbone's features, fine to coarse.
-        preprocessing: How a frame becomes the network's input.
+        checkpoint: The tensors and settings of the file.
+        model: The IR before any pass.
+        backbone: The feature extractor with its weights.
+        shapes: ``(channels, height, width)`` of the backbone's features, from fine to coarse.
+        preprocessing: The steps from a frame to the network's input.
     """
 
     checkpoint: Checkpoint
@@ -106,19 +107,19 @@ class ReadModel:
     preprocessing: Preprocessing
 
     def reference_network(self) -> ReferenceNetwork:
-        """The checkpoint in real FrEIA and timm modules, unlowered: image to levels."""
+        """Build the network from image to levels in real FrEIA and timm modules, without any pass."""
         family = FAMILIES[self.checkpoint.family]
         return family.reference_network(self.checkpoint, self.backbone, self.shapes).eval()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExportResult:
-    """What an export made.
+    """The result of an export.
 
     Attributes:
-        bundle: The bundle, verified.
-        checks: By precision, the comparison with the reference on the bundle's self-test; not of bfloat16,
-            which ONNX Runtime's CPU does not run.
+        bundle: The verified bundle.
+        checks: By precision, the comparison with the expected answers of the bundle's self-test. The graph in
+            bfloat16 has none, because ONNX Runtime's CPU does not run bfloat16.
     """
 
     bundle: Bundle
@@ -129,7 +130,7 @@ def read_model(path: Path, options: ExportOptions) -> ReadModel:
     """Read a checkpoint and build its IR.
 
     Raises:
-        CheckpointError: The file cannot be read, is of no known model, or lacks something.
+        CheckpointError: The file cannot be read, is of no known model, or lacks a tensor or a setting.
     """
     settings = dict(options.settings)
     if options.image_size is not None:
@@ -166,15 +167,15 @@ def export_bundle(
 
     Args:
         path: The checkpoint.
-        target: The bundle's folder; it must not exist, its parent must.
-        options: What the user chose.
+        target: The bundle's folder, which must not exist. Its parent must exist.
+        options: The options of the export.
         extend: A function that adds to the new bundle before it is verified and put in place, such as graphs of lower
             precision. It gets the bundle in a folder of its own and returns the bundle's next version there.
-        reports: Told of each step.
+        reports: The display that each step is reported to.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read or lacks something.
-        ExportError: The graph could not be made or differs from the reference.
+        CheckpointError: The checkpoint cannot be read, or lacks a tensor or a setting.
+        ExportError: The graph could not be made, or differs from the reference network.
         BundleError: The bundle cannot be written there.
     """
     check_target(target)
@@ -208,9 +209,9 @@ def export_bundle(
 
 
 def nfa_outputs_of(repository: str, family: Family) -> NfaOutputs:
-    """Window and probability of the block test as the checkpoint's repository has them.
+    """Return the window and the probability of the windowed test that the checkpoint's repository has.
 
-    That is anomalib's for its U-Flow, else those of the official U-Flow.
+    A U-Flow of anomalib gets anomalib's. All others get those of the official U-Flow.
     """
     traits = TRAITS[family]
     own = traits.anomalib_block_test if repository == "anomalib" else None
@@ -229,7 +230,7 @@ def default_target(path: Path) -> Path:
 
 
 def check_target(target: Path) -> None:
-    """Fail before the work, not after it.
+    """Check that a bundle can be written to a place, before the work of the export.
 
     Raises:
         BundleError: The target exists, its parent does not, or the system cannot have a file of this name.
@@ -248,12 +249,12 @@ def check_target(target: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Traced:
-    """What is left to know of a checkpoint whose graph is on disk: nothing in it holds weights.
+    """The facts of an export that are needed once its graph is on disk. No field holds weights.
 
     Attributes:
         draft: The manifest with the fp32 graph, without files.
-        selftest: The two files of the self-test.
-        lowering: What the passes did.
+        selftest: The two files of the self-test, by path.
+        lowering: The record of the passes.
     """
 
     draft: Manifest
@@ -264,8 +265,8 @@ class _Traced:
 def _trace(path: Path, graph: Path, options: ExportOptions, reports: Reports) -> _Traced:
     """Write the fp32 graph.
 
-    The weights exist several times on the way (the file's, the reference's, the lowered, the tracer's), so each
-    copy is let go as soon as the next is made.
+    The file, the reference network, the lowered flow and the tracer each have a copy of the weights. So the function
+    frees each copy as soon as the next one is made.
     """
     reports.step("reading the checkpoint")
     read = read_model(path, options)
@@ -277,10 +278,10 @@ def _trace(path: Path, graph: Path, options: ExportOptions, reports: Reports) ->
         frame_input = FrameInput(size=options.frame_size, preprocessing=read.preprocessing)
     pixel_range = given_value(PIXEL_RANGE, options.settings)
     draft = with_pixel_range(_manifest(read, fp32, nfa, options.frame_size), pixel_range)
-    json_from_manifest(draft)  # what no bundle can say is refused before the work
-    reports.step("computing the reference's answers")
+    json_from_manifest(draft)  # a manifest that cannot be written is refused before the work
+    reports.step("computing the expected answers")
     frames = synthetic_frames(read.preprocessing, options.frame_size)
-    selftest = files_of_selftest(frames, _reference_answers(read, frames, nfa))
+    selftest = files_of_selftest(frames, _expected_answers(read, frames, nfa))
     reports.step("lowering")
     model, backbone = read.model, read.backbone
     del read
@@ -293,7 +294,10 @@ def _trace(path: Path, graph: Path, options: ExportOptions, reports: Reports) ->
 
 
 def _return_memory() -> None:
-    """Give the system what was let go: torch's modules refer to each other in circles, and glibc keeps freed arrays."""
+    """Return freed memory to the system.
+
+    The modules of torch refer to each other in circles, and glibc keeps freed arrays.
+    """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -306,10 +310,10 @@ def _input_size(checkpoint: Checkpoint) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-def _reference_answers(
+def _expected_answers(
     read: ReadModel, frames: tuple[NDArray[np.uint8], ...], nfa: NfaOutputs | None
 ) -> dict[str, NDArray[np.float32]]:
-    """What the self-test must give, by the name of the graph's output."""
+    """Compute the expected answers of the self-test, by the name of the graph's output."""
     preprocess = Preprocessor(read.preprocessing)
     answers = reference_answers(read.reference_network(), (preprocess(frame) for frame in frames), nfa)
     if not all(np.isfinite(answer).all() for answer in answers.values()):
@@ -359,4 +363,4 @@ def _gate(checks: Mapping[str, tuple[Check, ...]]) -> None:
     ]
     if failed:
         listed = "; ".join(f"{p}: {c.name}: {c.value:.2g} (limit {c.limit:.0e})" for p, c in failed)
-        raise ExportError(f"the exported graph differs from the reference, nothing was written: {listed}.")
+        raise ExportError(f"the exported graph differs from the reference network, and nothing was written: {listed}.")

@@ -1,4 +1,4 @@
-"""The families: reading the table tells all there is."""
+"""The table of the flow families that the exporter can read."""
 
 from __future__ import annotations
 

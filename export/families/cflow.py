@@ -1,4 +1,4 @@
-"""CFLOW-AD (Gudovskiy, Ishizaka and Kozuka, WACV 2022): a conditional flow over the feature vectors of each level."""
+"""Build the IR of CFLOW-AD (Gudovskiy, Ishizaka and Kozuka, WACV 2022), a conditional flow over feature vectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def flow_model(
     shapes: Sequence[tuple[int, int, int]],
     image_size: tuple[int, int],
 ) -> ir.FlowModel:
-    """The checkpoint as data; see `flowedge.export.families.family.BuildsFlowModel`."""
+    """Build the IR of a checkpoint, as `flowedge.export.families.family.BuildsFlowModel` describes."""
     top_pixels = checkpoint.hyperparameters["top_pixels"]
     assert isinstance(top_pixels, int)
     levels = count_levels(checkpoint.tensors)

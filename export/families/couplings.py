@@ -1,4 +1,4 @@
-"""FrEIA's all-in-one block as steps of the IR: shared by CFLOW, FastFlow, U-Flow and MSFlow's parallel flows."""
+"""Read FrEIA's all-in-one blocks as couplings of the IR, for CFLOW, FastFlow, U-Flow and MSFlow's parallel flows."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from flowedge.errors import CheckpointError
 from flowedge.export.checkpoints.checkpoint import Array, Checkpoint, Tensors
 from flowedge.export.graph import ir
 
-GAIN = 0.1  # FrEIA multiplies what the subnet gives by a tenth
+GAIN = 0.1
+"""Factor by which FrEIA multiplies the subnet's output."""
 
 
 def steps_of_level(checkpoint: Checkpoint, level: int, stream: int) -> Iterator[ir.Step]:
-    """The blocks of one level, in order: a ``Coupling`` and a ``ChannelMap`` each."""
-    for block in range(count_couplings(checkpoint.tensors, level)):
-        yield from _steps_of_coupling(checkpoint, f"flow.{level}.{block}.", stream)
+    """Yield a ``Coupling`` and a ``ChannelMap`` for each coupling of one level, in order."""
+    for coupling in range(count_couplings(checkpoint.tensors, level)):
+        yield from _steps_of_coupling(checkpoint, f"flow.{level}.{coupling}.", stream)
 
 
 def count_levels(tensors: Tensors) -> int:
-    """How many levels the flow has."""
+    """Count the levels of the flow."""
     return 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("flow."))
 
 
 def count_couplings(tensors: Tensors, level: int) -> int:
-    """How many blocks the level has."""
+    """Count the couplings of a level."""
     prefix = f"flow.{level}."
     return 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith(prefix))
 
 
-def coupling_channels(tensors: Tensors, level: int, block: int = 0) -> int:
-    """The block's number of channels."""
-    return int(tensors[f"flow.{level}.{block}.global_scale"].size)
+def coupling_channels(tensors: Tensors, level: int) -> int:
+    """Return the number of channels of a level's first coupling."""
+    return int(tensors[f"flow.{level}.0.global_scale"].size)
 
 
 def check_features(tensors: Tensors, backbone: ir.Backbone, shapes: Sequence[tuple[int, int, int]]) -> None:
-    """Hold the backbone's features to the first block of each level.
+    """Compare the backbone's features with the first coupling of each level.
 
     Raises:
-        CheckpointError: Their numbers of levels or channels differ.
+        CheckpointError: The numbers of levels or channels differ.
     """
     wanted = [coupling_channels(tensors, level) for level in range(count_levels(tensors))]
     given = [channels for channels, _, _ in shapes]
@@ -52,18 +53,20 @@ def check_features(tensors: Tensors, backbone: ir.Backbone, shapes: Sequence[tup
 
 
 def softplus_scale(global_scale: Array) -> NDArray[np.float64]:
-    """``0.1 softplus(global_scale, beta = 0.5)``, as FrEIA's SOFTPLUS affine type computes it."""
+    """Compute ``0.1 softplus(global_scale, beta = 0.5)`` as FrEIA's SOFTPLUS affine type does."""
     halved = 0.5 * global_scale.astype(np.float64).ravel()
     return 0.2 * np.where(halved > 20, halved, np.log1p(np.exp(np.minimum(halved, 20))))
 
 
 def channel_matrix(tensors: Tensors, prefix: str) -> ir.Array:
-    """The block's permutation as a matrix ``(C, C)``, whether stored as a matrix, an index or reflections."""
+    """Read a coupling's permutation, which is stored as a matrix, an index or reflections, as a matrix ``(C, C)``."""
+    # 1. Householder reflections v are multiplied to the stored start: W (I - 2 v v^T / v^T v).
     if f"{prefix}vk_householder" in tensors:
         matrix = tensors[f"{prefix}w_0"].astype(np.float64)
         for reflection in tensors[f"{prefix}vk_householder"].astype(np.float64):
             matrix = matrix - np.outer(matrix @ reflection, reflection) * (2 / (reflection @ reflection))
         return matrix.astype(np.float32)
+    # 2. An index gives a permutation matrix. 3. A matrix is taken as it is.
     stored = tensors[f"{prefix}w_perm"]
     if stored.ndim == 1:
         return np.eye(len(stored), dtype=np.float32)[stored]
@@ -76,7 +79,7 @@ def _steps_of_coupling(checkpoint: Checkpoint, prefix: str, stream: int) -> Iter
     active = channels // 2
     passive = channels - active
     subnet = tuple(_subnet(tensors, f"{prefix}subnet."))
-    condition = _inputs(subnet[0]) - passive
+    condition = _inputs(subnet[0]) - passive  # the inputs behind the passive half are the position code's
     alpha = _number(checkpoint.hyperparameters["clamp"])
     variant = checkpoint.hyperparameters["clamp_variant"]
     yield ir.Coupling(
@@ -96,7 +99,7 @@ def _steps_of_coupling(checkpoint: Checkpoint, prefix: str, stream: int) -> Iter
 
 
 def _subnet(tensors: Tensors, prefix: str) -> Iterator[ir.SubnetLayer]:
-    """The layers that have weights, with a ReLU in front of every matrix or convolution but the first."""
+    """Yield the layers that have weights, and a ReLU in front of every matrix or convolution but the first."""
     number = 0
     while f"{prefix}{number}.weight" in tensors:
         weight = np.asarray(tensors[f"{prefix}{number}.weight"], dtype=np.float32)

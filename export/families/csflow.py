@@ -1,4 +1,4 @@
-"""CS-Flow (Rudolph et al., WACV 2022): one flow over three scales, whose subnets look across them."""
+"""Build the IR of CS-Flow (Rudolph et al., WACV 2022), one flow over three scales whose subnets read all of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def flow_model(
     shapes: Sequence[tuple[int, int, int]],
     image_size: tuple[int, int],
 ) -> ir.FlowModel:
-    """The checkpoint as data; see `flowedge.export.families.family.BuildsFlowModel`.
+    """Build the IR of a checkpoint, as `flowedge.export.families.family.BuildsFlowModel` describes.
 
     Raises:
         CheckpointError: The backbone's features do not fit the flow.

@@ -1,4 +1,4 @@
-"""What the exporter needs to know about a family."""
+"""Declare a family's functions for the exporter: its IR and its reference network."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from flowedge.manifest import Family
 
 
 class BuildsFlowModel(Protocol):
-    """Checkpoint, backbone and feature shapes to the IR.
+    """A function that builds the IR of a checkpoint.
 
     ``shapes`` are the ``(channels, height, width)`` of the backbone's features at ``image_size`` (height, width),
-    fine to coarse. A backbone that does not fit the flow is a ``CheckpointError``.
+    from fine to coarse. The function raises ``CheckpointError`` where the backbone does not fit the flow.
     """
 
     def __call__(
@@ -32,7 +32,10 @@ class BuildsFlowModel(Protocol):
 
 
 class BuildsReferenceNetwork(Protocol):
-    """The same checkpoint in real FrEIA modules, unlowered: ``image (N, 3, H, W)`` to one level map per scale."""
+    """A function that builds the reference network of a checkpoint from real FrEIA modules, without any pass.
+
+    The network maps ``image (N, 3, H, W)`` to one map per level. ``shapes`` are those of `BuildsFlowModel`.
+    """
 
     def __call__(
         self, checkpoint: Checkpoint, backbone: nn.Module, shapes: Sequence[tuple[int, int, int]]
@@ -41,13 +44,21 @@ class BuildsReferenceNetwork(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowFamily:
-    """One family: its name, how its checkpoint becomes the IR, and its independent reference."""
+    """A family of flows.
+
+    Attributes:
+        name: The family's name in manifests.
+        flow_model: The function that builds the IR of a checkpoint.
+        reference_network: The function that builds an independent network of a checkpoint, which exports are
+            verified against.
+    """
 
     name: Family
     flow_model: BuildsFlowModel
     reference_network: BuildsReferenceNetwork
 
 
+# A note per training repository, which the manifest of a bundle repeats.
 LICENCES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "gudovskiy/cflow-ad": "The training code is BSD-3-Clause.",

@@ -1,4 +1,4 @@
-"""FastFlow (Yu et al., 2021): an unconditional two-dimensional flow over the feature maps of each level."""
+"""Build the IR of FastFlow (Yu et al., 2021), an unconditional flow over the feature maps of each level."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def flow_model(
     shapes: Sequence[tuple[int, int, int]],
     image_size: tuple[int, int],
 ) -> ir.FlowModel:
-    """The checkpoint as data; see `flowedge.export.families.family.BuildsFlowModel`."""
+    """Build the IR of a checkpoint, as `flowedge.export.families.family.BuildsFlowModel` describes."""
     levels = count_levels(checkpoint.tensors)
     check_features(checkpoint.tensors, backbone, shapes)
     steps = [step for level in range(levels) for step in _steps(checkpoint, level, shapes[level])]
@@ -34,10 +34,10 @@ def flow_model(
 
 
 def layer_norm(tensors: Tensors, level: int, shape: tuple[int, int, int]) -> Iterator[ir.LayerNorm]:
-    """The normalisation of a level's features, where the checkpoint has one (transformers have none).
+    """Yield the layer norm of a level's features, where the checkpoint has one. Transformers have none.
 
     Raises:
-        CheckpointError: It is of another shape than the features.
+        CheckpointError: The layer norm has another shape than the features.
     """
     if f"norms.{level}.weight" in tensors:
         if tensors[f"norms.{level}.weight"].shape != shape:

@@ -1,4 +1,4 @@
-"""MSFlow (Zhou et al., 2024): asymmetric parallel flows on three pooled levels, fused by one coupling across them."""
+"""Build the IR of MSFlow (Zhou et al., TNNLS 2024), parallel flows on pooled levels and one coupling across them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def flow_model(
     shapes: Sequence[tuple[int, int, int]],
     image_size: tuple[int, int],
 ) -> ir.FlowModel:
-    """The checkpoint as data; see `flowedge.export.families.family.BuildsFlowModel`."""
+    """Build the IR of a checkpoint, as `flowedge.export.families.family.BuildsFlowModel` describes."""
     check_features(checkpoint.tensors, backbone, shapes)
     kind = checkpoint.hyperparameters["pool_type"]
     top_k = checkpoint.hyperparameters["top_k"]

@@ -1,4 +1,4 @@
-"""U-Flow (Tailanian, Pardo and Musé, 2022): a U of flow stages, from the coarsest level up to the finest."""
+"""Build the IR of U-Flow (Tailanian, Pardo and Musé, 2022), flow stages from the coarsest to the finest level."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def flow_model(
     shapes: Sequence[tuple[int, int, int]],
     image_size: tuple[int, int],
 ) -> ir.FlowModel:
-    """The checkpoint as data; see `flowedge.export.families.family.BuildsFlowModel`.
+    """Build the IR of a checkpoint, as `flowedge.export.families.family.BuildsFlowModel` describes.
 
     Raises:
         CheckpointError: The backbone's features do not fit the flow.
@@ -36,6 +36,7 @@ def flow_model(
     program: list[ir.Step] = [
         norm for level in range(count) for norm in layer_norm(checkpoint.tensors, level, shapes[level])
     ]
+    # From the coarsest level on, each stage takes its level's features and the channels that came up.
     width = 0
     for level in reversed(range(count)):
         width += shapes[level][0]
@@ -66,7 +67,7 @@ def flow_model(
 
 
 def _lift(tensors: Tensors, level: int, scratch: int, width: int) -> Iterator[ir.Step]:
-    """The first half of the channels goes up, twice as large, behind the next finer level's features."""
+    """Yield the steps that send half of the channels up, at twice the size, behind the next finer level's features."""
     sent = rising_channels(width)
     yield ir.Split(stream=level, into=scratch, send=np.arange(sent), keep=np.arange(sent, width))
     mixing = _mixing(np.asarray(tensors[f"up.{level}.downsample_kernel"], np.float32))
@@ -77,7 +78,7 @@ def _lift(tensors: Tensors, level: int, scratch: int, width: int) -> Iterator[ir
 
 
 def _mixing(kernel: ir.Array) -> ir.Array:
-    """The up-sampling's kernel ``(4g, 1, 2, 2)`` as a matrix in front of a pixel shuffle, ``(4g, 4g)``.
+    """Turn the up-sampling's kernel ``(4g, 1, 2, 2)`` into a matrix ``(4g, 4g)`` in front of a pixel shuffle.
 
     Output pixel (a, b) of channel g is the sum over j of ``kernel[4g + j, 0, a, b] x[4g + j]``. FrEIA's own kernel
     gives the identity.

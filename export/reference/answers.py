@@ -1,4 +1,4 @@
-"""What every reference answers, and its answers by the names of the graph's outputs."""
+"""The reference network's interface, and its answers by the names of the graph's outputs."""
 
 from __future__ import annotations
 
@@ -14,31 +14,36 @@ from flowedge.runtime.nfa import exceedance_counts, window_sides
 
 
 class ReferenceNetwork(nn.Module):
-    """A checkpoint in FrEIA's and timm's own modules, unlowered; ``forward(image)`` gives the levels."""
+    """A checkpoint in FrEIA's and timm's own modules, without any pass. ``forward(image)`` gives the levels."""
 
     def answer(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The levels, ``(N, 1, h, w)`` each, and the latents they are made of, ``(N, C, h, w)``; fine to coarse."""
+        """Compute the levels ``(N, 1, h, w)`` and their latents ``(N, C, h, w)``, from fine to coarse."""
         raise NotImplementedError
 
     def forward(self, image: Tensor) -> list[Tensor]:
         return self.answer(image)[0]
 
     def latents(self, image: Tensor) -> list[Tensor]:
-        """Per level z, ``(N, C, h, w)``."""
+        """Compute the latent z ``(N, C, h, w)`` of each level."""
         return self.answer(image)[1]
 
 
 def reference_answers(
     reference: ReferenceNetwork, images: Iterable[NDArray[np.float32]], nfa: NfaOutputs | None
 ) -> dict[str, NDArray[np.float32]]:
-    """``level_i`` and, with ``nfa``, ``energy_i`` (where it says so) and ``count_i``; ``(N, 1, h, w)`` float32 by name.
+    """Run a reference network on images, and name its answers as the graph's outputs are named.
 
     Energies and counts are computed in NumPy on the latents.
 
     Args:
-        reference: Run once per image.
-        images: N network inputs, each ``(3, H, W)``, taken one by one.
-        nfa: Which outputs beside the levels, and what is counted; None for the levels alone.
+        reference: The network, which is run once per image.
+        images: N network inputs, each ``(3, H, W)``, which are run one by one.
+        nfa: The outputs beside the levels, and the numbers that define the counts. Without it the answers are
+            the levels alone.
+
+    Returns:
+        ``level_i``, with ``nfa`` also ``count_i``, and ``energy_i`` where ``nfa.energies`` is true. Each is
+        ``(N, 1, h, w)`` float32.
     """
     levels, latents = [], []
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""CFLOW in real FrEIA modules, position by position, as its paper writes it."""
+"""Build the reference network of CFLOW from FrEIA's modules, position by position, as its paper writes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from flowedge.export.reference.freia_sequence import freia_sequence
 
 
 class CflowReference(ReferenceNetwork):
-    """``forward(image)``: per level ``(N, 1, h, w)``, the log-likelihood per dimension without its constants."""
+    """CFLOW's reference network.
+
+    ``forward(image)`` gives per level the log-likelihood per dimension without its constants, ``(N, 1, h, w)``.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, backbone: nn.Module, shapes: Sequence[tuple[int, int, int]]
@@ -33,6 +36,7 @@ class CflowReference(ReferenceNetwork):
             self.flows.append(flow)
             code = sinusoids(length, height, width) if length else None
             self.conditions.append(code)
+            # The graph leaves out the constants of the likelihood, which the global scales are a part of.
             blocks: Any = flow.module_list
             scales = [block.global_scale_activation(block.global_scale).double() for block in blocks]
             log_scales = sum(float(scale.log().sum()) for scale in scales)
@@ -49,7 +53,7 @@ class CflowReference(ReferenceNetwork):
         return levels, latents
 
     def _flowed(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Per level z ``(N, C, h, w)`` and the log-determinant ``(N, 1, h, w)``."""
+        """Compute z ``(N, C, h, w)`` and the log-determinant ``(N, 1, h, w)`` of each level."""
         flowed = []
         with torch.no_grad():
             for feature, flow, condition in zip(
@@ -69,7 +73,7 @@ class CflowReference(ReferenceNetwork):
 
 
 def sinusoids(length: int, height: int, width: int) -> Tensor:
-    """The position code as rows, ``(height * width, length)``: columns in the first half, rows in the second."""
+    """Compute the position code ``(height * width, length)``: the column's code, then the row's code."""
     half = length // 2
     frequency = torch.exp(torch.arange(0.0, half, 2) * -(math.log(10000.0) / half))
     code = torch.zeros(length, height, width)

@@ -1,4 +1,4 @@
-"""CS-Flow, scale by scale, as its paper writes it (Rudolph et al., WACV 2022), on FrEIA's permutations."""
+"""Build the reference network of CS-Flow (Rudolph et al., WACV 2022) scale by scale, with FrEIA's permutations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ ScaleAndShift: TypeAlias = tuple[Tensor, Tensor]
 
 
 class CsflowReference(ReferenceNetwork):
-    """``forward(image)``: per level ``(N, 1, h, w)``, the channel mean of z squared."""
+    """CS-Flow's reference network.
+
+    ``forward(image)`` gives per level the channel mean of z squared, ``(N, 1, h, w)``.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, backbone: nn.Module, shapes: Sequence[tuple[int, int, int]]
@@ -51,7 +54,7 @@ class CsflowReference(ReferenceNetwork):
 
 
 class PermutedCoupling(nn.Module):
-    """Each level's channels are gathered, ``y_i = x[index_i]``, then coupled: ``indices`` are int64 ``(C,)``."""
+    """Gather the channels of each level, ``y_i = x[index_i]``, then run a coupling. ``indices`` are int64 ``(C,)``."""
 
     def __init__(self, indices: Sequence[Array], coupling: nn.Module) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ class PermutedCoupling(nn.Module):
 
 
 class TwoSidedCoupling(nn.Module):
-    """Both halves of every level are moved, each by a net that sees the other half of all levels.
+    """Transform the halves of every level in turn, each with a subnet that reads the other halves of all levels.
 
     With ``E(s) = exp(0.636 clamp atan(s / clamp))``: ``y1 = E(S2) x1 + T2`` where ``(S2, T2) = net2(x2)``, then
     ``y2 = E(S1) x2 + T1`` where ``(S1, T1) = net1(y1)``. The first half is the smaller one.
@@ -92,7 +95,7 @@ class TwoSidedCoupling(nn.Module):
 
 
 class CrossScaleNet(nn.Module):
-    """The subnet over three scales: each sees itself and its neighbours."""
+    """CS-Flow's subnet over three scales, where each scale reads itself and its neighbours."""
 
     def __init__(self, tensors: Tensors, prefix: str, *, use_gamma: bool) -> None:
         super().__init__()
@@ -123,7 +126,7 @@ class CrossScaleNet(nn.Module):
 
 
 def convolution(tensors: Tensors, name: str, *, stride: int = 1) -> nn.Conv2d:
-    """The convolution with the tensors ``NAME.weight (out, in, K, K)`` and ``NAME.bias``, zero-padded by ``K // 2``."""
+    """Build a convolution, zero-padded by ``K // 2``, from ``NAME.weight (out, in, K, K)`` and ``NAME.bias``."""
     weight, bias = (torch.from_numpy(np.array(tensors[f"{name}.{part}"])) for part in ("weight", "bias"))
     outputs, inputs, kernel, _ = weight.shape
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)

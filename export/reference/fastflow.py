@@ -1,4 +1,4 @@
-"""FastFlow in real FrEIA modules, level by level, as its paper writes it (Yu et al., 2021)."""
+"""Build the reference network of FastFlow (Yu et al., 2021) from FrEIA's modules, level by level."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from flowedge.export.reference.freia_sequence import freia_sequence
 
 
 class FastflowReference(ReferenceNetwork):
-    """``forward(image)``: per level ``(N, 1, h, w)``, the channel mean of z squared."""
+    """FastFlow's reference network.
+
+    ``forward(image)`` gives per level the channel mean of z squared, ``(N, 1, h, w)``.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, backbone: nn.Module, shapes: Sequence[tuple[int, int, int]]
@@ -40,7 +43,7 @@ class FastflowReference(ReferenceNetwork):
 
 
 def layer_norms(tensors: Tensors, shapes: Sequence[tuple[int, int, int]]) -> nn.ModuleList:
-    """Per level the layer norm over ``(C, H, W)``, or the identity where the checkpoint has none (transformers)."""
+    """Build the layer norm over ``(C, H, W)`` of each level, or the identity where the checkpoint has no norm."""
     norms = nn.ModuleList()
     for level, shape in enumerate(shapes):
         if f"norms.{level}.weight" not in tensors:
@@ -56,7 +59,10 @@ def layer_norms(tensors: Tensors, shapes: Sequence[tuple[int, int, int]]) -> nn.
 
 
 def convolutional_subnet(tensors: Tensors, level: int) -> Callable[[int], Callable[[int, int], nn.Module]]:
-    """From a block's number to the constructor of its subnet, conv ReLU conv, zero-padded to the same size."""
+    """Return a function from a coupling's number to the constructor of its subnet.
+
+    The subnet is a convolution, a ReLU and a convolution, zero-padded to keep the size.
+    """
 
     def of_block(block: int) -> Callable[[int, int], nn.Module]:
         hidden, _, kernel, _ = tensors[f"flow.{level}.{block}.subnet.0.weight"].shape

@@ -1,4 +1,4 @@
-"""Real FrEIA blocks, filled from a checkpoint."""
+"""Build FrEIA's own all-in-one blocks and fill them with the weights of a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowedge.export.checkpoints.checkpoint import Checkpoint
 
 
 class LaterAllInOneBlock(AllInOneBlock):  # type: ignore[misc]
-    """The clamp of FrEIA's main branch since August 2023: ``alpha tanh(a / alpha)``."""
+    """FrEIA's block with the clamp ``alpha tanh(a / alpha)`` of its main branch since August 2023."""
 
     def _affine(self, x: Tensor, a: Tensor, rev: bool = False) -> tuple[Tensor, Tensor]:
         assert not rev
@@ -33,14 +33,14 @@ def freia_sequence(
     condition: int,
     subnet: Callable[[int], Callable[[int, int], nn.Module]],
 ) -> nn.Module:
-    """One level's blocks as FrEIA's ``SequenceINN``.
+    """Build the couplings of one level as FrEIA's ``SequenceINN``.
 
     Args:
-        checkpoint: What the reader returned.
-        level: Which level's blocks.
-        shape: What FrEIA calls the input dimensions: ``(C,)`` or ``(C, H, W)``.
-        condition: Channels of the condition, 0 for none.
-        subnet: From a block's number to FrEIA's subnet constructor.
+        checkpoint: The checkpoint that holds the weights.
+        level: The level's number.
+        shape: FrEIA's input dimensions, ``(C,)`` or ``(C, H, W)``.
+        condition: Number of channels of the condition, 0 for none.
+        subnet: A function from a coupling's number to FrEIA's subnet constructor.
     """
     tensors = checkpoint.tensors
     prefix = f"flow.{level}."
@@ -67,11 +67,13 @@ def freia_sequence(
 
 
 def _fill(block: Any, own: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Load the tensors of one coupling into FrEIA's block."""
     state = {
         name: torch.from_numpy(np.array(value))
         for name, value in own.items()
         if not name.startswith("subnet.")
     }
+    # FrEIA stores the global affine and the permutation with an axis of size 1 for each spatial axis.
     rank = block.input_rank
     for name in ("global_scale", "global_offset"):
         state[name] = state[name].reshape(1, -1, *(1,) * rank)
@@ -81,6 +83,7 @@ def _fill(block: Any, own: dict[str, np.ndarray[Any, Any]]) -> None:
             matrix = torch.eye(len(matrix))[matrix]
         state["w_perm"] = matrix.reshape(*matrix.shape[:2], *(1,) * rank)
         state["w_perm_inv"] = state["w_perm"].transpose(0, 1).contiguous()
+    # A checkpoint numbers only the layers that have weights.
     layers = [
         module for module in block.subnet.modules() if isinstance(getattr(module, "weight", None), Tensor)
     ]

@@ -1,4 +1,4 @@
-"""MSFlow in real FrEIA modules: parallel flows, then the fusion flow (Zhou et al., TNNLS 2024)."""
+"""Build the reference network of MSFlow (Zhou et al., TNNLS 2024): FrEIA's parallel flows, then the fusion flow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from flowedge.export.reference.freia_sequence import freia_sequence
 
 
 class MsflowReference(ReferenceNetwork):
-    """``forward(image)``: per level ``(N, 1, h, w)``, the log-likelihood per dimension without its constants."""
+    """MSFlow's reference network.
+
+    ``forward(image)`` gives per level the log-likelihood per dimension without its constants, ``(N, 1, h, w)``.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, backbone: nn.Module, shapes: Sequence[tuple[int, int, int]]
@@ -60,7 +63,7 @@ class MsflowReference(ReferenceNetwork):
 
 
 class FusionNet(nn.Module):
-    """The fusion coupling's net: all levels meet at the coarsest size and each is corrected by the meeting."""
+    """MSFlow's subnet: all levels are mixed at the coarsest size, and the mixture is added to each level."""
 
     def __init__(self, tensors: Tensors, prefix: str, levels: int) -> None:
         super().__init__()
@@ -122,7 +125,10 @@ def _subnet(tensors: Tensors, level: int) -> Callable[[int], Callable[[int, int]
 
 
 def _pool(pool_type: object) -> nn.Module:
-    """Three pixels wide, stride 2; the average counts the zero padding, as the official implementation's does."""
+    """Build the pooling of 3x3 windows with stride 2.
+
+    The average counts the zero padding, as in the official implementation.
+    """
     if pool_type == "avg":
         return nn.AvgPool2d(3, 2, 1, count_include_pad=True)
     if pool_type == "max":

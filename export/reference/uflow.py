@@ -1,4 +1,4 @@
-"""U-Flow in real FrEIA modules, wired as the U of its paper (Tailanian, Pardo and Musé, 2022)."""
+"""Build the reference network of U-Flow (Tailanian, Pardo and Musé, 2022) from FrEIA's modules."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Shape: TypeAlias = tuple[int, int, int]
 
 
 class UflowReference(ReferenceNetwork):
-    """``forward(image)``: per level ``(N, 1, h, w)``, the channel mean of z squared.
+    """U-Flow's reference network: ``forward(image)`` gives per level the channel mean of z squared, ``(N, 1, h, w)``.
 
-    A file stores the kernel of each up-sampling and the official implementation loads it, so it is used where the
-    record has it: ``up.{l}.downsample_kernel``, float32 ``(4g, 1, 2, 2)``, where 4g channels of level l become g of
-    level l - 1. A record without it has FrEIA's constant, a pixel shuffle.
+    A file stores the kernel of each up-sampling, and the official implementation loads it. So the network uses
+    ``up.{l}.downsample_kernel``, float32 ``(4g, 1, 2, 2)``, where the checkpoint has it. It turns 4g channels of level
+    l into g channels of level l - 1. A checkpoint without it has FrEIA's constant kernel, a pixel shuffle.
     """
 
     def __init__(self, checkpoint: Checkpoint, backbone: nn.Module, shapes: Sequence[Shape]) -> None:
@@ -60,7 +60,10 @@ class UflowReference(ReferenceNetwork):
 
 
 class _Ascent(nn.Module):
-    """From one level to the next finer: a part of the channels is done, the rest joins the finer features."""
+    """Send some channels of one level up to the next finer level.
+
+    Some channels of the coarse level are its latent. The others are upsampled and join the finer features.
+    """
 
     def __init__(self, coarse: Shape, fine: Shape, kernel: Array | None) -> None:
         super().__init__()
@@ -75,7 +78,7 @@ class _Ascent(nn.Module):
         self.shape: Shape = self.concat.output_dims(joined)[0]  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
 
     def forward(self, coarse: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
-        """The coarse level's latent, and what the next level's flow takes."""
+        """Return the coarse level's latent and the input of the next level's flow."""
         (rising, latent), _ = self.split([coarse])
         (risen,), _ = self.up([rising])
         (joined,), _ = self.concat([fine, risen])
