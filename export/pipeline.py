@@ -363,4 +363,6 @@ def _gate(checks: Mapping[str, tuple[Check, ...]]) -> None:
     ]
     if failed:
         listed = "; ".join(f"{p}: {c.name}: {c.value:.2g} (limit {c.limit:.0e})" for p, c in failed)
-        raise ExportError(f"the exported graph differs from the reference network, and nothing was written: {listed}.")
+        raise ExportError(
+            f"the exported graph differs from the reference network, and nothing was written: {listed}."
+        )

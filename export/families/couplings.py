@@ -79,7 +79,7 @@ def _steps_of_coupling(checkpoint: Checkpoint, prefix: str, stream: int) -> Iter
     active = channels // 2
     passive = channels - active
     subnet = tuple(_subnet(tensors, f"{prefix}subnet."))
-    condition = _inputs(subnet[0]) - passive  # the inputs behind the passive half are the position code's
+    condition = _inputs(subnet[0]) - passive  # the inputs after the passive half are the position code's
     alpha = _number(checkpoint.hyperparameters["clamp"])
     variant = checkpoint.hyperparameters["clamp_variant"]
     yield ir.Coupling(
@@ -99,7 +99,7 @@ def _steps_of_coupling(checkpoint: Checkpoint, prefix: str, stream: int) -> Iter
 
 
 def _subnet(tensors: Tensors, prefix: str) -> Iterator[ir.SubnetLayer]:
-    """Yield the layers that have weights, and a ReLU in front of every matrix or convolution but the first."""
+    """Yield the layers that have weights, and a ReLU before every matrix or convolution but the first."""
     number = 0
     while f"{prefix}{number}.weight" in tensors:
         weight = np.asarray(tensors[f"{prefix}{number}.weight"], dtype=np.float32)

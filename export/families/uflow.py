@@ -67,7 +67,7 @@ def flow_model(
 
 
 def _lift(tensors: Tensors, level: int, scratch: int, width: int) -> Iterator[ir.Step]:
-    """Yield the steps that send half of the channels up, at twice the size, behind the next finer level's features."""
+    """Yield the steps that send half of the channels up, at twice the size, after the next finer level's features."""
     sent = rising_channels(width)
     yield ir.Split(stream=level, into=scratch, send=np.arange(sent), keep=np.arange(sent, width))
     mixing = _mixing(np.asarray(tensors[f"up.{level}.downsample_kernel"], np.float32))
@@ -78,7 +78,7 @@ def _lift(tensors: Tensors, level: int, scratch: int, width: int) -> Iterator[ir
 
 
 def _mixing(kernel: ir.Array) -> ir.Array:
-    """Turn the up-sampling's kernel ``(4g, 1, 2, 2)`` into a matrix ``(4g, 4g)`` in front of a pixel shuffle.
+    """Turn the up-sampling's kernel ``(4g, 1, 2, 2)`` into a matrix ``(4g, 4g)`` before a pixel shuffle.
 
     Output pixel (a, b) of channel g is the sum over j of ``kernel[4g + j, 0, a, b] x[4g + j]``. FrEIA's own kernel
     gives the identity.

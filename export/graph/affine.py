@@ -1,6 +1,6 @@
-"""The pass that folds the couplings' global scale and offset into the subnets.
+"""Fold the couplings' global scale and offset into the subnets, in one pass.
 
-Behind each coupling the paper multiplies every channel by a constant and adds another one. The folded graph stores
+After each coupling the paper multiplies every channel by a constant and adds another one. The folded graph stores
 ``u`` where the paper has ``x = S u + m``. The *deferred scale* S and the *shift* m are known constants of each
 channel at each place of the program. Steps further on absorb them:
 
@@ -17,7 +17,7 @@ score at the end of the stream        weights of the sum of squares             
 
 Two sources can set a shift freely: the last bias of a subnet, for the channels that were active, and the bias of a
 channel map. So a walk backwards first finds the *required shift* of each channel at each place. The walk forwards
-then sets it at the last source in front of that place. A shift that no source can set is a *leftover*. It occurs for
+then sets it at the last source before that place. A shift that no source can set is a *leftover*. It occurs for
 features that enter the flow and for a passive half between two padded convolutions, and becomes an explicit addition.
 """
 
@@ -44,8 +44,8 @@ _ANY: Final = np.nan
 def fold_affine(model: ir.FlowModel) -> ir.FlowModel:
     """Global scales and offsets go into the subnets, the dense channel maps and the score.
 
-    The pass folds each run of couplings and channel maps on one stream as a whole. Where a run ends in front of
-    another kind of step, one multiplication applies the scale that is still deferred. A run whose scale leaves
+    The pass folds each run of couplings and channel maps on one stream as a whole. Where another kind of step
+    follows a run, one multiplication applies the scale that is still deferred. A run whose scale leaves
     ``2**±16`` keeps its scales and offsets where they are.
     """
     placed: list[list[ir.Step]] = [[step] for step in model.steps]
@@ -59,9 +59,9 @@ def fold_affine(model: ir.FlowModel) -> ir.FlowModel:
             placed[n] = [step]
         (stream,) = ir.streams_of(model.steps[run[0]])
         if np.any(leftover):
-            _subtract_in_front(model, placed, stream, run[0], leftover)
+            _subtract_before(model, placed, stream, run[0], leftover)
         if np.any(scale != 1):
-            _apply_scale_behind(model, placed, levels, stream, run[-1], scale)
+            _apply_scale_after(model, placed, levels, stream, run[-1], scale)
     return dataclasses.replace(model, steps=tuple(s for group in placed for s in group), levels=tuple(levels))
 
 
@@ -82,30 +82,30 @@ def _fold_run(steps: list[ir.Step]) -> tuple[_Vector, list[ir.Step], _Vector] | 
     """Fold the scales and offsets of a run.
 
     Returns:
-        The leftover to subtract in front of the run, the folded steps, and the scale that is deferred behind the
+        The leftover to subtract before the run, the folded steps, and the scale that is deferred after the
         run. The result is None where a deferred scale is too large or too small.
     """
     required = _required_shifts(steps)
     leftover = np.nan_to_num(required[0])
     scale, shift = np.ones(len(leftover)), leftover
     folded: list[ir.Step] = []
-    for step, required_behind in zip(steps, required[1:], strict=True):
+    for step, required_after in zip(steps, required[1:], strict=True):
         lowered: ir.Step
         if isinstance(step, ir.Coupling):
-            lowered, scale, shift = _fold_coupling(step, required_behind, scale, shift)
+            lowered, scale, shift = _fold_coupling(step, required_after, scale, shift)
         else:
             assert isinstance(step, ir.ChannelMap)
-            lowered, scale, shift = _fold_map(step, required_behind, scale, shift)
+            lowered, scale, shift = _fold_map(step, required_after, scale, shift)
         folded.append(lowered)
         if scale.max() > _LARGEST_SCALE or scale.min() < 1 / _LARGEST_SCALE:
             return None
     return leftover, folded, scale
 
 
-def _subtract_in_front(
+def _subtract_before(
     model: ir.FlowModel, placed: list[list[ir.Step]], stream: int, first: int, leftover: _Vector
 ) -> None:
-    """Subtract a leftover in front of a run, in the bias of a layer norm there or as a step of its own."""
+    """Subtract a leftover before a run, in the bias of a layer norm there or as a step of its own."""
     before = [n for n in range(first) if stream in ir.streams_of(model.steps[n])]
     step = placed[before[-1]][-1] if before else None
     if isinstance(step, ir.LayerNorm) and step.stream == stream:
@@ -114,7 +114,7 @@ def _subtract_in_front(
         placed[first].insert(0, ir.ChannelAffine(stream=stream, scale=None, shift=float32(-leftover)))
 
 
-def _apply_scale_behind(
+def _apply_scale_after(
     model: ir.FlowModel,
     placed: list[list[ir.Step]],
     levels: list[ir.Level],
@@ -122,19 +122,19 @@ def _apply_scale_behind(
     last: int,
     scale: _Vector,
 ) -> None:
-    """Apply the scale that is deferred behind the last step of a run."""
-    behind = [n for n in range(last + 1, len(model.steps)) if stream in ir.streams_of(model.steps[n])]
-    split = model.steps[behind[0]] if len(behind) == 1 else None
+    """Apply the scale that is deferred after the last step of a run."""
+    later = [n for n in range(last + 1, len(model.steps)) if stream in ir.streams_of(model.steps[n])]
+    split = model.steps[later[0]] if len(later) == 1 else None
     # 1. The stream ends: the score absorbs the scale.
-    if not behind:
+    if not later:
         _scale_latent(levels, stream, scale)
     # 2. The stream ends with a split: the score absorbs the scale of the channels that stay, a step the others'.
     elif isinstance(split, ir.Split):
         _scale_latent(levels, stream, scale[split.keep])
-        placed[behind[0]].append(
+        placed[later[0]].append(
             ir.ChannelAffine(stream=split.into, scale=float32(scale[split.send]), shift=None)
         )
-    # 3. Another step reads the stream: a step in front of it multiplies.
+    # 3. Another step reads the stream: an added step multiplies before it.
     else:
         placed[last].append(ir.ChannelAffine(stream=stream, scale=float32(scale), shift=None))
 
@@ -147,16 +147,16 @@ def _scale_latent(levels: list[ir.Level], stream: int, scale: _Vector) -> None:
 
 
 def _required_shifts(steps: list[ir.Step]) -> list[_Vector]:
-    """Find the shift that each channel must have in front of each step and behind the last one.
+    """Find the shift that each channel must have before each step and after the last one.
 
     The vectors hold ``_ANY`` for channels that may have any shift.
     """
-    required = np.zeros(_width_behind(steps[-1]))  # the score absorbs no shift
+    required = np.zeros(_width_after(steps[-1]))  # the score absorbs no shift
     found = [required]
     for step in reversed(steps):
         if isinstance(step, ir.Coupling):
-            # Active channels require zero. So do passive channels in front of a padded convolution. Other passive
-            # channels require the shift that the coupling's own scale and offset turn into the one behind it.
+            # Active channels require zero. So do passive channels before a padded convolution. Other passive
+            # channels require the shift that the coupling's own scale and offset turn into the one after it.
             scale, offset = _affine_of(step)
             passive_width = len(step.passive)
             before = np.zeros(len(required))
@@ -177,7 +177,7 @@ def _required_shifts(steps: list[ir.Step]) -> list[_Vector]:
     return found[::-1]
 
 
-def _width_behind(step: ir.Step) -> int:
+def _width_after(step: ir.Step) -> int:
     if isinstance(step, ir.Coupling):
         return len(step.passive) + len(step.active)
     assert isinstance(step, ir.ChannelMap)
@@ -193,12 +193,12 @@ def _fold_coupling(
 
     Args:
         step: The coupling.
-        required: The required shift of each channel behind it.
-        scale: The deferred scale of each channel in front of it.
-        shift: The shift of each channel in front of it.
+        required: The required shift of each channel after it.
+        scale: The deferred scale of each channel before it.
+        shift: The shift of each channel before it.
 
     Returns:
-        The folded coupling, and the deferred scale and the shift of each channel behind it.
+        The folded coupling, and the deferred scale and the shift of each channel after it.
     """
     assert step.gain == 1.0, "fold_gain runs first"
     passive_width = len(step.passive)
@@ -254,12 +254,12 @@ def _fold_map(
     # The matrix absorbs the scale in its columns. The bias takes the shift away and sets the required one.
     assert step.matrix is not None
     matrix = step.matrix.astype(np.float64)
-    shift_behind = np.nan_to_num(required)
-    bias = matrix @ shift - shift_behind + (0.0 if step.bias is None else step.bias)
+    shift_after = np.nan_to_num(required)
+    bias = matrix @ shift - shift_after + (0.0 if step.bias is None else step.bias)
     lowered = dataclasses.replace(
         step, matrix=float32(matrix * scale), bias=float32(bias) if np.any(bias) else None
     )
-    return lowered, np.ones(len(matrix)), shift_behind
+    return lowered, np.ones(len(matrix)), shift_after
 
 
 def _affine_of(step: ir.Coupling) -> tuple[_Vector, _Vector]:

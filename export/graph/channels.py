@@ -1,4 +1,4 @@
-"""The pass that gives subnets channel counts that engines compute quickly."""
+"""Give subnets channel counts that engines compute quickly, in one pass."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _filled(step: ir.Coupling) -> ir.Coupling:
     if not isinstance(first, ir.Conv) or any(isinstance(layer, ir.ChannelNorm) for layer in others):
         return step
     passive_width, added = len(step.passive), _missing_channels(first.weight.shape[1])
-    # The repeated channels come behind the passive half, and in front of a condition.
+    # The repeated channels come after the passive half, and before a condition.
     weight = np.insert(first.weight, [passive_width] * added, 0.0, axis=1)
     subnet: list[ir.SubnetLayer] = [dataclasses.replace(first, weight=weight), *others]
     # Each hidden layer gets rows of zeros, and the convolution that reads it gets as many columns of zeros.

@@ -70,7 +70,7 @@ def _costs(model: ir.FlowModel) -> Iterator[StepCost]:
             shapes[step.into] = (len(step.send), *shapes[step.stream][1:])
         streams = step.streams if isinstance(step, ir.TwoSidedCoupling) else (step.stream,)
         for place, stream in enumerate(streams):
-            shapes[stream] = _shape_behind(step, place, shapes)
+            shapes[stream] = _shape_after(step, place, shapes)
             parameters, macs = _cost(step, place, [shapes[one] for one in streams])
             yield StepCost(
                 level=levels[stream],
@@ -92,8 +92,8 @@ def _costs(model: ir.FlowModel) -> Iterator[StepCost]:
         )
 
 
-def _shape_behind(step: ir.Step, place: int, shapes: dict[int, tuple[int, int, int]]) -> tuple[int, int, int]:
-    """Return the shape behind the step of its stream, or of the stream at ``place`` where it has several."""
+def _shape_after(step: ir.Step, place: int, shapes: dict[int, tuple[int, int, int]]) -> tuple[int, int, int]:
+    """Return the shape that a step leaves in its stream, or in the stream at ``place`` of a step with several."""
     match step:
         case ir.TwoSidedCoupling():
             return (len(step.first[place]) + len(step.second[place]), *shapes[step.streams[place]][1:])
@@ -118,7 +118,7 @@ def _shape_behind(step: ir.Step, place: int, shapes: dict[int, tuple[int, int, i
 
 
 def _cost(step: ir.Step, place: int, shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int]:
-    """Count parameters and multiply-accumulates of a step, given the shapes of all its streams behind it."""
+    """Count parameters and multiply-accumulates of a step, given the shapes that it leaves in all its streams."""
     _, height, width = shapes[place]
     match step:
         case ir.Coupling():

@@ -1,4 +1,4 @@
-"""Passes over the couplings that work on all levels at once: CS-Flow's and MSFlow's."""
+"""Merge and reorder convolutions of CS-Flow's and MSFlow's couplings across levels, in passes over the flow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def merge_scale_and_shift_heads(model: ir.FlowModel) -> ir.FlowModel:
 
 
 def mix_channels_before_upsampling(model: ir.FlowModel) -> ir.FlowModel:
-    """A convolution behind an upsampling mixes channels before it, where there are four times fewer pixels.
+    """A convolution after an upsampling mixes channels before it, where there are four times fewer pixels.
 
     The pass changes a route only where that saves multiply-accumulates and the new matrix is no larger than the
     weights. The new matrix upsamples, shifts and sums, and grows with the square of the level's size. A route with few
@@ -87,7 +87,7 @@ def fold_soft_clamp(model: ir.FlowModel) -> ir.FlowModel:
 
 
 def _stacked(convs: tuple[ir.Conv, ...]) -> ir.Conv:
-    """Join convolutions of one input to one that gives their outputs one behind the other."""
+    """Join convolutions of one input to one that gives their outputs one after the other."""
     if len(convs) == 1:
         return convs[0]
     return ir.Conv(

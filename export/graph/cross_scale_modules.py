@@ -21,7 +21,7 @@ _SLOPE: Final = 0.1
 
 
 class TwoSided(nn.Module):
-    """One ``TwoSidedCoupling``: ``forward(streams)`` gives the streams behind it."""
+    """One ``TwoSidedCoupling``: ``forward(streams)`` gives the streams after it."""
 
     def __init__(self, step: ir.TwoSidedCoupling, sizes: Sequence[tuple[int, int]]) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class _CrossScale(nn.Module):
         for level, (routes, convs, gain) in enumerate(
             zip(self._net.routes, self.routes, self._net.gains, strict=True)
         ):
-            # A coarser level is upsampled in front of its convolution, unless the route mixes channels first.
+            # A coarser level is upsampled before its convolution, unless the route mixes channels first.
             parts = []
             for route, conv in zip(routes, cast(nn.ModuleList, convs), strict=True):
                 read = [

@@ -30,7 +30,7 @@ class Flow(nn.Module):
     ``(N, 1, h_l, w_l)`` tensor per level. The map holds the log-likelihood per dimension without its constants where
     the score needs the log-determinant. Elsewhere it holds the channel mean of z squared.
 
-    With ``nfa``, the counts of all levels follow, and in front of them the energies where ``nfa.energies`` is true.
+    With ``nfa``, the counts of all levels follow. Before them come the energies where ``nfa.energies`` is true.
     The model must then be lowered with its latents kept.
     """
 
@@ -120,7 +120,7 @@ class DetectorModule(nn.Module):
 
 
 class _Coupling(nn.Module):
-    """A coupling on one stream: ``forward(x)`` gives the stream behind it, and the exponent or None."""
+    """A coupling on one stream: ``forward(x)`` gives the stream after it, and the exponent or None."""
 
     passive: Tensor
     active: Tensor
@@ -158,7 +158,7 @@ class _Coupling(nn.Module):
 class _Subnet(nn.Module):
     """The layers of a subnet, with the last layer cut in two: one for the log-scale and one for the shift.
 
-    A Split node behind one wide layer would cost a copy of all channels on a CPU. In TensorRT it would cost ten
+    A Split node after one wide layer would cost a copy of all channels on a CPU. In TensorRT it would cost ten
     layers of shape arithmetic, because the batch size is open.
     """
 

@@ -1,4 +1,4 @@
-"""Passes that drop what the score does not use and fold constants into the weights of one coupling's subnet."""
+"""Drop what the score does not use and fold constants into one subnet's weights, in passes over the flow."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def fold_gain(model: ir.FlowModel) -> ir.FlowModel:
 
 
 def centre_before_norm(model: ir.FlowModel) -> ir.FlowModel:
-    """The convolution in front of a norm over channels gives outputs of mean zero, so the norm subtracts no mean."""
+    """The convolution before a norm over channels gives outputs of mean zero, so the norm subtracts no mean."""
 
     def centred(step: ir.Coupling) -> ir.Coupling:
         subnet = list(step.subnet)

@@ -238,12 +238,12 @@ class _Cv2Resize(nn.Module):
         self.register_buffer("right", torch.from_numpy(columns.second_weight.astype(np.float32)))
 
     def forward(self, frame: Tensor) -> Tensor:
-        # Two gathers fetch the two rows and the two columns of each output, the first taps in front of the second.
+        # Two gathers fetch the two rows and the two columns of each output, the first taps before the second.
         height, width = self._size
         pixels = frame.index_select(1, self.row_inputs).index_select(2, self.column_inputs)
         pixels = pixels.permute(0, 3, 1, 2)
         along_x = pixels.narrow(-1, 0, width) * self.left + pixels.narrow(-1, width, width) * self.right
-        # OpenCV drops 4 bits behind the first axis, 16 bits of each product of the second, and the last 2 bits.
+        # OpenCV drops 4 bits after the first axis, 16 bits of each product of the second, and the last 2 bits.
         t = torch.floor(along_x * 2.0**-4)
         upper = _high_half(t.narrow(-2, 0, height), self.top)
         lower = _high_half(t.narrow(-2, height, height), self.bottom)

@@ -2,7 +2,7 @@
 
 A ``FlowModel`` is a backbone that gives one feature map per level, a program of steps over *streams*, and a
 score. Stream ``l`` starts as the features of level ``l`` and ends as the latent z of that level. Levels run from
-fine, 0, to coarse. Each ``Split`` makes a further stream, numbered behind the levels. Every array is float32 or int64
+fine, 0, to coarse. Each ``Split`` makes a further stream, numbered after the levels. Every array is float32 or int64
 NumPy. Nothing here knows torch.
 
 One set of classes holds both a model as its paper writes it and the model after the passes. A pass folds the value
@@ -109,7 +109,7 @@ class Coupling:
         stream: The stream that the coupling transforms.
         passive: Channels of the stream that the subnet reads, in its order. A channel may be repeated.
         active: Channels that are transformed, in the order of the subnet's output.
-        condition: Constant maps that the subnet reads behind the passive channels, or None.
+        condition: Constant maps that the subnet reads after the passive channels, or None.
         subnet: The layers of the subnet, in order.
         gain: Factor of the subnet's output, 0.1 in FrEIA.
         alpha: Largest absolute value of g, FrEIA's clamp.
@@ -156,7 +156,7 @@ class ChannelAffine:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PositionChannels:
-    """Append the constant maps of a basis to the stream, behind its channels."""
+    """Append the constant maps of a basis to the stream, after its channels."""
 
     stream: int
     basis: PositionBasis

@@ -1,4 +1,4 @@
-"""The table of passes, which rewrite a flow as its paper writes it to one that an engine computes quickly.
+"""List the passes, which rewrite a flow as its paper writes it to one that an engine computes quickly.
 
 A pass is a function ``FlowModel -> FlowModel``. `lower` runs them from top to bottom of `PASSES`. They fold weights
 in float64 and round once.

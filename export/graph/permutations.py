@@ -1,4 +1,4 @@
-"""Passes that remove permutations and rotations of channels."""
+"""Remove permutations and rotations of channels, in passes over the flow."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def absorb_gathers(model: ir.FlowModel) -> ir.FlowModel:
             before = deferred.get(step.stream)
             deferred[step.stream] = step.index if before is None else before[step.index]
             continue
-        # A step that cannot absorb the gathers keeps them in front of it.
+        # A step that cannot absorb the gathers keeps them before it.
         gathers = {stream: deferred.pop(stream) for stream in ir.streams_of(step) if stream in deferred}
         absorbed = reading_through(step, gathers) if gathers else step
         if absorbed is None:
@@ -65,7 +65,7 @@ def drop_last_rotation(model: ir.FlowModel) -> ir.FlowModel:
 
 
 def reading_through(step: ir.Step, gathers: Mapping[int, ir.Index]) -> ir.Step | None:
-    """Rewrite a step to read its streams as they are in front of the gathers.
+    """Rewrite a step to read its streams as they are before the gathers.
 
     Args:
         step: The step that reads the gathered streams.

@@ -1,4 +1,4 @@
-"""Passes that make the position code of a conditional flow small and cheap to read."""
+"""Make the position code of a conditional flow small and cheap to read, in passes over the flow."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def carry_position(model: ir.FlowModel) -> ir.FlowModel:
             continue
         places = places[next(i for i, n in enumerate(places) if isinstance(steps[n], ir.Coupling)) :]
         carrying, channel_of = _with_carried_maps([steps[n] for n in places], basis)
-        for n, step in zip(places, carrying, strict=False):  # steps behind a coupling across levels stay
+        for n, step in zip(places, carrying, strict=False):  # steps after a coupling across levels stay
             steps[n] = step
         if channel_of is not None:
             levels[stream] = with_latents_at(level, channel_of)
@@ -115,7 +115,7 @@ def _with_carried_maps(
     maps = np.arange(width, width + basis.length)  # indices of the maps in the carrying stream
     carrying: list[ir.Step] = []
     for step in steps:
-        # 1. A coupling reads the maps behind its passive half, and leaves them there.
+        # 1. A coupling reads the maps after its passive half, and leaves them there.
         if isinstance(step, ir.Coupling):
             carrying.append(_coupling_with_maps(step, channel_of, maps))
             passive_width = len(step.passive)
@@ -139,7 +139,7 @@ def _with_carried_maps(
 
 
 def _coupling_with_maps(step: ir.Coupling, channel_of: ir.Index, maps: ir.Index) -> ir.Coupling:
-    """Rewrite a coupling to read the maps as channels behind its passive half instead of as a condition."""
+    """Rewrite a coupling to read the maps as channels after its passive half instead of as a condition."""
     return dataclasses.replace(
         step,
         passive=np.concatenate([channel_of[step.passive], maps]),

@@ -1,4 +1,4 @@
-"""Functions that several passes share: rewrite all couplings, all subnets, one convolution or one channel vector."""
+"""Rewrite all couplings, all subnets, one convolution or one channel vector: functions that several passes share."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def scattered(values: ir.Array | None, at: ir.Index, width: int, neutral: float)
 def channels_after_insertion(passive_width: int, width: int, added: int) -> ir.Index:
     """Return the new index of each of ``width`` channels after an insertion.
 
-    ``added`` channels are inserted behind the first ``passive_width`` channels.
+    ``added`` channels are inserted after the first ``passive_width`` channels.
     """
     return np.concatenate([np.arange(passive_width), np.arange(passive_width, width) + added])
 

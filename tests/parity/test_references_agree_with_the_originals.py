@@ -35,7 +35,7 @@ from flowedge.export.reference.fastflow import FastflowReference
 from flowedge.export.reference.msflow import MsflowReference
 from flowedge.export.reference.uflow import UflowReference
 from flowedge.manifest import Family, Scoring
-from support.oracles.scores import ReferenceAnswer, answer_from_levels
+from support.oracles.scores import OracleAnswer, answer_from_levels
 
 Floats: TypeAlias = NDArray[np.floating]
 # Of the quantity's largest magnitude: float32 sums in another order. Measured: 3e-7 at most.
@@ -89,7 +89,7 @@ class Answered:
     family: Family
     golden: Mapping[str, Floats]
     levels: list[Tensor]
-    answer: ReferenceAnswer
+    answer: OracleAnswer
     limit: float
 
 
