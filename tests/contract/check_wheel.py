@@ -46,9 +46,21 @@ def build(dist: Path) -> Path:
     (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers()}
-    root = {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", "pyproject.toml"}
+    root = {
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "Makefile",
+        "pyproject.toml",
+    }
     folders = ("docs", "examples", "tests")
-    parts = {path.relative_to(REPOSITORY).as_posix() for name in folders for path in (REPOSITORY / name).rglob("*.*")}
+    parts = {
+        path.relative_to(REPOSITORY).as_posix()
+        for name in folders
+        for path in (REPOSITORY / name).rglob("*.*")
+    }
     missing = (root | {part for part in parts if not part.endswith((".pyc", "__pycache__"))}) - names
     assert not missing, f"the sdist lacks {missing}"
     return wheel
