@@ -169,6 +169,20 @@ def test_a_link_leads_somewhere(path: Path) -> None:
         assert not anchor or anchor in anchors_of(target), f"{path.name}: {link}: no such heading"
 
 
+@pytest.mark.parametrize("name", ["docs/design.md", "docs/security.md", "CONTRIBUTING.md", "README.md"])
+def test_a_file_that_a_page_names_exists(name: str) -> None:
+    named = set(re.findall(r"`([\w-]+(?:/[\w-]+)+\.py)", (REPOSITORY / name).read_text(encoding="utf-8")))
+    missing = {path for path in named if not (REPOSITORY / path).is_file()}
+    assert not missing
+
+
+def test_the_walks_name_each_file_once() -> None:
+    design = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8")
+    for walk in re.findall(r"^## The walk of one \w+\n(.+?)(?=^## )", design, re.MULTILINE | re.DOTALL):
+        files = re.findall(r"^\| `([\w/]+\.py)`", walk, re.MULTILINE)
+        assert len(files) == len(set(files)) >= 10
+
+
 def test_every_page_is_on_the_site() -> None:
     site = (REPOSITORY / "mkdocs.yml").read_text()
     docs = REPOSITORY / "docs"
