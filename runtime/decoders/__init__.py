@@ -1,6 +1,6 @@
-"""Decode pictures of every format that is read, with what is missing found and the cost bounded.
+"""Decode pictures of every format that is read. Missing parts are found, and time and memory are bounded.
 
-Each format has a module with a ``SIGNATURE`` and a ``decode``. Its promise: the pixels that PIL's
+Each format has a module with a ``SIGNATURE`` and a ``decode``, which gives the pixels that PIL's
 ``Image.open(path).convert("RGB")`` gives, or an error.
 """
 
@@ -27,7 +27,7 @@ _FORMATS: Final[tuple[tuple[bytes, Callable[[bytes], NDArray[Any]]], ...]] = (
     (webp.SIGNATURE, webp.decode),
     (pnm.SIGNATURE, pnm.decode),
 )
-# What Pillow raises for bytes that it cannot take.
+# The exceptions that Pillow raises for bytes that it cannot decode.
 _PILLOWS: Final = (OSError, ValueError, SyntaxError, TypeError, KeyError, EOFError, OverflowError, zlib.error)
 
 
@@ -38,7 +38,7 @@ def decode(data: bytes) -> NDArray[Any]:
         data: The whole file.
 
     Returns:
-        ``(H, W, 3)`` uint8, RGB; of a picture of more than 8 bits ``(H, W)`` or ``(H, W, 3)`` in its own type.
+        ``(H, W, 3)`` uint8, RGB. A picture of more than 8 bits gives ``(H, W)`` or ``(H, W, 3)`` in its own type.
 
     Raises:
         DamagedError: Part of the picture is missing or wrong.

@@ -1,4 +1,4 @@
-"""Windows bitmaps, through Pillow: uncompressed ones alone."""
+"""Decode uncompressed Windows bitmaps (BMP) through Pillow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reasons why the bytes of a picture give no pixels."""
+"""Errors for pictures that cannot be decoded, and the checks of their size before memory is allocated."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ CUT_OFF: Final = "it is cut off"
 
 
 class DamagedError(Exception):
-    """The file breaks its own format. The text says where."""
+    """Raised for a file that breaks its own format. The text says where."""
 
 
 class RefusedError(Exception):
-    """The file is of a variant or a size that is not read. The text completes "PATH ..." and says what to do."""
+    """Raised for a file of a variant or a size that is not read. The text completes "PATH ..." and says what to do."""
 
 
 def check_picture_size(height: int, width: int) -> None:

@@ -1,4 +1,4 @@
-"""JPEG (ITU-T T.81), through libjpeg-turbo with its warnings taken as errors.
+"""Decode JPEG files (ITU-T T.81) through libjpeg-turbo, whose warnings become errors.
 
 libjpeg fills what is missing with grey and warns. simplejpeg reports these warnings. Three losses cause no warning: a
 progressive file may lack its later scans, a file of several scans may lack a component, and a hole of zeros may decode
@@ -33,7 +33,7 @@ SIGNATURE: Final = rb"\xff\xd8\xff"
 _START: Final = b"\xff\xd8\xff"
 
 MAX_SCANS: Final = 100
-"""The most scans of a picture; encoders write about ten."""
+"""The most scans of a picture. Encoders write about ten."""
 
 MAX_SCANNED_PIXELS: Final = 1_200_000_000
 """The most pixels of all scans together: twelve scans of the largest picture."""
@@ -49,24 +49,24 @@ _BARE: Final = (0x01, *range(0xD0, 0xD8))  # markers without a segment
 _NEXT_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 # A byte of 255 may be repeated before a marker, and not before the 0 that makes it a part of the data.
 _FILLED: Final = re.compile(rb"\xff\xff\x00")
-_FILL: Final = re.compile(rb"\xff+")  # before a marker, any number of them
+_FILL: Final = re.compile(rb"\xff+")  # any number of bytes of 255 before a marker
 _MAX_PARTS: Final = 10_000  # segments and markers; encoders write some dozens
 _COEFFICIENTS: Final = 64
 _HOLE: Final = bytes(8)
-_LONG_HOLE: Final = bytes(64)  # in a refinement: a perfect ramp can give a short one there
+_LONG_HOLE: Final = bytes(64)  # for scans that refine, where a perfect ramp can give a short run of zeros
 _LARGEST_SLOPE: Final = 2  # bits of the step from block to block in a smooth picture
 
 
 @dataclass
 class _Frame:
-    """Everything that the headers say of the picture.
+    """The facts of a picture that the headers of its file give.
 
     Attributes:
         kind: The marker of the frame header.
-        height: In pixels.
-        width: In pixels.
-        missing: By component, for each of its 64 coefficients the number of low bits that no scan has brought yet;
-            a coefficient that no scan has brought at all counts as 16.
+        height: The height in pixels.
+        width: The width in pixels.
+        missing: The number of low bits that no scan has brought yet, by component and for each of its 64 coefficients.
+            A coefficient that no scan has brought at all counts as 16.
         scans: The number of scans so far.
     """
 
@@ -99,7 +99,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
             ) from error
         raise DamagedError(str(error).rstrip(".")) from error
     if colours == "CMYK":
-        # Whether the inks are inverted, and how they become RGB, is PIL's own convention.
+        # PIL has a convention of its own for inverted inks and for their conversion to RGB.
         del pixels
         with JpegImageFile(io.BytesIO(data)) as image:
             return rgb_of(image)

@@ -1,4 +1,4 @@
-"""Portable Network Graphics (W3C, 2003): checked chunk by chunk here, decoded by Pillow.
+"""Decode Portable Network Graphics (W3C, 2003): chunks are checked one by one here and decoded by Pillow.
 
 Pillow takes a stream that ends in the last row for a whole one, and a profile or a text may be a bomb. So the stream
 is inflated here, to exactly its size, and Pillow decodes a file that holds the picture's own chunks and nothing else.
@@ -50,7 +50,7 @@ def decode(data: bytes) -> NDArray[Any]:
     """Decode a PNG file.
 
     Returns:
-        ``(H, W, 3)`` uint8, RGB, the pixels that PIL gives; of a file of 16 bits ``(H, W)`` or ``(H, W, 3)`` uint16.
+        ``(H, W, 3)`` uint8, RGB, the pixels that PIL gives. A file of 16 bits gives ``(H, W)`` or ``(H, W, 3)`` uint16.
 
     Raises:
         DamagedError: A checksum is wrong, or part of the picture is missing.
@@ -67,7 +67,7 @@ def decode(data: bytes) -> NDArray[Any]:
     if depth < 16 or colours == _GREY:
         with PngImageFile(io.BytesIO(_file_of(own))) as image:
             return rgb_of(image) if depth < 16 else np.array(image, np.uint16)
-    # Pillow keeps the high bytes alone, OpenCV gives both.
+    # OpenCV gives both bytes of a sample, Pillow keeps the high byte only.
     deep = cv2.imdecode(np.frombuffer(_file_of(own), np.uint8), cv2.IMREAD_UNCHANGED)
     if deep is None or deep.dtype != np.uint16 or deep.ndim != 3:
         raise DamagedError("its 16-bit colours cannot be decoded")
@@ -109,7 +109,7 @@ def _chunks(data: bytes) -> tuple[dict[bytes, bytes], list[tuple[bytes, bytes]]]
             parts.append(body)
         elif kind in (b"PLTE", b"IEND"):
             found[kind] = body
-        elif not kind[0] & 0x20:  # an upper-case letter: no reader may ignore this part
+        elif not kind[0] & 0x20:  # An upper-case letter marks a part that no reader may ignore.
             raise RefusedError(
                 f"is a PNG file with the extension {kind.decode('ascii', 'backslashreplace')}. Save it as a plain PNG."
             )
@@ -128,7 +128,7 @@ def _check_others(header: bytes, others: list[tuple[bytes, bytes]]) -> None:
 
     Raises:
         RefusedError: There are too many of them.
-        ValueError: Pillow refuses one; it inflates each to a megabyte at most.
+        ValueError: Pillow refuses one. It inflates each to a megabyte at most.
     """
     if len(others) > _MAX_OTHERS or sum(len(body) for _, body in others) > MAX_TEXT_MEMORY:
         raise RefusedError(

@@ -1,4 +1,4 @@
-"""Netpbm's PBM, PGM and PPM, whose samples lie open, and PFM's floating point."""
+"""Decode Netpbm's PBM, PGM and PPM, and PFM with floating-point samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flowedge.runtime.decoders.faults import (
 SIGNATURE: Final = rb"P[1-6fF]\s"
 _MAX_HEADER: Final = 1 << 16  # bytes with its comments; each needs memory while they are matched
 _MAX_TEXT: Final = 32_000_000  # bytes of samples in plain text
-# A comment with no space before it would join the numbers on both of its sides in Pillow, and part them elsewhere.
+# A comment with no space before it joins the numbers on its two sides in Pillow, and separates them elsewhere.
 _GAP: Final = rb"\s(?:\s|#[^\n\r]*[\n\r])*"
 _WHOLE: Final = rb"(\d{1,9})"
 _BITMAP: Final = re.compile(rb"P[14]" + _GAP + _WHOLE + _GAP + _WHOLE + rb"\s")
@@ -31,7 +31,7 @@ def decode(data: bytes) -> NDArray[Any]:
     """Decode a PNM or PFM file.
 
     Returns:
-        ``(H, W, 3)`` uint8, RGB, the pixels that PIL gives; of a file of more than 8 bits ``(H, W)`` or
+        ``(H, W, 3)`` uint8, RGB, the pixels that PIL gives. A file of more than 8 bits gives ``(H, W)`` or
         ``(H, W, 3)`` uint16 or float32.
 
     Raises:

@@ -1,7 +1,7 @@
-"""TIFF (revision 6.0): the directory, the pieces of the picture, and what their samples mean.
+"""Decode TIFF files (revision 6.0): the directory, the pieces of the picture, and the colours of their samples.
 
 Pillow leaves compressed pieces to libtiff, which fills what is missing and writes to stderr. The pieces are therefore
-read here, one by one and to the last byte. The rare variants are refused by name.
+read here, one by one and to the last byte. A refusal names the rare variant.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _READ: Final = frozenset(
     }
 )
 _TYPES: Final = {3: "H", 4: "I"}  # SHORT and LONG: Pillow takes the BYTEs of these tags for text
-_MAX_VALUES: Final = 1 << 20  # of one tag, each a Python object: the places of as many pieces
+_MAX_VALUES: Final = 1 << 20  # the most values of one tag, each of which becomes a Python object
 # Pillow turns a picture by its XMP packet, of the types BYTE or UNDEFINED, where it has no tag for the orientation.
 _XMP_TYPES: Final = {1: "B", 7: "B"}
 _XMP_ORIENTATION: Final = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
@@ -68,16 +68,16 @@ class _Layout:
     """The layout of the samples in the file.
 
     Attributes:
-        height: Of the picture, in pixels.
-        width: Of the picture, in pixels.
-        bits: Of a sample.
-        samples: Of a pixel, with alpha.
+        height: The height of the picture in pixels.
+        width: The width of the picture in pixels.
+        bits: The number of bits of a sample.
+        samples: The number of samples of a pixel, with alpha.
         planes: 1 where a pixel's samples lie together, else ``samples``.
-        piece_height: Of a strip or a tile, in pixels.
-        piece_width: Of a strip or a tile, in pixels.
+        piece_height: The height of a strip or a tile in pixels.
+        piece_width: The width of a strip or a tile in pixels.
         compression: A key of `COMPRESSIONS`.
-        predictor: 1 for none, 2 for differences along a row.
-        dtype: Of a whole sample of 8 or more bits, in the file's byte order.
+        predictor: The number 1 for samples as they are, 2 for differences along a row.
+        dtype: The type of a sample of 8 or more bits, in the file's byte order.
     """
 
     height: int
@@ -96,7 +96,7 @@ def decode(data: bytes) -> NDArray[Any]:
     """Decode a TIFF file of one picture, turned as its orientation says.
 
     Returns:
-        ``(H, W, 3)`` uint8, RGB, the pixels that PIL gives; of a grey or RGB file of more than 8 bits ``(H, W)`` or
+        ``(H, W, 3)`` uint8, RGB, the pixels that PIL gives. A grey or RGB file of more than 8 bits gives ``(H, W)`` or
         ``(H, W, 3)`` in its own type.
 
     Raises:
@@ -114,7 +114,7 @@ def decode(data: bytes) -> NDArray[Any]:
 
 
 def _directory(data: bytes, order: str) -> dict[int, tuple[int, ...]]:
-    """Return the values of the first directory's tags, of the XMP packet the orientation that it says.
+    """Return the values of the first directory's tags. The value of the XMP packet is its orientation.
 
     Raises:
         DamagedError: A tag is there twice, of a wrong type, or beyond the end of the file.
@@ -234,9 +234,9 @@ def _layout(tags: dict[int, tuple[int, ...]], order: str) -> _Layout:
 
 
 def _samples(data: bytes, tags: dict[int, tuple[int, ...]], layout: _Layout) -> NDArray[Any]:
-    """Put the pieces together: ``(H, W, samples)`` in the file's own type."""
+    """Put the pieces together to an array ``(H, W, samples)`` in the file's own type."""
     tiled = _is_tiled(tags)
-    # Of two listings a reader may take the one or the other, and libtiff takes the later.
+    # Where a file lists both strips and tiles, readers may choose differently: libtiff takes the later listing.
     if tags.keys() & ({_STRIP_OFFSETS, _STRIP_COUNTS} if tiled else {_TILE_OFFSETS, _TILE_COUNTS}):
         raise DamagedError("it lists both strips and tiles")
     offsets = tags.get(_TILE_OFFSETS if tiled else _STRIP_OFFSETS, ())
@@ -292,7 +292,7 @@ def _unpack(raw: Buffer, layout: _Layout, shape: tuple[int, int, int], row: int)
 
 
 def _colours(samples: NDArray[Any], tags: dict[int, tuple[int, ...]], layout: _Layout) -> NDArray[Any]:
-    """Return grey or RGB of the samples. Of 8 bits or less it is RGB in uint8."""
+    """Convert samples to grey or RGB. Samples of 8 bits or less become RGB in uint8."""
     photometric = _one(tags, _PHOTOMETRIC)
     if photometric not in _CHANNELS:
         named = _COLOURS.get(photometric, f"the colours {photometric}")
@@ -336,7 +336,7 @@ def _colours(samples: NDArray[Any], tags: dict[int, tuple[int, ...]], layout: _L
 
 
 def _is_read_with_alpha(photometric: int, extra: tuple[int, ...], layout: _Layout) -> bool:
-    """Say whether PIL reads these colours with one more channel, which is dropped."""
+    """Tell whether PIL reads these colours with one more channel, which it drops."""
     if layout.samples > _CHANNELS[photometric] + 1:
         return False
     if photometric == _RGB:

@@ -18,7 +18,7 @@ LZW: Final = 5
 """The number of this compression."""
 
 MAX_LZW: Final = 30_000_000
-"""The most bytes of LZW codes in a file: each code is followed in Python, about 7 MB in a second."""
+"""The most bytes of LZW codes in a file. Python decodes code by code, about 7 MB in a second."""
 
 _CLEAR, _END, _FIRST = 256, 257, 258
 _LARGEST_CODE: Final = 4095
@@ -28,10 +28,10 @@ def unpacked(packed: memoryview, compression: int, row: int, rows: int) -> Buffe
     """Unpack one piece.
 
     Args:
-        packed: The piece as it lies in the file.
+        packed: The bytes of the piece in the file.
         compression: A key of `COMPRESSIONS`.
-        row: Bytes of a row.
-        rows: Rows of the piece.
+        row: The number of bytes of a row.
+        rows: The number of rows of the piece.
 
     Returns:
         ``row * rows`` bytes.
@@ -136,4 +136,4 @@ def _lzw_tables(packed: NDArray[np.uint8]) -> Iterator[list[int]]:
 COMPRESSIONS: Final[Mapping[int, Callable[[memoryview, int], Buffer]]] = MappingProxyType(
     {1: _plain, LZW: _lzw, 8: _deflate, 32946: _deflate, 32773: _pack_bits}
 )
-"""How the compressions that are read are unpacked, by their number in the file; each stops near the size asked for."""
+"""The functions that unpack a piece, by the number of its compression. Each stops near the requested size."""

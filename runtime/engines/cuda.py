@@ -1,4 +1,4 @@
-"""The few calls of CUDA's runtime that TensorRT needs beside it, through CUDA's own Python binding."""
+"""Call CUDA's runtime for the memory, streams and graphs that a TensorRT engine needs, by CUDA's Python binding."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Device:
     """The GPU that is used: the first that CUDA shows.
 
     Attributes:
-        name: As NVIDIA calls it.
+        name: The name that NVIDIA gives to it.
         capability: Its compute capability, such as 8.7.
         driver: The CUDA version that its driver supports, such as 12.6.
-        free: Free memory in bytes; on a Jetson the CPU's as well.
-        total: All of it.
+        free: The free memory in bytes, which the CPU shares on a Jetson.
+        total: The whole memory in bytes.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Device:
 
 
 def device() -> Device:
-    """What the GPU is and has.
+    """Find the GPU and its free memory.
 
     Raises:
         EngineUnavailableError: There is no GPU, no driver for it, or one that is older than the CUDA binding.
@@ -65,15 +65,15 @@ def device() -> Device:
 
 
 def _version(number: int) -> str:
-    """CUDA's own way of writing versions: 12060 is 12.6."""
+    """Write a version that CUDA gives as a number: 12060 is 12.6."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call CUDA; what it gives besides its status.
+    """Call a function of CUDA, and return its values without its status.
 
     Raises:
-        EngineUnavailableError: It failed.
+        EngineUnavailableError: The call failed.
     """
     status, *values = function(*arguments)
     if status != cudart.cudaError_t.cudaSuccess:
@@ -90,10 +90,10 @@ class Buffer:
     """Memory for one input or output, on the device and pinned on the host, for the largest batch."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        """Allocate ``shape`` twice.
+        """Allocate ``shape`` on the device and on the host.
 
         Raises:
-            EngineUnavailableError: One of them does not fit.
+            EngineUnavailableError: There is not enough memory.
         """
         size = math.prod(shape) * dtype.itemsize
         self.device = int(call(cudart.cudaMalloc, size))
@@ -118,21 +118,21 @@ class Buffer:
         call(cudart.cudaMemcpyAsync, self._pinned, self.device, size, kind, stream)
 
     def free(self) -> None:
-        """Give both back; ``host`` must not be used after it."""
+        """Free the memory on the device and on the host. Nothing may use ``host`` after it."""
         cudart.cudaFree(self.device)
         cudart.cudaFreeHost(self._pinned)
 
 
 def new_stream() -> Any:
-    """A stream that does not wait for the default one."""
+    """Make a stream that does not wait for the default one."""
     return call(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
 
 
 def captured(stream: Any, queue: Callable[[], None]) -> Any:
-    """What ``queue`` puts on the stream, as a graph that one call launches; nothing is computed yet.
+    """Capture the work that ``queue`` puts on the stream, as a graph that one call launches. Nothing is computed yet.
 
     Raises:
-        EngineUnavailableError: Something that it does cannot be captured.
+        EngineUnavailableError: A part of the work cannot be captured.
     """
     call(cudart.cudaStreamBeginCapture, stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
     try:
@@ -148,20 +148,20 @@ def captured(stream: Any, queue: Callable[[], None]) -> Any:
 
 
 def launch(graph: Any, stream: Any) -> None:
-    """Queue all of a captured graph."""
+    """Queue the work of a captured graph."""
     call(cudart.cudaGraphLaunch, graph, stream)
 
 
 def wait(stream: Any) -> None:
-    """Until everything queued is done."""
+    """Wait until all queued work is done."""
     call(cudart.cudaStreamSynchronize, stream)
 
 
 def destroy_graph(graph: Any) -> None:
-    """Give a captured graph back."""
+    """Free a captured graph."""
     cudart.cudaGraphExecDestroy(graph)
 
 
 def destroy_stream(stream: Any) -> None:
-    """Give a stream back."""
+    """Free a stream."""
     cudart.cudaStreamDestroy(stream)

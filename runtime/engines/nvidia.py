@@ -1,7 +1,8 @@
-"""What TensorRT and TensorRT for RTX share: loading an engine from the cache, and running it.
+"""Load an engine of TensorRT or of TensorRT for RTX from the device cache, and run it.
 
-``trt`` is the library, as the two files beside this one import it. Buffers are allocated once, for the largest batch
-the engine was built for; a run queues the copies and the engine on one stream and waits once.
+``trt`` is the library, which ``tensorrt`` and ``tensorrt_rtx`` beside this module import. Buffers are allocated once,
+for the largest batch that the engine was built for. A run queues the copies and the engine on one stream and waits
+once.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ def facts_of(
     capability: str = "",
     options: tuple[str, ...] = (),
 ) -> EngineFacts:
-    """What an engine depends on. One of TensorRT for RTX fits several devices: ``device`` is None for it."""
+    """Collect the facts that an engine depends on.
+
+    An engine of TensorRT for RTX fits several devices, so ``device`` is None for it.
+    """
     return EngineFacts(
         engine=opening.spec.name,
         version=trt.__version__,
@@ -52,7 +56,7 @@ def load(trt: Any, opening: Opening) -> Engine:
     """Load the engine that was built for this graph and device.
 
     Raises:
-        EngineNotBuiltError: The cache has none, or one that this library refuses; then it has none from now on.
+        EngineNotBuiltError: The cache has no such engine, or one that this library refuses. A refused one is deleted.
         EngineUnavailableError: There is no GPU, or it has not enough memory.
         BundleError: The engine is not what the manifest says.
     """
@@ -93,7 +97,7 @@ def load(trt: Any, opening: Opening) -> Engine:
 
 
 class Kernels:
-    """What TensorRT for RTX compiles on the device when an engine starts, kept for the next start."""
+    """The kernels that TensorRT for RTX compiles when an engine starts, kept in the device cache for the next start."""
 
     def __init__(self, cache: DeviceCache, name: str) -> None:
         self._cache, self._name = cache, name
@@ -101,7 +105,7 @@ class Kernels:
         self._runtime_cache: Any = None
 
     def attach(self, config: Any) -> None:
-        """Give the configuration of a context what was kept; the library itself refuses what does not fit."""
+        """Give the kept kernels to the configuration of a context. The library refuses kernels that do not fit."""
         self._runtime_cache = config.create_runtime_cache()
         self._stored = self._cache.read_extra(self._name)
         if self._stored:
@@ -109,7 +113,7 @@ class Kernels:
         config.set_runtime_cache(self._runtime_cache)
 
     def keep(self) -> None:
-        """Store what has been compiled since."""
+        """Store the kernels that were compiled since the start."""
         content = bytes(self._runtime_cache.serialize())
         if content != self._stored:
             self._cache.write_extra(self._name, content)
@@ -130,16 +134,16 @@ class Native:
         kernels: Kernels | None,
         graphs: bool,
     ) -> None:
-        """Allocate what a run needs.
+        """Allocate the buffers and the stream of a run.
 
         Args:
             trt: The library.
-            engine: Deserialised.
-            name: In ``ENGINES``.
-            input_name: Of the only input.
-            outputs: The outputs in order; an open dimension is the batch.
-            kernels: Where TensorRT for RTX keeps what it compiles.
-            graphs: Replay runs as a CUDA graph where the engine has one batch size only.
+            engine: The deserialised engine.
+            name: The name in ``ENGINES``.
+            input_name: The name of the only input.
+            outputs: The outputs in order. An open dimension is the batch.
+            kernels: The kept kernels of TensorRT for RTX. It is None for TensorRT.
+            graphs: True replays runs as a CUDA graph where the engine has one batch size only.
 
         Raises:
             EngineUnavailableError: The device has not enough memory.
@@ -240,16 +244,16 @@ class Native:
 
 
 def _release(resources: contextlib.ExitStack, process: int) -> None:
-    """Give memory and streams back, but not at the end of a forked process, where CUDA refuses every call."""
+    """Free memory and streams, but not at the end of a forked process, where CUDA refuses every call."""
     if os.getpid() == process:
         resources.close()
 
 
 def deserialized(trt: Any, plan: bytes) -> tuple[Any, str]:
-    """The engine, or None and what the library says against it.
+    """Return the engine and the library's warnings. The engine is None where the library refuses the plan.
 
     An engine that carries code for the host (a "version compatible" one) is refused unless ``FLOWEDGE_HOST_CODE`` is
-    ``allow``: FlowEdge builds none, and loading one runs what it carries.
+    ``allow``. FlowEdge builds none, and loading one runs the code that it carries.
     """
     log = log_of(trt)
     log.lines.clear()
@@ -261,7 +265,10 @@ def deserialized(trt: Any, plan: bytes) -> tuple[Any, str]:
 
 @functools.cache
 def log_of(trt: Any) -> Any:
-    """One logger for the process, since the library warns of a second: keeps ``lines`` from a warning on."""
+    """Return the one logger of the process. It keeps warnings and errors in ``lines``.
+
+    The library warns of a second logger.
+    """
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -292,7 +299,7 @@ def tensor_spec(engine: Any, name: str) -> TensorSpec:
 
 
 def _dtype(engine: Any, name: str) -> str:
-    """NumPy's name of a tensor's type; the library's own for what the contract has no place for."""
+    """Return NumPy's name of a tensor's type, or the library's name of a type that no graph of a bundle may have."""
     own: str = engine.get_tensor_dtype(name).name
     return {"FLOAT": "float32", "UINT8": "uint8"}.get(own, own)
 

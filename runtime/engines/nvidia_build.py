@@ -1,7 +1,8 @@
-"""What TensorRT and TensorRT for RTX share: from the bundle's graph to an engine in the cache.
+"""Build an engine of TensorRT or of TensorRT for RTX from a bundle's graph, and store it in the device cache.
 
-The network is strongly typed: what the graph says is what runs, and TensorFloat-32, which both use for float32 unless
-told otherwise, is switched off. TensorRT 8 has no such networks and builds float32 only.
+The network is strongly typed, so that it computes in the types of the graph. Both libraries use TensorFloat-32 in
+place of float32 by default. It is switched off. TensorRT 8 has no strongly typed networks, so only float32 is built
+with it.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from flowedge.runtime.engines.nvidia import RTX, Native, deserialized, facts_of,
 
 
 def build(trt: Any, building: Building) -> Built:
-    """Build the graph's engine for this device, or for TensorRT for RTX for every device it fits.
+    """Build the graph's engine. TensorRT builds for this device, TensorRT for RTX for every device that it fits.
 
     Raises:
-        EngineUnavailableError: The library, the device or its accelerator cannot build the graph; the message holds
-            all that the parser says.
+        EngineUnavailableError: The library, the device or its accelerator cannot build the graph. The message holds
+            the parser's messages.
         EngineCacheError: The cache cannot be written.
     """
     opening, options = building.opening, building.options
@@ -76,16 +77,17 @@ def build(trt: Any, building: Building) -> Built:
 
 
 def parsed(trt: Any, graph: Path | bytes, name: str) -> tuple[Any, Any]:
-    """Builder and network of a graph.
+    """Parse a graph, and return the builder and the network.
 
     Raises:
-        EngineUnavailableError: The builder cannot start, or the parser refuses the graph; with all that it says.
+        EngineUnavailableError: The builder cannot start, or the parser refuses the graph. The message holds the
+            parser's messages.
     """
     log = log_of(trt)
     log.lines.clear()
     try:
         builder = trt.Builder(log)
-    except TypeError as error:  # the library gave no builder
+    except TypeError as error:  # the library made no builder
         raise EngineUnavailableError(
             f"{name} {trt.__version__} cannot start: {'; '.join(log.lines) or error}. Check the GPU and its driver."
         ) from error
@@ -116,8 +118,8 @@ def serialized(
     """Build an engine without TensorFloat-32.
 
     Raises:
-        EngineUnavailableError: The builder gave up; with what it says.
-        KeyboardInterrupt: It was asked for while building, which has ended.
+        EngineUnavailableError: The builder failed. The message holds its messages.
+        KeyboardInterrupt: The user interrupted the build, which has ended.
     """
     log = log_of(trt)
     log.lines.clear()
@@ -195,7 +197,7 @@ def _set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> N
 
 
 def use_dla(trt: Any, builder: Any, network: Any, config: Any, building: Building) -> list[str]:
-    """Put the backbone's layers on the accelerator; what does not run there goes to the GPU and is reported.
+    """Put the backbone's layers on the accelerator, and return a note about the layers that run on the GPU instead.
 
     Raises:
         EngineUnavailableError: There is no accelerator, or it cannot take this precision or an open batch.
@@ -230,7 +232,7 @@ def use_dla(trt: Any, builder: Any, network: Any, config: Any, building: Buildin
 
 
 def _monitor(trt: Any, reports: Reports) -> Any:
-    """TensorRT's own progress, with the innermost phase by name and the outermost's steps."""
+    """Make a monitor that reports TensorRT's progress: the name of the innermost phase, the steps of the outermost."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -259,7 +261,9 @@ def _monitor(trt: Any, reports: Reports) -> Any:
             try:
                 reports.step(phase_name, next(iter(self._phases.values()), 1))
                 reports.advance(self._done)
-            except KeyboardInterrupt:  # it must not cross the library; step_complete ends the build
+            except (
+                KeyboardInterrupt
+            ):  # It must not pass through the library, so step_complete ends the build.
                 self.interrupted = True
 
     return Monitor()

@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU, on CUDA, or through TensorRT."""
+"""Run a graph on ONNX Runtime: on the CPU, on CUDA, or through TensorRT."""
 
 from __future__ import annotations
 
@@ -78,9 +78,10 @@ def load(opening: Opening) -> Engine:
 
 
 def build(building: Building) -> Built:
-    """Let ONNX Runtime build its TensorRT engines, in a folder of our cache that stands for all they depend on.
+    """Let ONNX Runtime build its TensorRT engines, in a folder of the device cache that the engines' facts name.
 
-    It builds weakly typed networks, in which TensorRT is free to compute float32 parts in less: so float32 only.
+    Only float32 is built. ONNX Runtime builds weakly typed networks, in which TensorRT may compute float32 parts in a
+    lower precision.
 
     Raises:
         BundleError: The graph is damaged or is not what the manifest says.
@@ -102,7 +103,9 @@ def build(building: Building) -> Built:
 
     def compile_it() -> bytes:
         building.reports.step("ONNX Runtime builds its engines")
-        shutil.rmtree(_engines_of(building.cache, facts), ignore_errors=True)  # it would read what lies there
+        shutil.rmtree(
+            _engines_of(building.cache, facts), ignore_errors=True
+        )  # ONNX Runtime would read engines that lie there
         _checked_session(opening, _with_engines(providers, opening, building.cache, facts))
         files = sorted(file.name for file in _engines_of(building.cache, facts).glob("*.engine"))
         if not files:
@@ -130,7 +133,7 @@ def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.
 
 
 def _providers(name: str) -> _Providers:
-    """The provider of an engine, and what runs the few nodes that it leaves.
+    """Return the provider of an engine, and the providers that run the few nodes that it leaves.
 
     Raises:
         EngineUnavailableError: This build of ONNX Runtime has no such provider.
@@ -147,15 +150,16 @@ def _providers(name: str) -> _Providers:
     on_the_gpu: _Providers = [(_CUDA, {"use_tf32": "0"}), (_CPU, {})]
     if wanted == _CUDA:
         return on_the_gpu
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # the provider itself has no such option
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # the provider has no such option
     return [(_TENSORRT, {}), *on_the_gpu]
 
 
 @functools.cache
 def _preload_cuda() -> None:
-    """Load CUDA and cuDNN from where pip puts them, once in a process.
+    """Load CUDA and cuDNN from pip's folders, once in a process.
 
-    ONNX Runtime prints what it does not find, and catching that takes the standard output of every other thread too.
+    ONNX Runtime prints the libraries that it does not find. To catch that, the standard output of every thread is
+    redirected, so it is done once only.
     """
     if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):
@@ -165,7 +169,7 @@ def _preload_cuda() -> None:
 def _with_engines(
     providers: _Providers, opening: Opening, cache: DeviceCache, facts: EngineFacts
 ) -> _Providers:
-    """TensorRT's caches in FlowEdge's own, and the sizes that an engine is built for."""
+    """Put TensorRT's caches into the device cache, and name the sizes that an engine is built for."""
     height, width = opening.bundle.manifest.image_size
     sizes = [f"image:{batch}x3x{height}x{width}" for batch in facts.batches]
     engines, timing = cache.make_folder(f"onnxruntime-tensorrt/{facts.key}"), cache.make_folder("timing")
@@ -186,7 +190,7 @@ def _engines_of(cache: DeviceCache, facts: EngineFacts) -> Path:
 
 
 def _has_engines(cache: DeviceCache, facts: EngineFacts) -> bool:
-    """Tell whether ONNX Runtime would find engines there, and nothing that opening it would wait for."""
+    """Tell whether ONNX Runtime would find engines there, and plain files only, which open without waiting."""
     files = list(_engines_of(cache, facts).glob("*"))
     are_plain = all(file.is_file() and not file.is_symlink() for file in files)
     return are_plain and any(file.suffix == ".engine" for file in files)
@@ -208,7 +212,7 @@ def _facts(opening: Opening, batches: tuple[int, int, int]) -> EngineFacts:
 
 
 def _tensorrt_version() -> str:
-    """Of the library that the loader finds, as TensorRT writes it (100300 is 10.3.0)."""
+    """Return the version of the TensorRT that the loader finds, in TensorRT's own form (100300 is 10.3.0)."""
     for major in (11, 10, 8):
         try:
             return str(ctypes.CDLL(f"libnvinfer.so.{major}").getInferLibVersion())
@@ -238,7 +242,7 @@ class _OnnxRuntime:
         self.output_names: tuple[str, ...] = tuple(output.name for output in session.get_outputs())
         self._input = session.get_inputs()[0].name
         self._session: ort.InferenceSession | None = session  # which threads may share
-        # Beyond its largest batch, TensorRT would build another engine in the middle of a run.
+        # Above its largest batch, TensorRT would build another engine in the middle of a run.
         self.batches: tuple[int, int] | None = None if largest is None else (1, largest)
 
     def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -257,9 +261,10 @@ class _OnnxRuntime:
         self._session = None
 
 
-# The first would put float convolutions between two quantised tensors into eight bits as well, a whole weight to a
-# scale: just those that an INT8 graph keeps in float because they lose too much. The second moves quantisation in front
-# of a pooling of float maps, which then runs 20 times more slowly (a fifth of CFLOW's time in INT8 on resnet18).
+# 1. WeightBiasQuantization would also compute float convolutions between two quantised tensors in eight bits, with one
+#    scale for the whole weight. An INT8 graph keeps these convolutions in float because they lose too much.
+# 2. QDQPropagationTransformer moves quantisation in front of a pooling of float maps, which then runs 20 times more
+#    slowly (a fifth of CFLOW's time in INT8 on resnet18).
 _DISABLED: Final = ["WeightBiasQuantization", "QDQPropagationTransformer"]
 
 # On x86 processors without VNNI the sum of two products of eight bits overflows its sixteen bits, and the answers are
@@ -288,7 +293,7 @@ def _session(
             "Take another precision, or install a newer onnxruntime."
         ) from error
     first = session.get_providers()[0]
-    if first != providers[0][0]:  # it only logs that a provider's libraries cannot be loaded
+    if first != providers[0][0]:  # ONNX Runtime only logs that a provider's libraries cannot be loaded
         raise EngineUnavailableError(
             f"ONNX Runtime {ort.__version__} could not load {providers[0][0]} and would compute with {first}. "
             "Its reason is above; check with nvidia-smi, and that CUDA, cuDNN and TensorRT are of the versions that "
@@ -300,7 +305,7 @@ def _session(
 def _session_options(providers: _Providers, threads: int | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # What goes wrong comes as an exception, but for a GPU's libraries that cannot be loaded: those are only logged.
+    # Every fault raises an exception, except that a GPU's libraries cannot be loaded, which is only logged.
     options.log_severity_level = 4 if providers[0][0] == _CPU else 3
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     if overflows_in_eight_bits():

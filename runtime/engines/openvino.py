@@ -1,4 +1,4 @@
-"""OpenVINO: Intel's CPUs, and by name its GPUs and NPUs."""
+"""Run a graph on OpenVINO: on Intel's CPUs, and on its GPUs and NPUs where they are named."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from flowedge.runtime.device_cache import device_cache
 from flowedge.runtime.engine import Engine, EngineSpec, Opening
 from flowedge.runtime.machine import cpu_extensions, overflows_in_eight_bits
 
-# Left to itself, OpenVINO computes in bfloat16 on CPUs that have it and in float16 on GPUs, whatever the graph says.
-# An NPU has nothing but float16.
+# By default OpenVINO computes in bfloat16 on CPUs that have it and in float16 on GPUs, whatever the graph's types are.
+# An NPU has only float16.
 _PRECISION: Final = {"CPU": "f32", "GPU": "f32", "NPU": "f16"}
 
 # Values of oneDNN's ONEDNN_MAX_CPU_ISA that forbid VNNI, whatever the processor has.
 _WITHOUT_VNNI: Final = frozenset({"SSE41", "AVX", "AVX2", "AVX512_CORE"})
 
-# Up to here a product with a matrix costs less than the two changes of layout around a gather: 0.2 ms and not 1 ms
-# for 64 channels of 64x64.
+# Up to this number of channels a product with a matrix costs less than the two changes of layout around a gather:
+# 0.2 ms instead of 1 ms for 64 channels of 64x64.
 _MOST_CHANNELS: Final = 64
 
-# Requests of one compiled graph, which more threads wait for. OpenVINO runs them one after the other on the same cores,
-# so that two or three keep it busy; each holds the inputs and outputs of its batch.
+# The most requests of one compiled graph. Further threads wait for one. OpenVINO runs the requests one after the other
+# on the same cores, so that two or three keep it busy. Each request holds the inputs and outputs of its batch.
 _MOST_REQUESTS: Final = 8
 
-# Sizes of batch beside single images whose compiled graphs are kept. Each holds the weights once more, but compiling
-# takes as long as many inferences, and threads may take turns with two sizes.
+# The number of batch sizes, beside single images, whose compiled graphs are kept. Each graph holds the weights once
+# more, but compiling takes as long as many inferences, and threads may alternate between two sizes.
 _SIZES_KEPT: Final = 2
 
 _ADVICE: Final = {
@@ -54,7 +54,7 @@ def load(opening: Opening) -> Engine:
 
     Raises:
         BundleError: The graph is damaged or is not what the manifest says.
-        EngineUnavailableError: The device is not there, cannot run the graph, or not in its precision.
+        EngineUnavailableError: The device is not there, or cannot run the graph in its precision.
     """
     graph, manifest, device = opening.graph, opening.bundle.manifest, _device(opening.spec)
     if device == "NPU" and opening.precision == "fp32":
@@ -88,7 +88,7 @@ def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.
 
 
 class _Sized:
-    """The graph compiled for one size of batch, with requests that threads take and give back."""
+    """The graph compiled for one batch size, with a pool of requests for the threads."""
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
         self._compiled = compiled
@@ -97,7 +97,7 @@ class _Sized:
         self._making = threading.Lock()
 
     def infer(self, x: NDArray[Any]) -> list[NDArray[np.float32]]:
-        """Run on a request that no other thread has. The outputs are copies, made before it is given back."""
+        """Run on a request that no other thread has. The outputs are copied before the request returns to the pool."""
         request = self._taken()
         try:
             return _run(request, x)
@@ -105,7 +105,7 @@ class _Sized:
             self._idle.put(request)
 
     def _taken(self) -> ov.InferRequest:
-        """Take an idle request, make one, or wait for one where there are `_MOST_REQUESTS` already."""
+        """Take an idle request, or make one. Where there are `_MOST_REQUESTS` already, wait for one."""
         with contextlib.suppress(queue.Empty):
             return self._idle.get_nowait()
         with self._making:
@@ -122,7 +122,7 @@ class _Sized:
 
 
 class _OpenVino:
-    """A graph that is compiled for each size of batch by itself.
+    """A graph that is compiled for each batch size separately.
 
     An open batch costs a fifth more at every size, and in OpenVINO 2026.4 a graph that had run with a batch of three
     then gave wrong answers for one image.
@@ -136,8 +136,8 @@ class _OpenVino:
         self.batches: tuple[int, int] | None = None
         self._model: ov.Model | None = model
         self._device, self._threads = device, threads
-        self._sizes: dict[int, _Sized] = {}  # in the order of their use
-        self._lock = threading.Lock()  # of the model and the sizes
+        self._sizes: dict[int, _Sized] = {}  # by batch size, in the order of their last use
+        self._lock = threading.Lock()  # guards the model and the sizes
         self._sized(1)
 
     def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -152,12 +152,12 @@ class _OpenVino:
     def close(self) -> None:
         with self._lock:
             self._model = None
-            self._sizes.clear()  # a thread that infers holds its own, and ends with its answer
+            self._sizes.clear()  # a thread that infers holds its graph until it has the answer
 
     def _sized(self, batch: int) -> _Sized:
-        """Find the graph of a size, or compile it while other threads that need one wait.
+        """Find the graph of a batch size, or compile it while other threads wait.
 
-        The one for single images is always kept, and of the others the `_SIZES_KEPT` that were used last.
+        The graph for single images is always kept. The other sizes keep the `_SIZES_KEPT` graphs that were used last.
         """
         with self._lock:
             if self._model is None:
@@ -240,7 +240,7 @@ def _scalar(output: ov.Output) -> float | None:
 
 
 def _multiply_small_permutations(model: ov.Model) -> None:
-    """Choose channels by a product with zeros and ones, where there are few: exactly the same values.
+    """Replace each gather of few channels by a product with zeros and ones, which gives exactly the same values.
 
     The CPU keeps maps with their channels last around a convolution, and gathers from channels first.
     """
@@ -300,11 +300,13 @@ def _compiled(model: ov.Model, device: str, threads: int | None) -> ov.CompiledM
     if device == "CPU":
         options["CPU_DENORMALS_OPTIMIZATION"] = True
         if _overflows_in_eight_bits():
-            options["LP_TRANSFORMS_MODE"] = "NO"  # quantised values in float products: slower, and right
+            options["LP_TRANSFORMS_MODE"] = (
+                "NO"  # multiplies the quantised values in float, which is slower and right
+            )
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
-    else:  # what a GPU or an NPU compiles takes long, and OpenVINO itself knows what it fits
-        with contextlib.suppress(EngineCacheError):  # without a cache it compiles every time
+    else:  # Compiling for a GPU or an NPU takes long. OpenVINO itself checks which device a stored graph fits.
+        with contextlib.suppress(EngineCacheError):  # without a cache, OpenVINO compiles every time
             options["CACHE_DIR"] = str(device_cache().make_folder("openvino"))
     try:
         with (

@@ -1,4 +1,4 @@
-"""TensorRT for RTX: builds without a GPU, compiles the kernels when it starts."""
+"""Build and run a graph on TensorRT for RTX, which builds without a GPU and compiles its kernels when it starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowedge.runtime.engines import nvidia, nvidia_build
 
 
 def load(opening: Opening) -> Engine:
-    """As ``nvidia.load``."""
+    """Load the engine that was built for this graph, with ``nvidia.load``."""
     return nvidia.load(trt, opening)
 
 
@@ -21,5 +21,5 @@ def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.
 
 
 def build(building: Building) -> Built:
-    """As ``nvidia_build.build``."""
+    """Build the graph's engine for every device that it fits, with ``nvidia_build.build``."""
     return nvidia_build.build(trt, building)
