@@ -1,1 +1,1 @@
-"""Measure bundles on this machine: ``flowedge.runtime.bench.measure`` plans, ``worker`` is each measured process."""
+"""Measure bundles on this machine. `run_bench` in ``measure`` starts one ``worker`` process for each combination."""

@@ -34,13 +34,16 @@ from flowedge.text import printable
 SHARED_BY: Final = (1, 2, 4)
 """The numbers of threads that share a bundle's detector."""
 
-_WARM_WINDOWS: Final = 10  # at most, before the timing starts
-_AGREE: Final = 0.05  # medians of successive windows, when warm
+_WARM_WINDOWS: Final = 10  # the most windows before the timing starts
+_AGREE: Final = 0.05  # relative difference of the medians of two windows, below which a combination is warm
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Combination:
-    """One combination while it is measured."""
+    """One combination while it is measured.
+
+    Times are kept by batch, that is by the number of images of one inference.
+    """
 
     job: Job
     label: str
@@ -72,7 +75,7 @@ class Combination:
         return self.worker is not None and batch not in self.problems
 
     def warm_up(self, batch: int, seconds: float) -> None:
-        """Until the medians of successive windows agree, or for some windows."""
+        """Run windows until the medians of two in succession agree, or `_WARM_WINDOWS` windows."""
         last = 0.0
         for _ in range(_WARM_WINDOWS):
             window = self._window(batch, seconds)
@@ -113,7 +116,7 @@ class Combination:
                 self.notes.append(printable(f"no frames per second of {threads} threads: {error}"))
 
     def finish(self, machine: Worker) -> None:
-        """What is asked once: memory before the self-test, which would add to it."""
+        """Take the measurements that are taken once. Memory comes before the self-test, which would add to it."""
         if self.worker is None:
             return
         try:

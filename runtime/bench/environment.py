@@ -1,4 +1,4 @@
-"""What the machine says of itself: its processor, its memory, and the energy that it has used."""
+"""Read the processor, the memory and the used energy of the machine that a benchmark runs on."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from flowedge.runtime.machine import cpu_name, system_name
 
 _SYS: Final = Path("/sys")
 _SAMPLE_SECONDS: Final = 0.05
-_INPUT_RAILS: Final = ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0")  # of the whole module, by the Jetsons' names
+_INPUT_RAILS: Final = (
+    "VDD_IN",
+    "POM_5V_IN",
+    "VIN_SYS_5V0",
+)  # names that Jetsons give to the rail of the whole module
 
 
 def find_environment() -> Environment:
-    """The machine, without its speed."""
+    """Return the facts of this machine. Its measured speeds are None."""
     return Environment(
         cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -31,9 +35,9 @@ def find_environment() -> Environment:
 
 
 class EnergyMeter:
-    """Joules that the device used between two moments: a processor's own counters (RAPL), or a Jetson's sensors.
+    """Measure the joules of the device between two moments, by a processor's counters (RAPL) or a Jetson's sensors.
 
-    Neither needs a library. Counters are usually readable by root only; what cannot be read reports nothing.
+    Neither needs a library. Usually only root may read the counters. A counter that cannot be read reports nothing.
     """
 
     def __init__(self, sys: Path = _SYS) -> None:
@@ -47,7 +51,7 @@ class EnergyMeter:
 
     @property
     def reports(self) -> bool:
-        """Whether there is anything to read."""
+        """True where there is a counter or a sensor to read."""
         return bool(self._counters) or self._rail is not None
 
     def start(self) -> None:
@@ -60,7 +64,7 @@ class EnergyMeter:
             self._thread.start()
 
     def stop(self) -> float | None:
-        """Joules since ``start``; None where nothing is reported."""
+        """Return the joules since ``start``. The value is None where the device reports no energy."""
         if self._thread is not None and self._stop is not None:
             self._stop.set()
             self._thread.join()
@@ -71,7 +75,7 @@ class EnergyMeter:
         return self._joules if self.reports else None
 
     def _sample(self, volts: Path, amperes: Path, stop: threading.Event) -> None:
-        """Add up millivolts times milliamperes."""
+        """Add up the energy, in joules, from samples of millivolts times milliamperes."""
         last = time.perf_counter()
         while True:
             ended = stop.wait(_SAMPLE_SECONDS)
@@ -83,7 +87,10 @@ class EnergyMeter:
 
 
 def device_memory_mb(pid: int) -> float | None:
-    """Memory of a process on NVIDIA's GPUs, 10^6 bytes; None without the driver's tool or without such memory."""
+    """Return the memory of a process on NVIDIA's GPUs in 10^6 bytes.
+
+    The value is None where ``nvidia-smi`` is missing or reports no memory of the process.
+    """
     tool = find_program("nvidia-smi")
     if tool is None:
         return None
@@ -97,7 +104,7 @@ def device_memory_mb(pid: int) -> float | None:
 
 
 def _input_rail(sys: Path) -> tuple[Path, Path] | None:
-    """Millivolts and milliamperes of the rail that feeds the module, from the INA3221's hwmon files."""
+    """Find the INA3221's hwmon files for the millivolts and the milliamperes of the rail that feeds the module."""
     for label in sorted(sys.glob("class/hwmon/hwmon*/in*_label")):
         if _text(label) in _INPUT_RAILS:
             number = label.name.removeprefix("in").removesuffix("_label")

@@ -1,4 +1,4 @@
-"""How many multiply-accumulates an ONNX file asks for, by the shapes that a run gives."""
+"""Count the multiply-accumulates of an ONNX file, by the shapes that a run gives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DTYPES: Final = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "
 
 
 def multiply_accumulates(path: Path) -> int:
-    """Of all convolutions and matrix products, for one image.
+    """Count the multiply-accumulates of all convolutions and matrix products for one image.
 
     Raises:
         MissingPackageError: The onnx package or ONNX Runtime is not installed.
@@ -59,7 +59,10 @@ def _count(model: Any, path: Path) -> int:
 
 
 def _shapes_in_a_run(model: Any, path: Path, names: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """Of these tensors, for zeros at batch 1. ONNX's own inference gives up on a reshape by computed sizes."""
+    """Run the graph on zeros at batch 1, and return the shapes of the named tensors.
+
+    ONNX's shape inference gives up on a reshape by computed sizes, so the graph is run.
+    """
     import onnx
     import onnxruntime as ort
 
@@ -92,7 +95,10 @@ def _shapes_in_a_run(model: Any, path: Path, names: Collection[str]) -> dict[str
 
 
 def _put_beside(weights: Path, target: Path) -> None:
-    """A hard link where the file system allows one: ONNX Runtime follows no symbolic ones out of a folder."""
+    """Make a hard link to the weights, or a copy where the file system allows no link.
+
+    ONNX Runtime follows no symbolic link out of a folder.
+    """
     try:
         os.link(weights, target)
     except OSError:

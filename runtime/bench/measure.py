@@ -1,7 +1,7 @@
-"""The bench: start a process for each combination, let them take turns, and put together what they found.
+"""Run a benchmark: start a process for each combination, let them take turns, and collect their times.
 
-A machine is never as quiet as one would like. All combinations are loaded first, and are then timed in turns, a short
-window each, so that whatever else runs hurts all alike; so does the machine's own peak, which is taken in every turn.
+A machine always does other work too. All combinations are loaded first, and are then timed in turns, a short window
+each, so that other work slows all of them alike. The peak speed of the machine is measured in every turn as well.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def run_bench(
     *,
     reports: Reports = SILENT,
 ) -> Report:
-    """Measure every combination; those that cannot run are rows with the reason.
+    """Measure every combination. A combination that cannot run gives a row with the reason.
 
     Args:
-        bundles: Bundles; may be empty when there are peers.
-        options: What the user chose.
+        bundles: The folders of the bundles. There may be none where there are peers.
+        options: The user's choices.
         reports: Told of each step.
 
     Raises:
@@ -78,7 +78,7 @@ def run_bench(
 def _measure(
     runs: Sequence[Combination], options: BenchOptions, machine_worker: Worker, reports: Reports
 ) -> Environment:
-    """Time all in turns; the machine with its best speeds of all turns."""
+    """Time all combinations in turns, and return the machine's facts with the best speeds of all turns."""
     seconds = options.seconds / ROUNDS
     meter = EnergyMeter()
     peaks: list[Peak] = []
@@ -94,7 +94,7 @@ def _measure(
                 run.turn(batch, seconds, meter)
                 if batch == options.batches[0]:
                     run.turn_stages(seconds / 2)
-    for run in runs:  # once each, and not in turns: the numbers of one row are for comparing with each other
+    for run in runs:  # Not in turns, since the numbers of threads are compared within one row.
         reports.step(f"sharing {run.label} between threads")
         run.share(seconds)
     return msgspec.structs.replace(

@@ -1,4 +1,4 @@
-"""Is an engine right? A bundle's self-test against the answers that the fp32 reference gave at export."""
+"""Compare the answers of an engine to a bundle's self-test with the answers recorded from the fp32 graph at export."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from flowedge.runtime.selftest import read_selftest
 from flowedge.runtime.verify import infer_one_by_one, replay_selftest
 
 LEAST_CORRELATION: Final = 0.99
-"""Of a map with the reference's; below, an engine counts as wrong whatever its precision allows."""
+"""The least correlation of a map with the expected map. Below it an engine is wrong in every precision."""
 LEAST_CORRELATION_INT8: Final = 0.95
-"""The same for INT8, which its gate judged on real images; on synthetic frames it only must not be another network."""
+"""The least correlation of an INT8 graph's map.
+
+Its gate judged the graph on real images. On synthetic frames this limit only finds a graph of another network.
+"""
 
 
 def parity_of(bundle: Bundle, session: Engine) -> Parity:
@@ -55,7 +58,10 @@ def parity_of(bundle: Bundle, session: Engine) -> Parity:
 
 
 def lowest_correlation(got: NDArray[Any], wanted: NDArray[Any]) -> float | None:
-    """Pearson's, of ``(N, ...)`` maps one by one; None where one is flat or not finite."""
+    """Return the lowest of Pearson's correlations of the maps ``(N, ...)``, taken one by one.
+
+    The value is None where a map is flat or not finite.
+    """
     lowest = 1.0
     for one, other in zip(got, wanted, strict=True):
         a, b = (x.astype(np.float64).ravel() - x.astype(np.float64).mean() for x in (one, other))
@@ -67,7 +73,7 @@ def lowest_correlation(got: NDArray[Any], wanted: NDArray[Any]) -> float | None:
 
 
 def _reference_scoring(bundle: Bundle, precision: str) -> Scoring:
-    """The fp32 graph's, whose map is the reference; a bundle without that graph is compared with its own."""
+    """Return the scoring of the fp32 graph, or of the graph itself where the bundle has no fp32 graph."""
     graphs = {graph.precision: graph for graph in bundle.manifest.graphs}
     return graphs.get("fp32", bundle.manifest.graph(precision)).scoring
 

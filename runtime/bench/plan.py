@@ -24,20 +24,20 @@ _JPEG_QUALITY: Final = 90
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """What a user may choose.
+    """The choices of a user.
 
     Attributes:
-        engines: Names of ``ENGINES``; None takes all.
-        precisions: Of the bundles' graphs; None takes all that a bundle has.
-        batches: Images of one inference; the first is also what shares and plots refer to.
-        frame_size: ``(height, width)`` of the synthetic source frames; None takes a bundle's ``frame_size``, else
-            1024x1024.
-        peers: Foreign ONNX files.
-        checkpoint: The first bundle's, to run in PyTorch beside it.
-        backbone_weights: For the checkpoint.
-        threads: CPU threads of each process; None leaves it to the engines.
-        seconds: How long each combination is timed for each batch.
-        command: The command line, for the record.
+        engines: Names of ``ENGINES``. The default is all of them.
+        precisions: The precisions of the graphs to run. The default is all that a bundle has.
+        batches: The numbers of images of one inference. Shares and plots refer to the first.
+        frame_size: The ``(height, width)`` of the synthetic source frames. The default is the bundle's ``frame_size``,
+            or 1024x1024 where it has none.
+        peers: The paths of foreign ONNX files.
+        checkpoint: The checkpoint of the first bundle, to run in PyTorch beside it. Without it PyTorch does not run.
+        backbone_weights: The file of the backbone's weights, where the checkpoint has none.
+        threads: The number of CPU threads of each process. The default is the choice of the engines.
+        seconds: The seconds for which each combination is timed at each batch.
+        command: The command line that the report shows.
     """
 
     engines: tuple[str, ...] | None = None
@@ -59,7 +59,7 @@ class BenchOptions:
 
 
 def combinations_of(bundles: Sequence[Path], options: BenchOptions, folder: Path) -> Iterator[Combination]:
-    """In the order of the command line; frames are written for the workers to read."""
+    """Yield the combinations in the order of the command line, and write the frames that their workers read."""
     for number, path in enumerate(bundles):
         bundle = open_bundle(path)
         size = bundle.manifest.frame_size or options.frame_size or DEFAULT_FRAME
@@ -86,13 +86,13 @@ def combinations_of(bundles: Sequence[Path], options: BenchOptions, folder: Path
 
 
 def _precisions(bundle: Bundle) -> list[str]:
-    """Of the bundle's graphs; int8 once, since each engine has its own form of it."""
+    """Return the precisions of the bundle's graphs. INT8 is there once, since each device has its own form of it."""
     names = (graph.precision for graph in bundle.manifest.graphs)
     return list(dict.fromkeys("int8" if name.startswith("int8") else name for name in names))
 
 
 def _write_frame(bundle: Bundle, size: tuple[int, int], target: Path) -> tuple[str, str]:
-    """A synthetic frame as an array and as a JPEG file; their paths."""
+    """Write a synthetic frame as an array and as a JPEG file, and return their paths."""
     frame = np.ascontiguousarray(synthetic_frames(bundle.manifest.preprocessing, size)[0])
     array, picture = target.with_suffix(".npy"), target.with_suffix(".jpg")
     np.save(array, frame)

@@ -1,4 +1,4 @@
-"""The report's three pictures as inline SVG. Every text in them is escaped."""
+"""Draw the three plots of a report as inline SVG. Every text in them is escaped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Scale: TypeAlias = Callable[[float], float]
 
 
 def latency_distributions(report: Report) -> str:
-    """A box for each row: from the 1st to the 99th percentile, from the 10th to the 90th, and the median."""
+    """Draw a line from the 1st to the 99th percentile, a box from the 10th to the 90th, and the median of each row."""
     rows = [(row, timing) for row in report.rows if (timing := row.first_timing) is not None]
     if not rows:
         return ""
@@ -47,7 +47,7 @@ def latency_distributions(report: Report) -> str:
 
 
 def throughput_over_batch(report: Report) -> str:
-    """A line for each row."""
+    """Draw images per second over the batch, with a line for each row."""
     rows = [row for row in report.rows if row.first_timing is not None]
     if not rows:
         return ""
@@ -78,7 +78,7 @@ def throughput_over_batch(report: Report) -> str:
 
 
 def accuracy_over_latency(report: Report) -> str:
-    """A point for each row that was compared: to the left is faster, down is closer to the reference."""
+    """Draw the worst error over the latency, with a point for each row that was compared with the expected answers."""
     rows = [row for row in report.rows if row.first_timing is not None and row.parity is not None]
     shown = [(row, row.parity.worst_error) for row in rows if row.parity is not None]
     finite = [max(error, 1e-9) for _, error in shown if error is not None]
@@ -100,7 +100,7 @@ def accuracy_over_latency(report: Report) -> str:
     for exponent in range(low, high + 1):
         parts.append(_text(_LEFT - 8, y(exponent) + 4, f"1e{exponent}", "end"))
     for (row, error), latency in zip(shown, latencies, strict=True):
-        # What is not a number goes to the top, beside the worst.
+        # An error that is not a number is drawn at the top, beside the worst.
         level = high if error is None else math.log10(max(error, 1e-9))
         parts.append(
             f'<circle cx="{x(latency):.1f}" cy="{y(level):.1f}" r="6" fill="{_colour(row, report)}">'
@@ -125,7 +125,7 @@ def _key(rows: Sequence[Row], report: Report) -> str:
 
 
 def _colour(row: Row, report: Report) -> str:
-    """The same in every picture."""
+    """Return the colour of a row, which is the same in every plot."""
     measured = [one for one in report.rows if one.first_timing is not None]
     number = next(n for n, one in enumerate(measured) if one is row)
     return _WRONG if row.is_wrong else _COLOURS[number % len(_COLOURS)]
@@ -149,7 +149,7 @@ def _horizontal_grid(y: _Scale, ticks: Sequence[float]) -> str:
 
 
 def _ticks(top: float) -> list[float]:
-    """From 0 in steps of 1, 2 or 5 times a power of ten to at least ``top``."""
+    """Return ticks from 0 to at least ``top``, in steps of 1, 2 or 5 times a power of ten."""
     rough = max(top, 1e-6) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
@@ -157,7 +157,7 @@ def _ticks(top: float) -> list[float]:
 
 
 def _short(label: str) -> str:
-    """As much of its end as the margin holds, where engine and precision stand."""
+    """Cut a label from its front to the width of the margin, since engine and precision stand at its end."""
     return label if len(label) <= _LABEL else f"…{label[1 - _LABEL :]}"
 
 

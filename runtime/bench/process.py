@@ -1,4 +1,4 @@
-"""A worker process, seen from the bench: start it, ask it, end it."""
+"""Start a worker process, send it commands, and end it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _Answer = TypeVar("_Answer", bound=msgspec.Struct)
 
 
 class Worker:
-    """One process; whatever it says that is not an answer is an `EngineUnavailableError` with the reason."""
+    """One worker process. A problem that it reports is raised as an `EngineUnavailableError`."""
 
     def __init__(self, job: Job) -> None:
-        """Start it and wait for its first verdict.
+        """Start the process and wait for its first verdict.
 
         Raises:
-            EngineUnavailableError: It cannot load or run what the job names, or it ended.
+            EngineUnavailableError: The process cannot load or run what the job names, or it ended.
         """
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         environment = clean_environment()
-        if job.threads is not None:  # for the libraries that ask nobody
+        if job.threads is not None:  # libraries that take their number of threads from the environment
             environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads))
         start = time.perf_counter()
         self._process = subprocess.Popen(
@@ -48,7 +48,7 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """The number of the process."""
         return self._process.pid
 
     def ask(self, command: Command, answer: type[_Answer]) -> _Answer:

@@ -1,4 +1,4 @@
-"""What the bench and its worker processes say to each other: one JSON object a line."""
+"""The messages between the bench and its worker processes, each one JSON object on a line."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Kind: TypeAlias = Literal["bundle", "torch", "peer", "machine"]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line that a worker reads: what it is to load.
+    """The first line that a worker reads, which names what the worker loads.
 
     Attributes:
         kind: A bundle on an engine, a bundle's checkpoint in PyTorch, a foreign ONNX file, or the machine itself.
-        path: The bundle or the file.
-        engine: For a bundle: a name of ``ENGINES``.
-        precision: For a bundle: which of its graphs.
-        threads: CPU threads; None leaves it to the engine.
+        path: The path of the bundle or the file.
+        engine: A name of ``ENGINES``, for a bundle.
+        precision: The precision of the graph, for a bundle.
+        threads: The number of CPU threads. The default is the choice of the engine.
         frame: A ``.npy`` file with the source frame, ``(H, W, 3)`` uint8.
-        picture: The same frame as a JPEG file.
-        checkpoint: For PyTorch.
-        backbone_weights: For PyTorch, as for the export.
+        picture: A JPEG file with this frame.
+        checkpoint: The checkpoint, for PyTorch.
+        backbone_weights: The file of the backbone's weights, for PyTorch.
     """
 
     kind: Kind
@@ -39,17 +39,18 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker's first answer, after the first verdict.
+    """The first answer of a worker, which it gives after the first verdict.
 
     Attributes:
-        engine: What computes.
-        version: Of its library.
-        device: What it computes on.
-        load_ms: From the call that loads to a loaded engine, imports of the engine's library included.
-        first_ms: The first frame, from pixels to verdict; the first inference where there is no verdict.
-        graph: The ONNX file that runs, if it is one.
-        counted: The one whose operations are counted: a bundle's fp32 graph, which has those of every precision.
-        precision: Of the bundle's graph that runs: ``int8`` has a form for each kind of device.
+        engine: The name of the engine or the library that computes.
+        version: The version of the library.
+        device: The device that it computes on.
+        load_ms: The milliseconds of loading the engine, with the imports of its library.
+        first_ms: The milliseconds of the first frame from pixels to verdict, or of the first inference.
+        graph: The path of the ONNX file that runs. It is None for PyTorch.
+        counted: The path of the ONNX file whose operations are counted. For a bundle it is the fp32 graph, since graphs
+            of other precisions have the same operations.
+        precision: The precision of the bundle's graph that runs. ``int8`` has a form for each kind of device.
     """
 
     engine: str
@@ -63,15 +64,15 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """Every further line that a worker reads.
+    """A further line that a worker reads.
 
     Attributes:
-        do: ``window``: time inferences. ``stages``: time the road from a JPEG to a verdict. ``shared``: count the
+        do: ``window``: time inferences. ``stages``: time each step from a JPEG to a verdict. ``shared``: count the
             frames of threads that share the detector. ``parity``: replay the self-test. ``memory``: the largest
             resident memory so far. ``peak``: the machine's own speed. ``macs``: count a graph's multiply-accumulates.
-        batch: Of a window.
-        seconds: How long; at least three runs.
-        graph: Whose ``macs``.
+        batch: The number of images of one inference, for a window.
+        seconds: The seconds of the measurement, which takes at least three runs.
+        graph: The path of the ONNX file, for ``macs``.
         threads: The number of threads that share the detector.
     """
 
@@ -83,20 +84,20 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds of each inference, in order."""
+    """The milliseconds of each inference of a window, in order."""
 
     ms: tuple[float, ...]
 
 
 class StageTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds of one frame on its road.
+    """The milliseconds that one frame takes from a JPEG file to its verdict.
 
     Attributes:
-        decode: From a JPEG file to pixels.
-        preprocess: From pixels to the graph's input.
-        infer: The engine's own call.
-        decide: From the graph's outputs to a verdict.
-        overhead: All that the detector takes around the engine's call.
+        decode: The time from a JPEG file to pixels.
+        preprocess: The time from pixels to the graph's input.
+        infer: The time of the engine's call.
+        decide: The time from the graph's outputs to a verdict.
+        overhead: The time that the detector takes beside the engine's call.
     """
 
     decode: float
@@ -107,7 +108,7 @@ class StageTimes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StagesAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Of each frame, in order."""
+    """The times of each frame, in order."""
 
     frames: tuple[StageTimes, ...]
 
@@ -116,7 +117,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     """The speed of one detector that threads share.
 
     Attributes:
-        threads: The number of threads; each inspects one frame after the other.
+        threads: The number of threads, each of which inspects one frame after the other.
         frames_per_s: The frames of all threads in a second, from pixels to verdict.
     """
 
@@ -125,15 +126,16 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
-    """A graph's answers to the bundle's self-test against the recorded ones of the fp32 reference.
+    """The comparison of a graph's answers to the bundle's self-test with the expected answers of the fp32 graph.
 
     Attributes:
-        is_right: Every check of ``flowedge verify`` passed, and the maps correlate.
-        worst_error: Of the levels, relative to a level's largest magnitude; None where it is not a number.
-        limit: The largest ``worst_error`` that passes; None without one.
-        correlation: Of the map with the one that the recorded levels give, on the frame where it is lowest; None where
-            a map is flat or not finite.
-        failed: What failed, in words.
+        is_right: True when every check of ``flowedge verify`` passed and the maps correlate.
+        worst_error: The largest error of the levels, relative to a level's largest magnitude. It is None where the
+            error is not a number.
+        limit: The largest ``worst_error`` that passes. It is None where there is no limit.
+        correlation: The lowest correlation of a frame's map with the map of the recorded levels. It is None where a map
+            is flat or not finite.
+        failed: The checks that failed, in words.
     """
 
     is_right: bool
@@ -150,20 +152,25 @@ class PeakMemory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Peak(msgspec.Struct, frozen=True, kw_only=True):
-    """What the machine can do at best: a float32 matrix product, and a copy of memory (bytes read and written)."""
+    """The peak speeds of the machine.
+
+    Attributes:
+        gflops: The speed of a float32 matrix product, in 10^9 operations a second.
+        copy_gb_s: The speed of a copy of memory, in 10^9 bytes a second, read and written.
+    """
 
     gflops: float
     copy_gb_s: float
 
 
 class Macs(msgspec.Struct, frozen=True, kw_only=True):
-    """Multiply-accumulates of a graph for one image."""
+    """The number of a graph's multiply-accumulates for one image."""
 
     macs: int
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """Why an answer is missing; an answer of its own in place of any other."""
+    """The reason why a worker cannot answer, sent in place of the answer."""
 
     problem: str
 
@@ -177,7 +184,7 @@ def struct_from(line: bytes, kind: type[_Message]) -> _Message:
     """Return the message of a line.
 
     Args:
-        line: What ``line_from`` gave.
+        line: A line that `line_from` made.
         kind: The message's type.
 
     Raises:

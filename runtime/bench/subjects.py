@@ -1,4 +1,4 @@
-"""What a worker process measures: a bundle on an engine, a foreign ONNX file, PyTorch, or the machine."""
+"""The subjects of a measurement: a bundle on an engine, a foreign ONNX file, PyTorch, or the machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FLOATS: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "t
 
 
 class Subject(Protocol):
-    """Answers commands; ``started`` is the first answer."""
+    """A measured thing that answers commands. ``started`` is its first answer."""
 
     started: Started
 
@@ -46,12 +46,12 @@ class Subject(Protocol):
 
 
 class Inference(Protocol):
-    """What can be timed, and loads before it is."""
+    """An inference to time. Making one loads the graph."""
 
     started: Started
 
     def work(self, batch: int) -> Callable[[], object]:
-        """One inference with this batch, its input prepared."""
+        """Prepare the input of ``batch`` images, and return a function that runs one inference on it."""
         ...
 
 
@@ -59,7 +59,7 @@ def subject_of(job: Job) -> Subject:
     """Load what the job names, and run it once.
 
     Raises:
-        FlowEdgeError: It cannot be loaded or run here.
+        FlowEdgeError: The subject cannot be loaded or run on this machine.
     """
     if job.kind == "machine":
         return _MachineSpeed()
@@ -69,7 +69,7 @@ def subject_of(job: Job) -> Subject:
 
 
 class _Timed:
-    """Windows and memory of something that infers."""
+    """Measures windows and memory of an inference."""
 
     def __init__(self, inference: Inference) -> None:
         self.started = inference.started
@@ -80,7 +80,7 @@ class _Timed:
     def answer(self, command: Command) -> msgspec.Struct:
         if command.do == "window":
             if command.batch != self._batch:
-                self._work = _nothing  # the last batch's input goes first
+                self._work = _nothing  # frees the last batch's input before the next is made
                 self._batch, self._work = command.batch, self._inference.work(command.batch)
             return Window(ms=window_of(self._work, command.seconds))
         if command.do == "memory":
@@ -103,7 +103,7 @@ class _Bundle(_Timed):
             from flowedge.runtime.opening import open_or_build
 
             session = open_or_build(job.engine, bundle, AUTO, threads=job.threads)
-        else:  # not proven: the report says whether its answers are right
+        else:  # The report says whether the answers are right.
             from flowedge.runtime.unproven import open_unproven
 
             session = open_unproven(job.engine, bundle, job.precision, threads=job.threads)
@@ -149,7 +149,7 @@ class _Bundle(_Timed):
 
         frames: list[StageTimes] = []
 
-        def road() -> None:
+        def inspect_picture() -> None:
             start = time.perf_counter()
             frame = read_image(self._picture)
             decoded = time.perf_counter()
@@ -165,7 +165,7 @@ class _Bundle(_Timed):
                 )
             )
 
-        window_of(road, seconds)
+        window_of(inspect_picture, seconds)
         return StagesAnswer(frames=tuple(frames))
 
 
@@ -258,7 +258,7 @@ class _Peer:
 
 
 class _MachineSpeed:
-    """What no inference can beat, and what an ONNX file asks for."""
+    """Measures the machine's peak speeds, and counts an ONNX file's multiply-accumulates."""
 
     def __init__(self) -> None:
         self.started = Started(
@@ -282,7 +282,10 @@ class _MachineSpeed:
 
 
 def peak_resident_mb() -> float | None:
-    """The largest resident memory of this process so far, in 10^6 bytes, as Linux counts it (VmHWM), if it does."""
+    """Return the largest resident memory of this process so far in 10^6 bytes, or None where it is not counted.
+
+    Linux counts it and calls it VmHWM.
+    """
     for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024 / 1e6

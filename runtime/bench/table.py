@@ -1,4 +1,4 @@
-"""A report as rows of words, for the terminal, Markdown and HTML alike."""
+"""Turn a report into rows of words, for the terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLUMNS: tuple[str, ...] = (
     ">of peak",
     ">of bandwidth",
 )
-"""Those that start with ``>`` hold numbers."""
+"""The columns of the main table. Columns that start with ``>`` hold numbers."""
 
 TERMINAL_COLUMNS: tuple[str, ...] = (
     "what",
@@ -35,7 +35,7 @@ TERMINAL_COLUMNS: tuple[str, ...] = (
     ">overhead ms",
     ">peak MB",
 )
-"""Those for which a terminal is wide enough."""
+"""The columns that fit into a terminal."""
 
 STAGE_COLUMNS: tuple[str, ...] = (
     "what",
@@ -51,7 +51,7 @@ NOT_REPORTED = "not reported"
 
 
 def cells_of(row: Row) -> tuple[str, ...]:
-    """One cell for each of `COLUMNS`, at the first batch that was measured."""
+    """Return one cell for each of `COLUMNS`, at the first batch that was measured."""
     timing, parity = row.first_timing, row.parity
     energy = None if timing is None else timing.energy_mj
     return (
@@ -73,7 +73,7 @@ def cells_of(row: Row) -> tuple[str, ...]:
 
 
 def stage_rows(report: Report) -> list[tuple[str, ...]]:
-    """One row of `STAGE_COLUMNS` for each bundle that ran."""
+    """Return one row of `STAGE_COLUMNS` for each bundle that ran."""
     return [
         (
             _name(row),
@@ -95,12 +95,12 @@ def stage_rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def batch_columns(report: Report) -> tuple[str, ...]:
-    """What each batch has in `batch_rows`."""
+    """Name the columns of `batch_rows`."""
     return ("what", *(f">batch {batch}" for batch in _batches(report)))
 
 
 def batch_rows(report: Report) -> list[tuple[str, ...]]:
-    """Images per second by batch."""
+    """Return the images per second of each row, by batch."""
     found: list[tuple[str, ...]] = []
     for row in report.rows:
         rates = {timing.batch: timing.images_per_s for timing in row.timings}
@@ -115,7 +115,7 @@ def shared_columns(report: Report) -> tuple[str, ...]:
 
 
 def shared_rows(report: Report) -> list[tuple[str, ...]]:
-    """Give the frames per second of the threads that share one detector, by their number."""
+    """Return the frames per second of the threads that share one detector, by their number."""
     found: list[tuple[str, ...]] = []
     for row in report.rows:
         speeds = {one.threads: one.frames_per_s for one in row.shared}
@@ -125,7 +125,7 @@ def shared_rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def remarks_of(report: Report) -> list[str]:
-    """What the tables have no room for: what did not run, what is wrong, and what was not steady."""
+    """List the rows that did not run, the wrong rows, and the times that were not steady."""
     remarks: list[str] = []
     for row in report.rows:
         if row.problem:
@@ -146,7 +146,7 @@ def remarks_of(report: Report) -> list[str]:
 
 
 def environment_line(machine: Environment) -> str:
-    """The machine in one line."""
+    """Describe the machine in one line."""
     speed = ""
     if machine.gflops is not None and machine.copy_gb_s is not None:
         speed = f", {machine.gflops:.0f} GFLOP/s in a float32 matrix product, {machine.copy_gb_s:.1f} GB/s in a copy"
@@ -157,7 +157,7 @@ def environment_line(machine: Environment) -> str:
 
 
 def markdown_of(report: Report) -> str:
-    """The report as Markdown; names and errors are escaped."""
+    """Return the report as Markdown. Names and errors are escaped."""
     threads = next(
         (f"{row.threads} threads" for row in report.rows if row.threads), "threads as the engines like"
     )
@@ -190,7 +190,7 @@ def _markdown_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> li
 
 
 def _plain(text: str) -> str:
-    """Words that Markdown shows as they are: nothing in them is a tag, a link or a cell's end."""
+    """Escape text, so that Markdown shows it as it is: no tag, no link and no end of a cell."""
     escaped = html.escape(" ".join(text.split()), quote=False)
     return "".join(f"\\{one}" if one in "\\`*_[]|#!" else one for one in escaped)
 

@@ -1,4 +1,4 @@
-"""A report as one HTML page that opens offline. Names and errors come from files: all of it is escaped."""
+"""Draw a report as one HTML page that opens offline. All text is escaped, since names and errors come from files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ svg { max-width: 100%; height: auto; }
 
 
 def page_of(report: Report) -> str:
-    """The whole page."""
+    """Return the HTML of the page."""
     wrong = ""
     if report.wrong:
         names = ", ".join(html.escape(label) for label in report.wrong)
@@ -67,10 +67,11 @@ def page_of(report: Report) -> str:
 {html.escape(environment_line(report.machine))}.<br>{html.escape(report.command)}</p>
 {wrong}
 <div class="wide">{_table(COLUMNS, [cells_of(row) for row in report.rows], classes)}</div>
-<p class="soft">Latencies are of one inference at the first batch. Of peak: multiply-accumulates over the fastest
-float32 matrix product that was seen. Of bandwidth: what reading each weight once takes. Worst error: of the
-self-test's levels against those that the fp32 reference gave at export. Overhead: all that FlowEdge takes around
-the engine's call.</p>
+<p class="soft">A latency is the time of one inference at the first batch. "Of peak" is the speed of the
+multiply-accumulates, divided by the speed of the fastest float32 matrix product that was seen. "Of bandwidth" is the
+share of the machine's bandwidth that reading each weight once takes. The worst error compares the levels of the
+self-test with those that the fp32 graph gave at export. The overhead is the time that FlowEdge takes beside the
+engine's call.</p>
 {"".join(f"<h2>{title}</h2>{plot}" for title, plot in plots if plot)}
 <h2>Images per second</h2>
 {_table(batch_columns(report), batch_rows(report))}

@@ -1,4 +1,4 @@
-"""What a bench found: plain frozen data, written as JSON and drawn by ``markdown`` and ``page``."""
+"""The report of a benchmark, as frozen data that is written as JSON and drawn by ``table`` and ``timing_page``."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ PERCENTILES: Final = tuple(range(101))
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
-    """Where it was measured.
+    """The machine and its software, on which a benchmark ran.
 
     Attributes:
-        cpu: The processor's name.
-        cores: How many this process may use.
-        memory_gb: 10^9 bytes.
+        cpu: The name of the processor.
+        cores: The number of cores that this process may use.
+        memory_gb: The memory in 10^9 bytes.
         platform: The operating system.
-        python: Its version.
-        gflops: The largest float32 matrix product's speed that was seen, 10^9 operations a second.
-        copy_gb_s: The fastest copy of memory that one thread made, 10^9 bytes a second, read and written.
+        python: The version of Python.
+        gflops: The highest speed of a float32 matrix product that was seen, in 10^9 operations a second.
+        copy_gb_s: The speed of the fastest copy of memory by one thread, in 10^9 bytes a second, read and written.
     """
 
     cpu: str
@@ -35,19 +35,20 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchTiming(msgspec.Struct, frozen=True, kw_only=True):
-    """Inferences with one batch.
+    """The times of inferences with one batch.
 
     Attributes:
-        batch: Images of one inference.
-        runs: How many were timed.
-        p50_ms: Of one inference, whatever its batch.
-        p90_ms: Likewise.
-        p99_ms: Likewise.
-        images_per_s: Over all runs.
-        percentiles_ms: The percentiles 0, 1, … 100.
-        settled: The medians of successive windows agreed before the timing began.
-        energy_mj: Of one image, 10^-3 joules of the whole device; None where it reports none.
-        problem: Why it was not measured; empty when it was.
+        batch: The number of images of one inference.
+        runs: The number of timed inferences.
+        p50_ms: The median of the milliseconds of one inference, which is of the whole batch.
+        p90_ms: The 90th percentile of these milliseconds.
+        p99_ms: The 99th percentile of these milliseconds.
+        images_per_s: The images per second over all runs.
+        percentiles_ms: The percentiles 0, 1, … 100 of the milliseconds of one inference.
+        settled: True when the medians of successive windows agreed before the timing began.
+        energy_mj: The energy of the whole device for one image, in 10^-3 joules. It is None where the device
+            reports none.
+        problem: The reason why nothing was measured. It is empty when there are times.
     """
 
     batch: int
@@ -63,15 +64,15 @@ class BatchTiming(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stages(msgspec.Struct, frozen=True, kw_only=True):
-    """Medians of one frame's road at batch 1, ms.
+    """The median times of one frame from a JPEG file to its verdict at batch 1, in milliseconds.
 
     Attributes:
-        frame_size: ``(height, width)`` of the source frame.
-        decode_ms: From a JPEG file to pixels.
-        preprocess_ms: From pixels to the graph's input.
-        infer_ms: The engine's own call.
-        decide_ms: From the graph's outputs to a verdict.
-        overhead_ms: All that FlowEdge takes around the engine's call, decoding apart.
+        frame_size: The ``(height, width)`` of the source frame.
+        decode_ms: The time from a JPEG file to pixels.
+        preprocess_ms: The time from pixels to the graph's input.
+        infer_ms: The time of the engine's call.
+        decide_ms: The time from the graph's outputs to a verdict.
+        overhead_ms: The time that FlowEdge takes beside the engine's call, without decoding.
     """
 
     frame_size: tuple[int, int]
@@ -83,34 +84,37 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One combination, each measured in a process of its own.
+    """One combination, which was measured in a process of its own.
 
     Attributes:
-        kind: A bundle, its checkpoint in PyTorch, or a foreign ONNX file.
-        name: The bundle's or file's path, printable.
-        engine: What computed.
-        version: Of its library; empty when it did not start.
-        device: What it computed on.
-        precision: Of the graph; empty for a foreign file.
-        threads: CPU threads asked for; None left it to the engine.
-        date: ISO 8601, UTC.
+        kind: The kind of subject: a bundle, its checkpoint in PyTorch, or a foreign ONNX file.
+        name: The path of the bundle or the file, with printable characters only.
+        engine: The name of the engine or the library that computed.
+        version: The version of the library. It is empty when the subject did not start.
+        device: The device that it computed on.
+        precision: The precision of the graph. It is empty for a foreign file.
+        threads: The chosen number of CPU threads. It is None where the engine chose.
+        date: The time of the start in UTC, in the format ISO 8601.
         command: The command line.
-        machine: Where.
-        problem: Why there is nothing; empty when there is.
-        timings: By batch.
-        cold_start_ms: From the start of the process to the first verdict (without one, the first inference).
-        load_ms: To a loaded engine, its library's import included.
-        first_ms: The first frame, from pixels to verdict.
-        peak_resident_mb: The process's largest resident memory, 10^6 bytes.
-        device_memory_mb: The process's memory on a GPU; None where there is none or it is not reported.
-        stages: Where the time goes; of bundles.
-        shared: The frames per second of threads that share one detector, by the number of threads; of bundles.
-        parity: Whether it is right; of bundles.
-        parity_problem: Why that is not known.
-        macs: Multiply-accumulates of one image.
-        peak_share: Of the machine's matrix peak, in the fastest batch; of CPU engines.
-        bandwidth_share: What reading each weight once takes of the machine's bandwidth, at the first batch.
-        notes: What else should be known.
+        machine: The machine that it was measured on.
+        problem: The reason why the subject did not start. It is empty when it started.
+        timings: The times, by batch.
+        cold_start_ms: The milliseconds from the start of the process to the first verdict, or to the first
+            inference where there is no verdict.
+        load_ms: The milliseconds of loading the engine, with the import of its library.
+        first_ms: The milliseconds of the first frame, from pixels to verdict.
+        peak_resident_mb: The largest resident memory of the process, in 10^6 bytes.
+        device_memory_mb: The memory of the process on a GPU, in 10^6 bytes. It is None where nothing reports it.
+        stages: The times of the steps of one frame. Only bundles have them.
+        shared: The frames per second of threads that share one detector, by the number of threads. Only bundles
+            have them.
+        parity: The comparison with the expected answers. Only bundles have it.
+        parity_problem: The reason why there is no comparison.
+        macs: The number of multiply-accumulates for one image.
+        peak_share: The reached share of the machine's peak speed of matrix products, at the fastest batch. Only CPU
+            engines have it.
+        bandwidth_share: The share of the machine's bandwidth that reading each weight once takes, at the first batch.
+        notes: Further sentences about the measurement.
     """
 
     kind: Kind
@@ -141,32 +145,32 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def label(self) -> str:
-        """Short and for people: file, engine, precision."""
+        """A short name for people: file, engine and precision."""
         file = self.name.rstrip("/").rpartition("/")[2]
         return " ".join(part for part in (file, self.engine, self.precision) if part)
 
     @property
     def is_wrong(self) -> bool:
-        """It answered, and not what the reference answers."""
+        """True when it answered, and its answers are not the expected ones."""
         return self.parity is not None and not self.parity.is_right
 
     @property
     def first_timing(self) -> BatchTiming | None:
-        """At the first batch that was measured."""
+        """The times of the first batch that was measured, or None where no batch was."""
         return next((timing for timing in self.timings if timing.p50_ms is not None), None)
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything.
+    """The whole report of a benchmark.
 
     Attributes:
         schema: Always ``SCHEMA``.
         flowedge_version: The version that measured.
-        date: ISO 8601, UTC: the start.
+        date: The time of the start in UTC, in the format ISO 8601.
         command: The command line.
-        machine: Where.
-        seconds: How long each combination was timed per batch.
-        rows: In the order of the command line.
+        machine: The machine that it ran on.
+        seconds: The seconds for which each combination was timed at each batch.
+        rows: The combinations, in the order of the command line.
         wrong: The labels of the rows that answered wrongly.
     """
 
@@ -181,5 +185,5 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def json_from_report(report: Report) -> bytes:
-    """Indented UTF-8 JSON; what is not a finite number is null."""
+    """Return a report as indented UTF-8 JSON. A number that is not finite becomes null."""
     return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"

@@ -1,7 +1,7 @@
-"""The process that is measured: reads a job, then commands, and answers each with a line of JSON.
+"""The measured process: it reads a job and then commands, and answers each with a line of JSON.
 
-One engine, one precision, one process: nobody's memory or threads are in another's numbers. Until the first verdict
-it imports what ``flowedge.load`` needs and little more, since that time is a result.
+Each process runs one engine in one precision, so that no combination adds to the memory or the threads of another.
+Until the first verdict the process imports little more than `flowedge.load` needs, since that time is measured.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from flowedge.runtime.bench.protocol import Command, Job, Problem, line_from, st
 
 
 def main() -> None:
-    """Serve until the input ends."""
-    # Libraries print what they like on the standard output; the answers keep it for themselves.
+    """Answer commands until the input ends."""
+    # Libraries may print to the standard output. They get the standard error instead, so that only answers go there.
     with os.fdopen(os.dup(1), "wb", buffering=0) as answers:
         os.dup2(2, 1)
         lines = sys.stdin.buffer
