@@ -118,7 +118,8 @@ def model_of_bundle(bundle: Bundle, checkpoint: Path, *, backbone_weights: Path 
     if read.checkpoint.sha256 != manifest.source.sha256:
         raise CheckpointError(
             f"{checkpoint} is not the file that {bundle.path} was made from: its sha256 is "
-            f"{read.checkpoint.sha256[:12]}…, the bundle says {manifest.source.sha256[:12]}… ({manifest.source.file})."
+            f"{read.checkpoint.sha256[:12]}…, and the bundle's manifest names {manifest.source.sha256[:12]}… "
+            f"({manifest.source.file}). Name the file that the bundle was made from."
         )
     return read
 

@@ -139,6 +139,7 @@ def read_model(path: Path, options: ExportOptions) -> ReadModel:
     checkpoint = with_backbone(checkpoint, options.backbone_weights)
     family = FAMILIES[checkpoint.family]
     image_size = _input_size(checkpoint)
+    # A size that the user gave may exceed the limit on pixels, which protects from a damaged file.
     given = any(value.name == "input_size" and value.given for value in checkpoint.assumed)
     with naming_file(path):
         backbone = backbone_from_checkpoint(checkpoint)
@@ -192,6 +193,7 @@ def export_bundle(
                 traced.draft,
                 {**files, **traced.selftest, LOWERING: json_from_lowering(traced.lowering)},
             )
+            # Lower precisions are added and verified in the draft, so that a failure leaves nothing at the target.
             staged = extend(staged)
             checks: dict[str, tuple[Check, ...]] = {
                 g.precision: verify_bundle(staged, engine=JUDGE, precision=g.precision)
@@ -283,6 +285,7 @@ def _trace(path: Path, graph: Path, options: ExportOptions, reports: Reports) ->
     frames = synthetic_frames(read.preprocessing, options.frame_size)
     selftest = files_of_selftest(frames, _expected_answers(read, frames, nfa))
     reports.step("lowering")
+    # Deleting ``read`` frees the tensors of the file before the passes copy the weights.
     model, backbone = read.model, read.backbone
     del read
     _return_memory()
@@ -305,6 +308,7 @@ def _return_memory() -> None:
 
 
 def _input_size(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Return ``(height, width)`` of the network's input in pixels."""
     size = checkpoint.hyperparameters["input_size"]
     assert isinstance(size, (tuple, list))
     return int(size[0]), int(size[1])
@@ -319,7 +323,7 @@ def _expected_answers(
     if not all(np.isfinite(answer).all() for answer in answers.values()):
         raise CheckpointError(
             f"{read.checkpoint.file}: the trained network itself answers NaN or infinity on an ordinary image. "
-            "Its training diverged; train it again."
+            "Its training diverged. Train it again."
         )
     return answers
 
@@ -327,6 +331,7 @@ def _expected_answers(
 def _manifest(
     read: ReadModel, graph: GraphFile, nfa: NfaOutputs | None, frame_size: tuple[int, int] | None
 ) -> Manifest:
+    """Build the manifest of a bundle with one graph, without its list of files."""
     checkpoint, model = read.checkpoint, read.model
     transform_file, transform_sha256 = checkpoint.transform_file or (None, None)
     return Manifest(
@@ -358,6 +363,7 @@ def _manifest(
 
 
 def _gate(checks: Mapping[str, tuple[Check, ...]]) -> None:
+    """Refuse the export where a check failed."""
     failed = [
         (precision, check) for precision, found in checks.items() for check in found if not check.passed
     ]

@@ -47,7 +47,7 @@ def check_features(tensors: Tensors, backbone: ir.Backbone, shapes: Sequence[tup
     given = [channels for channels, _, _ in shapes]
     if wanted != given:
         raise CheckpointError(
-            f"the flow takes {wanted} channels, the layers {', '.join(backbone.taps)} of {backbone.network} "
+            f"the flow takes {wanted} channels, but the layers {', '.join(backbone.taps)} of {backbone.network} "
             f"give {given}. Name the right ones with --set layers=a,b,c or --set backbone=NAME."
         )
 

@@ -29,7 +29,8 @@ def flow_model(
     wanted = sum(int(tensors[f"flow.0.{net}.conv_scale0_0.weight"].shape[1]) for net in ("net1", "net2"))
     if [channels for channels, _, _ in shapes] != [wanted] * 3:
         raise CheckpointError(
-            f"the flow takes {wanted} channels at 3 scales, {backbone.network} gives {[c for c, _, _ in shapes]}."
+            f"the flow takes {wanted} channels at 3 scales, but {backbone.network} gives {[c for c, _, _ in shapes]}. "
+            "The flow was trained with another network. Copy the file again."
         )
     official = checkpoint.repository != "anomalib"
     return ir.FlowModel(

@@ -29,7 +29,7 @@ def flow_model(
     count = count_levels(checkpoint.tensors)
     if len(shapes) != count:
         raise CheckpointError(
-            f"the flow has {count} levels, {backbone.network} gives {len(shapes)}. "
+            f"the flow has {count} levels, but {backbone.network} gives {len(shapes)}. "
             "Name the right network with --set backbone=NAME."
         )
     latents = [0] * count
@@ -43,7 +43,7 @@ def flow_model(
         stage = coupling_channels(checkpoint.tensors, level)
         if width != stage:
             raise CheckpointError(
-                f"the flow's stage {level} takes {stage} channels, {backbone.network} gives it {width}. "
+                f"the flow's stage {level} takes {stage} channels, but {backbone.network} gives it {width}. "
                 "Name the right network with --set backbone=NAME."
             )
         program += steps_of_level(checkpoint, level, level)

@@ -151,7 +151,7 @@ def _set_score_constants(graph: Any, model: ir.FlowModel) -> None:
     missing = constants.keys() - graph.graph.initializers.keys()
     if missing:
         raise ExportError(
-            f"The traced graph has no constants named {', '.join(sorted(missing))}, which the tracer removed. "
+            f"the traced graph has no constants named {', '.join(sorted(missing))}, which the tracer removed. "
             "Try another --opset, or another version of torch."
         )
     for name, value in constants.items():
@@ -174,15 +174,17 @@ def _check(path: Path, input_name: str, expected: list[str], opset: int) -> None
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the traced graph is not valid ONNX: {error}") from error
+        raise ExportError(
+            f"the traced graph is not valid ONNX: {error}. Try another --opset, or another version of torch."
+        ) from error
     graph = onnx.load(str(path), load_external_data=False)
     outputs = [value.name for value in graph.graph.output]
     if outputs != expected or [value.name for value in graph.graph.input] != [input_name]:
         raise ExportError(
-            f"The traced graph has the outputs {outputs}, and {expected} were expected. Try another --opset."
+            f"the traced graph has the outputs {outputs}, and {expected} were expected. Try another --opset."
         )
     got = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
     if got != opset:
         raise ExportError(
-            f"The traced graph has opset {got}, and {opset} was asked for. Name another --opset."
+            f"the traced graph has opset {got}, and {opset} was asked for. Name another --opset."
         )
