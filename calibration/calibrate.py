@@ -42,11 +42,12 @@ from flowedge.manifest import GraphFile, Manifest, NfaThreshold, ScoreMaxima, Th
 from flowedge.onnx_constants import write_constants
 from flowedge.progress import SILENT, Reports
 from flowedge.runtime.aggregate import aggregate, largest_sums
-from flowedge.runtime.detector import Detector, Result
+from flowedge.runtime.detector import Detector
 from flowedge.runtime.images import read_image
 from flowedge.runtime.nfa import check_form
 from flowedge.runtime.opening import open_engine
 from flowedge.runtime.pixel_range import PixelRange, with_pixel_range
+from flowedge.runtime.result import Result
 from flowedge.runtime.verify import AGGREGATION_LIMIT
 
 
@@ -196,7 +197,7 @@ def _fitted(
                 "the bf16 graph cannot be calibrated here: take an engine that runs it (--engine openvino or a GPU's), "
                 f"or add --bf16, which plans it anew and calibrates an emulation. ({error})"
             ) from error
-        return Detector(draft, session, precision)
+        return Detector(draft, session)
 
     maxima = {precision: one.score_maxima for precision, one in known.items()}
     fitted = dict(known)

@@ -23,9 +23,10 @@ from flowedge.version import __version__
 if TYPE_CHECKING:
     from flowedge import errors, export
     from flowedge.calibration.from_path import calibrate, evaluate
-    from flowedge.runtime.detector import Detector, Result
+    from flowedge.runtime.detector import Detector
     from flowedge.runtime.doctor import doctor
     from flowedge.runtime.from_path import load, verify
+    from flowedge.runtime.result import Result
 
 __all__ = [
     "Detector",
@@ -43,7 +44,7 @@ __all__ = [
 _MODULES: Final = MappingProxyType(
     {
         "Detector": "flowedge.runtime.detector",
-        "Result": "flowedge.runtime.detector",
+        "Result": "flowedge.runtime.result",
         "calibrate": "flowedge.calibration.from_path",
         "doctor": "flowedge.runtime.doctor",
         "evaluate": "flowedge.calibration.from_path",

@@ -14,13 +14,8 @@ import numpy as np
 from flowedge.bundle import Bundle
 from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.device_cache import device_cache, graph_hash
-from flowedge.runtime.engine import (
-    Engine,
-    choosable_engines,
-    engine_module,
-    engine_spec,
-    library_version,
-)
+from flowedge.runtime.engine import choosable_engines, engine_module, engine_spec, library_version
+from flowedge.runtime.engine_contract import Opened
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.machine import cpu_name, find_nvidia_driver
 from flowedge.runtime.proof import prove
@@ -182,7 +177,7 @@ def precisions_on(bundle: Bundle, engine: str) -> tuple[str, ...]:
     return tuple(graph.precision for graph in bundle.manifest.graphs if graph.precision not in other)
 
 
-def _measure(bundle: Bundle, session: Engine, threads: int | None) -> Measured:
+def _measure(bundle: Bundle, session: Opened, threads: int | None) -> Measured:
     """Let a session prove itself, take the time where it is right, and close it."""
     engine, precision = session.name, session.precision
     try:
@@ -203,7 +198,7 @@ def _in_one_line(problem: Exception) -> str:
     return " ".join("".join(one if one.isprintable() else " " for one in str(problem)).split())
 
 
-def _median_ms(bundle: Bundle, session: Engine) -> float:
+def _median_ms(bundle: Bundle, session: Opened) -> float:
     image = GraphInput(bundle.manifest)(read_selftest(bundle).frames[:1])
     window_of(lambda: session.infer(image), _WARM_UP_S)
     return float(np.median(window_of(lambda: session.infer(image), _MEASURED_S)))

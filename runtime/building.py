@@ -9,15 +9,8 @@ from flowedge.bundle import Bundle
 from flowedge.errors import EngineUnavailableError
 from flowedge.progress import SILENT, Reports
 from flowedge.runtime.device_cache import CachedFile, EngineFacts, device_cache
-from flowedge.runtime.engine import (
-    ENGINES,
-    Building,
-    BuildOptions,
-    Built,
-    Opening,
-    engine_module,
-    engine_spec,
-)
+from flowedge.runtime.engine import ENGINES, engine_module, engine_spec
+from flowedge.runtime.engine_contract import Building, BuildOptions, Built, Opening
 
 
 def build_engine(

@@ -10,7 +10,7 @@ from typing import Final
 
 from flowedge.packages import installed_version
 from flowedge.runtime.device_cache import device_cache
-from flowedge.runtime.engine import EngineStatus, available_engines
+from flowedge.runtime.engine_status import EngineStatus, available_engines
 from flowedge.runtime.machine import (
     Jetson,
     Memory,

@@ -50,8 +50,8 @@ def load(
         (480, 640)
     """
     bundle = open_bundle(path)
-    session = open_or_build(engine, bundle, precision, threads=threads, build=build)
-    return Detector(bundle, session, session.precision, source_scale=source_scale)
+    opened = open_or_build(engine, bundle, precision, threads=threads, build=build)
+    return Detector(bundle, opened, source_scale=source_scale)
 
 
 def verify(

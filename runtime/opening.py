@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.auto import choose_anew, fastest_precision, precisions_on
 from flowedge.runtime.building import build_engine
-from flowedge.runtime.engine import AUTO, ENGINES, Engine
+from flowedge.runtime.engine import AUTO, ENGINES
+from flowedge.runtime.engine_contract import Opened
 from flowedge.runtime.proof import prove
 from flowedge.runtime.unproven import open_unproven
 
 
-def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: int | None = None) -> Engine:
+def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: int | None = None) -> Opened:
     """Load one graph of a bundle on an engine that has proven itself on this machine.
 
     The first opening of a graph here replays the bundle's self-test, and the engine cache remembers that it passed: see
@@ -39,7 +42,7 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
 
 def open_or_build(
     engine: str | None, bundle: Bundle, precision: str, *, threads: int | None = None, build: bool = False
-) -> Engine:
+) -> Opened:
     """Open a proven engine, and compile it first where that is asked for and the cache has none that fits.
 
     Args:
@@ -73,19 +76,14 @@ def open_or_build(
     return open_engine(engine, bundle, precision, threads=threads)
 
 
-def _open_fastest(engine: str | None, bundle: Bundle, threads: int | None) -> Engine:
+def _open_fastest(engine: str | None, bundle: Bundle, threads: int | None) -> Opened:
     """Open the fastest graph that is right here. A remembered choice that does not open is measured again."""
     choice = fastest_precision(bundle, engine, threads=threads)
     try:
-        session = open_engine(choice.engine, bundle, choice.precision, threads=threads)
+        opened = open_engine(choice.engine, bundle, choice.precision, threads=threads)
     except EngineUnavailableError:
         choice = choose_anew(bundle, engine, threads=threads)
-        session = open_engine(choice.engine, bundle, choice.precision, threads=threads)
+        opened = open_engine(choice.engine, bundle, choice.precision, threads=threads)
     right = ", ".join(str(one) for one in choice.measured if one.median_ms is not None)
-    session.reason = ". ".join(
-        [
-            f"the fastest {'here' if engine is None else 'graph on it'} that is right: {right}",
-            *choice.not_built,
-        ]
-    )
-    return session
+    reason = f"the fastest {'here' if engine is None else 'graph on it'} that is right: {right}"
+    return replace(opened, reason=". ".join([reason, *choice.not_built]))

@@ -26,7 +26,8 @@ from flowedge.bundle import Bundle
 from flowedge.errors import EngineCacheError, EngineUnavailableError, EngineWrongError
 from flowedge.runtime import verify
 from flowedge.runtime.device_cache import DeviceCache, device_cache, graph_hash
-from flowedge.runtime.engine import Engine, EngineSpec, engine_spec, library_version
+from flowedge.runtime.engine import engine_spec, library_version
+from flowedge.runtime.engine_contract import EngineSpec, Opened
 from flowedge.runtime.machine import cpu_flags, cpu_name, find_nvidia_driver
 from flowedge.runtime.selftest import ANSWERS, FRAMES, rounded_answers_file
 from flowedge.version import __version__
@@ -50,7 +51,7 @@ _SETTINGS: Final = (
 )
 
 
-def prove(bundle: Bundle, engine: Engine, *, threads: int | None) -> None:
+def prove(bundle: Bundle, engine: Opened, *, threads: int | None) -> None:
     """Replay the bundle's self-test on an engine, unless it once passed under the same circumstances.
 
     Args:

@@ -7,7 +7,8 @@ from numbers import Integral
 
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError, EngineWrongError
-from flowedge.runtime.engine import Engine, EngineSpec, Opening, engine_module, engine_spec, engines_in_order
+from flowedge.runtime.engine import engine_module, engine_spec, engines_in_order
+from flowedge.runtime.engine_contract import EngineSpec, Opened, Opening
 
 
 def open_unproven(
@@ -16,8 +17,8 @@ def open_unproven(
     precision: str,
     *,
     threads: int | None = None,
-    check: Callable[[Engine], None] | None = None,
-) -> Engine:
+    check: Callable[[Opened], None] | None = None,
+) -> Opened:
     """Load one graph of a bundle on an engine whose answers nobody has checked on this machine.
 
     Only what reports on an engine opens it so: ``flowedge verify``, ``flowedge bench``, the search for a precision.
@@ -42,24 +43,22 @@ def open_unproven(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
 
-    def opened(spec: EngineSpec, exact: str) -> Engine:
+    def opened(spec: EngineSpec, exact: str, reason: str) -> Opened:
         engine = engine_module(spec).load(Opening(spec=spec, bundle=bundle, precision=exact, threads=threads))
-        engine.precision = exact
+        found = Opened(engine=engine, spec=spec, precision=exact, reason=reason)
         if check is not None:
             try:
-                check(engine)
+                check(found)
             except BaseException:
                 engine.close()
                 raise
-        return engine
+        return found
 
     if name is not None:
         spec = engine_spec(name)
         exact = bundle.manifest.precision_on(spec.device, precision)
         bundle.manifest.graph(exact)
-        engine = opened(spec, exact)
-        engine.reason = "named"
-        return engine
+        return opened(spec, exact, "named")
     problems: dict[str, EngineUnavailableError] = {}
     have = {graph.precision for graph in bundle.manifest.graphs}
     engines = engines_in_order()
@@ -75,12 +74,9 @@ def open_unproven(
             )
             continue
         try:
-            engine = opened(spec, exact)
+            return opened(spec, exact, _reason(problems))
         except EngineUnavailableError as error:
             problems[spec.name] = error
-        else:
-            engine.reason = _reason(problems)
-            return engine
     wrong = [problem for problem in problems.values() if isinstance(problem, EngineWrongError)]
     others = [problem for problem in problems.values() if problem not in wrong]
     kind = EngineWrongError if wrong else EngineUnavailableError

@@ -14,9 +14,10 @@ from flowedge.bundle import Bundle
 from flowedge.errors import BundleError, ImageError
 from flowedge.manifest import Manifest
 from flowedge.runtime.aggregate import aggregate
-from flowedge.runtime.engine import Engine
+from flowedge.runtime.engine_contract import Opened
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.nfa import window_sides
+from flowedge.runtime.protocols import Engine
 from flowedge.runtime.selftest import read_rounded_answers, read_selftest
 from flowedge.runtime.unproven import open_unproven
 
@@ -83,7 +84,7 @@ def verify_bundle(
         session.close()
 
 
-def replay_selftest(bundle: Bundle, session: Engine) -> tuple[Check, ...]:
+def replay_selftest(bundle: Bundle, session: Opened) -> tuple[Check, ...]:
     """Replay the bundle's self-test on an engine that has loaded one of the bundle's graphs.
 
     Raises:

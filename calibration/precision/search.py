@@ -48,7 +48,7 @@ class Answer:
 
 def judging_detector(bundle: Bundle, precision: str, threads: int | None) -> Detector:
     """Open one graph of a bundle on the engine that judges candidates, whose gate takes the place of a proof."""
-    return Detector(bundle, open_unproven(JUDGE, bundle, precision, threads=threads), precision)
+    return Detector(bundle, open_unproven(JUDGE, bundle, precision, threads=threads))
 
 
 def probe_frames(images: Sequence[Path], pixel_range: PixelRange | None) -> Iterator[NDArray[np.uint8]]:

@@ -12,7 +12,7 @@ from flowedge.calibration.dataset import GOOD
 from flowedge.calibration.evaluation import Evaluation
 from flowedge.export.demo.train import LevelTraining
 from flowedge.manifest import ScoreNormalisation
-from flowedge.runtime.detector import Verdict
+from flowedge.runtime.result import Verdict
 from flowedge.runtime.verify import Check
 
 

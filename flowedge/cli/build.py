@@ -22,7 +22,7 @@ from flowedge.progress import Prefixed
 
 if TYPE_CHECKING:
     from flowedge.runtime.auto import Choice
-    from flowedge.runtime.engine import BuildOptions, Built
+    from flowedge.runtime.engine_contract import BuildOptions, Built
 
 NAME = "build"
 
@@ -54,7 +54,8 @@ def command(
 ) -> None:
     """Compile one graph of a bundle for this machine and keep it in the engine cache."""
     from flowedge.runtime.auto import fastest_precision, precisions_on
-    from flowedge.runtime.engine import AUTO, BuildOptions
+    from flowedge.runtime.engine import AUTO
+    from flowedge.runtime.engine_contract import BuildOptions
 
     options = BuildOptions(batches=_batches(batch), dla=dla, capabilities=tuple(capability or ()))
     opened = open_bundle(bundle)
@@ -105,7 +106,8 @@ def build_with_bar(bundle: Bundle, engine: str, precision: str, options: BuildOp
 def build_first(bundle: Path, engine: str | None, precision: str) -> None:
     """What ``--build`` does before a bundle is loaded: nothing where the named engine needs none."""
     from flowedge.runtime.auto import precisions_on
-    from flowedge.runtime.engine import AUTO, BuildOptions, engine_spec
+    from flowedge.runtime.engine import AUTO, engine_spec
+    from flowedge.runtime.engine_contract import BuildOptions
 
     if engine is not None and engine_spec(engine).compiled:
         opened = open_bundle(bundle)

@@ -212,7 +212,7 @@ def _doubt_preprocessing(
     if bundle.manifest.source_scale is None:
         return
     bundle = Bundle(bundle.path, with_pixel_range(bundle.manifest, pixel_range))
-    with Detector(bundle, open_engine(engine, bundle, "fp32", threads=threads), "fp32") as detect:
+    with Detector(bundle, open_engine(engine, bundle, "fp32", threads=threads)) as detect:
         doubt = preprocessing_doubt(detect, images)
     if doubt:
         MESSAGES.print(f"warning: {doubt}", soft_wrap=True)

@@ -28,7 +28,7 @@ from flowedge.text import printable
 
 if TYPE_CHECKING:
     from flowedge.runtime.detector import Detector
-    from flowedge.runtime.inspection import Inspection
+    from flowedge.runtime.record import Inspection
 
 NAME = "run"
 

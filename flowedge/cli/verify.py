@@ -119,7 +119,7 @@ def _gate(bundle: Bundle, engine: str | None, precision: str, threads: int | Non
 
     def detector(name: str) -> Detector:
         session = open_unproven(engine, bundle, name, threads=threads)
-        return Detector(bundle, session, session.precision)
+        return Detector(bundle, session)
 
     images = good_images(data)
     limits = DEFAULT_LIMITS[precision.partition("-")[0]]

@@ -12,7 +12,7 @@ from flowedge.bundle import Bundle
 from flowedge.manifest import Scoring
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.bench.protocol import Parity
-from flowedge.runtime.engine import Engine
+from flowedge.runtime.engine_contract import Opened
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.selftest import read_selftest
 from flowedge.runtime.verify import infer_one_by_one, replay_selftest
@@ -26,7 +26,7 @@ Its gate judged the graph on real images. On synthetic frames this limit only fi
 """
 
 
-def parity_of(bundle: Bundle, session: Engine) -> Parity:
+def parity_of(bundle: Bundle, session: Opened) -> Parity:
     """Replay the self-test on an engine that is open.
 
     Raises:

@@ -107,7 +107,7 @@ class _Bundle(_Timed):
             from flowedge.runtime.unproven import open_unproven
 
             session = open_unproven(job.engine, bundle, job.precision, threads=job.threads)
-        self._detector = Detector(bundle, session, session.precision)
+        self._detector = Detector(bundle, session)
         loaded = time.perf_counter()
         self._detector(frame)
         verdict = time.perf_counter()

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from flowedge.manifest import Manifest
 from flowedge.runtime.contract import outputs_of_graph
-from flowedge.runtime.engine import Engine, EngineSpec, Opening
+from flowedge.runtime.engine_contract import EngineSpec, Opening
+from flowedge.runtime.protocols import Engine
 
 
 class NullEngine:
@@ -44,8 +45,6 @@ class NullEngine:
         Raises:
             ValueError: There is no such output, or an array does not fit it.
         """
-        self.reason = ""
-        self.precision = ""
         outputs = outputs_of_graph(manifest)
         self.output_names: tuple[str, ...] = tuple(outputs)
         unknown = ", ".join(answers.keys() - outputs.keys())

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.contract import TensorSpec, check_contract
 from flowedge.runtime.device_cache import IGNORED_FACTS, DeviceCache, EngineFacts, device_cache, graph_hash
-from flowedge.runtime.engine import Engine, Opening
+from flowedge.runtime.engine_contract import Opening
 from flowedge.runtime.engines import cuda
+from flowedge.runtime.protocols import Engine
 
 RTX: Final = "tensorrt-rtx"
 
@@ -149,8 +150,6 @@ class Native:
             EngineUnavailableError: The device has not enough memory.
         """
         self.name = name
-        self.reason = ""
-        self.precision = ""
         self.output_names: tuple[str, ...] = tuple(outputs)
         self._input_name, self._kernels = input_name, kernels
         shape = tuple(engine.get_tensor_shape(input_name))

@@ -18,7 +18,7 @@ from flowedge.errors import EngineUnavailableError
 from flowedge.files import utf8_name
 from flowedge.progress import SILENT, Reports
 from flowedge.runtime.building import built_in_cache
-from flowedge.runtime.engine import Building, Built, EngineSpec
+from flowedge.runtime.engine_contract import Building, Built, EngineSpec
 from flowedge.runtime.engines import cuda
 from flowedge.runtime.engines.nvidia import RTX, Native, deserialized, facts_of, log_of, tensor_spec
 

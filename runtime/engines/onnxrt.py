@@ -23,8 +23,9 @@ from flowedge.runtime.building import built_in_cache
 from flowedge.runtime.contract import TensorSpec, check_contract
 from flowedge.runtime.denormals import flushing_denormals
 from flowedge.runtime.device_cache import IGNORED_FACTS, DeviceCache, EngineFacts, device_cache, graph_hash
-from flowedge.runtime.engine import DEFAULT_BATCHES, Building, Built, Engine, EngineSpec, Opening
+from flowedge.runtime.engine_contract import DEFAULT_BATCHES, Building, Built, EngineSpec, Opening
 from flowedge.runtime.machine import find_jetson, find_nvidia_driver, overflows_in_eight_bits
+from flowedge.runtime.protocols import Engine
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
@@ -237,8 +238,6 @@ def _checked_session(opening: Opening, providers: _Providers) -> ort.InferenceSe
 class _OnnxRuntime:
     def __init__(self, name: str, session: ort.InferenceSession, largest: int | None) -> None:
         self.name = name
-        self.reason = ""
-        self.precision = ""
         self.output_names: tuple[str, ...] = tuple(output.name for output in session.get_outputs())
         self._input = session.get_inputs()[0].name
         self._session: ort.InferenceSession | None = session  # which threads may share

@@ -20,8 +20,9 @@ from flowedge.errors import BundleError, EngineCacheError, EngineUnavailableErro
 from flowedge.runtime.contract import TensorSpec, check_contract
 from flowedge.runtime.denormals import flushing_denormals
 from flowedge.runtime.device_cache import device_cache
-from flowedge.runtime.engine import Engine, EngineSpec, Opening
+from flowedge.runtime.engine_contract import EngineSpec, Opening
 from flowedge.runtime.machine import cpu_extensions, overflows_in_eight_bits
+from flowedge.runtime.protocols import Engine
 
 # By default OpenVINO computes in bfloat16 on CPUs that have it and in float16 on GPUs, whatever the graph's types are.
 # An NPU has only float16.
@@ -130,8 +131,6 @@ class _OpenVino:
 
     def __init__(self, name: str, model: ov.Model, device: str, threads: int | None) -> None:
         self.name = name
-        self.reason = ""
-        self.precision = ""
         self.output_names: tuple[str, ...] = tuple(output.get_any_name() for output in model.outputs)
         self.batches: tuple[int, int] | None = None
         self._model: ov.Model | None = model

@@ -6,8 +6,9 @@ import numpy as np
 import tensorrt_rtx as trt
 from numpy.typing import NDArray
 
-from flowedge.runtime.engine import Building, Built, Engine, EngineSpec, Opening
+from flowedge.runtime.engine_contract import Building, Built, EngineSpec, Opening
 from flowedge.runtime.engines import nvidia, nvidia_build
+from flowedge.runtime.protocols import Engine
 
 
 def load(opening: Opening) -> Engine:

@@ -43,8 +43,9 @@ from flowedge.export.demo.photos import PhotoPlan, write_photos
 from flowedge.export.demo.train import TrainPlan, train_cflow
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.progress import Reports
-from flowedge.runtime.detector import Detector, Result
+from flowedge.runtime.detector import Detector
 from flowedge.runtime.device_cache import DeviceCache
+from flowedge.runtime.result import Result
 from flowedge.runtime.unproven import open_unproven
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"  # beside the checkout
@@ -255,7 +256,7 @@ def answers(
     """What `flowedge eval` finds with the graph's own thresholds, and every answer in the dataset's order."""
     kept: list[Result] = []
     engine = open_unproven(ENGINES.get(precision, "onnxruntime-cpu"), bundle, precision, threads=threads)
-    with Detector(bundle, engine, precision) as detector:
+    with Detector(bundle, engine) as detector:
 
         def remembered(frame: Any) -> Result:
             kept.append(detector(frame))

@@ -100,8 +100,9 @@ def test_the_tree_of_a_cflow_takes_its_energies(bundle: Path) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     with package.load(bundle) as detector:
         given: dict[str, np.ndarray] = {}
-        infer = detector.engine.infer
-        detector.engine.infer = lambda image: given.update(infer(image)) or given  # type: ignore[method-assign]
+        engine = detector.engine.engine
+        infer = engine.infer
+        engine.infer = lambda image: given.update(infer(image)) or given  # type: ignore[method-assign]
         result = detector(frame)
     energies = [given["energy_0"][0, 0], given["energy_1"][0, 0]]
     assert result.network_log_nfa is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,8 @@ from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.runtime import auto
 from flowedge.runtime.auto import fastest_precision, precisions_on
 from flowedge.runtime.device_cache import device_cache
-from flowedge.runtime.engine import Engine, engine_spec
+from flowedge.runtime.engine import engine_spec
+from flowedge.runtime.engine_contract import Opened
 from flowedge.runtime.unproven import open_unproven
 from support.engine_facts import facts
 
@@ -80,15 +82,14 @@ def built(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """
     opened = {"fp16": 0}
 
-    def open_one(engine: str, bundle: Bundle, precision: str, *, threads: int | None) -> Engine:
+    def open_one(engine: str, bundle: Bundle, precision: str, *, threads: int | None) -> Opened:
         if engine != "tensorrt":
             return open_unproven(engine, bundle, precision, threads=threads)
         if precision not in opened:
             raise EngineNotBuiltError(f"{precision} is not built. Run flowedge build.")
         opened[precision] += 1
         session = open_unproven(CPU, bundle, precision, threads=threads)
-        session.name = engine
-        return session
+        return replace(session, spec=engine_spec(engine))
 
     monkeypatch.setattr(auto, "engine_module", lambda spec: None)
     monkeypatch.setattr(auto, "library_version", lambda spec: "1")

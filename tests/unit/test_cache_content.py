@@ -16,8 +16,9 @@ from flowedge.errors import EngineCacheError, EngineUnavailableError
 from flowedge.runtime import auto
 from flowedge.runtime.auto import Choice, Measured, fastest_precision
 from flowedge.runtime.device_cache import DeviceCache, device_cache
-from flowedge.runtime.engine import Engine, Opening
+from flowedge.runtime.engine_contract import Opening
 from flowedge.runtime.engines import onnxrt
+from flowedge.runtime.protocols import Engine
 from support.command_line import flowedge as run_flowedge
 from support.engine_facts import facts
 from support.tiny_bundle import write_tiny_bundle

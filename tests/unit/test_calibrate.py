@@ -66,7 +66,7 @@ def test_thresholds_are_fitted_on_what_the_graphs_answer(
     for graph in done.manifest.graphs:
         session = open_engine(ENGINE, done, graph.precision, threads=1)
         scores, pixels = [], ValueHistogram()
-        with Detector(done, session, graph.precision) as detect:
+        with Detector(done, session) as detect:
             for path in photographs:
                 result = detect(read_image(path))
                 scores.append(result.score)

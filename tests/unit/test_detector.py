@@ -16,6 +16,7 @@ from flowedge.errors import BundleError, EngineUnavailableError, ImageError
 from flowedge.manifest import Preprocessing, Threshold, Thresholds
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.engines.null import NullEngine
+from support.opened_engine import opened
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, tiny_manifest, tiny_model, write_tiny_bundle
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -41,7 +42,7 @@ def detector_with(
     folder: Path, engine: NullEngine, thresholds: Thresholds, preprocessing: Preprocessing | None = None
 ) -> Detector:
     bundle = write_tiny_bundle(folder / "tiny.flowedge", thresholds=thresholds, preprocessing=preprocessing)
-    return Detector(bundle, engine, "fp32")
+    return Detector(bundle, opened(engine))
 
 
 @pytest.fixture
@@ -153,10 +154,10 @@ def test_each_precision_decides_with_its_own_limits(tmp_path: Path) -> None:
         {"model.onnx": model, "model.fp16.onnx": model},
     )
     frame = frame_of(*IMAGE_SIZE)
-    assert Detector(bundle, fixed(2.0), "fp32")(frame).verdict == "anomalous"
-    assert Detector(bundle, fixed(2.0), "fp16")(frame).verdict == "ok"
+    assert Detector(bundle, opened(fixed(2.0)))(frame).verdict == "anomalous"
+    assert Detector(bundle, opened(fixed(2.0), "fp16"))(frame).verdict == "ok"
     with pytest.raises(BundleError, match="no int8 graph"):
-        Detector(bundle, fixed(2.0), "int8")
+        Detector(bundle, opened(fixed(2.0), "int8"))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_what_is_not_a_frame_is_refused(bundle: Bundle, frame: NDArray[np.uint8]
 @pytest.mark.parametrize("frames", [None, iter(()), {}, 3])
 def test_what_is_no_list_of_frames_is_refused(bundle: Bundle, frames: Any) -> None:
     with (
-        Detector(bundle, fixed(2.0), "fp32") as detector,
+        Detector(bundle, opened(fixed(2.0))) as detector,
         pytest.raises(ImageError, match="list of frames"),
     ):
         detector.detect_batch(frames)
@@ -200,7 +201,7 @@ def test_leaving_the_context_closes_the_engine(tmp_path: Path) -> None:
         engine.infer(image)
     with pytest.raises(ValueError, match="closed"):
         engine.infer(image)
-    assert detector.engine is engine
+    assert detector.engine.engine is engine
 
 
 def test_a_closed_detector_says_so(bundle: Bundle) -> None:

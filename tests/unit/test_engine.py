@@ -19,17 +19,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 import flowedge
 import flowedge.runtime.engine as engine_file
+import flowedge.runtime.engine_status as engine_status
 from flowedge.bundle import Bundle, write_bundle
 from flowedge.errors import BundleError, EngineUnavailableError, EngineWrongError
 from flowedge.manifest import NfaOutputs
-from flowedge.runtime.engine import (
-    ENGINES,
-    PROBE_GRAPH,
-    EngineSpec,
-    EngineStatus,
-    available_engines,
-    choosable_engines,
-)
+from flowedge.runtime.engine import ENGINES, choosable_engines
+from flowedge.runtime.engine_contract import EngineSpec
+from flowedge.runtime.engine_status import PROBE_GRAPH, EngineStatus, available_engines
 from flowedge.runtime.engines.null import NullEngine
 from flowedge.runtime.unproven import open_unproven
 from support.tiny_bundle import (
@@ -276,7 +272,7 @@ def test_an_engine_that_adds_wrongly_does_not_work(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_engine_that_cannot_run_the_probe_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_file, "PROBE_GRAPH", b"\x08\x08")
+    monkeypatch.setattr(engine_status, "PROBE_GRAPH", b"\x08\x08")
     status = status_of(ORT)
     assert not status.works
     assert "ONNX Runtime" in status.problem

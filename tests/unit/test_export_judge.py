@@ -12,7 +12,8 @@ import pytest
 from flowedge.bundle import Bundle
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.runtime import engine as engine_file
-from flowedge.runtime.engine import ENGINES, EngineSpec, Opening
+from flowedge.runtime.engine import ENGINES
+from flowedge.runtime.engine_contract import EngineSpec, Opening
 from flowedge.runtime.unproven import open_unproven
 
 

@@ -14,6 +14,7 @@ from flowedge.runtime.detector import Detector
 from flowedge.runtime.engines.null import NullEngine
 from flowedge.runtime.render import heatmap
 from flowedge.runtime.source_scale import scaled_map, scaled_score
+from support.opened_engine import opened
 from support.tiny_bundle import tiny_manifest, write_tiny_bundle
 
 SIGNALLING_NAN = np.array([0x7FA00000], np.uint32).view(np.float32)[0]
@@ -47,7 +48,7 @@ def test_a_verdict_needs_a_finite_answer_and_no_warning(tmp_path: Path) -> None:
     limit = Threshold(value=2.0, method="quantile", images=5)
     bundle = write_tiny_bundle(tmp_path / "t.flowedge", thresholds=Thresholds(image=limit, pixel=limit))
     for score in EXTREMES:
-        result = Detector(bundle, answering(score), "fp32")(np.zeros((40, 50, 3), np.uint8))
+        result = Detector(bundle, opened(answering(score)))(np.zeros((40, 50, 3), np.uint8))
         if not np.isfinite(score):
             assert (result.verdict, result.mask) == ("not_inspected", None)
             continue

@@ -14,8 +14,10 @@ import flowedge
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.device_cache import EngineFacts, device_cache
-from flowedge.runtime.engine import ENGINES, Engine, Opening
+from flowedge.runtime.engine import ENGINES
+from flowedge.runtime.engine_contract import Opening
 from flowedge.runtime.opening import open_engine, open_or_build
+from flowedge.runtime.protocols import Engine
 from support.pretend_gpu import PretendCuda, PretendTrt
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
 

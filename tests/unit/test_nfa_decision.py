@@ -18,11 +18,13 @@ from flowedge.bundle import Bundle, open_bundle, write_bundle
 from flowedge.calibration.calibrate import decide_by_nfa
 from flowedge.errors import BundleError
 from flowedge.manifest import Family, NfaOutputs, NfaThreshold, Preprocessing, Threshold, Thresholds
-from flowedge.runtime.detector import Detector, Result
+from flowedge.runtime.detector import Detector
 from flowedge.runtime.inspection import inspect_images
 from flowedge.runtime.nfa import block_log_nfa, detected_regions, tree, tree_log_nfa
 from flowedge.runtime.render import write_png
+from flowedge.runtime.result import Result
 from support.command_line import flowedge
+from support.opened_engine import opened
 from support.tiny_bundle import CHANNELS, IMAGE_SIZE, tiny_manifest, tiny_model, tiny_selftest
 
 SIZES = ((8, 12), (4, 6))
@@ -35,8 +37,6 @@ class LevelsEngine:
     """Gives a score and a map of 0.25, and the levels, energies and counts that it is told, for every image."""
 
     name = "levels"
-    reason = "named"
-    precision = "fp32"
     batches: tuple[int, int] | None = None
 
     def __init__(self, given: Mapping[str, NDArray[Any]]) -> None:
@@ -89,7 +89,7 @@ def inspected(
     **more: Any,
 ) -> Result:
     thresholds = msgspec.structs.replace(FITTED, nfa=threshold)
-    return Detector(bundle_of(folder, thresholds, **more), LevelsEngine(given), "fp32")(frame)
+    return Detector(bundle_of(folder, thresholds, **more), opened(LevelsEngine(given)))(frame)
 
 
 def test_the_tree_decides_from_the_levels_and_the_fitted_limits_do_not(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_form_that_the_graph_does_not_give_enough_for_is_refused(
     (tmp_path / "edited").mkdir()
     edited = bundle_of(tmp_path / "edited", Thresholds(nfa=NfaThreshold(form=form)), family=family)
     with pytest.raises(BundleError, match=message):
-        Detector(edited, LevelsEngine({}), "fp32")
+        Detector(edited, opened(LevelsEngine({})))
 
 
 @pytest.mark.parametrize(("form", "compiled"), [("tree", 1), ("block", 0)])
@@ -241,7 +241,7 @@ def test_a_detector_compiles_the_tree_while_it_loads_and_only_then(
 ) -> None:
     tree._compiled_select.cache_clear()
     bundle = bundle_of(tmp_path, Thresholds(nfa=NfaThreshold(form=form)), nfa=COUNTING)
-    Detector(bundle, LevelsEngine({}), "fp32")
+    Detector(bundle, opened(LevelsEngine({})))
     assert tree._compiled_select.cache_info().currsize == compiled
 
 

@@ -13,7 +13,7 @@ from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.building import build_engine
 from flowedge.runtime.device_cache import device_cache
-from flowedge.runtime.engine import BuildOptions
+from flowedge.runtime.engine_contract import BuildOptions
 from flowedge.runtime.engines import onnxrt
 from flowedge.runtime.machine import NvidiaDriver
 from flowedge.runtime.unproven import open_unproven

@@ -355,7 +355,7 @@ def test_a_mask_may_have_more_than_8_bits(tmp_path: Path) -> None:
 
 def flowedge_bundle(folder: Path) -> Detector:
     bundle = write_tiny_bundle(folder / "tiny.flowedge")
-    return Detector(bundle, open_unproven("onnxruntime-cpu", bundle, "fp32"), "fp32")
+    return Detector(bundle, open_unproven("onnxruntime-cpu", bundle, "fp32"))
 
 
 def test_two_links_to_one_file_are_two_images(photos: Path, tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_a_bundle_without_such_a_scale_or_calibrated_to_another_is_refused(tmp_p
     )
     engine = open_unproven(None, calibrated, "fp32")  # a FastFlow's graph, which is all the same here
     with pytest.raises(BundleError, match=r"calibrated to a fixed reference.*Export the checkpoint again"):
-        Detector(calibrated, engine, "fp32", source_scale=True)
+        Detector(calibrated, engine, source_scale=True)
 
 
 def test_info_shows_the_scale(tmp_path: Path) -> None:

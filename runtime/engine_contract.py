@@ -1,0 +1,178 @@
+"""The contract of an engine's file: its facts, what it loads and builds, and what it must hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.bundle import Bundle
+from flowedge.progress import Reports
+from flowedge.runtime.device_cache import CachedFile, DeviceCache
+from flowedge.runtime.protocols import Buffer, Engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """The facts of one engine.
+
+    Attributes:
+        name: What the user types.
+        module: The file to import when it is opened.
+        needs: The package that must be importable.
+        extra: The extra of FlowEdge that installs it.
+        device: What it computes on.
+        order: When none is named, the first by this number that opens is taken; None: only when it is named.
+        compiled: It opens only what ``flowedge build`` has compiled for this machine.
+    """
+
+    name: str
+    module: str
+    needs: str
+    extra: str
+    device: str
+    order: int | None
+    compiled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What an engine is to load.
+
+    Attributes:
+        spec: The engine's facts.
+        bundle: A verified bundle.
+        precision: Which of its graphs; there is one.
+        threads: How many CPU threads one inference uses; None leaves it to the engine.
+    """
+
+    spec: EngineSpec
+    bundle: Bundle
+    precision: str
+    threads: int | None
+
+    @property
+    def graph(self) -> Path:
+        """The graph's file."""
+        return self.bundle.graph_path(self.precision)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """An engine that has loaded a graph, with the facts of its opening. It is itself an engine.
+
+    Attributes:
+        engine: The engine of the library.
+        spec: The engine's line in ``ENGINES``.
+        precision: The precision of the loaded graph.
+        reason: The reason why this engine computes. Somebody named it, or the engines before it could not.
+    """
+
+    engine: Engine
+    spec: EngineSpec
+    precision: str
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """The engine's name in ``ENGINES``."""
+        return self.spec.name
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the graph's outputs, in the graph's order."""
+        return self.engine.output_names
+
+    @property
+    def batches(self) -> tuple[int, int] | None:
+        """The smallest and the largest number of images of a run. The value is None where every number runs."""
+        return self.engine.batches
+
+    def infer(self, image: NDArray[Any] | Buffer) -> dict[str, NDArray[np.float32]]:
+        """Run the graph once, see `flowedge.runtime.protocols.Engine`.
+
+        Args:
+            image: The graph's input, as a NumPy array or as a buffer of another library in the host's memory.
+
+        Raises:
+            EngineUnavailableError: The device stopped.
+            BufferError: The buffer is not in the host's memory.
+            ValueError: The engine was closed.
+        """
+        return self.engine.infer(image if isinstance(image, np.ndarray) else np.from_dlpack(image))
+
+    def close(self) -> None:
+        """Free the memory. The engine cannot be used after it."""
+        self.engine.close()
+
+
+DEFAULT_BATCHES: Final = (1, 1, 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """The wishes that a user may have of a builder.
+
+    Attributes:
+        batches: The smallest, usual and largest number of images of a run; equal numbers fix it.
+        dla: Run every layer of the backbone that fits on a Jetson's deep learning accelerator.
+        capabilities: The compute capabilities, such as 8.9, that TensorRT for RTX builds for. An empty tuple builds for
+            every capability from Ampere on.
+    """
+
+    batches: tuple[int, int, int] = DEFAULT_BATCHES
+    dla: bool = False
+    capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Building:
+    """The order to build one engine.
+
+    Attributes:
+        opening: The graph and the engine.
+        options: The user's wishes.
+        cache: The cache that the built engine goes to.
+        reports: Told of each step, and in sentences of what happens.
+    """
+
+    opening: Opening
+    options: BuildOptions
+    cache: DeviceCache
+    reports: Reports
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """An engine in the cache.
+
+    Attributes:
+        file: The engine's file, with the facts that it was built from.
+        was_built: True where it was built just now, False where the cache had it.
+        seconds: The time that building took.
+        notes: Sentences about the engine, such as which layers do not run on the accelerator.
+    """
+
+    file: CachedFile
+    was_built: bool
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+class EngineModule(Protocol):
+    """What each file of ``flowedge.runtime.engines`` that an ``EngineSpec`` names holds."""
+
+    def load(self, opening: Opening) -> Engine:
+        """Load a graph and hold its inputs and outputs to ``check_contract``."""
+        ...
+
+    def probe(self, spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run a graph with one input and one output of the same shape."""
+        ...
+
+    def build(self, building: Building) -> Built:
+        """Compile a graph for this machine; only where the ``EngineSpec`` says so."""
+        ...

@@ -1,0 +1,139 @@
+"""A sink that writes the pictures of each inspection into a folder: the overlay, and the mask where there is one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.errors import ImageError
+from flowedge.runtime.finding import PICTURES
+from flowedge.runtime.protocols import Frame
+from flowedge.runtime.record import Inspection
+from flowedge.runtime.render import outline, overlay, write_png
+from flowedge.runtime.result import Result
+from flowedge.text import printable
+
+_LONGEST_NAME: Final = 255  # bytes of a file's name on Linux
+
+
+class PictureFolder:
+    """A folder of pictures. A new picture of an image takes the place of an old one, and no old one stays."""
+
+    def __init__(self, folder: Path, images: Sequence[Path]) -> None:
+        """Name the folder, which is made with the first picture.
+
+        Args:
+            folder: The folder of ``NAME.overlay.png`` and, with a threshold for pixels, ``NAME.mask.png``. A name that
+                leaves no room for these ends is shortened.
+            images: The files that frames will come from. The names of the pictures are those of the files without
+                their common folder.
+        """
+        self._folder = folder
+        self._targets = {
+            str(path): folder / name for path, name in zip(images, relative_names(images), strict=True)
+        }
+
+    def put(self, frame: Frame, record: Inspection, result: Result | None) -> Inspection:
+        """Write the pictures of a frame, or remove those of an earlier run where the frame was not inspected.
+
+        Returns:
+            The record with the names of the pictures. Where a picture cannot be written or removed, the record has a
+            ``problem`` and keeps its verdict.
+
+        Raises:
+            ImageError: The folder cannot be made.
+        """
+        target = self._targets[frame.id]
+        if result is None or result.verdict == "not_inspected":
+            return _with_problems(record, _remove_pictures(target))
+        # The folder is made with the first picture. Where it cannot be made, no image has pictures.
+        _make(self._folder)
+        heat, marked = (_picture(target, kind) for kind in PICTURES)
+        try:
+            _make(target.parent)
+            _write_pictures(frame.pixels, result, heat, marked)
+        except ImageError as error:
+            # A picture of an earlier run beside this verdict would mislead.
+            return _with_problems(record, [printable(str(error)), *_remove_pictures(target)])
+        return msgspec.structs.replace(
+            record,
+            overlay=printable(str(heat)),
+            mask=None if result.mask is None else printable(str(marked)),
+        )
+
+    def close(self) -> None:
+        """Do nothing, since every picture is whole when `put` returns."""
+
+
+def relative_names(images: Sequence[Path]) -> list[Path]:
+    """Return a relative name for each image that no other image has."""
+    if not images:
+        return []
+    # A link keeps its own name, so that two links to one file are two images.
+    absolute = [Path(os.path.abspath(path)) for path in images]
+    root = Path(os.path.commonpath([path.parent for path in absolute]))
+    return [path.relative_to(root) for path in absolute]
+
+
+def _with_problems(record: Inspection, problems: Sequence[str]) -> Inspection:
+    return msgspec.structs.replace(record, problem=" ".join(filter(None, (record.problem, *problems))))
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImageError(f"{folder} cannot be made: {error.strerror}. Name another --out.") from error
+
+
+def _picture(target: Path, kind: str) -> Path:
+    """Return where a picture of an image goes. A name without room for its end keeps its beginning and a hash."""
+    name = os.fsencode(target.name)
+    if len(name) + len(kind) > _LONGEST_NAME:
+        mark = f"~{hashlib.sha256(name).hexdigest()[:16]}"
+        # Half of a character may be left at the cut, which is no text.
+        kept = name[: _LONGEST_NAME - len(kind) - len(mark)].decode("utf-8", "ignore")
+        return target.with_name(f"{kept}{mark}{kind}")
+    return target.with_name(target.name + kind)
+
+
+def _remove_pictures(target: Path) -> list[str]:
+    """Remove the pictures of an earlier run, which say nothing of the image now, and return what stood in the way."""
+    problems: list[str] = []
+    for kind in PICTURES:
+        picture = _picture(target, kind)
+        try:
+            # A read-only file system refuses to remove even what is not there.
+            if os.path.lexists(picture):
+                picture.unlink(missing_ok=True)
+        except OSError as error:
+            problems.append(
+                f"{printable(str(picture))} is of an earlier run and cannot be removed: {error.strerror}."
+            )
+    return problems
+
+
+def _write_pictures(frame: NDArray[np.uint8], result: Result, heat: Path, marked: Path) -> None:
+    picture = overlay(frame, result.anomaly_map, *_colour_range(result))
+    if result.mask is None:
+        write_png(heat, picture)
+        return
+    mask = result.mask.astype(np.uint8) * np.uint8(255)
+    write_png(heat, outline(picture, mask))
+    write_png(marked, mask)
+
+
+def _colour_range(result: Result) -> tuple[float, float]:
+    """From the map's smallest value to its largest, or to the pixel threshold where that is higher."""
+    low = float(np.nanmin(result.anomaly_map))
+    high = float(np.nanmax(result.anomaly_map))
+    if result.pixel_threshold is not None:
+        high = max(high, result.pixel_threshold.value)
+    return low, high if high > low else low + 1.0

@@ -1,0 +1,218 @@
+"""Protocols between the parts of an inspection: source, frame, detector, engine, record and sink.
+
+Each protocol has one implementation in this folder. A station or a server brings others, and knows only these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.manifest import Thresholds
+from flowedge.runtime.record import Inspection
+from flowedge.runtime.result import Result
+
+PixelArray: TypeAlias = NDArray[Any]
+"""The pixels of a frame, ``(H, W, 3)`` RGB or ``(H, W)`` grey, in a type that the detector takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Frame:
+    """A frame from a source, or the reason why the source could not read it.
+
+    Attributes:
+        pixels: The pixels. The array is empty where there is a ``problem``.
+        id: The name of the frame in its source. For an image file it is the path.
+        time: The time at which the frame was taken or read, with its time zone.
+        source: The name of the source. For an image file it is the folder.
+        part: The number or name of the part in the picture. It is None where nobody knows it.
+        problem: The reason why the frame could not be read. The text is empty for a frame that was read.
+    """
+
+    pixels: PixelArray = field(repr=False)
+    id: str
+    time: datetime
+    source: str
+    part: str | None = None
+    problem: str = ""
+
+
+class Source(Protocol):
+    """A source of frames: a folder, a camera, a video. `flowedge.runtime.image_files.ImageFiles` is one."""
+
+    def frames(self) -> Iterator[Frame]:
+        """Give the frames in order, until the source ends.
+
+        A frame that cannot be read is given with its ``problem``, and the next one follows.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the camera or the file that the source holds."""
+        ...
+
+
+class Sink(Protocol):
+    """A place where records go: a folder, a database, a message. `flowedge.runtime.pictures.PictureFolder` is one."""
+
+    def put(self, frame: Frame, record: Inspection, result: Result | None) -> Inspection:
+        """Store the record of one frame.
+
+        Args:
+            frame: The frame.
+            record: The record of its inspection.
+            result: The detector's result, from which pictures can be drawn. It is None for a frame that could not be
+                read.
+
+        Returns:
+            The record, completed by the names of the files that the sink has written and by its problems.
+
+        Raises:
+            FlowEdgeError: The sink can store no record at all.
+        """
+        ...
+
+    def close(self) -> None:
+        """Write what is left and free what the sink holds."""
+        ...
+
+
+class Inspects(Protocol):
+    """A detector, whatever computes inside. `flowedge.runtime.detector.Detector` is one.
+
+    Threads may share a detector. Each call gets the answer to its own frames, and a frame waits where the engine is
+    busy. Closing a detector waits for no call.
+    """
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The thresholds that decide."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """The precision of the graph that computes."""
+        ...
+
+    @property
+    def engine_name(self) -> str:
+        """The name of the engine that computes."""
+        ...
+
+    @property
+    def engine_reason(self) -> str:
+        """The reason why this engine computes."""
+        ...
+
+    def __call__(self, frame: PixelArray) -> Result:
+        """Inspect one frame.
+
+        Raises:
+            ImageError: The frame is of another type or shape than the detector takes.
+        """
+        ...
+
+    def detect_batch(self, frames: Sequence[PixelArray]) -> list[Result]:
+        """Inspect several frames in one run, and give one result for each.
+
+        Raises:
+            ImageError: A frame is of another type or shape than the detector takes.
+        """
+        ...
+
+
+class Products(Protocol):
+    """Several detectors that share one backbone, one for each product.
+
+    No bundle holds more than one product yet. An implementation computes the backbone once for a frame, and each
+    detector that it gives runs only the flow and the scores of its product.
+    """
+
+    def detector(self, product: str) -> Inspects:
+        """Give the detector of a product.
+
+        Raises:
+            BundleError: There is no such product.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """A graph that is loaded on a device. An engine only computes: its caller has checked the image.
+
+    Threads may share an engine. Each call gets the answers to its own image. `close` waits for no call: a call that
+    has begun ends with its answers, and a later one with an error.
+    """
+
+    @property
+    def name(self) -> str:
+        """The engine's name in ``ENGINES``."""
+        ...
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the graph's outputs, in the graph's order."""
+        ...
+
+    @property
+    def batches(self) -> tuple[int, int] | None:
+        """The smallest and the largest number of images of a run. The value is None where every number runs."""
+        ...
+
+    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Run the graph once.
+
+        Args:
+            image: The graph's one input, C-contiguous. It is the network's, ``(N, 3, H, W)`` float32, resized and
+                normalised as the manifest tells. Where the manifest has a ``frame_size``, it is unchanged frames,
+                ``(N, H, W, 3)`` uint8, RGB.
+
+        Returns:
+            The outputs by name, all float32 and owned by the caller: ``score`` ``(N,)``, ``anomaly_map``
+            ``(N, 1, H, W)`` and ``level_i`` ``(N, 1, h, w)``. Where the manifest has ``nfa``, ``energy_i`` and
+            ``count_i`` ``(N, 1, h, w)`` may be there. For scores and maps, larger is more anomalous.
+
+        Raises:
+            EngineUnavailableError: The device stopped, for instance for lack of memory.
+            ValueError: The engine was closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the memory. The engine cannot be used after it."""
+        ...
+
+
+class Buffer(Protocol):
+    """An array of any library, on any device, that can be exchanged by DLPack."""
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        """Give the array as a DLPack capsule."""
+        ...
+
+    def __dlpack_device__(self) -> tuple[Any, Any]:
+        """Give the type and the number of the device that holds the array."""
+        ...
+
+
+class BufferEngine(Protocol):
+    """An engine that takes and gives buffers. `flowedge.runtime.engine_contract.Opened` is one, for host memory.
+
+    NumPy arrays always work. An engine that computes on a device may also take and give arrays that are on this device,
+    so that no frame is copied to the host and back.
+    """
+
+    def infer(self, image: Buffer) -> Mapping[str, Buffer]:
+        """Run the graph once on a buffer.
+
+        Raises:
+            BufferError: The engine cannot take buffers of this device.
+            EngineUnavailableError: The device stopped.
+            ValueError: The engine was closed.
+        """
+        ...

@@ -1,0 +1,123 @@
+"""The result of one frame: verdict, score, maps, mask and regions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.geometry import map_to_frame
+from flowedge.manifest import NfaThreshold, Preprocessing, Threshold
+from flowedge.runtime.nfa import Region, detected_regions
+
+Verdict: TypeAlias = Literal["ok", "anomalous", "unknown", "not_inspected"]
+"""``unknown``: no threshold was set. ``not_inspected``: the answer is not finite, or the frame is unlike the good
+frames of the calibration. Only ``ok`` is a reason to let a part pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """How long one frame took, in ms of wall-clock time; in a batch, its share of the whole."""
+
+    preprocess_ms: float
+    infer_ms: float
+    decide_ms: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """The findings in one frame.
+
+    Attributes:
+        score: The family's image score, or the source's normalised one; larger is more anomalous.
+        verdict: See ``Verdict``.
+        network_map: ``(h, w)`` float32, the localisation map over the network's input, as the graph gave it or on
+            the source's scale; larger is more anomalous.
+        levels: Per scale, fine to coarse, ``(h, w)`` float32, the graph's ``level_i``.
+        frame_size: ``(height, width)`` of the frame, in pixels.
+        preprocessing: How the frame became the network's input.
+        pixel_threshold: The limit of the map, fitted or the source's; None when there is none.
+        nfa: The a-contrario decision that the verdict and the mask follow, None when limits of the score decide.
+        network_log_nfa: ``(h, w)`` float64, log10 of each pixel's number of false alarms, over the network's input;
+            smaller is more anomalous. None without ``nfa``, and where the answer is not finite.
+        precision: What the graph computed in.
+        engine: The name of the engine that ran it.
+        engine_reason: Why that one: it was named, or what stood in the way of those before it.
+        timings: Where the time went.
+        problem: Why the frame was not inspected, a clause without a full stop; empty otherwise.
+
+    Examples:
+        >>> import numpy as np
+        >>> import flowedge
+        >>> with flowedge.load("bottle.flowedge") as detector:
+        ...     result = detector(np.zeros((480, 640, 3), dtype=np.uint8))
+        >>> result.anomaly_map.shape, result.precision
+        ((480, 640), 'fp32')
+    """
+
+    score: float
+    verdict: Verdict
+    network_map: NDArray[np.float32] = field(repr=False)
+    levels: tuple[NDArray[np.float32], ...] = field(repr=False)
+    frame_size: tuple[int, int]
+    preprocessing: Preprocessing = field(repr=False)
+    pixel_threshold: Threshold | None
+    nfa: NfaThreshold | None = None
+    network_log_nfa: NDArray[np.float64] | None = field(default=None, repr=False)
+    precision: str
+    engine: str
+    engine_reason: str
+    timings: Timings
+    problem: str = ""
+
+    @property
+    def is_anomalous(self) -> bool | None:
+        """True or False where the answer was compared with a threshold, None where it was not.
+
+        None is not False: to let a part pass, ask for ``verdict == "ok"``.
+        """
+        return {"ok": False, "anomalous": True}.get(self.verdict)
+
+    @cached_property
+    def anomaly_map(self) -> NDArray[np.float32]:
+        """``(H, W)`` float32, the map laid over the frame; NaN where a crop left the frame uninspected."""
+        return map_to_frame(self.network_map, self.preprocessing, self.frame_size)
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_] | None:
+        """``(H, W)``: which pixels of the frame are anomalous. Pixels outside of a crop are False.
+
+        By the number of false alarms where that decides, else by the pixel threshold. None where there is neither,
+        and where the frame was not inspected.
+        """
+        if self.verdict == "not_inspected":
+            return None
+        if self.nfa is not None and self.log_nfa_map is not None:
+            return self.log_nfa_map < self.nfa.log_nfa
+        return None if self.pixel_threshold is None else self.anomaly_map > self.pixel_threshold.value
+
+    @property
+    def log_nfa(self) -> float | None:
+        """The image's lowest log10 number of false alarms; below the limit is anomalous. None as its map."""
+        return None if self.network_log_nfa is None else float(self.network_log_nfa.min())
+
+    @cached_property
+    def log_nfa_map(self) -> NDArray[np.float32] | None:
+        """``(H, W)`` float32, ``network_log_nfa`` laid over the frame as ``anomaly_map`` is."""
+        if self.network_log_nfa is None:
+            return None
+        return map_to_frame(self.network_log_nfa.astype(np.float32), self.preprocessing, self.frame_size)
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions of the frame's log-NFA map below the limit, in pixels of the frame, surest first.
+
+        A frame smaller than the network's input can lose a region that is narrower than its pixels; the verdict
+        does not lose it. Empty without ``nfa``.
+        """
+        if self.nfa is None or self.log_nfa_map is None:
+            return ()
+        return detected_regions(self.log_nfa_map, self.nfa.log_nfa)
