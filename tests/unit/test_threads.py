@@ -153,7 +153,7 @@ def test_more_threads_than_requests_wait_for_one(bundle: Bundle, monkeypatch: py
     from flowedge.runtime.engines import openvino
 
     monkeypatch.setattr(openvino, "_MOST_REQUESTS", 2)
-    engine = open_unproven("openvino", bundle, "fp32", threads=1)
+    engine = open_unproven("openvino", bundle, "fp32", threads=1).engine
     check_that_each_gets_its_own_answer(engine)
     assert isinstance(engine, openvino._OpenVino)
     assert all(1 <= sized._made <= 2 for sized in engine._sizes.values())
