@@ -1,6 +1,6 @@
-"""The command line.
+"""Start the command line.
 
-Signals are handled before anything large is imported, so the commands themselves are in `flowedge.cli.app`.
+Signals are handled before anything large is imported, so the commands are in `flowedge.cli.app`.
 """
 
 from __future__ import annotations

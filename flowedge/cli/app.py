@@ -1,7 +1,13 @@
-"""The command line: each command parses, imports what it needs, calls the Python API and prints.
+"""Run the command line: each command parses, imports what it needs, calls the Python API and prints.
 
-Exit status: 0 done, 1 it ran and found a problem, 2 it could not run, 3 standard output or standard error cannot be
-written, 141 the reader of the output has gone, 128 and the number of the signal that ended it.
+The exit status is one of these:
+
+- 0: the command is done.
+- 1: the command ran and found a problem, such as an image that was not inspected or a gate that did not pass.
+- 2: the command could not run.
+- 3: standard output or standard error cannot be written.
+- 141: the reader of the output has gone.
+- 128 and the number of the signal that ended the command.
 """
 
 from __future__ import annotations
@@ -19,12 +25,12 @@ from flowedge.errors import FlowEdgeError, PrecisionError
 from flowedge.text import printable
 from flowedge.version import __version__
 
-# Every error of the command line itself, from whichever of its packages Typer takes it.
+# The class of all errors in the use of the command line. Typer takes it from one of several packages.
 _UsageError: Final[type[Exception]] = typer.BadParameter.mro()[2]
 
 app = typer.Typer(
     name="flowedge",
-    help="Normalizing-flow anomaly detectors, from a PyTorch checkpoint to an inspection line.",
+    help="Bring normalizing-flow anomaly detectors from a PyTorch checkpoint to an inspection line.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,7 +50,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version."
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
     pass
@@ -56,7 +62,7 @@ def run() -> int:
 
 
 def _status() -> int:
-    """Run the command that the arguments name. Only errors that the user can act on are caught."""
+    """Run the command that the arguments name, and catch only errors that the user can act on."""
     try:
         _check_current_folder()
         ended = app(standalone_mode=False)
@@ -76,12 +82,12 @@ def _status() -> int:
 
 
 def _check_current_folder() -> None:
-    """Raise a `FlowEdgeError` where the current folder was deleted: PyTorch's libraries end the process there."""
+    """Raise a `FlowEdgeError` where the current folder was deleted, since PyTorch's libraries end the process there."""
     try:
         os.getcwd()
     except OSError as error:
         raise FlowEdgeError(
-            f"the current folder is not there any more ({error.strerror}): cd to another one."
+            f"the current folder does not exist any more ({error.strerror}). Change to another folder with cd."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""``flowedge bench``: how fast, how large and how right is a bundle on this machine?"""
+"""``flowedge bench`` measures how fast and how large bundles are on this machine, and checks their answers."""
 
 from __future__ import annotations
 
@@ -25,43 +25,73 @@ NAME = "bench"
 
 def command(
     bundles: Annotated[
-        list[Path] | None, typer.Argument(help="The bundles.", metavar="BUNDLE...", show_default=False)
+        list[Path] | None,
+        typer.Argument(help="The bundles to measure.", metavar="BUNDLE...", show_default=False),
     ] = None,
     engines: Annotated[
-        str | None, typer.Option("--engines", metavar="A,B", help="Which engines; all by default.")
+        str | None,
+        typer.Option(
+            "--engines", metavar="A,B", help="The engines to measure. By default all that work here are."
+        ),
     ] = None,
     precisions: Annotated[
-        str | None, typer.Option("--precisions", metavar="A,B", help="Which graphs; all by default.")
+        str | None,
+        typer.Option(
+            "--precisions", metavar="A,B", help="The precisions to measure. By default all of the bundle are."
+        ),
     ] = None,
-    batch: Annotated[str, typer.Option("--batch", metavar="N,M", help="Images of one inference.")] = "1,4,8",
+    batch: Annotated[
+        str, typer.Option("--batch", metavar="N,M", help="The numbers of images in one inference.")
+    ] = "1,4,8",
     frame_size: Annotated[
         str | None,
         typer.Option(
-            "--frame-size", metavar="HxW", help="Of the synthetic source frames.", show_default="1024x1024"
+            "--frame-size",
+            metavar="HxW",
+            help="Height and width of the synthetic source frames in pixels.",
+            show_default="1024x1024",
         ),
     ] = None,
     peers: Annotated[
         list[Path] | None,
-        typer.Option("--peer", metavar="FILE", help="A foreign ONNX file to time beside; repeatable."),
+        typer.Option(
+            "--peer", metavar="FILE", help="An ONNX file of another project to time as well. May be repeated."
+        ),
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option("--against", help="The first bundle's checkpoint, to time in PyTorch beside it."),
+        typer.Option(
+            "--against",
+            help="The checkpoint of the first bundle, to time its original network in PyTorch as well.",
+        ),
     ] = None,
     backbone_weights: Annotated[
-        Path | None, typer.Option("--backbone-weights", help="As for export; with --against.")
+        Path | None,
+        typer.Option(
+            "--backbone-weights",
+            help="The state dict of the feature extractor for --against, as for flowedge export.",
+        ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0, help="How long each combination is timed, per batch.")
+        float,
+        typer.Option(
+            "--seconds", min=0, help="How many seconds each combination is timed for each batch size."
+        ),
     ] = 3.0,
     threads: Threads = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page.")] = None,
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers.")] = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write tables.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the report as an HTML page.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers as JSON.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables as Markdown.")
+    ] = None,
 ) -> None:
     """Time bundles on every engine and precision in turns, each in its own process, and check their answers.
 
-    Exit status 1 when one answers wrongly, or when nothing could be measured.
+    The exit status is 1 when a combination answers wrongly or when nothing could be measured.
     """
     from flowedge.runtime.bench.measure import run_bench
     from flowedge.runtime.bench.plan import BenchOptions
@@ -71,7 +101,7 @@ def command(
     from flowedge.text import printable
 
     if not bundles and not peers:
-        raise FlowEdgeError("name a bundle, or a foreign ONNX file with --peer.")
+        raise FlowEdgeError("name a bundle, or an ONNX file of another project with --peer.")
     if against is not None and not bundles:
         raise FlowEdgeError("--against is the first bundle's checkpoint, and no bundle is named.")
     if backbone_weights is not None and against is None:
@@ -144,7 +174,7 @@ def _table(
     styles: Sequence[str | None],
     title: str | None = None,
 ) -> Table:
-    """Where the terminal is narrow, the first column is folded and no other."""
+    """Make a table whose first column alone is folded where the terminal is narrow."""
     made = table(*columns, title=title)
     for number, column in enumerate(made.columns[1:], start=1):
         words = str(column.header).split() + [row[number] for row in rows]
@@ -155,7 +185,7 @@ def _table(
 
 
 def _print_whole(made: Table) -> None:
-    """No number is cut: lines are longer than a terminal that is too narrow even with the first column folded."""
+    """Print a table without cutting any number, with lines longer than a terminal that is too narrow for it."""
     from rich.measure import Measurement
 
     size = Measurement.get(RESULTS, RESULTS.options.update(width=WIDEST, max_width=WIDEST), made)
@@ -163,7 +193,7 @@ def _print_whole(made: Table) -> None:
         RESULTS.print(made)
         return
     for column in made.columns[1:]:
-        column.width = column.min_width  # else rich takes from all alike
+        column.width = column.min_width  # otherwise rich makes all columns narrower
     EscapingConsole(width=max(RESULTS.width, size.minimum)).print(made)
 
 
@@ -172,14 +202,14 @@ def _words(option: str, text: str | None) -> tuple[str, ...] | None:
         return None
     words = tuple(word.strip() for word in text.split(","))
     if not all(words) or len(set(words)) < len(words):
-        raise FlowEdgeError(f"{option} takes different names with commas between, got {text!r}.")
+        raise FlowEdgeError(f"{option} takes different names with commas between them, got {text!r}.")
     return words
 
 
 def _batches(text: str) -> tuple[int, ...]:
     words = _words("--batch", text) or ()
     if not all(word.isascii() and word.isdigit() and int(word) > 0 for word in words):
-        raise FlowEdgeError(f"--batch takes whole numbers from 1 with commas between, got {text!r}.")
+        raise FlowEdgeError(f"--batch takes whole numbers from 1 with commas between them, got {text!r}.")
     return tuple(int(word) for word in words)
 
 

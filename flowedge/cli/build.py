@@ -1,4 +1,4 @@
-"""``flowedge build``: compile an engine for this machine, ahead of the first image."""
+"""``flowedge build`` compiles an engine for this machine ahead of the first image."""
 
 from __future__ import annotations
 
@@ -28,31 +28,39 @@ NAME = "build"
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="The bundle; it is not changed.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(help="The bundle. It is not changed.", show_default=False)],
     engine: Annotated[
         str,
-        typer.Option("--engine", help="tensorrt, tensorrt-rtx or onnxruntime-tensorrt.", show_default=False),
+        typer.Option(
+            "--engine",
+            help="The engine to compile: tensorrt, tensorrt-rtx or onnxruntime-tensorrt.",
+            show_default=False,
+        ),
     ],
     precision: PrecisionOption = "fp32",
     batch: Annotated[
         str,
-        typer.Option("--batch", help="The smallest, usual and largest number of images of a run."),
+        typer.Option(
+            "--batch", help="The smallest, the usual and the largest number of images in one inference."
+        ),
     ] = "1,1,8",
     dla: Annotated[
         bool,
-        typer.Option("--dla", help="tensorrt on a Jetson: run the backbone on the accelerator where it can."),
+        typer.Option(
+            "--dla", help="Run the backbone on the DLA accelerator as far as it can (tensorrt on a Jetson)."
+        ),
     ] = False,
     capability: Annotated[
         list[str] | None,
         typer.Option(
             "--capability",
-            help="tensorrt-rtx: a compute capability to build for, such as 8.9; may be repeated.",
+            help="A compute capability to build for, such as 8.9 (tensorrt-rtx). May be repeated.",
             show_default="all from Ampere on",
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Compile one graph of a bundle for this machine and keep it in the engine cache."""
+    """Compile one graph of a bundle for this machine and keep it in the device cache."""
     from flowedge.runtime.auto import fastest_precision, precisions_on
     from flowedge.runtime.engine import AUTO
     from flowedge.runtime.engine_contract import BuildOptions
@@ -68,7 +76,7 @@ def command(
         return
     every = [build_with_bar(opened, engine, name, options) for name in precisions_on(opened, engine)]
     if not json:
-        for built in every:  # said before they are measured, which needs the device
+        for built in every:  # printed before the measuring, which needs the device and may fail
             _print(built)
     choice = fastest_precision(opened, engine)
     if json:
@@ -86,7 +94,7 @@ def _print(built: Built) -> None:
 
 
 def print_choice(choice: Choice) -> None:
-    """What ``auto`` means here, and what it was measured against."""
+    """Print the combinations that were measured, and mark the one that ``auto`` takes."""
     rows = table("engine", "precision", ">ms per image", "")
     for one in choice.measured:
         is_chosen = (one.engine, one.precision) == (choice.engine, choice.precision)
@@ -95,7 +103,7 @@ def print_choice(choice: Choice) -> None:
 
 
 def build_with_bar(bundle: Bundle, engine: str, precision: str, options: BuildOptions) -> Built:
-    """As ``build_engine``, with the builder's own progress on stderr."""
+    """Build an engine with `build_engine` and show the builder's progress on stderr."""
     from flowedge.runtime.building import build_engine
 
     with progress_bar() as reports:
@@ -104,7 +112,7 @@ def build_with_bar(bundle: Bundle, engine: str, precision: str, options: BuildOp
 
 
 def build_first(bundle: Path, engine: str | None, precision: str) -> None:
-    """What ``--build`` does before a bundle is loaded: nothing where the named engine needs none."""
+    """Build the graphs that ``--build`` asks for before a bundle is loaded. Engines that need no build are skipped."""
     from flowedge.runtime.auto import precisions_on
     from flowedge.runtime.engine import AUTO, engine_spec
     from flowedge.runtime.engine_contract import BuildOptions
@@ -121,5 +129,7 @@ def _batches(text: str) -> tuple[int, int, int]:
         raise FlowEdgeError(f"--batch takes three numbers such as 1,1,8, got {text!r}.")
     smallest, usual, largest = (int(part) for part in parts)
     if not 1 <= smallest <= usual <= largest:
-        raise FlowEdgeError(f"--batch takes min <= opt <= max, from 1 on, got {text!r}.")
+        raise FlowEdgeError(
+            f"--batch takes three numbers from 1 that do not fall, such as 1,1,8, got {text!r}."
+        )
     return smallest, usual, largest

@@ -1,4 +1,4 @@
-"""``flowedge cache``: the engines that were compiled for this machine."""
+"""``flowedge cache`` lists and deletes the engines that were compiled for this machine."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from flowedge.clock import local_minute
 NAME = "cache"
 
 app = typer.Typer(
-    name=NAME, help="List or clear the engines compiled for this machine.", no_args_is_help=True
+    name=NAME, help="List or delete the engines that were compiled for this machine.", no_args_is_help=True
 )
 
 
 @app.command("list")
 def list_files(json: Json = False) -> None:
-    """List the cached engines, and what saves time in building and starting them."""
+    """List the cached engines and the files that speed up building and starting them."""
     from flowedge.runtime.device_cache import device_cache
 
     cache = device_cache()
@@ -27,7 +27,7 @@ def list_files(json: Json = False) -> None:
         )
         return
     if cache.problem:
-        RESULTS.print(f"there is no engine cache: {cache.problem}", soft_wrap=True)
+        RESULTS.print(f"there is no device cache: {cache.problem}", soft_wrap=True)
         return
     rows = table("engine", "precision", "device", "batches", ">MB", "last used")
     for entry in files:
@@ -46,7 +46,7 @@ def list_files(json: Json = False) -> None:
 
 @app.command("clear")
 def clear() -> None:
-    """Delete all of them; they are built again when they are asked for."""
+    """Delete all files of the cache. Engines are built again when they are asked for."""
     from flowedge.runtime.device_cache import device_cache
 
     cache = device_cache()

@@ -1,4 +1,4 @@
-"""``flowedge calibrate``: fit the reference and the thresholds on images of good parts."""
+"""``flowedge calibrate`` fits the score maxima and the thresholds of a bundle on images of good parts."""
 
 from __future__ import annotations
 
@@ -49,44 +49,52 @@ _NFA_FORMS: dict[str, NfaForm] = {"nfa": "tree", "nfa-tree": "tree", "nfa-block"
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="The bundle; it is updated in place.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(help="The bundle. It is updated in place.", show_default=False)],
     data: Annotated[
         Path | None,
         typer.Option(
             "--data",
-            help="A folder of good images, or a dataset with train/good; nfa needs none.",
+            help="A folder of good images, or a dataset with train/good. The nfa thresholds need none.",
             show_default=False,
         ),
     ] = None,
     score_maxima: Annotated[
         bool,
         typer.Option(
-            "--reference/--no-reference", help="Fit the fixed reference of CFLOW's and MSFlow's score."
+            "--reference/--no-reference",
+            help="Fit the score maxima, by which CFLOW and MSFlow normalise their scores.",
         ),
     ] = True,
     threshold: Annotated[
         str,
         typer.Option(
             "--threshold",
-            help="quantile, target-fpr, f1 (labelled dataset), nfa-tree (also nfa), nfa-block, or none.",
+            help="The rule for the thresholds: quantile, target-fpr, f1 (needs a labelled dataset), nfa-tree (or nfa), "
+            "nfa-block, or none.",
         ),
     ] = "quantile",
     image: Annotated[
         float | None,
         typer.Option(
-            "--image", help="The quantile or rate of images.", show_default="quantile 0.99, rate 0.01"
+            "--image",
+            help="The quantile of the scores of good images, or the target rate of false alarms.",
+            show_default="quantile 0.99, rate 0.01",
         ),
     ] = None,
     pixel: Annotated[
         float | None,
         typer.Option(
-            "--pixel", help="The quantile or rate of pixels.", show_default="quantile 0.9995, rate 0.0005"
+            "--pixel",
+            help="The quantile of the pixels of good maps, or the target rate of false pixels.",
+            show_default="quantile 0.9995, rate 0.0005",
         ),
     ] = None,
     log_nfa: Annotated[
         float | None,
         typer.Option(
-            "--log-nfa", help="nfa: log10 of the false alarms expected per image.", show_default="0"
+            "--log-nfa",
+            help="The limit of the nfa thresholds: log10 of the false alarms that are expected in an image.",
+            show_default="0",
         ),
     ] = None,
     frame_check: Annotated[
@@ -94,8 +102,8 @@ def command(
         typer.Option(
             "--frame-check",
             metavar="RATE|off",
-            help="Fit what good frames look like (mean, contrast, sharpness, ...); a frame unlike them is not "
-            "inspected. RATE is the expected share of good frames that are stopped by it.",
+            help="Fit how good frames look (mean, contrast, sharpness and others). A frame outside those ranges is not "
+            "inspected. RATE is the expected share of good frames outside.",
         ),
     ] = str(DEFAULT_FRAME_RATE),
     fp16: Fp16 = False,
@@ -109,16 +117,16 @@ def command(
         typer.Option(
             "--set",
             metavar="pixel_range=LOW,HIGH",
-            help="Declare the levels of images of more than 8 bits that become 0 and 255.",
+            help="Declare the grey levels that become 0 and 255, for images of more than 8 bits.",
         ),
     ] = None,
     engine: EngineName = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Fit the reference maxima and the thresholds of every precision, and store them in the bundle.
+    """Fit the score maxima and the thresholds of every precision, and store them in the bundle.
 
-    With --fp16, --bf16 or --int8, add graphs of these precisions first, planned and judged on the images.
+    With --fp16, --bf16 or --int8, graphs of these precisions are added first, planned and judged on the images.
     """
     from flowedge.calibration.calibrate import calibrate_bundle, decide_by_nfa
     from flowedge.calibration.calibration_record import read_record
@@ -158,8 +166,8 @@ def command(
     )
     if added is not None and pixel_range is not None:
         raise FlowEdgeError(
-            "--set pixel_range changes what every precision is planned on: declare it with a calibration without "
-            "--fp16, --bf16 and --int8 first."
+            "--set pixel_range changes the images that every precision is planned on. Run flowedge calibrate with it "
+            "and without --fp16, --bf16 and --int8 first."
         )
     if added is not None:
         opened = _add(opened, images, added, threads=threads, json=json)
@@ -219,7 +227,7 @@ def _doubt_preprocessing(
 
 
 def _pixel_range(assignments: Sequence[str]) -> PixelRange | None:
-    """Return the window that the user declares, or None."""
+    """Return the range of grey levels that the user declares, or None."""
     from flowedge.runtime.pixel_range import PIXEL_RANGE_FORM, pixel_range_from
 
     if not assignments:
@@ -277,7 +285,9 @@ def _frame_rate(option: str) -> float | None:
     except ValueError:
         rate = math.nan
     if not 0 < rate < 1:
-        raise FlowEdgeError(f"--frame-check is off or a rate between 0 and 1, such as 0.001; got {option!r}.")
+        raise FlowEdgeError(
+            f"--frame-check takes off or a rate between 0 and 1, such as 0.001, got {option!r}."
+        )
     return rate
 
 
@@ -320,12 +330,12 @@ def _print_nfa(
         print_json({"graphs": graphs})
         return
     if fitted is not None and any(fitted_maxima.values()):
-        rows = table("precision", "reference maxima")
+        rows = table("precision", "score maxima")
         for precision, score_maxima in fitted_maxima.items():
             rows.add_row(precision, maxima_text(score_maxima))
         RESULTS.print(rows)
-        RESULTS.print(f"{bundle}: reference fitted on {fitted.images} good images")
+        RESULTS.print(f"{bundle}: score maxima fitted on {fitted.images} good images")
     RESULTS.print(
-        f"{bundle}: anomalous is what has a log NFA below {nfa.log_nfa:g}, by the {nfa.form} form, in "
+        f"{bundle}: a region is anomalous where its log NFA by the {nfa.form} form is below {nfa.log_nfa:g}, in "
         f"{', '.join(graph.precision for graph in manifest.graphs)}"
     )

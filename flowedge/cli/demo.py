@@ -16,7 +16,7 @@ NAME = "demo"
 
 def command(
     out: Annotated[
-        Path, typer.Option("--out", help="Where everything goes; made if it is not there.")
+        Path, typer.Option("--out", help="The folder for all results. It is made where it does not exist.")
     ] = Path("demo-out"),
     json: Json = False,
 ) -> None:

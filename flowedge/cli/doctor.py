@@ -1,4 +1,4 @@
-"""``flowedge doctor``: what this machine can run, and how to get what it lacks."""
+"""``flowedge doctor`` shows which engines this machine can run, and how to install the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAME = "doctor"
 
 
 def command(json: Json = False) -> None:
-    """Try every engine on a small graph, and list what is installed and what is missing."""
+    """Try every engine on a small graph, and list which packages are installed and which are missing."""
     from flowedge.runtime.doctor import doctor
 
     found = doctor()
@@ -47,7 +47,7 @@ def command(json: Json = False) -> None:
         rows.add_row(status.spec.name, status.spec.device, version, "yes" if status.works else "no")
     RESULTS.print(rows)
     RESULTS.print(
-        f"Without --engine, the first that opens is taken, the fastest kind first: {', '.join(found.order)}. "
+        f"Without --engine, the first engine that opens is taken, in the order {', '.join(found.order)}. "
         f"Here that is {found.default or 'none'}"
         + (
             f", and {' or '.join(found.compiled)} for what flowedge build has compiled."
@@ -67,7 +67,7 @@ def command(json: Json = False) -> None:
             "exporting: " + ", ".join(f"{name} {version}" for name, version in found.export.items())
         )
     if found.numba is None:
-        RESULTS.print(f"the NFA tree runs as plain Python; faster: {pip_install('nfa')}")
+        RESULTS.print(f"the NFA tree runs as plain Python. To make it faster: {pip_install('nfa')}")
     else:
         RESULTS.print(f"the NFA tree is compiled by numba {found.numba}")
 

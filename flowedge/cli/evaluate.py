@@ -1,4 +1,4 @@
-"""``flowedge eval``: how good a bundle is on a labelled dataset."""
+"""``flowedge eval`` measures how well a bundle detects the defects of a labelled dataset."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ NAME = "eval"
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
-    dataset: Annotated[Path, typer.Argument(help="A dataset in MVTec AD's layout.", show_default=False)],
+    dataset: Annotated[
+        Path, typer.Argument(help="A labelled dataset in the layout of MVTec AD.", show_default=False)
+    ],
     engine: EngineName = None,
     precision: PrecisionOption = "fp32",
     threads: Threads = None,
     build: Build = False,
     json: Json = False,
 ) -> None:
-    """Print image AUROC, pixel AUROC, AUPRO and F1. Memory does not grow with the number of images.
+    """Measure a bundle on a labelled dataset: AUROC of images and pixels, AUPRO and F1.
+
+    Memory does not grow with the number of images.
 
     The exit status is 1 when an image was not inspected.
     """

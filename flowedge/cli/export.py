@@ -1,4 +1,4 @@
-"""``flowedge export``: a checkpoint in, a bundle out."""
+"""``flowedge export`` makes a bundle of a checkpoint."""
 
 from __future__ import annotations
 
@@ -36,9 +36,15 @@ NAME = "export"
 
 
 def command(
-    checkpoint: Annotated[Path, typer.Argument(help="The trained model's file.", show_default=False)],
+    checkpoint: Annotated[Path, typer.Argument(help="The file of the trained model.", show_default=False)],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The bundle's folder.", show_default="NAME.flowedge")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="The folder of the bundle. It must not exist.",
+            show_default="NAME.flowedge",
+        ),
     ] = None,
     fp16: Fp16 = False,
     bf16: Bf16 = False,
@@ -47,7 +53,8 @@ def command(
         Path | None,
         typer.Option(
             "--calib-data",
-            help="Good images, or a dataset with train/good: plans and judges the precisions and calibrates.",
+            help="A folder of good images, or a dataset with train/good. Lower precisions are planned and judged on "
+            "them, and the bundle is calibrated.",
         ),
     ] = None,
     calibrator: CalibratorOption = "percentile",
@@ -55,34 +62,39 @@ def command(
     labelled: LabelledOption = None,
     image_size: Annotated[
         tuple[int, int] | None,
-        typer.Option("--image-size", metavar="H W", help="The network's input, in pixels."),
+        typer.Option(
+            "--image-size", metavar="H W", help="Height and width of the network's input in pixels."
+        ),
     ] = None,
     backbone_weights: Annotated[
         Path | None,
         typer.Option(
-            "--backbone-weights", help="The feature extractor's state dict, where the checkpoint has none."
+            "--backbone-weights",
+            help="A file with the state dict of the feature extractor, for a checkpoint that has none.",
         ),
     ] = None,
     transform_from: TransformFrom = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="A value that the checkpoint does not hold; repeatable."
+            "--set", metavar="NAME=VALUE", help="A value that the checkpoint does not hold. May be repeated."
         ),
     ] = None,
     nfa: Annotated[
         bool,
-        typer.Option("--nfa", help="Add the outputs that a threshold by the number of false alarms needs."),
+        typer.Option(
+            "--nfa", help="Add the outputs that a threshold on the number of false alarms (NFA) needs."
+        ),
     ] = False,
     frame_size: Annotated[
         str | None,
         typer.Option(
             "--frame-size",
             metavar="HxW",
-            help="Take frames of this size as they are; the graph preprocesses.",
+            help="Put the preprocessing into the graph, which then takes frames of this height and width in pixels.",
         ),
     ] = None,
-    opset: Annotated[int, typer.Option("--opset", min=17, max=21, help="ONNX opset.")] = 18,
+    opset: Annotated[int, typer.Option("--opset", min=17, max=21, help="The ONNX opset of the graph.")] = 18,
     json: Json = False,
 ) -> None:
     """Export a trained checkpoint to a bundle, and check it against the original network."""
@@ -139,7 +151,7 @@ def command(
         return
     print_assumed(manifest.assumed)
     for precision, checks in result.checks.items():
-        print_checks(checks, f"{precision} against the reference")
+        print_checks(checks, f"{precision} against the reference network")
     print_reports(precisions)
     if precisions:
         fitted = read_record(result.bundle)
@@ -153,13 +165,13 @@ def command(
 
 
 def _check_opset(opset: int) -> None:
-    """Refuse an opset whose conversion loses the names of the nodes that may have a lower precision."""
+    """Refuse an opset whose conversion loses the names of the nodes, by which a lower precision is planned."""
     from flowedge.export.graph.onnx_export import DEFAULT_OPSET
 
     if opset < DEFAULT_OPSET:
         raise ExportError(
-            f"a lower precision needs --opset {DEFAULT_OPSET} or more, got {opset}: the conversion to an older "
-            "one loses the names that say which nodes may have it."
+            f"a lower precision needs --opset {DEFAULT_OPSET} or more, got {opset}: the conversion to an older opset "
+            "loses the names of the nodes, by which the precision is planned."
         )
 
 
@@ -173,10 +185,10 @@ def _judged_on(
     gate: list[str] | None,
     labelled: Path | None,
 ) -> tuple[tuple[Path, ...], PrecisionRequest | None]:
-    """The images, and what is planned and judged on them; neither without ``--calib-data``.
+    """Return the good images and the precisions to plan and judge on them. Both are empty without ``--calib-data``.
 
     Raises:
-        FlowEdgeError: Options that need images, without images, or images without a precision.
+        FlowEdgeError: An option that needs images came without them, or images came without a precision.
     """
     if calib_data is None:
         if int8:
@@ -191,6 +203,6 @@ def _judged_on(
     )
     if request is None:
         raise FlowEdgeError(
-            "--calib-data goes with --fp16, --bf16 or --int8; an fp32 bundle is calibrated by flowedge calibrate."
+            "--calib-data goes with --fp16, --bf16 or --int8. To calibrate an fp32 bundle, run flowedge calibrate."
         )
     return good_images(calib_data), request

@@ -1,4 +1,4 @@
-"""``flowedge info``: what a checkpoint or a bundle is."""
+"""``flowedge info`` shows what a checkpoint or a bundle is."""
 
 from __future__ import annotations
 
@@ -39,19 +39,28 @@ NAME = "info"
 def command(
     source: Annotated[Path, typer.Argument(help="A checkpoint or a bundle.", show_default=False)],
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="As for export; for a checkpoint.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A value that the checkpoint does not hold, as for flowedge export. May be repeated.",
+        ),
     ] = None,
     transform_from: TransformFrom = None,
     graph: Annotated[
-        bool, typer.Option("--graph", help="Of a bundle: what each pass did to the flow, and what is left.")
+        bool,
+        typer.Option(
+            "--graph",
+            help="Show what each pass of the export did to the flow of a bundle, and which steps are left.",
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Say what a checkpoint or a bundle is, what was assumed, and what is in it."""
+    """Show what a checkpoint or a bundle is, which values were assumed, and what is in it."""
     if os.path.isdir(source):  # false for a name that no file can have, where Path.is_dir raises
         if assignments or transform_from is not None:
             raise BundleError(
-                f"{source} is a bundle; --set and --transform-from are for a checkpoint. Leave them out."
+                f"{source} is a bundle. --set and --transform-from are for a checkpoint: leave them out."
             )
         bundle = open_bundle(source)
         result = read_lowering(bundle) if graph else bundle.manifest
@@ -64,7 +73,7 @@ def command(
         return
     if graph:
         raise BundleError(
-            f"{source} is not a bundle, and --graph shows how a bundle's graph was lowered. "
+            f"{source} is not a bundle, and --graph shows how the graph of a bundle was simplified. "
             f"Make one with: flowedge export {source}."
         )
     with explain_missing("export"):
@@ -129,12 +138,12 @@ def _print_frame_check(check: FrameCheck) -> None:
 
 
 def _plan(graph: GraphFile) -> str:
-    """What of a lower precision's plan differs from all or nothing."""
+    """List blocks in INT8, reverted blocks and nodes kept in fp32, as the end of a graph's row."""
     parts = []
     if graph.int8:
         parts.append(f"{len(graph.int8)} blocks in INT8")
     if graph.given_back:
-        parts.append(f"{len(graph.given_back)} given back")
+        parts.append(f"{len(graph.given_back)} reverted")
     if graph.fp32_islands:
         parts.append(f"{len(graph.fp32_islands)} nodes kept in fp32")
     return "".join(f", {part}" for part in parts)
@@ -230,7 +239,7 @@ def _plain(checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def _add_source_scale(rows: Table, scale: SourceScale) -> None:
-    """The thresholds and ranges that the source fitted, a row for the image score and one for the map."""
+    """Add the thresholds and ranges that anomalib fitted: one row for the image score and one for the map."""
     for name, part in (("image", scale.image), ("pixel", scale.pixel)):
         held = ((field, value) for field, value in msgspec.structs.asdict(part).items() if value is not None)
         shown = ", ".join(f"{field.replace('_', ' ')} {value:.6g}" for field, value in held)

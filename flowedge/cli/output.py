@@ -21,17 +21,17 @@ WIDEST: Final = 10_000  # characters: lines are whole in a file or a pipe
 
 
 class EscapingConsole(Console):
-    """A console that shows control characters escaped, since names and notes of files are printed.
+    """A console that shows control characters escaped, since it prints names and notes of untrusted files.
 
-    A line break within one string is escaped as well: what a file says cannot look like a line of ours.
+    A line break within one string is escaped as well, so text of a file cannot look like a line of FlowEdge.
     """
 
     def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
-        """Write to a standard stream, whichever it is at the time.
+        """Write to the standard stream that is set at the time of each print.
 
         Args:
             stderr: Write to standard error, else to standard output.
-            width: Characters of a line; None takes the terminal's.
+            width: The number of characters in a line. None takes the terminal's width.
         """
         super().__init__(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
@@ -43,27 +43,29 @@ class EscapingConsole(Console):
 MESSAGES: Final = EscapingConsole(stderr=True)
 RESULTS: Final = EscapingConsole(width=None if sys.stdout is not None and sys.stdout.isatty() else WIDEST)
 
-Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 EngineName: TypeAlias = Annotated[
-    str | None, typer.Option("--engine", help="Which engine computes; see flowedge doctor.")
+    str | None, typer.Option("--engine", help="The engine that computes. flowedge doctor lists the engines.")
 ]
 PrecisionOption: TypeAlias = Annotated[
     str,
     typer.Option(
-        "--precision", help="Which graph of the bundle runs; auto measures once which is fastest here."
+        "--precision",
+        help="The precision of the graph to run. With auto, the fastest one on this machine is measured once.",
     ),
 ]
 Threads: TypeAlias = Annotated[
-    int | None, typer.Option("--threads", min=1, help="CPU threads of one inference.")
+    int | None, typer.Option("--threads", min=1, help="The number of CPU threads of one inference.")
 ]
 
 Build: TypeAlias = Annotated[
-    bool, typer.Option("--build", help="Compile the engine first where the cache has none; may take minutes.")
+    bool,
+    typer.Option("--build", help="Compile the engine first where the cache has none. This may take minutes."),
 ]
 
 
 def print_json(result: Any) -> None:
-    """Print a result as one line of JSON on stdout, with all that is not printable in JSON's own escapes."""
+    """Print a result as one line of JSON on stdout, and write characters that are not printable as JSON escapes."""
     try:
         line = msgspec.json.encode(result, enc_hook=str).decode()
     except UnicodeEncodeError:  # a file's name that is not UTF-8
@@ -77,7 +79,7 @@ def print_json(result: Any) -> None:
 
 
 def _json_escape(character: str) -> str:
-    r"""Return a character as JSON's ``\uXXXX``, twice for one beyond 16 bits."""
+    r"""Return a character as JSON's ``\uXXXX``. A character beyond 16 bits becomes two of them."""
     units = character.encode("utf-16-be")
     return "".join(f"\\u{units[place : place + 2].hex()}" for place in range(0, len(units), 2))
 
@@ -95,7 +97,7 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    """An empty table in the house style; columns whose name starts with ``>`` are right-aligned."""
+    """Make an empty table in the style of all commands. A column whose name starts with ``>`` is right-aligned."""
     made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for column in columns:
         made.add_column(
@@ -105,10 +107,10 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 def size_from(option: str, text: str) -> tuple[int, int]:
-    """``(height, width)`` in pixels of a word such as ``1080x1920``.
+    """Read a size in pixels from a word such as ``1080x1920``, and return ``(height, width)``.
 
     Raises:
-        FlowEdgeError: It is not two whole numbers from 1 to 16384 with an x between.
+        FlowEdgeError: The word is not two whole numbers from 1 to 16384 with an x between.
     """
     found = re.fullmatch(r"([1-9]\d{0,4})[xX]([1-9]\d{0,4})", text)
     size = (int(found[1]), int(found[2])) if found else (0, 0)
@@ -120,10 +122,10 @@ def size_from(option: str, text: str) -> tuple[int, int]:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A metric for a table; a dash where there is none."""
+    """Return a metric as text for a table. A metric that is None becomes a dash."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def listed(value: object) -> str:
-    """Write a value into a cell of a table, the parts of a sequence separated by commas."""
+    """Return a value as text for a table, with commas between the parts of a sequence."""
     return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -1,4 +1,4 @@
-"""The options of the commands that add precisions, and how what the gates found is printed."""
+"""Declare the options of the commands that add precisions, and print what their gates found."""
 
 from __future__ import annotations
 
@@ -25,26 +25,33 @@ _UP_TO_ONE: Final = ("map_correlation", "rank_agreement", "quantile")
 
 Fp16: TypeAlias = Annotated[bool, typer.Option("--fp16", help="Add a float16 graph.")]
 Bf16: TypeAlias = Annotated[
-    bool, typer.Option("--bf16", help="Add a bfloat16 graph, for GPUs and, in OpenVINO, recent Intel CPUs.")
+    bool,
+    typer.Option("--bf16", help="Add a bfloat16 graph, for GPUs and, with OpenVINO, for recent Intel CPUs."),
 ]
 Int8: TypeAlias = Annotated[
-    bool, typer.Option("--int8", help="Add INT8 graphs, one for CPUs and one for GPUs; needs images.")
+    bool,
+    typer.Option("--int8", help="Add two INT8 graphs, one for CPUs and one for GPUs. They need good images."),
 ]
 CalibratorOption: TypeAlias = Annotated[
     str,
-    typer.Option("--calibrator", help="How INT8 ranges are chosen: min-max, percentile, entropy or mse."),
+    typer.Option(
+        "--calibrator", help="The rule for the ranges of INT8: min-max, percentile, entropy or mse."
+    ),
 ]
 GateOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--gate",
         metavar="NAME=VALUE",
-        help="A limit of the gate, such as map_correlation=0.98 or flips=0.05; repeatable.",
+        help="A limit that a lower precision must keep against fp32, such as map_correlation=0.98 or flips=0.05. "
+        "May be repeated.",
     ),
 ]
 LabelledOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--labelled", help="A dataset with a test folder, whose metrics the gate compares as well."),
+    typer.Option(
+        "--labelled", help="A labelled dataset with a test folder. The gate compares its metrics as well."
+    ),
 ]
 
 
@@ -59,10 +66,12 @@ def precision_request(
     thresholds: ThresholdRequest | None = None,
     frame_rate: float | None = DEFAULT_FRAME_RATE,
 ) -> PrecisionRequest | None:
-    """Return what the options ask for, None where they ask for no precision. ``frame_rate`` is as for calibration.
+    """Return the precisions that the options ask for, or None where they ask for none.
+
+    The meaning of ``frame_rate`` is that of `calibrate_bundle`.
 
     Raises:
-        FlowEdgeError: An option has no meaning, or none without a precision.
+        FlowEdgeError: An option has an unknown value, or needs a precision that was not asked for.
     """
     asked = {"fp16": fp16, "bf16": bf16, "int8": int8}
     wanted = tuple(name for name, is_wanted in asked.items() if is_wanted)
@@ -101,15 +110,15 @@ def _limits(defaults: GateLimits, assignments: Sequence[str]) -> GateLimits:
             raise FlowEdgeError(f"--gate takes NAME=NUMBER, got {assignment!r}.") from None
         if name not in names or not 0 <= changed[name] <= (1.0 if name in _UP_TO_ONE else sys.float_info.max):
             raise FlowEdgeError(
-                f"--gate knows {', '.join(names)}, each with a number from 0, {', '.join(_UP_TO_ONE)} up to 1; got "
-                f"{assignment!r}."
+                f"--gate takes one of {', '.join(names)} with a number from 0 on, got {assignment!r}. "
+                f"The largest value of {', '.join(_UP_TO_ONE)} is 1."
             )
     return msgspec.structs.replace(defaults, **changed)
 
 
 def print_fitted(record: CalibrationRecord, bundle: Path) -> None:
-    """A table of what was fitted, and once each what should be known about it."""
-    rows = table("precision", "reference maxima", ">image threshold", ">pixel threshold")
+    """Print the fitted numbers of each precision, and each note on them once."""
+    rows = table("precision", "score maxima", ">image threshold", ">pixel threshold")
     notes: dict[str, list[str]] = {}
     for graph in record.graphs:
         limits = [None if t is None else t.value for t in (graph.thresholds.image, graph.thresholds.pixel)]
@@ -132,7 +141,7 @@ def maxima_text(maxima: ScoreMaxima | None) -> str:
 
 
 def print_reports(reports: Sequence[PrecisionReport]) -> None:
-    """A table per precision: what was given back, and what the gate found."""
+    """Print a table for each precision with what the gate found, and the blocks that were reverted."""
     for report in reports:
         low = [block for block in report.blocks if not block.reason]
         share = sum(block.macs_share for block in low)
@@ -159,7 +168,7 @@ def print_reports(reports: Sequence[PrecisionReport]) -> None:
 
 
 def print_gate(report: GateReport, title: str) -> None:
-    """A table of what was compared."""
+    """Print a table of the quantities that the gate compared."""
     rows = table("gate", ">value", ">limit", "", title=title)
     for quantity in report.quantities:
         limit = "-" if quantity.limit is None else f"{quantity.limit:.4g}"

@@ -1,4 +1,4 @@
-"""``flowedge run``: inspect images."""
+"""``flowedge run`` inspects images."""
 
 from __future__ import annotations
 
@@ -37,10 +37,13 @@ _NAMED = 5
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
-    source: Annotated[str, typer.Argument(help="An image, a folder, or a quoted glob.", show_default=False)],
+    source: Annotated[
+        str,
+        typer.Argument(help="An image, a folder of images, or a quoted glob pattern.", show_default=False),
+    ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Write heatmap overlays and masks here, under the images' names."),
+        typer.Option("--out", help="A folder for heatmap overlays and masks, named after the images."),
     ] = None,
     engine: EngineName = None,
     precision: PrecisionOption = "fp32",
@@ -48,11 +51,14 @@ def command(
     build: Build = False,
     source_scale: Annotated[
         bool,
-        typer.Option("--source-scale", help="Report anomalib's own normalised score, map and verdict."),
+        typer.Option(
+            "--source-scale",
+            help="Report the normalised score, map and verdict of anomalib instead of FlowEdge's own.",
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Inspect images. With --json each gives one line of JSON.
+    """Inspect images and print a verdict for each. With --json each image gives one line of JSON.
 
     The exit status is 1 when an image was not inspected or a picture could not be written, and 2 when the only image
     cannot be read.
@@ -63,7 +69,7 @@ def command(
 
     images, others = find_images(source)
     if others:
-        MESSAGES.print(f"left out, no images to inspect: {_names(others)}", soft_wrap=True)
+        MESSAGES.print(f"left out, since these files are no images: {_names(others)}", soft_wrap=True)
     inspected: list[Inspection] = []
     if build:
         build_first(bundle, engine, precision)
@@ -94,7 +100,7 @@ def command(
 
 
 def _print_table(inspected: Sequence[Inspection], detector: Detector) -> None:
-    """Print a row for each image, the verdicts' counts, and what computed them."""
+    """Print a row for each image, the number of each verdict, and the engine that computed them."""
     by_nfa = detector.thresholds.nfa is not None
     rows = table("image", ">score", *([">log NFA"] if by_nfa else []), "verdict", ">ms", title=None)
     for inspection in inspected:

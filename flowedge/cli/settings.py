@@ -1,4 +1,4 @@
-"""Options and tables of the values that a checkpoint does not hold, for the commands that read one."""
+"""Read and print the values that a checkpoint does not hold, for the commands that read a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TransformFrom: TypeAlias = Annotated[
     typer.Option(
         "--transform-from",
         metavar="FILE",
-        help="A file of the same training that holds its transform, such as anomalib's model.pt.",
+        help="A file of the same training that holds the transform of its images, such as anomalib's model.pt.",
         show_default=False,
     ),
 ]

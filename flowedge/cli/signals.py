@@ -1,4 +1,4 @@
-"""Signals that end a command: the work is unwound, nothing half-written stays, and the status names the signal."""
+"""End a command on a signal: the work is unwound, nothing half-written stays, and the status names the signal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SECONDS_TO_END: Final = 5
 
 
 class EndedBySignal(BaseException):
-    """The command is to end. Who catches this says how far the work came, and raises it again."""
+    """The command is to end. The code that catches this prints how far the work came, and raises it again."""
 
     def __init__(self, number: int) -> None:
         """Keep the signal's number."""
@@ -28,7 +28,7 @@ class EndedBySignal(BaseException):
 
 
 class _State:
-    """The first signal that came, and the time for which signals are only noted."""
+    """Hold the number of the first signal, and whether further signals are only noted."""
 
     number: int | None = None
     is_tidying = False
@@ -58,7 +58,7 @@ def begin_to_tidy() -> None:
 
 
 def end_at_once_on_signals() -> None:
-    """Let the signals end the process at once, without Python, since there is nothing left to tidy up."""
+    """Let signals end the process at once, without Python, since there is nothing left to tidy up."""
     signal.alarm(0)
     for number in _ENDING:
         if signal.getsignal(number) == _handle:
@@ -66,7 +66,7 @@ def end_at_once_on_signals() -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    """Raise `EndedBySignal` wherever the main thread is."""
+    """Raise `EndedBySignal` at the place where the main thread is."""
     if _State.number is None:
         _State.number = number
         signal.signal(signal.SIGALRM, _give_up)
@@ -76,6 +76,6 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _give_up(number: int, frame: FrameType | None) -> None:
-    """End where unwinding takes too long: nobody reads the output, or a library caught the exception."""
+    """End the process where unwinding takes too long: nobody reads the output, or a library caught the exception."""
     remove_own_drafts()
     os._exit(128 + (_State.number or number))

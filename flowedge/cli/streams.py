@@ -1,4 +1,4 @@
-"""The standard streams as the commands see them: all text can be shown, and what cannot be written is noticed."""
+"""Wrap the standard streams so that all text can be shown and a failure to write is noticed."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ OUTPUT_LOST: Final = 3
 READER_GONE: Final = 141
 """The exit status where the reader of a pipe has closed it: 128 and the number of SIGPIPE, as a shell shows it."""
 
-_IN_ASCII: Final = {"→": "->", "…": "...", "²": "^2"}  # of the tables' own characters
+_IN_ASCII: Final = {"→": "->", "…": "...", "²": "^2"}  # the characters of the tables that are not ASCII
 _ESCAPING: Final = "flowedge.escaping"
 
 
 class _OutputLostError(Exception):
-    """Standard output cannot be written, so that the command has nobody to work for."""
+    """Standard output cannot be written, so the command has nobody to work for."""
 
 
 class _Stream(io.TextIOBase):
     """A standard stream that escapes what its encoding lacks, and that keeps its first failure.
 
     Attributes:
-        problem: The first error in writing, None as long as there was none.
-        last: The text that was written last, whether it arrived or not.
+        problem: The first error in writing. It is None as long as there was none.
+        last: The text that was written last, also where it did not arrive.
     """
 
     def __init__(self, stream: TextIO, *, is_needed: bool) -> None:
@@ -38,7 +38,7 @@ class _Stream(io.TextIOBase):
 
         Args:
             stream: The stream to write to.
-            is_needed: A failure ends the command; otherwise text is dropped from the failure on.
+            is_needed: True when a failure ends the command. False when text is dropped from the failure on.
         """
         self.problem: OSError | None = None
         self.last = ""
@@ -83,7 +83,7 @@ class _Stream(io.TextIOBase):
 
     def _fail(self, error: OSError) -> None:
         self.problem = error
-        # What the stream still holds goes nowhere, else the interpreter fails on it once more when it ends.
+        # The text that the stream still holds is discarded. Otherwise the interpreter would fail on it when it ends.
         with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), self._stream.fileno())
         if self._is_needed:
@@ -94,17 +94,20 @@ def on_standard_streams(command: Callable[[], int]) -> int:
     """Run a command on streams that escape what they cannot encode, and return the exit status.
 
     Args:
-        command: Prints through ``sys.stdout`` and ``sys.stderr``, and returns its own exit status.
+        command: A function that prints through ``sys.stdout`` and ``sys.stderr`` and returns its exit status.
 
     Returns:
         The command's status, ``READER_GONE`` where the other end of a pipe was closed, or ``OUTPUT_LOST`` where a
-        stream is closed or cannot be written. Then one line on the other stream says why.
+        stream is closed or cannot be written. In the last case one line on the other stream gives the reason.
     """
     _occupy_closed_descriptors()
     closed = [name for name, one in (("output", sys.stdout), ("error", sys.stderr)) if one is None]
     if closed:
         with contextlib.suppress(OSError):
-            _say(sys.stdout or sys.stderr, f"standard {closed[0]} is closed. To do without it: /dev/null")
+            _say(
+                sys.stdout or sys.stderr,
+                f"standard {closed[0]} is closed. Redirect it, for instance to /dev/null.",
+            )
         return OUTPUT_LOST
     out, err = _Stream(sys.stdout, is_needed=True), _Stream(sys.stderr, is_needed=False)
     status = 0
@@ -134,7 +137,7 @@ def _say(stream: TextIO | _Stream | None, line: str) -> None:
 
 
 def _occupy_closed_descriptors() -> None:
-    """Open the null device in place of closed standard streams: libraries print to these numbers, whatever they are."""
+    """Open the null device in place of closed standard streams, since libraries print to their numbers anyway."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -1,4 +1,4 @@
-"""``flowedge verify``: does the bundle give here the answers it gave where it was exported?"""
+"""``flowedge verify`` checks that a bundle gives the expected answers on this machine."""
 
 from __future__ import annotations
 
@@ -38,26 +38,38 @@ def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
     against: Annotated[
         Path | None,
-        typer.Option("--against", help="The checkpoint: compare with the original network itself."),
+        typer.Option(
+            "--against",
+            help="The checkpoint of the bundle. Its original network in PyTorch is compared with the bundle.",
+        ),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", help="Images for --against; alone, good images to hold the precision to fp32 on."
+            "--data",
+            help="Images to compare on. With --against they are any images. Alone they are good images, and a lower "
+            "precision is compared with fp32.",
         ),
     ] = None,
     backbone_weights: Annotated[
-        Path | None, typer.Option("--backbone-weights", help="As for export; with --against.")
+        Path | None,
+        typer.Option(
+            "--backbone-weights",
+            help="The state dict of the feature extractor for --against, as for flowedge export.",
+        ),
     ] = None,
     engine: EngineName = None,
     precision: PrecisionOption = "fp32",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Replay the bundle's self-test on this machine; exit status 1 when a check fails."""
+    """Replay the self-test of a bundle on this machine.
+
+    The exit status is 1 when a check fails.
+    """
     if precision == AUTO:
         raise FlowEdgeError(
-            "verify checks one graph: name its precision; auto is for run, eval, bench and build."
+            "verify checks one graph: name its precision. The word auto is for run, eval, bench and build."
         )
     if data is not None and against is None and precision == "fp32":
         raise FlowEdgeError(
@@ -112,7 +124,7 @@ def command(
 
 
 def _gate(bundle: Bundle, engine: str | None, precision: str, threads: int | None, data: Path) -> GateReport:
-    """Compare a precision with fp32 on this machine."""
+    """Compare a lower precision with fp32 on this machine."""
     from flowedge.calibration.dataset import good_images
     from flowedge.calibration.gate_report import DEFAULT_LIMITS
     from flowedge.calibration.gates import compare
@@ -133,7 +145,7 @@ def _gate(bundle: Bundle, engine: str | None, precision: str, threads: int | Non
 
 
 def print_checks(checks: Sequence[Check], title: str) -> None:
-    """A table of the comparisons."""
+    """Print a table of the comparisons."""
     rows = table("check", ">worst relative difference", ">limit", "", title=title)
     for check in checks:
         rows.add_row(
@@ -143,5 +155,5 @@ def print_checks(checks: Sequence[Check], title: str) -> None:
 
 
 def as_rows(checks: Sequence[Check]) -> list[dict[str, object]]:
-    """The comparisons for JSON."""
+    """Return the comparisons as JSON rows."""
     return [{"name": c.name, "value": c.value, "limit": c.limit, "passed": c.passed} for c in checks]

@@ -116,7 +116,7 @@ def test_the_reference_that_is_fitted_beside_it_is_printed(bundle: Path, tmp_pat
     arguments: tuple[str | Path, ...] = ("calibrate", bundle, "--threshold", "nfa", "--data", tmp_path)
     done = flowedge(*arguments)
     assert done.status == 0, done.stderr
-    assert "reference fitted on 2 good images" in done.stdout
+    assert "score maxima fitted on 2 good images" in done.stdout
     rows = {line.split()[0]: line for line in done.stdout.splitlines() if re.match(r"fp\d+ +-?\d", line)}
     graphs = open_bundle(bundle).manifest.graphs
     for graph in graphs:
@@ -127,7 +127,7 @@ def test_the_reference_that_is_fitted_beside_it_is_printed(bundle: Path, tmp_pat
     assert [one["reference"]["map_max"] for one in printed] == [
         graph.scoring.score_maxima.map_max for graph in graphs if graph.scoring.score_maxima is not None
     ]
-    assert "reference fitted" not in flowedge(*arguments, "--no-reference").stdout
+    assert "score maxima fitted" not in flowedge(*arguments, "--no-reference").stdout
 
 
 def test_a_bundle_exported_without_it_is_refused_by_both_forms(small_bundle: Path) -> None:

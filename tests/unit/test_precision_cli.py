@@ -124,7 +124,7 @@ def test_calibrate_adds_int8_and_every_precision_gets_its_own_reference(
         ),
         (
             ["--int8", "--calib-data", "GOOD", "--gate", "nonsense=1"],
-            "--gate knows map_correlation, map_error",
+            "--gate takes one of map_correlation, map_error",
         ),
         (["--int8", "--calib-data", "GOOD", "--gate", "flips=-1"], "got 'flips=-1'"),
         (["--int8", "--calib-data", "GOOD", "--gate", "flips=nan"], "got 'flips=nan'"),
