@@ -2,9 +2,10 @@
 
 Every name here is imported when it is first used, so that ``import flowedge`` loads neither NumPy nor an engine:
 
-- `load` opens a bundle for inspection and gives a `Detector`, which answers a frame with a `Result`.
-- `calibrate` fits the thresholds of a bundle, `evaluate` measures a detector on a dataset, and `verify` replays a
-  bundle's self-test.
+- `load` opens a bundle for inspection and gives a `Detector`. A `Detector` answers a frame with a `Result`.
+- `calibrate` fits the thresholds of a bundle.
+- `evaluate` measures a detector on a dataset.
+- `verify` replays the self-test of a bundle.
 - `doctor` tells which engines work on this machine.
 - `export` is the package of the exporter: ``flowedge.export.export_bundle`` makes a bundle of a checkpoint. It needs
   PyTorch.
@@ -54,7 +55,7 @@ _MODULES: Final = MappingProxyType(
 )
 """The module of each class and function of this package."""
 
-# Here, where every program that opens a library of ours comes by first.
+# Every program that imports a part of FlowEdge runs these lines first.
 telemetry.switch_off()
 clock.bear_late_clock()
 

@@ -1,7 +1,7 @@
-"""The bundle on disk: a folder that is used only after every listed byte of it was checked.
+"""Read and write bundles on disk. A bundle is used only after every listed byte of it was checked.
 
-Reading refuses, with the file's name and the reason, whatever is missing, damaged, of another schema, or
-outside the folder. Files that the manifest does not list are left alone and never used.
+Reading refuses a file that is missing, damaged, of another schema or outside the folder, and the message names the file
+and the reason. Files that the manifest does not list are left alone and never used.
 
 Writing fills a draft (`flowedge.drafts`), makes it durable, and gives it the bundle's place (`flowedge.replacing`), so
 that the target is either the whole bundle or not there. A process that reads while another one replaces may see a
@@ -36,13 +36,13 @@ from flowedge.replacing import (
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A verified bundle: at the time it was opened, every listed file had its listed size and hash."""
+    """A verified bundle. When it was opened, every listed file had its listed size and hash."""
 
     path: Path
     manifest: Manifest
 
     def graph_path(self, precision: str) -> Path:
-        """Where the graph of a precision is.
+        """Return the path of the graph of a precision.
 
         Raises:
             BundleError: The bundle has no graph of this precision.
@@ -58,7 +58,7 @@ class Bundle:
         verify(self.path, self._stored(path_in_bundle))
 
     def read(self, path_in_bundle: str) -> bytes:
-        """The content of one listed file, checked again against its hash.
+        """Return the content of one listed file, checked again against its hash.
 
         Raises:
             BundleError: The manifest does not list the file, or the file changed since the bundle was opened.
@@ -79,7 +79,7 @@ class Bundle:
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Open a bundle and verify all of it: reads every byte once, about a second per gigabyte.
+    """Open a bundle and verify all of it. This reads every byte once and takes about a second per gigabyte.
 
     Raises:
         BundleError: The folder is not there, the manifest is not valid or of an unknown schema, or a listed
@@ -105,14 +105,14 @@ def write_bundle(
     """Write a new bundle, all of it or nothing.
 
     Args:
-        target: The folder to make; its parent must exist.
-        manifest: Its ``files`` are ignored: they are computed from ``files``.
-        files: Path in the bundle (forward slashes) to content: bytes, or a file to copy from.
-        overwrite: Replace ``target`` where it is a bundle already; never any other folder.
+        target: The folder to make. Its parent must exist.
+        manifest: The manifest. Its field ``files`` is ignored and computed from the argument ``files``.
+        files: The content of each file by its path in the bundle (forward slashes): bytes, or a file to copy from.
+        overwrite: Replace ``target`` where it is a bundle already. Another folder is never replaced.
 
     Raises:
         BundleError: The target exists, a path is not safe, a graph of the manifest is not among the files, or
-            the disk refuses (no parent folder, no permission, no space). Nothing is left behind.
+            the system refuses (no parent folder, no permission, no space). Nothing is left behind.
     """
     place = Path(os.path.realpath(target))
     if os.path.lexists(place) and not (overwrite and (place / MANIFEST).is_file()):
@@ -131,18 +131,18 @@ def replace_in_bundle(
     manifest: Manifest | None = None,
     files: Mapping[str, Path | bytes] | None = None,
 ) -> Bundle:
-    """Give a bundle a new manifest, new files, or both; the new version takes the old one's place at once.
+    """Give a bundle a new manifest, new files, or both. The new version takes the old one's place in one step.
 
     Files that are not named are verified and hard-linked into the new version (copied where the file system
     has no hard links). Never write into a file of a bundle: its content may belong to two versions.
 
     Args:
-        bundle: The version to start from; it must still be the one on disk.
-        manifest: The new manifest, by default the old one. Its ``files`` are ignored: they are computed.
-        files: Path in the bundle to the new content: bytes, or a file to copy from.
+        bundle: The version to start from. It must still be the one on disk.
+        manifest: The new manifest, by default the old one. Its field ``files`` is ignored and computed.
+        files: The new content of each file by its path in the bundle: bytes, or a file to copy from.
 
     Raises:
-        BundleError: The bundle changed since it was opened, a path is not safe, or the disk refuses. The old
+        BundleError: The bundle changed since it was opened, a path is not safe, or the system refuses. The old
             version is then untouched.
     """
     place = Path(os.path.realpath(bundle.path))
@@ -161,16 +161,16 @@ def clone_bundle(
     manifest: Manifest | None = None,
     files: Mapping[str, Path | bytes] | None = None,
 ) -> Bundle:
-    """A new version of a bundle at another place, to be tried before the bundle itself is changed.
+    """Write a new version of a bundle at another place, where it can be tried before the bundle itself is changed.
 
     Args:
-        bundle: The bundle; it stays as it is.
-        target: The folder to make, best on the bundle's own file system: files that stay are hard-linked there.
-        manifest: As for `replace_in_bundle`.
-        files: As for `replace_in_bundle`.
+        bundle: The bundle. It is not changed.
+        target: The folder to make. On the bundle's own file system, files that do not change are hard-linked.
+        manifest: The new manifest, by default the old one. Its field ``files`` is ignored and computed.
+        files: The new content of each file by its path in the bundle: bytes, or a file to copy from.
 
     Raises:
-        BundleError: The bundle's files are not what its manifest says, a path is not safe, or the disk refuses.
+        BundleError: The bundle's files are not what its manifest says, a path is not safe, or the system refuses.
     """
     with _new_version(target) as folder:
         manifest = _fill_from(bundle, folder, manifest, files)
@@ -179,10 +179,10 @@ def clone_bundle(
 
 
 def check_replaceable(bundle: Bundle) -> None:
-    """Check, before any work, that a bundle's next version can take its place.
+    """Check, before any work, that the next version of a bundle can take its place.
 
     Raises:
-        BundleError: It cannot.
+        BundleError: The bundle cannot be replaced.
     """
     folder_for_draft(Path(os.path.realpath(bundle.path)))
 
@@ -197,7 +197,7 @@ def folder_for_next_version(place: Path) -> Iterator[Path]:
         place: The bundle's folder. A bundle that is not there yet is made beside its place.
 
     Raises:
-        BundleError: The bundle cannot be replaced or written there, or the disk refused something in the block.
+        BundleError: The bundle cannot be replaced or written there, or the system refused something in the block.
     """
     real = Path(os.path.realpath(place))
     written_to = place.parent

@@ -1,4 +1,4 @@
-"""The files of a bundle's folder, read only after a check: regular files, inside the folder, of the listed content."""
+"""Read the files of a bundle: only regular files inside its folder, and only with the content that is listed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest in a folder.
 
     Raises:
-        BundleError: There is none, it is not valid, or it lists paths that no bundle may hold.
+        BundleError: The manifest is not there, is not valid, or lists paths that no bundle may hold.
     """
     with _open_inside(folder, MANIFEST) as file:
         try:
@@ -42,10 +42,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_listing(manifest: Manifest) -> None:
-    """Check that every listed path is safe and there once, and that every graph is among the files.
+    """Check that every listed path is safe and listed once, and that every graph is among the files.
 
     Raises:
-        BundleError: One is not.
+        BundleError: A path is not safe or is listed twice, or a graph is not listed.
     """
     paths = [stored.path for stored in manifest.files]
     check_paths(paths)
@@ -61,7 +61,7 @@ def check_paths(paths: Iterable[str]) -> None:
     """Check that paths stay inside a bundle's folder on every file system, and differ where capitals do not count.
 
     Raises:
-        BundleError: One does not.
+        BundleError: A path leads outside, or two paths are the same but for capitals.
     """
     seen = {MANIFEST}
     for path in paths:
@@ -78,7 +78,7 @@ def check_paths(paths: Iterable[str]) -> None:
 
 
 def verify(folder: Path, stored: StoredFile, *, copy_to: BinaryIO | None = None) -> None:
-    """Check a file's size and hash, and copy its content on the way where asked.
+    """Check the size and the hash of a file, and copy its content where ``copy_to`` is given.
 
     Raises:
         BundleError: The file is missing, is no regular file inside the folder, or has another size or hash.
@@ -92,17 +92,17 @@ def verify(folder: Path, stored: StoredFile, *, copy_to: BinaryIO | None = None)
             raise BundleError(f"{place} cannot be read: {error.strerror}. Check the disk.") from error
     if sha256 is None:
         raise BundleError(
-            f"{place} has {size} bytes, the manifest says {stored.size}. Copy or export the bundle again."
+            f"{place} has {size} bytes, and the manifest lists {stored.size}. Copy or export the bundle again."
         )
     if sha256 != stored.sha256:
         raise BundleError(
             f"{place} is not the file that was written: its SHA-256 is {sha256}, "
-            f"the manifest says {stored.sha256}. Copy or export the bundle again."
+            f"and the manifest lists {stored.sha256}. Copy or export the bundle again."
         )
 
 
 def hash_of(file: BinaryIO, copy_to: BinaryIO | None = None) -> str:
-    """Return the SHA-256 of the rest of a file, which is copied on the way where asked."""
+    """Return the SHA-256 of the rest of a file, and copy that rest where ``copy_to`` is given."""
     digest = hashlib.sha256()
     while chunk := file.read(_CHUNK_BYTES):
         digest.update(chunk)
@@ -118,7 +118,7 @@ def _open_inside(folder: Path, path: str) -> BinaryIO:
         place = place / part
         if place.is_symlink():
             raise BundleError(
-                f"{place} is a symbolic link; a bundle holds its own files. Copy it with cp -L."
+                f"{place} is a symbolic link, and a bundle holds its own files. Copy the bundle with cp -L."
             )
     try:
         return open_regular_file(place, follow_links=False)

@@ -1,4 +1,4 @@
-"""Processes that FlowEdge starts run no code from the current folder, which may hold files of anybody."""
+"""Start processes that run no code from the current folder, which may hold files of anybody."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SEARCHED: Final = ("LD_LIBRARY_PATH", "PATH", "PYTHONPATH")
 
 
 def python_command(module: str) -> list[str]:
-    """Return the command that runs ``main`` of a module of ours in a fresh interpreter.
+    """Return the command that runs ``main`` of a module of FlowEdge in a fresh interpreter.
 
     The interpreter is isolated from the environment and the user's folders. It finds packages where this process finds
     them, except in the current folder, and FlowEdge itself where this process has it.
@@ -51,7 +51,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def find_program(name: str) -> str | None:
-    """Return the path of a program from ``PATH``, None where it is not installed."""
+    """Return the path of a program from ``PATH``, or None where it is not installed."""
     return shutil.which(name, path=clean_environment().get("PATH", os.defpath))
 
 

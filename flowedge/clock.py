@@ -1,4 +1,4 @@
-"""The clock, for records alone: a clock that is wrong, however wrong, stops nothing."""
+"""Read the clock for records. A wrong clock stops nothing, however wrong it is."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Hidden folders in which a bundle is made before it gets its place, and their removal.
+"""Make and remove drafts: hidden folders in which a bundle is made before it gets its place.
 
 A draft belongs to one process, which holds a lock (``flock``) on the file ``lock`` in it. A process that is killed
-cannot remove its draft, so whoever makes a draft in the same folder later removes those whose lock is free. A lock says
-nothing about processes of another machine on a network file system. So a draft's name holds a mark of the running
-kernel and one of the machine, and drafts with neither mark are never touched.
+cannot remove its draft. The next process that makes a draft in the same folder removes the drafts whose lock is free. A
+lock does not tell of processes of another machine on a network file system. So the name of a draft holds a mark of the
+running kernel and one of the machine, and drafts with neither mark are never touched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Final
 
 PREFIX: Final = ".flowedge-draft-"
 _LOCK: Final = "lock"
-# The drafts of this process, for the case that an interruption comes between the making of one and its removal.
+# The drafts of this process. An interruption may come between the making of a draft and its removal.
 _own: set[Path] = set()
 
 
@@ -36,7 +36,7 @@ def draft_folder(parent: Path) -> Iterator[Path]:
         parent: An existing folder that this process may write to.
 
     Yields:
-        The draft's path. It holds the file ``lock`` alone, so give what is made in it another name.
+        The draft's path. It holds only the file ``lock``, so a file made in it needs another name.
 
     Raises:
         OSError: The folder cannot be written.
@@ -51,7 +51,7 @@ def draft_folder(parent: Path) -> Iterator[Path]:
 
 
 def remove_own_drafts() -> None:
-    """Remove what is left of this process's drafts, as the last act of an interrupted process."""
+    """Remove the drafts of this process that are left. An interrupted process calls this last."""
     while _own:
         shutil.rmtree(_own.pop(), ignore_errors=True)
 
@@ -81,7 +81,7 @@ def _may_be_abandoned(entry: os.DirEntry[str]) -> bool:
 
 
 def _new_draft(parent: Path) -> tuple[Path, _Lock]:
-    """Make a draft and take its lock. It is among this process's own before it is there."""
+    """Make a draft and take its lock. Its path is noted among this process's drafts before the folder is made."""
     while True:
         folder = parent / (PREFIX + "-".join([*_marks(), secrets.token_hex(4)]))
         _own.add(folder)
@@ -113,8 +113,9 @@ class _Lock:
     """The lock of one draft, taken without waiting.
 
     Attributes:
-        is_exclusive: The lock is held by this process; false where another holds it or the file system has no locks.
-        is_held: No other process may remove the draft: the lock is held, or there are no locks at all.
+        is_exclusive: True when this process holds the lock. False where another process holds it or the file system
+            has no locks.
+        is_held: True when no other process may remove the draft, since the lock is held or there are no locks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -138,7 +139,7 @@ class _Lock:
             self.is_exclusive = self.is_held = os.path.samestat(os.fstat(self._descriptor), os.stat(path))
 
     def close(self) -> None:
-        """Let the lock go."""
+        """Release the lock."""
         os.close(self._descriptor)
 
 

@@ -1,4 +1,4 @@
-"""Every error a user can act on.
+"""Define every error that a user can act on.
 
 FlowEdgeError
 ├── CheckpointError           the checkpoint cannot be read, is not of a known model, or lacks something
@@ -33,7 +33,7 @@ from __future__ import annotations
 
 
 class FlowEdgeError(Exception):
-    """Something the user can act on; the message says what, the value and the next step."""
+    """An error that the user can act on. Its message names the cause, the value and the next step."""
 
 
 class CheckpointError(FlowEdgeError):

@@ -27,7 +27,7 @@ def open_regular_file(path: str | os.PathLike[str], *, follow_links: bool = True
 
     Args:
         path: The file.
-        follow_links: Open the file that a symbolic link leads to; false refuses the link.
+        follow_links: Open the file that a symbolic link leads to. With False a link is refused.
 
     Returns:
         The file, at its beginning.
@@ -53,12 +53,12 @@ def write_whole_file(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees all of it or nothing, whatever interrupts the writer.
 
     Args:
-        path: The file; its folder must exist. A regular file that is there is replaced, and a pipe or a device is
+        path: The file. Its folder must exist. A regular file that is there is replaced, and a pipe or a device is
             written to.
-        content: All of it.
+        content: The whole content.
 
     Raises:
-        OSError: The system refuses. What was there before is then untouched.
+        OSError: The system refuses. The old file is then untouched.
     """
     if path.exists() and not path.is_file():
         path.write_bytes(content)
@@ -77,10 +77,10 @@ def write_whole_file(path: Path, content: bytes) -> None:
 def utf8_name(path: str | os.PathLike[str]) -> Iterator[str]:
     """Give a name of a file to a library that accepts only UTF-8.
 
-    Linux has a second name for each open folder. What the library opens beside the file is found there too.
+    Linux has a second name for each open folder. Files beside the named one are found under it as well.
 
     Args:
-        path: The file. Its own name is UTF-8, its folder's name may be any.
+        path: The file. Its own name is UTF-8, and its folder may have any name.
 
     Yields:
         The path itself where it is UTF-8, else its second name, which holds until the end of the ``with`` block.

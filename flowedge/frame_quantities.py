@@ -1,4 +1,4 @@
-"""The plain statistics of a camera's frame that a bundle may hold ranges of.
+"""Name the plain statistics of a camera's frame that a bundle may hold ranges of.
 
 ``mean`` and ``contrast`` (the standard deviation) are in grey levels of 0..255, of one channel, or of the grey picture
 in one cell. ``cell 1-3`` is the right cell of the top row. ``detail`` is the root mean square step between neighbouring

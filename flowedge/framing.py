@@ -1,7 +1,7 @@
 """Change a frame's borders before the resize: centre crops and padding.
 
-Both only choose, for each row and each column, the one it is taken from. So the host gathers them, the graph gathers
-them, and an anomaly map finds its way back by a shift.
+Both changes only choose the row and the column that each row and each column of the result is taken from. So the host
+and the graph gather rows and columns, and an anomaly map is laid back over the frame by a shift.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ Size: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Framing:
-    """Where each row and each column of the changed frame comes from.
+    """The origin of each row and each column of a frame with changed borders.
 
     Attributes:
         rows: ``[height]`` int64: a row of the frame, or ``-1 - k`` where step k fills.
-        columns: ``[width]`` int64, likewise.
-        shift: ``(down, right)``: where the frame's first pixel lies in the changed frame; negative where it is cut off.
-        fills: By step, the RGB grey levels that it fills with.
+        columns: ``[width]`` int64: a column of the frame, or ``-1 - k`` where step k fills.
+        shift: ``(down, right)``: the place of the frame's first pixel in the changed frame. It is negative where that
+            pixel is cut off.
+        fills: The RGB grey levels that each step fills with.
     """
 
     rows: NDArray[np.int64]
@@ -62,7 +63,7 @@ def framing(steps: Sequence[FrameStep], frame: Size) -> Framing:
     """Follow torchvision's ``CenterCrop`` and ``Pad`` and anomalib's ``SquarePad`` for a frame of this size.
 
     Args:
-        steps: In order; a tuple.
+        steps: The steps in their order. The sequence must be hashable, such as a tuple.
         frame: Size of the frame.
 
     Raises:
@@ -79,7 +80,7 @@ def framing(steps: Sequence[FrameStep], frame: Size) -> Framing:
 
 
 def _borders(step: FrameStep, frame: Size) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return how much is added before and after the rows and the columns. What is cut off is negative."""
+    """Return how many rows and columns are added before and after. A negative number is cut off."""
     match step.kind:
         case "center_crop":
             assert step.size is not None, "the manifest was checked"
@@ -101,8 +102,8 @@ def _changed(
     length = len(axis)
     if length + before + after > MAX_SIDE:
         raise ImageError(
-            f"a frame of {length} pixels along one side would be {length + before + after} with the model's padding; "
-            f"the longest side may be {MAX_SIDE}. Cut the frame into pieces."
+            f"a frame of {length} pixels along one side would be {length + before + after} with the model's padding. "
+            f"The longest side may be {MAX_SIDE}. Cut the frame into pieces."
         )
     narrowest = {"reflect": length - 1, "symmetric": length}.get(step.mode, max(before, after))
     if step.kind == "pad" and max(before, after) > narrowest:
@@ -118,5 +119,5 @@ def _changed(
 
 
 def centred(whole: int, part: int) -> int:
-    """Return where a centred part starts, halves to even as Python rounds. Around a larger part, less on this side."""
+    """Return the start of a centred part. Halves round to even, and a larger part sticks out less on this side."""
     return round((whole - part) / 2) if part <= whole else -((part - whole) // 2)

@@ -44,16 +44,16 @@ _KERNELS: Final[dict[ResizeMethod, Kernel]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where the network's input lies in a frame: its borders are changed, it is resized, a window of that is the input.
+    """The place of the network's input in a frame. Borders are changed, the frame is resized, and a window is cut out.
 
     Attributes:
-        frame: Size of the frame.
-        shift: Where the frame's first pixel lies after the change of its borders, down and right.
-        framed: Size of the frame with its borders changed.
-        resized: Size of all of that after the resize.
-        top: First row of the window in the resized frame; negative when the window is larger than it.
-        left: First column, likewise.
-        window: Size of the network's input: of the crop, or ``resized`` without one.
+        frame: The size of the frame.
+        shift: The place of the frame's first pixel after the change of its borders, down and right.
+        framed: The size of the frame with changed borders.
+        resized: The size of the changed frame after the resize.
+        top: The first row of the window in the resized frame. It is negative for a window that is taller.
+        left: The first column of the window in the resized frame. It is negative for a window that is wider.
+        window: The size of the network's input, which is that of the crop, or ``resized`` where there is no crop.
     """
 
     frame: Size
@@ -66,7 +66,7 @@ class Placement:
 
 
 def placement(preprocessing: Preprocessing, frame: Size) -> Placement:
-    """Follow torchvision's ``Resize`` and ``CenterCrop`` for a frame of this size.
+    """Return the placement that torchvision's ``Resize`` and ``CenterCrop`` give a frame of this size.
 
     With ``keep_aspect`` the shorter side becomes ``resize[0]`` and the longer one is rounded down. Around a
     crop that is larger than the resized frame there is black.
@@ -76,7 +76,9 @@ def placement(preprocessing: Preprocessing, frame: Size) -> Placement:
     """
     height, width = frame
     if height < 1 or width < 1:
-        raise ImageError(f"the frame is {height}x{width} pixels; it needs at least 1x1. Check its source.")
+        raise ImageError(
+            f"the frame is {height}x{width} pixels, and it needs at least 1x1. Check its source."
+        )
     changed = framing(preprocessing.frame_steps, frame)
     framed = changed.size
     resized: Size = preprocessing.resize
@@ -87,7 +89,7 @@ def placement(preprocessing: Preprocessing, frame: Size) -> Placement:
     if max(resized) > MAX_SIDE:
         raise ImageError(
             f"a frame of {height}x{width} pixels, its shorter side resized to {preprocessing.resize[0]}, would "
-            f"be {resized[0]}x{resized[1]}; the longest side may be {MAX_SIDE}. Cut the frame into pieces."
+            f"be {resized[0]}x{resized[1]}. The longest side may be {MAX_SIDE}. Cut the frame into pieces."
         )
     window: Size = preprocessing.crop or resized
     top, left = (centred(whole, part) for whole, part in zip(resized, window, strict=True))
@@ -105,18 +107,18 @@ def placement(preprocessing: Preprocessing, frame: Size) -> Placement:
 def input_matrices(
     preprocessing: Preprocessing, frame: Size
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The weights that make the network's input of a frame whose borders are changed: resize and crop at once.
+    """Return the weights that resize and crop a frame with changed borders to the network's input.
 
-    ``rows @ channel @ columns.T`` is the resized and cropped channel in the frame's unit, before the rounding
-    to uint8 that all methods but the ``float_`` ones do, and before mean and std. For ``cv2_bilinear`` it is
-    within one grey level of OpenCV, which rounds its weights to 11 bits; `cv2_taps` are exact.
+    ``rows @ channel @ columns.T`` is the resized and cropped channel in the frame's unit, before mean and std. The
+    methods other than the ``float_`` ones then round it to uint8. For ``cv2_bilinear`` the product is within one grey
+    level of OpenCV, which rounds its weights to 11 bits. The weights of `cv2_taps` are exact.
 
     Returns:
         ``rows`` ``[window height, framed height]`` and ``columns`` ``[window width, framed width]``. A row of
         zeros is padding.
 
     Raises:
-        ImageError: As `placement`.
+        ImageError: The frame is empty, or so elongated that the resized frame would exceed `MAX_SIDE`.
     """
     place = placement(preprocessing, frame)
     rows, columns = (
@@ -132,13 +134,15 @@ def input_matrices(
 
 @dataclass(frozen=True, slots=True)
 class TwoTaps:
-    """OpenCV's integer weights along one axis: each output takes two inputs.
+    """OpenCV's integer weights along one axis, where each output takes two inputs.
+
+    The weights are in units of ``2 ** -CV2_FRACTION_BITS`` and zero for padding.
 
     Attributes:
-        first: ``[outputs]`` int64, an input.
-        second: ``[outputs]`` int64, the next, or the first again at an edge.
-        first_weight: ``[outputs]`` int32, in units of ``2 ** -CV2_FRACTION_BITS``; zero for padding.
-        second_weight: ``[outputs]`` int32, likewise.
+        first: The first input of each output, ``[outputs]`` int64.
+        second: The next input, ``[outputs]`` int64. At an edge it is the first input again.
+        first_weight: The weight of the first input, ``[outputs]`` int32.
+        second_weight: The weight of the second input, ``[outputs]`` int32.
     """
 
     first: NDArray[np.int64]
@@ -148,14 +152,18 @@ class TwoTaps:
 
 
 def cv2_taps(preprocessing: Preprocessing, frame: Size) -> tuple[TwoTaps, TwoTaps]:
-    """What OpenCV's INTER_LINEAR takes of a frame of uint8, with the crop; rows and columns.
+    """Return the taps of rows and columns that OpenCV's INTER_LINEAR applies to a frame of uint8, with the crop.
 
-    Along x, its integers are ``s = first * weight + second * weight``; then along y, with ``t = s >> 4``, the
-    result is ``((t_first * weight >> 16) + (t_second * weight >> 16) + 2) >> 2``. Along x a position is held
-    within the inputs' centres, along y only the rows are: the fraction stays, which is another rounding.
+    OpenCV computes in integers, first along x and then along y:
+
+    1. ``s = first * weight + second * weight`` for each row, and ``t = s >> 4``.
+    2. The result is ``((t_first * weight >> 16) + (t_second * weight >> 16) + 2) >> 2``.
+
+    A column position outside the centres of the inputs is moved to the nearest centre. Along y only the row is moved
+    and the fraction stays, which rounds differently.
 
     Raises:
-        ImageError: As `placement`.
+        ImageError: The frame is empty, or so elongated that the resized frame would exceed `MAX_SIDE`.
     """
     place = placement(preprocessing, frame)
     rows, columns = (
@@ -175,22 +183,22 @@ def cv2_taps(preprocessing: Preprocessing, frame: Size) -> tuple[TwoTaps, TwoTap
 def map_to_frame(
     anomaly_map: NDArray[np.float32], preprocessing: Preprocessing, frame: Size
 ) -> NDArray[np.float32]:
-    """Lay an anomaly map over its frame: bilinear between pixel centres, held at the edges.
+    """Lay an anomaly map over its frame, bilinear between pixel centres and constant beyond the outer centres.
 
     Args:
-        anomaly_map: ``[h, w]``; it covers the network's input, at any resolution.
-        preprocessing: How the frame became that input.
-        frame: Size of the frame.
+        anomaly_map: A map ``[h, w]`` that covers the network's input, at any resolution.
+        preprocessing: The steps from the frame to that input.
+        frame: The size of the frame.
 
     Returns:
-        ``[H, W]`` in the map's unit; NaN outside of the crop, which was not inspected.
+        A map ``[H, W]`` in the unit of ``anomaly_map``. Outside the crop, which was not inspected, it is NaN.
 
     Raises:
-        ImageError: As `placement`.
+        ImageError: The frame is empty, or so elongated that the resized frame would exceed `MAX_SIDE`.
     """
     height, width = anomaly_map.shape
     rows, columns = _frame_matrices(preprocessing, frame, (height, width))
-    with np.errstate(invalid="ignore"):  # NaN is an answer here
+    with np.errstate(invalid="ignore"):  # NaN marks pixels that were not inspected
         result: NDArray[np.float32] = rows @ (columns @ anomaly_map.T).T
     return result
 
@@ -222,7 +230,7 @@ def _two_taps(resized: int, length: int, start: int, count: int, *, is_held: boo
 def _frame_matrices(
     preprocessing: Preprocessing, frame: Size, map_size: Size
 ) -> tuple[BandedMatrix, BandedMatrix]:
-    """The rows and columns of `map_to_frame`."""
+    """Return the matrices of the rows and the columns for `map_to_frame`."""
     place = placement(preprocessing, frame)
     rows, columns = (
         BandedMatrix(_cover_matrix(*axis))
@@ -243,7 +251,10 @@ def _frame_matrices(
 def _cover_matrix(
     frame: int, shift: int, framed: int, resized: int, first: int, count: int, cells: int
 ) -> NDArray[np.float32]:
-    """Along one axis: the frame's pixels from the map's cells, which cover ``count`` resized pixels."""
+    """Return the weights that give the frame's pixels along one axis of the map's cells.
+
+    The cells cover ``count`` resized pixels from ``first`` on.
+    """
     position = np.arange(frame) + shift + 0.5
     inside = position * resized / framed - first
     taps = linear_taps(inside * cells / count - 0.5, cells)

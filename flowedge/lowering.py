@@ -1,4 +1,4 @@
-"""What the exporter's passes did to the flow: plain data in the bundle, for people to read. No runtime needs it.
+"""Describe what the exporter's passes did to the flow. It is plain data in the bundle that no runtime needs.
 
 Counts are of the flow alone, without the backbone. Parameters are the numbers that the model stores as weights:
 matrices, biases, scales and offsets, but neither indices nor maps that follow from the position. Multiply-accumulates
@@ -28,7 +28,7 @@ Sentence: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A whole flow: its steps, parameters, and multiply-accumulates of one image."""
+    """The number of steps, parameters and multiply-accumulates of a whole flow for one image."""
 
     steps: Count
     parameters: Count
@@ -36,15 +36,15 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class PassEffect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One pass.
+    """The effect of one pass.
 
     Attributes:
-        name: The function's.
-        exactness: What may differ behind it: nothing, the order of float32 sums, or as much as a stored matrix is
-            off from orthogonal.
-        summary: What it does, one sentence.
-        before: The flow in front of it.
-        after: The flow behind it.
+        name: The name of the pass's function.
+        exactness: The difference that the pass may make: ``bitwise`` is none, ``re-association`` is another order of
+            float32 sums, and ``orthogonality`` is the distance of a stored matrix from an orthogonal one.
+        summary: One sentence on what the pass does.
+        before: The totals of the flow before the pass.
+        after: The totals of the flow after the pass.
     """
 
     name: Word
@@ -55,15 +55,15 @@ class PassEffect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A step of the program, or one level's share of a step that crosses levels.
+    """The cost of one step of the program, or of one level's share of a step that crosses levels.
 
     Attributes:
-        level: Counted from the finest, 0.
-        step: Its place in the program, from 0; the sums of squares at the end have places of their own.
-        kind: What it is, such as ``coupling``.
-        shape: ``[channels, height, width]`` of what it gives.
-        parameters: Numbers that it stores.
-        macs: Multiply-accumulates of one image.
+        level: The number of the level. The finest level is 0.
+        step: The place of the step in the program, from 0. The sums of squares at the end have places of their own.
+        kind: The kind of the step, such as ``coupling``.
+        shape: ``[channels, height, width]`` of the result.
+        parameters: The count of numbers that the step stores.
+        macs: The multiply-accumulates for one image.
     """
 
     level: Count
@@ -75,7 +75,7 @@ class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Lowering(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The passes in the order in which they ran, and the program that they left, level by level."""
+    """The passes in the order in which they ran, and the steps that are left, level by level."""
 
     schema: int
     passes: Annotated[tuple[PassEffect, ...], msgspec.Meta(max_length=_MOST_ENTRIES)]
@@ -83,15 +83,15 @@ class Lowering(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def json_from_lowering(lowering: Lowering) -> bytes:
-    """The file's content."""
+    """Return the content of the file ``lowering.json``."""
     return msgspec.json.format(msgspec.json.encode(lowering), indent=1) + b"\n"
 
 
 def read_lowering(bundle: Bundle) -> Lowering:
-    """What the bundle says of its lowering.
+    """Read how the graph of a bundle was lowered.
 
     Raises:
-        BundleError: It says nothing, because an older version wrote it, or what it says cannot be read.
+        BundleError: An older version wrote the bundle without this file, or the file cannot be read.
     """
     place = bundle.path / LOWERING
     size = next((stored.size for stored in bundle.manifest.files if stored.path == LOWERING), None)
@@ -102,7 +102,7 @@ def read_lowering(bundle: Bundle) -> Lowering:
         )
     if size > _MOST_BYTES:
         raise BundleError(
-            f"{place} has {size} bytes; at most {_MOST_BYTES} are read. Export the bundle again."
+            f"{place} has {size} bytes, and at most {_MOST_BYTES} are read. Export the bundle again."
         )
     try:
         lowering = msgspec.json.decode(bundle.read(LOWERING), type=Lowering)
@@ -110,7 +110,7 @@ def read_lowering(bundle: Bundle) -> Lowering:
         raise BundleError(f"{place} cannot be read: {error}. Export the bundle again.") from error
     if lowering.schema != SCHEMA:
         raise BundleError(
-            f"{place} has schema {lowering.schema}, this version reads {SCHEMA}. Install the version that wrote it "
+            f"{place} has schema {lowering.schema}, and this version reads {SCHEMA}. Install the version that wrote it "
             f"({bundle.manifest.flowedge_version}), or export the bundle again."
         )
     return lowering

@@ -1,8 +1,8 @@
-"""The manifest of a bundle: plain frozen data, its JSON form, and its schema number.
+"""Define the manifest of a bundle: plain frozen data with a schema number.
 
-The manifest is the contract between the exporter and every runtime, so unknown fields and unknown schema
-numbers are errors, never guesses. A bundle is untrusted, so the types below say how large, small or long each field
-may be. The bounds admit whatever a detector can have, and `flowedge.manifest_json` holds writing and reading to them.
+The manifest is the contract between the exporter and every runtime, so unknown fields and unknown schema numbers are
+errors, never guesses. A bundle is untrusted, so each field has a type of `flowedge.manifest_bounds`, which says how
+large, small or long it may be. `flowedge.manifest_json` checks the bounds in writing and in reading.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ _Level = TypeVar("_Level")
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Frozen and closed to unknown fields; msgspec wants ``kw_only`` said again by each subclass."""
+    """A frozen record without unknown fields. Each subclass repeats ``kw_only``, since msgspec does not inherit it."""
 
 
 class Assumed(_Record, frozen=True, kw_only=True):
     """One value that the checkpoint does not hold.
 
     Attributes:
-        name: What ``--set name=value`` or the named option changes.
+        name: The name that ``--set name=value`` or the named option changes.
         value: The value that was used.
         given: True when the user gave it, false when it is the default.
-        why: One sentence: where the default comes from.
+        why: One sentence on the origin of the default.
     """
 
     name: Name
@@ -74,7 +74,7 @@ class Assumed(_Record, frozen=True, kw_only=True):
 
 
 class Source(_Record, frozen=True, kw_only=True):
-    """Where the checkpoint comes from.
+    """The origin of the checkpoint.
 
     Attributes:
         repository: ``"anomalib"`` or the official repository, such as ``"gudovskiy/cflow-ad"``.
@@ -82,7 +82,7 @@ class Source(_Record, frozen=True, kw_only=True):
         file: The checkpoint's file name, without folders, as `flowedge.text.printable` shows it.
         sha256: The checkpoint's hash.
         transform_file: The name of the other file that the preprocessing was read from, or None.
-        transform_sha256: That file's hash.
+        transform_sha256: The hash of ``transform_file``.
     """
 
     repository: Name
@@ -97,11 +97,12 @@ class FrameStep(_Record, frozen=True, kw_only=True):
     """One change of a frame's borders before the resize.
 
     Attributes:
-        kind: ``center_crop`` to ``size``; ``pad`` by ``border``; ``square_pad`` of the shorter side to the longer one.
-        size: ``[height, width]`` of a centre crop in pixels; where it is larger than the frame, ``fill`` is around it.
+        kind: ``center_crop`` cuts to ``size``, ``pad`` adds ``border``, and ``square_pad`` pads the shorter side to the
+            length of the longer one.
+        size: ``[height, width]`` of a centre crop in pixels. Around a frame that is smaller there is ``fill``.
         border: Pixels added at the left, the top, the right and the bottom, as torchvision orders them.
-        mode: What is added: ``constant`` the ``fill``, ``edge`` the last pixel again, ``reflect`` and ``symmetric`` the
-            mirrored frame without and with its last pixel.
+        mode: The added pixels. ``constant`` adds ``fill``, ``edge`` repeats the last pixel, and ``reflect`` and
+            ``symmetric`` mirror the frame without and with its last pixel.
         fill: Grey levels of red, green and blue, 0 to 255.
     """
 
@@ -121,16 +122,17 @@ class Preprocessing(_Record, frozen=True, kw_only=True):
 
     Attributes:
         frame_steps: Changes of the frame's borders, in order.
-        resize: ``[height, width]`` in pixels to resize to, whatever the frame's aspect; with ``keep_aspect``
-            only the first is used, for the shorter side.
-        keep_aspect: Resize the shorter side, keep the aspect ratio.
-        method: ``float_bilinear`` and ``float_bicubic``: float32 in [0, 1], antialiased as torchvision computes it on
-            tensors. ``pil_bilinear`` and ``pil_lanczos``: uint8 in, uint8 out, as PIL computes them.
-            ``cv2_bilinear``: uint8 in, uint8 out, OpenCV's INTER_LINEAR, not antialiased.
+        resize: ``[height, width]`` in pixels to resize to, whatever the frame's aspect. With ``keep_aspect`` only the
+            first number is used, for the shorter side.
+        keep_aspect: True when the shorter side is resized and the aspect ratio is kept.
+        method: The method of the resize. ``float_bilinear`` and ``float_bicubic`` compute in float32 in [0, 1],
+            antialiased as torchvision does on tensors. ``pil_bilinear`` and ``pil_lanczos`` take and give uint8 as PIL
+            does. ``cv2_bilinear`` takes and gives uint8 as OpenCV's INTER_LINEAR does, without antialiasing.
         crop: ``[height, width]`` of a centre crop after the resize, or None.
-        grayscale: Replace each channel by ``0.2989 red + 0.587 green + 0.114 blue`` after the resize, in float32.
-        mean: Per RGB channel, in units of the [0, 1] range.
-        std: Per RGB channel, in units of the [0, 1] range.
+        grayscale: True when each channel becomes ``0.2989 red + 0.587 green + 0.114 blue`` in float32 after the
+            resize.
+        mean: The mean of each RGB channel, in units of the [0, 1] range.
+        std: The standard deviation of each RGB channel, in units of the [0, 1] range.
     """
 
     resize: tuple[Pixels, Pixels]
@@ -147,10 +149,10 @@ class ScoreMaxima(_Record, frozen=True, kw_only=True):
     """The maxima over good images by which the scores and maps of ``fixed_reference`` are normalised.
 
     Attributes:
-        level_max: Per level, the largest log-likelihood per dimension (constants dropped, as the graph's
-            ``level_*``).
-        map_max: The largest sum of the levels' exponentials (CFLOW: S*; MSFlow: of the additive map).
-        mul_max: MSFlow only: the largest sum of the levels' likelihoods.
+        level_max: The largest log-likelihood per dimension of each level, without constants as in the graph's outputs
+            ``level_*``.
+        map_max: The largest sum of the levels' exponentials. It is S* of CFLOW and belongs to MSFlow's additive map.
+        mul_max: The largest sum of the levels' likelihoods. Only MSFlow has it.
     """
 
     level_max: tuple[Value, ...]
@@ -159,14 +161,14 @@ class ScoreMaxima(_Record, frozen=True, kw_only=True):
 
 
 class Scoring(_Record, frozen=True, kw_only=True):
-    """How the levels become the map and the image score (families.md 4.4, 5.5, 6.3, 7.4, 8.5).
+    """The rule that makes the map and the image score of the levels. The formulas are in `flowedge.families`.
 
     Attributes:
-        normalisation: ``none`` for the families whose map needs no maximum.
+        normalisation: The maxima that the map is normalised by: those of each image, those of good images, or none.
         score_maxima: Set exactly when ``normalisation`` is ``fixed_reference``. The JSON calls it ``reference``.
-        csflow_map: CS-Flow only: ``product`` of the levels (anomalib) or the ``finest`` level (official).
-        top_fraction: MSFlow only: the share of the pixels, at least one, whose mean is the score.
-        top_pixels: CFLOW only: how many of the map's largest values have their mean as the score; None is one.
+        csflow_map: The map of CS-Flow: the ``product`` of the levels (anomalib) or the ``finest`` level (official).
+        top_fraction: The share of MSFlow's pixels, at least one pixel, whose mean is the score.
+        top_pixels: The number of largest values of CFLOW's map whose mean is the score. Without a number it is one.
     """
 
     normalisation: ScoreNormalisation
@@ -177,13 +179,13 @@ class Scoring(_Record, frozen=True, kw_only=True):
 
 
 class Threshold(_Record, frozen=True, kw_only=True):
-    """One fitted decision limit: a value above it is anomalous.
+    """One fitted threshold. A value above it is anomalous.
 
     Attributes:
-        value: In units of the score (or of the anomaly map, for a pixel threshold).
-        method: How it was fitted.
+        value: The limit, in units of the score or, for a pixel threshold, of the anomaly map.
+        method: The method of the fit.
         parameter: The quantile or the target false-alarm rate, where the method has one.
-        images: On how many images it was fitted; 0 for a manual one.
+        images: The number of images of the fit. It is 0 for a manual threshold.
     """
 
     value: Value
@@ -193,11 +195,11 @@ class Threshold(_Record, frozen=True, kw_only=True):
 
 
 class NfaThreshold(_Record, frozen=True, kw_only=True):
-    """The a-contrario decision: a region is anomalous where log10 of its number of false alarms is below a limit.
+    """The a-contrario decision. A region is anomalous where log10 of its number of false alarms is below a limit.
 
     Attributes:
-        form: Which test, of ``flowedge.runtime.nfa``.
-        log_nfa: The limit, log10 of the false alarms that are expected per image; 0 is one.
+        form: The form of the test, see ``flowedge.runtime.nfa``.
+        log_nfa: The limit: log10 of the false alarms that are expected in an image. 0 stands for one false alarm.
     """
 
     form: NfaForm
@@ -205,7 +207,7 @@ class NfaThreshold(_Record, frozen=True, kw_only=True):
 
 
 class Thresholds(_Record, frozen=True, kw_only=True):
-    """The decision limits of one precision; ``nfa``, where it is set, decides in place of the other two."""
+    """The thresholds of one precision. Where ``nfa`` is set, it decides in place of the other two."""
 
     image: Threshold | None = None
     pixel: Threshold | None = None
@@ -216,15 +218,15 @@ class GraphFile(_Record, frozen=True, kw_only=True):
     """One graph of the bundle.
 
     Attributes:
-        precision: What the graph computes in.
-        file: Its file name in the bundle.
-        opset: Its ONNX opset.
-        scoring: How it scores; the score maxima are fitted for each precision.
-        half: Patterns of the names of the nodes that compute in half precision; empty where none does.
+        precision: The precision that the graph computes in.
+        file: The name of its file in the bundle.
+        opset: The ONNX opset of the graph.
+        scoring: The rule of its score. The score maxima in it are fitted for each precision.
+        half: Patterns of the names of the nodes that compute in half precision. It is empty where none does.
         fp32_islands: Names of nodes that match a pattern of ``half`` and stay in FP32 all the same.
-        int8: Names of the blocks that compute in INT8: their nodes' names begin with it.
-        given_back: Names of the blocks that could have a lower precision and lost too much by it.
-        thresholds: The limits fitted with this precision.
+        int8: Names of the blocks that compute in INT8. The name of a node begins with that of its block.
+        given_back: Names of the blocks that were reverted, since a lower precision changed the answers too much.
+        thresholds: The thresholds fitted with this precision.
     """
 
     precision: PrecisionName
@@ -239,15 +241,17 @@ class GraphFile(_Record, frozen=True, kw_only=True):
 
 
 class PartScale(_Record, frozen=True, kw_only=True):
-    """What anomalib fitted for the image score or for the map; None is what it never fitted or was told not to use.
+    """The numbers that anomalib fitted for the image score or for the map.
+
+    A number is None where anomalib did not fit it or was told not to use it.
 
     Attributes:
-        threshold: In units of the value as the model gives it; for ``0.x-cdf`` of its standardised logarithm.
-        minimum: The smallest value of its validation images.
-        maximum: The largest.
-        log_mean: ``0.x-cdf`` only: the mean of the value's natural logarithm.
-        log_std: ``0.x-cdf`` only: its standard deviation.
-        sensitivity: 2.x only: a normalised value above ``1 - sensitivity`` is anomalous.
+        threshold: The threshold in units of the model's value, or for ``0.x-cdf`` of its standardised logarithm.
+        minimum: The smallest value on anomalib's validation images.
+        maximum: The largest value on anomalib's validation images.
+        log_mean: The mean of the value's natural logarithm. Only ``0.x-cdf`` has it.
+        log_std: The standard deviation of the value's natural logarithm. Only ``0.x-cdf`` has it.
+        sensitivity: A normalised value above ``1 - sensitivity`` is anomalous. Only 2.x has it.
     """
 
     threshold: Value | None = None
@@ -262,9 +266,9 @@ class SourceScale(_Record, frozen=True, kw_only=True):
     """The scale from 0 to 1 that anomalib shows its users, as a checkpoint of it holds it.
 
     Attributes:
-        rule: The versions whose formulas these numbers belong to; see `flowedge.runtime.source_scale`.
-        image: Of the image score.
-        pixel: Of the anomaly map.
+        rule: The versions whose formulas these numbers belong to, see `flowedge.runtime.source_scale`.
+        image: The numbers of the image score.
+        pixel: The numbers of the anomaly map.
     """
 
     rule: SourceRule
@@ -273,12 +277,12 @@ class SourceScale(_Record, frozen=True, kw_only=True):
 
 
 class FrameRange(_Record, frozen=True, kw_only=True):
-    """The values of one plain statistic that frames of good parts have.
+    """The range that one plain statistic has in frames of good parts.
 
     Attributes:
         quantity: One of `flowedge.frame_quantities.FRAME_QUANTITIES`.
         low: The smallest value of a good frame, in the quantity's unit.
-        high: The largest.
+        high: The largest value of a good frame, in the quantity's unit.
     """
 
     quantity: Name
@@ -291,8 +295,8 @@ class FrameCheck(_Record, frozen=True, kw_only=True):
 
     Attributes:
         rate: The expected share of good frames that are outside, over all quantities together.
-        images: How many good frames the ranges were fitted on.
-        ranges: At most one per quantity.
+        images: The number of good frames that the ranges were fitted on.
+        ranges: The ranges, at most one for each quantity.
     """
 
     rate: Annotated[float, msgspec.Meta(gt=0, lt=1)]
@@ -309,7 +313,7 @@ class StoredFile(_Record, frozen=True, kw_only=True):
 
 
 class LevelInfo(_Record, frozen=True, kw_only=True):
-    """One scale of the flow: channels of its latent and the size of its map."""
+    """One level of the flow: the channels of its latent and the size of its map in pixels."""
 
     channels: PixelCount
     height: Pixels
@@ -317,14 +321,16 @@ class LevelInfo(_Record, frozen=True, kw_only=True):
 
 
 class NfaOutputs(_Record, frozen=True, kw_only=True):
-    """What the graphs give beside their levels, for the number of false alarms (Tailanian et al., JMIV 2024).
+    """The further outputs of the graphs, for the number of false alarms (Tailanian et al., JMIV 2024).
+
+    Each level has an output ``count_i``: the number of ``z² >= tau`` in a window.
 
     Attributes:
-        energies: Whether there is an ``energy_i`` per level: the channel sum of z squared, for the families whose
-            levels are likelihoods. ``count_i`` is always there: how many ``z squared >= tau`` the window holds.
-        window: Side of the window on the finest level, in its pixels; ``flowedge.runtime.nfa.window_sides`` gives
-            those of all levels.
-        probability: With which a standard normal latent stays below tau.
+        energies: True when each level has an output ``energy_i``, the channel sum of z². Families whose levels are
+            likelihoods need it.
+        window: The side of the window on the finest level, in its pixels. ``flowedge.runtime.nfa.window_sides`` gives
+            the sides on all levels.
+        probability: The probability that z² of a standard normal latent stays below tau.
     """
 
     energies: bool
@@ -333,26 +339,26 @@ class NfaOutputs(_Record, frozen=True, kw_only=True):
 
 
 class Manifest(_Record, frozen=True, kw_only=True):
-    """A bundle's own description.
+    """The description of a bundle.
 
     Attributes:
-        schema: The number that the file has, one of ``READABLE_SCHEMAS``; ``SCHEMA`` is written whatever it says.
+        schema: The schema number of the file, one of ``READABLE_SCHEMAS``. Writing always gives the file ``SCHEMA``.
         flowedge_version: The version that wrote the bundle.
-        created: ISO 8601, UTC.
-        backbone: The network's name, in timm's or torchvision's words.
+        created: The moment of writing in UTC, as ISO 8601.
+        backbone: The name of the backbone in timm or torchvision.
         image_size: ``[height, width]`` of the network's input.
-        levels: Fine to coarse.
+        levels: The levels of the flow from the finest to the coarsest.
         assumed: Every value that the checkpoint did not hold.
         source_scale: anomalib's own thresholds and ranges, where the checkpoint held any. They belong to the scores
             of a bundle without fitted score maxima.
-        nfa: What the graphs give for the number of false alarms; None without ``--nfa``.
-        frame_size: ``[height, width]`` of the frames that the graphs take as they are, doing the preprocessing
-            themselves; None where they take the network's input.
-        pixel_range: The levels of images and frames of more than 8 bits that become 0 and 255, the lower one first.
-            None refuses such images.
-        frame_check: What good frames look like; None where that was not calibrated or was switched off.
-        licence_note: What the weights' origin says about their licence, or an empty string.
-        files: Every file of the bundle but the manifest itself.
+        nfa: The graphs' outputs for the number of false alarms. It is None where they have none.
+        frame_size: ``[height, width]`` of the frames that the graphs take, doing the preprocessing themselves. It is
+            None where the graphs take the network's input.
+        pixel_range: The two grey levels that become 0 and 255 in images of more than 8 bits, the lower one first.
+            With None such images are refused.
+        frame_check: The ranges of good frames. It is None where they were not calibrated or were switched off.
+        licence_note: A note of the weights' origin on their licence, or an empty string.
+        files: Every file of the bundle except the manifest.
     """
 
     schema: int
@@ -375,7 +381,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     files: Annotated[tuple[StoredFile, ...], msgspec.Meta(max_length=10_000)] = ()
 
     def graph(self, precision: str) -> GraphFile:
-        """The graph of a precision.
+        """Return the graph of a precision.
 
         Raises:
             BundleError: The bundle holds no such graph.
@@ -390,16 +396,18 @@ class Manifest(_Record, frozen=True, kw_only=True):
                 f"there is no precision {precision!r}. Choose one of the bundle's: {have}{int8}."
             )
         raise BundleError(
-            f"the bundle has no {precision} graph; it has {have}. Choose one of them, or add it with "
+            f"the bundle has no {precision} graph. It has {have}. Choose one of them, or add it with "
             f"flowedge calibrate --data GOOD --{precision.partition('-')[0]}."
         )
 
     def precision_on(self, device: str, precision: str) -> str:
-        """The graph that a precision means on a device: ``int8`` has one form for CPUs and one for others.
+        """Return the name of the graph that a precision means on a device.
+
+        The precision ``int8`` has one graph for CPUs and one for other devices. Every other word stays as it is.
 
         Args:
-            device: As an engine's facts have it, such as ``"cpu"``.
-            precision: What the user asked for; every other word stays as it is.
+            device: The device of an engine's facts, such as ``"cpu"``.
+            precision: The precision that the user asked for.
         """
         if precision != "int8":
             return precision
@@ -407,6 +415,6 @@ class Manifest(_Record, frozen=True, kw_only=True):
 
 
 def level_outputs(levels: Sequence[_Level], nfa: NfaOutputs | None) -> dict[str, _Level]:
-    """A graph's outputs of shape ``(N, 1, h, w)``, by name in the graph's order, and the level that each is of."""
+    """Return the level of each output of shape ``(N, 1, h, w)`` by the output's name, in the graph's order."""
     kinds = ["level", *(["energy"] if nfa and nfa.energies else []), *(["count"] if nfa else [])]
     return {f"{kind}_{n}": level for kind in kinds for n, level in enumerate(levels)}

@@ -1,6 +1,6 @@
-"""Bound the fields of a manifest: types that say how large, small or long each kind of value may be.
+"""Bound the fields of a manifest by types that say how large, small or long each kind of value may be.
 
-A bundle is untrusted, so every field of its manifest has such a type. The bounds admit whatever a detector can have.
+A bundle is untrusted, so every field of its manifest has such a type. The bounds admit all that a detector can have.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 
 MAX_SIDE: Final = 16384
-"""The longest side in pixels that a frame may have with its borders changed, and a resized frame."""
+"""The longest side in pixels of a frame with changed borders, and of a resized frame."""
 Pixels: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
 Border: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)]
 GreyLevel: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=255)]
-# The product of two sides: no window, no count of pixels and no number of channels is larger.
+# No window, no count of pixels and no number of channels is larger than the product of two sides.
 PixelCount: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE**2)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
 Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -23,8 +23,9 @@ Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
 LARGEST_FLOAT32: Final = (2 - 2**-23) * 2.0**127
 Value: TypeAlias = Annotated[float, msgspec.Meta(ge=-LARGEST_FLOAT32, le=LARGEST_FLOAT32)]
 PositiveValue: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=LARGEST_FLOAT32)]
-# Means and standard deviations are in units of the [0, 1] range of a pixel. A network that was trained on 16-bit levels
-# has 1 / 65535, and a mean beyond the pixels' range by ten times that range normalises nothing.
+# Means and standard deviations are in units of the [0, 1] range of a pixel. A network that was trained on 16-bit
+# levels has a standard deviation of 1 / 65535. A mean beyond the pixels' range by ten times that range normalises
+# nothing.
 LARGEST_MEAN: Final = 10.0
 SMALLEST_STD: Final = 1e-6
 LARGEST_STD: Final = 1e3

@@ -1,9 +1,11 @@
-"""The file ``manifest.json``: JSON with a hash of its own content, written and read under the same bounds.
+"""Write and read the file ``manifest.json``: JSON with a hash of its own content.
+
+Writing and reading check the same bounds.
 
 The field ``sha256`` holds the SHA-256 of the manifest's canonical form: the JSON without that field, its keys sorted,
 without spaces, in UTF-8. Python's ``json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)``
 gives the canonical form. So a change of any digit is refused, while the file may be indented in any way. The hash finds
-accidents. It is no signature: whoever changes a manifest on purpose can compute a new one.
+accidents. It is no signature, since anybody who changes a manifest on purpose can compute a new hash.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ class _SchemaOnly(msgspec.Struct):
 
 
 def _content_of(data: bytes) -> Any:
-    """Return the JSON value. The first key that is there twice and numbers that are no JSON are refused."""
+    """Return the JSON value. A key that is there twice and a number that is no JSON are refused."""
     if len(data) > MAX_BYTES:
         raise _RefusedError(f"is larger than {MAX_BYTES} bytes, which no manifest is")
     try:
@@ -87,7 +89,7 @@ def _content_of(data: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object. Other readers take the first of two equal keys, or the last."""
+    """Build a JSON object and refuse equal keys, of which some readers take the first and others the last."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
@@ -97,7 +99,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(word: str) -> NoReturn:
-    raise _RefusedError(f"holds {word}; only finite numbers are allowed")
+    raise _RefusedError(f"holds {word}, and only finite numbers are allowed")
 
 
 def _manifest_from(content: Any) -> Manifest:
@@ -108,7 +110,7 @@ def _manifest_from(content: Any) -> Manifest:
         raise _RefusedError(f"is not a FlowEdge manifest: {error}") from error
     if schema not in READABLE_SCHEMAS:
         raise _RefusedError(
-            f"has schema {schema}, this FlowEdge reads schema {' and '.join(map(str, READABLE_SCHEMAS))}",
+            f"has schema {schema}, and this FlowEdge reads schema {' and '.join(map(str, READABLE_SCHEMAS))}",
             "Install a newer FlowEdge" if schema > SCHEMA else "Export the bundle again",
         )
     _check_numbers(content, "")
@@ -118,7 +120,7 @@ def _manifest_from(content: Any) -> Manifest:
             raise _RefusedError(f"is not whole: its field {_HASH} is missing")
         if stated != (sha256 := _hash_of(content)):
             raise _RefusedError(
-                f"is not what was written: the SHA-256 of its content is {sha256}, it says {stated!r}"
+                f"is not what was written: the SHA-256 of its content is {sha256}, and its field says {stated!r}"
             )
     try:
         manifest = msgspec.convert(content, Manifest)
@@ -140,7 +142,7 @@ def _hash_of(content: dict[str, Any]) -> str:
 def _check_numbers(value: object, where: str) -> None:
     """Refuse numbers that JSON readers do not agree on: infinite ones, and integers beyond 64 bits."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise _RefusedError(f"has {value} in {where}; only finite numbers are allowed")
+        raise _RefusedError(f"has {value} in {where}, and only finite numbers are allowed")
     if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
         raise _RefusedError(f"has an integer of more than 64 bits in {where}")
     if isinstance(value, dict):
@@ -152,7 +154,7 @@ def _check_numbers(value: object, where: str) -> None:
 
 
 def _check_together(manifest: Manifest) -> None:
-    """Check that the fields of a manifest fit each other, which their types cannot say."""
+    """Check that the fields of a manifest fit each other, which their types cannot express."""
     for graph in manifest.graphs:
         problem = scoring_problem(graph.scoring, manifest.family, len(manifest.levels))
         if problem is not None:
@@ -186,5 +188,5 @@ def _check_frame_ranges(ranges: Sequence[FrameRange]) -> None:
     for one in ranges:
         if one.low >= one.high:
             raise _RefusedError(
-                f"is not valid: frame_check has {one.low} to {one.high} as the range of {one.quantity!r}; a range rises"
+                f"is not valid: the range of {one.quantity!r} in frame_check must rise, got {one.low} to {one.high}"
             )

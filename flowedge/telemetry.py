@@ -1,4 +1,4 @@
-"""Libraries that report to their makers are kept from it, in every process that imports FlowEdge."""
+"""Keep libraries from reporting to their makers, in every process that imports FlowEdge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def switch_off() -> None:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     loaded = sys.modules.get("onnxruntime")
-    if loaded is not None:  # by the program that uses FlowEdge: too late for the variable
+    if loaded is not None:  # the program that uses FlowEdge imported it, and the variable comes too late
         loaded.disable_telemetry_events()
-    # No variable stops OpenVINO. It takes a silent stand-in of its own where this package cannot be imported.
+    # No variable stops OpenVINO. Where this package cannot be imported, OpenVINO takes a silent stand-in of its own.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Text that comes from outside, made fit for a terminal and for JSON."""
+"""Make text that comes from outside fit for a terminal and for JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _ShortRepr(reprlib.Repr):
     def repr_Tensor(self, value: Any, _level: int) -> str:  # noqa: N802, the name is that of the type
         return f"<a tensor of shape {tuple(value.shape)}>"
 
-    def repr_Name(self, value: object, _level: int) -> str:  # noqa: N802, likewise
+    def repr_Name(self, value: object, _level: int) -> str:  # noqa: N802, the name is that of the type
         return str(value)
 
 

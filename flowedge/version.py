@@ -1,4 +1,4 @@
-"""The version of FlowEdge, in a module that imports nothing."""
+"""Hold the version of FlowEdge in a module that imports nothing."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class Preprocessor:
         rows, columns = (matrix.astype(np.float32) for matrix in input_matrices(self._preprocessing, frame))
         strips = [
             (outputs, inputs, BandedMatrix(weights, outputs_at_once=4))
-            for outputs, inputs, weights in BandedMatrix(rows, outputs_at_once=16).blocks
+            for outputs, inputs, weights in BandedMatrix(rows, outputs_at_once=16).bands
         ]
         return strips, BandedMatrix(columns, outputs_at_once=32)
 

@@ -11,7 +11,7 @@ NAME = "doctor"
 
 
 def command(json: Json = False) -> None:
-    """Try every engine on a small graph, and list which packages are installed and which are missing."""
+    """Try every engine on a small graph, and list the installed and the missing packages."""
     from flowedge.runtime.doctor import doctor
 
     found = doctor()

@@ -165,7 +165,7 @@ def command(
 
 
 def _check_opset(opset: int) -> None:
-    """Refuse an opset whose conversion loses the names of the nodes, by which a lower precision is planned."""
+    """Refuse an opset whose conversion loses the names of the nodes. A lower precision is planned by these names."""
     from flowedge.export.graph.onnx_export import DEFAULT_OPSET
 
     if opset < DEFAULT_OPSET:

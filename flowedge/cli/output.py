@@ -31,7 +31,7 @@ class EscapingConsole(Console):
 
         Args:
             stderr: Write to standard error, else to standard output.
-            width: The number of characters in a line. None takes the terminal's width.
+            width: The number of characters in a line, by default that of the terminal.
         """
         super().__init__(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 

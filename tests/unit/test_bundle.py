@@ -173,8 +173,8 @@ def leave_out_the_graph(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (truncate, r"model\.onnx has 3 bytes, the manifest says 7"),
-        (grow, r"model\.onnx has 8 bytes, the manifest says 7"),
+        (truncate, r"model\.onnx has 3 bytes, and the manifest lists 7"),
+        (grow, r"model\.onnx has 8 bytes, and the manifest lists 7"),
         (flip_a_bit, r"model\.onnx is not the file that was written: its SHA-256 is [0-9a-f]{64}"),
         (remove, r"selftest/0\.png cannot be read: No such file"),
         (make_a_folder_of_it, r"empty cannot be read: it is a folder"),

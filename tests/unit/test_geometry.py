@@ -149,7 +149,7 @@ def test_an_empty_or_too_elongated_frame_is_refused_with_its_size() -> None:
     with pytest.raises(ImageError, match="0x5"):
         placement(SQUARE, (0, 5))
     strip = msgspec.structs.replace(SQUARE, keep_aspect=True)
-    with pytest.raises(ImageError, match=rf"1x70 .* 256x17920; the longest side may be {MAX_SIDE}"):
+    with pytest.raises(ImageError, match=rf"1x70 .* 256x17920. The longest side may be {MAX_SIDE}"):
         placement(strip, (1, 70))
 
 

@@ -70,7 +70,7 @@ def edited(**changes: Any) -> bytes:
     [
         (b"", "cannot be read"),
         (b"[" * 100_000, "cannot be read"),
-        (edited(schema=2), "schema 2, this version reads 1"),
+        (edited(schema=2), "schema 2, and this version reads 1"),
         (edited(surprise=1), "unknown field `surprise`"),
         (edited(passes__0__name="[red]fold[/red]"), "regex"),
         (edited(program__0__kind="\x1b[2Jcoupling"), "regex"),

@@ -141,7 +141,7 @@ def test_a_manifest_and_its_parts_cannot_be_changed() -> None:
 
 def test_the_graph_of_a_precision_is_found_and_a_missing_one_is_named() -> None:
     assert MANIFEST.graph("fp16").file == "model.fp16.onnx"
-    with pytest.raises(BundleError, match=r"no int8 graph; it has fp32, fp16"):
+    with pytest.raises(BundleError, match=r"no int8 graph\. It has fp32, fp16"):
         MANIFEST.graph("int8")
     with pytest.raises(BundleError, match=r"no precision 'foo'\. Choose one of the bundle's: fp32, fp16\.$"):
         MANIFEST.graph("foo")
@@ -150,8 +150,11 @@ def test_the_graph_of_a_precision_is_found_and_a_missing_one_is_named() -> None:
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (lambda m: m.update(schema=3), r"schema 3, this FlowEdge reads schema 1 and 2\. Install a newer"),
-        (lambda m: m.update(schema=0), r"schema 0, this FlowEdge reads schema 1 and 2\. Export the bundle"),
+        (lambda m: m.update(schema=3), r"schema 3, and this FlowEdge reads schema 1 and 2\. Install a newer"),
+        (
+            lambda m: m.update(schema=0),
+            r"schema 0, and this FlowEdge reads schema 1 and 2\. Export the bundle",
+        ),
         (lambda m: m.update(schema="1"), "Expected `int`, got `str`"),
         (lambda m: m.update(schema=True), "Expected `int`, got `bool`"),
         (lambda m: m.pop("schema"), "missing required field `schema`"),
@@ -208,7 +211,9 @@ def test_a_number_that_is_not_finite_is_neither_read_nor_written(value: float) -
     scoring = Scoring(normalisation="fixed_reference", score_maxima=reference)
     graph = msgspec.structs.replace(MANIFEST.graphs[0], scoring=scoring)
     manifest = msgspec.structs.replace(MANIFEST, graphs=(graph,))
-    with pytest.raises(BundleError, match=r"graphs\[0\]\.scoring\.reference\.level_max\[1\]; only finite"):
+    with pytest.raises(
+        BundleError, match=r"graphs\[0\]\.scoring\.reference\.level_max\[1\], and only finite"
+    ):
         json_from_manifest(manifest)
 
 

@@ -257,7 +257,7 @@ def test_a_reader_during_replacements_sees_whole_versions(
         except BundleError as error:
             refused.append(str(error))
     assert ended == (child, 0)
-    assert [reason for reason in refused if "manifest says" not in reason] == []
+    assert [reason for reason in refused if "manifest lists" not in reason] == []
     assert open_bundle(bundle.path).read("model.onnx") == b"29"
     assert seen
 

@@ -239,7 +239,7 @@ def test_a_frame_too_small_for_its_mirrored_padding_is_refused() -> None:
     preprocessing = msgspec.structs.replace(PLAIN, frame_steps=(step,))
     with pytest.raises(ImageError, match="9 pixels along one side"):
         Preprocessor(preprocessing)(np.zeros((9, 30, 3), np.uint8))
-    with pytest.raises(ImageError, match="the longest side may be"):
+    with pytest.raises(ImageError, match="The longest side may be"):
         Preprocessor(preprocessing)(np.zeros((16384, 17, 3), np.uint8))
 
 
