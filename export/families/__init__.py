@@ -1,4 +1,4 @@
-"""The table of the flow families that the exporter can read."""
+"""List the flow families that the exporter can read, in one table."""
 
 from __future__ import annotations
 

@@ -113,6 +113,7 @@ def _biases_in_first(routes: Sequence[ir.Route]) -> tuple[ir.Route, ...]:
 
 def _groups(routes: tuple[ir.Route, ...]) -> list[list[ir.Route]]:
     """Group the routes that one convolution can compute."""
+    # One convolution has one stride. Routes that mix first are convolutions at another level's size.
     groups: dict[tuple[int, bool], list[ir.Route]] = {}
     for route in routes:
         groups.setdefault((route.stride, route.mixes_first), []).append(route)
@@ -139,6 +140,7 @@ def _with_scaled_outputs(net: CrossNet, rows: list[int], factor: float) -> Cross
         factors[:count] = factor
         return scale_rows(conv, factors)
 
+    # The first convolution of MSFlow's heads gives S, and so do the first rows once the heads are merged.
     if isinstance(net, ir.FusionNet):
         heads = tuple((scaled(one[0], count), *one[1:]) for one, count in zip(net.heads, rows, strict=True))
         return dataclasses.replace(net, heads=heads)

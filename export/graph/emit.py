@@ -142,6 +142,7 @@ class _Coupling(nn.Module):
         passive = torch.index_select(x, 1, self.passive)
         active = torch.index_select(x, 1, self.active)
         read = passive if self.condition is None else torch.cat([passive, *self.condition.maps(x)], 1)
+        # a is the raw exponent of the active half, t its shift.
         a, t = self.subnet(read)
         # Neutral values are left out of the graph: an engine would multiply by one.
         if self._gain != 1.0:
@@ -199,6 +200,7 @@ class _Position(nn.Module):
             rows = ir.position_code(condition.length, height).astype(np.float32)
         else:
             columns, rows = condition.columns, condition.rows
+        # The maps are stored along one axis and expanded along the other, so the file stays small.
         self._size = size
         self.register_buffer("columns", torch.from_numpy(columns)[None, :, None, :])
         self.register_buffer("rows", torch.from_numpy(rows)[None, :, :, None])
@@ -317,6 +319,7 @@ def _module_of(step: ir.Step, model: ir.FlowModel) -> nn.Module:
         case ir.Coupling():
             return _Coupling(step, _size_of(model, step.stream))
         case ir.ChannelMap(index=None, matrix=matrix, bias=bias) if matrix is not None:
+            # A product with one matrix at every pixel is a 1x1 convolution.
             return Convolution(matrix[:, :, None, None], bias)
         case ir.ChannelMap(index=index) if index is not None:
             return _Gather(index)

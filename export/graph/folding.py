@@ -77,6 +77,7 @@ def centre_before_norm(model: ir.FlowModel) -> ir.FlowModel:
 
 def _centred(conv: ir.Conv, norm: ir.ChannelNorm) -> tuple[ir.Conv, ir.ChannelNorm]:
     """Subtract the mean over the outputs from the convolution's weights and bias, and mark the norm as centred."""
+    # The mean over the outputs is linear in the input, so it is the output of the weights' mean over the outputs.
     weight = conv.weight.astype(np.float64)
     weight -= weight.mean(0)
     bias = bias_of(conv)

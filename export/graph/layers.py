@@ -24,10 +24,12 @@ class _ChannelNorm(nn.Module):
         self._eps = layer.eps
         self.register_buffer("weight", per_channel(layer.weight))
         self.register_buffer("bias", per_channel(layer.bias))
+        # Weights of 1 / C make a convolution compute the mean over the channels.
         count = len(layer.weight)
         self.mean = parameter(np.full((1, count, 1, 1), 1 / count, np.float32)) if layer.centred else None
 
     def forward(self, x: Tensor) -> Tensor:
+        # 1. The mean of a centred input is zero, so its variance is the mean square. 2. Others subtract the mean first.
         if self.mean is not None:
             variance = functional.conv2d(x * x, self.mean)
         else:

@@ -160,6 +160,7 @@ def _mean_of_largest(values: Tensor, count: int) -> Tensor:
     """
     if count <= _LARGEST_TOP_K:
         return torch.topk(values, count, dim=1).values.mean(1)
+    # The limit stays between low and high. Once low has moved, at least ``count`` values exceed it. Fewer exceed high.
     low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low + high)

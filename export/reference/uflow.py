@@ -19,7 +19,9 @@ Shape: TypeAlias = tuple[int, int, int]
 
 
 class UflowReference(ReferenceNetwork):
-    """U-Flow's reference network: ``forward(image)`` gives per level the channel mean of z squared, ``(N, 1, h, w)``.
+    """U-Flow's reference network.
+
+    ``forward(image)`` gives per level the channel mean of z squared, ``(N, 1, h, w)``.
 
     A file stores the kernel of each up-sampling, and the official implementation loads it. So the network uses
     ``up.{l}.downsample_kernel``, float32 ``(4g, 1, 2, 2)``, where the checkpoint has it. It turns 4g channels of level
