@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from flowedge.calibration.calibrate import Calibration, ThresholdRequest, calibrate_bundle
+from flowedge.calibration.calibrate import Calibration, calibrate_bundle
 from flowedge.calibration.calibration_record import BlockChoice, CalibrationRecord
 from flowedge.calibration.dataset import Dataset, Sample, good_images, read_dataset
 from flowedge.calibration.defects import DEFECTS, Defect, synthetic_defect, synthetic_defects
-from flowedge.calibration.evaluation import Evaluation, evaluate
+from flowedge.calibration.evaluation import evaluate
+from flowedge.calibration.evaluation_result import Evaluation
 from flowedge.calibration.gate_page import MapTriple, page_from_gate
 from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateLimits, GateQuantity, GateReport
 from flowedge.calibration.gates import Gate, compare
+from flowedge.calibration.threshold import ThresholdRequest
 
 __all__ = [
     # fitting

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -32,9 +31,7 @@ from numpy.typing import NDArray
 from flowedge.errors import CalibrationError
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE, FRAME_QUANTITIES, LARGEST_QUANTITY
 from flowedge.manifest import FrameCheck, FrameRange
-from flowedge.runtime.frame_check import FrameChecker, frame_statistics
-from flowedge.runtime.images import read_image
-from flowedge.runtime.pixel_range import PixelRange
+from flowedge.runtime.frame_check import FrameChecker
 
 FEWEST_FRAMES: Final = 8
 """Frames that ranges are fitted on, at least."""
@@ -107,17 +104,14 @@ _KINDS: Final = {
 }
 
 
-def frame_check_from_images(
-    images: Sequence[Path], *, rate: float = DEFAULT_FRAME_RATE, pixel_range: PixelRange | None = None
-) -> FittedFrameCheck:
-    """Fit the ranges with `fit_frame_check` on image files of good parts, read as `read_image` does.
+def check_frame_rate(rate: float) -> None:
+    """Refuse a rate of good frames outside that is not between 0 and 1.
 
     Raises:
         CalibrationError: The rate is not between 0 and 1.
-        ImageError: An image cannot be read.
     """
-    statistics = np.array([frame_statistics(read_image(path, pixel_range)) for path in images])
-    return fit_frame_check(statistics, rate=rate, names=[str(path) for path in images])
+    if not 0 < rate < 1:
+        raise CalibrationError(f"the rate of good frames outside must lie between 0 and 1, got {rate}.")
 
 
 def fit_frame_check(
@@ -137,8 +131,7 @@ def fit_frame_check(
     Raises:
         CalibrationError: The rate is not between 0 and 1.
     """
-    if not 0 < rate < 1:
-        raise CalibrationError(f"the rate of good frames outside must lie between 0 and 1, got {rate}.")
+    check_frame_rate(rate)
     frames = len(statistics)
     if frames < FEWEST_FRAMES:
         note = (

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from flowedge.bundle import open_bundle
 from flowedge.calibration import evaluation
-from flowedge.calibration.calibrate import Calibration, ThresholdRequest, calibrate_bundle
+from flowedge.calibration.calibrate import Calibration, calibrate_bundle
 from flowedge.calibration.dataset import good_images, read_dataset
-from flowedge.calibration.evaluation import Evaluation
+from flowedge.calibration.evaluation_result import Evaluation
+from flowedge.calibration.threshold import ThresholdRequest
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.runtime.detector import Detector
 

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from flowedge.calibration.agreement import PairMoments, rank_correlation
 from flowedge.calibration.dataset import Dataset, read_mask
 from flowedge.calibration.defects import DEFECTS, Defect, synthetic_defect
-from flowedge.calibration.evaluation import LARGEST_SCORE, Detection, mask_on_map
 from flowedge.calibration.gate_report import GateLimits, GateQuantity, GateReport
+from flowedge.calibration.masks import mask_on_map
 from flowedge.calibration.metrics import PixelMetrics, curve_from_scores
+from flowedge.calibration.tally import LARGEST_SCORE, Detection
 from flowedge.calibration.threshold import fit_threshold
 from flowedge.errors import CalibrationError, ImageError
 from flowedge.progress import SILENT, Reports

@@ -17,14 +17,20 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from flowedge.bundle import Bundle, clone_bundle
 from flowedge.errors import CalibrationError
-from flowedge.manifest import ScoreMaxima
+from flowedge.families import TRAITS
+from flowedge.manifest import GraphFile, Manifest, ScoreMaxima, Thresholds
+from flowedge.onnx_constants import write_constants
+from flowedge.runtime.aggregate import largest_sums
 
 Levels: TypeAlias = tuple[NDArray[np.float32], ...]
 LargestSum: TypeAlias = Callable[[Levels, tuple[float, ...]], float]
@@ -116,6 +122,66 @@ def fit_score_maxima(
     return ScoreMaxima(
         level_max=levels.level_max, map_max=map_max, mul_max=None if mul_sum is None else mul_max
     )
+
+
+def has_score_maxima(manifest: Manifest) -> bool:
+    """Return True where the family's score is normalised by maxima that can be fitted."""
+    return manifest.graphs[0].scoring.normalisation != "none"
+
+
+def score_maxima_of_bundle(levels: StoredLevels, manifest: Manifest) -> ScoreMaxima:
+    """Fit the score maxima that the bundle's family needs."""
+
+    def largest_map(image: tuple[NDArray[np.float32], ...], level_max: tuple[float, ...]) -> float:
+        return largest_sums(image, level_max, manifest.family, manifest.image_size)[0]
+
+    def largest_mul(image: tuple[NDArray[np.float32], ...], level_max: tuple[float, ...]) -> float:
+        largest = largest_sums(image, level_max, manifest.family, manifest.image_size)[1]
+        assert largest is not None
+        return largest
+
+    multiplicative = TRAITS[manifest.family].multiplicative_map
+    return fit_score_maxima(levels, map_sum=largest_map, mul_sum=largest_mul if multiplicative else None)
+
+
+def with_score_maxima(bundle: Bundle, maxima: Mapping[str, ScoreMaxima | None], folder: Path) -> Bundle:
+    """Patch the score maxima into a copy of every graph, and return a draft of the bundle with these copies.
+
+    The thresholds of the old scores are dropped. The limit of log NFA stays, because the number of false alarms depends
+    on the latents alone.
+
+    Args:
+        bundle: The bundle, which is left as it is.
+        maxima: The score maxima of each precision.
+        folder: The folder in which the draft is written.
+
+    Raises:
+        BundleError: A graph was changed since the bundle was opened, or cannot be written.
+    """
+    graphs: list[GraphFile] = []
+    for graph in bundle.manifest.graphs:
+        own = maxima[graph.precision]
+        assert own is not None
+        bundle.check_again(graph.file)
+        write_constants(bundle.path / graph.file, folder / graph.file, constants_of(own))
+        scoring = msgspec.structs.replace(graph.scoring, normalisation="fixed_reference", score_maxima=own)
+        thresholds = Thresholds(nfa=graph.thresholds.nfa)
+        graphs.append(msgspec.structs.replace(graph, scoring=scoring, thresholds=thresholds))
+    manifest = msgspec.structs.replace(bundle.manifest, graphs=tuple(graphs))
+    files = {graph.file: folder / graph.file for graph in graphs}
+    return clone_bundle(bundle, folder / "draft", manifest=manifest, files=files)
+
+
+def constants_of(maxima: ScoreMaxima) -> dict[str, NDArray[np.generic]]:
+    """Return the constants of a graph that hold the score maxima, by their names in the ONNX file."""
+    values = {f"level_max_{n}": value for n, value in enumerate(maxima.level_max)}
+    values["map_max"] = maxima.map_max
+    if maxima.mul_max is not None:
+        values["mul_max"] = maxima.mul_max
+    constants: dict[str, NDArray[np.generic]] = {
+        f"reference.{name}": np.full((1, 1, 1, 1), value, np.float32) for name, value in values.items()
+    }
+    return {"reference.fixed": np.array(True), **constants}
 
 
 def _read(data: bytes, shape: tuple[int, ...]) -> NDArray[np.float32]:

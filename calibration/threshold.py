@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,6 +28,25 @@ from flowedge.manifest import Threshold
 
 FittedMethod: TypeAlias = Literal["quantile", "target-fpr", "f1"]
 GoodMethod: TypeAlias = Literal["quantile", "target-fpr"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThresholdRequest:
+    """The thresholds that a calibration fits.
+
+    Attributes:
+        method: The method, which the module describes. ``f1`` needs labelled images.
+        image: The quantile of the good images, or their largest share above the threshold. It is None for ``f1``.
+        pixel: The quantile of the good images' pixels, or their largest share above the threshold. None fits no pixel
+            threshold, except with ``f1``, which fits one wherever the dataset has masks.
+
+    Example:
+        >>> request = ThresholdRequest(method="target-fpr", image=0.01, pixel=0.0005)
+    """
+
+    method: FittedMethod = "quantile"
+    image: float | None = 0.99
+    pixel: float | None = 0.9995
 
 
 class FittedThreshold(NamedTuple):

@@ -23,14 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle, clone_bundle, folder_for_next_version, replace_in_bundle
-from flowedge.calibration.calibrate import (
-    ThresholdRequest,
-    calibrate_bundle,
-    constants_of,
-    has_score_maxima,
-    hash_of_images,
-    without_frame_check,
-)
+from flowedge.calibration.calibrate import calibrate_bundle, without_frame_check
 from flowedge.calibration.calibration_record import (
     RECORD,
     BlockChoice,
@@ -40,9 +33,9 @@ from flowedge.calibration.calibration_record import (
     read_record,
 )
 from flowedge.calibration.dataset import Dataset
-from flowedge.calibration.frame_range import frame_check_from_images
 from flowedge.calibration.gate_page import MapTriple, page_from_gate
 from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateLimits, GateReport
+from flowedge.calibration.good_images import GoodImages, hash_of_images
 from flowedge.calibration.precision.calibrators import CalibratorName
 from flowedge.calibration.precision.converted_graph import (
     FILES,
@@ -65,7 +58,8 @@ from flowedge.calibration.precision.search import (
     judging_detector,
     probe_frames,
 )
-from flowedge.calibration.score_maxima import StoredLevels
+from flowedge.calibration.score_maxima import StoredLevels, constants_of, has_score_maxima
+from flowedge.calibration.threshold import ThresholdRequest
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.manifest import Manifest, level_outputs
@@ -147,8 +141,8 @@ def add_precisions(
     opened = Bundle(Path(os.path.realpath(bundle.path)), bundle.manifest)
     checked = None
     if request.frame_rate is not None:
-        checked = frame_check_from_images(
-            images, rate=request.frame_rate, pixel_range=opened.manifest.pixel_range
+        checked = GoodImages(images, opened.manifest.pixel_range, measures=True).frame_check(
+            request.frame_rate
         )
     with folder_for_next_version(opened.path) as folder:
         start = without_frame_check(opened)

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from flowedge.bundle import Bundle
 from flowedge.calibration.dataset import Dataset
 from flowedge.calibration.defects import DEFECTS, synthetic_defect
-from flowedge.calibration.evaluation import Detection
 from flowedge.calibration.gate_report import GateLimits, GateReport
 from flowedge.calibration.gates import compare, compared_frames
 from flowedge.calibration.precision.converted_graph import FILES, ConvertedPrecision, PrecisionConverter
+from flowedge.calibration.tally import Detection
 from flowedge.errors import PrecisionError
 from flowedge.manifest import Preprocessing
 from flowedge.progress import SILENT, Reports

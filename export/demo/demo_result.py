@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.calibration.dataset import GOOD
-from flowedge.calibration.evaluation import Evaluation
+from flowedge.calibration.evaluation_result import Evaluation
 from flowedge.export.demo.train import LevelTraining
 from flowedge.manifest import ScoreNormalisation
 from flowedge.runtime.result import Verdict

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 import flowedge
 from flowedge.bundle import Bundle
-from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle
+from flowedge.calibration.calibrate import calibrate_bundle
 from flowedge.calibration.dataset import Dataset, Sample, read_dataset, read_mask
-from flowedge.calibration.evaluation import evaluate, mask_on_map
+from flowedge.calibration.evaluation import evaluate
+from flowedge.calibration.masks import mask_on_map
 from flowedge.calibration.precision import add_half_graphs
+from flowedge.calibration.threshold import ThresholdRequest
 from flowedge.errors import ExportError, FlowEdgeError
 from flowedge.export.checkpoint_parity import compare_with_checkpoint
 from flowedge.export.demo.demo_report import write_report

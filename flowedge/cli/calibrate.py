@@ -37,9 +37,9 @@ from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.manifest import Manifest, NfaForm, NfaThreshold
 
 if TYPE_CHECKING:
-    from flowedge.calibration.calibrate import ThresholdRequest
     from flowedge.calibration.calibration_record import CalibrationRecord
     from flowedge.calibration.precision import PrecisionRequest
+    from flowedge.calibration.threshold import ThresholdRequest
     from flowedge.runtime.pixel_range import PixelRange
 
 NAME = "calibrate"
@@ -292,7 +292,7 @@ def _frame_rate(option: str) -> float | None:
 
 
 def _request(threshold: str, image: float | None, pixel: float | None) -> ThresholdRequest | None:
-    from flowedge.calibration.calibrate import ThresholdRequest
+    from flowedge.calibration.threshold import ThresholdRequest
 
     if threshold not in (*_DEFAULTS, *_NFA_FORMS, "none"):
         raise FlowEdgeError(

@@ -15,10 +15,10 @@ from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.packages import explain_missing
 
 if TYPE_CHECKING:
-    from flowedge.calibration.calibrate import ThresholdRequest
     from flowedge.calibration.calibration_record import CalibrationRecord, PrecisionReport
     from flowedge.calibration.gate_report import GateLimits, GateReport
     from flowedge.calibration.precision import PrecisionRequest
+    from flowedge.calibration.threshold import ThresholdRequest
     from flowedge.manifest import ScoreMaxima
 
 _UP_TO_ONE: Final = ("map_correlation", "rank_agreement", "quantile")
@@ -80,11 +80,11 @@ def precision_request(
             raise FlowEdgeError("--gate and --labelled go with --fp16, --bf16 or --int8.")
         return None
     with explain_missing("precision"):
-        from flowedge.calibration.calibrate import ThresholdRequest
         from flowedge.calibration.dataset import read_dataset
         from flowedge.calibration.gate_report import DEFAULT_LIMITS
         from flowedge.calibration.precision import PrecisionRequest
         from flowedge.calibration.precision.calibrators import CALIBRATORS
+        from flowedge.calibration.threshold import ThresholdRequest
     if calibrator not in CALIBRATORS:
         raise FlowEdgeError(f"--calibrator is one of {', '.join(CALIBRATORS)}, got {calibrator!r}.")
     return PrecisionRequest(

@@ -17,9 +17,11 @@ from pathlib import Path
 
 import flowedge
 from flowedge.bundle import Bundle
-from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle, decide_by_nfa
+from flowedge.calibration.calibrate import calibrate_bundle, decide_by_nfa
 from flowedge.calibration.dataset import good_images, read_dataset
-from flowedge.calibration.evaluation import Decision, evaluate
+from flowedge.calibration.evaluation import evaluate
+from flowedge.calibration.evaluation_result import Decision
+from flowedge.calibration.threshold import ThresholdRequest
 from flowedge.export.demo.end_to_end import CHECKPOINT, PHOTOS, run_demo
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.manifest import NfaForm, NfaThreshold

@@ -34,7 +34,8 @@ from flowedge.bundle import Bundle
 from flowedge.calibration.agreement import PairMoments
 from flowedge.calibration.calibration_record import PrecisionReport
 from flowedge.calibration.dataset import Dataset, good_images, read_dataset
-from flowedge.calibration.evaluation import Evaluation, evaluate
+from flowedge.calibration.evaluation import evaluate
+from flowedge.calibration.evaluation_result import Evaluation
 from flowedge.calibration.gate_report import DEFAULT_LIMITS
 from flowedge.calibration.precision import PrecisionRequest, add_precisions
 from flowedge.calibration.precision.add import Wanted

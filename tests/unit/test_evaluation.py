@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score
 
 from flowedge.calibration.dataset import Dataset, Sample, read_dataset
-from flowedge.calibration.evaluation import Evaluation, evaluate, mask_on_map, resize_mask
+from flowedge.calibration.evaluation import evaluate
+from flowedge.calibration.evaluation_result import Evaluation
+from flowedge.calibration.masks import mask_on_map, resize_mask
 from flowedge.calibration.metrics import PixelMetrics
 from flowedge.errors import CalibrationError
 from flowedge.manifest import NfaThreshold, Preprocessing, Threshold, Thresholds

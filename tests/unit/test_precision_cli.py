@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from flowedge.bundle import open_bundle
-from flowedge.calibration.calibrate import constants_of
 from flowedge.calibration.calibration_record import read_record
+from flowedge.calibration.score_maxima import constants_of
 from flowedge.onnx_constants import read_constants
 from support.block_graph import write_photographs
 from support.command_line import flowedge

@@ -18,14 +18,16 @@ from onnx import TensorProto
 import flowedge
 from flowedge.bundle import Bundle, clone_bundle, open_bundle, replace_in_bundle, write_bundle
 from flowedge.calibration import calibrate
-from flowedge.calibration.calibrate import ThresholdRequest, calibrate_bundle
+from flowedge.calibration.calibrate import calibrate_bundle
 from flowedge.calibration.calibration_record import FittedGraph, PrecisionReport, read_record
 from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateLimits, GateReport
+from flowedge.calibration.good_images import stored_levels
 from flowedge.calibration.precision import PrecisionRequest, add_precisions, half
 from flowedge.calibration.precision.converted_graph import FILES, PrecisionConverter, tensors_for_conversion
 from flowedge.calibration.precision.ranges import Observer, tensor_shapes
 from flowedge.calibration.precision.search import GateImages, Search
 from flowedge.calibration.score_maxima import StoredLevels
+from flowedge.calibration.threshold import ThresholdRequest
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.graph_files import weights_beside
 from flowedge.runtime.detector import Detector
@@ -230,13 +232,12 @@ def test_the_pass_that_takes_ranges_gives_fp32_its_reference(
         threads=1,
     ).record.graphs[0]
     inferred: list[str] = []
-    stored_levels = calibrate._stored_levels
 
     def recorded(detect: Detector, *arguments: Any) -> StoredLevels:
         inferred.append(detect.precision)
         return stored_levels(detect, *arguments)
 
-    monkeypatch.setattr(calibrate, "_stored_levels", recorded)
+    monkeypatch.setattr(calibrate, "stored_levels", recorded)
 
     def fitted() -> FittedGraph:
         done, _ = add_precisions(

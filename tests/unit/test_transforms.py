@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812
 from torchvision.transforms import v2
 
-from flowedge.calibration.evaluation import mask_on_map
+from flowedge.calibration.masks import mask_on_map
 from flowedge.errors import CheckpointError, ImageError
 from flowedge.export.checkpoints import Checkpoint, read_checkpoint
 from flowedge.export.graph.frame_graph import Preprocess

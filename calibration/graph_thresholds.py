@@ -1,0 +1,143 @@
+"""Fit the thresholds of one graph of a bundle, on images of good parts or on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.calibration.dataset import Dataset, read_mask
+from flowedge.calibration.good_images import GoodImages
+from flowedge.calibration.masks import mask_on_map
+from flowedge.calibration.metrics import PixelMetrics, ValueHistogram, curve_from_scores
+from flowedge.calibration.score_maxima import StoredLevels
+from flowedge.calibration.threshold import (
+    FittedThreshold,
+    GoodMethod,
+    ThresholdRequest,
+    fit_f1_threshold,
+    fit_pixel_threshold,
+    fit_threshold,
+)
+from flowedge.errors import CalibrationError
+from flowedge.manifest import Thresholds
+from flowedge.progress import Reports
+from flowedge.runtime.aggregate import aggregate
+from flowedge.runtime.detector import Detector
+from flowedge.runtime.images import read_image
+from flowedge.runtime.verify import AGGREGATION_LIMIT
+
+
+def fit_graph_thresholds(
+    detect: Detector,
+    images: GoodImages,
+    stored: StoredLevels | None,
+    request: ThresholdRequest | None,
+    labelled: Dataset | None,
+    reports: Reports,
+) -> tuple[Thresholds, tuple[str, ...]]:
+    """Fit the thresholds of the graph that a detector runs.
+
+    Args:
+        detect: The detector of the graph, with its score maxima.
+        images: The good images.
+        stored: The graph's levels of these images. None infers the images.
+        request: The thresholds to fit. None returns the graph's own thresholds.
+        labelled: The labelled images of an ``f1`` request.
+        reports: The reports of each inference that is done.
+
+    Returns:
+        The thresholds, and sentences on what weakens them.
+
+    Raises:
+        CalibrationError: An answer is not finite, or ``f1`` lacks a class.
+        ImageError: An image cannot be read.
+    """
+    if request is None:
+        return detect.thresholds, ()
+    if request.method == "f1":
+        assert labelled is not None
+        image, pixel = _fit_f1(detect, labelled, reports)
+    else:
+        image, pixel = _fit_good(detect, images, stored, request, request.method, reports)
+    notes = tuple(fit.note for fit in (image, pixel) if fit is not None and fit.note)
+    return Thresholds(image=image.threshold, pixel=None if pixel is None else pixel.threshold), notes
+
+
+def _fit_good(
+    detect: Detector,
+    images: GoodImages,
+    stored: StoredLevels | None,
+    request: ThresholdRequest,
+    method: GoodMethod,
+    reports: Reports,
+) -> tuple[FittedThreshold, FittedThreshold | None]:
+    scores: list[float] = []
+    pixels = ValueHistogram()
+    for score, anomaly_map in _answers(detect, images, stored, reports):
+        scores.append(score)
+        pixels.add(anomaly_map)
+    names = images.names
+
+    def fitted() -> FittedThreshold:
+        return fit_threshold(scores, method=method, parameter=request.image, names=names)
+
+    image = fitted()
+    if stored is not None:
+        # Scores from stored levels are rounded differently from the graph's own. Images whose score is within rounding
+        # of the threshold are run again, until the threshold rests on scores of the graph alone.
+        rounding = AGGREGATION_LIMIT * max(1.0, *(abs(score) for score in scores))
+        inferred: set[int] = set()
+        while (
+            near := {n for n, score in enumerate(scores) if abs(score - image.threshold.value) <= rounding}
+            - inferred
+        ):
+            for n in sorted(near):
+                scores[n] = images.inferred(detect, images.paths[n]).score
+            inferred |= near
+            image = fitted()
+    if request.pixel is None:
+        return image, None
+    return image, fit_pixel_threshold(
+        pixels, method=method, parameter=request.pixel, images=len(images.paths)
+    )
+
+
+def _answers(
+    detect: Detector, images: GoodImages, stored: StoredLevels | None, reports: Reports
+) -> Iterator[tuple[float, NDArray[np.float32]]]:
+    """Yield every image's score and map, from its stored levels where there are some."""
+    if stored is None:
+        for result in images.results(detect, reports):
+            yield result.score, result.network_map
+        return
+    manifest = detect.bundle.manifest
+    scoring = manifest.graph(detect.precision).scoring
+    for levels in stored:
+        answer = aggregate(levels, scoring, manifest.family, manifest.image_size)
+        yield float(answer.score[0]), answer.anomaly_map
+
+
+def _fit_f1(
+    detect: Detector, labelled: Dataset, reports: Reports
+) -> tuple[FittedThreshold, FittedThreshold | None]:
+    scores: list[float] = []
+    pixels = PixelMetrics()
+    for sample in labelled.samples:
+        frame = read_image(sample.path, detect.bundle.manifest.pixel_range)
+        result = detect(frame)
+        if result.verdict == "not_inspected":
+            raise CalibrationError(f"the {detect.precision} graph's answer for {sample.path} is not finite.")
+        scores.append(result.score)
+        mask = None
+        if sample.mask is not None:
+            height, width = result.network_map.shape
+            mask = mask_on_map(read_mask(sample.mask, frame), result.preprocessing, (height, width))
+        pixels.add(result.network_map, mask)
+        reports.advance()
+    curve = curve_from_scores(scores, [sample.is_anomalous for sample in labelled.samples])
+    image = fit_f1_threshold(curve, images=len(scores))
+    if labelled.classes_without_masks:
+        return image, None
+    return image, fit_f1_threshold(pixels.curve(), images=len(scores))

@@ -1,0 +1,275 @@
+"""Count what a detector answers on the images of a dataset, and compute the metrics of the counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.calibration.dataset import Dataset, Sample
+from flowedge.calibration.evaluation_result import ClassResult, Decision, Evaluation
+from flowedge.calibration.masks import mask_on_map
+from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, curve_from_histograms
+from flowedge.errors import CalibrationError
+from flowedge.manifest import NfaThreshold, Preprocessing, Threshold, Thresholds
+from flowedge.text import printable
+
+NAMED_FAILURES: Final = 10
+LARGEST_SCORE: Final = float(np.finfo(np.float32).max)
+
+
+class Detection(Protocol):
+    """What a detector says of one image.
+
+    Attributes:
+        score: Larger is more anomalous.
+        network_map: ``(H, W)`` float32 over the network's input; larger is more anomalous.
+        preprocessing: How the image became that input.
+        network_log_nfa: ``(H, W)`` float64, log10 of each pixel's number of false alarms; None where that was not
+            asked for or is not known.
+    """
+
+    @property
+    def score(self) -> float: ...
+
+    @property
+    def network_map(self) -> NDArray[np.float32]: ...
+
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+
+    @property
+    def network_log_nfa(self) -> NDArray[np.float64] | None: ...
+
+
+class CheckedDetection(Detection, Protocol):
+    """A detection that says whether the frame was fit to be inspected.
+
+    Attributes:
+        problem: Why the frame was not inspected; empty otherwise.
+    """
+
+    @property
+    def problem(self) -> str: ...
+
+
+class Tally:
+    """What is counted while the images pass."""
+
+    def __init__(self, *, has_masks: bool, nfa: NfaThreshold | None) -> None:
+        self.good = ValueHistogram()
+        self.anomalous = ValueHistogram()
+        self.classes: dict[str, ValueHistogram] = {}
+        self.pixels = PixelMetrics() if has_masks else None
+        self.not_inspected = 0
+        self.problems: list[tuple[Sample, str]] = []
+        self.outside: Counter[bool] = Counter()  # by being anomalous
+        self.outside_samples: list[tuple[Sample, str]] = []
+        self.unmarked = 0
+        limits = [] if nfa is None else sorted({0.0, nfa.log_nfa}, reverse=True)
+        self.nfa = [_NfaTally(f"nfa-{nfa.form}", limit) for limit in limits if nfa is not None]
+
+    def add(self, sample: Sample, mask: NDArray[np.bool_] | None, detection: CheckedDetection) -> None:
+        if sample.is_anomalous:
+            self.classes.setdefault(sample.label, ValueHistogram())
+        anomaly_map = np.asarray(detection.network_map, np.float32)
+        log_nfa = detection.network_log_nfa if self.nfa else None
+        is_known = log_nfa is not None or not self.nfa
+        if not (is_known and abs(detection.score) <= LARGEST_SCORE and np.isfinite(anomaly_map).all()):
+            self.leave_out(sample, f"{sample.path}: score or map is not finite")
+            return
+        if detection.problem:
+            self.outside[sample.is_anomalous] += 1
+            if len(self.outside_samples) < NAMED_FAILURES:
+                self.outside_samples.append((sample, detection.problem))
+        if sample.is_anomalous:
+            self.anomalous.add(detection.score)
+            self.classes[sample.label].add(detection.score)
+        else:
+            self.good.add(detection.score)
+        defects = None
+        if self.pixels is not None:
+            if mask is not None:
+                height, width = anomaly_map.shape
+                defects = mask_on_map(mask, detection.preprocessing, (height, width))
+                self.unmarked += not defects.any()
+            self.pixels.add(anomaly_map, defects)
+        if log_nfa is not None:
+            for rule in self.nfa:
+                rule.add(log_nfa, label=sample.label, is_anomalous=sample.is_anomalous, defects=defects)
+
+    def leave_out(self, sample: Sample, problem: str) -> None:
+        """Count an image that was not inspected. It is in no metric."""
+        self.not_inspected += 1
+        if len(self.problems) < NAMED_FAILURES:
+            self.problems.append((sample, printable(problem)))
+
+    def evaluation(self, dataset: Dataset, thresholds: Thresholds) -> Evaluation:
+        images = int(self.good.total + self.anomalous.total)
+        if images == 0:
+            raise CalibrationError(
+                f"none of the {self.not_inspected} images of {dataset.root} could be inspected: "
+                f"{'; '.join(problem.rstrip('.') for _, problem in self.problems[:1])}. Run flowedge verify to see "
+                "whether the precision is the cause."
+            )
+        notes: list[str] = []
+        curve = curve_from_histograms(self.good, self.anomalous)
+        if not curve.has_both_classes:
+            missing = "good" if self.good.total == 0 else "anomalous"
+            notes.append(f"No image metric: the dataset has no {missing} image that was inspected.")
+        image_f1, image_threshold = _best_or_given(curve, thresholds.image, images, "image", notes)
+        pixel_auroc = aupro = pixel_f1 = pixel_false_alarms = pixel_detections = None
+        pixel_threshold = thresholds.pixel
+        if self.pixels is None:
+            notes.append(f"No pixel metric: no masks for {', '.join(dataset.classes_without_masks)}.")
+        else:
+            pixel_curve = curve_from_histograms(self.pixels.normal, self.pixels.defect)
+            if not pixel_curve.has_both_classes:
+                missing = "normal" if self.pixels.normal.total == 0 else "defect"
+                notes.append(f"No pixel metric: there is no {missing} pixel.")
+            pixel_auroc, aupro = pixel_curve.auroc(), self.pixels.aupro()
+            pixel_f1, pixel_threshold = _best_or_given(pixel_curve, thresholds.pixel, images, "pixel", notes)
+            pixel_false_alarms = _share_above(self.pixels.normal, pixel_threshold)
+            pixel_detections = _share_above(self.pixels.defect, pixel_threshold)
+        if self.unmarked:
+            notes.append(
+                f"{self.unmarked} anomalous images have no defect pixel at the network's size; their pixels "
+                "count as normal."
+            )
+        if self.not_inspected:
+            notes.append(f"{self.not_inspected} images were not inspected, first: {self.problems[0][1]}")
+        deciding = next(
+            (rule for rule in self.nfa if thresholds.nfa and rule.limit == thresholds.nfa.log_nfa), None
+        )
+        return Evaluation(
+            good_images=int(self.good.total),
+            anomalous_images=int(self.anomalous.total),
+            not_inspected=self.not_inspected,
+            not_inspected_files=tuple(
+                printable(sample.path.relative_to(dataset.root).as_posix()) for sample, _ in self.problems
+            ),
+            good_outside=self.outside[False],
+            anomalous_outside=self.outside[True],
+            outside_files=tuple(
+                f"{printable(sample.path.relative_to(dataset.root).as_posix())}: {problem}"
+                for sample, problem in self.outside_samples
+            ),
+            image_auroc=curve.auroc(),
+            image_f1=image_f1,
+            pixel_auroc=pixel_auroc,
+            aupro=aupro,
+            pixel_f1=pixel_f1,
+            image_threshold=image_threshold,
+            pixel_threshold=pixel_threshold,
+            false_alarm_rate=_share_above(self.good, image_threshold),
+            detection_rate=_share_above(self.anomalous, image_threshold),
+            pixel_false_alarm_rate=pixel_false_alarms,
+            pixel_detection_rate=pixel_detections,
+            classes=tuple(
+                ClassResult(
+                    label=label,
+                    images=int(scores.total),
+                    image_auroc=curve_from_histograms(self.good, scores).auroc(),
+                    detection_rate=_share_above(scores, image_threshold)
+                    if deciding is None
+                    else deciding.detection_rate(label),
+                )
+                for label, scores in sorted(self.classes.items())
+            ),
+            decisions=tuple(self._decisions(curve, thresholds)),
+            notes=tuple(notes),
+        )
+
+    def _decisions(self, curve: Curve, thresholds: Thresholds) -> Iterator[Decision]:
+        if thresholds.image is not None:
+            pixel = None if thresholds.pixel is None else thresholds.pixel.value
+            yield self._decision("fitted", thresholds.image.value, pixel)
+        image_best = curve.best_f1()
+        if image_best is not None:
+            pixel_best = None if self.pixels is None else self.pixels.curve().best_f1()
+            yield self._decision("best F1", image_best[1], None if pixel_best is None else pixel_best[1])
+        for rule in self.nfa:
+            yield rule.decision(has_masks=self.pixels is not None)
+
+    def _decision(self, rule: str, image: float, pixel: float | None) -> Decision:
+        iou = None
+        if self.pixels is not None and pixel is not None:
+            normal, defect = self.pixels.normal, self.pixels.defect
+            false_alarms = normal.total * (normal.share_above(pixel) or 0.0)
+            found = defect.total * (defect.share_above(pixel) or 0.0)
+            iou = _ratio(found, defect.total + false_alarms)
+        return Decision(
+            rule=rule,
+            log_nfa=None,
+            false_alarm_rate=self.good.share_above(image),
+            detection_rate=self.anomalous.share_above(image),
+            pixel_iou=iou,
+        )
+
+
+class _NfaTally:
+    """What a limit of log NFA decides, counted while the images pass."""
+
+    def __init__(self, rule: str, limit: float) -> None:
+        self.rule, self.limit = rule, limit
+        self.images: Counter[bool | str] = Counter()  # by being anomalous, and by label
+        self.detected: Counter[bool | str] = Counter()
+        self.both = self.either = 0
+
+    def add(
+        self,
+        log_nfa: NDArray[np.float64],
+        *,
+        label: str,
+        is_anomalous: bool,
+        defects: NDArray[np.bool_] | None,
+    ) -> None:
+        marked = log_nfa < self.limit
+        for kind in (is_anomalous, label):
+            self.images[kind] += 1
+            self.detected[kind] += bool(marked.any())
+        if defects is None:
+            self.either += int(np.count_nonzero(marked))
+        else:
+            self.both += int(np.count_nonzero(marked & defects))
+            self.either += int(np.count_nonzero(marked | defects))
+
+    def detection_rate(self, label: str) -> float | None:
+        """The share of the images of one label that it calls anomalous."""
+        return _ratio(self.detected[label], self.images[label])
+
+    def decision(self, *, has_masks: bool) -> Decision:
+        rates = {kind: _ratio(self.detected[kind], self.images[kind]) for kind in (False, True)}
+        return Decision(
+            rule=self.rule,
+            log_nfa=self.limit,
+            false_alarm_rate=rates[False],
+            detection_rate=rates[True],
+            pixel_iou=_ratio(self.both, self.either) if has_masks else None,
+        )
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _best_or_given(
+    curve: Curve, given: Threshold | None, images: int, noun: str, notes: list[str]
+) -> tuple[float | None, Threshold | None]:
+    """The best F1, and the threshold to report rates at."""
+    best = curve.best_f1()
+    if best is None:
+        return None, given
+    if given is not None:
+        return best[0], given
+    notes.append(
+        f"The bundle has no {noun} threshold: rates are at the best F1 of this very dataset, and optimistic."
+    )
+    return best[0], Threshold(value=best[1], method="f1", images=images)
+
+
+def _share_above(values: ValueHistogram, threshold: Threshold | None) -> float | None:
+    return None if threshold is None else values.share_above(threshold.value)
