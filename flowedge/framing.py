@@ -111,6 +111,7 @@ def _changed(
             f"a frame of {length} pixels along one side cannot be padded with {max(before, after)} mirrored ones, as "
             "the model's preprocessing does. Give larger frames."
         )
+    # Borders may be cut off on one side and added on the other, so both are handled for every step.
     kept = axis[max(-before, 0) : length - max(-after, 0)]
     added = (max(before, 0), max(after, 0))
     if step.mode == "constant":

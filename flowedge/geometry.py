@@ -217,6 +217,7 @@ def _two_taps(resized: int, length: int, start: int, count: int, *, is_held: boo
     first = np.floor(position)
     fraction = position - first
     exists = (np.arange(start, start + count) >= 0) & (np.arange(start, start + count) < resized)
+    # OpenCV rounds both weights on their own, so they need not sum to one.
     one = np.float32(1 << CV2_FRACTION_BITS)
     return TwoTaps(
         first=np.clip(first.astype(np.int64), 0, length - 1),
@@ -257,6 +258,8 @@ def _cover_matrix(
     """
     position = np.arange(frame) + shift + 0.5
     inside = position * resized / framed - first
+    # The centre of a cell lies half a cell behind its edge.
     taps = linear_taps(inside * cells / count - 0.5, cells)
+    # Pixels that the change of the borders or the crop cuts off were not inspected, so they become NaN.
     seen = (position > 0) & (position < framed) & (inside >= 0) & (inside <= count)
     return dense_matrix(Taps(taps.inputs, np.where(seen[:, None], taps.weights, np.nan)), cells, np.float32)

@@ -1,4 +1,4 @@
-"""Read and replace constants of an ONNX file without the onnx package.
+"""Replace constants of an ONNX file without the onnx package.
 
 Calibration changes a few numbers of a finished graph on a device that has neither onnx nor torch. An ONNX file is a
 protobuf message. A message is a row of fields, and a field is a tag (number and wire type) and a value. The elements of
@@ -41,25 +41,6 @@ _MOST_DIMS: Final = 32  # what NumPy 1.26 can hold
 _MOST_ELEMENTS: Final = 1 << 31  # protobuf ends at 2 GB
 
 
-def read_constants(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Return the values of named initializers of an ONNX file, in the order of ``names``.
-
-    Args:
-        path: An ONNX file of any size. Only the named values are loaded.
-        names: Names of initializers of the main graph.
-
-    Returns:
-        For each name an array of the initializer's shape and dtype (little-endian), owned by the caller.
-
-    Raises:
-        BundleError: The file cannot be read or is not ONNX, a name is not there or there twice, or the elements are
-            not stored as raw data of a NumPy type inside the file.
-    """
-    with _reading(path) as file:
-        places = _find(file, names)
-        return {name: place.read(file) for name, place in places.items()}
-
-
 def write_constants(source: Path, target: Path, values: Mapping[str, NDArray[Any]]) -> None:
     """Copy an ONNX file with new values for some of its initializers. Every other byte is the same.
 
@@ -75,6 +56,7 @@ def write_constants(source: Path, target: Path, values: Mapping[str, NDArray[Any
     """
     with _reading(source) as file:
         places = _find(file, values)
+        # The values are checked and encoded before the target is made, so a wrong value leaves no file.
         patches = [(place.offset, place.encode(values[name])) for name, place in places.items()]
         file.seek(0)
         with _creating(target) as copy:
@@ -93,11 +75,6 @@ class _Constant:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     offset: int
-
-    def read(self, file: BinaryIO) -> NDArray[Any]:
-        file.seek(self.offset)
-        data = file.read(math.prod(self.shape) * self.dtype.itemsize)
-        return np.frombuffer(data, self.dtype).reshape(self.shape).copy()
 
     def encode(self, value: NDArray[Any]) -> bytes:
         if value.dtype != self.dtype or value.size != math.prod(self.shape):
@@ -139,6 +116,7 @@ def _find(file: BinaryIO, names: Iterable[str]) -> dict[str, _Constant]:
 
 def _constant(file: BinaryIO, name: str, fields: list[_Field]) -> _Constant:
     """Return the place of a constant from the fields of its TensorProto."""
+    # In protobuf the last field of a number counts where a message has several.
     last = {field.number: field for field in fields}
     data_type = last[_DATA_TYPE].value if _DATA_TYPE in last else 0
     if data_type not in _DTYPES:
@@ -178,7 +156,7 @@ def _shape(file: BinaryIO, fields: list[_Field]) -> tuple[int, ...]:
             continue
         if field.wire_type == _VARINT:
             shape.append(field.value)
-        elif field.wire_type == _BYTES:
+        elif field.wire_type == _BYTES:  # packed: several numbers in one field
             file.seek(field.start)
             while file.tell() < field.end and len(shape) <= _MOST_DIMS:
                 shape.append(_varint(file, field.end))
@@ -200,6 +178,7 @@ def _fields(file: BinaryIO, start: int, end: int) -> Iterator[_Field]:
     """Yield the fields of the message between two places of a file, without reading their content."""
     while start < end:
         file.seek(start)
+        # A tag holds the field's number and, in its lowest three bits, the wire type.
         tag = _varint(file, end)
         number, wire_type = tag >> 3, tag & 7
         value = 0

@@ -35,7 +35,7 @@ from flowedge.manifest import Manifest, StoredFile
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 _CANNOT_EXCHANGE: Final = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
-# EXDEV: a lower layer or another file system. EBUSY: a mount point. The others: the parent folder is not ours.
+# EXDEV: a lower layer or another file system. EBUSY: a mount point. The others: the parent folder refuses this user.
 _CANNOT_RENAME: Final = {errno.EXDEV, errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS}
 _COMMIT: Final = ".flowedge-commit"
 _MOUNTS: Final = Path("/proc/self/mountinfo")
@@ -180,6 +180,7 @@ def _may_rename(place: Path) -> bool:
     if not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
         return False
     status = parent.stat()
+    # In a sticky folder, such as /tmp, only the owner of an entry or of the folder may rename the entry.
     is_sticky = bool(status.st_mode & stat.S_ISVTX)
     return not is_sticky or os.geteuid() in (0, status.st_uid, place.stat().st_uid)
 
@@ -190,6 +191,7 @@ def _mount_points() -> list[Path]:
         lines = _MOUNTS.read_bytes().splitlines()
     except OSError:
         return []
+    # The fifth word of a line is the mount point, with spaces and backslashes in octal.
     points = [line.split(b" ")[4] for line in lines if line.count(b" ") > 4]
     unescaped = (re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), point) for point in points)
     return [Path(os.fsdecode(point)) for point in unescaped]
@@ -284,6 +286,7 @@ def _finish(place: Path, moves: list[StoredFile]) -> None:
         (commit / stored.path).replace(target)
     for folder in {place, *((place / stored.path).parent for stored in moves)}:
         sync_folder(folder)
+    # The old manifest is still there and lists the old version's files.
     for path in _listed(place):
         if path not in kept and _link_on_the_way(place, path) is None:
             (place / path).unlink(missing_ok=True)

@@ -103,6 +103,7 @@ class BandedMatrix:
         self.bands: list[tuple[slice, slice, NDArray[Any]]] = []
         for first in range(0, len(matrix), outputs_at_once):
             band = matrix[first : first + outputs_at_once]
+            # The non-zeros of neighbouring outputs lie side by side, so one slice of the inputs holds all of them.
             used = np.flatnonzero(band.any(axis=0))
             inputs = slice(int(used[0]), int(used[-1]) + 1) if used.size else slice(0, 0)
             self.bands.append(
@@ -114,6 +115,7 @@ class BandedMatrix:
         width = image.shape[1]
         result = np.empty((self.shape[0], width), self.dtype)
         for outputs, inputs, weights in self.bands:
+            # The columns are taken in parts, each a product that BLAS computes in this thread.
             at_once = max(1, _ONE_THREADS_WORK // max(1, weights.size))
             for first in range(0, width, at_once):
                 part = slice(first, first + at_once)
@@ -173,12 +175,14 @@ def antialiased_taps(outputs: int, inputs: int, kernel: Kernel, arithmetic: Arit
     """
     _check_lengths(outputs, inputs)
     real = np.dtype(arithmetic).type
+    # When the image shrinks, the kernel widens by the scale so that every input counts. It never gets narrower.
     scale = real(inputs) / real(outputs)
     stretch = max(scale, real(1))
     support = real(_SUPPORT[kernel]) * stretch
     centre = scale * (np.arange(outputs, dtype=real) + real(0.5))
     first = np.maximum((centre - support + real(0.5)).astype(np.int64), 0)
     stop = np.minimum((centre + support + real(0.5)).astype(np.int64), inputs)
+    # All outputs get as many taps as the one with the most. Taps beyond the end of an output's own get no weight.
     taken = first[:, None] + np.arange((stop - first).max())
     offset = (taken.astype(real) - centre[:, None] + real(0.5)) / stretch
     weights = np.where(taken < stop[:, None], _kernel(offset, kernel), real(0))

@@ -77,6 +77,7 @@ def _status() -> int:
         return 128 + end.number
     except FlowEdgeError as error:
         MESSAGES.print(f"flowedge: {error}", soft_wrap=True)
+        # A failed gate is a result of work that was done. Every other error means that the work could not be done.
         return 1 if isinstance(error, PrecisionError) else 2
     return ended if isinstance(ended, int) else 0
 

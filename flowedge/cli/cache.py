@@ -46,7 +46,7 @@ def list_files(json: Json = False) -> None:
 
 @app.command("clear")
 def clear() -> None:
-    """Delete all files of the cache. Engines are built again when they are asked for."""
+    """Delete all files of the cache. Engines can be built again."""
     from flowedge.runtime.device_cache import device_cache
 
     cache = device_cache()

@@ -172,9 +172,8 @@ def command(
     if added is not None:
         opened = _add(opened, images, added, threads=threads, json=json)
         fitted = read_record(opened)
-        if (
-            on_good is not None and score_maxima and nfa is None and fitted is not None
-        ):  # all that was asked for
+        # The maxima and thresholds were fitted with the new precisions, so no further calibration is needed.
+        if on_good is not None and score_maxima and nfa is None and fitted is not None:
             if json:
                 print_json(fitted)
             else:

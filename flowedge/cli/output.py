@@ -70,11 +70,12 @@ def print_json(result: Any) -> None:
         line = msgspec.json.encode(result, enc_hook=str).decode()
     except UnicodeEncodeError:  # a file's name that is not UTF-8
         line = msgspec.json.encode(_without_surrogates(msgspec.to_builtins(result, enc_hook=str))).decode()
+    # Characters that a terminal could act on, or that the stream cannot encode, become JSON escapes.
     is_unicode = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
     line = "".join(
         one if one.isprintable() and (is_unicode or one.isascii()) else _json_escape(one) for one in line
     )
-    sys.stdout.write(line + "\n")  # in one piece, whatever interrupts
+    sys.stdout.write(line + "\n")  # one write, so that an interruption leaves no half of a line
     sys.stdout.flush()
 
 

@@ -80,6 +80,7 @@ def command(
             for inspection in inspect_images(detector, images, out=out):
                 if json:
                     print_json(inspection)
+                # An only image that cannot be read is an error of the command, not one missing result of many.
                 if inspection.latency_ms is None and len(images) == 1:
                     raise ImageError(inspection.problem)
                 inspected.append(inspection)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from flowedge.errors import BundleError
-from flowedge.onnx_constants import read_constants, write_constants
+from flowedge.onnx_constants import write_constants
+from support.oracles.stored_constants import read_constants
 
 DTYPES = [
     np.dtype(name) for name in ("float32", "bool", "int64", "float16", "float64", "int8", "uint8", "int32")

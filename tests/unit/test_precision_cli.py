@@ -17,9 +17,9 @@ import pytest
 from flowedge.bundle import open_bundle
 from flowedge.calibration.calibration_record import read_record
 from flowedge.calibration.score_maxima import constants_of
-from flowedge.onnx_constants import read_constants
 from support.block_graph import write_photographs
 from support.command_line import flowedge
+from support.oracles.stored_constants import read_constants
 
 LOOSE = ("--gate", "map_correlation=0.9", "--gate", "map_error=20", "--gate", "rank_agreement=0")
 
