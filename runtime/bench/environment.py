@@ -16,11 +16,8 @@ from flowedge.runtime.machine import cpu_name, system_name
 
 _SYS: Final = Path("/sys")
 _SAMPLE_SECONDS: Final = 0.05
-_INPUT_RAILS: Final = (
-    "VDD_IN",
-    "POM_5V_IN",
-    "VIN_SYS_5V0",
-)  # names that Jetsons give to the rail of the whole module
+# The names that Jetsons give to the rail of the whole module.
+_INPUT_RAILS: Final = ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0")
 
 
 def find_environment() -> Environment:

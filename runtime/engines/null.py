@@ -24,10 +24,12 @@ class NullEngine:
     """An engine whose answers are given beforehand.
 
     Example:
-        >>> import flowedge
+        >>> import numpy as np
+        >>> from flowedge.bundle import open_bundle
         >>> from flowedge.runtime.engines.null import NullEngine
-        >>> engine = NullEngine(flowedge.open_bundle("bottle.flowedge").manifest, {"score": 3.0})
-        >>> float(engine.infer(np.zeros((1, 3, 256, 256), np.float32))["score"][0])
+        >>> manifest = open_bundle("bottle.flowedge").manifest
+        >>> engine = NullEngine(manifest, {"score": 3.0})
+        >>> float(engine.infer(np.zeros((1, 3, *manifest.image_size), np.float32))["score"][0])
         3.0
     """
 

@@ -217,9 +217,8 @@ class Native:
                 raise self._stopped(image)
             self._queue(image)
         cuda.wait(self._stream)
-        if (
-            not self._has_run
-        ):  # the first run has compiled what is missing, and set up what cannot be captured
+        # The first run has compiled the missing kernels, and has allocated what a capture may not allocate.
+        if not self._has_run:
             self._has_run = True
             if self._kernels is not None:
                 self._kernels.keep()

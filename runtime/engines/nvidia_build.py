@@ -261,9 +261,8 @@ def _monitor(trt: Any, reports: Reports) -> Any:
             try:
                 reports.step(phase_name, next(iter(self._phases.values()), 1))
                 reports.advance(self._done)
-            except (
-                KeyboardInterrupt
-            ):  # It must not pass through the library, so step_complete ends the build.
+            except KeyboardInterrupt:
+                # No exception may pass through the library. So step_complete ends the build.
                 self.interrupted = True
 
     return Monitor()

@@ -104,9 +104,8 @@ def build(building: Building) -> Built:
 
     def compile_it() -> bytes:
         building.reports.step("ONNX Runtime builds its engines")
-        shutil.rmtree(
-            _engines_of(building.cache, facts), ignore_errors=True
-        )  # ONNX Runtime would read engines that lie there
+        # ONNX Runtime would load engines that lie in the folder, instead of building them.
+        shutil.rmtree(_engines_of(building.cache, facts), ignore_errors=True)
         _checked_session(opening, _with_engines(providers, opening, building.cache, facts))
         files = sorted(file.name for file in _engines_of(building.cache, facts).glob("*.engine"))
         if not files:

@@ -299,18 +299,17 @@ def _compiled(model: ov.Model, device: str, threads: int | None) -> ov.CompiledM
     if device == "CPU":
         options["CPU_DENORMALS_OPTIMIZATION"] = True
         if _overflows_in_eight_bits():
-            options["LP_TRANSFORMS_MODE"] = (
-                "NO"  # multiplies the quantised values in float, which is slower and right
-            )
+            # Quantised values are then multiplied in float, which is slower and right.
+            options["LP_TRANSFORMS_MODE"] = "NO"
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
-    else:  # Compiling for a GPU or an NPU takes long. OpenVINO itself checks which device a stored graph fits.
+    else:
+        # Compiling for a GPU or an NPU takes long. OpenVINO itself checks which device a stored graph fits.
         with contextlib.suppress(EngineCacheError):  # without a cache, OpenVINO compiles every time
             options["CACHE_DIR"] = str(device_cache().make_folder("openvino"))
     try:
-        with (
-            flushing_denormals()
-        ):  # the option changes the calling thread's mode, which goes back to what it was
+        # The option for denormals changes the mode of the calling thread. The context restores that mode.
+        with flushing_denormals():
             return ov.Core().compile_model(model, device, options)
     except RuntimeError as error:
         raise EngineUnavailableError(
