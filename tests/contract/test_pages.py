@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import shutil
@@ -181,6 +182,26 @@ def test_the_walks_name_each_file_once() -> None:
     for walk in re.findall(r"^## The walk of one \w+\n(.+?)(?=^## )", design, re.MULTILINE | re.DOTALL):
         files = re.findall(r"^\| `([\w/]+\.py)`", walk, re.MULTILINE)
         assert len(files) == len(set(files)) >= 10
+
+
+def strings_of(source: str) -> Iterator[str]:
+    """Give every string of a module, with an ellipsis for each value that is put into it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+
+
+def test_the_guide_explains_messages_that_exist() -> None:
+    folders = ("flowedge", "export", "runtime", "calibration")
+    files = [file for folder in folders for file in (REPOSITORY / folder).rglob("*.py")]
+    strings = "\n".join(one for file in files for one in strings_of(file.read_text(encoding="utf-8")))
+    _, _, rows = (REPOSITORY / "docs/guide.md").read_text(encoding="utf-8").partition("## Troubleshoot")
+    messages = re.findall(r"^\| `(.+?)` \|", rows, re.MULTILINE)
+    assert len(messages) > 20
+    for message in messages:
+        assert all(part.strip() in strings for part in message.split("…")), message
 
 
 def test_every_page_is_on_the_site() -> None:
