@@ -1,6 +1,6 @@
-"""Graphs of lower precision: ranges, INT8 and half-precision conversion, and the gate that decides.
+"""Make graphs of lower precision: take ranges, convert to INT8 or half precision, and let the gate decide.
 
-All of it edits graphs, so unlike the rest of ``flowedge.calibration`` it needs the onnx package and ONNX Runtime.
+These modules edit graphs, so they need the onnx package and ONNX Runtime, unlike the rest of ``flowedge.calibration``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The parts of a graph whose precision is chosen: blocks of the backbone, and subnets of the flow.
+"""Find the blocks of a graph, whose precision is chosen together, and the nodes in them that can run in INT8.
 
-A block is what stands or falls together when a precision costs too much: a residual block of the backbone, or the
-subnet of one coupling. Its name is the common beginning of its nodes' names, which the emitter takes from the modules.
+A block is a residual block of the backbone, or the subnet of one coupling. The name of a block is the common beginning
+of its nodes' names. The export takes these names from the modules of the network.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ import onnx
 
 from flowedge.calibration.precision.ranges import tensor_shapes
 
-# What may leave float32: never the coupling's own arithmetic, the likelihoods or the aggregation.
+# Only these nodes may leave float32. The coupling's own arithmetic, the likelihoods and the aggregation never do.
 CONVERTIBLE: Final = ("backbone/*", "flow/steps/*/subnet/*", "flow/steps/*/net[0-9]*/*", "flow/steps/*/net/*")
 _BLOCK: Final = re.compile(
     r"(flow/steps/\d+/(?:subnet|net\d*)|backbone/(?:[^/\d][^/]*/)*?[^/\d][^/]*(?:/\d+)+|backbone/.*?(?=/[^/]*$))/"
 )
-# Upsampling and means, fixed weights that do little work: all of a coarse level, or of a pixel, goes through them.
+# Upsampling and means have fixed weights and do little work, but a whole coarse level, or a whole pixel, passes through
+# them.
 _NEVER: Final = ("flow/*/up/*", "flow/*/norm/*")
-_SMALLEST_SIDE: Final = 2  # of a map: a vector times a matrix is not faster in eight bits
-_FEWEST_INPUTS: Final = 4  # channels: the image's three cost most accuracy in eight bits, and gain least
+# The smallest side of a map. A vector times a matrix is not faster in eight bits.
+_SMALLEST_SIDE: Final = 2
+# The fewest input channels. The three channels of the image lose most accuracy in eight bits and gain least speed.
+_FEWEST_INPUTS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +37,15 @@ class Site:
     """A convolution or a matrix product that can run in INT8.
 
     Attributes:
-        node: Its name.
-        block: The block that it belongs to.
-        source: The tensor that it reads.
-        weight: The initializer of its weights.
-        channel_axis: Which of the weight's axes are the output channels: the first for a convolution, the last for a
-            product.
-        bias: The initializer of its bias, None without one.
-        output: The tensor that it writes.
-        macs: Multiply-accumulates for one image; 0 where the shapes are not known.
+        node: The name of the node.
+        block: The block that the node belongs to.
+        source: The tensor that the node reads.
+        weight: The initializer of the weights.
+        channel_axis: The axis of the weight that holds the output channels. It is the first axis for a convolution and
+            the last for a product.
+        bias: The initializer of the bias, or None for a node without one.
+        output: The tensor that the node writes.
+        macs: The multiply-accumulates for one image, or 0 where the shapes are not known.
     """
 
     node: str
@@ -56,7 +59,7 @@ class Site:
 
 
 def block_of(name: str) -> str | None:
-    """The block of a node, None for nodes that stay in float32 whatever the precision."""
+    """Return the block of a node, or None for a node that stays in float32 in every precision."""
     if not any(fnmatchcase(name, pattern) for pattern in CONVERTIBLE):
         return None
     match = _BLOCK.match(name)
@@ -64,15 +67,15 @@ def block_of(name: str) -> str | None:
 
 
 def stays_float(name: str) -> bool:
-    """Whether a node computes with fixed weights, and never in INT8."""
+    """Tell whether a node has fixed weights and never runs in INT8."""
     return any(fnmatchcase(name, pattern) for pattern in _NEVER)
 
 
 def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
-    """Every node of a graph that can run in INT8, in the graph's order.
+    """Return every node of a graph that can run in INT8, in the graph's order.
 
     Args:
-        model: With shapes inferred; weights may be kept outside.
+        model: The graph with inferred shapes. Its weights may be kept outside.
     """
     shapes = tensor_shapes(model)
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
@@ -83,6 +86,7 @@ def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
             continue
         if stays_float(node.name):
             continue
+        # Not worth eight bits: a product of two activations, a map of one pixel, and the image's few channels.
         kernel = weights[node.input[1]]
         out = shapes.get(node.output[0], ())
         if node.op_type == "MatMul" and (len(kernel) != 2 or node.input[0] in weights):
@@ -108,13 +112,13 @@ def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
 
 
 def _input_channels(kernel: tuple[int, ...], out: tuple[int | None, ...]) -> int:
-    """Of the whole convolution: a depthwise one has as many groups as channels."""
+    """Return the input channels of the whole convolution. A depthwise one has as many groups as channels."""
     is_depthwise = kernel[1] == 1 and len(out) > 1 and (out[1] or 0) > 1
     return kernel[0] if is_depthwise else kernel[1]
 
 
 def blocks_of(sites: Iterable[Site]) -> Mapping[str, int]:
-    """Multiply-accumulates of each block's sites, in the graph's order."""
+    """Return the multiply-accumulates of each block's sites, in the graph's order."""
     macs: dict[str, int] = {}
     for site in sites:
         macs[site.block] = macs.get(site.block, 0) + site.macs

@@ -1,4 +1,4 @@
-"""Half-precision graphs that the family's rule alone decides on, without images and without a gate."""
+"""Add half-precision graphs to a bundle by the families' rule alone, without images and without a gate."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from flowedge.progress import SILENT, Reports
 
 
 def add_half_graphs(bundle: Bundle, wanted: Sequence[HalfType], *, reports: Reports = SILENT) -> Bundle:
-    """Add half-precision graphs to a bundle, every block of them converted.
+    """Add half-precision graphs with every block converted to a bundle.
 
     Args:
-        bundle: The bundle; its next version takes its place.
-        wanted: The precisions, each once; the bundle has none of them yet.
-        reports: Told of each step.
+        bundle: The bundle. Its next version takes its place.
+        wanted: The precisions, each once. The bundle must have no graph of them yet.
+        reports: The reports of each step.
+
+    Returns:
+        The bundle's next version.
 
     Raises:
         ExportError: A converted graph is not valid.
@@ -26,7 +29,7 @@ def add_half_graphs(bundle: Bundle, wanted: Sequence[HalfType], *, reports: Repo
     """
     fp32 = bundle.manifest.graph("fp32")
     with folder_for_next_version(bundle.path) as draft:
-        folder = draft / "graphs"  # the draft has files of its own
+        folder = draft / "graphs"  # The draft itself already has files, which are not new.
         folder.mkdir()
         converter = PrecisionConverter(bundle.graph_path("fp32"), fp32, ranges=None)
         made = []

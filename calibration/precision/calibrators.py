@@ -1,8 +1,8 @@
-"""From the values that a tensor took to the range that eight bits are spent on.
+"""Choose the range that eight bits express from the values that a tensor took.
 
-Each method chooses a limit on the magnitude; what lies beyond it is clipped. A wide range clips nothing and rounds
-coarsely, a narrow one clips the outliers and rounds finely. ``levels`` is how many steps there are from zero to the
-limit: 127 for signed numbers, 255 where none is negative.
+Each method chooses a limit of the magnitude. Values beyond the limit are clipped. A wide range clips nothing and rounds
+coarsely. A narrow range clips the outliers and rounds finely. ``steps`` is the number of steps from zero to the limit:
+127 for signed numbers, 255 where no number is negative.
 """
 
 from __future__ import annotations
@@ -20,37 +20,42 @@ CalibratorName: TypeAlias = Literal["min-max", "percentile", "entropy", "mse"]
 PERCENTILE: Final = 99.99
 _LINEAR_BINS: Final = 2048
 _ENTROPY_STEP: Final = 16
-_MSE_CANDIDATES: Final = 0.97 ** np.arange(100)  # down to a twentieth of the largest magnitude
+_MSE_CANDIDATES: Final = 0.97 ** np.arange(100)  # Shares of the largest magnitude, from 1 to a twentieth.
 
 
 def magnitude_limit(
-    values: TensorRange, calibrator: CalibratorName, *, levels: int, percentile: float = PERCENTILE
+    values: TensorRange, calibrator: CalibratorName, *, steps: int, percentile: float = PERCENTILE
 ) -> float:
-    """The magnitude to clip at, in the tensor's units; 0 for a tensor that is always zero.
+    """Return the magnitude to clip at, in the tensor's units.
 
     Args:
-        values: What the tensor took.
-        calibrator: ``min-max``: the largest magnitude. ``percentile``: that share of all values is within.
-            ``mse``: the smallest mean squared error of clipping and rounding together. ``entropy``: the smallest
-            Kullback-Leibler divergence of the rounded histogram from the true one (Migacz, GTC 2017).
-        levels: Steps from zero to the limit.
-        percentile: In percent.
+        values: The values that the tensor took.
+        calibrator: The method. ``min-max`` takes the largest magnitude. ``percentile`` takes the limit that this share
+            of all values keeps. ``mse`` takes the limit with the smallest mean squared error of clipping and rounding
+            together. ``entropy`` takes the limit with the smallest Kullback-Leibler divergence of the rounded histogram
+            from the true one (Migacz, GTC 2017).
+        steps: The number of steps from zero to the limit.
+        percentile: The share for ``percentile``, in percent.
+
+    Returns:
+        The limit, or 0 for a tensor that is always zero.
     """
+    # A symmetric range clips both signs alike, so a value and its negative count as one magnitude.
     numbers, counts = values.histogram()
     magnitudes, order = np.unique(np.abs(numbers), return_inverse=True)
     weights: NDArray[np.float64] = np.bincount(order, weights=counts.astype(np.float64)).astype(np.float64)
     largest = values.largest_magnitude
     if largest == 0.0:
         return 0.0
-    return min(largest, _METHODS[calibrator](magnitudes, weights, largest, levels, percentile))
+    return min(largest, _METHODS[calibrator](magnitudes, weights, largest, steps, percentile))
 
 
-def _min_max(m: NDArray[np.float64], w: NDArray[np.float64], largest: float, levels: int, p: float) -> float:
+def _min_max(m: NDArray[np.float64], w: NDArray[np.float64], largest: float, steps: int, p: float) -> float:
     return largest
 
 
 def _percentile(
-    m: NDArray[np.float64], w: NDArray[np.float64], largest: float, levels: int, p: float
+    m: NDArray[np.float64], w: NDArray[np.float64], largest: float, steps: int, p: float
 ) -> float:
     cumulative = np.cumsum(w)
     index = int(np.searchsorted(cumulative, cumulative[-1] * p / 100))
@@ -58,39 +63,46 @@ def _percentile(
     return limit if limit > 0 else largest
 
 
-def _mse(m: NDArray[np.float64], w: NDArray[np.float64], largest: float, levels: int, p: float) -> float:
+def _mse(m: NDArray[np.float64], w: NDArray[np.float64], largest: float, steps: int, p: float) -> float:
     limits = largest * _MSE_CANDIDATES
-    steps = (limits / levels)[:, None]
-    rounded = np.minimum(np.rint(m[None] / steps), levels) * steps
+    step = (limits / steps)[:, None]
+    rounded = np.minimum(np.rint(m[None] / step), steps) * step
     return float(limits[int((np.square(rounded - m) @ w).argmin())])
 
 
-def _entropy(m: NDArray[np.float64], w: NDArray[np.float64], largest: float, levels: int, p: float) -> float:
+def _entropy(m: NDArray[np.float64], w: NDArray[np.float64], largest: float, steps: int, p: float) -> float:
     bins = np.minimum((m / largest * _LINEAR_BINS).astype(np.int64), _LINEAR_BINS - 1)
     counts: NDArray[np.float64] = np.bincount(bins, weights=w, minlength=_LINEAR_BINS).astype(np.float64)
-    counts[0] = 0.0  # zero is exact in every range
+    counts[0] = 0.0  # Every range expresses zero exactly.
     if not counts.any():
         return largest
-    ends = range(_LINEAR_BINS, levels, -_ENTROPY_STEP)  # the whole range is one of them
-    divergences = [_divergence(counts, end, levels + 1) for end in ends]
+    ends = range(_LINEAR_BINS, steps, -_ENTROPY_STEP)  # The first candidate is the whole range.
+    divergences = [_divergence(counts, end, steps + 1) for end in ends]
     return ends[int(np.argmin(divergences))] / _LINEAR_BINS * largest
 
 
-def _divergence(counts: NDArray[np.float64], end: int, levels: int) -> float:
-    """Of the first ``end`` bins, with the rest clipped into the last, from the same in ``levels`` steps."""
+def _divergence(counts: NDArray[np.float64], end: int, steps: int) -> float:
+    """Return the Kullback-Leibler divergence of a histogram that is cut at a bin from the same one in fewer steps.
+
+    Args:
+        counts: The histogram ``(n,)``.
+        end: The number of bins that are kept. Values beyond them count in the last one, where they are clipped to.
+        steps: The number of values that remain.
+    """
     true = counts[:end].copy()
     true[-1] += counts[end:].sum()
-    groups = np.arange(end) * levels // end
+    # Each step spreads its count evenly over those of its bins that are not empty.
+    groups = np.arange(end) * steps // end
     filled = counts[:end] > 0
-    sums = np.bincount(groups, weights=counts[:end], minlength=levels)
-    members = np.bincount(groups, weights=filled, minlength=levels)
-    share = np.divide(sums, members, out=np.zeros(levels), where=members > 0)
+    sums = np.bincount(groups, weights=counts[:end], minlength=steps)
+    members = np.bincount(groups, weights=filled, minlength=steps)
+    share = np.divide(sums, members, out=np.zeros(steps), where=members > 0)
     rounded = np.where(filled, share[groups], 0.0)
     if not rounded.any():
         return np.inf
     p, q = true / true.sum(), rounded / rounded.sum()
     both = (p > 0) & (q > 0)
-    # What the steps cannot express at all weighs as much as if it were one part in a million.
+    # Values that fall in no step get the probability 1e-6, so that the divergence stays finite.
     lost = p[(p > 0) & (q == 0)]
     return float((p[both] * np.log(p[both] / q[both])).sum() + (lost * np.log(lost / 1e-6)).sum())
 

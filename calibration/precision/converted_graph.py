@@ -1,4 +1,4 @@
-"""From a choice of blocks to a graph of lower precision."""
+"""Convert the fp32 graph to a graph in which chosen blocks have a lower precision."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FILES: Final[Mapping[ConvertedPrecision, str]] = MappingProxyType(
     }
 )
 _LAYOUTS: Final[Mapping[ConvertedPrecision, Layout]] = MappingProxyType({"int8-gpu": GPU, "int8-cpu": CPU})
-# What the rest computes in: float16 only slows a CPU down.
+# The precision of the nodes outside of INT8 blocks. In the CPU layout it is float32, because float16 slows a CPU down.
 _REST: Final[Mapping[ConvertedPrecision, HalfType | None]] = MappingProxyType(
     {"fp16": "fp16", "bf16": "bf16", "int8-gpu": "fp16", "int8-cpu": None}
 )
@@ -47,11 +47,11 @@ _REST: Final[Mapping[ConvertedPrecision, HalfType | None]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What was written.
+    """A graph that was written.
 
     Attributes:
-        graph: For the manifest; scoring and thresholds are those of the fp32 graph.
-        kept_in_fp32: Nodes that stay in float32 beside the families' rule, each with the reason.
+        graph: The manifest's entry. Its scoring and thresholds are those of the fp32 graph.
+        kept_in_fp32: The nodes that stay in float32 although the families' rule converts them, each with the reason.
         bytes: The size of the graph with its weights.
     """
 
@@ -61,7 +61,11 @@ class Written:
 
 
 class PrecisionConverter:
-    """An fp32 graph with all that is known of its values; its weights are held in memory."""
+    """Converts one fp32 graph to lower precisions. The graph's weights are held in memory.
+
+    Attributes:
+        fp32_bytes: The size of the fp32 graph with its weights.
+    """
 
     def __init__(
         self,
@@ -70,14 +74,14 @@ class PrecisionConverter:
         ranges: Mapping[str, TensorRange] | None,
         calibrator: CalibratorName = "percentile",
     ) -> None:
-        """Read a graph.
+        """Read the fp32 graph.
 
         Args:
-            source: Its file.
-            fp32: What the manifest says of it.
-            ranges: The values that the tensors of `tensors_for_conversion` took on images. None allows half precision
-                alone, by the rule of the families.
-            calibrator: How an activation's range is chosen for INT8.
+            source: The file of the graph.
+            fp32: The manifest's entry of the graph.
+            ranges: The values that the tensors of `tensors_for_conversion` took on images. Without them only half
+                precision by the families' rule is possible.
+            calibrator: The method that chooses an activation's range for INT8.
         """
         self._model = _loaded(source)
         self._fp32 = fp32
@@ -89,7 +93,7 @@ class PrecisionConverter:
         self.fp32_bytes = bytes_of_graph(source)
 
     def blocks(self, precision: ConvertedPrecision) -> Mapping[str, int]:
-        """The blocks that can have a precision, and the multiply-accumulates of each, in the graph's order."""
+        """Return the blocks that can have a precision, with the multiply-accumulates of each, in the graph's order."""
         if precision in _LAYOUTS:
             return self._macs
         named = (block_of(node) for node in self._half_nodes)
@@ -98,15 +102,15 @@ class PrecisionConverter:
     def write(
         self, precision: ConvertedPrecision, blocks: Collection[str], target: Path, *, emulated: bool = False
     ) -> Written:
-        """Write the graph in which these blocks have the precision.
+        """Write the graph in which the given blocks have the precision.
 
         Args:
-            precision: Which.
-            blocks: Some of those that `blocks` gives.
-            target: The file; large weights go into a file beside it.
-            emulated: Only to be judged, on a CPU: every value of fp16 and bf16 is rounded in float32 types; beside INT8
-                all is float32, which a CPU runs several times as fast as float16. Else exactly what a device gets, and
-                checked.
+            precision: The lower precision.
+            blocks: Some of the blocks that the method `blocks` gives.
+            target: The file to write. Large weights go into a file beside it.
+            emulated: True writes a candidate for the gate, which a CPU runs. It rounds every value of fp16 and bf16 in
+                float32 types. Outside of INT8 blocks it computes in float32, which a CPU runs several times as fast as
+                float16. False writes the graph for devices, and checks it.
 
         Raises:
             ExportError: The result is not a valid graph.
@@ -116,12 +120,14 @@ class PrecisionConverter:
         everything = self.blocks(precision)
         reverted = tuple(name for name in everything if name not in blocks)
         int8: tuple[str, ...] = ()
+        # The nodes that the conversion to half precision leaves alone: INT8 nodes, or nodes of reverted blocks.
         keep: set[str] = set()
         if precision in _LAYOUTS:
             keep |= quantise(model, blocks, self._scales[precision]).nodes
             int8 = tuple(name for name in everything if name in blocks)
         else:
             keep |= {node for node in self._half_nodes if block_of(node) in reverted}
+        # The nodes outside of INT8 blocks.
         rest = None if emulated and precision in _LAYOUTS else _REST[precision]
         found: dict[str, str] = {}
         if rest is not None:
@@ -146,19 +152,18 @@ class PrecisionConverter:
         return Written(graph=graph, kept_in_fp32=found, bytes=bytes_of_graph(target))
 
     def _exceptions_of(self, half: HalfType) -> Mapping[str, str]:
-        """Looks at every weight, so once for all graphs that are written."""
+        """Return the nodes that stay in float32 for their values. The result is kept, because it takes every weight."""
         if half not in self._exceptions:
             self._exceptions[half] = nodes_kept_in_fp32(self._model, half, self._ranges)
         return self._exceptions[half]
 
 
 def _loaded(source: Path) -> onnx.ModelProto:
-    """A graph with inferred shapes and all its weights.
-
-    The onnx package refuses a file of weights that has several hard links, and the one in a bundle's clone has. Shapes
-    are inferred before the weights are there: with them a message must stay below 2 GiB.
-    """
+    """Read a graph with inferred shapes and all its weights."""
+    # Shapes are inferred before the weights are read, because a message with weights must stay below 2 GiB.
     model = onnx.shape_inference.infer_shapes(onnx.load(str(source), load_external_data=False))
+    # The onnx package refuses a file of weights with several hard links, and a bundle's clone has such a file. So the
+    # weights are read here.
     beside = weights_beside(source)
     with beside.open("rb") if beside.exists() else contextlib.nullcontext() as file:
         for tensor in model.graph.initializer:
@@ -166,7 +171,7 @@ def _loaded(source: Path) -> onnx.ModelProto:
                 continue
             stored = {entry.key: entry.value for entry in tensor.external_data}
             if file is None or stored["location"] != beside.name:
-                raise ExportError(f"the weights of {source} are not in {beside}: export the bundle again")
+                raise ExportError(f"the weights of {source} are not in {beside}. Export the bundle again.")
             file.seek(int(stored.get("offset", 0)))
             tensor.raw_data = file.read(int(stored["length"]))
             del tensor.external_data[:]
@@ -175,20 +180,26 @@ def _loaded(source: Path) -> onnx.ModelProto:
 
 
 class Observed(NamedTuple):
-    """Tensors whose extremes must be known, and those of them whose values must be counted."""
+    """The tensors to observe before a conversion.
+
+    Attributes:
+        tensors: The tensors whose extremes must be known.
+        counted: Some of these tensors, whose values must be counted too.
+    """
 
     tensors: Sequence[str]
     counted: Sequence[str]
 
 
 def tensors_for_conversion(source: Path, precisions: Collection[ConvertedPrecision]) -> Observed:
-    """What must be known of a graph's values for these precisions: INT8 needs counts, float16 only extremes."""
+    """Return the tensors to observe for some precisions. INT8 needs the counts of values, float16 only the extremes."""
     model = onnx.shape_inference.infer_shapes(onnx.load(str(source), load_external_data=False))
     counted: set[str] = set()
     if any(name in _LAYOUTS for name in precisions):
         counted |= set(tensors_to_observe(model))
     names = set(counted)
     if any(_REST[name] == "fp16" for name in precisions):
+        # Weights are known without images, and only float tensors change their type.
         wanted = set(convertible_nodes(model))
         weights = {tensor.name for tensor in model.graph.initializer}
         floats = {

@@ -1,9 +1,9 @@
-"""Half precision by types: the same graph with its backbone and its subnets in float16 or bfloat16.
+"""Convert the backbone and the subnets of a graph to float16 or bfloat16 by changing the types in the ONNX graph.
 
-What runs is what the ONNX says, so one file serves strongly typed TensorRT, TensorRT for RTX and ONNX Runtime. The
-coupling's ``x exp(g) + t``, the sums of squares, the likelihoods and all aggregation stay in float32: the worst
-case of eight couplings is 4e6, and a sum over 2048 channels has a spacing of 2 in float16. So do layer norms, as
-TensorRT advises, and nodes with a weight or, where images were seen, a value that float16 cannot hold.
+The types in the file say what each node computes in, so one file serves strongly typed TensorRT, TensorRT for RTX and
+ONNX Runtime. The coupling's ``x exp(g) + t``, the sums of squares, the likelihoods and all aggregation stay in float32:
+the worst case of eight couplings is 4e6, and a sum over 2048 channels has a spacing of 2 in float16. Layer norms stay
+in float32 too, as TensorRT advises. So do nodes with a weight, or with a value on the images, that float16 cannot hold.
 """
 
 from __future__ import annotations
@@ -26,21 +26,25 @@ from flowedge.graph_files import EXTERNAL_ABOVE, weights_beside
 
 HalfType: TypeAlias = Literal["fp16", "bf16"]
 
-_NORMS: Final = "flow/steps/*/norm/*"  # sums of squares over channels
-_STEPS: Final = "flow/steps/*"  # a layer norm's product and sum among them
+_NORMS: Final = "flow/steps/*/norm/*"  # The sums of squares over channels.
+_STEPS: Final = "flow/steps/*"  # A layer norm's product and sum are among them.
 _FLOAT_OPS: Final = frozenset({"LayerNormalization"})
-_DIMS: Final = 3  # channels, rows and columns
-_WORTH_A_CAST: Final = 4096  # elements of a matrix
+_DIMS: Final = 3  # Channels, rows and columns.
+_WORTH_A_CAST: Final = (
+    4096  # The elements of a matrix from which on storing it in float16 saves enough memory.
+)
 _LARGEST: Final = 65504.0
-_HEADROOM: Final = 4.0  # how much further an image may go than those that were seen
-_SMALLEST: Final = 2.0**-14  # below it float16 loses digits
-_FLOAT_ONLY_INPUTS: Final = {"Resize": (1, 2)}  # roi and scales are float32 whatever the data is
-_BF16_OPSET: Final = 22  # the first in which a convolution may be bfloat16
+_HEADROOM: Final = 4.0  # Other images may exceed the observed values by this factor.
+_SMALLEST: Final = 2.0**-14  # Below this value float16 loses digits.
+_FLOAT_ONLY_INPUTS: Final = {
+    "Resize": (1, 2)
+}  # The region and the scales are float32 for every type of data.
+_BF16_OPSET: Final = 22  # The first opset with bfloat16 convolutions.
 _TYPES: Final = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
 def convertible_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The names of the nodes that may compute in half precision, by the families' rule."""
+    """Return the names of the nodes that may compute in half precision by the families' rule."""
     return tuple(
         node.name
         for node in model.graph.node
@@ -53,26 +57,26 @@ def convertible_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
 def nodes_kept_in_fp32(
     model: onnx.ModelProto, half: HalfType, ranges: Mapping[str, TensorRange] | None = None
 ) -> dict[str, str]:
-    """The nodes that `convertible_nodes` names and that must stay in float32 all the same, each with the reason.
+    """Return the nodes of `convertible_nodes` that must stay in float32 all the same, each with the reason.
 
-    bfloat16 reaches as far as float32, so it has none.
+    There are none for bfloat16, because its largest and smallest values are those of float32.
 
     Args:
-        model: An fp32 graph with its weights.
-        half: Which half precision.
-        ranges: What the tensors held on images; without it only the weights are looked at.
+        model: The fp32 graph with its weights.
+        half: The half precision.
+        ranges: The values that the tensors took on images. Without them only the weights are checked.
     """
     if half == "bf16":
         return {}
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    seen = ranges or {}
+    observed = ranges or {}
     found: dict[str, str] = {}
     wanted = set(convertible_nodes(model))
     for node in model.graph.node:
         if node.name not in wanted:
             continue
         for name in (*node.input, *node.output):
-            reason = _why_not(name, weights, seen)
+            reason = _why_not(name, weights, observed)
             if reason:
                 found[node.name] = reason
                 break
@@ -82,7 +86,12 @@ def nodes_kept_in_fp32(
 def _why_not(
     name: str, weights: Mapping[str, onnx.TensorProto], ranges: Mapping[str, TensorRange]
 ) -> str | None:
-    """Why a tensor does not fit float16."""
+    """Return why a tensor does not fit float16, or None if it fits.
+
+    1. A weight has known values, so its largest one decides.
+    2. An observed tensor may take larger values on other images, so it needs headroom.
+    3. Nothing is known of any other tensor.
+    """
     if name in weights:
         if weights[name].data_type != onnx.TensorProto.FLOAT:
             return None
@@ -90,7 +99,8 @@ def _why_not(
         largest = float(np.abs(values).max()) if values.size else 0.0
         if largest > _LARGEST:
             return f"a weight of {largest:.3g}"
-        if values.ndim > 1 and 0 < largest < _SMALLEST:  # a bias as small as that is nothing beside its sum
+        # A bias as small as that changes nothing in the sum that it is added to.
+        if values.ndim > 1 and 0 < largest < _SMALLEST:
             return f"weights of at most {largest:.1e}"
         return None
     if name not in ranges:
@@ -105,15 +115,15 @@ def _why_not(
 
 
 def to_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str]) -> None:
-    """Retype a graph in place.
+    """Convert a graph to half precision in place.
 
     Args:
-        model: With inferred shapes (which tell the float tensors from the others) and its weights.
-        half: Which half precision. bfloat16 lifts the graph to the first opset whose convolutions have it.
-        keep: Names of typed nodes that stay in float32.
+        model: The graph with its weights and inferred shapes. The shapes tell the float tensors from the others.
+        half: The half precision. bfloat16 lifts the graph to the first opset whose convolutions have this type.
+        keep: Names of convertible nodes that stay in float32.
 
     Raises:
-        ExportError: No node is named like a typed one, or an output of the graph would change its type.
+        ExportError: The graph has no convertible node, or an output of the graph would change its type.
     """
     nodes = convertible_nodes(model)
     if not nodes:
@@ -124,14 +134,16 @@ def to_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str]) ->
         model.CopyFrom(version_converter.convert_version(model, _BF16_OPSET))
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     _retype(model.graph, set(nodes) - set(keep), weights, half)
-    del model.graph.value_info[:]  # of the old types
+    del model.graph.value_info[:]  # The inferred types are those of the graph before.
 
 
 def store_in_half(model: onnx.ModelProto) -> None:
-    """Store in float16, in place, the large weights of float32 nodes; engines widen them when they load the graph.
+    """Store the large weights of float32 nodes in float16, in place. Engines widen them when they load the graph.
+
+    No node computes in another type than before.
 
     Args:
-        model: As for `to_half`; nothing computes in another type than before.
+        model: The graph with its weights and inferred shapes.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     _retype(model.graph, set(), weights, "fp16")
@@ -140,6 +152,7 @@ def store_in_half(model: onnx.ModelProto) -> None:
 def _retype(
     graph: onnx.GraphProto, half: set[str], weights: dict[str, onnx.TensorProto], name_of_type: HalfType
 ) -> None:
+    """Change the types of some nodes' inputs and outputs, and put a cast where two types meet."""
     floats = set(_float_tensors(graph))
     made_half: set[str] = set()
     casts: dict[tuple[str, int], str] = {}
@@ -161,13 +174,16 @@ def _retype(
         for place, name in enumerate(node.input):
             if name not in floats and name not in made_half:
                 continue
+            # 1. A half-precision node reads half-precision weights and values.
             if in_half and place not in fixed:
                 if name in weights:
                     node.input[place] = _half_weight(graph, weights, name, name_of_type)
                 elif name not in made_half:
                     node.input[place] = cast(name, _TYPES[name_of_type])
+            # 2. A float32 node reads what a half-precision node wrote.
             elif name in made_half:
                 node.input[place] = cast(name, onnx.TensorProto.FLOAT)
+            # 3. A float32 node reads a weight that is stored in float16.
             elif name in weights and _is_stored_in(name_of_type, node, weights[name]):
                 stored = _half_weight(graph, weights, name, name_of_type)
                 node.input[place] = cast(stored, onnx.TensorProto.FLOAT)
@@ -179,10 +195,12 @@ def _retype(
             raise ExportError(
                 f"the output {output.name} would change its type: a node of the backbone or of a subnet writes it"
             )
+    # The float32 forms of converted weights have no reader any more.
     used = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+    # The nodes belong to the graph and vanish when its list is cleared, so they are copied first.
     ordered = [onnx.NodeProto() for _ in nodes]
     for copy, node in zip(ordered, nodes, strict=True):
         copy.CopyFrom(node)
@@ -191,15 +209,15 @@ def _retype(
 
 
 def emulate_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str]) -> None:
-    """Round in place to what the typed graph would compute with, in float32 types that any engine runs.
+    """Emulate half precision in place: round the values, but keep the float32 types that every engine runs.
 
-    ONNX Runtime's CPU has no bfloat16 convolution, and of a float16 graph it rounds the weights alone: what runs on a
-    GPU overflows where it does not. Here every value that a typed node reads or writes is rounded.
+    ONNX Runtime's CPU has no bfloat16 convolution. In a float16 graph it rounds the weights alone, so a value that
+    overflows on a GPU does not overflow there. The emulation rounds every value that a converted node reads or writes.
 
     Args:
-        model: As for `to_half`.
-        half: Which half precision.
-        keep: As for `to_half`.
+        model: The graph with its weights and inferred shapes.
+        half: The half precision.
+        keep: Names of convertible nodes that stay in float32.
     """
     graph = model.graph
     rounded = set(convertible_nodes(model)) - set(keep)
@@ -247,15 +265,16 @@ def emulate_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str
 
 
 def _is_stored_in(half: HalfType, node: onnx.NodeProto, weight: onnx.TensorProto) -> bool:
-    """Whether a float32 node's weight is stored in float16.
+    """Tell whether a float32 node's weight is stored in float16.
 
-    It is where it is one number for every element of a level, and fits, or a large matrix that float16 holds exactly.
+    Two kinds of weights are: a large matrix that float16 holds exactly, and a weight that has one number for every
+    element of a level and fits.
     """
     if half != "fp16" or node.op_type not in ("MatMul", "Mul", "Add"):
         return False
     values = numpy_helper.to_array(weight)
     if node.op_type == "MatMul":
-        with np.errstate(over="ignore"):  # infinity is no number that it holds
+        with np.errstate(over="ignore"):  # A value beyond float16 becomes infinite and compares as different.
             return values.size >= _WORTH_A_CAST and bool((values.astype(np.float16) == values).all())
     return (
         fnmatchcase(node.name, _STEPS)
@@ -291,15 +310,15 @@ def _float_tensors(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def save(model: onnx.ModelProto, target: Path, *, check: bool = True) -> None:
-    """Write a graph, with its weights beside it where they are large and without inferred shapes, and check it.
+    """Write a graph without its inferred shapes, and check it. Large weights go into a file beside the graph.
 
     Args:
         model: The graph.
-        target: Its file.
-        check: False for one that is only to be judged: whoever runs it finds out.
+        target: The file to write.
+        check: False for a candidate of the gate. The engine that runs it finds out if it is not valid.
 
     Raises:
-        ExportError: It is not a valid graph.
+        ExportError: The graph is not valid.
     """
     del model.graph.value_info[:]
     large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_ABOVE

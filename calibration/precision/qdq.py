@@ -1,16 +1,17 @@
-"""INT8 by explicit Q/DQ: the same graph with QuantizeLinear and DequantizeLinear around what shall run in eight bits.
+"""Convert a graph to INT8 by pairs of QuantizeLinear and DequantizeLinear (Q/DQ) around the nodes of eight bits.
 
 There are two layouts of one calibration, because engines fuse different patterns:
 
-- ``GPU``: signed activations with zero point 0 and nothing behind a node whose reader is not INT8, as TensorRT wants
-  it (its parser refuses other zero points). A residual sum has Q/DQ on one side only, so that it fuses with the
-  convolution on the other.
-- ``CPU``: unsigned activations, which spend all 255 steps on what a ReLU leaves, and Q/DQ behind every INT8 node: ONNX
-  Runtime runs a convolution in INT8 only where its output is quantised too.
+- ``GPU``: Activations are signed with zero point 0, because TensorRT's parser refuses other zero points. There is no
+  Q/DQ after a node whose reader is not INT8. A residual sum has Q/DQ on one side only, so that it fuses with the
+  convolution on the other side.
+- ``CPU``: Activations are unsigned, so that all 255 steps express the positive values after a ReLU. There is Q/DQ after
+  every INT8 node, because ONNX Runtime runs a convolution in INT8 only if its output is quantised too.
 
-Weights are symmetric int8 per output channel in both, stored as int8. Biases are float32 in the GPU layout, as TensorRT
-wants them, and int32 with the product of the two scales in the CPU layout: ONNX Runtime before 1.21 runs a convolution
-with a float32 bias in float32. A channel whose weights are tiny beside its bias gets a scale with which the bias fits.
+Weights are symmetric int8 per output channel in both layouts. Biases are float32 in the GPU layout, as TensorRT needs
+them. In the CPU layout they are int32 with the product of the two scales, because ONNX Runtime before 1.21 runs a
+convolution with a float32 bias in float32. A channel with tiny weights and a large bias gets a scale that fits the
+bias.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from flowedge.calibration.precision.ranges import TensorRange
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What an engine's INT8 kernels want.
+    """The layout that the INT8 kernels of an engine need.
 
     Attributes:
-        unsigned: Activations are uint8 with a zero point, else int8 without.
-        outputs: Quantise what an INT8 node writes even where no INT8 node reads it.
-        biases: Store the convolutions' biases as int32.
+        unsigned: True for uint8 activations with a zero point, False for int8 activations without one.
+        outputs: True if the output of an INT8 node is quantised even where no INT8 node reads it.
+        biases: True if the convolutions' biases are stored as int32.
     """
 
     unsigned: bool
@@ -47,21 +48,21 @@ class Layout:
 CPU: Final = Layout(unsigned=True, outputs=True, biases=True)
 GPU: Final = Layout(unsigned=False, outputs=False, biases=False)
 
-_SAME_RANGE: Final = frozenset({"MaxPool"})  # what they write are values they read
+_SAME_RANGE: Final = frozenset({"MaxPool"})  # These nodes write some of the values that they read.
 _UNARY: Final = frozenset({"LeakyRelu"})
 _SMALLEST_STEP: Final = 1e-20
-_LARGEST_BIAS: Final = 2.0**30  # in steps; the sum of products in an int32 needs the rest
+_LARGEST_BIAS: Final = 2.0**30  # In steps. The sum of products needs the rest of the int32.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Which nodes run in INT8 and which tensors are quantised for it.
+    """The nodes that run in INT8 and the tensors that are quantised for them.
 
     Attributes:
         sites: The convolutions and matrix products.
-        nodes: The names of all INT8 nodes: those of the sites, and what runs along with them.
-        tensors: Each tensor to quantise, and the tensor whose observed range it takes.
-        written: The tensors of ``tensors`` that an INT8 node writes: every reader takes the rounded values.
+        nodes: The names of all INT8 nodes, which are those of the sites and of the nodes that run along with them.
+        tensors: Each tensor to quantise, with the tensor whose observed range it takes.
+        written: The tensors of ``tensors`` that an INT8 node writes. Every reader takes their rounded values.
     """
 
     sites: tuple[Site, ...]
@@ -185,23 +186,23 @@ class _Planner:
 
 
 def tensors_to_observe(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Every tensor whose range some plan may need, in a stable order."""
+    """Return every tensor whose range a plan may need, in a stable order."""
     everything = {site.block for site in sites_of(model)}
     names = {name for layout in (CPU, GPU) for name in plan_of(model, everything, layout).tensors.values()}
-    # A block given back turns what was inside of a chain into its end, whose range is that of its own tensor.
+    # A reverted block turns the middle of a chain of nodes into its end, and the end needs the range of its own tensor.
     return tuple(sorted(names))
 
 
 class Scales:
-    """The step and the zero of each tensor, computed when it is first asked for."""
+    """The step and the zero of each tensor, computed at the first use."""
 
     def __init__(self, ranges: Mapping[str, TensorRange], calibrator: CalibratorName, layout: Layout) -> None:
-        """Choose by a calibrator.
+        """Keep the ranges that the scales are computed from.
 
         Args:
-            ranges: What `flowedge.calibration.precision.ranges.observe` saw of `tensors_to_observe`.
-            calibrator: How a range is chosen.
-            layout: For which engines.
+            ranges: The values that the tensors of `tensors_to_observe` took on images.
+            calibrator: The method that chooses a range.
+            layout: The layout of the engines that will run the graph.
         """
         self.layout = layout
         self._ranges: Mapping[str, TensorRange] = ranges
@@ -209,19 +210,22 @@ class Scales:
         self._known: dict[str, tuple[np.float32, NDArray[np.generic]]] = {}
 
     def __getitem__(self, tensor: str) -> tuple[np.float32, NDArray[np.generic]]:
-        """As `scale_and_zero`."""
+        """Return the step and the zero of a tensor, as `scale_and_zero` computes them."""
         if tensor not in self._known:
             self._known[tensor] = scale_and_zero(self._ranges[tensor], self._calibrator, self.layout)
         return self._known[tensor]
 
 
 def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) -> Plan:
-    """Put Q/DQ into a graph, in place; inputs and outputs keep their types.
+    """Put Q/DQ into a graph in place. Its inputs and outputs keep their types.
 
     Args:
-        model: As for `plan_of`, with its weights.
+        model: The fp32 graph with inferred shapes and its weights.
         blocks: The blocks to run in INT8.
-        chosen: The scales, for the layout that is wanted.
+        chosen: The scales of the layout.
+
+    Returns:
+        The plan that the Q/DQ follow.
     """
     plan = plan_of(model, blocks, chosen.layout)
     graph = model.graph
@@ -235,6 +239,8 @@ def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) ->
     for node in graph.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
+        # An INT8 node reads rounded values. So does every reader of what an INT8 node wrote, because the exact values
+        # do not exist there.
         for place, name in enumerate(node.input):
             if name in scales and (node.name in plan.nodes or name in plan.written):
                 copy.input[place] = f"{name}.dq"
@@ -250,6 +256,7 @@ def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) ->
                 nodes += _pair(graph, name, *scales[name])
     del graph.node[:]
     graph.node.extend(nodes)
+    # The float weights of INT8 nodes have no reader any more, and of equal zero points one is kept.
     used = {name for node in graph.node for name in node.input}
     kept = {tensor.name: tensor for tensor in graph.initializer if tensor.name in used}
     del graph.initializer[:]
@@ -263,21 +270,22 @@ def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) ->
 def scale_and_zero(
     values: TensorRange, calibrator: CalibratorName, layout: Layout
 ) -> tuple[np.float32, NDArray[np.generic]]:
-    """The step between two quantised values, in the tensor's units, and the quantised value of zero."""
+    """Return the step between two quantised values, in the tensor's units, and the quantised value of zero."""
     negative = values.smallest < 0
     if not layout.unsigned:
-        limit = magnitude_limit(values, calibrator, levels=127)
+        limit = magnitude_limit(values, calibrator, steps=127)
         return _step(limit / 127), np.array(0, np.int8)
     low, high = min(values.smallest, 0.0), max(values.largest, 0.0)
+    # With both signs, the calibrator counts only the steps on the side of the larger magnitude.
     levels = round(255 * max(-low, high) / (high - low)) if negative and high > low else 255
-    limit = magnitude_limit(values, calibrator, levels=max(levels, 1))
+    limit = magnitude_limit(values, calibrator, steps=max(levels, 1))
     low, high = max(low, -limit), min(high, limit)
     step = _step((high - low) / 255)
     return step, np.array(np.clip(np.rint(-low / step), 0, 255), np.uint8)
 
 
 def _step(step: float) -> np.float32:
-    """Engines divide by it and multiply two of them: neither zero nor denormal."""
+    """Return a step that is neither zero nor denormal, because engines divide by steps and multiply two of them."""
     return np.float32(step) if step > _SMALLEST_STEP else np.float32(1.0)
 
 
@@ -302,10 +310,10 @@ def _stored(
     scales: Mapping[str, tuple[np.float32, NDArray[np.generic]]],
     layout: Layout,
 ) -> list[onnx.NodeProto]:
-    """Store a site's weight as int8, symmetric per output channel, and its bias where the layout says so.
+    """Store a site's weight as int8, symmetric per output channel, and its bias as int32 if the layout stores biases.
 
     Returns:
-        The nodes that dequantise them; what they write are the site's inputs from the second on.
+        The nodes that dequantise weight and bias. They write the site's inputs from the second on.
     """
     values = numpy_helper.to_array(constants[site.weight]).astype(np.float32)
     axis = site.channel_axis
@@ -313,6 +321,7 @@ def _stored(
     scale = np.abs(values).max(axis=others).astype(np.float64) / 127
     source = float(scales[site.source][0])
     bias = None if site.bias is None or not layout.biases else numpy_helper.to_array(constants[site.bias])
+    # A larger scale makes the bias fewer steps, so that it fits into the int32 together with the sum of products.
     if bias is not None:
         scale = np.maximum(scale, np.abs(bias.astype(np.float64)) / (source * _LARGEST_BIAS))
     steps = np.where(scale > _SMALLEST_STEP, scale, 1.0).astype(np.float32)
@@ -336,8 +345,8 @@ def _dequantised(
 ) -> onnx.NodeProto:
     graph.initializer.append(numpy_helper.from_array(values, f"{name}.q"))
     graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
-    # ONNX Runtime asks for zero points. Where it widens weights (`onnxrt._WIDER_PRODUCTS`) it makes a new one of each
-    # and fails on a shared one; of the biases' `quantise` keeps one of each size.
+    # ONNX Runtime needs zero points. Where it widens weights (`onnxrt._WIDER_PRODUCTS`) it makes a new zero point for
+    # each and fails on a shared one, so each weight has its own. Biases of the same size share one.
     shared = f"int8/zeros.{values.dtype}.{scale.size}"
     zeros = f"{name}.zeros" if values.dtype == np.int8 else shared
     graph.initializer.append(numpy_helper.from_array(np.zeros(scale.size, values.dtype), zeros))

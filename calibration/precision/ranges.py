@@ -1,8 +1,9 @@
-"""What values the tensors of a graph take on images: the ground that every scale and every FP32 island stands on.
+"""Observe the values that the tensors of a graph take on images.
 
-A tensor's values are counted by the upper 16 bits of their float32 form, which is how bfloat16 would write them: 65,536
-bins that are 0.8 % wide at every magnitude. So one pass over the images is enough, no range has to be known
-beforehand, and the memory does not depend on how many images there are.
+The scales of INT8 and the nodes that float16 leaves in float32 are chosen from these values. A value is counted by the
+upper 16 bits of its float32 form, which are its bfloat16 form. There are 65,536 bins, each 0.8 % wide at every
+magnitude. So one pass over the images is enough, no range has to be known beforehand, and the memory does not depend
+on the number of images.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from flowedge.runtime.npz import arrays_from_npz, npz_from_arrays
 
 _BINS: Final = 1 << 16
 _SIGN: Final = 1 << 15
-_WORTH_CLEARING: Final = 1 << 17  # values
-_FLOAT32_COUNTS: Final = 1 << 24  # OpenCV counts in float32, which holds every whole number up to this one
-_OUTPUT_BYTES: Final = 1 << 30  # of the observed tensors of one run
-_STORED_BYTES: Final = 1 << 30  # of stored ranges, unpacked
+_WORTH_CLEARING: Final = 1 << 17  # The number of values from which on OpenCV is faster than NumPy.
+_FLOAT32_COUNTS: Final = 1 << 24  # OpenCV counts in float32, which holds every whole number up to this one.
+_OUTPUT_BYTES: Final = 1 << 30  # The largest size of the observed tensors of one run.
+_STORED_BYTES: Final = 1 << 30  # The largest size of stored ranges when they are unpacked.
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -38,11 +39,11 @@ class TensorRange:
     """The values that one tensor took.
 
     Attributes:
-        counts: ``(65536,)`` int64, finite values by the upper 16 bits of their float32 form; all zero where only the
-            extremes were wanted.
+        counts: The number of finite values by the upper 16 bits of their float32 form, ``(65536,)`` int64. All are zero
+            where only the extremes were taken.
         smallest: The smallest finite value, in the tensor's own units.
-        largest: The largest.
-        infinite: How many values were NaN or infinite.
+        largest: The largest finite value, in the tensor's own units.
+        infinite: The number of values that were NaN or infinite.
     """
 
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64), repr=False)
@@ -52,15 +53,21 @@ class TensorRange:
 
     @property
     def largest_magnitude(self) -> float:
-        """Of the finite values; 0 when there were none."""
+        """The largest magnitude of the finite values, or 0 where there were none."""
         return max(abs(self.smallest), abs(self.largest)) if self.smallest <= self.largest else 0.0
 
     def add(self, values: NDArray[np.floating], *, counted: bool = True) -> None:
-        """Count values of any shape, or take their extremes alone; half-precision ones are widened."""
+        """Count values, or take their extremes alone.
+
+        Args:
+            values: The values, in any shape. Half-precision values are widened.
+            counted: False takes the extremes alone.
+        """
         flat = np.ascontiguousarray(values, np.float32).ravel()
         if flat.size == 0:
             return
         smallest, largest = float(flat.min()), float(flat.max())
+        # Extremes that are finite show that all values are, so the usual case needs no look at each value.
         if not (math.isfinite(smallest) and math.isfinite(largest)):
             finite = flat[np.isfinite(flat)]
             self.infinite += flat.size - finite.size
@@ -68,11 +75,14 @@ class TensorRange:
                 self.add(finite, counted=counted)
             return
         self.smallest, self.largest = min(self.smallest, smallest), max(self.largest, largest)
-        if counted:  # the costly part
+        if counted:  # Counting takes most of the time.
             self.counts += _counts((flat.view(np.uint32) >> np.uint32(16)).astype(np.uint16))
 
     def histogram(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """The values that occurred, each as the middle of its bin, ascending, and how often; both ``(n,)``."""
+        """Return the values that occurred and how often each did, both ``(n,)`` and ascending by the value.
+
+        A value is the middle of its bin.
+        """
         filled = np.flatnonzero(self.counts)
         values = _MIDDLES[filled]
         order = np.argsort(values, kind="stable")
@@ -80,7 +90,10 @@ class TensorRange:
 
 
 def _counts(bins: NDArray[np.uint16]) -> NDArray[np.int64]:
-    """How often each of the bins occurs; OpenCV clears its own first, and then takes a quarter of NumPy's time."""
+    """Return how often each bin occurs, ``(65536,)`` int64.
+
+    OpenCV first clears all of its bins and then takes a quarter of NumPy's time, so it is used for many values.
+    """
     if not _WORTH_CLEARING <= bins.size <= _FLOAT32_COUNTS:
         return np.bincount(bins, minlength=_BINS)
     return cv2.calcHist([bins[None]], [0], None, [_BINS], [0, _BINS]).ravel().astype(np.int64)
@@ -90,7 +103,7 @@ def _middles() -> NDArray[np.float64]:
     bits = (np.arange(_BINS, dtype=np.uint32) << np.uint32(16)) | np.uint32(0x8000)
     with np.errstate(invalid="ignore"):
         values = bits.view(np.float32).astype(np.float64)
-    values[[0, _SIGN]] = 0.0  # zeros, and denormals that engines flush
+    values[[0, _SIGN]] = 0.0  # These bins hold zeros, and denormals that engines flush to zero.
     return values
 
 
@@ -98,12 +111,12 @@ _MIDDLES: Final = _middles()
 
 
 class Observer:
-    """A graph whose tensors are watched while it runs.
+    """A graph whose tensors are observed while it runs.
 
-    The tensors are read in as many runs per image as it takes to hold no more than 1 GiB of them at once.
+    An image takes several runs where the tensors of one run would need more than 1 GiB of memory.
 
     Attributes:
-        ranges: What each tensor held so far.
+        ranges: The values that each tensor took so far, by the tensor's name.
     """
 
     def __init__(
@@ -115,14 +128,14 @@ class Observer:
         outputs: Sequence[str] = (),
         threads: int | None = None,
     ) -> None:
-        """Watch some tensors.
+        """Open the graph with the observed tensors as outputs.
 
         Args:
-            graph: An fp32 graph of a bundle.
-            tensors: Names of tensors in it.
-            counted: Those whose values are counted; of the others only the extremes are taken. None counts all.
-            outputs: The graph's outputs that are wanted beside.
-            threads: CPU threads; None leaves it to ONNX Runtime.
+            graph: The file of a bundle's fp32 graph.
+            tensors: The names of the tensors to observe.
+            counted: The tensors whose values are counted. The others give their extremes only. The default counts all.
+            outputs: The graph's own outputs to return for each image.
+            threads: The number of CPU threads. ONNX Runtime chooses it by default.
         """
         self.ranges = {name: TensorRange() for name in tensors}
         self._counted = frozenset(tensors if counted is None else counted)
@@ -134,13 +147,13 @@ class Observer:
         ]
 
     def __call__(self, image: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
-        """Run the graph on an image and count.
+        """Run the graph on an image and add the values of the observed tensors.
 
         Args:
-            image: What the graph's input takes, ``(1, 3, H, W)`` float32 (or a frame, for graphs that take frames).
+            image: The graph's input ``(1, 3, H, W)`` float32, or a frame for a graph that takes frames.
 
         Returns:
-            The outputs that were asked for.
+            The graph's own outputs, in the order of ``outputs``.
         """
         outputs: tuple[NDArray[np.float32], ...] = ()
         for session, group, more in self._sessions:
@@ -157,7 +170,7 @@ def _groups(graph: Path, tensors: Sequence[str]) -> list[tuple[str, ...]]:
     groups: list[list[str]] = [[]]
     size = 0
     for name in tensors:
-        # An open batch counts as one: images are observed one by one.
+        # An open batch size counts as one, because images are observed one by one.
         own = 4 * math.prod(side or 1 for side in shapes.get(name, ()))
         if groups[-1] and size + own > _OUTPUT_BYTES:
             groups.append([])
@@ -168,7 +181,7 @@ def _groups(graph: Path, tensors: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _session(graph: Path, outputs: Sequence[str], threads: int | None) -> ort.InferenceSession:
-    """The graph with other outputs; weights beside it stay where they are."""
+    """Open the graph with other outputs. Weights beside its file are read from there."""
     model = onnx.load(str(graph), load_external_data=False)
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
@@ -184,7 +197,7 @@ def _session(graph: Path, outputs: Sequence[str], threads: int | None) -> ort.In
 
 
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
-    """The shape of every tensor that shape inference knows; an open side is None."""
+    """Return the shape of every tensor that shape inference knows. An open side is None."""
     graph = model.graph
     return {
         value.name: tuple(
@@ -196,12 +209,13 @@ def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
     }
 
 
-# The cache
+# Ranges in the device's cache.
 
 
 def bytes_from_ranges(ranges: Mapping[str, TensorRange]) -> bytes:
-    """The ranges as a compressed ``.npz``; a few kilobytes per tensor."""
+    """Return the ranges as a compressed ``.npz`` of a few kilobytes per tensor."""
     arrays: dict[str, NDArray[np.generic]] = {"names": np.array(list(ranges), dtype=np.str_)}
+    # Most bins are empty, so only the others are stored.
     for n, one in enumerate(ranges.values()):
         filled = np.flatnonzero(one.counts)
         arrays[f"bins_{n}"] = filled.astype(np.uint16)
@@ -211,10 +225,10 @@ def bytes_from_ranges(ranges: Mapping[str, TensorRange]) -> bytes:
 
 
 def ranges_from_bytes(data: bytes) -> dict[str, TensorRange]:
-    """What `bytes_from_ranges` wrote.
+    """Read the ranges that `bytes_from_ranges` wrote.
 
     Raises:
-        ValueError: The bytes are not that.
+        ValueError: The bytes are not stored ranges.
     """
     try:
         arrays = arrays_from_npz(data, largest=_STORED_BYTES)
@@ -226,9 +240,8 @@ def ranges_from_bytes(data: bytes) -> dict[str, TensorRange]:
             ranges[str(name)] = TensorRange(
                 counts=counts, smallest=smallest, largest=largest, infinite=int(infinite)
             )
-    except (
-        Exception
-    ) as error:  # arrays of a wrong type or shape, or that are missing, raise from NumPy and Python
+    # Missing arrays, and arrays of a wrong type or shape, raise various errors of NumPy and Python.
+    except Exception as error:
         raise ValueError(f"not stored ranges: {error}") from error
     if any(one.counts.min() < 0 or np.isnan((one.smallest, one.largest)).any() for one in ranges.values()):
         raise ValueError("not stored ranges: no values can have them")
@@ -238,7 +251,14 @@ def ranges_from_bytes(data: bytes) -> dict[str, TensorRange]:
 def ranges_key(
     graph_sha256: str, inputs_sha256: str, tensors: Iterable[str], counted: Iterable[str] = ()
 ) -> str:
-    """What stored ranges belong to: this graph with its weights, what it was given, these tensors in any order."""
+    """Return the key of stored ranges in the cache.
+
+    Args:
+        graph_sha256: The hash of the graph with its weights.
+        inputs_sha256: The hash of the images and their preprocessing.
+        tensors: The observed tensors, in any order.
+        counted: The tensors whose values were counted, in any order.
+    """
     digest = hashlib.sha256()
     for part in (graph_sha256, inputs_sha256, *sorted(tensors), "counted", *sorted(counted)):
         digest.update(part.encode() + b"\n")

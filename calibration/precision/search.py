@@ -1,4 +1,7 @@
-"""Which blocks may have a lower precision: all that the gate lets pass, the most sensitive given back first."""
+"""Search for the blocks that can have a lower precision so that the gate passes.
+
+The search begins with all blocks. If the gate fails, it reverts the most sensitive blocks first, until the gate passes.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,16 @@ from flowedge.runtime.images import read_image
 from flowedge.runtime.pixel_range import PixelRange
 from flowedge.runtime.unproven import open_unproven
 
-# Both layouts round alike.
+# The two layouts of INT8 round alike, so the sensitivities of the CPU layout serve both.
 _MEASURED_AS: Final[Mapping[ConvertedPrecision, ConvertedPrecision]] = MappingProxyType(
     {"int8-gpu": "int8-cpu"}
 )
-_PROBES: Final = 4  # good images that a block's sensitivity is measured on, each also with one defect
+_PROBES: Final = 4  # Good images for measuring a block's sensitivity, each also with one defect.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What is kept of a detector's answer."""
+    """The part of a detector's answer that the gate compares."""
 
     score: float
     network_map: NDArray[np.float32]
@@ -47,12 +50,12 @@ class Answer:
 
 
 def judging_detector(bundle: Bundle, precision: str, threads: int | None) -> Detector:
-    """Open one graph of a bundle on the engine that judges candidates, whose gate takes the place of a proof."""
+    """Open one graph of a bundle on the engine that judges candidates. It needs no proof, because the gate follows."""
     return Detector(bundle, open_unproven(JUDGE, bundle, precision, threads=threads))
 
 
 def probe_frames(images: Sequence[Path], pixel_range: PixelRange | None) -> Iterator[NDArray[np.uint8]]:
-    """Good images, each followed by itself with a defect; their places decide the defects."""
+    """Yield good images, each followed by a copy with a synthetic defect. An image's index decides its defect."""
     for n, path in enumerate(images):
         frame = read_image(path, pixel_range)
         yield frame
@@ -60,22 +63,23 @@ def probe_frames(images: Sequence[Path], pixel_range: PixelRange | None) -> Iter
 
 
 class GateImages:
-    """The images that every candidate is compared on, with the fp32 answers, which are computed once.
+    """The images that every candidate is compared on. Their fp32 answers are computed once.
 
     Attributes:
-        sensitivities: By precision and block, what was measured so far: see `Search.measure`.
+        fp32: The bundle with the fp32 graph.
+        sensitivities: The sensitivities that `Search.measure` found so far, by precision and block.
     """
 
     def __init__(
         self, fp32: Bundle, images: Sequence[Path], defects_per_image: int, threads: int | None
     ) -> None:
-        """Compare on these.
+        """Keep the images. The fp32 graph runs when its answers are first needed.
 
         Args:
-            fp32: A bundle whose fp32 graph is the reference.
-            images: Of good parts.
-            defects_per_image: Synthetic defects made from each.
-            threads: CPU threads.
+            fp32: The bundle with the fp32 graph.
+            images: Images of good parts.
+            defects_per_image: The number of synthetic defects made from each image.
+            threads: The number of CPU threads.
         """
         self.fp32 = fp32
         self._images = images
@@ -93,9 +97,9 @@ class GateImages:
         labelled: Dataset | None = None,
         reports: Reports = SILENT,
     ) -> GateReport:
-        """Compare a graph with fp32; labelled images, where there are some, come after the others.
+        """Compare a graph with fp32. Labelled images come after the good ones.
 
-        The fp32 answers come first: two sessions at a time slow each other down.
+        All fp32 answers are computed first, because two sessions at a time slow each other down.
         """
         self._answer(labelled)
         answers = iter(self._answers)
@@ -112,7 +116,7 @@ class GateImages:
             )
 
     def _answer(self, labelled: Dataset | None) -> None:
-        """What no comparison has asked of fp32 yet."""
+        """Compute the fp32 answers that no comparison has needed so far."""
         labels = 0 if labelled is None else len(labelled.samples)
         if len(self._answers) >= len(self._images) * (1 + self._defects_per_image) + labels:
             return
@@ -124,7 +128,11 @@ class GateImages:
                 self._answers.append(_kept(fp32(one.frame)))
 
     def sensitivity(self, candidate: Bundle, precision: str) -> float:
-        """How much a candidate moves the map: see `flowedge.calibration.calibration_record.BlockChoice`."""
+        """Return how much a candidate changes the map.
+
+        The unit is that of `flowedge.calibration.calibration_record.BlockChoice`: standard deviations of the good
+        images' fp32 map. The value is infinite where the candidate's map is not finite.
+        """
         if self._probes is None:
             with judging_detector(self.fp32, "fp32", self._threads) as detect:
                 self._probes = tuple(detect(frame).network_map for frame in self._probe_frames())
@@ -142,7 +150,11 @@ class GateImages:
 
 
 class Search:
-    """The search for one precision."""
+    """Search for the blocks of one precision.
+
+    Attributes:
+        sensitivities: The sensitivity of each block, empty before `measure`.
+    """
 
     def __init__(
         self,
@@ -153,15 +165,15 @@ class Search:
         folder: Path,
         reports: Reports,
     ) -> None:
-        """Search.
+        """Prepare the search.
 
         Args:
-            converter: Writes the candidates.
-            precision: For which.
-            gate: Judges them.
-            limits: What they are held to.
-            folder: Where candidates are written; one at a time.
-            reports: Told of each step.
+            converter: The converter that writes the candidates.
+            precision: The lower precision.
+            gate: The images that candidates are compared on.
+            limits: The limits that a candidate must keep.
+            folder: The folder for candidates. It holds one at a time.
+            reports: The reports of each step.
         """
         self._converter, self._gate, self._limits = converter, gate, limits
         self._precision: ConvertedPrecision = precision
@@ -172,13 +184,13 @@ class Search:
         self.sensitivities: dict[str, float] = {}
 
     def first_that_passes(self, reverted: int = 0) -> int:
-        """The smallest number of blocks to give back, at least ``reverted``, with which the gate passes.
+        """Return the smallest number of reverted blocks, at least ``reverted``, with which the gate passes.
 
-        More and more are given back until it passes, and then the number is narrowed down by halves, on the assumption
-        that giving back more never hurts.
+        The search doubles its step until the gate passes, and then narrows the number down by halves. It assumes that
+        one more reverted block never makes the gate fail.
 
         Raises:
-            PrecisionError: Nothing passes with at least one block left.
+            PrecisionError: The gate fails as long as one block keeps the precision.
         """
         if reverted:
             self.measure()
@@ -187,11 +199,13 @@ class Search:
                 f"{self._precision} cannot pass its gate: none of its {len(self._blocks)} blocks would be left to "
                 "compute anything in it. Nothing was written. Give more images, or loosen a limit with --gate."
             )
+        # 1. Most graphs pass as they are, and then nothing has to be measured.
         report = self._judge(reverted)
         if report.passed:
             return reverted
         self.measure()
         fails, passes, step, most = reverted, reverted, 1, self._most()
+        # 2. Revert 1, 3, 7, ... blocks more until the gate passes.
         while not report.passed:
             if fails >= most:
                 raise PrecisionError(self._verdict(report))
@@ -199,6 +213,7 @@ class Search:
             report = self._judge(passes)
             if not report.passed:
                 fails, step = passes, 2 * step
+        # 3. Halve the gap between the largest number that fails and the smallest that passes.
         while passes - fails > 1:
             middle = (passes + fails) // 2
             if self._judge(middle).passed:
@@ -208,7 +223,10 @@ class Search:
         return passes
 
     def measure(self) -> None:
-        """Measure each block's sensitivity, once for both layouts of INT8."""
+        """Measure the sensitivity of each block, once for both layouts of INT8.
+
+        A block's sensitivity is the change of the map when this block alone has the lower precision.
+        """
         precision: ConvertedPrecision = _MEASURED_AS.get(self._precision, self._precision)
         self.sensitivities = self._gate.sensitivities.setdefault(precision, {})
         self._reports.step("measuring the sensitivity of each block", len(self._blocks))
@@ -219,7 +237,7 @@ class Search:
             self._reports.advance()
 
     def chosen(self, reverted: int) -> tuple[str, ...]:
-        """The blocks that keep the precision, in the graph's order."""
+        """Return the blocks that keep the precision when some are reverted, in the graph's order."""
         gone = set(self._order()[:reverted])
         return tuple(name for name in self._blocks if name not in gone)
 
@@ -227,7 +245,7 @@ class Search:
         return sorted(self._blocks, key=lambda name: -self.sensitivities.get(name, 0.0))
 
     def _most(self) -> int:
-        """How many blocks can be given back so that one with multiply-accumulates is left."""
+        """Return the largest number of blocks to revert so that a block with multiply-accumulates is left."""
         return max(
             (n for n, name in enumerate(self._order()) if self._macs[name]), default=len(self._blocks) - 1
         )
@@ -237,7 +255,7 @@ class Search:
         return self._gate.judge(bundle, self._precision, self._limits, reports=self._reports)
 
     def _candidate(self, blocks: Sequence[str], precision: ConvertedPrecision) -> Bundle:
-        """A graph that runs here, as the only one of a bundle that is good for nothing but to be judged."""
+        """Write a candidate and return a bundle with it alone, which serves only for the gate."""
         for file in self._folder.iterdir():
             file.unlink()
         place = self._folder / FILES[precision]
@@ -253,7 +271,7 @@ class Search:
             else "Give more images"
         )
         return (
-            f"{self._precision} cannot pass its gate, whatever is given back: {'; '.join(report.failures)}. "
+            f"{self._precision} cannot pass its gate, however many blocks are reverted: {'; '.join(report.failures)}. "
             f"Most sensitive: {', '.join(f'{name} ({value:.2g})' for name, value in worst)}. "
             f"Nothing was written. {other}, or loosen a limit with --gate."
         )

@@ -41,7 +41,7 @@ def bell(seed: int, outlier: float | None = None, count: int = 20_000) -> Values
 @given(ARRAYS, st.sampled_from(CALIBRATORS), st.sampled_from([127, 200, 255]))
 @settings(max_examples=150)
 def test_a_limit_is_within_what_was_seen(values: Values, calibrator: CalibratorName, levels: int) -> None:
-    limit = magnitude_limit(range_of(values), calibrator, levels=levels)
+    limit = magnitude_limit(range_of(values), calibrator, steps=levels)
     largest = float(np.abs(values).max())
     assert (limit == 0) == (largest == 0)
     assert 0 <= limit <= largest
@@ -53,7 +53,7 @@ def test_a_limit_is_within_what_was_seen(values: Values, calibrator: CalibratorN
 @settings(max_examples=150)
 def test_percentile_is_numpys_within_a_bin(values: Values, percent: float) -> None:
     expected = float(np.percentile(np.abs(values).astype(np.float64), percent, method="inverted_cdf"))
-    found = magnitude_limit(range_of(values), "percentile", levels=127, percentile=percent)
+    found = magnitude_limit(range_of(values), "percentile", steps=127, percentile=percent)
     if expected < 2.0**-126:
         return  # nothing but zeros: the largest is taken, so that the others are not lost
     share = percent / 100 * values.size
@@ -71,7 +71,7 @@ def test_mse_is_as_good_as_brute_force_on_the_values(levels: int, outlier: float
         rounded = np.clip(np.rint(values.astype(np.float64) / step), -levels, levels) * step
         return float(np.square(rounded - values).mean())
 
-    found = magnitude_limit(range_of(values), "mse", levels=levels)
+    found = magnitude_limit(range_of(values), "mse", steps=levels)
     best = min(error(limit) for limit in np.geomspace(0.05, 1, 150) * np.abs(values).max())
     assert error(found) <= 1.05 * best
 
@@ -103,7 +103,7 @@ def test_entropy_has_the_smallest_divergence(seed: int, outlier: float | None, l
     for value in np.abs(values.astype(np.float64)):
         counts[min(int(value / largest * 2048), 2047)] += 1
     counts[0] = 0.0
-    found = magnitude_limit(range_of(values), "entropy", levels=levels)
+    found = magnitude_limit(range_of(values), "entropy", steps=levels)
     ends = range(2048, levels, -16 * 8)  # every eighth of its candidates, and the one it took
     divergences = [direct_divergence(counts, end, levels + 1) for end in ends]
     taken = round(found / largest * 2048)
@@ -129,9 +129,9 @@ def test_values_within_the_limit_lose_half_a_step(calibrator: CalibratorName, ch
 
 def test_an_outlier_widens_min_max_alone() -> None:
     plain, spoilt = range_of(bell(5)), range_of(bell(5, 300.0))
-    assert magnitude_limit(spoilt, "min-max", levels=127) == 300
-    assert magnitude_limit(spoilt, "entropy", levels=127) < 60
-    assert magnitude_limit(range_of(bell(5, 12.0)), "mse", levels=127) < 11.5
-    assert magnitude_limit(spoilt, "percentile", levels=127) == pytest.approx(
-        magnitude_limit(plain, "percentile", levels=127), rel=0.1
+    assert magnitude_limit(spoilt, "min-max", steps=127) == 300
+    assert magnitude_limit(spoilt, "entropy", steps=127) < 60
+    assert magnitude_limit(range_of(bell(5, 12.0)), "mse", steps=127) < 11.5
+    assert magnitude_limit(spoilt, "percentile", steps=127) == pytest.approx(
+        magnitude_limit(plain, "percentile", steps=127), rel=0.1
     )

@@ -151,11 +151,11 @@ def test_what_is_given_back_later_is_the_most_sensitive_too() -> None:
 
 def test_nothing_left_is_refused() -> None:
     search = CountingSearch({"a": 1.0, "b": 2.0}, most=0.5)
-    with pytest.raises(PrecisionError, match=r"whatever is given back.*Most sensitive: b \(2\), a \(1\)"):
+    with pytest.raises(PrecisionError, match=r"cannot pass its gate.*Most sensitive: b \(2\), a \(1\)"):
         search.first_that_passes()
     with pytest.raises(PrecisionError, match="none of its 2 blocks would be left"):
         CountingSearch({"a": 1.0, "b": 2.0}, most=100.0).first_that_passes(2)
-    with pytest.raises(PrecisionError, match="whatever is given back"):
+    with pytest.raises(PrecisionError, match="cannot pass its gate"):
         CountingSearch({"a": 1.0, "b": 2.0, "idle": 0.0}, most=0.5).first_that_passes()
 
 
