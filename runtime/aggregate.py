@@ -73,11 +73,6 @@ def aggregate(levels: Sequence[Array], scoring: Scoring, family: Family, image_s
         return _RULES[TRAITS[family].scoring_rule](levels, scoring, _upsampling(family, image_size))
 
 
-def largest_levels(levels: Sequence[Array]) -> tuple[float, ...]:
-    """Each level's largest value over the batch: what ``ScoreMaxima.level_max`` is the maximum of."""
-    return tuple(float(level.max()) for level in levels)
-
-
 def largest_sums(
     levels: Sequence[Array], level_max: Sequence[float], family: Family, image_size: Size
 ) -> tuple[float, float | None]:

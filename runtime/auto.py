@@ -13,9 +13,10 @@ import numpy as np
 
 from flowedge.bundle import Bundle
 from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
-from flowedge.runtime.device_cache import device_cache, graph_hash
+from flowedge.runtime.device_cache import device_cache
 from flowedge.runtime.engine import choosable_engines, engine_module, engine_spec, library_version
 from flowedge.runtime.engine_contract import Opened
+from flowedge.runtime.engine_file import graph_hash
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.machine import cpu_name, find_nvidia_driver
 from flowedge.runtime.proof import prove

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineUnavailableError
 from flowedge.progress import SILENT, Reports
-from flowedge.runtime.device_cache import CachedFile, EngineFacts, device_cache
+from flowedge.runtime.device_cache import CachedFile, device_cache
 from flowedge.runtime.engine import ENGINES, engine_module, engine_spec
 from flowedge.runtime.engine_contract import Building, BuildOptions, Built, Opening
+from flowedge.runtime.engine_file import EngineFacts
 
 
 def build_engine(

@@ -1,4 +1,4 @@
-"""Where the engine cache is, how large it may become, and whether a folder may be one."""
+"""Find the folder and the size limit of the device cache, and check that a folder may be one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from flowedge.errors import EngineCacheError
@@ -13,14 +14,22 @@ from flowedge.errors import EngineCacheError
 DEFAULT_SIZE: Final = "20G"
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
-PARTS: Final = (
-    *("engines", "timing", "kernels", "onnxruntime-tensorrt", "openvino"),
-    *("ranges", "precision", "proofs"),
+PARTS: Final = MappingProxyType(
+    {
+        "engines": "engines that were compiled for this machine",
+        "timing": "TensorRT's timings, which make the next build faster",
+        "kernels": "kernels of TensorRT for RTX, which make the next start faster",
+        "onnxruntime-tensorrt": "files that ONNX Runtime stores",
+        "openvino": "files that OpenVINO stores",
+        "ranges": "ranges of tensors that were found on images",
+        "precision": "the fastest precision, as it was measured",
+        "proofs": "graphs that passed their self-test here",
+    }
 )
-"""The folders of the cache. Nothing else in its folder is read, counted or deleted."""
+"""The folders of the cache, and their contents. Nothing else in the cache's folder is read, counted or deleted."""
 
 NOWHERE: Final = Path(os.devnull) / "flowedge"
-"""The folder where there is none: nothing can be made below it, not even by root."""
+"""The folder of a user without a home. Nothing can be made below it, not even by root."""
 
 
 def cache_folder() -> Path:

@@ -68,11 +68,6 @@ def overlay(
     return np.where(np.isnan(anomaly_map)[..., None], frame, np.asarray(blended, np.uint8))
 
 
-def binary_mask(anomaly_map: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
-    """``(H, W)`` uint8: 255 where the map is above the threshold, 0 elsewhere, also where it is NaN."""
-    return np.where(anomaly_map > threshold, np.uint8(255), np.uint8(0))
-
-
 def outline(
     frame: NDArray[np.uint8],
     mask: NDArray[np.uint8],

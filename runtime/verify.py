@@ -127,13 +127,6 @@ class Worst:
         return float(self.difference / np.maximum(self.largest, np.finfo(np.float32).tiny))
 
 
-def relative_difference(got: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
-    """Worst absolute difference over the largest magnitude expected; NaN where either holds one."""
-    worst = Worst()
-    worst.add(got, expected)
-    return worst.relative
-
-
 def _answer_difference(got: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
     """Worst difference of maps or scores, relative to the largest magnitude expected, or to 1 where that is larger.
 

@@ -65,8 +65,9 @@ from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.manifest import Manifest, level_outputs
 from flowedge.onnx_constants import write_constants
 from flowedge.progress import SILENT, Prefixed, Reports
-from flowedge.runtime.device_cache import DeviceCache, graph_hash
+from flowedge.runtime.device_cache import DeviceCache
 from flowedge.runtime.engine import JUDGE
+from flowedge.runtime.engine_file import graph_hash
 from flowedge.runtime.graph_input import GraphInput
 from flowedge.runtime.images import read_image
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.contract import TensorSpec, check_contract
-from flowedge.runtime.device_cache import IGNORED_FACTS, DeviceCache, EngineFacts, device_cache, graph_hash
+from flowedge.runtime.device_cache import DeviceCache, device_cache
 from flowedge.runtime.engine_contract import Opening
+from flowedge.runtime.engine_file import IGNORED_FACTS, EngineFacts, graph_hash
 from flowedge.runtime.engines import cuda
 from flowedge.runtime.protocols import Engine
 

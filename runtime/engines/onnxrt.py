@@ -22,8 +22,9 @@ from flowedge.packages import pip_install
 from flowedge.runtime.building import built_in_cache
 from flowedge.runtime.contract import TensorSpec, check_contract
 from flowedge.runtime.denormals import flushing_denormals
-from flowedge.runtime.device_cache import IGNORED_FACTS, DeviceCache, EngineFacts, device_cache, graph_hash
+from flowedge.runtime.device_cache import DeviceCache, device_cache
 from flowedge.runtime.engine_contract import DEFAULT_BATCHES, Building, Built, EngineSpec, Opening
+from flowedge.runtime.engine_file import IGNORED_FACTS, EngineFacts, graph_hash
 from flowedge.runtime.machine import find_jetson, find_nvidia_driver, overflows_in_eight_bits
 from flowedge.runtime.protocols import Engine
 

@@ -38,8 +38,8 @@ from flowedge.bundle import Bundle, open_bundle
 from flowedge.export.checkpoint_parity import compare_with_checkpoint
 from flowedge.export.pipeline import ExportOptions, ReadModel, export_bundle, read_model
 from flowedge.runtime.bench.macs import multiply_accumulates
-from flowedge.runtime.verify import relative_difference
 from support.golden import RECORDS, unpack
+from support.oracles.relative_difference import relative_difference
 from support.oracles.scores import answer_from_levels
 
 HERE = Path(__file__).resolve().parent

@@ -16,7 +16,8 @@ import msgspec
 import pytest
 
 from flowedge.errors import EngineCacheError
-from flowedge.runtime.device_cache import DeviceCache, device_cache, graph_hash
+from flowedge.runtime.device_cache import DeviceCache, device_cache
+from flowedge.runtime.engine_file import graph_hash
 from support.command_line import flowedge
 from support.engine_facts import facts
 from support.recorded_reports import RecordedReports

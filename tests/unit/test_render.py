@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flowedge.errors import ImageError
-from flowedge.runtime.render import RED, binary_mask, heatmap, outline, overlay, write_png
+from flowedge.runtime.render import RED, heatmap, outline, overlay, write_png
 
 FRAME: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 RAMP = np.broadcast_to(np.linspace(0, 1, 30, dtype=np.float32), (20, 30))
@@ -41,13 +41,6 @@ def test_what_was_not_inspected_keeps_the_frames_colours() -> None:
     drawn = overlay(FRAME, cropped, 0, 1)
     np.testing.assert_array_equal(drawn[:, :10], FRAME[:, :10])
     np.testing.assert_array_equal(drawn[:, 10:], overlay(FRAME, RAMP, 0, 1)[:, 10:])
-
-
-def test_a_mask_holds_what_is_above_the_threshold_and_no_nan() -> None:
-    values = np.array([[0.1, 0.5, np.nan], [0.6, np.inf, -np.inf]], np.float32)
-    mask = binary_mask(values, 0.5)
-    assert mask.dtype == np.uint8
-    assert mask.tolist() == [[0, 0, 0], [255, 255, 0]]
 
 
 def test_an_outline_follows_the_region_and_spares_the_rest() -> None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from flowedge.bundle import open_bundle
 from flowedge.export.checkpoint_parity import compare_with_checkpoint
-from flowedge.runtime.verify import Worst, relative_difference
+from flowedge.runtime.verify import Worst
 from support.command_line import flowedge
+from support.oracles.relative_difference import relative_difference
 
 SIDE = 512
 
@@ -67,8 +68,12 @@ def test_memory_does_not_grow_with_the_photographs(
 
 def test_an_answer_is_measured_by_its_own_size_however_small() -> None:
     expected = np.full((2, 3), 1e-23, np.float32)
-    assert relative_difference(expected * np.float32(2), expected) == pytest.approx(1, rel=1e-5)
-    assert relative_difference(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)) == 0
+    worst = Worst()
+    worst.add(expected * np.float32(2), expected)
+    assert worst.relative == pytest.approx(1, rel=1e-5)
+    nothing = Worst()
+    nothing.add(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32))
+    assert nothing.relative == 0
 
 
 def test_verify_takes_threads_and_photographs(
