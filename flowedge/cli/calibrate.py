@@ -134,7 +134,7 @@ def command(
     from flowedge.runtime.nfa import check_form
 
     nfa = _nfa_threshold(threshold, log_nfa)
-    request = _request(threshold, image, pixel)
+    request = _threshold_request(threshold, image, pixel)
     frame_rate = _frame_rate(frame_check)
     pixel_range = _pixel_range(assignments or [])
     opened = open_bundle(bundle)
@@ -248,6 +248,7 @@ def _add(
     threads: int | None,
     json: bool,
 ) -> Bundle:
+    """Add lower precisions to a bundle, and print what their gates found unless the output is JSON."""
     from flowedge.calibration.precision import add_precisions
     from flowedge.runtime.device_cache import device_cache
 
@@ -266,6 +267,7 @@ def _add(
 
 
 def _nfa_threshold(threshold: str, log_nfa: float | None) -> NfaThreshold | None:
+    """Return the limit that ``--threshold nfa`` sets, or None for another rule."""
     if threshold not in _NFA_FORMS:
         if log_nfa is not None:
             raise FlowEdgeError(f"--log-nfa belongs to --threshold nfa, got --threshold {threshold}.")
@@ -276,7 +278,7 @@ def _nfa_threshold(threshold: str, log_nfa: float | None) -> NfaThreshold | None
 
 
 def _frame_rate(option: str) -> float | None:
-    """Return the rate of good frames outside, None for ``off``."""
+    """Return the expected share of good frames outside their ranges, or None for ``off``."""
     if option == "off":
         return None
     try:
@@ -290,7 +292,8 @@ def _frame_rate(option: str) -> float | None:
     return rate
 
 
-def _request(threshold: str, image: float | None, pixel: float | None) -> ThresholdRequest | None:
+def _threshold_request(threshold: str, image: float | None, pixel: float | None) -> ThresholdRequest | None:
+    """Return the thresholds to fit, or None where none is fitted."""
     from flowedge.calibration.threshold import ThresholdRequest
 
     if threshold not in (*_DEFAULTS, *_NFA_FORMS, "none"):

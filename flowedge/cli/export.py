@@ -101,7 +101,7 @@ def command(
     settings = settings_from(assignments or [])
     size = None if frame_size is None else size_from("--frame-size", frame_size)
     with explain_missing("export"):
-        images, request = _judged_on(  # before PyTorch, which takes seconds to import
+        images, request = _images_and_request(  # before PyTorch, which takes seconds to import
             calib_data, int8=int8, fp16=fp16, bf16=bf16, calibrator=calibrator, gate=gate, labelled=labelled
         )
         from flowedge.calibration.calibration_record import read_record
@@ -175,7 +175,7 @@ def _check_opset(opset: int) -> None:
         )
 
 
-def _judged_on(
+def _images_and_request(
     calib_data: Path | None,
     *,
     int8: bool,

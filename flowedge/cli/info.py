@@ -82,12 +82,13 @@ def command(
         source, settings=settings_from(assignments or []), transform_from=transform_from
     )
     if json:
-        print_json(_plain(checkpoint))
+        print_json(_json_of_checkpoint(checkpoint))
     else:
         _print_checkpoint(checkpoint)
 
 
 def _print_bundle(manifest: Manifest) -> None:
+    """Print the facts of a bundle as a table."""
     rows = table("", "")
     source = manifest.source
     rows.add_row("family", manifest.family)
@@ -98,7 +99,7 @@ def _print_bundle(manifest: Manifest) -> None:
         rows.add_row("transform", f"read from {printable(source.transform_file)}")
     rows.add_row("backbone", manifest.backbone)
     rows.add_row("input", "x".join(map(str, manifest.image_size)))
-    rows.add_row("preprocessing", _preprocessing(manifest.preprocessing))
+    rows.add_row("preprocessing", _preprocessing_text(manifest.preprocessing))
     if manifest.frame_size is not None:
         rows.add_row("frames", f"{'x'.join(map(str, manifest.frame_size))}, preprocessed in the graph")
     rows.add_row("levels", ", ".join(f"{lv.channels}@{lv.height}x{lv.width}" for lv in manifest.levels))
@@ -107,8 +108,8 @@ def _print_bundle(manifest: Manifest) -> None:
         score = graph.scoring.normalisation.replace("_", " ")
         rows.add_row(
             graph.precision,
-            f"{graph.file}, opset {graph.opset}, score {score}, image threshold {_threshold(image)}, "
-            f"pixel threshold {_threshold(pixel)}{_nfa(graph.thresholds.nfa)}{_plan(graph)}",
+            f"{graph.file}, opset {graph.opset}, score {score}, image threshold {_threshold_text(image)}, "
+            f"pixel threshold {_threshold_text(pixel)}{_nfa_text(graph.thresholds.nfa)}{_precision_text(graph)}",
         )
     if manifest.source_scale is not None:
         _add_source_scale(rows, manifest.source_scale)
@@ -137,7 +138,7 @@ def _print_frame_check(check: FrameCheck) -> None:
     RESULTS.print(rows)
 
 
-def _plan(graph: GraphFile) -> str:
+def _precision_text(graph: GraphFile) -> str:
     """List blocks in INT8, reverted blocks and nodes kept in fp32, as the end of a graph's row."""
     parts = []
     if graph.int8:
@@ -150,6 +151,7 @@ def _plan(graph: GraphFile) -> str:
 
 
 def _print_lowering(lowering: Lowering) -> None:
+    """Print the effect of each pass, and the steps that are left with their costs."""
     passes = table(
         "pass", "exactness", ">steps", ">parameters", ">MMAC per image", title="What each pass did"
     )
@@ -160,7 +162,7 @@ def _print_lowering(lowering: Lowering) -> None:
             one.exactness,
             _change(f"{before.steps}", f"{after.steps}"),
             _change(f"{before.parameters:,}", f"{after.parameters:,}"),
-            _change(_mega(before.macs), _mega(after.macs)),
+            _change(_millions(before.macs), _millions(after.macs)),
         )
     program = table(
         ">level", ">step", "kind", ">shape", ">parameters", ">MMAC per image", title="The lowered flow"
@@ -169,11 +171,11 @@ def _print_lowering(lowering: Lowering) -> None:
         costs = list(steps)
         for cost in costs:
             shape = "x".join(map(str, cost.shape))
-            row = (str(cost.step), cost.kind, shape, f"{cost.parameters:,}", _mega(cost.macs))
+            row = (str(cost.step), cost.kind, shape, f"{cost.parameters:,}", _millions(cost.macs))
             program.add_row(str(level), *row)
         parameters, macs = (sum(getattr(cost, what) for cost in costs) for what in ("parameters", "macs"))
         program.add_row(
-            str(level), "", "all", "", f"{parameters:,}", _mega(macs), style="bold", end_section=True
+            str(level), "", "all", "", f"{parameters:,}", _millions(macs), style="bold", end_section=True
         )
     RESULTS.print(passes)
     RESULTS.print()
@@ -181,20 +183,23 @@ def _print_lowering(lowering: Lowering) -> None:
 
 
 def _change(before: str, after: str) -> str:
+    """Return both numbers with an arrow between them, or one where they are equal."""
     return before if before == after else f"{before} → {after}"
 
 
-def _mega(macs: int) -> str:
+def _millions(macs: int) -> str:
+    """Return a count in millions."""
     return f"{macs / 1e6:,.2f}"
 
 
 def _print_checkpoint(checkpoint: Checkpoint) -> None:
+    """Print the facts of a checkpoint as a table."""
     rows = table("", "")
     rows.add_row("family", checkpoint.family)
     rows.add_row("source", f"{checkpoint.repository}, generation {checkpoint.generation}")
     for name, value in checkpoint.hyperparameters.items():
         rows.add_row(name, listed(value))
-    rows.add_row("preprocessing", _preprocessing(checkpoint.preprocessing))
+    rows.add_row("preprocessing", _preprocessing_text(checkpoint.preprocessing))
     if checkpoint.transform_file is not None:
         rows.add_row("transform", f"read from {checkpoint.transform_file[0]}")
     is_whole = any(name.startswith("backbone.") for name in checkpoint.tensors)
@@ -218,7 +223,8 @@ def _print_checkpoint(checkpoint: Checkpoint) -> None:
     print_assumed(checkpoint.assumed)
 
 
-def _plain(checkpoint: Checkpoint) -> dict[str, object]:
+def _json_of_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
+    """Return the facts of a checkpoint for JSON, without its tensors."""
     return {
         "family": checkpoint.family,
         "repository": checkpoint.repository,
@@ -246,15 +252,17 @@ def _add_source_scale(rows: Table, scale: SourceScale) -> None:
         rows.add_row(f"source's {name} scale", f"anomalib {scale.rule}: {shown or 'nothing fitted'}")
 
 
-def _preprocessing(steps: Preprocessing) -> str:
+def _preprocessing_text(steps: Preprocessing) -> str:
+    """Return the steps from a frame to the network's input in words."""
     size = f"shorter side {steps.resize[0]}" if steps.keep_aspect else "x".join(map(str, steps.resize))
     crop = "" if steps.crop is None else f", centre crop {steps.crop[0]}x{steps.crop[1]}"
-    before = "".join(f"{_frame_step(step)}, " for step in steps.frame_steps)
+    before = "".join(f"{_frame_step_text(step)}, " for step in steps.frame_steps)
     grey = ", grey" if steps.grayscale else ""
     return f"{before}{steps.method} to {size}{crop}{grey}, mean {listed(steps.mean)}, std {listed(steps.std)}"
 
 
-def _frame_step(step: FrameStep) -> str:
+def _frame_step_text(step: FrameStep) -> str:
+    """Return one change of a frame's borders in words."""
     words = step.kind.replace("_", " ")
     if step.size is not None:
         return f"{words} {step.size[0]}x{step.size[1]}"
@@ -263,12 +271,14 @@ def _frame_step(step: FrameStep) -> str:
     return f"{words}{border} {step.mode}{fill}"
 
 
-def _threshold(threshold: Threshold | None) -> str:
+def _threshold_text(threshold: Threshold | None) -> str:
+    """Return a threshold with the method of its fit."""
     if threshold is None:
         return "not fitted"
     parameter = "" if threshold.parameter is None else f" {threshold.parameter:g}"
     return f"{threshold.value:.6g} ({threshold.method}{parameter}, {threshold.images} images)"
 
 
-def _nfa(threshold: NfaThreshold | None) -> str:
+def _nfa_text(threshold: NfaThreshold | None) -> str:
+    """Return the limit of log NFA as the end of a graph's row. It is empty where none is set."""
     return "" if threshold is None else f", decided by {threshold.form} log NFA < {threshold.log_nfa:g}"

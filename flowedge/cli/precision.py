@@ -98,6 +98,7 @@ def precision_request(
 
 
 def _limits(defaults: GateLimits, assignments: Sequence[str]) -> GateLimits:
+    """Return the limits of a gate, with those that ``--gate`` names changed."""
     import msgspec
 
     names = defaults.__struct_fields__
