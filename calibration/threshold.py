@@ -40,7 +40,7 @@ class ThresholdRequest:
         pixel: The quantile of the good images' pixels, or their largest share above the threshold. None fits no pixel
             threshold, except with ``f1``, which fits one wherever the dataset has masks.
 
-    Example:
+    Examples:
         >>> request = ThresholdRequest(method="target-fpr", image=0.01, pixel=0.0005)
     """
 

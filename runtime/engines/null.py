@@ -23,7 +23,7 @@ from flowedge.runtime.protocols import Engine
 class NullEngine:
     """An engine whose answers are given beforehand.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from flowedge.bundle import open_bundle
         >>> from flowedge.runtime.engines.null import NullEngine
