@@ -52,9 +52,11 @@ class NullEngine:
         unknown = ", ".join(answers.keys() - outputs.keys())
         if unknown:
             raise ValueError(f"the graph has no output {unknown}, but {', '.join(outputs)}")
+        # Only the first dimension, the number of images, is open.
+        shapes = {name: [size for size in spec.shape if size is not None] for name, spec in outputs.items()}
         self._answers = {
-            name: np.broadcast_to(np.asarray(answers.get(name, 0), np.float32), spec.shape[1:])
-            for name, spec in outputs.items()
+            name: np.broadcast_to(np.asarray(answers.get(name, 0), np.float32), shape)
+            for name, shape in shapes.items()
         }
         self._is_closed = False
 

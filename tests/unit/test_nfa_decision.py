@@ -19,6 +19,7 @@ from flowedge.calibration.calibrate import decide_by_nfa
 from flowedge.errors import BundleError
 from flowedge.manifest import Family, NfaOutputs, NfaThreshold, Preprocessing, Threshold, Thresholds
 from flowedge.runtime.detector import Detector
+from flowedge.runtime.engines.null import NullEngine
 from flowedge.runtime.inspection import inspect_images
 from flowedge.runtime.nfa import block_log_nfa, detected_regions, tree, tree_log_nfa
 from flowedge.runtime.render import write_png
@@ -33,27 +34,9 @@ FRAME = np.zeros((*IMAGE_SIZE, 3), np.uint8)
 FITTED = Thresholds(image=Threshold(value=1.0, method="manual"), pixel=Threshold(value=0.5, method="manual"))
 
 
-class LevelsEngine:
-    """Gives a score and a map of 0.25, and the levels, energies and counts that it is told, for every image."""
-
-    name = "levels"
-    batches: tuple[int, int] | None = None
-
-    def __init__(self, given: Mapping[str, NDArray[Any]]) -> None:
-        self.given = dict(given)
-        self.output_names = ("score", "anomaly_map", *given)
-
-    def infer(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        n, _, height, width = image.shape
-        repeated = {
-            name: np.repeat(np.asarray(one, np.float32)[None, None], n, axis=0)
-            for name, one in self.given.items()
-        }
-        score, anomaly_map = np.full(n, 0.25, np.float32), np.full((n, 1, height, width), 0.25, np.float32)
-        return {"score": score, "anomaly_map": anomaly_map, **repeated}
-
-    def close(self) -> None:
-        """Nothing is held."""
+def answering(bundle: Bundle, given: Mapping[str, NDArray[Any]]) -> NullEngine:
+    """Make an engine that gives every image a score and a map of 0.25, and the given levels, energies and counts."""
+    return NullEngine(bundle.manifest, {"score": 0.25, "anomaly_map": 0.25, **given})
 
 
 def levels_with(spot: float) -> list[NDArray[np.float32]]:
@@ -89,7 +72,8 @@ def inspected(
     **more: Any,
 ) -> Result:
     thresholds = msgspec.structs.replace(FITTED, nfa=threshold)
-    return Detector(bundle_of(folder, thresholds, **more), opened(LevelsEngine(given)))(frame)
+    bundle = bundle_of(folder, thresholds, **more)
+    return Detector(bundle, opened(answering(bundle, given)))(frame)
 
 
 def test_the_tree_decides_from_the_levels_and_the_fitted_limits_do_not(tmp_path: Path) -> None:
@@ -232,7 +216,7 @@ def test_a_form_that_the_graph_does_not_give_enough_for_is_refused(
     (tmp_path / "edited").mkdir()
     edited = bundle_of(tmp_path / "edited", Thresholds(nfa=NfaThreshold(form=form)), family=family)
     with pytest.raises(BundleError, match=message):
-        Detector(edited, opened(LevelsEngine({})))
+        Detector(edited, opened(answering(edited, {})))
 
 
 @pytest.mark.parametrize(("form", "compiled"), [("tree", 1), ("block", 0)])
@@ -241,7 +225,7 @@ def test_a_detector_compiles_the_tree_while_it_loads_and_only_then(
 ) -> None:
     tree._compiled_select.cache_clear()
     bundle = bundle_of(tmp_path, Thresholds(nfa=NfaThreshold(form=form)), nfa=COUNTING)
-    Detector(bundle, opened(LevelsEngine({})))
+    Detector(bundle, opened(answering(bundle, {})))
     assert tree._compiled_select.cache_info().currsize == compiled
 
 
@@ -277,7 +261,7 @@ def test_calibrate_sets_the_limit_without_images_and_keeps_what_was_fitted(
 ) -> None:
     done = flowedge("calibrate", bundle.path, "--threshold", *words)
     assert done.status == 0, done.stderr
-    assert f"below {stored.log_nfa:g}, by the tree form" in done.stdout.replace("\n", " ")
+    assert f"by the tree form is below {stored.log_nfa:g}" in done.stdout.replace("\n", " ")
     thresholds = open_bundle(bundle.path).manifest.graphs[0].thresholds
     assert thresholds == msgspec.structs.replace(FITTED, nfa=stored)
 
