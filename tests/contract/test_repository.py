@@ -37,13 +37,14 @@ def test_the_workflow_tests_every_python_that_the_package_names() -> None:
     assert matrix == python_versions() == ["3.10", "3.11", "3.12", "3.13"]
 
 
-def test_the_steps_of_the_workflow_are_targets_of_the_makefile() -> None:
+@pytest.mark.parametrize("name", [name for name in YAML_FILES if "workflows" in name])
+def test_the_steps_of_a_workflow_are_targets_of_the_makefile(name: str) -> None:
     targets = set(
         re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     )
-    for job in loaded(".github/workflows/tests.yml")["jobs"].values():
+    for job in loaded(name)["jobs"].values():
         commands = [step["run"] for step in job["steps"] if "run" in step]
-        assert {word for one in commands for word in re.findall(r"\bmake (\w+)", one)} <= targets
+        assert {word for one in commands for word in re.findall(r"\bmake ([\w-]+)", one)} <= targets
         assert any(step.get("uses", "").startswith("actions/checkout@") for step in job["steps"])
 
 
