@@ -143,6 +143,7 @@ class Combination:
         measured = [timing for timing in timings if timing.p50_ms]
         on_cpu = started.device == "cpu"
         per_image = [timing.p50_ms / timing.batch for timing in measured if timing.p50_ms]
+        # The machine's peak speeds are those of its processor, so only engines on the CPU are compared with them.
         peak_share = bandwidth_share = None
         if on_cpu and self.macs and per_image and machine.gflops:
             peak_share = 2e-6 * self.macs / min(per_image) / machine.gflops

@@ -66,6 +66,7 @@ class EnergyMeter:
             self._stop.set()
             self._thread.join()
         elif self._counters:
+            # A counter that has passed its largest value begins again at zero.
             for counter, before, wraps_at in zip(self._counters, self._before, self._ranges, strict=True):
                 used = (_number(counter) or before) - before
                 self._joules += (used if used >= 0 else used + wraps_at) / 1e6

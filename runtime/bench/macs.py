@@ -45,9 +45,11 @@ def _count(model: Any, path: Path) -> int:
     graph = model.graph
     products = [node for node in graph.node if node.op_type in _PRODUCTS]
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    # Weights have their shapes in the file. The shapes of all other tensors are taken from a run.
     names = {name for node in products for name in (*node.input[:2], node.output[0])} - shapes.keys()
     shapes |= _shapes_in_a_run(model, path, names)
     total = 0
+    # Each value of the output costs as many products as the kernel has weights for it, or the shared side is long.
     for node in products:
         if node.op_type == "Conv":
             per_output = math.prod(shapes[node.input[1]][1:])

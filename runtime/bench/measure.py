@@ -94,7 +94,8 @@ def _measure(
                 run.turn(batch, seconds, meter)
                 if batch == options.batches[0]:
                     run.turn_stages(seconds / 2)
-    for run in runs:  # Not in turns, since the numbers of threads are compared within one row.
+    # Sharing is not measured in turns, since its numbers are compared within one row.
+    for run in runs:
         reports.step(f"sharing {run.label} between threads")
         run.share(seconds)
     return msgspec.structs.replace(

@@ -29,7 +29,8 @@ class Worker:
         """
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         environment = clean_environment()
-        if job.threads is not None:  # libraries that take their number of threads from the environment
+        # Some libraries take their number of threads from the environment alone.
+        if job.threads is not None:
             environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads))
         start = time.perf_counter()
         self._process = subprocess.Popen(
@@ -93,6 +94,7 @@ class Worker:
         try:
             return struct_from(line, answer)
         except msgspec.ValidationError:
+            # The line is of another type than the answer, so it holds the reason why there is no answer.
             raise EngineUnavailableError(struct_from(line, Problem).problem) from None
 
     def _how_it_ended(self) -> str:

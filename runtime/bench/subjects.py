@@ -103,7 +103,8 @@ class _Bundle(_Timed):
             from flowedge.runtime.opening import open_or_build
 
             session = open_or_build(job.engine, bundle, AUTO, threads=job.threads)
-        else:  # The report says whether the answers are right.
+        else:
+            # The engine is not proven. The report tells whether its answers are right.
             from flowedge.runtime.unproven import open_unproven
 
             session = open_unproven(job.engine, bundle, job.precision, threads=job.threads)

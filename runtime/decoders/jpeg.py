@@ -223,7 +223,7 @@ def _first_symbols(segment: bytes) -> dict[int, int]:
 
 
 def _zeros_are_plausible(frame: _Frame, segment: bytes, tables: dict[int, int]) -> bool:
-    """Say whether a long run of zeros in the coded data can be part of a picture.
+    """Tell whether a long run of zeros in the coded data can be part of a picture.
 
     A run of zeros repeats the symbols whose codes are all zeros. It is a smooth area where they end each block at once,
     after a small step in brightness. It is no picture where they give every frequency of block after block one value.

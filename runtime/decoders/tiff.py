@@ -175,7 +175,7 @@ def _equal(tags: dict[int, tuple[int, ...]], tag: int, default: int, samples: in
 
 
 def _is_tiled(tags: dict[int, tuple[int, ...]]) -> bool:
-    """Say whether the picture is cut into tiles, as libtiff does: one side of a tile is enough."""
+    """Tell whether the picture is cut into tiles. One side of a tile is enough, as for libtiff."""
     return _TILE_WIDTH in tags or _TILE_LENGTH in tags
 
 
@@ -187,6 +187,8 @@ def _layout(tags: dict[int, tuple[int, ...]], order: str) -> _Layout:
         raise RefusedError(f"is a TIFF file of {samples} channels. Save it as RGB or grey.")
     bits = _equal(tags, _BITS, 1, samples)
     kind = _KINDS.get(_equal(tags, _FORMAT, 1, samples))
+    # Samples of 16 bits or more are read where NumPy has their type. Shorter samples are read where they are unsigned,
+    # and below 8 bits only in one channel.
     name = f"{kind}{bits // 8}"
     if not (name in _DEEP or (kind == "u" and bits in (1, 2, 4, 8))) or (bits < 8 and samples > 1):
         raise RefusedError(
@@ -197,6 +199,7 @@ def _layout(tags: dict[int, tuple[int, ...]], order: str) -> _Layout:
         raise RefusedError(
             f"is a TIFF file of compression {compression}. Save it uncompressed, with Deflate or LZW."
         )
+    # Predictor 2 stores differences along a row, which are read for integers of whole bytes.
     predictor = _one(tags, _PREDICTOR, 1)
     if predictor not in (1, 2) or (predictor == 2 and (bits < 8 or kind == "f")):
         raise RefusedError(f"is a TIFF file of predictor {predictor}. Save it without.")
@@ -255,6 +258,7 @@ def _samples(data: bytes, tags: dict[int, tuple[int, ...]], layout: _Layout) -> 
             f"is a TIFF file of {sum(counts) / 1e6:.0f} MB of LZW data, more than {MAX_LZW / 1e6:.0f}. Save it with "
             "Deflate."
         )
+    # Each plane has all pieces of the picture, from left to right and then from top to bottom.
     together = layout.samples // layout.planes
     picture = np.empty((layout.height, layout.width, layout.samples), layout.dtype)
     for index, (offset, count) in enumerate(zip(offsets, counts, strict=True)):
