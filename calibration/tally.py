@@ -28,8 +28,6 @@ class Detection(Protocol):
         score: Larger is more anomalous.
         network_map: ``(H, W)`` float32 over the network's input; larger is more anomalous.
         preprocessing: How the image became that input.
-        network_log_nfa: ``(H, W)`` float64, log10 of each pixel's number of false alarms; None where that was not
-            asked for or is not known.
     """
 
     @property
@@ -41,16 +39,18 @@ class Detection(Protocol):
     @property
     def preprocessing(self) -> Preprocessing: ...
 
-    @property
-    def network_log_nfa(self) -> NDArray[np.float64] | None: ...
-
 
 class CheckedDetection(Detection, Protocol):
     """A detection that says whether the frame was fit to be inspected.
 
     Attributes:
-        problem: Why the frame was not inspected; empty otherwise.
+        network_log_nfa: The log10 of each pixel's number of false alarms, ``(H, W)`` float64. None where it was
+            not computed.
+        problem: The reason why the frame was not inspected, else empty.
     """
+
+    @property
+    def network_log_nfa(self) -> NDArray[np.float64] | None: ...
 
     @property
     def problem(self) -> str: ...

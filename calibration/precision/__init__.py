@@ -5,7 +5,8 @@ These modules edit graphs, so they need the onnx package and ONNX Runtime, unlik
 
 from __future__ import annotations
 
-from flowedge.calibration.precision.add import PrecisionRequest, add_precisions
+from flowedge.calibration.precision.add import add_precisions
 from flowedge.calibration.precision.by_rule import add_half_graphs
+from flowedge.calibration.precision.precision_request import PrecisionRequest
 
 __all__ = ["PrecisionRequest", "add_half_graphs", "add_precisions"]

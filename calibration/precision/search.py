@@ -46,7 +46,6 @@ class Answer:
     score: float
     network_map: NDArray[np.float32]
     preprocessing: Preprocessing
-    network_log_nfa: None = None
 
 
 def judging_detector(bundle: Bundle, precision: str, threads: int | None) -> Detector:

@@ -38,7 +38,7 @@ from flowedge.calibration.evaluation import evaluate
 from flowedge.calibration.evaluation_result import Evaluation
 from flowedge.calibration.gate_report import DEFAULT_LIMITS
 from flowedge.calibration.precision import PrecisionRequest, add_precisions
-from flowedge.calibration.precision.add import Wanted
+from flowedge.calibration.precision.precision_request import Wanted
 from flowedge.errors import PrecisionError
 from flowedge.export.demo.photos import PhotoPlan, write_photos
 from flowedge.export.demo.train import TrainPlan, train_cflow

@@ -1,0 +1,58 @@
+"""The request for graphs of lower precision: precisions, limits of the gate, and what to measure with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, Literal, TypeAlias
+
+from flowedge.calibration.dataset import Dataset
+from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateLimits
+from flowedge.calibration.precision.calibrators import CalibratorName
+from flowedge.calibration.precision.converted_graph import ConvertedPrecision
+from flowedge.calibration.threshold import ThresholdRequest
+from flowedge.frame_quantities import DEFAULT_FRAME_RATE
+
+Wanted: TypeAlias = Literal["fp16", "bf16", "int8"]
+"""A precision that a user can ask for. ``int8`` gives two graphs, one for each kind of device."""
+
+_GRAPHS: Final[Mapping[Wanted, tuple[ConvertedPrecision, ...]]] = MappingProxyType(
+    {"fp16": ("fp16",), "bf16": ("bf16",), "int8": ("int8-gpu", "int8-cpu")}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionRequest:
+    """The precisions to add and the limits that they must keep.
+
+    Attributes:
+        wanted: The precisions, each once.
+        calibrator: The method that chooses an activation's range for INT8.
+        limits: The limits of the gate for each name of ``wanted``.
+        defects_per_image: The number of synthetic defects made from each image of the gate.
+        gate_images: The number of images that the gate compares. They are spread over all good images, and ranges are
+            taken from all of them.
+        labelled: Images with labels. The gate also compares the metrics on them.
+        thresholds: The thresholds that every precision gets in the end.
+        frame_rate: The expected share of good frames outside of the ranges of plain statistics, as for
+            `calibrate_bundle`.
+    """
+
+    wanted: tuple[Wanted, ...]
+    calibrator: CalibratorName = "percentile"
+    limits: Mapping[str, GateLimits] = field(default_factory=lambda: DEFAULT_LIMITS)
+    defects_per_image: int = 2
+    gate_images: int = 48
+    labelled: Dataset | None = None
+    thresholds: ThresholdRequest = field(default_factory=ThresholdRequest)
+    frame_rate: float | None = DEFAULT_FRAME_RATE
+
+    @property
+    def precisions(self) -> tuple[ConvertedPrecision, ...]:
+        """The precisions of the graphs to write, in the order of ``wanted``."""
+        return tuple(name for wanted in self.wanted for name in _GRAPHS[wanted])
+
+    def limits_of(self, precision: ConvertedPrecision) -> GateLimits:
+        """Return the limits of one graph. Both graphs of INT8 have the same."""
+        return self.limits[precision.partition("-")[0]]
