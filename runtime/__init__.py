@@ -1,4 +1,4 @@
-"""Run a bundle on a device. Never imports torch; imports an engine only when it is opened."""
+"""Run a bundle on a device, without torch. An engine's library is imported only when the engine is opened."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""From the levels to the anomaly map and the image score, on the host, in NumPy.
+"""Compute the anomaly map and the image score from the levels, on the host, in NumPy.
 
-The exported graph does the same inside; this is the second, independent way to its answer, and what calibration
-fits score maxima with. Every image is on its own: nothing is shared over the batch. What is not finite stays so: a
-NaN in a level is a NaN in its image's score, never a quiet zero.
+The exported graph computes the same inside. This module is a second, independent way to its answer, and calibration
+fits score maxima with it. Images of a batch share nothing. A NaN in a level gives a NaN in the score of its image, and
+never a zero.
 
 Levels are fine to coarse, ``[N, 1, h, w]`` float32: for CFLOW and MSFlow the log-likelihood per dimension without
 its constants, for the others the mean over the channels of the latent's square.
@@ -32,11 +32,11 @@ _PER_IMAGE: Final = (1, 2, 3)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Aggregate:
-    """A batch's answers, as the graph's outputs of the same names.
+    """The answers to a batch, equal to the graph's outputs of the same names.
 
     Attributes:
-        anomaly_map: ``[N, 1, H, W]`` float32; larger is more anomalous.
-        score: ``[N]`` float32; larger is more anomalous.
+        anomaly_map: ``[N, 1, H, W]`` float32. Larger is more anomalous.
+        score: ``[N]`` float32. Larger is more anomalous.
         anomaly_map_mul: MSFlow only: ``[N, 1, H, W]`` float32, the map that the score is taken from.
     """
 
@@ -48,20 +48,22 @@ class Aggregate:
 def aggregate(levels: Sequence[Array], scoring: Scoring, family: Family, image_size: Size) -> Aggregate:
     """Compute a family's anomaly map and image score.
 
-    CFLOW (Gudovskiy et al., WACV 2022, as anomalib computes it for one image): A = S* - S with S = sum_l
-    U_l(exp(level_l - M_l)); the score is the largest A, or the mean of the ``top_pixels`` largest. MSFlow (Zhou et
-    al., TNNLS 2024): the same A for localisation; A_mul = 1 - exp(Q - Q*) with Q = sum_l U_l(level_l), and the
-    score is the mean of its largest ``top_fraction``. The maxima M_l, S*, Q* are the image's own (``per_image``) or
-    the manifest's constants (``fixed_reference``), for which A is not clipped. FastFlow (Yu et al., 2021) and
-    U-Flow (Tailanian et al., 2022): the mean over the levels of U_l(exp(-level_l / 2)), negated or taken from 1;
-    the score is the largest value. CS-Flow (Rudolph et al., WACV 2022): the product of U_l(level_l) or the finest
-    of them; the score is the mean of z^2 / 2 over all elements of all levels, which have equally many channels. U_l
-    is bilinear.
+    The bilinear upsampling of level l is U_l. The maxima M_l, S*, Q* are the image's own (``per_image``) or constants
+    of the manifest (``fixed_reference``), for which A is not clipped.
+
+    - CFLOW (Gudovskiy et al., WACV 2022, as anomalib computes it for one image): the map is A = S* - S with
+      S = sum_l U_l(exp(level_l - M_l)). The score is the largest A, or the mean of the ``top_pixels`` largest.
+    - MSFlow (Zhou et al., TNNLS 2024): the map is A too. The score is the mean of the largest ``top_fraction`` of
+      A_mul = 1 - exp(Q - Q*) with Q = sum_l U_l(level_l).
+    - FastFlow (Yu et al., 2021) and U-Flow (Tailanian et al., 2022): the map is the mean over the levels of
+      U_l(exp(-level_l / 2)), negated or taken from 1. The score is the largest value.
+    - CS-Flow (Rudolph et al., WACV 2022): the map is the product of U_l(level_l) or the finest of them. The score is
+      the mean of z^2 / 2 over all elements of all levels, which have equally many channels.
 
     Args:
-        levels: As in this file's head.
-        scoring: The manifest's.
-        family: The manifest's.
+        levels: The levels, fine to coarse, ``[N, 1, h, w]`` float32.
+        scoring: The rule and constants of the manifest.
+        family: The family of the manifest.
         image_size: ``(H, W)`` of the maps to make.
 
     Raises:
@@ -76,10 +78,10 @@ def aggregate(levels: Sequence[Array], scoring: Scoring, family: Family, image_s
 def largest_sums(
     levels: Sequence[Array], level_max: Sequence[float], family: Family, image_size: Size
 ) -> tuple[float, float | None]:
-    """The largest S and, for MSFlow, Q over the batch: what ``map_max`` and ``mul_max`` are the maxima of.
+    """Compute the largest S and, for MSFlow, Q over a batch, from which ``map_max`` and ``mul_max`` are fitted.
 
     Args:
-        levels: As in this file's head, of CFLOW or MSFlow.
+        levels: The levels of CFLOW or MSFlow, fine to coarse, ``[N, 1, h, w]`` float32.
         level_max: The ``level_max`` of the score maxima.
         family: ``cflow`` or ``msflow``.
         image_size: ``(H, W)`` of the bundle's maps.
@@ -147,7 +149,7 @@ _RULES: Final[Mapping[ScoringRule, Callable[[Sequence[Array], Scoring, Upsamplin
 
 
 def _mean_of_largest(maps: Array, count: int) -> Array:
-    """The mean of each map's ``count`` largest values, ``(N,)``; NaN counts as largest."""
+    """Compute the mean of each map's ``count`` largest values, ``(N,)``. NaN counts as largest."""
     pixels = maps.reshape(len(maps), -1)
     count = min(count, pixels.shape[1])
     top = np.partition(pixels, pixels.shape[1] - count, axis=1)[:, -count:]
@@ -155,7 +157,7 @@ def _mean_of_largest(maps: Array, count: int) -> Array:
 
 
 def _additive_map(levels: Sequence[Array], maxima: ScoreMaxima | None, up: Upsampling) -> Array:
-    """CFLOW's and MSFlow's S* - S."""
+    """Compute S* - S, the map of CFLOW and MSFlow."""
     if maxima is None:
         largest = [level.max(axis=_PER_IMAGE, keepdims=True) for level in levels]
         total = _sum_of_likelihoods(levels, largest, up)

@@ -1,4 +1,4 @@
-"""The fastest engine and graph that is right on this device, measured once and remembered."""
+"""Choose the fastest engine and graph that is right on this device. The choice is measured once and stored."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ _MEASURED_S: Final = 1.0
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """One graph on one engine.
+    """The measurement of one graph on one engine.
 
     Attributes:
-        engine: Which engine.
-        precision: Which graph.
-        median_ms: Of one image, in ms of the engine's own call; None where it did not run or was not right.
-        problem: Why it is out of the question, else empty.
+        engine: The name of the engine.
+        precision: The precision of the graph.
+        median_ms: The median time of the engine's call with one image, in ms. The value is None where the graph did
+            not run or was not right.
+        problem: The reason why the graph cannot be chosen. It is empty for a graph that can.
     """
 
     engine: str
@@ -49,12 +50,12 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured, and what follows from it.
+    """The chosen graph and engine, and the measurements behind the choice.
 
     Attributes:
-        precision: The fastest that was right.
-        engine: The engine it was measured on.
-        measured: All of them, engine by engine in the order of choice, in the manifest's order.
+        precision: The precision of the fastest graph that was right.
+        engine: The engine that it was measured on.
+        measured: All measurements, by engine in the order of choice, and by graph in the manifest's order.
         not_built: Sentences about installed engines that have to be built first.
     """
 
@@ -65,15 +66,14 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fastest_precision(bundle: Bundle, engine: str | None = None, *, threads: int | None = None) -> Choice:
-    """Choose the fastest graph that is right here: a choice that was once made is remembered.
+    """Choose the fastest graph that is right here, or take the stored choice.
 
     The choice belongs to the graphs, the engines and their versions, what is built for them, the device and the
-    number of threads. A typed graph that was made on images has passed its gate; here it must pass its self-test as
-    well.
+    number of threads. A converted graph has passed its gate on images. Here it must also pass its self-test.
 
     Args:
         bundle: A verified bundle.
-        engine: A name of ``ENGINES``; None compares all that are chosen by themselves and open a graph.
+        engine: A name of ``ENGINES``. Without a name, all engines are compared that may be chosen without one.
         threads: The number of CPU threads of one inference.
 
     Raises:
@@ -94,7 +94,7 @@ def choose_anew(bundle: Bundle, engine: str | None = None, *, threads: int | Non
 
     Args:
         bundle: A verified bundle.
-        engine: A name of ``ENGINES``; None compares all that are chosen by themselves and open a graph.
+        engine: A name of ``ENGINES``. Without a name, all engines are compared that may be chosen without one.
         threads: The number of CPU threads of one inference.
 
     Raises:
@@ -152,7 +152,7 @@ def _compared(engine: str | None) -> list[str]:
 
 
 def _is_possible(choice: Choice, bundle: Bundle, engines: Sequence[str]) -> bool:
-    """Tell whether a remembered choice can have been made here: the cache may hold anything.
+    """Check that a stored choice can have been made here, since the cache may hold anything.
 
     Each graph that the record names must be one that is compared, the chosen one must be among those that were right,
     and its sentences must be of printable characters, since they are shown.
@@ -172,14 +172,14 @@ def _is_possible(choice: Choice, bundle: Bundle, engines: Sequence[str]) -> bool
 
 
 def precisions_on(bundle: Bundle, engine: str) -> tuple[str, ...]:
-    """The bundle's graphs that are meant for an engine's device; of the two forms of int8 it is one."""
+    """Name the graphs of a bundle that are meant for an engine's device. The INT8 graph is the one for the device."""
     device = engine_spec(engine).device
     other = {"int8-cpu", "int8-gpu"} - {bundle.manifest.precision_on(device, "int8")}
     return tuple(graph.precision for graph in bundle.manifest.graphs if graph.precision not in other)
 
 
 def _measure(bundle: Bundle, session: Opened, threads: int | None) -> Measured:
-    """Let a session prove itself, take the time where it is right, and close it."""
+    """Prove an engine by the self-test, time it where it is right, and close it."""
     engine, precision = session.name, session.precision
     try:
         prove(bundle, session, threads=threads)

@@ -1,4 +1,4 @@
-"""Compiling an engine for this machine, ahead of the first image: nothing is built unless it is asked for."""
+"""Compile engines for this machine, when a user asks for it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def build_engine(
     Args:
         bundle: A verified bundle.
         engine: A name of ``ENGINES`` that is compiled ahead.
-        precision: Which of its graphs.
-        options: What to ask of the builder.
-        reports: Told of each step, and in sentences of what happens.
+        precision: The precision of the graph.
+        options: The options of the builder.
+        reports: Told of each step and of events.
 
     Raises:
         ValueError: The batch sizes are not in ascending order from 1.
         EngineUnavailableError: The engine is not installed, is not compiled ahead, needs a device that is not here,
-            or cannot build the graph; the message holds all that its parser says.
+            or cannot build the graph. The message holds everything that its parser printed.
         EngineCacheError: The cache cannot be written.
         BundleError: There is no graph of this precision.
     """
@@ -58,7 +58,7 @@ def build_engine(
 def built_in_cache(
     building: Building, facts: EngineFacts, compile_it: Callable[[], bytes], notes: list[str]
 ) -> Built:
-    """Take the engine of these facts from the cache, or compile and store it; ``notes`` are read at the end."""
+    """Take the engine of these facts from the cache, or compile and store it. Compiling may add to ``notes``."""
     begun = time.monotonic()
     found, was_built = building.cache.find_or_build(facts, compile_it, reports=building.reports)
     file = CachedFile(path=found.path, facts=facts, size=found.path.stat().st_size, used=time.time())

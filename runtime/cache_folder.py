@@ -64,9 +64,9 @@ def cache_size() -> int:
 
 
 def why_no_cache(folder: Path) -> str:
-    """Return why a folder cannot be the cache, empty where it can. It need not exist.
+    """Return the reason why a folder cannot be the cache. It is empty for a folder that can. The folder need not exist.
 
-    A folder that holds anything but a cache is none: what is in it could be counted and deleted.
+    A folder that holds other files is refused, so that none of them is counted or deleted.
     """
     if folder == NOWHERE:
         return f"the user {os.getuid()} has no home folder (HOME is {os.environ.get('HOME', '')!r})"

@@ -24,7 +24,7 @@ class TensorSpec:
 
 
 def input_of_graph(manifest: Manifest) -> tuple[str, TensorSpec]:
-    """The name and the type of the one input of a bundle's graphs."""
+    """Return the name and the type of the one input of a bundle's graphs."""
     if manifest.frame_size is not None:
         return "frame", TensorSpec("uint8", (None, *manifest.frame_size, 3))
     return "image", TensorSpec("float32", (None, 3, *manifest.image_size))
@@ -47,7 +47,7 @@ def outputs_of_graph(manifest: Manifest) -> dict[str, TensorSpec]:
 def check_contract(
     graph: Path, manifest: Manifest, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
 ) -> None:
-    """Check that a graph takes and gives what the manifest says. Outputs may leave any dimension open.
+    """Check the inputs and outputs of a graph against the manifest. Outputs may leave any dimension open.
 
     Raises:
         BundleError: An input or output is missing, is one too many, or has another type or shape.

@@ -1,4 +1,4 @@
-"""Floating-point numbers too small to be normal, and how a thread computes with them."""
+"""Flush floating-point numbers that are too small to be normal to zero, within one thread."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ _FLUSH_OFFSET, _FLUSH_BITS = {
 def flushing_denormals() -> Iterator[None]:
     """Flush denormal floats to zero in this thread for a while, then go back to the caller's mode.
 
-    exp() of unlikely positions is denormal, and denormals slow a CPU down many times. The engines' own options
-    (ONNX Runtime's ``set_denormal_as_zero``, OpenVINO's ``CPU_DENORMALS_OPTIMIZATION``) do this for their own
-    threads; for the calling thread, which computes as well, they do it too late or for everything else that the
-    thread computes, for good.
+    The exp() of unlikely positions is denormal, and denormals slow a CPU down many times. The engines' own options
+    (ONNX Runtime's ``set_denormal_as_zero``, OpenVINO's ``CPU_DENORMALS_OPTIMIZATION``) do this for their own threads.
+    For the calling thread, which computes as well, the options act too late, or for all its later work.
     """
     callers = ctypes.create_string_buffer(_FENV_BYTES)
     _LIBM.fegetenv(callers)

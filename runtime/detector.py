@@ -24,7 +24,7 @@ _NOT_FINITE: Final = "the network's answer is not finite"
 
 
 class Detector:
-    """One graph of a bundle on one engine.
+    """A detector that runs one graph of a bundle on one engine.
 
     Threads may share a detector, for instance one thread a camera: each call gets the answer to its own frames, and a
     frame waits where the engine is busy. Closing a detector closes its engine. A call that has begun ends with its
@@ -54,8 +54,8 @@ class Detector:
             source_scale: True gives the normalised score and map and the verdict that anomalib would give.
 
         Raises:
-            BundleError: The bundle has no graph of this precision; its threshold needs outputs that the graph does
-                not give; or for ``source_scale`` it holds no such scale, or was calibrated to another.
+            BundleError: The bundle has no graph of this precision, or its threshold needs outputs that the graph does
+                not give. With ``source_scale``, the bundle has no such scale or was calibrated to another.
         """
         self.bundle = bundle
         self.engine = engine
@@ -85,7 +85,7 @@ class Detector:
         """Inspect one frame.
 
         Args:
-            frame: ``(H, W, 3)`` uint8, RGB, not modified; of any size, or of the manifest's ``frame_size``. With a
+            frame: ``(H, W, 3)`` uint8, RGB, not modified. The size is any, or the manifest's ``frame_size``. With a
                 ``pixel_range`` in the manifest also ``(H, W)`` grey or ``(H, W, 3)`` RGB of other integers or floats.
 
         Raises:
@@ -98,16 +98,16 @@ class Detector:
         return result
 
     def detect_batch(self, frames: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Result]:
-        """Inspect several frames in one run of the engine. They may differ in size, but for a ``frame_size``.
+        """Inspect several frames in one run of the engine. Without a ``frame_size``, the frames may differ in size.
 
         Args:
-            frames: Each as in a call with one frame; or ``(N, H, W, 3)``, frames of one size.
+            frames: A list of frames, each of them such as a call with one frame takes, or an array ``(N, H, W, 3)``.
 
         Returns:
-            One result per frame, in order. None depends on the other frames.
+            One result per frame, in order. A result does not depend on the other frames.
 
         Raises:
-            ImageError: As for one frame, or ``frames`` is neither a sequence nor an array.
+            ImageError: A frame is of another type or shape, or ``frames`` is neither a sequence nor an array.
             EngineUnavailableError: The device stopped, for instance because the batch does not fit its memory.
             ValueError: The detector was closed.
             ProcessError: The process was forked after the detector was loaded.
@@ -167,7 +167,7 @@ class Detector:
         ]
 
     def close(self) -> None:
-        """Give the engine's memory back; the detector cannot be used after it."""
+        """Free the engine's memory. The detector cannot be used after it."""
         self._is_closed = True
         if os.getpid() == self._process:
             self.engine.close()

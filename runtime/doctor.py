@@ -1,4 +1,4 @@
-"""A diagnosis of this machine: its facts, the engines that work on it, and the packages that it lacks."""
+"""Diagnose this machine: its facts, the engines that work on it, and the packages that it lacks."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class MachineFacts:
         platform: The operating system and the processor's architecture.
         cpu: The name of the processor.
         cpu_extensions: The processor's extensions that matter for inference, such as ``avx512_vnni``.
-        cpus: The number of CPUs that this process may use; None where the system does not say.
-        memory: The memory; None where the system does not say.
-        jetson: The facts of a Jetson; None on other machines.
+        cpus: The number of CPUs that this process may use. The value is None where the system does not tell.
+        memory: The memory. The value is None where the system does not tell.
+        jetson: The facts of a Jetson. The value is None on other machines.
         nvidia: The driver of NVIDIA's GPUs, with an empty version where there is none.
-        engine_cache: The folder of the engine cache, or ``none`` with the reason.
+        engine_cache: The folder of the device cache, or ``none`` with the reason.
     """
 
     flowedge: str
@@ -64,10 +64,11 @@ class Diagnosis:
         machine: The facts of the machine.
         engines: The status of every engine, those that may be chosen without a name first.
         order: The names of the engines that may be chosen without a name, in the order of choice.
-        default: The first of ``order`` that works here and needs no build; None where there is none.
+        default: The first of ``order`` that works here and needs no build. The value is None where there is no such
+            engine.
         compiled: The names in ``order`` that work here and load what ``flowedge build`` has compiled.
-        export: The versions of the packages that exporting needs; None for a package that is not installed.
-        numba: The version of Numba, which compiles the NFA tree; None where it is not installed.
+        export: The versions of the packages that exporting needs. A package that is not installed has the value None.
+        numba: The version of Numba, which compiles the NFA tree. The value is None where Numba is not installed.
     """
 
     machine: MachineFacts
@@ -83,7 +84,7 @@ def doctor() -> Diagnosis:
     """Try every engine on a small graph, and collect the facts of this machine.
 
     Raises:
-        EngineCacheError: The settings of the engine cache are wrong.
+        EngineCacheError: The settings of the device cache are wrong.
 
     Examples:
         >>> import flowedge

@@ -1,7 +1,7 @@
 """The table of the engines, and the functions that look an engine up in it.
 
-``ENGINES`` is the only list: the default, the error messages and ``flowedge doctor`` are read from it. An
-engine's file imports its library plainly at the top, and is itself imported only when it is opened.
+``ENGINES`` is the only list of engines. The default, the error messages and ``flowedge doctor`` are read from it. The
+file of an engine imports its library at the top, and is itself imported only when the engine is opened.
 """
 
 from __future__ import annotations
@@ -109,16 +109,16 @@ JUDGE: Final = "onnxruntime-cpu"
 """The engine that verifies exports and gates precisions. A verdict on a graph must not depend on the machine."""
 
 AUTO: Final = "auto"
-"""In place of a precision: the fastest graph that is right here, see `flowedge.runtime.auto`."""
+"""The word in place of a precision for the fastest graph that is right here, see `flowedge.runtime.auto`."""
 
 
 def library_version(spec: EngineSpec) -> str:
-    """Of an engine's library, which must be importable."""
+    """Give the version of an engine's library, which must be importable."""
     return str(getattr(importlib.import_module(spec.needs), "__version__", "unknown"))
 
 
 def choosable_engines() -> tuple[EngineSpec, ...]:
-    """Those that may be chosen without being named and that can be imported here, in the order of choice."""
+    """Give the engines that may be chosen without a name and can be imported here, in the order of choice."""
     found = []
     for spec in engines_in_order():
         with contextlib.suppress(EngineUnavailableError):
@@ -153,7 +153,7 @@ def engine_spec(name: str) -> EngineSpec:
 
 
 def engine_module(spec: EngineSpec) -> EngineModule:
-    """The file of an engine. Installed is not importable: the two are told apart.
+    """Import the file of an engine. An error tells a package that is not installed from one that cannot be imported.
 
     Raises:
         EngineUnavailableError: Its package is not installed or cannot be imported.
@@ -179,7 +179,7 @@ def engine_module(spec: EngineSpec) -> EngineModule:
 
 
 def how_to_install(spec: EngineSpec) -> str:
-    """The command that installs an engine's package; on a Jetson TensorRT is JetPack's own."""
+    """Give the command that installs an engine's package. On a Jetson, TensorRT comes with JetPack."""
     if spec.name == "tensorrt" and find_jetson() is not None:
         return (
             "On a Jetson it comes with JetPack: sudo apt install python3-libnvinfer, and give the virtual environment "

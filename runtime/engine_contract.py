@@ -1,4 +1,4 @@
-"""The contract of an engine's file: its facts, what it loads and builds, and what it must hold."""
+"""Define the contract of an engine's file: the facts of the engine, its orders to load and build, and its functions."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ class EngineSpec:
     """The facts of one engine.
 
     Attributes:
-        name: What the user types.
-        module: The file to import when it is opened.
+        name: The name that a user types.
+        module: The module to import when the engine is opened.
         needs: The package that must be importable.
-        extra: The extra of FlowEdge that installs it.
-        device: What it computes on.
-        order: When none is named, the first by this number that opens is taken; None: only when it is named.
-        compiled: It opens only what ``flowedge build`` has compiled for this machine.
+        extra: The extra of FlowEdge that installs the package.
+        device: The kind of device that the engine computes on.
+        order: Without a name, the first engine by this number that opens is taken. An engine with the value None must
+            be named.
+        compiled: True for an engine that opens only graphs that ``flowedge build`` has compiled for this machine.
     """
 
     name: str
@@ -40,13 +41,13 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """What an engine is to load.
+    """The order to load one graph on an engine.
 
     Attributes:
         spec: The engine's facts.
         bundle: A verified bundle.
-        precision: Which of its graphs; there is one.
-        threads: How many CPU threads one inference uses; None leaves it to the engine.
+        precision: The precision of the graph, which the bundle has.
+        threads: The number of CPU threads of one inference. Without a number the engine decides.
     """
 
     spec: EngineSpec
@@ -117,7 +118,7 @@ class BuildOptions:
     """The wishes that a user may have of a builder.
 
     Attributes:
-        batches: The smallest, usual and largest number of images of a run; equal numbers fix it.
+        batches: The smallest, usual and largest number of images of a run. Equal numbers fix it.
         dla: Run every layer of the backbone that fits on a Jetson's deep learning accelerator.
         capabilities: The compute capabilities, such as 8.9, that TensorRT for RTX builds for. An empty tuple builds for
             every capability from Ampere on.
@@ -163,10 +164,10 @@ class Built:
 
 
 class EngineModule(Protocol):
-    """What each file of ``flowedge.runtime.engines`` that an ``EngineSpec`` names holds."""
+    """The functions of each module that an ``EngineSpec`` names."""
 
     def load(self, opening: Opening) -> Engine:
-        """Load a graph and hold its inputs and outputs to ``check_contract``."""
+        """Load a graph and check its inputs and outputs with ``check_contract``."""
         ...
 
     def probe(self, spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -174,5 +175,5 @@ class EngineModule(Protocol):
         ...
 
     def build(self, building: Building) -> Built:
-        """Compile a graph for this machine; only where the ``EngineSpec`` says so."""
+        """Compile a graph for this machine. Only the modules of ``compiled`` engines have this function."""
         ...

@@ -26,14 +26,14 @@ PROBE_GRAPH: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatus:
-    """What one engine can do on this machine.
+    """The status of one engine on this machine.
 
     Attributes:
         spec: The engine.
-        installed: Its package is there.
-        version: The version of the package, None when it cannot be imported.
-        works: It ran a small graph and the answer was right.
-        problem: Why it does not work and what to do; empty when it does.
+        installed: True where the engine's package is there.
+        version: The version of the package. The value is None where the package cannot be imported.
+        works: True where the engine ran a small graph and the answer was right.
+        problem: The reason why the engine does not work, and the next step. It is empty for an engine that works.
     """
 
     spec: EngineSpec

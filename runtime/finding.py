@@ -1,4 +1,4 @@
-"""Find the images that a user's word stands for, so that none is left out unsaid."""
+"""Find the images that a user's word stands for, and report the files that are left out."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ UNREAD_SUFFIXES: Final = frozenset(
 """The ends of the names of images of other formats: they are found, and reading them says that they are not read."""
 
 PICTURES: Final = (".overlay.png", ".mask.png")
-"""How the names end of what ``flowedge run --out`` writes."""
+"""The ends of the names of pictures that ``flowedge run --out`` writes."""
 
 _SIGNATURES: Final = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|II[*+]\x00|MM\x00[*+]|BM.{4}\x00{4}|RIFF....WEBP|P[1-7fF][\s#]|GIF8[79]a"
@@ -58,12 +58,13 @@ _SIGNATURES: Final = re.compile(
 
 
 class Found(NamedTuple):
-    """The files behind a user's word.
+    """The files that a user's word stands for.
 
     Attributes:
-        images: At least one, in natural order: ``part2.png`` before ``part10.png``. What looks like an image and cannot
-            be read is among them: a dangling link, a pipe, an image of another format, a folder that cannot be listed.
-        others: Files that are no images, and pictures that an earlier run wrote (`PICTURES`), by name.
+        images: At least one file, in natural order: ``part2.png`` before ``part10.png``. The files that look like
+            images and cannot be read are among them: a dangling link, a pipe, an image of another format, a folder
+            that cannot be listed.
+        others: The other files, and pictures that an earlier run wrote (`PICTURES`).
     """
 
     images: list[Path]
@@ -74,9 +75,10 @@ def find_images(source: str | Path) -> Found:
     """Find the images that a name stands for.
 
     Args:
-        source: An image file, a folder (searched with all its subfolders; a link to a folder is reported, not
-            followed), or a pattern with ``*``, ``?``, ``[...]`` or ``**``. Hidden files and folders are left out. A
-            file that is named outright is an image whatever its name, else the end of its name or its first bytes tell.
+        source: An image file, a folder (searched with all its subfolders, where a link to a folder is
+            reported and not followed), or a pattern with ``*``, ``?``, ``[...]`` or ``**``. Hidden files and folders
+            are left out. A file that is named outright is an image whatever its name, else the end of its name or its
+            first bytes tell.
 
     Raises:
         DataError: Nothing is there, or the folder itself cannot be listed.
@@ -129,7 +131,7 @@ def _number(digits: str) -> int:
 
 
 def _looks_like_an_image(path: Path) -> bool:
-    """Say whether a name or, where the name says nothing, the first bytes are an image's."""
+    """Check that a name or, for a name that does not tell, the first bytes are an image's."""
     # A folder among the entries is one that cannot be searched, which is a problem to report.
     if path.suffix.lower() in IMAGE_SUFFIXES | UNREAD_SUFFIXES or os.path.isdir(path):
         return True

@@ -1,4 +1,4 @@
-"""Engines in a forked process: their threads are not there, and nothing of theirs may be used or destroyed.
+"""Keep the engines that a forked process inherits, since their threads are not there.
 
 A process that forks is copied with one thread only. An engine of ONNX Runtime or OpenVINO that is used there may wait
 for ever for its other threads, and so may its destructor when the last reference goes or the process ends. CUDA refuses
@@ -15,7 +15,7 @@ _ENGINES: weakref.WeakSet[object] = weakref.WeakSet()
 
 
 def keep_in_children(engine: object) -> None:
-    """See to it that a forked process never destroys an engine that it inherits."""
+    """Make sure that a forked process never destroys an engine that it inherits."""
     _ENGINES.add(engine)
 
 

@@ -31,11 +31,11 @@ def frame_statistics(frame: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Measure a frame.
 
     Args:
-        frame: ``(H, W, 3)`` uint8, RGB, of any size; not modified.
+        frame: ``(H, W, 3)`` uint8, RGB, of any size. It is not modified.
 
     Returns:
         ``(Q,)`` float64, one value per name of ``FRAME_QUANTITIES``, in that order. The module
-        `flowedge.frame_quantities` says what each is.
+        `flowedge.frame_quantities` describes each.
     """
     small = _reduced(frame)
     red, green, blue = cv2.split(small)
@@ -69,10 +69,10 @@ class FrameChecker:
         self._high = np.array([ranges[name].high if name in ranges else np.inf for name in FRAME_QUANTITIES])
 
     def __call__(self, frame: NDArray[np.uint8]) -> str:
-        """Name what is unlike the good frames, or return an empty string.
+        """Name the quantities that are unlike those of the good frames, or return an empty string.
 
         Args:
-            frame: ``(H, W, 3)`` uint8, RGB, of any size; not modified.
+            frame: ``(H, W, 3)`` uint8, RGB, of any size. It is not modified.
 
         Returns:
             A clause with the quantity that is farthest outside, its value and its range, and how many others are
@@ -81,7 +81,7 @@ class FrameChecker:
         return self.problem(frame_statistics(frame))
 
     def problem(self, statistics: NDArray[np.float64]) -> str:
-        """Check a frame that has been measured: ``statistics`` is what `frame_statistics` returns."""
+        """Check a frame that `frame_statistics` has measured."""
         excess = np.maximum(self._low - statistics, statistics - self._high)
         outside = excess > 0
         if not outside.any():
@@ -97,7 +97,7 @@ class FrameChecker:
 
 
 def _reduced(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """A copy of ``_SIDE`` x ``_SIDE`` pixels, float32 in 0..255, whatever the frame's aspect."""
+    """Make a copy of ``_SIDE`` x ``_SIDE`` pixels, float32 in 0..255, for every aspect of the frame."""
     # An average over every pixel of a large frame costs more than the check is worth, so it is taken over every n-th.
     rows, columns = (max(1, length // _SAMPLES) for length in frame.shape[:2])
     sampled = np.ascontiguousarray(frame[::rows, ::columns])
@@ -105,13 +105,13 @@ def _reduced(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _steps(grey: NDArray[np.float32], distance: int) -> NDArray[np.float32]:
-    """The differences of pixels at a distance, along x and along y: ``(2, h, w)``, for the pixels that have both."""
+    """Compute the differences of pixels at a distance along x and y, ``(2, h, w)``, for pixels that have both."""
     corner = grey[:-distance, :-distance]
     return np.stack([grey[:-distance, distance:] - corner, grey[distance:, :-distance] - corner])
 
 
 def _sharpness(near: NDArray[np.float32], far: NDArray[np.float32]) -> float:
-    """The mean step between neighbours over the mean step at a distance, in the cells with the smaller steps.
+    """Compute the mean step between neighbours over the mean step at a distance, in the cells with the smaller steps.
 
     The cells with the largest steps are left out, so that a defect on a plain surface does not decide.
     """

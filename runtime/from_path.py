@@ -23,21 +23,22 @@ def load(
 
     Args:
         path: The bundle's folder.
-        engine: A name of ``flowedge.runtime.ENGINES``; None takes the first that opens on this machine.
-        precision: Which of the bundle's graphs to run; ``int8`` is the one for the engine's device, ``auto`` the
-            fastest that is right here, measured once.
-        threads: How many CPU threads one inference uses; None leaves it to the engine.
-        source_scale: Give the score and the map that anomalib would give, normalised to 0..1, and decide by its
-            thresholds; they were fitted where the checkpoint was trained.
-        build: Compile the named engine first where the engine cache has none that fits; it may take minutes. Without
-            it nothing is ever compiled here.
+        engine: A name of ``flowedge.runtime.ENGINES``. Without a name, the first that opens on this machine is taken.
+        precision: The precision of the graph. ``int8`` means the INT8 graph for the engine's device. ``auto`` means the
+            fastest graph that is right here, measured once.
+        threads: The number of CPU threads of one inference. Without a number the engine decides.
+        source_scale: True gives the score and the map that anomalib would give, normalised to 0..1, and decides by
+            anomalib's thresholds. These were fitted where the checkpoint was trained.
+        build: True compiles the named engine first where the device cache has none that fits, which may take minutes.
+            Otherwise nothing is compiled.
 
     Raises:
-        BundleError: The bundle cannot be trusted, or has no graph of this precision; or it holds no
-            scale of its source, or was calibrated to another.
-        EngineUnavailableError: The engine cannot run on this machine; the message says what to install or to build.
+        BundleError: The bundle cannot be trusted, or has no graph of this precision. With ``source_scale``, it holds no
+            scale of its source or was calibrated to another.
+        EngineUnavailableError: The engine cannot run on this machine. The message names the package to install or the
+            engine to build.
         EngineWrongError: The engine's answers to the bundle's self-test are wrong on this machine.
-        EngineCacheError: ``build``, and the engine cache cannot be written.
+        EngineCacheError: ``build`` was asked for, and the device cache cannot be written.
         TypeError: ``threads`` is not a whole number.
         ValueError: ``threads`` is below 1.
 
@@ -65,12 +66,12 @@ def verify(
 
     Args:
         path: The bundle's folder.
-        engine: A name of ``flowedge.runtime.ENGINES``. None takes the first that opens on this machine.
+        engine: A name of ``flowedge.runtime.ENGINES``. Without a name, the first that opens on this machine is taken.
         precision: The precision of the graph. ``int8`` is the one for the engine's device.
-        threads: The number of CPU threads of one inference. None leaves it to the engine.
+        threads: The number of CPU threads of one inference. Without a number the engine decides.
 
     Returns:
-        The comparisons; a bundle is right here when every one has ``passed``.
+        The comparisons. A bundle is right here when each of them has ``passed``.
 
     Raises:
         BundleError: The bundle cannot be trusted, or it has no graph of this precision or no self-test.

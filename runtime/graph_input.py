@@ -1,4 +1,4 @@
-"""From frames to what a bundle's graph takes: the network's input, or the frames themselves."""
+"""Make the input of a bundle's graph from frames: the network's input, or the frames themselves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowedge.runtime.preprocess import Preprocessor, check_frame
 
 
 class GraphInput:
-    """Makes the one input of a bundle's graphs; threads may share one."""
+    """Makes the one input of a bundle's graphs. Threads may share one."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._preprocessing = manifest.preprocessing
@@ -29,13 +29,13 @@ class GraphInput:
         """Make one input of at least one frame.
 
         Args:
-            frames: Each ``(H, W, 3)`` uint8, RGB, or all as one array; not modified. With a ``pixel_range`` in the
-                manifest also ``(H, W)`` grey or ``(H, W, 3)`` RGB of other integers or floating point, which
+            frames: Each ``(H, W, 3)`` uint8, RGB, or all as one array. They are not modified. With a ``pixel_range`` in
+                the manifest also ``(H, W)`` grey or ``(H, W, 3)`` RGB of other integers or floating point, which
                 `in_8_bits` maps. With a ``frame_size`` in the manifest, of that size.
 
         Returns:
-            ``(N, 3, h, w)`` float32; with a ``frame_size`` ``(N, H, W, 3)`` uint8, which for a single frame may be
-            a view of it. C-contiguous.
+            ``(N, 3, h, w)`` float32, C-contiguous. With a ``frame_size`` it is ``(N, H, W, 3)`` uint8, which for a
+            single frame may be a view of it.
 
         Raises:
             ImageError: A frame is of another type or shape, exceeds a limit of `flowedge.runtime.limits`, or does not

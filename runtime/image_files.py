@@ -18,7 +18,7 @@ class ImageFiles:
     """Image files as a source of frames, one after the other in the order given."""
 
     def __init__(self, images: Sequence[Path], pixel_range: PixelRange | None = None) -> None:
-        """Name the files. None is opened before its turn.
+        """Name the files. Each is opened when its turn comes.
 
         Args:
             images: The files.

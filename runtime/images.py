@@ -1,4 +1,4 @@
-"""Read image files, as PIL's ``Image.open(path).convert("RGB")`` reads them.
+"""Read image files to the grey levels that PIL's ``Image.open(path).convert("RGB")`` gives.
 
 Files are untrusted: `flowedge.runtime.decoders` checks that a picture is whole and bounds its cost before and while it
 is decoded, so that a small file cannot ask for gigabytes and half an image is never taken for a whole one.
@@ -29,8 +29,8 @@ def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> NDArr
 
     Args:
         path: The file.
-        pixel_range: The levels of an image of more than 8 bits that become 0 and 255, as `in_8_bits` maps them. None
-            refuses such an image, since nobody knows which levels the network was trained on.
+        pixel_range: The levels of an image of more than 8 bits that become 0 and 255, as `in_8_bits` maps them. Without
+            them such an image is refused, since nobody knows which levels the network was trained on.
 
     Returns:
         ``(H, W, 3)`` uint8, RGB, C-contiguous, owned by the caller.
@@ -57,11 +57,10 @@ def read_picture(path: str | Path) -> NDArray[Any]:
     """Read an image file with the levels that it has.
 
     Returns:
-        ``(H, W, 3)`` uint8, RGB, as `read_image`; of an image of more than 8 bits ``(H, W)`` or ``(H, W, 3)`` in its
-        own type.
+        ``(H, W, 3)`` uint8, RGB. For an image of more than 8 bits it is ``(H, W)`` or ``(H, W, 3)`` in its own type.
 
     Raises:
-        ImageError: As `read_image`, but for the depth.
+        ImageError: The file is missing, empty, damaged, beyond a limit, or of a format that is not read.
     """
     data = _read(path)
     try:

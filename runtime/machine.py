@@ -1,4 +1,4 @@
-"""What this machine is, read from files: no library and no program is needed, and none is run."""
+"""Find the facts of this computer from files, without a library or a program."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Jetson:
     """A Jetson module.
 
     Attributes:
-        model: As its device tree calls it.
+        model: The name in its device tree.
         l4t: The release of Linux for Tegra, such as 36.4.3.
-        jetpack: The JetPack it belongs to; with the major version alone where the release is not known.
-        power_mode: The name of the chosen power mode, empty where it cannot be read.
-        power_modes: All that it has.
+        jetpack: The JetPack that it belongs to. It has only the major version where the release is not known.
+        power_mode: The name of the chosen power mode. It is empty where it cannot be read.
+        power_modes: The names of all power modes.
     """
 
     model: str
@@ -50,7 +50,12 @@ class Jetson:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NvidiaDriver:
-    """NVIDIA's driver of a PC; without one, the version is empty and there are no names."""
+    """The driver of NVIDIA's GPUs.
+
+    Attributes:
+        version: The version of the driver. It is empty where there is no driver.
+        names: The names of the GPUs. There are none without a driver.
+    """
 
     version: str
     names: tuple[str, ...]
@@ -115,9 +120,9 @@ def cpu_name(root: Path = Path("/")) -> str:
 
 
 def cpu_extensions(root: Path = Path("/")) -> tuple[str, ...]:
-    """The processor's instructions for eight and sixteen bits, as Linux names them; empty where it names none.
+    """Name the processor's instructions for eight and sixteen bits, as Linux calls them. Linux may name none.
 
-    Without VNNI or a dot product, INT8 is hardly faster than float32; without one for bfloat16, bfloat16 is slower.
+    Without VNNI or a dot product, INT8 is hardly faster than float32. Without one for bfloat16, bfloat16 is slower.
     """
     flags = cpu_flags(root)
     return tuple(name for name in _EXTENSIONS if name in flags)
@@ -131,9 +136,9 @@ def cpu_flags(root: Path = Path("/")) -> tuple[str, ...]:
 
 
 def overflows_in_eight_bits(root: Path = Path("/")) -> bool:
-    """Whether this is an x86 processor without VNNI, which adds two products of eight bits in sixteen that overflow.
+    """Return True for an x86 processor without VNNI, which adds two products of eight bits in sixteen that overflow.
 
-    Where Linux does not name its instructions it counts as one.
+    A processor whose instructions Linux does not name counts as one.
     """
     safe = {"avx_vnni", "avx512_vnni", "amx_int8"}
     return platform.machine() in ("x86_64", "AMD64") and safe.isdisjoint(cpu_extensions(root))
@@ -151,7 +156,7 @@ def system_name() -> str:
 
 
 def find_memory(root: Path = Path("/")) -> Memory | None:
-    """The machine's memory, None where the system does not say."""
+    """Find the machine's memory. The value is None where the system does not tell."""
     found = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE))
     if "MemTotal" not in found:
         return None

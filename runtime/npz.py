@@ -1,4 +1,4 @@
-"""Arrays in NumPy's ``.npz`` form: written the same at any time, and read without trust in what a file declares."""
+"""Write arrays to NumPy's ``.npz`` form without the time of day, and read them with distrust of the header."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def arrays_from_npz(data: bytes, *, largest: int) -> dict[str, NDArray[Any]]:
 
     Args:
         data: The archive. It is untrusted.
-        largest: How many bytes all arrays may have together.
+        largest: The largest size of all arrays together, in bytes.
 
     Raises:
         ValueError: The archive is damaged, is larger, or holds anything but arrays as `npz_from_arrays` packs them.

@@ -1,4 +1,4 @@
-"""Opening an engine that may judge parts: it is chosen, built where that is asked for, and proven right here."""
+"""Open an engine that may judge parts. The engine is chosen, built on request, and proven on this machine."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from flowedge.runtime.unproven import open_unproven
 def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: int | None = None) -> Opened:
     """Load one graph of a bundle on an engine that has proven itself on this machine.
 
-    The first opening of a graph here replays the bundle's self-test, and the engine cache remembers that it passed: see
+    The first opening of a graph here replays the bundle's self-test, and the device cache stores that it passed, see
     `flowedge.runtime.proof`.
 
     Args:
-        name: A name of ``ENGINES``; None takes the first, by ``order``, that opens here and is right. The engine's
-            ``reason`` says why the engines before it were passed over.
+        name: A name of ``ENGINES``. Without a name, the first by ``order`` that opens here and is right is taken. The
+            ``reason`` then tells why the engines before it were passed over.
         bundle: A verified bundle.
-        precision: The precision of the graph; ``int8`` is the one for the engine's device.
-        threads: The number of CPU threads of one inference; None leaves it to the engine.
+        precision: The precision of the graph. ``int8`` means the INT8 graph for the engine's device.
+        threads: The number of CPU threads of one inference. Without a number the engine decides.
 
     Raises:
         TypeError: ``threads`` is not a whole number.
@@ -46,11 +46,11 @@ def open_or_build(
     """Open a proven engine, and compile it first where that is asked for and the cache has none that fits.
 
     Args:
-        engine: A name of ``ENGINES``; None takes the first that opens here and is right.
+        engine: A name of ``ENGINES``. Without a name, the first that opens here and is right is taken.
         bundle: A verified bundle.
-        precision: The precision of the graph, or ``auto``: the fastest that is right here, on every engine where none
-            is named; see `flowedge.runtime.auto`.
-        threads: The number of CPU threads of one inference; None leaves it to the engine.
+        precision: The precision of the graph. ``auto`` means the fastest graph that is right here, see
+            `flowedge.runtime.auto`. Without an engine's name, it is the fastest on all engines.
+        threads: The number of CPU threads of one inference. Without a number the engine decides.
         build: True compiles the named engine first.
 
     Raises:

@@ -35,7 +35,7 @@ def pixel_range_from(text: str) -> PixelRange:
 
 
 def with_pixel_range(manifest: Manifest, pixel_range: PixelRange | None) -> Manifest:
-    """Return the manifest with a declared window, also among its assumed values. None changes nothing."""
+    """Return the manifest with a declared window, also among its assumed values, if a window is given."""
     if pixel_range is None:
         return manifest
     declared = Assumed(
@@ -49,7 +49,7 @@ def with_pixel_range(manifest: Manifest, pixel_range: PixelRange | None) -> Mani
 
 
 def is_deep(frame: NDArray[Any]) -> bool:
-    """Say whether a frame has grey or RGB levels of another type than uint8: ``(H, W)`` or ``(H, W, 3)``."""
+    """Check that a frame has grey or RGB levels of another type than uint8: ``(H, W)`` or ``(H, W, 3)``."""
     return (
         isinstance(frame, np.ndarray)
         and frame.dtype != np.uint8

@@ -48,7 +48,7 @@ def check_frame(frame: NDArray[np.uint8]) -> None:
 class Preprocessor:
     """Change the borders of frames, resize, crop and normalise them. Threads may share one.
 
-    The matrices of the last few frame sizes are kept, so a stream of equal frames pays for them once. The
+    The matrices of the last few frame sizes are kept, so a stream of equal frames computes them once. The
     work is done in strips that fit in the cache.
     """
 
@@ -65,11 +65,11 @@ class Preprocessor:
         """Make the network's input of a frame.
 
         Args:
-            frame: ``(H, W, 3)`` uint8, RGB, any size; it is not modified.
+            frame: ``(H, W, 3)`` uint8, RGB, of any size. It is not modified.
 
         Returns:
             ``(3, h, w)`` float32, normalised RGB, C-contiguous, owned by the caller. Its size is the crop's or
-            the resize's; with ``keep_aspect`` and no crop it depends on the frame's aspect.
+            the resize's. With ``keep_aspect`` and no crop it depends on the frame's aspect.
 
         Raises:
             ImageError: The frame's type or shape is wrong, or it is too elongated for the resize.
@@ -99,7 +99,7 @@ class Preprocessor:
         return planes
 
     def _pil(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """PIL's resize to the last grey level: two passes, in PIL's order, with rounding in between."""
+        """Resize like PIL to the last grey level: two passes, in PIL's order, with rounding in between."""
         size = frame.shape[:2]
         rows, columns = self._pil_matrices(size)
         if pil_resizes_rows_first(size, placement(self._preprocessing, size).resized):
@@ -107,7 +107,7 @@ class Preprocessor:
         return _planes(_resize_along_y(rows, _resize_along_x(columns, frame)))
 
     def _cv2_bilinear(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """OpenCV's INTER_LINEAR, which does not antialias; then the crop, with black where it sticks out."""
+        """Resize by OpenCV's INTER_LINEAR, which does not antialias. Then crop, with black outside of the image."""
         place = placement(self._preprocessing, frame.shape[:2])
         resized = cv2.resize(frame, place.resized[::-1], interpolation=cv2.INTER_LINEAR)
         height, width = place.window
@@ -119,7 +119,7 @@ class Preprocessor:
     def _make_float_matrices(
         self, frame: Size
     ) -> tuple[list[tuple[slice, slice, BandedMatrix]], BandedMatrix]:
-        """By strip of outputs: which they are, the frame's rows that they need, the matrix; and the columns'."""
+        """Give each strip's output rows, input rows and matrix, and one matrix for the columns."""
         rows, columns = (matrix.astype(np.float32) for matrix in input_matrices(self._preprocessing, frame))
         strips = [
             (outputs, inputs, BandedMatrix(weights, outputs_at_once=4))
@@ -128,7 +128,7 @@ class Preprocessor:
         return strips, BandedMatrix(columns, outputs_at_once=32)
 
     def _make_pil_matrices(self, frame: Size) -> tuple[BandedMatrix, BandedMatrix]:
-        """The rows' and the columns', in units of a grey level."""
+        """Give the matrices of the rows and the columns, in units of a grey level."""
         rows, columns = (
             np.ldexp(pil_fixed_point(matrix), -PIL_FRACTION_BITS)
             for matrix in input_matrices(self._preprocessing, frame)

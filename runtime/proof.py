@@ -1,11 +1,11 @@
-"""The proof that an engine computes a bundle's graph rightly on this machine, before it judges the first part.
+"""Prove by the self-test that an engine computes a bundle's graph rightly on this machine, before it judges parts.
 
 An engine's library may hold a kernel that is wrong on one processor only. So the first opening replays the bundle's
 self-test, and an engine whose answers are outside the limits of its precision is refused.
 
-A passed self-test is remembered in the engine cache under everything that it depends on (`_facts`): the graph, the
+A passed self-test is stored in the device cache under everything that it depends on (`_facts`): the graph, the
 self-test, the library, the processor, the settings of the environment. The record holds those facts and nothing else,
-and is believed only where each of its bytes is as expected. A failed self-test is never remembered. Engines on a GPU
+and counts only where each of its bytes is as expected. A failed self-test is never stored. Engines on a GPU
 whose file or driver cannot be named by such facts prove themselves at every opening.
 """
 
@@ -89,14 +89,14 @@ def prove(bundle: Bundle, engine: Opened, *, threads: int | None) -> None:
 
 
 def _cache() -> DeviceCache | None:
-    """Give the user's cache, None where its settings are wrong: the proof then runs at every opening."""
+    """Give the user's cache. Where its settings are wrong, there is none and the proof runs at every opening."""
     with contextlib.suppress(EngineCacheError):
         return device_cache()
     return None
 
 
 def _can_be_remembered(spec: EngineSpec) -> bool:
-    """Tell whether facts name the engine whole: neither a compiled file nor Intel's driver of a GPU can be named."""
+    """Check that facts can name the whole engine. A compiled file and Intel's driver of a GPU cannot be named."""
     return not spec.compiled and not spec.device.startswith("intel")
 
 
@@ -137,7 +137,7 @@ def _facts(bundle: Bundle, precision: str, spec: EngineSpec, threads: int | None
 
 
 def _place(file: str | None) -> tuple[str, int]:
-    """Give where a package is installed and since when, in ns since 1970: two builds may have one version."""
+    """Give the place and the time of a package's installation, in ns since 1970: two builds may have one version."""
     if file is None:
         return "", 0
     return ascii(file), Path(file).stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""The record of one inspection: the line of a report."""
+"""Define the record of one inspection."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from flowedge.runtime.result import Verdict
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
-    """One image's line in the report.
+    """The record of one inspected frame, which is one line of a report.
 
     Attributes:
-        image: The file's path as it was found.
-        verdict: ``not_inspected`` also when the file could not be read.
-        score: None when there is none.
-        threshold: The image threshold that the verdict follows, None when it follows none.
-        log_nfa: The image's lowest log10 number of false alarms; None when that does not decide.
-        log_nfa_limit: The limit that it was compared with; below is anomalous.
-        regions: What was detected by it, in pixels of the frame, surest first.
-        anomalous_share: The share of the frame's pixels that are anomalous, 0..1; None where nothing decides.
-        latency_ms: Preprocessing, inference and decision; not reading the file.
-        precision: What the graph computed in.
-        engine: What computed it.
-        engine_reason: Why that one.
-        overlay: The heatmap's file, where one was written.
-        mask: The mask's file, where one was written.
-        problem: The reason why the image was not inspected, or why its pictures could not be written; else empty.
+        image: The name of the frame. For an image file it is the path as it was found.
+        verdict: The verdict. It is ``not_inspected`` also when the frame could not be read.
+        score: The image score. A frame that was not inspected has no score.
+        threshold: The image threshold, where it decides the verdict.
+        log_nfa: The image's lowest log10 number of false alarms, where it decides the verdict.
+        log_nfa_limit: The limit of ``log_nfa``. An image below the limit is anomalous.
+        regions: The regions below ``log_nfa_limit``, in pixels of the frame, surest first.
+        anomalous_share: The share of the frame's pixels that are anomalous, 0..1. The value is None where no limit
+            decides on pixels.
+        latency_ms: The time of preprocessing, inference and decision, without reading the file.
+        precision: The precision of the graph.
+        engine: The name of the engine that computed.
+        engine_reason: The reason why this engine computed.
+        overlay: The file of the heatmap, where one was written.
+        mask: The file of the mask, where one was written.
+        problem: The reason why the frame was not inspected, or why its pictures could not be written. It is empty
+            where there is no problem.
     """
 
     image: str

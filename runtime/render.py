@@ -1,4 +1,7 @@
-"""Draw answers on frames, and write pictures. Images are ``(H, W, 3)`` uint8 RGB, masks ``(H, W)`` uint8."""
+"""Draw anomaly maps and masks on frames, and write pictures.
+
+Images are ``(H, W, 3)`` uint8 RGB, and masks are ``(H, W)`` uint8.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ def heatmap(anomaly_map: NDArray[np.float32], low: float, high: float) -> NDArra
     """Colour a map, from dark blue at ``low`` and below to dark red at ``high`` and above.
 
     Args:
-        anomaly_map: ``(H, W)``; where it is NaN, the colour is that of ``low``.
-        low: In the map's unit.
-        high: In the map's unit.
+        anomaly_map: The map, ``(H, W)``. Where it is NaN, the colour is that of ``low``.
+        low: The value of dark blue, in the map's unit.
+        high: The value of dark red, in the map's unit.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB.
@@ -46,13 +49,13 @@ def overlay(
     *,
     opacity: float = 0.5,
 ) -> NDArray[np.uint8]:
-    """Lay a map's colours over its frame; what was not inspected (NaN) keeps the frame's own.
+    """Lay a map's colours over its frame. Pixels that were not inspected (NaN) keep the frame's colours.
 
     Args:
-        frame: ``(H, W, 3)`` uint8 RGB; not modified.
+        frame: ``(H, W, 3)`` uint8 RGB. It is not modified.
         anomaly_map: ``(H, W)``, of the frame's size.
-        low: As in `heatmap`.
-        high: As in `heatmap`.
+        low: The value of dark blue, in the map's unit.
+        high: The value of dark red, in the map's unit.
         opacity: The colours' share, 0 to 1.
 
     Returns:
@@ -78,7 +81,7 @@ def outline(
     """Draw the borders of a mask's regions, holes included.
 
     Args:
-        frame: ``(H, W, 3)`` uint8 RGB; not modified.
+        frame: ``(H, W, 3)`` uint8 RGB. It is not modified.
         mask: ``(H, W)`` uint8, not zero inside of a region.
         colour: RGB.
         width_px: The line's width in pixels.
@@ -100,7 +103,7 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Write a picture so that a reader sees all of it or nothing.
 
     Args:
-        path: The file; its folder must exist. A file that is there is replaced.
+        path: The file. Its folder must exist. A file that is there is replaced.
         image: ``(H, W, 3)`` uint8 RGB or ``(H, W)`` uint8 grey.
 
     Raises:
@@ -118,11 +121,11 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 def data_address(image: NDArray[np.uint8], *, jpeg_quality: int | None = None) -> str:
-    """A picture as a ``data:`` address, so that a page holds it.
+    """Encode a picture as a ``data:`` address, so that a page holds it.
 
     Args:
-        image: As in `write_png`.
-        jpeg_quality: 0 to 100; None makes a PNG, which loses nothing.
+        image: ``(H, W, 3)`` uint8 RGB or ``(H, W)`` uint8 grey.
+        jpeg_quality: The quality of a JPEG, 0 to 100. Without it the picture is a PNG, which loses nothing.
     """
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     kind, options = (

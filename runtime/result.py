@@ -1,4 +1,4 @@
-"""The result of one frame: verdict, score, maps, mask and regions."""
+"""Define the result of one frame: verdict, score, maps, mask and regions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ frames of the calibration. Only ``ok`` is a reason to let a part pass."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """How long one frame took, in ms of wall-clock time; in a batch, its share of the whole."""
+    """The time that one frame took, in ms of wall-clock time. For a frame of a batch it is the frame's share."""
 
     preprocess_ms: float
     infer_ms: float
@@ -32,22 +32,24 @@ class Result:
     """The findings in one frame.
 
     Attributes:
-        score: The family's image score, or the source's normalised one; larger is more anomalous.
-        verdict: See ``Verdict``.
+        score: The family's image score, or the source's normalised one. Larger is more anomalous.
+        verdict: The verdict by the thresholds, see ``Verdict``.
         network_map: ``(h, w)`` float32, the localisation map over the network's input, as the graph gave it or on
-            the source's scale; larger is more anomalous.
-        levels: Per scale, fine to coarse, ``(h, w)`` float32, the graph's ``level_i``.
+            the source's scale. Larger is more anomalous.
+        levels: Per level, fine to coarse, ``(h, w)`` float32, the graph's ``level_i``.
         frame_size: ``(height, width)`` of the frame, in pixels.
-        preprocessing: How the frame became the network's input.
-        pixel_threshold: The limit of the map, fitted or the source's; None when there is none.
-        nfa: The a-contrario decision that the verdict and the mask follow, None when limits of the score decide.
-        network_log_nfa: ``(h, w)`` float64, log10 of each pixel's number of false alarms, over the network's input;
-            smaller is more anomalous. None without ``nfa``, and where the answer is not finite.
-        precision: What the graph computed in.
-        engine: The name of the engine that ran it.
-        engine_reason: Why that one: it was named, or what stood in the way of those before it.
-        timings: Where the time went.
-        problem: Why the frame was not inspected, a clause without a full stop; empty otherwise.
+        preprocessing: The preprocessing that made the network's input of the frame.
+        pixel_threshold: The threshold of the map, fitted or the source's, if there is one.
+        nfa: The a-contrario decision that the verdict and the mask follow. The value is None where thresholds of the
+            score decide.
+        network_log_nfa: ``(h, w)`` float64, log10 of each pixel's number of false alarms, over the network's input.
+            Smaller is more anomalous. The value is None without ``nfa``, and where the answer is not finite.
+        precision: The precision of the graph.
+        engine: The name of the engine that ran the graph.
+        engine_reason: The reason why this engine ran. Somebody named it, or the engines before it could not.
+        timings: The time of each stage.
+        problem: The reason why the frame was not inspected, as a clause without a full stop. It is empty for a frame
+            that was inspected.
 
     Examples:
         >>> import numpy as np
@@ -77,21 +79,21 @@ class Result:
     def is_anomalous(self) -> bool | None:
         """True or False where the answer was compared with a threshold, None where it was not.
 
-        None is not False: to let a part pass, ask for ``verdict == "ok"``.
+        A value of None is not False. To let a part pass, test for ``verdict == "ok"``.
         """
         return {"ok": False, "anomalous": True}.get(self.verdict)
 
     @cached_property
     def anomaly_map(self) -> NDArray[np.float32]:
-        """``(H, W)`` float32, the map laid over the frame; NaN where a crop left the frame uninspected."""
+        """``(H, W)`` float32, the map laid over the frame. It is NaN where a crop left the frame uninspected."""
         return map_to_frame(self.network_map, self.preprocessing, self.frame_size)
 
     @cached_property
     def mask(self) -> NDArray[np.bool_] | None:
-        """``(H, W)``: which pixels of the frame are anomalous. Pixels outside of a crop are False.
+        """``(H, W)``, True for the anomalous pixels of the frame. Pixels outside of a crop are False.
 
-        By the number of false alarms where that decides, else by the pixel threshold. None where there is neither,
-        and where the frame was not inspected.
+        The number of false alarms decides, where the bundle has its limit, else the pixel threshold. The value is None
+        where there is neither, and where the frame was not inspected.
         """
         if self.verdict == "not_inspected":
             return None
@@ -101,7 +103,7 @@ class Result:
 
     @property
     def log_nfa(self) -> float | None:
-        """The image's lowest log10 number of false alarms; below the limit is anomalous. None as its map."""
+        """The image's lowest log10 number of false alarms, if there is a map of it. Below the limit is anomalous."""
         return None if self.network_log_nfa is None else float(self.network_log_nfa.min())
 
     @cached_property
@@ -115,8 +117,8 @@ class Result:
     def regions(self) -> tuple[Region, ...]:
         """The regions of the frame's log-NFA map below the limit, in pixels of the frame, surest first.
 
-        A frame smaller than the network's input can lose a region that is narrower than its pixels; the verdict
-        does not lose it. Empty without ``nfa``.
+        A frame smaller than the network's input can lose a region that is narrower than its pixels. The verdict
+        does not lose it. Without ``nfa`` there are no regions.
         """
         if self.nfa is None or self.log_nfa_map is None:
             return ()

@@ -1,7 +1,7 @@
-"""The few frames that travel with a bundle, and the answers they must give.
+"""Make, write and read the self-test of a bundle: a few frames, and the answers that they must give.
 
 The frames are synthetic (a textured surface with a blot), so that a bundle carries nobody's photographs. The
-answers are the levels that the reference implementation gave at export, and its energies and counts where the graph
+answers are the levels that the reference network gave at export, and its energies and counts where the graph
 gives them. They come before any normalisation, so they stay right when the bundle is calibrated.
 """
 
@@ -33,11 +33,11 @@ _LARGEST_BYTES: Final = len(_SIZES) * MAX_PIXELS * 3
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SelfTest:
-    """What must come out of a bundle on any machine.
+    """The frames and the expected answers of a bundle, for every machine.
 
     Attributes:
         frames: K frames, each ``(H, W, 3)`` uint8 RGB, of different sizes but for a ``frame_size``.
-        answers: By the name of the graph's output, ``level_i`` and what the manifest's ``nfa`` adds, each
+        answers: The answers by the name of the output, ``level_i`` and what the manifest's ``nfa`` adds, each
             ``(K, 1, h, w)`` float32.
     """
 
@@ -48,9 +48,9 @@ class SelfTest:
 def synthetic_frames(
     preprocessing: Preprocessing, frame_size: tuple[int, int] | None = None
 ) -> tuple[NDArray[np.uint8], ...]:
-    """The frames of a self-test: the same on every machine; square where only square frames fit the network.
+    """Draw the frames of a self-test, equal on every machine. They are square where the network needs square frames.
 
-    With a ``frame_size`` all are of that size, and drawn in coarse pixels where it is large, so that they pack well.
+    With a ``frame_size``, all frames have this size. Large ones are drawn in coarse pixels, so that they pack well.
     """
     if frame_size is not None:
         coarse = -(-max(frame_size) // _LONGEST_SIDE)
@@ -66,7 +66,7 @@ def synthetic_frames(
 def files_of_selftest(
     frames: Sequence[NDArray[np.uint8]], answers: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, bytes]:
-    """The two files of a bundle that hold a self-test."""
+    """Make the two files of a bundle that hold a self-test."""
     return {
         FRAMES: npz_from_arrays({f"frame_{n}": frame for n, frame in enumerate(frames)}),
         ANSWERS: npz_from_arrays(answers),
@@ -96,11 +96,11 @@ def rounded_answers_file(precision: str) -> str:
 
 
 def read_rounded_answers(bundle: Bundle, precision: str) -> Mapping[str, NDArray[np.float32]] | None:
-    """Return what the graph of a precision answers when it is evaluated as ONNX defines it, if that was recorded.
+    """Read the recorded answers of a precision's graph, evaluated as ONNX defines it, if the bundle has them.
 
     Returns:
-        By the name of the graph's output, each ``(K, 1, h, w)`` float32. None for precisions whose answers are not
-        recorded, and for bundles of earlier versions.
+        The answers by the name of the output, each ``(K, 1, h, w)`` float32. There are no such answers for other
+        precisions, and for bundles of earlier versions.
 
     Raises:
         BundleError: The file does not fit the manifest.

@@ -1,17 +1,17 @@
-"""anomalib's own scale: its normalised score and map, from 0 to 1, and its label, by each version's formulas.
+"""Compute anomalib's normalised score and map, from 0 to 1, and its label, by the formulas of each version.
 
 With v a value (the image score, or the map at a pixel), t its threshold and n the normalised value:
 
 ``0.x-1.x``
-    n = clip((v - t) / (max - min) + 1/2, 0, 1); anomalous where v >= t.
+    n = clip((v - t) / (max - min) + 1/2, 0, 1), anomalous where v >= t.
 ``0.x-cdf``
     A score's n = P(s - t) with s = (ln v - mean) / std and P the standard normal distribution function. A map's is
     P(P(s - t) - t), with the mean of the image scores and the standard deviation of the pixels. The thresholds
     are those of s, so anomalous is s >= t.
 ``2.0-2.6``, ``2.7``
-    n = clip((v - t) / (max - min) + 1/2, 0, 1), with (min + max) / 2 for a t that was not fitted; anomalous where
-    n > 1 - sensitivity. For max = min, 2.7 has n = 1, 1/2 or 0 for v above, at or below t; the older ones have NaN
-    for v = t.
+    n = clip((v - t) / (max - min) + 1/2, 0, 1), with (min + max) / 2 for a t that was not fitted, and anomalous where
+    n > 1 - sensitivity. For max = min, 2.7 has n = 1, 1/2 or 0 for v above, at or below t. The older ones have NaN for
+    v = t.
 
 A value whose range was never fitted is not changed. Everything is computed in float32, as anomalib does.
 """
@@ -37,8 +37,9 @@ class Scaled:
     """Values on anomalib's scale.
 
     Attributes:
-        value: float32 of the shape given, from 0 to 1 where a range was fitted; NaN where the formula gives none.
-        is_anomalous: bool of the same shape; None where anomalib has no threshold.
+        value: float32 of the shape given, from 0 to 1 where a range was fitted. It is NaN where the formula has no
+            value.
+        is_anomalous: bool of the same shape. The value is None where anomalib has no threshold.
     """
 
     value: Array
@@ -46,7 +47,7 @@ class Scaled:
 
 
 def scaled_score(score: Array, scale: SourceScale) -> Scaled:
-    """Image scores, float32 of any shape as the graph gives them, on anomalib's scale."""
+    """Convert image scores, float32 of any shape as the graph gives them, to anomalib's scale."""
     with _as_ieee_754():
         if scale.rule != "0.x-cdf":
             return _by_range(score, scale.image, scale)
@@ -56,7 +57,7 @@ def scaled_score(score: Array, scale: SourceScale) -> Scaled:
 
 
 def scaled_map(anomaly_map: Array, scale: SourceScale) -> Scaled:
-    """An anomaly map, float32 of any shape as the graph gives it, on anomalib's scale."""
+    """Convert an anomaly map, float32 of any shape as the graph gives it, to anomalib's scale."""
     with _as_ieee_754():
         if scale.rule != "0.x-cdf":
             return _by_range(anomaly_map, scale.pixel, scale)
@@ -119,7 +120,7 @@ def _standardised(values: Array, scale: SourceScale, part: PartScale) -> Array:
 
 
 def _normal_cdf(values: Array | np.float32) -> Array:
-    """The standard normal distribution function; NumPy has no erf, and a device has no SciPy."""
+    """Compute the standard normal distribution function. NumPy has no erf, and a device has no SciPy."""
     return np.asarray(_ERFC(np.asarray(values, np.float64) * -math.sqrt(0.5)) / 2, np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Timing the same work again and again for a while."""
+"""Time the same work again and again for a while."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening an engine by name or by order, before anything is known of its answers."""
+"""Open an engine by name or by order, without a check of its answers."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def open_unproven(
 ) -> Opened:
     """Load one graph of a bundle on an engine whose answers nobody has checked on this machine.
 
-    Only what reports on an engine opens it so: ``flowedge verify``, ``flowedge bench``, the search for a precision.
-    Everything that judges parts calls `flowedge.runtime.opening.open_engine`.
+    Only reports on an engine may open it so: ``flowedge verify``, ``flowedge bench`` and the search for a precision.
+    Code that judges parts calls `flowedge.runtime.opening.open_engine`.
 
     Args:
-        name: A name of ``ENGINES``; None takes the first, by ``order``, that opens here and that ``check`` accepts. The
-            engine's ``reason`` says why the engines before it were passed over.
+        name: A name of ``ENGINES``. Without a name, the first by ``order`` that opens here and that ``check`` accepts
+            is taken. The ``reason`` then tells why the engines before it were passed over.
         bundle: A verified bundle.
-        precision: The precision of the graph; ``int8`` is the one for the engine's device.
-        threads: The number of CPU threads of one inference; None leaves it to the engine.
+        precision: The precision of the graph. ``int8`` means the INT8 graph for the engine's device.
+        threads: The number of CPU threads of one inference. Without a number the engine decides.
         check: A function that raises a `FlowEdgeError` to refuse an opened engine. A refused engine is closed.
 
     Raises:

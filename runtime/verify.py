@@ -1,4 +1,4 @@
-"""Does a bundle on this machine give the answers it gave where it was exported?"""
+"""Verify that a bundle on this machine gives the answers that were recorded at its export."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from flowedge.runtime.protocols import Engine
 from flowedge.runtime.selftest import read_rounded_answers, read_selftest
 from flowedge.runtime.unproven import open_unproven
 
-# Largest difference from the reference, relative to the quantity's largest magnitude. fp32 only re-associates
-# sums (about 1e-6 is seen); half precision has 11 bits, and a backbone is tens of layers deep. INT8 was judged by its
-# gate on real images; here it only must not be another network.
+# Largest difference from the expected answers, relative to the quantity's largest magnitude. fp32 only re-associates
+# sums (about 1e-6 is seen). Half precision has 11 bits, and a backbone is tens of layers deep. INT8 was judged by its
+# gate on real images. Here it only must not be another network.
 PARITY_LIMITS: Final[Mapping[str, float]] = MappingProxyType(
     {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1, "int8-cpu": 0.5, "int8-gpu": 0.5}
 )
-# Largest difference of a count from the reference, relative to the largest that its window can hold: a latent that
-# is next to the threshold may fall on either side of it.
+# Largest difference of a count from the expected answers, relative to the largest that its window can hold: a latent
+# that is next to the threshold may fall on either side of it.
 COUNT_LIMITS: Final[Mapping[str, float]] = MappingProxyType(
     {"fp32": 1e-2, "fp16": 5e-2, "bf16": 2e-1, "int8-cpu": 0.5, "int8-gpu": 0.5}
 )
@@ -40,17 +40,17 @@ _SMALLEST_ROUNDING: Final = (
     1e-3  # relative: a graph whose eight bits cost less is compared as a float16 graph is
 )
 AGGREGATION_LIMIT: Final = 1e-5
-# Of a map or score in a batch from the same alone: an engine sums in another order for another batch.
+# Largest difference of a map or score in a batch from the same alone. An engine sums in another order for each batch.
 BATCH_LIMIT: Final = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One comparison: passed when ``value <= limit``.
+    """One comparison. It has passed when ``value <= limit``.
 
     Attributes:
-        name: What was compared.
-        value: The worst difference, relative to the largest magnitude of what was expected; NaN never passes.
+        name: The quantity that was compared, and its counterpart.
+        value: The worst difference, relative to the largest magnitude expected. NaN never passes.
         limit: The largest value that passes.
     """
 
@@ -60,7 +60,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is within the limit."""
+        """True where the difference is within the limit."""
         return self.value <= self.limit
 
 
@@ -69,9 +69,11 @@ def verify_bundle(
 ) -> tuple[Check, ...]:
     """Replay the bundle's self-test.
 
-    Compares the levels, and the energies and counts where there are some, with the reference's, recorded at export;
-    the graph's map and score with the host's aggregation of the graph's own levels; and each frame alone with the same
-    frame in a batch, in both orders.
+    Three comparisons are made:
+
+    1. The levels, and the energies and counts where there are some, with the expected answers recorded at export.
+    2. The graph's map and score with the host's aggregation of the graph's own levels.
+    3. Each frame alone with the same frame in a batch, in both orders.
 
     Raises:
         BundleError: The bundle has no such graph or no self-test.
@@ -107,8 +109,8 @@ class Worst:
     """The worst difference of answers from what was expected, over as many images as are added one after the other.
 
     Attributes:
-        difference: The largest absolute difference; NaN from the first one on.
-        largest: The largest magnitude that was expected; NaN likewise.
+        difference: The largest absolute difference. Once a NaN was added, it is NaN.
+        largest: The largest magnitude that was expected. Once a NaN was added, it is NaN.
     """
 
     def __init__(self) -> None:
@@ -116,36 +118,36 @@ class Worst:
         self.largest = 0.0
 
     def add(self, got: NDArray[np.floating], expected: NDArray[np.floating]) -> None:
-        """Two arrays of one shape."""
+        """Add answers and the expected answers, two arrays of one shape."""
         difference = np.abs(got.astype(np.float64) - expected.astype(np.float64)).max()
         self.difference = float(np.maximum(self.difference, difference))  # which keeps a NaN
         self.largest = float(np.maximum(self.largest, np.abs(expected).max()))
 
     @property
     def relative(self) -> float:
-        """The worst difference over the largest magnitude expected; NaN where any value was one."""
+        """The worst difference over the largest magnitude expected. It is NaN where any value was NaN."""
         return float(self.difference / np.maximum(self.largest, np.finfo(np.float32).tiny))
 
 
 def _answer_difference(got: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
-    """Worst difference of maps or scores, relative to the largest magnitude expected, or to 1 where that is larger.
+    """Compute the worst difference of maps or scores, relative to the largest magnitude expected and to 1 at least.
 
-    They are sums of likelihoods of at most 1 and differences of such sums: of a flat map, whose values are small, the
-    digits before are rounded too.
+    Maps and scores are sums of likelihoods of at most 1, or differences of such sums. In a flat map the values are
+    small, but the sums that they come from were rounded at the size of 1.
     """
     scale = max(float(np.abs(expected).max()), 1.0)
     return float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max() / scale)
 
 
 def check_of_output(manifest: Manifest, precision: str, name: str, worst: Worst, against: str) -> Check:
-    """One of the graph's ``(N, 1, h, w)`` outputs against what a reference gives for it.
+    """Make the check of one ``(N, 1, h, w)`` output of the graph.
 
     Args:
-        manifest: The bundle's.
-        precision: Of the graph.
-        name: The output's, such as ``level_0``.
-        worst: How far the graph's answers are from the reference's.
-        against: What the reference is called.
+        manifest: The manifest of the bundle.
+        precision: The precision of the graph.
+        name: The name of the output, such as ``level_0``.
+        worst: The worst difference of the graph's answers from the expected ones.
+        against: The name of the expected answers in the check.
     """
     value, limit = worst.relative, PARITY_LIMITS.get(precision, np.inf)
     if name.startswith("count"):
@@ -166,15 +168,16 @@ def checks_of_rounding(
 ) -> Iterator[Check]:
     """Compare an engine's answers to an INT8 graph with those of the graph itself, in units of its rounding.
 
-    The unit is the root mean square distance of the graph's own answers from the reference, at the output where that
-    is largest, relative to the output's largest magnitude or, for a count, to the largest that its window can hold.
+    The unit is the root mean square distance of the graph's own answers from the expected ones, at the output where
+    that is largest, relative to the output's largest magnitude or, for a count, to the largest that its window can
+    hold.
 
     Args:
         manifest: The manifest of the bundle.
         precision: The precision of the graph.
         got: The engine's answers ``(K, 1, h, w)``, by the name of the output.
         rounded: The answers of the graph evaluated as ONNX defines it, with every rounding and no fusion.
-        expected: The answers of the reference in float32.
+        expected: The expected answers, in float32.
     """
     sizes = {name: _size_of_output(manifest, name, answer) for name, answer in expected.items()}
     for kind in dict.fromkeys(name.partition("_")[0] for name in expected):
@@ -193,7 +196,7 @@ def root_mean_square(got: NDArray[np.floating], expected: NDArray[np.floating]) 
 
 
 def _size_of_output(manifest: Manifest, name: str, expected: NDArray[np.floating]) -> float:
-    """Return what a difference of an output is relative to: its largest magnitude, or the most a window can count."""
+    """Return the unit of a difference of an output: its largest magnitude, or the most that a window can count."""
     if not name.startswith("count"):
         return max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
     assert manifest.nfa is not None
@@ -203,7 +206,7 @@ def _size_of_output(manifest: Manifest, name: str, expected: NDArray[np.floating
 
 
 def infer_one_by_one(session: Engine, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-    """Each image (or frame) alone; the answers stacked along N."""
+    """Infer each image or frame alone, and stack the answers along N."""
     singles = [infer_in_batches(session, image[None]) for image in images]
     return {name: np.concatenate([single[name] for single in singles]) for name in session.output_names}
 
