@@ -304,7 +304,7 @@ def test_a_folder_reports_the_frame_that_was_not_inspected(bundle: Bundle, tmp_p
     [
         ([{"quantity": "smell", "low": 0.0, "high": 1.0}], "smell"),
         ([{"quantity": "detail", "low": 0.0, "high": 1.0}] * 2, "twice"),
-        ([{"quantity": "detail", "low": 1.0, "high": 1.0}], "rises"),
+        ([{"quantity": "detail", "low": 1.0, "high": 1.0}], "must rise"),
         ([{"quantity": "detail", "low": -1.0, "high": 1.0}], "frame_check"),
         ([{"quantity": "detail", "low": 0.0, "high": 1e9}], "frame_check"),
     ],
