@@ -148,13 +148,13 @@ def print_reports(reports: Sequence[PrecisionReport]) -> None:
         share = sum(block.macs_share for block in low)
         print_gate(
             report.gate,
-            f"{report.precision}: {len(low)} of {len(report.blocks)} blocks, {share:.0%} of the multiply-accumulates; "
-            f"file {report.bytes_share:.2f} of fp32's",
+            f"{report.precision}: {len(low)} of {len(report.blocks)} blocks, {share:.0%} of the multiply-accumulates, "
+            f"{report.bytes_share:.2f} of the size of the fp32 graph",
         )
         if report.precision == "bf16":
             MESSAGES.print(
-                "bf16: judged and calibrated by rounding to bfloat16 in float32, which ONNX Runtime's CPU runs; on the "
-                "device: flowedge verify BUNDLE --precision bf16 --engine openvino --data GOOD",
+                "bf16: the gate and the calibration rounded to bfloat16 in float32, which ONNX Runtime's CPU runs. "
+                "Check the device with: flowedge verify BUNDLE --precision bf16 --engine openvino --data GOOD",
                 soft_wrap=True,
             )
         for block in report.blocks:
@@ -164,7 +164,7 @@ def print_reports(reports: Sequence[PrecisionReport]) -> None:
             MESSAGES.print(f"{report.precision}: {node} stays fp32: {why}")
         if len(report.kept_in_fp32) > 10:
             MESSAGES.print(
-                f"{report.precision}: and {len(report.kept_in_fp32) - 10} more nodes; see calibration.json"
+                f"{report.precision}: and {len(report.kept_in_fp32) - 10} more nodes, which calibration.json lists"
             )
 
 

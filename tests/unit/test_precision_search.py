@@ -149,6 +149,16 @@ def test_what_is_given_back_later_is_the_most_sensitive_too() -> None:
     assert search.chosen(1) == ("a", "c")
 
 
+def test_int8_is_two_graphs_that_keep_the_same_limits() -> None:
+    request = PrecisionRequest(wanted=("int8", "fp16"))
+    assert request.precisions == ("int8-gpu", "int8-cpu", "fp16")
+    assert {name: request.limits_of(name) for name in request.precisions} == {
+        "int8-gpu": DEFAULT_LIMITS["int8"],
+        "int8-cpu": DEFAULT_LIMITS["int8"],
+        "fp16": DEFAULT_LIMITS["fp16"],
+    }
+
+
 def test_nothing_left_is_refused() -> None:
     search = CountingSearch({"a": 1.0, "b": 2.0}, most=0.5)
     with pytest.raises(PrecisionError, match=r"cannot pass its gate.*Most sensitive: b \(2\), a \(1\)"):
