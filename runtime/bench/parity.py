@@ -38,7 +38,7 @@ def parity_of(bundle: Bundle, session: Opened) -> Parity:
     worst = max((check.value for check in levels), key=lambda value: math.inf if math.isnan(value) else value)
     selftest = read_selftest(bundle)
     recorded = [selftest.answers[f"level_{number}"] for number in range(len(manifest.levels))]
-    scoring = _reference_scoring(bundle, session.precision)
+    scoring = _expected_scoring(bundle, session.precision)
     wanted = aggregate(recorded, scoring, manifest.family, manifest.image_size).anomaly_map
     got = infer_one_by_one(session, GraphInput(manifest)(selftest.frames))["anomaly_map"]
     correlation = lowest_correlation(got, wanted)
@@ -72,7 +72,7 @@ def lowest_correlation(got: NDArray[Any], wanted: NDArray[Any]) -> float | None:
     return lowest
 
 
-def _reference_scoring(bundle: Bundle, precision: str) -> Scoring:
+def _expected_scoring(bundle: Bundle, precision: str) -> Scoring:
     """Return the scoring of the fp32 graph, or of the graph itself where the bundle has no fp32 graph."""
     graphs = {graph.precision: graph for graph in bundle.manifest.graphs}
     return graphs.get("fp32", bundle.manifest.graph(precision)).scoring
