@@ -1,4 +1,4 @@
-"""Numbers that are fitted on images: reference maxima, thresholds, metrics. Never imports torch."""
+"""Fit score maxima, thresholds and lower precisions on images, and measure detectors. Torch is never imported."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from flowedge.calibration.evaluation_result import Evaluation
 from flowedge.calibration.gate_page import MapTriple, page_from_gate
 from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateLimits, GateQuantity, GateReport
 from flowedge.calibration.gates import Gate, compare
+from flowedge.calibration.plan import CalibrationPlan, PlanResult, carry_out
 from flowedge.calibration.threshold import ThresholdRequest
 
 __all__ = [
     # fitting
     "Calibration",
+    "CalibrationPlan",
     "CalibrationRecord",
+    "PlanResult",
     "ThresholdRequest",
     "calibrate_bundle",
+    "carry_out",
     # defects made from good images
     "DEFECTS",
     "Defect",

@@ -82,12 +82,12 @@ def calibrate_bundle(
         score_maxima: True fits the score maxima too, where the family's score has them.
         known: By precision, the results of an earlier fit on these images for this request. They are taken as they are.
         levels: By precision, the levels of these images where they were inferred before. The caller closes them.
-        request: The thresholds to fit. None fits none. Fitted thresholds replace a limit of log NFA.
+        request: The thresholds to fit. The value is None to fit none. Fitted thresholds replace a limit of log NFA.
         labelled: The labelled images of an ``f1`` request.
         frame_rate: The expected share of good frames outside of the ranges of plain statistics, which `frame_range`
-            explains. None fits no ranges and removes those of an earlier calibration.
-        pixel_range: The window to declare for images of more than 8 bits. None keeps the bundle's window.
-        engine: The name of the engine. None takes the default engine.
+            explains. The value is None to fit no ranges and to remove those of an earlier calibration.
+        pixel_range: The window to declare for images of more than 8 bits. The value is None to keep the bundle's.
+        engine: The name of the engine. The value is None for the default engine.
         threads: The number of CPU threads of one inference.
         reports: The reports of each inference that is done.
 

@@ -1,11 +1,11 @@
-"""A labelled folder of images, as the MVTec AD dataset lays it out, and a plain folder of good ones.
+"""List a labelled folder of images in the layout of the MVTec AD dataset, or a plain folder of good images.
 
     dataset/train/good/*.png
     dataset/test/good/*.png
     dataset/test/<defect>/*.png
-    dataset/ground_truth/<defect>/<stem>_mask.png    or <stem>.png; not zero where the defect is
+    dataset/ground_truth/<defect>/<stem>_mask.png    or <stem>.png, not zero where the defect is
 
-Only file names are kept; images and masks are read one at a time, when they are needed.
+Only file names are kept. Images and masks are read one at a time, when they are needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flowedge.runtime.finding import IMAGE_SUFFIXES, sort_out
 from flowedge.runtime.images import read_picture
 from flowedge.text import printable
 
-# Not JPEG or WebP: they smear a mask's edges, and every pixel that is not zero counts as defect.
+# JPEG and WebP are left out, because they smear a mask's edges and every pixel that is not zero counts as defect.
 MASK_SUFFIXES: Final = frozenset({".png", ".bmp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"})
 GOOD: Final = "good"
 
@@ -37,8 +37,8 @@ class Sample:
         path: The image file.
         label: Its folder's name, printable: ``"good"`` or a kind of defect.
         is_anomalous: False exactly when the label is ``"good"``.
-        mask: The file that marks its defect pixels; None for a good image, and for every image of a class
-            that has no masks.
+        mask: The file that marks its defect pixels. The value is None for a good image, and for every image of a class
+            without masks.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class Dataset:
     Attributes:
         root: The folder that holds ``test``.
         samples: Not empty.
-        classes_without_masks: The defect classes that have no mask at all; pixel metrics need it empty.
+        classes_without_masks: The defect classes that have no mask at all. Pixel metrics need masks for every class.
     """
 
     root: Path
@@ -88,7 +88,7 @@ def read_dataset(folder: Path) -> Dataset:
         label = printable(class_folder.name)
         try:
             images = _images(class_folder)
-        except DataError:  # reading the folder as an image says why
+        except DataError:  # Reading the folder as an image gives the reason.
             samples.append(Sample(path=class_folder, label=label, is_anomalous=label != GOOD, mask=None))
             continue
         masks = {} if label == GOOD else _masks(images, root / "ground_truth" / class_folder.name)
@@ -101,20 +101,20 @@ def read_dataset(folder: Path) -> Dataset:
     if not samples:
         raise DataError(
             f"{test} has no images in class folders. Put good images in {test / GOOD} and each kind of defect "
-            f"in a folder of its own; readable are {_listed(IMAGE_SUFFIXES)}."
+            f"in a folder of its own. Readable are {_listed(IMAGE_SUFFIXES)}."
         )
     return Dataset(root=root, samples=tuple(samples), classes_without_masks=tuple(without_masks))
 
 
 def good_images(folder: Path) -> tuple[Path, ...]:
-    """The good images to fit on, by name.
+    """Return the good images to fit on, by name.
 
     Args:
         folder: A folder of good images, or a dataset's root, whose ``train/good`` is taken.
 
     Raises:
         DataError: There is no such folder, it cannot be listed, or no image is in it. A dataset's ``test`` folder is
-            never taken instead: what is fitted on test images says nothing about them.
+            never taken instead, because metrics of images that were fitted on are worthless.
     """
     train = folder / "train" / GOOD
     chosen = train if os.path.isdir(train) else folder
@@ -123,8 +123,8 @@ def good_images(folder: Path) -> tuple[Path, ...]:
     images = _images(chosen)
     if not images:
         raise DataError(
-            f"{chosen} holds no images. Name a folder of good images, or a dataset with {Path('train', GOOD)}; "
-            f"readable are {_listed(IMAGE_SUFFIXES)}."
+            f"{chosen} holds no images. Name a folder of good images, or a dataset with {Path('train', GOOD)}. "
+            f"Readable are {_listed(IMAGE_SUFFIXES)}."
         )
     return tuple(images)
 
@@ -134,7 +134,7 @@ def read_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
     Args:
         path: The mask.
-        image: ``(H, W, 3)``: the image it belongs to.
+        image: The ``(H, W, 3)`` image that the mask belongs to.
 
     Raises:
         DataError: The mask has another size than the image.
@@ -151,7 +151,7 @@ def read_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _masks(images: list[Path], folder: Path) -> Mapping[Path, Path]:
-    """Each image's mask; empty when the class has none at all."""
+    """Return each image's mask. The mapping is empty where the class has no mask at all."""
     by_stem: dict[str, Path] = {}
     for file in sorted(_entries(folder)) if os.path.isdir(folder) else []:
         if file.suffix.lower() not in MASK_SUFFIXES or file.name.startswith("."):
@@ -174,7 +174,7 @@ def _masks(images: list[Path], folder: Path) -> Mapping[Path, Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    """List the folder's images by name. What looks like one and cannot be read is among them, and reading says so."""
+    """List the folder's images by name. A file that looks like an image and cannot be read is among them."""
     return sorted(sort_out(path for path in _entries(folder) if not os.path.isdir(path)).images)
 
 

@@ -1,8 +1,8 @@
-"""Synthetic defects: a good frame with something done to it, and the mask of where.
+"""Paint synthetic defects into frames of good parts, each with its mask.
 
-They are no likeness of any line's real defects. They bring a detector's maps and scores into the range that is
-anomalous, which good images alone never do, so that two precisions can be compared there. Do not tune on them what real
-defects should decide.
+These defects do not resemble the real defects of any line. They bring a detector's maps and scores into the anomalous
+range, which good images alone never do, so that two precisions can be compared there. Do not tune on them anything that
+real defects should decide.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ Plane: TypeAlias = NDArray[np.float32]
 
 SMALLEST_SIDE_PX: Final = 16
 AREA: Final = (0.0003, 0.2)
-"""A mask's pixels, at least and at most, as a share of the square of the frame's shorter side; never below 4 pixels."""
+"""The smallest and largest area of a mask, as a share of the shorter side's square. No area is below 4 pixels."""
 VISIBLE: Final = 8.0
-"""Grey levels: the largest of a pixel's three changes is at least this on average over the mask."""
+"""The least visible change in grey levels. It is compared with the largest change of a pixel's three channels, on
+average over the mask."""
 _FAINTEST: Final = np.float32(0.1)  # paint thinner than this is left out, so that the mask has an honest edge
 
 
@@ -37,9 +38,13 @@ class Defect(NamedTuple):
 
 
 class _Paint(NamedTuple):
-    """What to lay over a window of the frame.
+    """The paint to lay over a window of the frame.
 
-    ``top`` and ``left`` in pixels; ``colour`` ``(h, w, 3)`` in grey levels; ``alpha`` ``(h, w)``: how much of it, 0..1.
+    Attributes:
+        top: The first row of the window.
+        left: The first column of the window.
+        colour: ``(h, w, 3)`` in grey levels.
+        alpha: ``(h, w)`` opacity in 0..1.
     """
 
     top: int
@@ -52,9 +57,9 @@ def synthetic_defect(frame: Frame, kind: str, rng: np.random.Generator) -> Defec
     """Make one defect.
 
     Args:
-        frame: ``(H, W, 3)`` uint8 RGB, at least 16x16, of a good part; not modified.
+        frame: ``(H, W, 3)`` uint8 RGB, at least 16x16, of a good part. It is not modified.
         kind: A name of ``DEFECTS``.
-        rng: Decides its place, size, shape and strength; the same state gives the same bytes.
+        rng: The generator of its place, size, shape and strength. Equal states give equal bytes.
 
     Returns:
         Arrays of its own. Sizes follow the frame's shorter side. A frame whose channels are equal, as a grey
@@ -80,7 +85,7 @@ def synthetic_defect(frame: Frame, kind: str, rng: np.random.Generator) -> Defec
     is_grey = bool((frame == frame[..., :1]).all())
     painted = _mixed(good, paint.colour.mean(axis=2, keepdims=True) if is_grey else paint.colour, alpha)
     inside = alpha > 0
-    if np.abs(painted - good).max(axis=2)[inside].mean() < VISIBLE:  # a blur of a flat surface, for instance
+    if np.abs(painted - good).max(axis=2)[inside].mean() < VISIBLE:  # A blurred flat surface is an example.
         step = np.float32(VISIBLE + 1) / alpha[inside].mean()
         painted = _mixed(good, np.where(good < 128, good + step, good - step), alpha)
     defective, mask = frame.copy(), np.zeros(frame.shape[:2], np.bool_)
@@ -92,15 +97,16 @@ def synthetic_defects(frame: Frame, seed: int, kinds: Iterable[str] | None = Non
     """Make one defect of each kind, each in a frame of its own.
 
     Args:
-        frame: As in `synthetic_defect`.
-        seed: Not negative. With the kind's name it decides everything: which other kinds are made changes nothing.
-        kinds: Names of ``DEFECTS``; None takes all.
+        frame: ``(H, W, 3)`` uint8 RGB, at least 16x16, of a good part.
+        seed: A number that is not negative. Only the seed and the kind's name decide a defect, whatever other kinds are
+            made.
+        kinds: Names of ``DEFECTS``. By default all are made.
 
     Yields:
-        The defects in the order of the kinds, each made when it is asked for.
+        The defects in the order of the kinds, each made when it is needed.
 
     Raises:
-        ImageError: As in `synthetic_defect`.
+        ImageError: The frame is of another type or shape, or too small.
         ValueError: There is no such kind, or the seed is negative.
     """
     for kind in DEFECTS if kinds is None else kinds:
@@ -108,9 +114,10 @@ def synthetic_defects(frame: Frame, seed: int, kinds: Iterable[str] | None = Non
 
 
 def _cut_paste(frame: Frame, rng: np.random.Generator) -> _Paint:
-    """A rectangle of the frame put elsewhere in it, a little brighter or darker.
+    """Copy a rectangle of the frame to another place, a little brighter or darker.
 
-    The idea: C.-L. Li et al., "CutPaste: Self-Supervised Learning for Anomaly Detection and Localization", CVPR 2021.
+    Source of the idea: C.-L. Li et al., "CutPaste: Self-Supervised Learning for Anomaly Detection and Localization",
+    CVPR 2021.
     """
     height, width = frame.shape[:2]
     area, aspect = rng.uniform(0.02, 0.1) * min(height, width) ** 2, np.exp(rng.uniform(-1.1, 1.1))
@@ -124,7 +131,7 @@ def _cut_paste(frame: Frame, rng: np.random.Generator) -> _Paint:
 
 
 def _scratch(frame: Frame, rng: np.random.Generator) -> _Paint:
-    """A thin bent line, brighter or darker than the surface."""
+    """Draw a thin bent line, brighter or darker than the surface."""
     height, width = frame.shape[:2]
     side = min(height, width)
     thickness, length = max(1, round(side * rng.uniform(0.003, 0.012))), side * rng.uniform(0.25, 0.5)
@@ -146,14 +153,14 @@ def _scratch(frame: Frame, rng: np.random.Generator) -> _Paint:
 
 
 def _blob(frame: Frame, rng: np.random.Generator) -> _Paint:
-    """A spot of one colour that hides what is below it, as dirt does."""
+    """Paint a spot of one colour that hides the surface, as dirt does."""
     top, left, alpha = _spot(frame, rng, rng.uniform(0.03, 0.1))
     colour = rng.uniform(0, 255, 3).astype(np.float32)
     return _Paint(top, left, np.broadcast_to(colour, (*alpha.shape, 3)), alpha)
 
 
 def _blur(frame: Frame, rng: np.random.Generator) -> _Paint:
-    """A spot that lost its texture."""
+    """Blur a spot, so that it loses its texture."""
     top, left, alpha = _spot(frame, rng, rng.uniform(0.08, 0.15))
     width = 2 * round(max(1.0, min(frame.shape[:2]) * rng.uniform(0.015, 0.04))) + 1
     blurred = frame[top : top + alpha.shape[0], left : left + alpha.shape[1]].astype(np.float32)
@@ -163,7 +170,7 @@ def _blur(frame: Frame, rng: np.random.Generator) -> _Paint:
 
 
 def _colour(frame: Frame, rng: np.random.Generator) -> _Paint:
-    """A spot of another colour whose texture shows through, as a stain's does."""
+    """Colour a spot so that its texture shows through, as with a stain."""
     top, left, alpha = _spot(frame, rng, rng.uniform(0.06, 0.15))
     surface = frame[top : top + alpha.shape[0], left : left + alpha.shape[1]].astype(np.float32)
     gains = np.exp(rng.uniform(-0.5, 0.5, 3)).astype(np.float32)
@@ -171,20 +178,20 @@ def _colour(frame: Frame, rng: np.random.Generator) -> _Paint:
 
 
 def _texture(frame: Frame, rng: np.random.Generator) -> _Paint:
-    """Islands of a foreign texture, half transparent; both the islands and the texture are Perlin noise.
+    """Paint patches of a foreign texture, half transparent. Both the patches and the texture are Perlin noise.
 
-    The idea: V. Zavrtanik et al., "DRAEM - A discriminatively trained reconstruction embedding for surface anomaly
-    detection", ICCV 2021. Its textures are photographs, which nobody should have to ship.
+    Source of the idea: V. Zavrtanik et al., "DRAEM - A discriminatively trained reconstruction embedding for surface
+    anomaly detection", ICCV 2021. The paper takes its textures from photographs, which would have to be shipped.
     """
     side = min(frame.shape[:2])
     size = max(8, round(side * rng.uniform(0.25, 0.5)))
     top, left = (int(rng.integers(whole - size + 1)) for whole in frame.shape[:2])
-    islands = _perlin(size, size / rng.uniform(1.5, 4), rng)
-    cut = np.quantile(islands, rng.uniform(0.6, 0.8))
+    patches = _perlin(size, size / rng.uniform(1.5, 4), rng)
+    cut = np.quantile(patches, rng.uniform(0.6, 0.8))
     grain = np.stack([_perlin(size, max(2.0, size / rng.uniform(8, 16)), rng) for _ in range(3)], axis=2)
     surface = frame[top : top + size, left : left + size].mean(axis=(0, 1), dtype=np.float32)
     colour = surface + rng.uniform(-40, 40, 3).astype(np.float32) + np.float32(rng.uniform(80, 160)) * grain
-    return _Paint(top, left, colour, (islands > cut) * np.float32(rng.uniform(0.4, 1.0)))
+    return _Paint(top, left, colour, (patches > cut) * np.float32(rng.uniform(0.4, 1.0)))
 
 
 DEFECTS: Final[Mapping[str, Callable[[Frame, np.random.Generator], _Paint]]] = MappingProxyType(
@@ -200,18 +207,18 @@ DEFECTS: Final[Mapping[str, Callable[[Frame, np.random.Generator], _Paint]]] = M
 
 
 def _mixed(good: Plane, colour: Plane, alpha: Plane) -> Plane:
-    """The paint over the good window, as whole grey levels; ``(h, w, 3)`` in 0..255."""
+    """Lay the paint over the good window. The result is ``(h, w, 3)`` whole grey levels in 0..255."""
     mixed: Plane = np.clip(np.rint(good + alpha[..., None] * (colour - good)), 0, 255)
     return mixed
 
 
 def _spot(frame: Frame, rng: np.random.Generator, share: float) -> tuple[int, int, Plane]:
-    """A ragged disc somewhere in the frame: its window's top and left, and its ``(n, n)`` alpha.
+    """Return a ragged disc somewhere in the frame, as its window's top and left and its ``(n, n)`` alpha.
 
     Args:
-        frame: Gives the size.
-        rng: Decides place and shape.
-        share: Mean radius, as a share of the frame's shorter side.
+        frame: The frame, whose size counts.
+        rng: The generator of place and shape.
+        share: The mean radius, as a share of the frame's shorter side.
     """
     radius = max(1.5, share * min(frame.shape[:2]))
     reach = int(np.ceil(1.6 * radius))
@@ -226,12 +233,12 @@ def _spot(frame: Frame, rng: np.random.Generator, share: float) -> tuple[int, in
 
 
 def _perlin(size: int, cell: float, rng: np.random.Generator) -> Plane:
-    """Gradient noise, ``(size, size)``, about -0.7 to 0.7 (K. Perlin, "Improving Noise", SIGGRAPH 2002).
+    """Return gradient noise, ``(size, size)``, about -0.7 to 0.7 (K. Perlin, "Improving Noise", SIGGRAPH 2002).
 
     Args:
-        size: Side in pixels.
-        cell: Distance of the lattice's points in pixels.
-        rng: Draws the gradients.
+        size: The side in pixels.
+        cell: The distance of the lattice's points in pixels.
+        rng: The generator of the gradients.
     """
     place = np.arange(size) / cell
     corner = place.astype(np.intp)

@@ -1,11 +1,11 @@
 """Measure a detector on a labelled dataset, one image at a time.
 
-Nothing is kept of an image but counts: the metrics' memory does not depend on the number of images. (The list
-of the dataset's file names does, by a few hundred bytes an image.) Image scores are compared as float32 and
-their metrics are exact up to 65,536 images of a class; ``metrics`` says how close the pixel metrics are.
+The evaluation keeps only counts of an image, so the metrics' memory does not depend on the number of images. The list
+of the dataset's file names needs a few hundred bytes an image. Image scores are compared as float32, and their metrics
+are exact up to 65,536 images of a class. The module ``metrics`` states how close the pixel metrics are.
 
-Pixel metrics are computed at the size of the network's input, on the map as the network gives it: the masks
-come to the map, not the map to the masks. Published figures differ by this choice.
+Pixel metrics are computed at the size of the network's input, on the map that the network gives. The masks are resized
+to the map, and the map stays as it is. Published figures differ by this choice.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def evaluate(
     """Run a detector over a dataset and measure it.
 
     Args:
-        detect: From ``(H, W, 3)`` uint8 RGB to the score and the map.
-        dataset: Labels and masks.
-        thresholds: The bundle's. Where there is none, the threshold of the best F1 of this dataset is used,
-            and a note says so. With ``nfa``, an image for which ``detect`` gives no log NFA was not inspected.
-        reports: Told of each image that is done.
-        pixel_range: The manifest's.
+        detect: The detector, which takes ``(H, W, 3)`` uint8 RGB.
+        dataset: The labelled images and their masks.
+        thresholds: The bundle's thresholds. Where there is none, the threshold of the best F1 of this dataset is used,
+            and a note records that. With ``nfa``, an image without log NFA counts as not inspected.
+        reports: The reports of each image that is done.
+        pixel_range: The window of the bundle's manifest for images of more than 8 bits.
 
     Raises:
         DataError: A mask has another size than its image.

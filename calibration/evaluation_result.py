@@ -8,13 +8,14 @@ from flowedge.manifest import Threshold
 
 
 class ClassResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind of defect against all good images.
+    """The metrics of one kind of defect against all good images.
 
     Attributes:
-        images: How many of its images were inspected.
-        image_auroc: None when there is no good image, or none of this class.
-        detection_rate: The share of its images above the image threshold; where the number of false alarms decides,
-            the share below its limit.
+        label: The name of the kind of defect.
+        images: The number of its inspected images.
+        image_auroc: The value is None where there is no good image, or none of this class.
+        detection_rate: The share of its images above the image threshold. Where the number of false alarms decides, it
+            is the share below the limit.
     """
 
     label: str
@@ -24,16 +25,17 @@ class ClassResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What one rule of decision would do on the dataset.
+    """The verdicts that one rule of decision gives on the dataset.
 
     Attributes:
-        rule: ``"fitted"``: the bundle's image and pixel thresholds. ``"best F1"``: those of the largest F1 of this very
-            dataset. ``"nfa-tree"`` or ``"nfa-block"``: log10 of the number of false alarms below ``log_nfa``.
-        log_nfa: The limit of an NFA rule, else None.
-        false_alarm_rate: The share of the good images that it calls anomalous.
-        detection_rate: The share of the anomalous images that it calls anomalous.
-        pixel_iou: Pixels that it marks and that are defect, over pixels that are either, both counted over the whole
-            dataset (not a mean over images), at the size of the network's input.
+        rule: The name of the rule. ``"fitted"`` stands for the bundle's image and pixel thresholds, and ``"best F1"``
+            for those of the largest F1 of this very dataset. ``"nfa-tree"`` and ``"nfa-block"`` compare log10 of the
+            number of false alarms with ``log_nfa``.
+        log_nfa: The limit of an NFA rule. The value is None for other rules.
+        false_alarm_rate: The share of the good images that the rule calls anomalous.
+        detection_rate: The share of the anomalous images that the rule calls anomalous.
+        pixel_iou: The number of pixels that are marked and defect, over the number that are marked or defect. Both are
+            counted over the whole dataset, at the size of the network's input.
     """
 
     rule: str
@@ -47,29 +49,29 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """The metrics of one dataset. Every rate and metric is in 0..1, and None where it is not defined.
 
     Attributes:
-        good_images: How many were inspected.
-        anomalous_images: How many were inspected.
-        not_inspected: Images that could not be read, images whose mask could not be read, class folders that could not
-            be listed, and images whose score or map was not finite; they are in no metric.
-        not_inspected_files: The first few of them, relative to the dataset.
-        good_outside: How many good images have a finite answer and are not inspected, as the frame check finds them
-            unlike the calibration's. The metrics count them all the same; in production each is stopped.
-        anomalous_outside: The same for anomalous images.
-        outside_files: The first few of both, relative to the dataset, each with what is outside.
-        image_auroc: Area under the ROC curve of the image scores; ties count half.
-        image_f1: The largest over all thresholds.
-        pixel_auroc: As ``image_auroc``, of all pixels of all images.
-        aupro: Mean overlap of the defect regions, over false-alarm shares of 0 to 0.3.
-        pixel_f1: The largest over all thresholds.
-        image_threshold: The one that the rates belong to: the given one, else the one of ``image_f1``.
-        pixel_threshold: The same for pixels.
+        good_images: The number of inspected good images.
+        anomalous_images: The number of inspected anomalous images.
+        not_inspected: The number of images in no metric. Such an image or its mask could not be read, its folder could
+            not be listed, or its score or map was not finite.
+        not_inspected_files: The first few of these files, relative to the dataset.
+        good_outside: The number of good images with a finite answer that the frame check stops. The metrics count them
+            all the same. On a line each would not be inspected.
+        anomalous_outside: The number of anomalous images with a finite answer that the frame check stops.
+        outside_files: The first few files that the frame check stops, relative to the dataset, each with the reason.
+        image_auroc: The area under the ROC curve of the image scores. Ties count half.
+        image_f1: The largest F1 of the image scores over all thresholds.
+        pixel_auroc: The area under the ROC curve of all pixels of all images. Ties count half.
+        aupro: The mean overlap of the defect regions, over false-alarm shares of 0 to 0.3.
+        pixel_f1: The largest F1 of the pixels over all thresholds.
+        image_threshold: The image threshold of the rates. It is the given one, else the one of ``image_f1``.
+        pixel_threshold: The pixel threshold of the rates. It is the given one, else the one of ``pixel_f1``.
         false_alarm_rate: The share of the good images above the image threshold.
         detection_rate: The share of the anomalous images above it.
         pixel_false_alarm_rate: The share of the normal pixels above the pixel threshold.
         pixel_detection_rate: The share of the defect pixels above it.
         classes: The kinds of defect, by name.
         decisions: The rules side by side: the fitted thresholds, those of the best F1, the number of false alarms.
-        notes: One sentence each: why a metric is None, and what weakens the others.
+        notes: Sentences on why a metric is None and what weakens the others.
     """
 
     good_images: int

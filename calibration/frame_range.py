@@ -46,14 +46,17 @@ _NAMED: Final = 5  # frames in one note
 
 
 class FittedFrameCheck(NamedTuple):
-    """The ranges, None where there are too few frames, and what their user should know about them."""
+    """The ranges, which are None where there are too few frames, and notes on frames that are outside."""
 
     check: FrameCheck | None
     notes: tuple[str, ...]
 
 
 class _Tolerance(NamedTuple):
-    """The least distance from the median to one end of a range: ``fixed`` in the quantity's unit, and a share of it."""
+    """The least distance from the median to one end of a range.
+
+    It is the sum of ``fixed``, in the quantity's unit, and of ``share`` times the median.
+    """
 
     fixed: float
     share: float = 0.0
@@ -63,14 +66,15 @@ class _Tolerance(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """Say how quantities of one kind are compared.
+    """The rule by which quantities of one kind are compared.
 
     Attributes:
         offset: Added to the value (and to its complement) before the logarithm, in the quantity's unit.
         largest: The largest possible value where the quantity is compared by its log odds, else None.
         below: The tolerance of smaller values.
         above: The tolerance of larger values.
-        widest: The factor (of the odds, where there are some) by which a range may go beyond the good frames' extremes.
+        widest: The factor by which a range may go beyond the good frames' extremes. It is a factor of the odds where
+            the quantity is compared by its log odds.
     """
 
     offset: float
@@ -91,7 +95,7 @@ class _Kind(NamedTuple):
         return share * (self.largest + 2 * self.offset) - self.offset
 
 
-# A defect changes one cell, and raises its contrast: only what no defect does is outside there.
+# A defect changes one cell and raises its contrast. So the tolerances of cells let pass any change that a defect makes.
 _KINDS: Final = {
     "mean": _Kind(4.0, 255.0, _Tolerance(3.0, 0.15), _Tolerance(3.0, 0.15), 10.0),
     "contrast": _Kind(2.0, None, _Tolerance(2.0, 0.2), _Tolerance(15.0, 0.3), 4.0),
@@ -123,7 +127,7 @@ def fit_frame_check(
         statistics: ``(N, Q)`` float64, a row per frame as `frame_statistics` gives it.
         rate: The expected share of good frames outside of any range, between 0 and 1. Near-copies among the frames,
             such as neighbours of one video, make the true share larger.
-        names: ``(N,)``, what a note calls the frames; their index by default.
+        names: ``(N,)``, the names of the frames for notes. By default a note gives the index.
 
     Returns:
         The ranges, or None for fewer than ``FEWEST_FRAMES`` frames. The notes name good frames that are outside.
@@ -164,7 +168,7 @@ class _Spread:
     """The centre of each quantity and its scale on either side, all in transformed units."""
 
     def __init__(self, values: Array, floors: tuple[Array, Array]) -> None:
-        """Take them from ``(N, Q)`` values. No scale is below half of its floor, ``(Q,)`` on either side."""
+        """Compute them from ``(N, Q)`` values. No scale is below half of its floor, ``(Q,)`` on either side."""
         extremes = math.ceil(_EXTREME_SHARE * len(values))
         self.centre = np.median(values, axis=0)
         ordered = np.sort(values - self.centre, axis=0)
@@ -190,8 +194,9 @@ def _cross_fitted(values: Array, floors: tuple[Array, Array]) -> Array:
 def _plausible(values: Array, floors: tuple[Array, Array], widest: Array) -> NDArray[np.bool_]:
     """Tell good frames from those that are among them by mistake: ``(N, Q)`` to ``(N,)``.
 
-    Of the twentieth with the largest deviations, a frame is left out of the fit where it is farther from all other
-    frames than any range may reach. One dark frame would otherwise open the ranges for every dark frame.
+    Only the twentieth of the frames with the largest deviations is doubted. Such a frame is left out of the fit where
+    it is farther from all other frames than any range may reach. One dark frame would otherwise open the ranges for
+    every dark frame.
     """
     suspects = np.argsort(_cross_fitted(values, floors))[-math.ceil(_EXTREME_SHARE * len(values)) :]
     others = np.delete(values, suspects, axis=0)

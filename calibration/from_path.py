@@ -7,59 +7,54 @@ from pathlib import Path
 
 from flowedge.bundle import open_bundle
 from flowedge.calibration import evaluation
-from flowedge.calibration.calibrate import Calibration, calibrate_bundle
-from flowedge.calibration.dataset import good_images, read_dataset
+from flowedge.calibration.dataset import read_dataset
 from flowedge.calibration.evaluation_result import Evaluation
-from flowedge.calibration.threshold import ThresholdRequest
-from flowedge.frame_quantities import DEFAULT_FRAME_RATE
+from flowedge.calibration.plan import CalibrationPlan, PlanResult, carry_out
 from flowedge.runtime.detector import Detector
+from flowedge.runtime.device_cache import device_cache
 
-_QUANTILES = ThresholdRequest()
+_DEFAULT = CalibrationPlan()
 
 
 def calibrate(
     path: str | PathLike[str],
-    data: str | PathLike[str],
+    data: str | PathLike[str] | None = None,
     *,
-    request: ThresholdRequest = _QUANTILES,
-    frame_rate: float | None = DEFAULT_FRAME_RATE,
+    plan: CalibrationPlan = _DEFAULT,
     engine: str | None = None,
     threads: int | None = None,
-) -> Calibration:
-    """Fit the reference maxima and the thresholds of every precision of a bundle, and store them in the bundle.
+) -> PlanResult:
+    """Fit the score maxima and the thresholds of every precision of a bundle, and store them in the bundle.
 
     Args:
         path: The bundle's folder, which is replaced by its calibrated version or left as it was.
-        data: A folder of images of good parts, or a dataset in MVTec AD's layout, whose ``train/good`` is taken. An
-            ``f1`` request needs a dataset with labelled test images.
-        request: The thresholds to fit; by default the quantiles 0.99 of images and 0.9995 of pixels.
-        frame_rate: The expected share of good frames that the frame check stops, above 0 and below 1. None fits no
-            frame check and removes an earlier one.
-        engine: A name of ``flowedge.runtime.ENGINES``. None takes the first that opens on this machine.
-        threads: The number of CPU threads of one inference. None leaves it to the engine.
+        data: A folder of images of good parts, or a dataset in MVTec AD's layout, whose ``train/good`` is taken. A plan
+            with ``f1`` needs a dataset with labelled test images. A plan that only sets a limit of log NFA needs none.
+        plan: The steps. The default fits the quantiles 0.99 of images and 0.9995 of pixels.
+        engine: A name of ``flowedge.runtime.ENGINES``. By default the first that opens on this machine is taken.
+        threads: The number of CPU threads of one inference. By default the engine decides.
 
     Raises:
         DataError: The folder is not there or holds no images.
         CalibrationError: An answer is not finite, or ``f1`` finds no labels.
+        PrecisionError: A precision of the plan cannot pass its gate.
         BundleError: The bundle cannot be trusted or written.
         ImageError: An image cannot be read.
         EngineUnavailableError: The engine cannot run on this machine.
 
-    Examples:
+    Example:
         >>> import flowedge
         >>> calibration = flowedge.calibrate("bottle.flowedge", "bottle/train/good")
         >>> calibration.bundle.manifest.graph("fp32").thresholds.image.method
         'quantile'
     """
-    labelled = read_dataset(Path(data)) if request.method == "f1" else None
-    return calibrate_bundle(
+    return carry_out(
+        plan,
         open_bundle(path),
-        good_images(Path(data)),
-        request=request,
-        labelled=labelled,
-        frame_rate=frame_rate,
+        None if data is None else Path(data),
         engine=engine,
         threads=threads,
+        cache=None if plan.precisions is None else device_cache(),
     )
 
 

@@ -42,8 +42,8 @@ def fit_graph_thresholds(
     Args:
         detect: The detector of the graph, with its score maxima.
         images: The good images.
-        stored: The graph's levels of these images. None infers the images.
-        request: The thresholds to fit. None returns the graph's own thresholds.
+        stored: The graph's levels of these images. The value is None where the images are to be inferred.
+        request: The thresholds to fit. The value is None for the graph's own thresholds.
         labelled: The labelled images of an ``f1`` request.
         reports: The reports of each inference that is done.
 

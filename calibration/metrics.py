@@ -1,16 +1,16 @@
-"""Detection metrics in bounded memory: AUROC, AUPRO, F1 and rates, for image scores and for pixels.
+"""Compute AUROC, AUPRO, F1 and rates of image scores and of pixels, in bounded memory.
 
-Larger is more anomalous, and a value strictly above a threshold is called anomalous, everywhere.
+A larger value is more anomalous, and a value strictly above a threshold is called anomalous.
 
-The exact metrics need all values sorted, and a test set has tens of millions of pixels. Only the order of the
-values matters, so they are counted in bins of neighbouring float32 numbers: a float32's bits, with the sign
-folded in, are an integer that sorts as the number does. A histogram starts with one bin per number, that is
-exactly, and each time more than ``MAX_BINS`` bins are filled the bins double in width. So nothing need be
-known of the values' range: maps that live in 1.2..2.9, near zero, or in 100.0..100.5 are resolved alike.
+The exact metrics need all values sorted, and a test set has tens of millions of pixels. Only the order of the values
+matters, so they are counted in bins of neighbouring float32 numbers. The bits of a float32, with the sign folded in,
+are an integer that sorts as the number does. A histogram starts with one bin per number, which is exact. Each time more
+than ``MAX_BINS`` bins are filled, the bins double in width. So the values' range need not be known, and maps in
+1.2..2.9, near zero, or in 100.0..100.5 are resolved equally well.
 
-Values that share a bin are treated as equal, so an AUROC is off by at most half the sum, over the bins, of the
-product of the two classes' shares in the bin (``Curve.auroc_error``), and AUPRO by the same with the regions'
-overlap for the anomalous share. On 60 real CFLOW maps the bound is 1e-5; the errors themselves are 7e-9 and 5e-7.
+Values that share a bin are treated as equal. So an AUROC is off by at most half the sum, over the bins, of the product
+of the two classes' shares in the bin. AUPRO is off by at most the same sum with the regions' overlap for the anomalous
+share. On 60 real CFLOW maps the bound is 1e-5, and the errors themselves are 7e-9 and 5e-7.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _SIGN: Final = np.uint32(1 << 31)
 class ValueHistogram:
     """Weighted counts of finite float32 values, in order, in at most ``max_bins`` bins.
 
-    Exact while no more than ``max_bins`` distinct values were added. Memory: 12 bytes a bin, whatever the
-    number of values; adding takes a few times the size of the array added.
+    The counts are exact while no more than ``max_bins`` distinct values were added. The memory is 12 bytes a bin,
+    whatever the number of values. Adding takes a few times the size of the added array.
 
     Attributes:
         total: The sum of all weights.
@@ -51,8 +51,8 @@ class ValueHistogram:
         """Count values.
 
         Args:
-            values: Any shape; rounded to float32.
-            weights: The same shape, not negative; None counts each value once.
+            values: An array of any shape, which is rounded to float32.
+            weights: An array of the values' shape, not negative. By default each value counts once.
 
         Raises:
             ValueError: A value is NaN or infinite (as float32), or the shapes differ.
@@ -62,7 +62,7 @@ class ValueHistogram:
         if flat.size == 0:
             return
         if not np.isfinite(flat).all():
-            raise ValueError("a histogram takes finite float32 values; leave the others out, and count them")
+            raise ValueError("a histogram takes finite float32 values. Leave the others out, and count them")
         if weights is not None and weights.size != flat.size:
             raise ValueError(f"got {flat.size} values and {weights.size} weights")
         keys = _keys_from_floats(flat) >> np.uint32(self._shift)
@@ -82,9 +82,9 @@ class ValueHistogram:
         self._largest = max(self._largest, float(flat.max()))
 
     def value_at(self, rank: int) -> float:
-        """The value of a rank in ascending order (0 is the smallest), rounded up to its bin's upper edge.
+        """Return the value of a rank in ascending order (0 is the smallest), rounded up to its bin's upper edge.
 
-        Strictly above it lie at most the values of larger rank, also after the rounding.
+        At most the values of larger rank lie strictly above the returned value, also after the rounding.
 
         Raises:
             ValueError: There is no such rank.
@@ -96,7 +96,7 @@ class ValueHistogram:
         return float(_upper_edges(self._bins[index : index + 1], self._shift, self._largest)[0])
 
     def share_above(self, threshold: float) -> float | None:
-        """The share of the weight above a threshold, in 0..1; None without values.
+        """Return the share of the weight above a threshold, in 0..1, or None without values.
 
         Where bins were widened, the whole bin that holds the threshold counts as above it, unless the
         threshold is the bin's upper edge (as fitted ones are).
@@ -109,12 +109,12 @@ class ValueHistogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """What lies strictly above each threshold that makes a difference.
+    """The counts of values strictly above each threshold that makes a difference.
 
     Attributes:
-        thresholds: ``(n + 1,)`` float64, ascending; everything is above the first, nothing above the last.
-        negatives: ``(n + 1,)`` float64: how many normal values are above the threshold.
-        positives: ``(n + 1,)`` float64: the same for anomalous values.
+        thresholds: ``(n + 1,)`` float64, ascending. All values are above the first and no value is above the last.
+        negatives: ``(n + 1,)`` float64, the number of normal values above the threshold.
+        positives: ``(n + 1,)`` float64, the number of anomalous values above the threshold.
     """
 
     thresholds: NDArray[np.float64]
@@ -123,30 +123,20 @@ class Curve:
 
     @property
     def has_both_classes(self) -> bool:
-        """False when there is nothing to separate; then no metric is defined."""
+        """False when one class is missing, so that no metric is defined."""
         return bool(self.negatives[0] > 0 and self.positives[0] > 0)
 
     def auroc(self) -> float | None:
-        """P(anomalous > normal) + P(equal) / 2, the normalised Mann-Whitney U; None with one class only."""
+        """Return P(anomalous > normal) + P(equal) / 2, the normalised Mann-Whitney U, or None with one class only."""
         if not self.has_both_classes:
             return None
         area = _area(self.negatives[::-1], self.positives[::-1])
         return area / float(self.negatives[0] * self.positives[0])
 
-    def auroc_error(self) -> float | None:
-        """The most that values sharing a bin can have moved ``auroc``; None with one class only.
-
-        Values that really are equal count as well, so this is a bound and not an estimate.
-        """
-        if not self.has_both_classes:
-            return None
-        shared = np.diff(self.negatives) @ np.diff(self.positives)
-        return float(shared / (2 * self.negatives[0] * self.positives[0]))
-
     def best_f1(self) -> tuple[float, float] | None:
-        """The largest F1 over all thresholds, and the largest threshold that reaches it.
+        """Return the largest F1 over all thresholds, and the largest threshold that reaches it.
 
-        The threshold is the largest value that is not called anomalous. None with one class only.
+        The threshold is the largest value that is not called anomalous. The result is None with one class only.
         """
         if not self.has_both_classes:
             return None
@@ -156,10 +146,10 @@ class Curve:
 
 
 def curve_from_scores(scores: ArrayLike, is_anomalous: ArrayLike) -> Curve:
-    """The exact curve of a few scores.
+    """Return the exact curve of a few scores.
 
     Args:
-        scores: ``(n,)``, n at least 1, finite; compared as float64.
+        scores: ``(n,)`` finite scores, at least one. They are compared as float64.
         is_anomalous: ``(n,)`` booleans.
 
     Raises:
@@ -168,9 +158,9 @@ def curve_from_scores(scores: ArrayLike, is_anomalous: ArrayLike) -> Curve:
     values = np.asarray(scores, np.float64)
     labels = np.asarray(is_anomalous, np.bool_)
     if values.ndim != 1 or values.size == 0 or values.shape != labels.shape:
-        raise ValueError(f"need as many labels as scores, at least one; got {labels.shape}, {values.shape}")
+        raise ValueError(f"need as many labels as scores, at least one, got {labels.shape}, {values.shape}")
     if not np.isfinite(values).all():
-        raise ValueError("a curve takes finite scores; leave the others out, and count them")
+        raise ValueError("a curve takes finite scores. Leave the others out, and count them")
     distinct, index = np.unique(values, return_inverse=True)
     return Curve(
         thresholds=np.concatenate([[_just_below(float(distinct[0]))], distinct]),
@@ -180,13 +170,13 @@ def curve_from_scores(scores: ArrayLike, is_anomalous: ArrayLike) -> Curve:
 
 
 def curve_from_histograms(negatives: ValueHistogram, positives: ValueHistogram) -> Curve:
-    """The curve of streamed values; exact while both histograms are."""
+    """Return the curve of streamed values, which is exact while both histograms are."""
     thresholds, (above_negatives, above_positives) = _aligned((negatives, positives))
     return Curve(thresholds=thresholds, negatives=above_negatives, positives=above_positives)
 
 
 class PixelMetrics:
-    """Pixel AUROC, AUPRO and F1 over any number of anomaly maps, in about 5 MB.
+    """The counts for pixel AUROC, AUPRO and F1 over any number of anomaly maps, in about 5 MB.
 
     The regions of AUPRO (P. Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.1)
     are the connected components of each mask, neighbours by edge or by corner. A pixel of a region of ``a``
@@ -196,7 +186,7 @@ class PixelMetrics:
     Attributes:
         normal: The values of the normal pixels.
         defect: The values of the defect pixels.
-        regions: How many connected components there were.
+        regions: The number of connected components of all masks.
     """
 
     def __init__(self) -> None:
@@ -209,8 +199,8 @@ class PixelMetrics:
         """Count one image's pixels.
 
         Args:
-            anomaly_map: ``(H, W)``, finite; larger is more anomalous.
-            defects: ``(H, W)``, true on defect pixels; None for an image without any.
+            anomaly_map: ``(H, W)``, finite. A larger value is more anomalous.
+            defects: ``(H, W)``, true on defect pixels. The value is None for an image without a defect.
 
         Raises:
             ValueError: The shapes differ, or a value is not finite.
@@ -228,14 +218,14 @@ class PixelMetrics:
         self.regions += labels_with_background - 1
 
     def curve(self) -> Curve:
-        """Normal against defect pixels."""
+        """Return the curve of normal against defect pixels."""
         return curve_from_histograms(self.normal, self.defect)
 
     def aupro(self) -> float | None:
-        """The area under the regions' mean overlap against the share of normal pixels above the threshold.
+        """Return the area under the regions' mean overlap against the share of normal pixels above the threshold.
 
-        Integrated up to a share of 0.3 and divided by 0.3, as in the paper. In 0..1; None without a normal
-        pixel or without a region.
+        The integral goes up to a share of 0.3 and is divided by 0.3, as in the paper. The result is in 0..1, or None
+        without a normal pixel or without a region.
         """
         if self.regions == 0 or self.normal.total == 0.0:
             return None
@@ -252,7 +242,7 @@ class PixelMetrics:
 def _aligned(
     histograms: Sequence[ValueHistogram],
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
-    """The thresholds of all the histograms together, and each one's weight strictly above them."""
+    """Return the thresholds of all histograms together, and the weight of each histogram strictly above them."""
     shift = max(h._shift for h in histograms)
     coarsened = [_summed(h._bins >> np.uint32(shift - h._shift), h._weights) for h in histograms]
     bins = np.unique(np.concatenate([own for own, _ in coarsened]))
@@ -266,23 +256,26 @@ def _aligned(
 
 
 def _keys_from_floats(values: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Integers in the order of the values: 2^31 plus or minus the magnitude's bits; both zeros are 2^31."""
+    """Return integers that sort as the values do.
+
+    Each is 2^31 plus or minus the bits of the magnitude, so that both zeros are 2^31.
+    """
     bits = values.view(np.uint32)
     return np.where(bits & _SIGN, _SIGN - (bits ^ _SIGN), bits + _SIGN)
 
 
 def _upper_edges(bins: NDArray[np.uint32], shift: int, largest: float) -> NDArray[np.float64]:
-    """The largest float32 of each bin, but none above the largest value seen."""
+    """Return the largest float32 of each bin, but none above the largest value that was added."""
     keys = (((bins.astype(np.uint64) + 1) << np.uint64(shift)) - 1).astype(np.uint32)
     bits = np.where(keys & _SIGN, keys ^ _SIGN, (_SIGN - keys) | _SIGN)
-    # fmin: the bin of the largest finite numbers also spans infinity and NaN.
+    # The bin of the largest finite numbers also spans infinity and NaN, which fmin cuts off.
     return np.fmin(bits.view(np.float32), np.float32(largest)).astype(np.float64)
 
 
 def _summed(
     keys: NDArray[np.uint32], weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.uint32], NDArray[np.float64]]:
-    """The distinct keys in ascending order, and the sum of each one's weights."""
+    """Return the distinct keys in ascending order, and the sum of the weights of each key."""
     if keys.size == 0:
         return keys, weights
     order = np.argsort(keys, kind="stable")
@@ -292,15 +285,15 @@ def _summed(
 
 
 def _above(weights: NDArray[np.float64] | NDArray[np.intp]) -> NDArray[np.float64]:
-    """The sums of the bins from each one upwards, ending with 0 for above the last bin."""
+    """Return the sum of the weights from each bin upwards. The last element is 0, for no bin."""
     return np.append(np.cumsum(weights[::-1].astype(np.float64))[::-1], 0.0)
 
 
 def _just_below(value: float) -> float:
-    """A float32 below the value, so that a comparison in either precision says so."""
+    """Return a float32 below the value, so that a comparison in either precision finds it smaller."""
     return float(np.nextafter(np.float32(value), np.float32(-np.inf)))
 
 
 def _area(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """The trapezoidal integral of y over an ascending x."""
+    """Return the trapezoidal integral of y over an ascending x."""
     return float(np.diff(x) @ (y[1:] + y[:-1]) / 2)

@@ -1,15 +1,15 @@
-"""Fit the constants of ``fixed_reference`` scores on good images.
+"""Fit the score maxima on good images, and store them in the graphs.
 
 CFLOW and MSFlow turn each level's log-likelihood into a likelihood relative to a maximum, sum the levels, and
-subtract from the largest sum (D. Gudovskiy et al., "CFLOW-AD", WACV 2022, section 4; Y. Zhou et al., "MSFlow",
-TNNLS 2024). The official CFLOW takes both maxima over the whole test set; here they are taken over good images,
-once, so that an image's answer depends on nothing but the image.
+subtract from the largest sum (D. Gudovskiy et al., "CFLOW-AD", WACV 2022, section 4, and Y. Zhou et al., "MSFlow",
+TNNLS 2024). The official CFLOW takes both maxima over the whole test set. FlowEdge takes them over good images, once,
+so that an image's answer depends on nothing but the image.
 
-Plain maxima, as the official code: they are reproducible and need no choice. One outlying position of one good
-image can therefore set a level's maximum. It lowers that level's share of the sum by the same factor at every
-position, that is its weight against the other levels; the maximum of the sum only moves all scores, and the
-thresholds fitted after it, by a constant. A high quantile would bound the first effect, at the price of one
-more number to choose, and of maps that no longer agree with the source's.
+Plain maxima, which the official code takes too, are reproducible and need no choice. One outlying position of one good
+image can therefore set a level's maximum. It lowers that level's weight against the other levels by the same factor at
+every position. The maximum of the sum only moves all scores, and the thresholds fitted after it, by a constant. A high
+quantile would bound the first effect, at the price of one more number to choose, and of maps that no longer agree with
+the source's.
 """
 
 from __future__ import annotations
@@ -39,19 +39,20 @@ LargestSum: TypeAlias = Callable[[Levels, tuple[float, ...]], float]
 class StoredLevels:
     """The levels of images in a temporary file, 5 kB an image for a CFLOW at 256x256, until it is closed.
 
-    Iterating gives each image's levels in order, as often as wanted; memory is that of one image.
+    An iteration gives each image's levels in order, as often as wanted, in the memory of one image.
 
     Attributes:
         level_max: Each level's largest value over all images.
-        count: How many images there are.
+        count: The number of images.
     """
 
     def __init__(self, levels: Iterable[Levels], names: Sequence[str] | None = None) -> None:
         """Read and store all levels.
 
         Args:
-            levels: Per image, its levels fine to coarse, of any shape, float32 log-likelihood per dimension. Read once.
-            names: What to call the images in an error; their index by default.
+            levels: Per image, its levels fine to coarse, of any shape, float32 log-likelihood per dimension. They are
+                read once.
+            names: The names of the images for messages. By default a message gives the index.
 
         Raises:
             CalibrationError: No image, or an image's levels are not all finite.
@@ -66,7 +67,7 @@ class StoredLevels:
             for image in levels:
                 self._add(image, f"image {self.count}" if names is None else names[self.count])
             if self.count == 0:
-                raise CalibrationError("the reference needs at least one good image, got none.")
+                raise CalibrationError("the score maxima need at least one good image, got none.")
             on_error.pop_all()
 
     def _add(self, image: Levels, name: str) -> None:
@@ -110,9 +111,9 @@ def fit_score_maxima(
 
     Args:
         levels: The images' levels, of shapes that ``map_sum`` takes.
-        map_sum: From an image's levels and the levels' maxima, the largest value of
+        map_sum: A function that takes an image's levels and the levels' maxima. It returns the largest value of
             sum over l of U_l(exp(level_l - max_l)), as the bundle's family computes its map.
-        mul_sum: MSFlow only: from the same, the largest value of the sum of the levels' likelihoods.
+        mul_sum: For MSFlow only, the largest value of the sum of the levels' likelihoods, from the same arguments.
     """
     map_max, mul_max = -np.inf, -np.inf
     for image in levels:

@@ -11,9 +11,9 @@ from those ranges show a wrong preprocessing, or images of another kind. Two rul
 
 With at least `FEWEST_IMAGES` images, the first rule errs in less than 1 % of the cases if the source's range comes from
 at least ten good images like these: that many new ones are then rarely all outside. The second rule errs in less than
-1 % if the source's threshold lets half of the good images pass. The scores are those of the source: a fixed reference
-that was fitted here is left out. A score that each image normalises by itself (CFLOW, MSFlow) depends little on the
-preprocessing, so the rules find hardly any error there.
+1 % if the source's threshold lets half of the good images pass. The scores are those of the source, without score
+maxima that were fitted on the user's images. A score that each image normalises by itself (CFLOW, MSFlow) depends
+little on the preprocessing, so the rules find hardly any error there.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from flowedge.runtime.images import read_image
 from flowedge.runtime.source_scale import scaled_score
 
 FEWEST_IMAGES: Final = 20
-"""Good images that are compared, at least."""
+"""The least number of good images that are compared."""
 
-# Names of `--set` that say how an image becomes the network's input.
+# The names of `--set` that decide how an image becomes the network's input.
 _PREPROCESSING: Final = ("input_size", "resize_method", "mean", "std", "pixel_range")
 _MOST_IMAGES: Final = 32
 _OUTSIDE_SHARE: Final = 0.75
@@ -45,11 +45,11 @@ _DEVIATIONS: Final = 3.0
 
 
 def preprocessing_doubt(detect: Detector, good: Sequence[Path]) -> str:
-    """Say why good images cannot have been preprocessed as the source's were, or return an empty string.
+    """Return why good images cannot have been preprocessed as the source's were, or an empty text.
 
     Args:
         detect: A detector with FlowEdge's own scores, calibrated or not.
-        good: Good images; up to 32 of them, spread over all, are inspected.
+        good: The good images. Up to 32 of them, spread over all, are inspected.
 
     Returns:
         One or more sentences with the numbers, the assumed values and the option to try. Empty also where the bundle
@@ -81,7 +81,7 @@ def _source_answers(detect: Detector, images: Sequence[Path]) -> Iterator[tuple[
     for path in images:
         try:
             result = detect(read_image(path, manifest.pixel_range))
-        except ImageError:  # the command that asks reports it
+        except ImageError:  # The command that runs this check reports the image itself.
             continue
         if scoring.normalisation != "fixed_reference":
             yield result.score, float(result.network_map.max())

@@ -22,12 +22,12 @@ LARGEST_SCORE: Final = float(np.finfo(np.float32).max)
 
 
 class Detection(Protocol):
-    """What a detector says of one image.
+    """The answer of a detector for one image.
 
     Attributes:
-        score: Larger is more anomalous.
-        network_map: ``(H, W)`` float32 over the network's input; larger is more anomalous.
-        preprocessing: How the image became that input.
+        score: A larger score is more anomalous.
+        network_map: ``(H, W)`` float32 over the network's input. A larger value is more anomalous.
+        preprocessing: The steps that made this input of the image.
     """
 
     @property
@@ -41,12 +41,12 @@ class Detection(Protocol):
 
 
 class CheckedDetection(Detection, Protocol):
-    """A detection that says whether the frame was fit to be inspected.
+    """A detection with the result of the frame check.
 
     Attributes:
-        network_log_nfa: The log10 of each pixel's number of false alarms, ``(H, W)`` float64. None where it was
+        network_log_nfa: ``(H, W)`` float64, log10 of each pixel's number of false alarms. The value is None where it is
             not computed.
-        problem: The reason why the frame was not inspected, else empty.
+        problem: The reason why the frame was not inspected. The text is empty otherwise.
     """
 
     @property
@@ -57,7 +57,7 @@ class CheckedDetection(Detection, Protocol):
 
 
 class Tally:
-    """What is counted while the images pass."""
+    """The counts of an evaluation, which grow with each image."""
 
     def __init__(self, *, has_masks: bool, nfa: NfaThreshold | None) -> None:
         self.good = ValueHistogram()
@@ -66,7 +66,7 @@ class Tally:
         self.pixels = PixelMetrics() if has_masks else None
         self.not_inspected = 0
         self.problems: list[tuple[Sample, str]] = []
-        self.outside: Counter[bool] = Counter()  # by being anomalous
+        self.outside: Counter[bool] = Counter()  # The key is True for anomalous images.
         self.outside_samples: list[tuple[Sample, str]] = []
         self.unmarked = 0
         limits = [] if nfa is None else sorted({0.0, nfa.log_nfa}, reverse=True)
@@ -108,6 +108,11 @@ class Tally:
             self.problems.append((sample, printable(problem)))
 
     def evaluation(self, dataset: Dataset, thresholds: Thresholds) -> Evaluation:
+        """Compute the metrics of the counts.
+
+        Raises:
+            CalibrationError: No image was inspected.
+        """
         images = int(self.good.total + self.anomalous.total)
         if images == 0:
             raise CalibrationError(
@@ -211,11 +216,11 @@ class Tally:
 
 
 class _NfaTally:
-    """What a limit of log NFA decides, counted while the images pass."""
+    """The counts of the verdicts that one limit of log NFA gives."""
 
     def __init__(self, rule: str, limit: float) -> None:
         self.rule, self.limit = rule, limit
-        self.images: Counter[bool | str] = Counter()  # by being anomalous, and by label
+        self.images: Counter[bool | str] = Counter()  # Each image counts by its class and by its label.
         self.detected: Counter[bool | str] = Counter()
         self.both = self.either = 0
 
@@ -238,7 +243,7 @@ class _NfaTally:
             self.either += int(np.count_nonzero(marked | defects))
 
     def detection_rate(self, label: str) -> float | None:
-        """The share of the images of one label that it calls anomalous."""
+        """Return the share of the images of one label that the rule calls anomalous."""
         return _ratio(self.detected[label], self.images[label])
 
     def decision(self, *, has_masks: bool) -> Decision:
@@ -259,7 +264,7 @@ def _ratio(part: float, whole: float) -> float | None:
 def _best_or_given(
     curve: Curve, given: Threshold | None, images: int, noun: str, notes: list[str]
 ) -> tuple[float | None, Threshold | None]:
-    """The best F1, and the threshold to report rates at."""
+    """Return the best F1, and the threshold to report rates at."""
     best = curve.best_f1()
     if best is None:
         return None, given

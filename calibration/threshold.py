@@ -1,15 +1,15 @@
-"""Fit decision limits. A value strictly above its threshold is anomalous.
+"""Fit the thresholds of images and pixels. A value strictly above its threshold is anomalous.
 
-``quantile``: the empirical quantile of the good images' scores, rounded up to the next score (NumPy's method
-``"higher"``), so that no more of them are above than was asked for.
+There are three methods:
 
-``target-fpr``: the smallest threshold that leaves at most the given share of the good images above it.
+- ``quantile`` takes the empirical quantile of the good images' scores, rounded up to the next score (NumPy's method
+  ``"higher"``). So no more of them are above than the quantile allows.
+- ``target-fpr`` takes the smallest threshold that leaves at most the given share of the good images above it.
+- ``f1`` takes the threshold with the largest F1 on labelled images.
 
-``f1``: the threshold with the largest F1 on labelled images.
-
-The pixel threshold is fitted alike, on the pixels of good images' anomaly maps. Mind that a map has many
-pixels and that neighbours move together: with a rate of 0.001, 65 pixels of a 256x256 map are above on
-average, in few images and in clumps.
+The pixel threshold is fitted by the same methods on the pixels of good images' anomaly maps. A map has many pixels, and
+neighbours move together. With a rate of 0.001, 65 pixels of a 256x256 map are above on average, in few images and in
+clumps.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class ThresholdRequest:
     Attributes:
         method: The method, which the module describes. ``f1`` needs labelled images.
         image: The quantile of the good images, or their largest share above the threshold. It is None for ``f1``.
-        pixel: The quantile of the good images' pixels, or their largest share above the threshold. None fits no pixel
-            threshold, except with ``f1``, which fits one wherever the dataset has masks.
+        pixel: The quantile of the good images' pixels, or their largest share above the threshold. The value is
+            None to fit no pixel threshold. With ``f1`` one is fitted wherever the dataset has masks.
 
     Examples:
         >>> request = ThresholdRequest(method="target-fpr", image=0.01, pixel=0.0005)
@@ -50,7 +50,7 @@ class ThresholdRequest:
 
 
 class FittedThreshold(NamedTuple):
-    """A threshold, and what its user should know about it (an empty string when there is nothing)."""
+    """A threshold, and a sentence on its weakness, which is empty where the threshold has none."""
 
     threshold: Threshold
     note: str
@@ -67,13 +67,13 @@ def fit_threshold(
     """Fit the image threshold.
 
     Args:
-        scores: ``(n,)`` image scores; larger is more anomalous.
-        method: See the module.
+        scores: ``(n,)`` image scores. A larger score is more anomalous.
+        method: The method, which the module describes.
         parameter: The quantile, in 0..1 (both excluded), or the largest share of good images that may be
-            called anomalous, in 0..1 (1 excluded); ``f1`` has none.
-        labels: ``(n,)`` booleans, true for anomalous. ``f1`` needs them; the other methods use the good images
-            only, and take all for good without labels.
-        names: ``(n,)`` what to call the images in an error; their index by default.
+            called anomalous, in 0..1 (1 excluded). ``f1`` has none.
+        labels: ``(n,)`` booleans, true for anomalous. ``f1`` needs them. The other methods use the good images
+            only, and take all images for good without labels.
+        names: ``(n,)`` names of the images for messages. By default a message gives the index.
 
     Returns:
         The threshold, and a note when the images are too few for the parameter.
@@ -126,9 +126,9 @@ def fit_pixel_threshold(
     Args:
         pixels: The values of the maps' pixels. Where its bins were widened, the threshold is the upper edge
             of the value's bin, so no more pixels are above than was asked for.
-        method: See the module.
-        parameter: As in ``fit_threshold``, as a share of the pixels.
-        images: How many images the pixels are of.
+        method: The method, which the module describes.
+        parameter: The quantile of the pixels, or their largest share above the threshold.
+        images: The number of images that the pixels belong to.
 
     Raises:
         CalibrationError: There is no pixel.
@@ -147,8 +147,8 @@ def fit_f1_threshold(curve: Curve, *, images: int) -> FittedThreshold:
     """Fit an image or a pixel threshold to the largest F1 of a labelled dataset.
 
     Args:
-        curve: Of the image scores or of the pixels.
-        images: How many images it is of.
+        curve: The curve of the image scores or of the pixels.
+        images: The number of images in the curve.
 
     Raises:
         CalibrationError: One class is missing.
@@ -175,23 +175,23 @@ def _check_parameter(method: str, parameter: float | None) -> None:
 
 
 def _rank(method: GoodMethod, parameter: float, count: int) -> int:
-    """The ascending rank, among ``count`` good values, of the one that is the threshold."""
+    """Return the ascending rank of the threshold among ``count`` good values."""
     if method == "quantile":
         return math.ceil(parameter * (count - 1))
     allowed = int(parameter * count) + 1
-    while allowed / count > parameter:  # rather than a floor, which 0.29 * 100 fails
+    while allowed / count > parameter:  # A floor would fail for 0.29 * 100.
         allowed -= 1
     return count - 1 - allowed
 
 
 def _note(method: GoodMethod, parameter: float, count: int, noun: str = "image") -> str:
-    """Why so few values cannot support the rate that was asked for, or an empty string."""
+    """Return why so few values cannot support the wanted rate, or an empty text."""
     rate = 1 - parameter if method == "quantile" else parameter
     if count * rate >= 1 - 1e-9:
         return ""
-    # No false alarm among n: rates above this would have shown one with 95 % probability.
+    # There is no false alarm among n values. A larger rate than this would have shown one with 95 % probability.
     shown = 1 - 0.05 ** (1 / count)
-    needed = f"; give at least {math.ceil(1 / rate - 1e-9)}" if rate > 1e-12 else ""
+    needed = f". Give at least {math.ceil(1 / rate - 1e-9)}" if rate > 1e-12 else ""
     return (
         f"the threshold is the largest of {count} good {noun}s, which shows a false-alarm rate below "
         f"{shown:.2g} (95 % confidence) and not {rate:.2g}{needed}."

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowedge.bundle import Bundle, check_replaceable, open_bundle
+from flowedge.bundle import open_bundle
 from flowedge.cli.output import (
-    MESSAGES,
     RESULTS,
     EngineName,
     Json,
@@ -38,7 +37,6 @@ from flowedge.manifest import Manifest, NfaForm, NfaThreshold
 
 if TYPE_CHECKING:
     from flowedge.calibration.calibration_record import CalibrationRecord
-    from flowedge.calibration.precision import PrecisionRequest
     from flowedge.calibration.threshold import ThresholdRequest
     from flowedge.runtime.pixel_range import PixelRange
 
@@ -128,101 +126,48 @@ def command(
 
     With --fp16, --bf16 or --int8, graphs of these precisions are added first, planned and judged on the images.
     """
-    from flowedge.calibration.calibrate import calibrate_bundle, decide_by_nfa
-    from flowedge.calibration.calibration_record import read_record
-    from flowedge.calibration.dataset import good_images, read_dataset
-    from flowedge.runtime.nfa import check_form
+    from flowedge.calibration.plan import CalibrationPlan, carry_out
+    from flowedge.runtime.device_cache import device_cache
 
     nfa = _nfa_threshold(threshold, log_nfa)
-    request = _threshold_request(threshold, image, pixel)
-    frame_rate = _frame_rate(frame_check)
-    pixel_range = _pixel_range(assignments or [])
-    opened = open_bundle(bundle)
-    check_replaceable(opened)  # before the images, which may be many
-    if nfa is not None:
-        check_form(opened.manifest, nfa.form)
-        if data is None and pixel_range is None:
-            opened = decide_by_nfa(opened, nfa)
-            _print_nfa(bundle, opened.manifest, nfa, None, json=json)
-            return
-    if data is None:
-        asked = [
-            name for name, is_asked in (("--fp16", fp16), ("--bf16", bf16), ("--int8", int8)) if is_asked
-        ]
+    plan = CalibrationPlan(
+        thresholds=_threshold_request(threshold, image, pixel),
+        nfa=nfa,
+        score_maxima=score_maxima,
+        frame_rate=_frame_rate(frame_check),
+        pixel_range=_pixel_range(assignments or []),
+        precisions=precision_request(
+            fp16=fp16, bf16=bf16, int8=int8, calibrator=calibrator, gate=gate, labelled=labelled
+        ),
+    )
+    asked = [name for name, is_asked in (("--fp16", fp16), ("--bf16", bf16), ("--int8", int8)) if is_asked]
+    if data is None and plan.needs_images:
         what = f"{', '.join(asked)} is planned and judged" if asked else f"--threshold {threshold} is fitted"
         raise FlowEdgeError(f"{what} on images of good parts: name their folder with --data.")
-    images = good_images(data)
-    _doubt_preprocessing(opened, images, pixel_range, engine, threads)
-    on_good = request if request is not None and request.method != "f1" else None
-    added = precision_request(
-        fp16=fp16,
-        bf16=bf16,
-        int8=int8,
-        calibrator=calibrator,
-        gate=gate,
-        labelled=labelled,
-        thresholds=on_good,
-        frame_rate=frame_rate,
-    )
-    if added is not None and pixel_range is not None:
+    if asked and plan.pixel_range is not None:
         raise FlowEdgeError(
             "--set pixel_range changes the images that every precision is planned on. Run flowedge calibrate with it "
             "and without --fp16, --bf16 and --int8 first."
         )
-    if added is not None:
-        opened = _add(opened, images, added, threads=threads, json=json)
-        fitted = read_record(opened)
-        # The maxima and thresholds were fitted with the new precisions, so no further calibration is needed.
-        if on_good is not None and score_maxima and nfa is None and fitted is not None:
-            if json:
-                print_json(fitted)
-            else:
-                print_fitted(fitted, bundle)
-            return
-    dataset = read_dataset(data) if threshold == "f1" else None
+    opened = open_bundle(bundle)
     with progress_bar() as reports:
-        result = calibrate_bundle(
+        result = carry_out(
+            plan,
             opened,
-            images,
-            score_maxima=score_maxima,
-            request=request,
-            labelled=dataset,
-            frame_rate=frame_rate,
-            pixel_range=pixel_range,
+            data,
             engine=engine,
             threads=threads,
+            cache=device_cache() if asked else None,
             reports=reports,
         )
+    if not json:
+        print_reports(result.added)
     if nfa is not None:
-        decided = decide_by_nfa(result.bundle, nfa)
-        _print_nfa(bundle, decided.manifest, nfa, result.record, json=json)
-        return
-    if json:
+        _print_nfa(bundle, result.bundle.manifest, nfa, result.record, json=json)
+    elif result.record is not None and json:
         print_json(result.record)
-        return
-    print_fitted(result.record, bundle)
-
-
-def _doubt_preprocessing(
-    bundle: Bundle,
-    images: Sequence[Path],
-    pixel_range: PixelRange | None,
-    engine: str | None,
-    threads: int | None,
-) -> None:
-    """Warn, before the long work, of a preprocessing that contradicts the ranges of the source's training."""
-    from flowedge.calibration.source_check import preprocessing_doubt
-    from flowedge.runtime.detector import Detector
-    from flowedge.runtime.opening import open_engine
-    from flowedge.runtime.pixel_range import with_pixel_range
-
-    if bundle.manifest.source_scale is None:
-        return
-    bundle = Bundle(bundle.path, with_pixel_range(bundle.manifest, pixel_range))
-    with Detector(bundle, open_engine(engine, bundle, "fp32", threads=threads)) as detect:
-        doubt = preprocessing_doubt(detect, images)
-    if doubt:
-        MESSAGES.print(f"warning: {doubt}", soft_wrap=True)
+    elif result.record is not None:
+        print_fitted(result.record, bundle)
 
 
 def _pixel_range(assignments: Sequence[str]) -> PixelRange | None:
@@ -238,32 +183,6 @@ def _pixel_range(assignments: Sequence[str]) -> PixelRange | None:
         return pixel_range_from(text)
     except ValueError as error:
         raise FlowEdgeError(f"--set {assignments[-1]}: pixel_range is {PIXEL_RANGE_FORM}.") from error
-
-
-def _add(
-    bundle: Bundle,
-    images: Sequence[Path],
-    request: PrecisionRequest,
-    *,
-    threads: int | None,
-    json: bool,
-) -> Bundle:
-    """Add lower precisions to a bundle, and print what their gates found unless the output is JSON."""
-    from flowedge.calibration.precision import add_precisions
-    from flowedge.runtime.device_cache import device_cache
-
-    with progress_bar() as told:
-        bundle, reports = add_precisions(
-            bundle,
-            images,
-            request,
-            threads=threads,
-            cache=device_cache(),
-            reports=told,
-        )
-    if not json:
-        print_reports(reports)
-    return bundle
 
 
 def _nfa_threshold(threshold: str, log_nfa: float | None) -> NfaThreshold | None:

@@ -11,14 +11,12 @@ import typer
 
 from flowedge.cli.output import MESSAGES, RESULTS, number, table
 from flowedge.errors import FlowEdgeError
-from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.packages import explain_missing
 
 if TYPE_CHECKING:
     from flowedge.calibration.calibration_record import CalibrationRecord, PrecisionReport
     from flowedge.calibration.gate_report import GateLimits, GateReport
     from flowedge.calibration.precision import PrecisionRequest
-    from flowedge.calibration.threshold import ThresholdRequest
     from flowedge.manifest import ScoreMaxima
 
 _UP_TO_ONE: Final = ("map_correlation", "rank_agreement", "quantile")
@@ -63,12 +61,8 @@ def precision_request(
     calibrator: str,
     gate: list[str] | None,
     labelled: Path | None,
-    thresholds: ThresholdRequest | None = None,
-    frame_rate: float | None = DEFAULT_FRAME_RATE,
 ) -> PrecisionRequest | None:
     """Return the precisions that the options ask for, or None where they ask for none.
-
-    The meaning of ``frame_rate`` is that of `calibrate_bundle`.
 
     Raises:
         FlowEdgeError: An option has an unknown value, or needs a precision that was not asked for.
@@ -84,7 +78,6 @@ def precision_request(
         from flowedge.calibration.gate_report import DEFAULT_LIMITS
         from flowedge.calibration.precision import PrecisionRequest
         from flowedge.calibration.precision.calibrators import CALIBRATORS
-        from flowedge.calibration.threshold import ThresholdRequest
     if calibrator not in CALIBRATORS:
         raise FlowEdgeError(f"--calibrator is one of {', '.join(CALIBRATORS)}, got {calibrator!r}.")
     return PrecisionRequest(
@@ -92,8 +85,6 @@ def precision_request(
         calibrator=calibrator,  # type: ignore[arg-type]
         limits={name: _limits(DEFAULT_LIMITS[name], gate or []) for name in wanted},
         labelled=None if labelled is None else read_dataset(labelled),
-        thresholds=thresholds if thresholds is not None else ThresholdRequest(),
-        frame_rate=frame_rate,
     )
 
 

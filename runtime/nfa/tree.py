@@ -5,8 +5,8 @@ Threshold", JMIV 2024 (arXiv 2211.12353). Every connected region of every upper 
 tested against a chi-square law, and the tree of the candidates is pruned to the most significant ones.
 
 This module departs from the official implementation in two places. A region counts as evidence only when its energy is
-above the expectation of one per channel. Two regions with exactly equal tails both stay, where the official
-implementation loses the one whose first pixel comes first in raster order.
+above the expectation of one per channel. Two regions with exactly equal tails both stay. The official implementation
+loses one of them, the one with the first pixel in raster order.
 """
 
 from __future__ import annotations
