@@ -97,7 +97,7 @@ def test_the_threshold_says_how_it_was_fitted() -> None:
     ("method", "parameter", "images", "note"),
     [
         ("quantile", 0.99, 100, None),
-        ("quantile", 0.99, 99, "give at least 100"),
+        ("quantile", 0.99, 99, "at least 100"),
         ("target-fpr", 0.001, 1000, None),
         ("target-fpr", 0.001, 60, r"below 0\.049 .* not 0\.001\. Give at least 1000"),
         ("target-fpr", 0.0, 1000, r"below 0\.003 .* not 0\.$"),
