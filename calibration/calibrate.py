@@ -177,6 +177,7 @@ class _Fit:
             stored: dict[str, StoredLevels] = {}
             if self.score_maxima:
                 for precision in unknown:
+                    # The pass that took the ranges of INT8 may have stored the levels already.
                     if precision in self.levels:
                         stored[precision] = self.levels[precision]
                     else:

@@ -82,6 +82,7 @@ class GoodImages:
         return fit_frame_check(statistics, rate=rate, names=self.names)
 
     def _read(self, path: Path) -> NDArray[np.uint8]:
+        """Read an image, and measure it the first time."""
         frame = read_image(path, self._pixel_range)
         if self._measures and path not in self._statistics:
             self._statistics[path] = frame_statistics(frame)

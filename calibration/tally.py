@@ -69,10 +69,12 @@ class Tally:
         self.outside: Counter[bool] = Counter()  # The key is True for anomalous images.
         self.outside_samples: list[tuple[Sample, str]] = []
         self.unmarked = 0
+        # The limit of one false alarm an image is shown beside the bundle's own limit.
         limits = [] if nfa is None else sorted({0.0, nfa.log_nfa}, reverse=True)
         self.nfa = [_NfaTally(f"nfa-{nfa.form}", limit) for limit in limits if nfa is not None]
 
     def add(self, sample: Sample, mask: NDArray[np.bool_] | None, detection: CheckedDetection) -> None:
+        """Count one image. An image without a finite answer counts as not inspected."""
         if sample.is_anomalous:
             self.classes.setdefault(sample.label, ValueHistogram())
         anomaly_map = np.asarray(detection.network_map, np.float32)
@@ -81,6 +83,7 @@ class Tally:
         if not (is_known and abs(detection.score) <= LARGEST_SCORE and np.isfinite(anomaly_map).all()):
             self.leave_out(sample, f"{sample.path}: score or map is not finite")
             return
+        # The frame check would stop this image on a line. The metrics count it, because its answer is known.
         if detection.problem:
             self.outside[sample.is_anomalous] += 1
             if len(self.outside_samples) < NAMED_FAILURES:
