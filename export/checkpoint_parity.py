@@ -23,7 +23,7 @@ from flowedge.runtime.unproven import open_unproven
 from flowedge.runtime.verify import (
     PARITY_LIMITS,
     Check,
-    Worst,
+    WorstDifference,
     check_of_output,
 )
 
@@ -70,7 +70,7 @@ def compare_with_checkpoint(
     preprocess, graph_input = Preprocessor(manifest.preprocessing), GraphInput(manifest)
     scoring = manifest.graph(precision).scoring
     outputs = level_outputs(manifest.levels, manifest.nfa)
-    worst = {name: Worst() for name in (*outputs, *_FINALS)}
+    worst = {name: WorstDifference() for name in (*outputs, *_FINALS)}
     count = 0
     session = open_unproven(engine, bundle, precision, threads=threads)
     try:

@@ -68,7 +68,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 def fastest_precision(bundle: Bundle, engine: str | None = None, *, threads: int | None = None) -> Choice:
     """Choose the fastest graph that is right here, or take the stored choice.
 
-    The choice belongs to the graphs, the engines and their versions, what is built for them, the device and the
+    The choice belongs to the graphs, the engines and their versions, the compiled engines, the device and the
     number of threads. A converted graph has passed its gate on images. Here it must also pass its self-test.
 
     Args:
@@ -90,7 +90,7 @@ def fastest_precision(bundle: Bundle, engine: str | None = None, *, threads: int
 
 
 def choose_anew(bundle: Bundle, engine: str | None = None, *, threads: int | None = None) -> Choice:
-    """Replay each graph's self-test, time it on one image, and remember the choice in place of an older one.
+    """Replay each graph's self-test, time it on one image, and store the choice in place of an older one.
 
     Args:
         bundle: A verified bundle.
@@ -117,7 +117,7 @@ def choose_anew(bundle: Bundle, engine: str | None = None, *, threads: int | Non
                 problems.append(error)
             else:
                 found.append(_measure(bundle, session, threads))
-        if engine is None and len(problems) == len(graphs):  # nobody asked for it, and it runs nothing
+        if engine is None and len(problems) == len(graphs):  # nobody named this engine, and it runs no graph
             (not_built if isinstance(problems[0], EngineNotBuiltError) else closed).append(
                 _in_one_line(problems[0])
             )
@@ -140,14 +140,14 @@ def choose_anew(bundle: Bundle, engine: str | None = None, *, threads: int | Non
 
 
 def _compared(engine: str | None) -> list[str]:
-    """Name the engines to compare: the one asked for, or all that are chosen by themselves.
+    """Name the engines to compare: the given one, or all that may be chosen without a name.
 
     Raises:
-        EngineUnavailableError: The engine asked for is unknown or not installed.
+        EngineUnavailableError: The given engine is unknown or not installed.
     """
     if engine is None:
         return [spec.name for spec in choosable_engines()]
-    engine_module(engine_spec(engine))  # says what to install where it is not there
+    engine_module(engine_spec(engine))  # an error names the package to install
     return [engine]
 
 

@@ -20,9 +20,9 @@ class Decided(NamedTuple):
     """The decision on one frame, over the network's input.
 
     Attributes:
-        score: The score on the scale that was asked for.
+        score: The image score, on the source's scale if that was chosen.
         verdict: The verdict by the thresholds.
-        network_map: ``(h, w)`` float32, the anomaly map on the scale that was asked for.
+        network_map: ``(h, w)`` float32, the anomaly map on the same scale.
         network_log_nfa: ``(h, w)`` float64, log10 of each pixel's number of false alarms. The value is None where it
             does not decide, and where the answer is not finite.
         levels: Per level, fine to coarse, ``(h, w)`` float32, the graph's ``level_i``.
@@ -119,10 +119,10 @@ def _verdict(is_finite: bool, is_anomalous: NDArray[np.bool_] | None, index: int
 
 
 def _source_scale(bundle: Bundle, precision: str) -> SourceScale:
-    """The bundle's.
+    """Read the scale of the source from a bundle.
 
     Raises:
-        BundleError: It holds none, or its scores are no longer those that the scale belongs to.
+        BundleError: The bundle holds no such scale, or its scores are no longer those that the scale belongs to.
     """
     scale = bundle.manifest.source_scale
     if scale is None:

@@ -4,7 +4,7 @@ A compiled engine is found by everything that it depends on (`EngineFacts`): the
 device and its driver, the batch sizes, the precision. One file holds these facts, the engine and its hash. It gets its
 name in one step, so that a reader finds a whole engine or none. Builders of the same engine wait for each other on
 a lock that the kernel releases when a process dies. No bundle needs the cache to run. A file that is missing, damaged
-or of another version is explained, and built again where a build was asked for.
+or of another version is explained, and built again by the next ``flowedge build``.
 
 `flowedge.runtime.cache_folder.PARTS` lists the folders of the cache. The file of an engine is ``engines/KEY.engine``,
 and its lock is ``engines/KEY.lock``.
@@ -138,7 +138,7 @@ class DeviceCache:
                 with contextlib.suppress(OSError):
                     os.utime(candidate)
                 return Found(plan=plan, facts=found, path=candidate, reason="")
-            damages.append(f"{candidate} holds another engine than its name says")
+            damages.append(f"{candidate} holds another engine than the one of its name")
         return Found(
             plan=None, facts=facts, path=path, reason="; ".join(damages) or self._why_none(facts, ignoring)
         )

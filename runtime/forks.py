@@ -20,7 +20,7 @@ def keep_in_children(engine: object) -> None:
 
 
 def _keep() -> None:
-    # A reference that is never given back outlives even the end of the interpreter, which a list of ours does not.
+    # A reference that is never released outlives even the end of the interpreter, which a list of ours does not.
     for engine in list(_ENGINES):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
 

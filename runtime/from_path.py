@@ -38,7 +38,7 @@ def load(
         EngineUnavailableError: The engine cannot run on this machine. The message names the package to install or the
             engine to build.
         EngineWrongError: The engine's answers to the bundle's self-test are wrong on this machine.
-        EngineCacheError: ``build`` was asked for, and the device cache cannot be written.
+        EngineCacheError: The device cache cannot be written, with ``build``.
         TypeError: ``threads`` is not a whole number.
         ValueError: ``threads`` is below 1.
 

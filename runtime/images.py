@@ -99,7 +99,7 @@ def _read(path: str | Path) -> bytes:
 
 
 def _reason(path: str | Path, error: OSError) -> str:
-    """Say why a path cannot be read, and what to do. A folder that cannot be listed says so."""
+    """Describe why a path cannot be read, and the next step. A folder that cannot be listed has a text of its own."""
     if isinstance(error, IsADirectoryError):
         if os.path.islink(path):
             return "it is a link to a folder, and such links are not followed. Name the folder itself"

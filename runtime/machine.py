@@ -70,7 +70,7 @@ class Memory:
 
 
 def find_jetson(root: Path = Path("/")) -> Jetson | None:
-    """The Jetson that this is, None where it is none."""
+    """Find the facts of the Jetson that this computer is, if it is one."""
     release = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release"))
     if release is None:
         return None
@@ -85,7 +85,7 @@ def find_jetson(root: Path = Path("/")) -> Jetson | None:
         )
     )
     chosen = re.search(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status"))
-    if chosen is None:  # as long as nobody chose one, the default of the list holds
+    if chosen is None:  # until a mode is chosen, the default of the list holds
         chosen = re.search(r"^<\s*PM_CONFIG\s+DEFAULT=(\d+)", _text(root / "etc/nvpmodel.conf"), re.MULTILINE)
     return Jetson(
         model=_text(root / "proc/device-tree/model").strip("\0\n ") or "Jetson",
@@ -110,7 +110,7 @@ def find_nvidia_driver(root: Path = Path("/")) -> NvidiaDriver:
 
 
 def cpu_name(root: Path = Path("/")) -> str:
-    """The processor's name, or the board's where the processor has none."""
+    """Find the processor's name, or the board's where the processor has none."""
     names = [
         line.partition(":")[2].strip()
         for line in _text(root / "proc/cpuinfo").splitlines()

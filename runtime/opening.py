@@ -43,7 +43,7 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
 def open_or_build(
     engine: str | None, bundle: Bundle, precision: str, *, threads: int | None = None, build: bool = False
 ) -> Opened:
-    """Open a proven engine, and compile it first where that is asked for and the cache has none that fits.
+    """Open a proven engine, and compile it first where ``build`` is set and the cache has none that fits.
 
     Args:
         engine: A name of ``ENGINES``. Without a name, the first that opens here and is right is taken.
@@ -77,7 +77,7 @@ def open_or_build(
 
 
 def _open_fastest(engine: str | None, bundle: Bundle, threads: int | None) -> Opened:
-    """Open the fastest graph that is right here. A remembered choice that does not open is measured again."""
+    """Open the fastest graph that is right here. A stored choice that does not open is measured again."""
     choice = fastest_precision(bundle, engine, threads=threads)
     try:
         opened = open_engine(choice.engine, bundle, choice.precision, threads=threads)

@@ -105,7 +105,7 @@ def _picture(target: Path, kind: str) -> Path:
 
 
 def _remove_pictures(target: Path) -> list[str]:
-    """Remove the pictures of an earlier run, which say nothing of the image now, and return what stood in the way."""
+    """Remove the pictures of an earlier run, which do not belong to the image now, and return the problems."""
     problems: list[str] = []
     for kind in PICTURES:
         picture = _picture(target, kind)

@@ -65,7 +65,7 @@ def in_8_bits(frame: NDArray[Any], pixel_range: PixelRange) -> NDArray[np.uint8]
     A level outside of the window counts as its nearer end, as a saturated pixel does.
 
     Args:
-        frame: ``(H, W)`` or ``(H, W, 3)``, integers or floating point, as `is_deep` says.
+        frame: ``(H, W)`` or ``(H, W, 3)``, integers or floating point, for which `is_deep` is True.
         pixel_range: The levels that become 0 and 255.
 
     Returns:

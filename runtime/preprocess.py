@@ -18,7 +18,7 @@ from flowedge.manifest import Preprocessing, ResizeMethod
 from flowedge.resampling import PIL_FRACTION_BITS, BandedMatrix, pil_fixed_point, pil_resizes_rows_first
 from flowedge.runtime.limits import check_frame_size
 
-_SIZES_KEPT: Final = 16  # frame sizes whose matrices are remembered
+_SIZES_KEPT: Final = 16  # frame sizes whose matrices are kept
 _STRIP_ROWS: Final = 64  # of a frame that are resized along x at once, so that they stay in the cache
 
 

@@ -74,7 +74,7 @@ def files_of_selftest(
 
 
 def read_selftest(bundle: Bundle) -> SelfTest:
-    """The bundle's self-test.
+    """Read a bundle's self-test.
 
     Raises:
         BundleError: There is none, or it does not fit the manifest.
@@ -91,7 +91,7 @@ def read_selftest(bundle: Bundle) -> SelfTest:
 
 
 def rounded_answers_file(precision: str) -> str:
-    """Name the file of a bundle that holds what the graph of an INT8 precision answers to the self-test's frames."""
+    """Name the file with the answers of an INT8 precision's graph to the frames of the self-test."""
     return f"selftest/answers.{precision}.npz"
 
 
@@ -112,7 +112,7 @@ def read_rounded_answers(bundle: Bundle, precision: str) -> Mapping[str, NDArray
 
 
 def _answers(bundle: Bundle, path: str, frames: int) -> Mapping[str, NDArray[np.float32]]:
-    """Read answers to the self-test, refused where they are not what the manifest describes."""
+    """Read answers to the self-test, and refuse those that the manifest does not describe."""
     answers = _arrays(bundle, path)
     found = {name: (answer.shape, str(answer.dtype)) for name, answer in answers.items()}
     wanted = {

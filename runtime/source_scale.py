@@ -73,7 +73,7 @@ def _as_ieee_754() -> np.errstate:
 
 
 def source_thresholds(scale: SourceScale) -> Thresholds:
-    """The limits on anomalib's scale: a value above one is anomalous.
+    """Give the thresholds on anomalib's scale. A value above its threshold is anomalous.
 
     The versions before 2.0 count equality as anomalous, so their limit is the float32 below the threshold.
     """

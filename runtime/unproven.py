@@ -19,7 +19,7 @@ def open_unproven(
     threads: int | None = None,
     check: Callable[[Opened], None] | None = None,
 ) -> Opened:
-    """Load one graph of a bundle on an engine whose answers nobody has checked on this machine.
+    """Load one graph of a bundle on an engine whose answers were not checked on this machine.
 
     Only reports on an engine may open it so: ``flowedge verify``, ``flowedge bench`` and the search for a precision.
     Code that judges parts calls `flowedge.runtime.opening.open_engine`.
@@ -63,7 +63,7 @@ def open_unproven(
     have = {graph.precision for graph in bundle.manifest.graphs}
     engines = engines_in_order()
     if not any(bundle.manifest.precision_on(spec.device, precision) in have for spec in engines):
-        bundle.manifest.graph(precision)  # says what there is
+        bundle.manifest.graph(precision)  # the error lists the graphs that the bundle has
     for spec in engines:
         if spec.order is None:
             continue
@@ -84,7 +84,7 @@ def open_unproven(
 
 
 def _reason(problems: Mapping[str, EngineUnavailableError]) -> str:
-    """Explain the choice of an engine that nobody named. Give in full which engine is wrong or only has to be built."""
+    """Explain the choice of an engine without a name, with the problems of engines that are wrong or have to be built."""
     if not problems:
         return "the first choice"
     in_full = (EngineNotBuiltError, EngineWrongError)

@@ -23,7 +23,7 @@ from flowedge.runtime.unproven import open_unproven
 
 # Largest difference from the expected answers, relative to the quantity's largest magnitude. fp32 only re-associates
 # sums (about 1e-6 is seen). Half precision has 11 bits, and a backbone is tens of layers deep. INT8 was judged by its
-# gate on real images. Here it only must not be another network.
+# gate on real images. Here the limit only excludes the answers of another network.
 PARITY_LIMITS: Final[Mapping[str, float]] = MappingProxyType(
     {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1, "int8-cpu": 0.5, "int8-gpu": 0.5}
 )
@@ -100,12 +100,12 @@ def replay_selftest(bundle: Bundle, session: Opened) -> tuple[Check, ...]:
         raise BundleError(
             f"{bundle.path}: the frames of the self-test do not fit the manifest: {error} Export the bundle again."
         ) from error
-    # What is infinite or not a number fails its check, and NumPy's warnings would say nothing more.
+    # Infinite values and NaN fail their check, and NumPy's warnings would add nothing.
     with np.errstate(all="ignore"):
         return tuple(_checks(bundle, session, images, selftest.answers, session.precision))
 
 
-class Worst:
+class WorstDifference:
     """The worst difference of answers from what was expected, over as many images as are added one after the other.
 
     Attributes:
@@ -139,7 +139,9 @@ def _answer_difference(got: NDArray[np.floating], expected: NDArray[np.floating]
     return float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max() / scale)
 
 
-def check_of_output(manifest: Manifest, precision: str, name: str, worst: Worst, against: str) -> Check:
+def check_of_output(
+    manifest: Manifest, precision: str, name: str, worst: WorstDifference, against: str
+) -> Check:
     """Make the check of one ``(N, 1, h, w)`` output of the graph.
 
     Args:
@@ -239,9 +241,9 @@ def _checks(
     scoring = manifest.graph(precision).scoring
     alone = infer_one_by_one(session, images)
     for name, answer in expected.items():
-        worst = Worst()
+        worst = WorstDifference()
         worst.add(alone[name], answer)
-        yield check_of_output(manifest, precision, name, worst, "the reference")
+        yield check_of_output(manifest, precision, name, worst, "the expected answers")
     rounded = read_rounded_answers(bundle, precision)
     if rounded is not None:
         yield from checks_of_rounding(manifest, precision, alone, rounded, expected)

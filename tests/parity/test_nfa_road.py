@@ -29,7 +29,7 @@ def exported(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     done = flowedge("export", small_checkpoint, "--nfa", "--fp16", "-o", bundle)
     assert done.status == 0, done.stderr
     for name in ("energy 0", "energy 1", "count 0", "count 1"):
-        assert done.stdout.count(f"{name} against the reference") == 2
+        assert done.stdout.count(f"{name} against the expected answers") == 2
     return bundle
 
 

@@ -143,7 +143,7 @@ def test_a_graph_that_is_wrong_here_is_not_taken(exported: Bundle, tmp_path: Pat
     (fp16,) = (one for one in choice.measured if one.precision == "fp16")
     assert fp16.median_ms is None
     assert "wrongly" in fp16.problem
-    assert "level 0 against the reference" in fp16.problem
+    assert "level 0 against the expected answers" in fp16.problem
 
 
 def test_an_engine_that_is_not_there_is_said(exported: Bundle, cache: Path) -> None:

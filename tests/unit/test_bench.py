@@ -158,7 +158,7 @@ def test_an_engine_that_answers_wrongly_is_shown_as_wrong_everywhere(benched: Be
     parity = benched.row(WRONG)["parity"]
     assert not parity["is_right"]
     assert parity["worst_error"] == pytest.approx(worst_error_of(benched.folder / WRONG), rel=1e-3)
-    assert any("against the reference" in reason for reason in parity["failed"])
+    assert any("against the expected answers" in reason for reason in parity["failed"])
     assert benched.report["wrong"] == [f"{WRONG} {ORT} fp32"]
     assert benched.done.status == 1
     assert "WRONG" in benched.done.stdout

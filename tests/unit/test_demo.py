@@ -220,7 +220,7 @@ def test_the_report_shows_every_kind_and_both_sides_of_the_calibration(
         "fixed reference",
         "Thresholds",
         "What was assumed",
-        "level 0 against the reference",
+        "level 0 against the expected answers",
     ):
         assert words in page
 

@@ -98,7 +98,7 @@ def test_an_engine_that_computes_one_level_wrongly_is_refused_with_the_numbers(
     for _ in range(2):  # a failure is not remembered as anything else
         with pytest.raises(EngineWrongError) as caught:
             flowedge.load(bundle.path, engine=name)
-        assert re.search(r"level 1 against the reference: \S+, limit \S+", str(caught.value))
+        assert re.search(r"level 1 against the expected answers: \S+, limit \S+", str(caught.value))
         assert f"flowedge verify {bundle.path} --engine {name} --precision fp32" in str(caught.value)
     open_unproven(name, bundle, "fp32").close()
 
@@ -130,7 +130,7 @@ def altered(folder: Path) -> Path:
 def test_a_bundle_whose_graph_was_altered_and_hashed_again_is_refused(
     cache: Path, tmp_path: Path, engine: str | None
 ) -> None:
-    with pytest.raises(EngineWrongError, match=r"level 0 against the reference.*flowedge verify"):
+    with pytest.raises(EngineWrongError, match=r"level 0 against the expected answers.*flowedge verify"):
         flowedge.load(altered(tmp_path), engine=engine)
 
 

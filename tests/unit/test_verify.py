@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flowedge.bundle import open_bundle
 from flowedge.export.checkpoint_parity import compare_with_checkpoint
-from flowedge.runtime.verify import Worst
+from flowedge.runtime.verify import WorstDifference
 from support.command_line import flowedge
 from support.oracles.relative_difference import relative_difference
 
@@ -35,7 +35,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_pieces_give_what_the_whole_gives(size: int, pieces: int, seed: int) -> None:
     expected, error = np.random.default_rng(seed).normal(size=(2, 12, size)).astype(np.float32)
     got = expected + np.float32(1e-3) * error
-    worst = Worst()
+    worst = WorstDifference()
     for part in np.array_split(np.arange(12), pieces):
         worst.add(got[part], expected[part])
     assert worst.relative == relative_difference(got, expected) > 0
@@ -46,7 +46,7 @@ def test_pieces_give_what_the_whole_gives(size: int, pieces: int, seed: int) -> 
 def test_one_nan_among_many_never_passes(place: int, side: str) -> None:
     arrays = {"got": np.ones((3, 4), np.float32), "expected": np.ones((3, 4), np.float32)}
     arrays[side][place, 1] = np.nan
-    worst = Worst()
+    worst = WorstDifference()
     for got, expected in zip(arrays["got"], arrays["expected"], strict=True):
         worst.add(got, expected)
     assert not worst.relative <= np.inf
@@ -68,10 +68,10 @@ def test_memory_does_not_grow_with_the_photographs(
 
 def test_an_answer_is_measured_by_its_own_size_however_small() -> None:
     expected = np.full((2, 3), 1e-23, np.float32)
-    worst = Worst()
+    worst = WorstDifference()
     worst.add(expected * np.float32(2), expected)
     assert worst.relative == pytest.approx(1, rel=1e-5)
-    nothing = Worst()
+    nothing = WorstDifference()
     nothing.add(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32))
     assert nothing.relative == 0
 
