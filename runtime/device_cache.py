@@ -270,7 +270,7 @@ class DeviceCache:
     def _check(self) -> None:
         if self.problem:
             raise EngineCacheError(
-                f"there is no engine cache: {self.problem}. Name a folder with FLOWEDGE_CACHE_DIR."
+                f"there is no device cache: {self.problem}. Name a folder with FLOWEDGE_CACHE_DIR."
             )
 
     def _path(self, facts: EngineFacts) -> Path:

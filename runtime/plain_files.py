@@ -88,6 +88,6 @@ def _is_still(path: Path, handle: int) -> bool:
 def cannot_write(path: Path, error: OSError) -> EngineCacheError:
     """Make the error of a write that the system refused."""
     return EngineCacheError(
-        f"the engine cache cannot write {path}: {error.strerror}. Make room (flowedge cache clear), or name another "
+        f"the device cache cannot write {path}: {error.strerror}. Make room (flowedge cache clear), or name another "
         "folder with FLOWEDGE_CACHE_DIR."
     )

@@ -84,7 +84,7 @@ def open_unproven(
 
 
 def _reason(problems: Mapping[str, EngineUnavailableError]) -> str:
-    """Explain the choice of an engine without a name, with the problems of engines that are wrong or have to be built."""
+    """Explain the choice of an engine without a name, with the problems of wrong engines and those to be built."""
     if not problems:
         return "the first choice"
     in_full = (EngineNotBuiltError, EngineWrongError)

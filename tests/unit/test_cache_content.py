@@ -1,4 +1,4 @@
-"""The content of the engine cache is untrusted: nothing there hangs, ends in a traceback, or is believed too much."""
+"""The content of the device cache is untrusted: nothing there hangs, ends in a traceback, or is believed too much."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine cache: exact, whole, safe for several processes, and never larger than it may be."""
+"""The device cache: exact, whole, safe for several processes, and never larger than it may be."""
 
 from __future__ import annotations
 
