@@ -42,7 +42,7 @@ def calibrate(
         ImageError: An image cannot be read.
         EngineUnavailableError: The engine cannot run on this machine.
 
-    Example:
+    Examples:
         >>> import flowedge
         >>> calibration = flowedge.calibrate("bottle.flowedge", "bottle/train/good")
         >>> calibration.bundle.manifest.graph("fp32").thresholds.image.method

@@ -44,7 +44,7 @@ class CalibrationPlan:
         pixel_range: The window to declare for images of more than 8 bits. The value is None to keep the bundle's.
         precisions: The precisions to add first. Their thresholds and their frame check are those of the plan.
 
-    Example:
+    Examples:
         >>> CalibrationPlan(thresholds=None, nfa=NfaThreshold(form="tree")).needs_images
         False
     """
