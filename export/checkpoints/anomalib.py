@@ -1,8 +1,8 @@
-"""anomalib's checkpoints of CFLOW, CS-Flow, FastFlow and U-Flow, from 0.3 to 2.7.
+"""Read anomalib's checkpoints of CFLOW, CS-Flow, FastFlow and U-Flow, versions 0.3 to 2.7.
 
-All are Lightning checkpoints (or the whole module pickled, as its "torch" export writes it); what changed between
-the generations is where the input pipeline, the hyper-parameters and the thresholds are. Neither the version nor,
-since 1.0, the model's name is stored, so both are told from the keys.
+A file is a Lightning checkpoint, or a pickled module that anomalib's "torch" export wrote. The generations of anomalib
+keep the input pipeline, the hyper-parameters and the thresholds in different places. The version is not stored, and
+since 1.0 neither is the model's name, so the reader tells both from the keys.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ _MODELS: Final[Mapping[Family, _Model]] = {
     "fastflow": _Model(tensors=fastflow_tensors, clamp=2.0),
     "uflow": _Model(tensors=uflow_tensors, clamp=2.0, clamp_name="affine_clamp"),
 }
-# What anomalib fits on validation images, which two files of one training may have in different states.
+# Tensors that anomalib fits on validation images. Two files of one training may hold different values of them.
 _FITTED: Final = ("post_processor.", "image_threshold", "pixel_threshold", "normalization_metrics.")
 _ANY_SIZE: Final = (256, 256)
 _UNSAID_SIZE: Final = (
@@ -89,7 +89,7 @@ _UNSAID_SIZE: Final = (
 
 
 def family_of(contents: Contents) -> Family | None:
-    """The family whose module names the state dict has."""
+    """Return the family whose module names the state dict has, or None."""
     keys = tuple(contents.state)
     if any(key.startswith("graph.graph.module_list.") and ".cross_convolution1." in key for key in keys):
         return "csflow"
@@ -103,12 +103,12 @@ def family_of(contents: Contents) -> Family | None:
 
 
 def recognises(contents: Contents) -> bool:
-    """The state dict of one of its four models."""
+    """Return True when the state dict is of one of anomalib's four models."""
     return family_of(contents) is not None
 
 
 def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
-    """Read it.
+    """Read the checkpoint.
 
     Raises:
         CheckpointError: A tensor is missing or misshapen, the input pipeline cannot be reproduced or is unknown,
@@ -164,7 +164,10 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
 
 
 def hyperparameters_in(contents: Contents) -> dict[str, object]:
-    """The model's hyper-parameters as plain data; of 0.x the ``model`` part of its configuration."""
+    """Return the model's hyper-parameters as plain data.
+
+    Version 0.x holds them in its configuration under ``model``.
+    """
     everything = _configuration(contents)
     inner = everything.get("model")
     return dict(named(inner)) if isinstance(inner, dict) else everything
@@ -198,19 +201,20 @@ def _generation(contents: Contents) -> str:
         return "2.0-2.6"
     if contents.has("_class") or "transform" in dict(named(contents.root)):
         return "1.x"
-    # A trainer's file with the thresholds of before 2.0 and nothing that 1.0 added: a model that was made without 0.x's
-    # configuration, whose hyper-parameters are then the constructor's arguments.
+    # The file has the thresholds of versions before 2.0 and nothing that 1.0 added. So version 0.x made the model
+    # without
+    # its configuration, and the hyper-parameters are the constructor's arguments.
     return "0.x" if stored is not None and contents.has("image_threshold.", "pixel_threshold.") else "unknown"
 
 
 def _module(contents: Contents) -> StandIn | None:
-    """The pickled module of a "torch" export."""
+    """Return the pickled module of a "torch" export, or None."""
     value = contents.get("model") if isinstance(contents.root, dict) else contents.root
     return value if isinstance(value, StandIn) else None
 
 
 def _child(module: StandIn, name: str) -> object:
-    """A part of a pickled module, or an attribute; None if it has neither."""
+    """Return a submodule or an attribute of a pickled module, or None if the module has neither."""
     return dict(named(module.attributes.get("_modules"))).get(name, module.attributes.get(name))
 
 
@@ -227,7 +231,7 @@ def _permutations(
 
 
 def _post_processor(contents: Contents) -> Mapping[str, object]:
-    """The post-processor's settings: data since 2.7, before it attributes of a pickled object, if there is one."""
+    """Return the post-processor's settings. They are data since 2.7 and attributes of a pickled object before."""
     module = _module(contents)
     for value in (
         contents.get("anomalib_post_processor_config"),
@@ -246,8 +250,8 @@ def _plain(value: object, seen: dict[int, tuple[object, object]], depth: int) ->
 
     Args:
         value: The object.
-        seen: Objects and what became of them, by identity, so that each is converted once.
-        depth: How many containers the object is in.
+        seen: Objects and their converted forms by identity, so that each object is converted once.
+        depth: The number of containers that the object is in.
 
     Raises:
         CheckpointError: The containers are nested deeper than the budget allows.
@@ -256,7 +260,7 @@ def _plain(value: object, seen: dict[int, tuple[object, object]], depth: int) ->
         return seen[id(value)][1]
     if depth > MAX_DEPTH:
         raise above_budget("containers inside containers of the hyper-parameters", depth, MAX_DEPTH)
-    seen[id(value)] = (value, None)  # what a cycle gets
+    seen[id(value)] = (value, None)  # a container that holds itself gets None
     result = value
     if isinstance(value, StandIn):
         pairs = [item for item in value.items if isinstance(item, tuple) and len(item) == 2]
@@ -303,7 +307,7 @@ def _preprocessing(
         try:
             return transform_pipeline(choices, transform, from_shapes=from_shapes)
         except CheckpointError:
-            # What the user gives in full replaces a transform that cannot be reproduced.
+            # A pipeline that the user gives in full replaces a transform that cannot be reproduced.
             if not choices.gives(INPUT_SIZE, RESIZE_METHOD, MEAN, STD):
                 raise
     return fixed_pipeline(
@@ -362,7 +366,7 @@ def _read_alone(family: Family | None, transform: object) -> Preprocessing:
 
 
 def _transform(contents: Contents, configuration: Mapping[str, object]) -> object:
-    """The description or the stand-in of the input transform, or None."""
+    """Return the description or the stand-in of the input transform, or None."""
     described = dict(named(contents.get("anomalib_pre_processor_config"))).get("transform")
     owners = [described, contents.get("transform")]
     processors = [configuration.get("pre_processor")]

@@ -1,8 +1,8 @@
-"""The zip archive that ``torch.save`` writes: one pickle, and one uncompressed entry for each stored array.
+"""Read the zip archive that ``torch.save`` writes: one pickle and one uncompressed entry for each stored array.
 
-The archive is read as strictly as PyTorch writes it. What two readers could understand in two ways is refused:
-entries of the same name or over one another, bytes before or behind the archive, and headers that contradict the
-directory.
+The archive is read as strictly as PyTorch writes it. An archive that two readers could understand in two ways is
+refused. Such an archive has entries of one name or over one another, bytes before or behind it, or headers that
+contradict its directory.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _ONCE: Final = "Copy the checkpoint again; if that does not help, do not trust t
 
 
 class TensorArchive:
-    """An open archive, whose directory and headers were checked."""
+    """Give the pickle and the arrays of an open archive whose directory and headers were checked."""
 
     def __init__(self, file: BinaryIO, mapped: memoryview) -> None:
         """Check the archive.
 
         Args:
             file: The archive's file.
-            mapped: The same file's bytes, writable without changing the file.
+            mapped: The bytes of that file, mapped so that writing to them does not change it.
 
         Raises:
             CheckpointError: The archive is not one that ``torch.save`` writes.
@@ -66,7 +66,7 @@ class TensorArchive:
         Args:
             dtype: The element type.
             key: The array's name in the archive.
-            count: How many elements the pickle says that it has.
+            count: The number of elements that the pickle states.
 
         Raises:
             ValueError: The archive has no such array, or a shorter one.
@@ -80,7 +80,7 @@ class TensorArchive:
         if key not in self._arrays:
             start = self._starts[name]
             data = self._whole[start : start + held]
-            # PyTorch aligns every array; a copy is made once, however often the pickle asks for it.
+            # PyTorch aligns every array. Another archive's array is copied once, however often the pickle names it.
             self._arrays[key] = data if start % 16 == 0 else data.clone()
         return dtype, self._arrays[key][:size]
 

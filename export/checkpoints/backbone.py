@@ -1,4 +1,4 @@
-"""Recognising a feature extractor from its tensors, and supplying one that a file lacks."""
+"""Recognise a feature extractor by its tensors, and add one to a checkpoint that lacks it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowedge.export.checkpoints.contents import arrays_of, contents_of
 from flowedge.export.checkpoints.coupling_tensors import level_widths
 from flowedge.export.checkpoints.safe_load import load_untrusted, naming_file
 
-# How the names of vision transformers begin.
+# The beginnings of the names of vision transformers.
 TRANSFORMERS: Final = ("vit_", "deit_", "cait_")
 # First bottleneck's 3x3 convolution (out, in per group) -> the names by their numbers of blocks.
 _BOTTLENECKS: Final[Mapping[tuple[int, ...], tuple[str, str, str]]] = {
@@ -37,10 +37,10 @@ _VIT: Final[Mapping[tuple[int, int], str]] = {
 
 
 def recognise_backbone(tensors: Tensors) -> tuple[str | None, BackboneNaming]:
-    """The network that a state dict belongs to, and whose layer names it has.
+    """Return the network that a state dict belongs to and the library whose layer names it has.
 
     Args:
-        tensors: By the network's own names, without a prefix; trailing layers may be missing.
+        tensors: The tensors by the network's own names, without a prefix. Trailing layers may be missing.
 
     Returns:
         The name in timm's words (torchvision's for MobileNetV3), or None if the tensors do not settle it.
@@ -82,10 +82,10 @@ def read_backbone_weights(path: Path) -> Tensors:
 
 
 def with_backbone(checkpoint: Checkpoint, weights: Path | None) -> Checkpoint:
-    """The checkpoint with a feature extractor: its own, or the one of ``--backbone-weights``.
+    """Return the checkpoint with its own feature extractor or the one of ``--backbone-weights``.
 
     Raises:
-        CheckpointError: There is none and none was given; or the given one is of another network.
+        CheckpointError: The checkpoint has no extractor and none was given, or the given one is of another network.
     """
     needed = str(checkpoint.hyperparameters["backbone"])
     if weights is None:
@@ -125,17 +125,17 @@ def with_backbone(checkpoint: Checkpoint, weights: Path | None) -> Checkpoint:
 
 
 def backbone_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, Array]:
-    """A file's extractor under ``backbone.``, checked for finite values."""
+    """Return a file's extractor under ``backbone.`` after a check that its values are finite."""
     return dict(arrays_of({f"backbone.{name}": tensor for name, tensor in state.items()}))
 
 
 def without_prefix(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names start with a prefix, without it."""
+    """Return the tensors whose names start with a prefix, by their names without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def resnet_channels(name: str) -> tuple[int, int, int, int]:
-    """Output channels of ``layer1`` to ``layer4`` of a ResNet, by its name."""
+    """Return the output channels of ``layer1`` to ``layer4`` of the ResNet of this name."""
     width = 64 if name in _BASIC_BLOCKS.values() else 256
     return width, 2 * width, 4 * width, 8 * width
 

@@ -1,6 +1,6 @@
-"""The limits on what one checkpoint may cost, checked before anything is allocated or walked.
+"""Limit the time and the memory that one checkpoint may cost, before anything is allocated or walked.
 
-They are far above what a detector needs: the largest known one has some 4,000 tensors and a pickle of 1 MB.
+The limits are far above what a detector needs. The largest known one has some 4,000 tensors and a pickle of 1 MB.
 `docs/guide.md` states them for users.
 """
 
@@ -43,7 +43,7 @@ _MAX_INTEGER: Final = 10**MAX_DIGITS
 _FLOAT_BYTES: Final = 4  # floating point is read as float32 ...
 _INTEGER_BYTES: Final = 8  # ... and integers as int64
 _FREE_BYTES: Final = 64 << 20
-_BYTES_PER_PIXEL: Final = 1000  # that an export takes at least, whatever the network
+_BYTES_PER_PIXEL: Final = 1000  # the least memory per input pixel that an export of any network takes
 _FACTOR: Final = 4
 
 
@@ -51,9 +51,9 @@ def above_budget(what: str, value: object, limit: object) -> CheckpointError:
     """Make the error for a file that asks for more than a limit allows.
 
     Args:
-        what: What the file asks for too much of, with its unit, such as "strings of bytes".
-        value: How much the file asks for.
-        limit: How much is allowed.
+        what: The thing that the limit counts, with its unit, such as "strings of bytes".
+        value: The amount that the file asks for.
+        limit: The largest amount that is allowed.
     """
     return CheckpointError(f"{what}: the file has {value}, the limit is {limit}. {_ADVICE}")
 
@@ -73,7 +73,7 @@ def check_image_size(size: tuple[int, int], *, given: bool) -> None:
 
     Args:
         size: ``(height, width)`` of the network's input, pixels.
-        given: Whether the user gave the size, and so knows of it.
+        given: True when the user gave the size and so knows of it.
 
     Raises:
         CheckpointError: The input has more than `MAX_PIXELS` pixels and the user did not give its size, or the machine
@@ -97,7 +97,7 @@ def check_image_size(size: tuple[int, int], *, given: bool) -> None:
 
 
 class Budget:
-    """One file's account of what its pickle costs."""
+    """Count what one file's pickle costs and refuse it above a limit."""
 
     def __init__(self, file_bytes: int) -> None:
         """Open the account of a file of ``file_bytes`` bytes."""
@@ -166,7 +166,7 @@ class Budget:
 
 
 class BudgetedReader:
-    """A file for `pickletools.genops` that refuses a string or a pickle longer than the budget allows."""
+    """Read a file for `pickletools.genops` and refuse a string or a pickle longer than the budget allows."""
 
     def __init__(self, file: IO[bytes]) -> None:
         """Read ``file`` from where it stands."""

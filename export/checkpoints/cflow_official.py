@@ -1,4 +1,4 @@
-"""CFLOW-AD as gudovskiy/cflow-ad saves it: an encoder, one decoder per level, and the rest in the file's name."""
+"""Read CFLOW-AD of gudovskiy/cflow-ad: an encoder, one decoder per level, and settings in the file's name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FILE_NAME: Final = re.compile(
     r"(?P<dataset>[^_]+)_(?P<encoder>\w+)_(?P<decoder>freia-c?flow)_pl(?P<levels>\d+)_cb(?P<blocks>\d+)_inp(?P<side>[1-9]\d{1,4})_run"
 )
 _RESNETS: Final = ("resnet18", "resnet34", "wide_resnet50_2")
-# Inverted residuals whose projection, before its batch norm, is tapped.
+# The numbers of the inverted residuals that are tapped at their projection, before its batch norm.
 _MOBILENET_TAPS: Final[Mapping[str, tuple[int, int, int]]] = {
     "mobilenet_v3_large": (6, 12, 15),
     "mobilenet_v3_small": (3, 8, 11),
@@ -37,12 +37,12 @@ _PAPER: Final = "The default of the official implementation, which stores it now
 
 
 def recognises(contents: Contents) -> bool:
-    """A dict with a list of decoders."""
+    """Return True when the file is a dict with a list of decoders."""
     return isinstance(contents.get("decoder_state_dict"), list)
 
 
 def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
-    """Read it.
+    """Read the checkpoint.
 
     Raises:
         CheckpointError: A tensor is missing or misshapen, the encoder unknown or one that cannot have been
@@ -103,7 +103,7 @@ def _levels(decoders: object) -> Iterator[dict[str, torch.Tensor]]:
 def _layers(
     name: str, encoder: Mapping[str, torch.Tensor], widths: tuple[int, ...]
 ) -> tuple[str, ...] | None:
-    """The tapped layers; None for an encoder that the official implementation does not have."""
+    """Return the tapped layers, or None for an encoder that the official implementation does not have."""
     count = len(widths)
     if "layer1.0.conv1.weight" in encoder:
         if name not in _RESNETS or not 1 <= count <= 4 or resnet_channels(name)[4 - count :] != widths:
@@ -122,7 +122,7 @@ def _layers(
 
 
 def _last(names: Mapping[str, object], pattern: str) -> str:
-    """The first group of the match whose second group is the largest number."""
+    """Return the first group of the match whose second group is the largest number."""
     found = [match for name in names if (match := re.fullmatch(pattern, name))]
     if not found:
         raise CheckpointError(f"the encoder has no tensor {pattern!r}. Copy the checkpoint again.")
@@ -134,7 +134,7 @@ def _takes_timms_configuration(name: str) -> bool:
 
 
 def _size_of_timm(name: str) -> tuple[int, int] | None:
-    """The input size of a network that takes timm's configuration; None for the others, and where timm has none."""
+    """Return the input size in timm's configuration of a network that takes it, or None."""
     if not _takes_timms_configuration(name):
         return None
     import timm  # takes seconds, which nothing else that is read needs
@@ -144,7 +144,7 @@ def _size_of_timm(name: str) -> tuple[int, int] | None:
 
 
 def _statistics(name: str, dataset: str) -> tuple[Triple, Triple]:
-    """Mean and std of the data loader, its slip for transformers and EfficientNets included."""
+    """Return the data loader's mean and std, with its slip for transformers and EfficientNets."""
     if _takes_timms_configuration(name):
         mean = (0.5, 0.5, 0.5) if name.startswith("vit") else IMAGENET_MEAN
         return mean, mean

@@ -1,4 +1,4 @@
-"""What lies in a checkpoint file, before anyone knows whose it is."""
+"""Find the state dict and the other entries of a checkpoint file, whichever repository wrote it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from flowedge.text import printable
 
 State: TypeAlias = Mapping[str, torch.Tensor]
 
-# Where sources put their state dict, or the module that they pickled whole; the last is DeepSpeed's.
+# The keys under which sources keep their state dict or the whole pickled module. The last is DeepSpeed's.
 _STATE_KEYS: Final = ("state_dict", "model_state_dict", "model", "module")
 _RAW_OF_LIGHTNING: Final = "current_model_state"
 _MOST_WRAPPERS: Final = 20
@@ -48,17 +48,19 @@ _READABLE: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """One file, loaded.
+    """Hold the loaded contents of one file.
 
     Attributes:
         file: The file's name without folders.
         sha256: The file's hash.
-        root: What was saved.
-        state: The chosen tensors, by their names without what wrappers and trainers add; empty if there are none.
-        entries: The keys of the state dict without what wrappers add, those of other values included.
-        weights: Which weights ``state`` holds.
-        copy: Where the file keeps the weights that ``state`` does not hold; empty if there are no others.
-        stand_ins: The classes and functions of the user's own code that the file mentions, in order; none was run.
+        root: The object that was saved.
+        state: The chosen tensors by their names without the prefixes of wrappers and trainers. It is empty if there are
+            none.
+        entries: All keys of the state dict, also those of values that are no tensors, without the prefixes of wrappers.
+        weights: ``trained`` or ``ema``, whichever ``state`` holds.
+        copy: The place in the file of the weights that ``state`` does not hold. It is empty if there are no others.
+        stand_ins: The classes and functions of the user's own code that the file mentions, in order. None of them was
+            run.
         transform_from: The other file that the user names for the transform, or None.
     """
 
@@ -79,22 +81,22 @@ class Contents:
 
     @property
     def is_wrapped(self) -> bool:
-        """Whether the model is an attribute ``model`` of a trainer's module, as Lightning saves it."""
+        """True when the model is an attribute ``model`` of a trainer's module, as Lightning saves it."""
         return any(key.startswith("model.") for key in self.entries)
 
     def has(self, *parts: str) -> bool:
-        """Whether a name of the state dict, in the file's words, contains one of the parts."""
+        """Return True when a key of the state dict contains one of the parts."""
         return any(part in key for key in self.entries for part in parts)
 
 
 def contents_of(root: object, *, file: str, sha256: str, weights: Weights | None = None) -> Contents:
-    """Find the state dict in what `safe_load.load_untrusted` gave.
+    """Find the state dict in an object that `safe_load.load_untrusted` returned.
 
     Args:
-        root: What was saved.
+        root: The object that was saved.
         file: The file's name without folders.
         sha256: The file's hash.
-        weights: Which weights to take where there are two. None takes those that the trainer itself loads.
+        weights: The weights to take where there are two kinds. The default takes those that the trainer itself loads.
 
     Raises:
         CheckpointError: The file does not hold the weights that were asked for, or two tensors get the same name.
@@ -139,7 +141,7 @@ def contents_of(root: object, *, file: str, sha256: str, weights: Weights | None
 
 
 def module_state(module: StandIn) -> dict[str, torch.Tensor]:
-    """The state dict of a pickled ``torch.nn.Module``. The result is empty if the object is none.
+    """Return the state dict of a pickled ``torch.nn.Module``. The result is empty if the object is none.
 
     Raises:
         CheckpointError: Its modules hold one another, or there are more than the budget allows.
@@ -197,7 +199,7 @@ def state_in(value: object) -> dict[str, torch.Tensor]:
 
 
 def arrays_of(state: Mapping[str, torch.Tensor]) -> Tensors:
-    """Tensors as NumPy arrays: floating point as float32, integers as int64, without a copy where possible.
+    """Return tensors as NumPy arrays: floating point as float32, integers as int64, without a copy if possible.
 
     Raises:
         CheckpointError: A value is NaN or infinite, or a tensor is neither dense nor real, or has no values.
@@ -206,7 +208,7 @@ def arrays_of(state: Mapping[str, torch.Tensor]) -> Tensors:
 
 
 def check_readable(name: str, tensor: torch.Tensor) -> None:
-    """Refuse a tensor that NumPy has no word for.
+    """Refuse a tensor that NumPy cannot hold.
 
     Raises:
         CheckpointError: It has no values, or is neither dense nor real.

@@ -1,7 +1,7 @@
-"""All-in-one coupling blocks: from a file's names to one naming, with every shape checked.
+"""Rename the tensors of all-in-one coupling blocks to one naming, and check every shape.
 
-The block is FrEIA's ``AllInOneBlock`` (CFLOW, FastFlow, U-Flow and MSFlow's parallel flows); its shapes say all of
-the network but the clamp.
+The block is FrEIA's ``AllInOneBlock``, which CFLOW, FastFlow, U-Flow and MSFlow's parallel flows use. Its shapes
+determine the whole flow but the clamp.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PermutationKind: TypeAlias = Literal["index", "hard", "soft"]
 _PER_CHANNEL: Final = ("global_scale", "global_offset")
 _SUBNET: Final = re.compile(r"subnet\.(\w+)\.(weight|bias)")
 _SUBNET_NAMES: Final[Mapping[str, int]] = {"conv1": 0, "ln": 1, "conv2": 2}
-# Axes of the weights of each family's subnet: two is a linear layer, four a convolution, one a norm.
+# The numbers of axes of the weights of each family's subnet. Two is a linear layer, four a convolution, one a norm.
 _SUBNET_AXES: Final[Mapping[Family, tuple[int, ...]]] = {
     "cflow": (2, 2),
     "fastflow": (4, 4),
@@ -36,14 +36,14 @@ _SUBNET_AXES: Final[Mapping[Family, tuple[int, ...]]] = {
 
 
 def permutation_kind(w_perm: Array) -> PermutationKind:
-    """What a block's ``w_perm`` is: int64 ``(C,)`` an index, a 0/1 matrix ``(C, C)`` hard, another matrix soft."""
+    """Return the kind of a ``w_perm``: ``index`` if ``(C,)``, ``hard`` if a 0/1 matrix ``(C, C)``, else ``soft``."""
     if w_perm.ndim == 1:
         return "index"
     return "hard" if bool(((w_perm == 0) | (w_perm == 1)).all()) else "soft"
 
 
 def is_permutation(array: Array, length: int) -> bool:
-    """Whether an array is the numbers 0 to ``length - 1`` in some order, int64."""
+    """Return True when an array holds the numbers 0 to ``length - 1`` in some order as int64."""
     return array.ndim == 1 and array.dtype == np.int64 and np.array_equal(np.sort(array), np.arange(length))
 
 
@@ -52,7 +52,7 @@ def sequence_tensors(levels: Iterable[State], family: Family) -> dict[str, Array
 
     Args:
         levels: Fine to coarse, names ``module_list.{k}.NAME``.
-        family: Says which subnet the blocks have, and whether it takes a condition.
+        family: The family, which determines the blocks' subnet and its condition.
 
     Returns:
         ``flow.{l}.{k}.NAME`` as `Checkpoint` lists them.
@@ -79,7 +79,7 @@ def sequence_tensors(levels: Iterable[State], family: Family) -> dict[str, Array
 
 
 def level_tensors(level: int, blocks: list[dict[str, torch.Tensor]], family: Family) -> dict[str, Array]:
-    """Rename and check the blocks of one level, given in order of application; see `sequence_tensors`."""
+    """Rename and check the blocks of one level in order of application, as `sequence_tensors` does for all."""
     tensors: dict[str, Array] = {}
     shapes: set[tuple[int, int]] = set()
     for k, state in enumerate(blocks):
@@ -97,7 +97,7 @@ def level_tensors(level: int, blocks: list[dict[str, torch.Tensor]], family: Fam
 
 
 def level_widths(tensors: Tensors) -> tuple[int, ...]:
-    """Channels of the flow's levels, fine to coarse, from the tensors that `sequence_tensors` returns."""
+    """Return the channels of the flow's levels, fine to coarse, from the tensors of `sequence_tensors`."""
     widths: list[int] = []
     while (name := f"flow.{len(widths)}.0.global_scale") in tensors:
         widths.append(tensors[name].size)
@@ -108,9 +108,9 @@ def take_clamp_variant(choices: Choices, tensors: Tensors, *, known: str | None 
     """Decide between the clamps of FrEIA 0.2 and of its main branch since August 2023.
 
     Args:
-        choices: Where the decision goes.
-        tensors: As `sequence_tensors` returns them.
-        known: The variant, where the source settles it.
+        choices: The account that keeps the decision.
+        tensors: The tensors that `sequence_tensors` returns.
+        known: The variant where the source determines it, else None.
     """
     kinds = {permutation_kind(a) for name, a in tensors.items() if name.endswith(".w_perm")}
     if known is not None or kinds == {"hard"}:
@@ -131,7 +131,7 @@ def take_clamp_variant(choices: Choices, tensors: Tensors, *, known: str | None 
 
 
 def _check_condition(what: str, channels: int, inputs: int, family: Family) -> None:
-    """A subnet sees the passive half and, in some families, a position code of sines and cosines of both axes."""
+    """Check that a subnet takes the passive half and, in some families, a position code of both axes."""
     passive = channels - channels // 2
     condition = inputs - passive
     if condition and not TRAITS[family].position_code:
@@ -147,7 +147,7 @@ def _check_condition(what: str, channels: int, inputs: int, family: Family) -> N
 
 
 def _block(prefix: str, state: Mapping[str, torch.Tensor], family: Family) -> dict[str, Array]:
-    """One block under its normalised names, checked."""
+    """Check one block and return it under its normalised names."""
     arrays = arrays_of({prefix + name: tensor for name, tensor in state.items() if name != "w_perm_inv"})
     for name, array in arrays.items():
         if array.dtype != np.float32 and name != f"{prefix}w_perm":
@@ -200,7 +200,7 @@ def _permutation(arrays: Tensors, channels: int, prefix: str) -> dict[str, Array
 
 
 def _matrix(array: Array) -> Array:
-    """Without the axes of length one that it has on maps."""
+    """Return a matrix without the two axes of length one that it has where blocks work on maps."""
     return array.reshape(array.shape[:2]) if array.shape[2:] in ((), (1, 1)) else array
 
 
@@ -249,7 +249,7 @@ def _subnet(arrays: Tensors, channels: int, prefix: str, axes: tuple[int, ...]) 
 
 
 def _place(layer: str) -> int:
-    """Where a subnet's layer comes in the order of application; -1 for one of another name."""
+    """Return the position of a subnet's layer in the order of application, or -1 for an unknown name."""
     return int(layer) if layer.isdecimal() else _SUBNET_NAMES.get(layer, -1)
 
 

@@ -1,4 +1,4 @@
-"""CS-Flow as marco-rudolph/cs-flow saves it: the whole module pickled; or its state dict alone."""
+"""Read CS-Flow of marco-rudolph/cs-flow: a pickled module, or its state dict alone."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _STRIDE: Final = 32
 
 
 def recognises(contents: Contents) -> bool:
-    """A pickled ``ReversibleGraphNet``, or couplings with the nets ``s1`` and ``s2``."""
+    """Return True when the couplings have the nets ``s1`` and ``s2``, as a ``ReversibleGraphNet`` does."""
     return any(re.fullmatch(r"module_list\.\d+\.s1\.conv_scale0_0\.weight", name) for name in contents.state)
 
 
 def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
-    """Read it.
+    """Read the checkpoint.
 
     Raises:
         CheckpointError: A tensor is missing or misshapen, or a setting wrong.
@@ -92,7 +92,7 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
 
 
 def _nodes(contents: Contents) -> Iterator[StandIn]:
-    """The pickled graph's modules in order; nothing for a state dict."""
+    """Yield the pickled graph's modules in order, and nothing for a state dict."""
     if isinstance(contents.root, StandIn):
         modules = dict(named(contents.root.attributes.get("_modules"))).get("module_list")
         if isinstance(modules, StandIn):
@@ -119,7 +119,7 @@ def _stored_permutations(nodes: list[StandIn]) -> tuple[tuple[NDArray[np.int64],
 
 
 def _check_permutations(permutations: tuple[tuple[NDArray[np.int64], ...], ...], tensors: Tensors) -> None:
-    """One permutation of all channels for each level of each block."""
+    """Check that each level of each block has one permutation of all channels."""
     blocks = len({name.split(".")[1] for name in tensors if name.startswith("flow.")})
     if len(permutations) != blocks:
         raise CheckpointError(f"the checkpoint has {len(permutations)} permutations for {blocks} couplings.")
@@ -134,7 +134,7 @@ def _check_permutations(permutations: tuple[tuple[NDArray[np.int64], ...], ...],
 
 
 def _input_size(root: object) -> tuple[int, int] | None:
-    """From the shape that the graph declares for its finest input; None for a state dict."""
+    """Return the input size from the shape that the graph declares for its finest input, or None."""
     sizes: list[tuple[int, int]] = []
     nodes = root.attributes.get("node_list") if isinstance(root, StandIn) else None
     for node in nodes if isinstance(nodes, list) else ():

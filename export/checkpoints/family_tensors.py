@@ -1,4 +1,4 @@
-"""The tensors of CFLOW, CS-Flow, FastFlow and U-Flow, renamed as `Checkpoint` says, and what their shapes settle.
+"""Rename the tensors of CFLOW, CS-Flow, FastFlow and U-Flow as in `Checkpoint`, and derive values from shapes.
 
 anomalib, the official repositories and TVTVision differ in prefixes and in the subnets' layer numbers only.
 """
@@ -52,12 +52,12 @@ _PATCH: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyTensors:
-    """A model's tensors and what their shapes say.
+    """Hold a model's tensors and the values that their shapes determine.
 
     Attributes:
-        tensors: As `Checkpoint` names them, the extractor's included.
-        backbone: The extractor's name, or None if its tensors do not settle it.
-        naming: Whose words its tensors are in, or None if there are none.
+        tensors: The tensors by the names of `Checkpoint`, those of the extractor included.
+        backbone: The extractor's name, or None if its tensors do not determine it.
+        naming: The library whose names the extractor's tensors have, or None if there are no tensors.
         input_size: Height and width that the shapes imply, or None if they imply none.
     """
 
@@ -68,18 +68,18 @@ class FamilyTensors:
 
 
 def cflow_tensors(state: State) -> FamilyTensors:
-    """CFLOW as anomalib and TVTVision name it: ``decoders.{l}.`` and ``encoder.feature_extractor.``."""
+    """Read CFLOW of anomalib and TVTVision under ``decoders.{l}.`` and ``encoder.feature_extractor.``."""
     flow = sequence_tensors(_by_number(state, r"decoders"), "cflow")
     return _with_extractor(flow, without_prefix(state, "encoder.feature_extractor."))
 
 
 def fastflow_tensors(state: State) -> FamilyTensors:
-    """FastFlow: ``nf_flows.{l}.`` or ``fast_flow_blocks.{l}.``, ``norms.{l}.`` and ``feature_extractor.``."""
+    """Read FastFlow under ``nf_flows.{l}.`` or ``fast_flow_blocks.{l}.``, ``norms.{l}.`` and ``feature_extractor.``."""
     flow = sequence_tensors(_by_number(state, r"nf_flows|fast_flow_blocks"), "fastflow")
     norms = _norms(without_prefix(state, "norms."), level_widths(flow))
     extractor = without_prefix(state, "feature_extractor.")
     size = _norm_size(norms)
-    if "pos_embed" in extractor:  # CaiT's position code leaves the class token out
+    if "pos_embed" in extractor:  # CaiT's position code has no entry for the class token
         is_cait = "blocks.0.attn.proj_l.weight" in extractor
         prefix_tokens = 0 if is_cait else 1 + ("dist_token" in extractor)
         size = _token_size(extractor["pos_embed"], prefix_tokens)
@@ -87,7 +87,7 @@ def fastflow_tensors(state: State) -> FamilyTensors:
 
 
 def uflow_tensors(state: State) -> FamilyTensors:
-    """U-Flow: one FrEIA graph ``flow.module_list.{n}.``, coarsest stage first, and its extractors."""
+    """Read U-Flow: one FrEIA graph ``flow.module_list.{n}.``, coarsest stage first, and its extractors."""
     blocks, kernels = _graph_nodes(without_prefix(state, "flow.module_list."))
     check_couplings(len(blocks) + len(kernels))
     steps, levels = kernels[0] - 1 if kernels else 0, len(kernels) + 1
@@ -118,7 +118,7 @@ def uflow_tensors(state: State) -> FamilyTensors:
         size = _token_size(held["extractor1.pos_embed"], 0) if "extractor1.pos_embed" in held else None
         tensors = {**flow, **arrays_of({f"backbone.{name}": tensor for name, tensor in held.items()})}
         return FamilyTensors(tensors=tensors, backbone="mcait", naming="timm", input_size=size)
-    # What rises joins the features of the next finer level.
+    # The channels that rise join the features of the next finer level.
     risen = [rising_channels(width) // 4 for width in (*widths[1:], 0)]
     features = tuple(width - more for width, more in zip(widths, risen, strict=True))
     norms = _norms(without_prefix(extractors, "feature_normalizations."), features)
@@ -127,7 +127,7 @@ def uflow_tensors(state: State) -> FamilyTensors:
 
 
 def csflow_tensors(state: State) -> FamilyTensors:
-    """CS-Flow's couplings in order of their numbers, and anomalib's extractor where there is one."""
+    """Read CS-Flow's couplings in the order of their numbers, and anomalib's extractor where there is one."""
     pattern = re.compile(r"(?:graph\.graph\.)?module_list\.(\d+)\.(s[12]|cross_convolution[12])\.(.+)")
     numbers: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in state.items():
@@ -157,8 +157,8 @@ def take_network(choices: Choices, model: FamilyTensors, hyper: Mapping[str, obj
     ``hyper`` holds the stored ``backbone`` and ``layers``, where there are any.
 
     Raises:
-        CheckpointError: Nobody knows one of them, the layers are not as many as the flow's levels, or the features
-            of FastFlow and U-Flow are not normalised as that extractor's are.
+        CheckpointError: A value is unknown, the layers are not as many as the flow's levels, or the features of
+            FastFlow or U-Flow are not normalised as that extractor's are.
     """
     traits = TRAITS[choices.family]
     name = take_backbone(
@@ -176,7 +176,7 @@ def take_network(choices: Choices, model: FamilyTensors, hyper: Mapping[str, obj
 
 
 def check_input_size(choices: Choices, from_shapes: tuple[int, int] | None) -> None:
-    """Refuse an input size that is not ``from_shapes``; None allows any.
+    """Refuse an input size that is not ``from_shapes``. The value None allows any size.
 
     Raises:
         CheckpointError: The chosen size is another.
@@ -202,7 +202,7 @@ def _with_extractor(
 
 
 def _by_number(state: State, prefixes: str) -> Iterable[State]:
-    """The states under ``PREFIX.0.``, ``PREFIX.1.``, … without their prefixes."""
+    """Return the states under ``PREFIX.0.``, ``PREFIX.1.``, … without their prefixes."""
     levels: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in state.items():
         match = re.fullmatch(rf"(?:{prefixes})\.(\d+)\.(.+)", name)
@@ -215,7 +215,7 @@ def _by_number(state: State, prefixes: str) -> Iterable[State]:
 
 
 def _graph_nodes(state: State) -> tuple[dict[int, dict[str, torch.Tensor]], list[int]]:
-    """Of a FrEIA graph: its all-in-one blocks and its up-samplings, by node number."""
+    """Return the all-in-one blocks of a FrEIA graph and its up-samplings, by node number."""
     nodes: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in state.items():
         number, _, rest = name.partition(".")
@@ -226,12 +226,12 @@ def _graph_nodes(state: State) -> tuple[dict[int, dict[str, torch.Tensor]], list
 
 
 def rising_channels(channels: int) -> int:
-    """How many channels of a U-Flow's level go up to the next finer one, which gets a quarter as many."""
+    """Return the number of channels of a U-Flow's level that rise to the next finer one, there a quarter as many."""
     return 4 * (channels // 8)
 
 
 def _norms(state: State, widths: tuple[int, ...]) -> dict[str, Array]:
-    """The layer norms: of every level's features, which have ``widths`` channels, or of none; see `_check_norms`."""
+    """Return the layer norms of all levels' features, which have ``widths`` channels, or of no level's."""
     norms = dict(arrays_of({f"norms.{name}": tensor for name, tensor in state.items()}))
     expected = [f"norms.{level}.{part}" for level in range(len(widths)) for part in ("weight", "bias")]
     missing = [name for name in expected if name not in norms]
@@ -253,10 +253,10 @@ def _norms(state: State, widths: tuple[int, ...]) -> dict[str, Array]:
 
 
 def _check_norms(tensors: Mapping[str, Array], network: str) -> None:
-    """Convolutional features are normalised at every level, a transformer's, which ends in a norm, at none.
+    """Check that the checkpoint has layer norms exactly if its extractor is convolutional.
 
     Raises:
-        CheckpointError: It is the other way round.
+        CheckpointError: A convolutional extractor has no layer norms, or a transformer, which ends in a norm, has them.
     """
     is_transformer = network == "mcait" or network.startswith(TRANSFORMERS)
     has_norms = "norms.0.weight" in tensors
@@ -269,7 +269,7 @@ def _check_norms(tensors: Mapping[str, Array], network: str) -> None:
 
 
 def _norm_size(norms: Mapping[str, Array]) -> tuple[int, int] | None:
-    """Four times the finest level's size: its stride is 4 in every network that has such norms."""
+    """Return four times the finest level's size, because its stride is 4 in every network with such norms."""
     if "norms.0.weight" not in norms:
         return None
     _, height, width = norms["norms.0.weight"].shape
@@ -288,7 +288,10 @@ def _token_size(position_code: torch.Tensor, prefix_tokens: int) -> tuple[int, i
 
 
 def _check_coupling(prefix: str, block: Mapping[str, Array]) -> int:
-    """Shapes of one cross-scale coupling, and its channels; net1 reads the first, smaller half and net2 the second."""
+    """Check the shapes of one cross-scale coupling and return its channels.
+
+    net1 reads the first, smaller half of the channels and net2 the second.
+    """
     widths: dict[str, int] = {}
     for net in ("net1", "net2"):
         start = f"{prefix}{net}."
@@ -320,7 +323,7 @@ def _check_coupling(prefix: str, block: Mapping[str, Array]) -> int:
 
 
 def _check_gammas(block: Mapping[str, Array], names: list[str]) -> None:
-    """One number for each of the three scales, or none for any."""
+    """Check that all three scales have one gamma each, or none has."""
     held = [name for name in names if name in block]
     wrong = [name for name in names if name not in block or block[name].size != 1] if held else []
     if wrong:

@@ -1,4 +1,4 @@
-"""FastFlow as gathierry/FastFlow saves it: one dict of epoch, model and optimizer."""
+"""Read FastFlow of gathierry/FastFlow: one dict of epoch, model and optimizer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from flowedge.export.checkpoints.settings import CLAMP, Choices
 
 
 def recognises(contents: Contents) -> bool:
-    """The flows are called ``nf_flows``."""
+    """Return True when the flows are called ``nf_flows``."""
     return any(name.startswith("nf_flows.") for name in contents.state)
 
 
 def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
-    """Read it.
+    """Read the checkpoint.
 
     Raises:
         CheckpointError: A tensor is missing or misshapen, the extractor unknown, or a setting wrong.

@@ -1,7 +1,7 @@
-"""A pickle machine that never runs anything.
+"""Interpret a pickle without running anything.
 
-Python's own unpickler calls what a file names; this one interprets the opcodes itself and builds only what
-`stand_ins` allows.
+Python's own unpickler calls the functions that a file names. This one interprets the opcodes itself and builds only the
+objects that `stand_ins` allows.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def unpickle_inert(
 
     Args:
         source: The pickle, protocol 0 to 5, or a file that stands at its beginning and is left at its end.
-        storage: Gives the stored array of an element type, a key and a count of elements.
+        storage: The function that returns the stored array of an element type, a key and a count of elements.
         budget: The account of the file that the pickle is part of.
 
     Returns:
@@ -90,7 +90,7 @@ def unpickle_inert(
 
 
 class _PickleStack:
-    """The pickle machine's stack and memo."""
+    """Hold the stack and the memo of one pickle, and execute its opcodes."""
 
     def __init__(self, storage: Callable[[torch.dtype, str, int], Storage], budget: Budget) -> None:
         self.stack: list[object] = []
@@ -126,7 +126,7 @@ class _PickleStack:
             case "MARK":
                 self._marks.append(len(stack))
             case "POP":
-                # Python's pickler drops a half-built cycle with POP; a mark on top counts as one item.
+                # Python's pickler drops a half-built cycle with POP. A mark on top counts as one item.
                 if self._marks and self._marks[-1] == len(stack):
                     self._marks.pop()
                 else:
@@ -204,7 +204,7 @@ class _PickleStack:
             self._budget.take_copies(made)
             if isinstance(made, StandIn):
                 self._budget.take_copies(*made.args[:1])
-        # A parameter is the tensor that it was made of.
+        # A parameter is the same tensor as its argument, which was counted before.
         elif not made.is_meta and not (isinstance(args, tuple) and args and made is args[0]):
             self._budget.take_tensor(made.dtype, made.shape)
         return made

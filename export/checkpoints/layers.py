@@ -1,4 +1,4 @@
-"""Which layers of its extractor a CFLOW taps."""
+"""Decide the layers of the extractor that a CFLOW taps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def take_layers(choices: Choices, stored: object, *, network: str, widths: tuple
     """Decide the tapped layers as anomalib's extractor does.
 
     Args:
-        choices: Where the decision is kept.
-        stored: The layers that the file says: names or numbers of stages; or None.
+        choices: The account that keeps the decision.
+        stored: The layers in the file, as names or numbers of stages, or None.
         network: The extractor's name.
         widths: Channels of the flow's levels.
 
@@ -47,7 +47,7 @@ def take_layers(choices: Choices, stored: object, *, network: str, widths: tuple
 
 
 def _check_names(stored: Sequence[object]) -> None:
-    """Refuse what the file holds in place of the layers' names or numbers.
+    """Refuse items of the file's layers that are neither names nor numbers.
 
     Raises:
         CheckpointError: An item is neither, or there are more or longer ones than the budget allows.

@@ -1,4 +1,4 @@
-"""MSFlow as cool-xuan/msflow saves it: the parallel flows and the fusion flow, without the feature extractor."""
+"""Read MSFlow of cool-xuan/msflow: the parallel flows and the fusion flow, without the feature extractor."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _NETS: Final[Mapping[str, str]] = {"subnet_1": "net1", "subnet_2": "net2"}
 
 
 def recognises(contents: Contents) -> bool:
-    """A dict with a list of parallel flows and a fusion flow."""
+    """Return True when the file is a dict with a list of parallel flows and a fusion flow."""
     return isinstance(contents.get("parallel_flows"), list) and isinstance(contents.get("fusion_flow"), dict)
 
 
 def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
-    """Read it.
+    """Read the checkpoint.
 
     Raises:
         CheckpointError: A tensor is missing or misshapen, the levels are of no ResNet, or a setting is wrong.
@@ -72,7 +72,7 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
 
 
 def _extractor(widths: tuple[int, ...]) -> str:
-    """The usual ResNet with these channels in its first layers."""
+    """Return the usual ResNet with these channels in its first layers."""
     for name in ("wide_resnet50_2", "resnet18"):
         if resnet_channels(name)[: len(widths)] == widths and len(widths) == 3:
             return name
@@ -80,7 +80,10 @@ def _extractor(widths: tuple[int, ...]) -> str:
 
 
 def _fusion(contents: Contents, widths: tuple[int, ...]) -> dict[str, Array]:
-    """The fusion flow: FrEIA numbers its permutations at random, so each belongs to the level of its length."""
+    """Rename the tensors of the fusion flow.
+
+    FrEIA numbers its permutations at random, so each is assigned to the level of its length.
+    """
     state = state_in(contents.get("fusion_flow"))
     tensors: dict[str, Array] = {}
     for name, array in arrays_of(state).items():
@@ -111,12 +114,12 @@ def _fusion(contents: Contents, widths: tuple[int, ...]) -> dict[str, Array]:
 
 
 def _shapes(widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the fusion flow for levels of these channels."""
+    """Return the shapes of all tensors of the fusion flow for levels of these channels."""
     shapes: dict[str, tuple[int, ...]] = {
         f"fusion.perm.{level}": (width,) for level, width in enumerate(widths)
     }
     for net in _NETS.values():
-        # The coupling's first half is the smaller one; net2 reads the second halves and changes the first.
+        # The coupling's first half is the smaller one. net2 reads the second halves and changes the first.
         halves = [width // 2 if net == "net1" else width - width // 2 for width in widths]
         outputs = [width - width // 2 if net == "net1" else width // 2 for width in widths]
         total = sum(halves)

@@ -1,7 +1,8 @@
-"""Which classes and functions a checkpoint's pickle may mention.
+"""Decide which classes and functions a checkpoint's pickle may mention.
 
-A mentioned name is never imported, looked up or called, whatever it is. What a file would build from an allowed name
-becomes a stand-in. A name that only a hostile file has a use for ends the reading, so that nobody goes on to open such
+A mentioned name is never imported, looked up or called, whatever it is. An object that a file would build from an
+allowed name becomes a stand-in. A name that only a hostile file has a use for ends the reading, so that nobody goes on
+to open such
 a file elsewhere.
 """
 
@@ -18,7 +19,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A class or a function that the file names. It is never looked up."""
+    """Hold the name of a class or function that the file mentions. It is never looked up."""
 
     module: str
     qualname: str
@@ -54,12 +55,12 @@ STORED_TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
 TYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
     {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 )
-# How torch pickles tensors that are not dense and real. They are refused by the names that they have in the file.
+# The functions by which torch pickles tensors that are not dense and real. Such tensors are refused by their names.
 ODD_TENSORS: Final = frozenset(
     Name("torch._utils", f"_rebuild_{kind}")
     for kind in ("sparse_tensor", "qtensor", "nested_tensor", "wrapper_subclass")
 ) | {Name("torch.nested._internal.nested_tensor", "_rebuild_njt")}
-# Libraries and files of the supported repositories: what they define is no class of the user's own.
+# The libraries and files of the supported repositories. A class that they define is not the user's own.
 _KNOWN_LIBRARIES: Final = (
     *("FrEIA", "anomalib", "config", "freia_funcs", "jsonargparse", "lightning", "lightning_fabric"),
     *("lightning_utilities", "numpy", "omegaconf", "pytorch_lightning", "timm", "torch", "torchmetrics"),
@@ -134,7 +135,7 @@ _DATA_NAMES: Final[Mapping[str, Collection[str]]] = MappingProxyType(
         "urllib.parse": ("ParseResult", "SplitResult"),
     }
 )
-# Of torch, the parts whose objects a module, a trainer or a callback may hold.
+# The parts of torch whose objects a module, a trainer or a callback may hold.
 _TORCH_MODULES: Final = (
     *("torch._C._nn", "torch._dynamo", "torch.amp", "torch.ao", "torch.autograd", "torch.cuda"),
     *(
@@ -170,7 +171,7 @@ _TORCH_NAMES: Final = ODD_TENSORS | frozenset(
     + [Name("torch.storage", "TypedStorage"), Name("torch.storage", "UntypedStorage")]
     + [Name("torch.serialization", "_get_layout"), Name("torch._utils", "_rebuild_device_tensor_from_numpy")]
 )
-# Modules that run, fetch or load things: no class in them is a part of a detector.
+# Modules that run, fetch or load things. No class in them is a part of a detector.
 _RUNNERS: Final = (
     *(
         "IPython",
@@ -221,8 +222,8 @@ _MAIN_MODULES: Final = ("__main__", "__mp_main__")
 def may_stand_in(name: Name) -> bool:
     """Return whether a file may mention a class or a function, as a stand-in that never runs.
 
-    The classes of the user's own scripts and of most libraries may be mentioned. Of torch and of Python's standard
-    library only the names that data, modules and trainers are made of may be, and nothing of what runs or fetches.
+    The classes of the user's own scripts and of most libraries may be mentioned. From torch and Python's standard
+    library only names for data, modules and trainers are allowed. Names that run or fetch something are not.
     """
     parts = [*name.module.split("."), *name.qualname.split(".")]
     if name.module in _MAIN_MODULES:

@@ -1,4 +1,4 @@
-"""The names of feature extractors as people and libraries write them, and as timm calls them today.
+"""Translate the names of feature extractors that people and libraries write to those that timm has today.
 
 All of these are ``resnet18``: ``resnet18.a1_in1k`` with the tag of its first weights, ``timm/resnet18.a1_in1k`` and
 ``hf-hub:timm/resnet18.a1_in1k`` as on the hub, ``tv_resnet18`` and ``gluon_resnet18_v1b`` of older versions of timm,
@@ -38,7 +38,7 @@ _USUAL: Final = frozenset(
 )
 # Networks that timm does not have: torchvision's, and the pair of transformers of U-Flow.
 _NOT_OF_TIMM: Final = ("mobilenet_v3_large", "mobilenet_v3_small", "mcait")
-# Prefixes of older versions of timm, and how the tags begin that replace them.
+# The prefixes of older versions of timm, and the beginnings of the tags that replace them.
 _OLD_PREFIXES: Final = {"tv": "tv_", "gluon": "gluon_", "ssl": "fb_ssl_", "swsl": "fb_swsl_", "ig": "fb_wsl_"}
 
 
@@ -48,10 +48,10 @@ def take_backbone(
     """Decide the name of the feature extractor.
 
     Args:
-        choices: Where the decision is kept: under the name that the network has today, without a tag.
-        stored: What the file says, or None; any object.
-        default: What the tensors say, or None. It is also taken where the file's name cannot be read.
-        why: One sentence: why the tensors do not say it.
+        choices: The account that keeps the decision, which is the network's name of today without a tag.
+        stored: The object that the file holds as the name, or None.
+        default: The name that the tensors determine, or None. It is also taken where the file's name cannot be read.
+        why: One sentence that says why the tensors do not determine the name.
 
     Returns:
         The network's name today, with the tag of its weights where the file or the user gives one.
@@ -75,13 +75,13 @@ def take_backbone(
 
 
 def current_name(name: str) -> str:
-    """Return what timm calls a network today.
+    """Return the name that timm has for a network today.
 
     Args:
-        name: As `settings.network_name` returns it, perhaps with the tag of its weights behind a dot.
+        name: A name that `settings.network_name` returned, perhaps with the tag of its weights behind a dot.
 
     Raises:
-        CheckpointError: There is no network of that name; the message has the nearest names.
+        CheckpointError: There is no network of that name. The message has the nearest names.
     """
     architecture, _, tag = name.partition(".")
     if architecture in _USUAL or architecture in _NOT_OF_TIMM:

@@ -1,4 +1,4 @@
-"""Complete the records of checkpoints that hold their extractor but nothing of their input pipeline."""
+"""Complete checkpoints of official repositories, whose files hold the extractor but no input pipeline."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def official_checkpoint(
     *,
     repository: str,
 ) -> Checkpoint:
-    """Return the record of an official checkpoint once all its values are chosen.
+    """Return an official checkpoint as data once all its values are chosen.
 
     Raises:
         CheckpointError: The chosen input size is not the one that the shapes imply.

@@ -1,8 +1,9 @@
-"""CS-Flow's channel permutations, which its state dicts do not hold.
+"""Draw CS-Flow's channel permutations again, which its state dicts do not hold.
 
-The official code seeds NumPy's global generator with the block's number and draws one permutation per level;
-anomalib since 1.0 seeds a new-style generator for each level, so that the three levels share one. NumPy promises
-the stream of the first for ever and that of the second only within a version policy, so both are checked.
+The official code seeds NumPy's global generator with the block's number and draws one permutation for each level. Since
+1.0 anomalib seeds a new-style generator for each level, so that the three levels share one permutation. NumPy promises
+the stream of the first generator for ever and that of the second only within a version policy. So both are compared
+with known numbers.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from flowedge.errors import ExportError
 from flowedge.export.checkpoints.checkpoint import Tensors
 
 LEVELS: Final = 3
-# First five entries of block 0 for 304 channels, by level.
+# The first five entries of block 0 for 304 channels, by level.
 _PER_LEVEL_START: Final = ([66, 156, 247, 267, 145], [222, 196, 64, 232, 186], [14, 158, 98, 275, 225])
-# Of blocks 0 to 3.
+# The hashes of blocks 0 to 3.
 _SHARED_START: Final = (
     [162, 295, 123, 299, 119],
     [192, 172, 10, 121, 108],
@@ -28,14 +29,14 @@ _SHARED_START: Final = (
 
 
 def csflow_permutations(scheme: str, tensors: Tensors) -> tuple[tuple[NDArray[np.int64], ...], ...]:
-    """The gathers before each block of a flow.
+    """Return the gathers before each block of a flow.
 
     Args:
         scheme: ``per_level`` (the official code, anomalib 0.x) or ``shared`` (anomalib since 1.0).
-        tensors: The flow's, as `Checkpoint` names them; they say how many blocks and channels there are.
+        tensors: The flow's tensors by the names of `Checkpoint`, which determine the numbers of blocks and channels.
 
     Returns:
-        Per block, per level, int64 ``(C,)``.
+        An int64 array ``(C,)`` for each level of each block.
 
     Raises:
         ExportError: This NumPy draws other numbers than those that the models were trained with.

@@ -1,4 +1,4 @@
-"""The thresholds and ranges among the tensors of anomalib's checkpoints, as `flowedge.manifest.SourceScale`."""
+"""Read the thresholds and ranges of anomalib's checkpoints as `flowedge.manifest.SourceScale`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from flowedge.manifest import PartScale, SourceRule, SourceScale
 from flowedge.manifest_bounds import LARGEST_FLOAT32
 from flowedge.text import shown
 
-# A pickled module of 2.x does not say which; 2.7's formula is that of the others where they have one.
+# A pickled module of 2.x does not hold its version. The formula of 2.7 is that of the others where they have one.
 _RULES: Final[Mapping[str, SourceRule]] = {"2.0-2.6": "2.0-2.6", "2.x": "2.7", "2.7": "2.7"}
 _SENSITIVITY: Final = 0.5
 
 
 def source_scale(contents: Contents, generation: str, settings: Mapping[str, object]) -> SourceScale | None:
-    """What anomalib fitted on its validation images; None where it fitted nothing.
+    """Return the thresholds and ranges that anomalib fitted on its validation images, or None if it fitted none.
 
     Args:
         contents: The checkpoint.
-        generation: As in `record.Checkpoint`.
-        settings: Of the post-processor, 2.x only: its sensitivities and what it was told to leave out; what is
-            missing has its default.
+        generation: The generation of anomalib, in the words of `Checkpoint.generation`.
+        settings: The sensitivities and switches of the post-processor of 2.x. Missing ones have their defaults.
 
     Raises:
         CheckpointError: A sensitivity is not within 0 and 1.
@@ -67,7 +66,8 @@ def _since_2(state: State, rule: SourceRule, settings: Mapping[str, object]) -> 
 
 def _before_2(state: State) -> SourceScale:
     def part(name: Literal["image", "pixel"], values: str) -> PartScale:
-        start = "normalization_metrics."  # 1.2 has a range for each; the older ones have one, of the maps
+        # Version 1.2 has one range for scores and one for maps. Older versions only have that for maps.
+        start = "normalization_metrics."
         return PartScale(
             threshold=_held(state, f"{name}_threshold.value"),
             minimum=_held(state, f"{start}{values}.min", f"{start}min"),

@@ -1,7 +1,7 @@
-"""The input pipelines of the sources, as `flowedge.manifest.Preprocessing`.
+"""Express the sources' input pipelines as `flowedge.manifest.Preprocessing`.
 
-anomalib's are torchvision transforms (1.x, 2.x) or Albumentations' (0.x) and are stored, in one form or another;
-the official repositories' are fixed in code.
+anomalib stores its pipeline, as torchvision transforms (1.x, 2.x) or as Albumentations' (0.x). The official
+repositories fix theirs in code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 _LARGEST: Final = 16384
 _COMPOSED: Final = ("Compose", "torch.nn.modules.container.Sequential")
-_FEW: Final = 16  # numbers that an argument of a transform may have as a tensor
+_FEW: Final = 16  # the most numbers that a tensor argument of a transform may have
 
 
 def fixed_pipeline(
@@ -42,11 +42,11 @@ def fixed_pipeline(
     keep_aspect: bool = False,
     why: str,
 ) -> Preprocessing:
-    """A pipeline that a repository fixes in its code: resize, scale to [0, 1], normalise.
+    """Choose a pipeline that a repository fixes in its code: resize, scale to [0, 1], normalise.
 
-    ``size`` is the height and width that the file holds or its shapes imply, ``default_size`` what to assume
-    otherwise and ``size_why`` on whose authority; ``why`` says the same of method, mean and std. ``keep_aspect``
-    resizes the shorter side, so the size is the network's only for square frames.
+    ``size`` is the height and width that the file holds or its shapes imply. ``default_size`` is assumed otherwise, and
+    ``size_why`` is the reason for it. ``why`` is the reason for the method, the mean and the std. ``keep_aspect``
+    resizes the shorter side, so that the resized frame has the network's size only if it is square.
     """
     held = None if size is None else size_of(size)
     height, width = choices.take(INPUT_SIZE, held=held, default=default_size, why=size_why)
@@ -60,10 +60,10 @@ def fixed_pipeline(
 
 
 def albumentations_pipeline(choices: Choices, dataset: object) -> Preprocessing:
-    """The pipeline of anomalib 0.x: resize with OpenCV, centre crop, normalise; as the ``dataset`` configuration says.
+    """Read the pipeline of anomalib 0.x from its ``dataset`` configuration: OpenCV resize, centre crop, normalise.
 
     Raises:
-        CheckpointError: It names a configuration file of its own, and the user has not given the input size.
+        CheckpointError: The configuration names a file of its own, and the user has not given the input size.
     """
     config = dict(named(dataset))
     resized = size_of(config.get("image_size"), "image_size")
@@ -91,11 +91,11 @@ def size_of(value: object, name: str = "image size") -> Size:
     """Read ``[height, width]``, ``[side]`` or ``side`` in pixels.
 
     Args:
-        value: What the file holds.
+        value: The object in the file.
         name: The value's name in the file.
 
     Raises:
-        CheckpointError: It is none of these.
+        CheckpointError: The value has none of these forms.
     """
     items = list(value) if isinstance(value, (list, tuple)) else [value]
     sides = [side for side in items if type(side) is int and 0 < side <= _LARGEST]
@@ -113,10 +113,10 @@ def check_crop(crop: Size | None, resized: Size | None, *, keep_aspect: bool = F
     Args:
         crop: ``(height, width)``, or None where nothing is cut off.
         resized: ``(height, width)`` of the image.
-        keep_aspect: The image is larger than ``resized`` on one side, and nobody knows on which.
+        keep_aspect: True when the image is larger than ``resized`` on one side that is not known.
 
     Raises:
-        CheckpointError: The crop is larger.
+        CheckpointError: The crop is larger than the image.
     """
     if crop is None or resized is None:
         return
@@ -130,7 +130,7 @@ def check_crop(crop: Size | None, resized: Size | None, *, keep_aspect: bool = F
 
 
 def transform_steps(transform: object) -> Iterator[tuple[str, dict[str, object]]]:
-    """The steps of a transform, composed ones taken apart, with enums and tuples made plain."""
+    """Return the steps of a transform, with compositions taken apart and with enums and tuples made plain."""
     pending = [transform]
     taken = 0
     while pending:

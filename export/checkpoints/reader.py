@@ -1,4 +1,4 @@
-"""The table of sources, and the one function that goes through it."""
+"""Read a checkpoint with the first reader in the table of sources that recognises it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from flowedge.text import printable, shown
 _Recognises: TypeAlias = Callable[[Contents], bool]
 _Reads: TypeAlias = Callable[[Contents, Mapping[str, str]], Checkpoint]
 
-# The first that recognises a file reads it.
+# The first reader that recognises a file reads it.
 READERS: Final[tuple[tuple[_Recognises, _Reads], ...]] = (
     (cflow_official.recognises, cflow_official.read),
     (msflow_official.recognises, msflow_official.read),
@@ -45,24 +45,24 @@ _NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
 def read_checkpoint(
     path: Path, *, settings: Mapping[str, str] = _NO_SETTINGS, transform_from: Path | None = None
 ) -> Checkpoint:
-    """Read a detector's checkpoint, of whichever repository and generation, without running anything in it.
+    """Read a detector's checkpoint of any known repository and generation without running anything in it.
 
     Args:
         path: The file as the repository wrote it, a state dict alone, or one under ``state_dict``,
             ``model_state_dict`` or ``model``.
-        settings: The user's ``--set name=value``: values that the file does not hold. The names depend on the
-            family; an unknown one is an error that lists them.
+        settings: The user's values (``--set name=value``) for what the file does not hold. The names depend on the
+            family. An unknown name is an error that lists them.
         transform_from: Another file of the same training that holds the input transform where the checkpoint does
             not, such as the ``model.pt`` of anomalib's "torch" export.
 
     Returns:
-        The record; its tensors may be views of the file, mapped copy on write.
+        The checkpoint as data. Its tensors may be views of the file, which is mapped copy on write.
 
     Raises:
         UnsafeCheckpointError: The file asks for a class or a function that no checkpoint needs.
-        CheckpointError: It cannot be read, is of no known model, lacks a tensor or a value, has a misshapen
-            tensor or one with NaN or infinities; a setting is unknown or misspelt; or the file for the transform is
-            of another model or holds none.
+        CheckpointError: The file cannot be read, is of no known model, lacks a tensor or a value, or has a tensor that
+            is misshapen or not finite. A setting is unknown or misspelt. The file for the transform is of another model
+            or holds none.
     """
     weights = given_value(WEIGHTS, settings)
     given_value(PIXEL_RANGE, settings)  # only a bundle holds it, and it is refused here all the same
@@ -97,7 +97,7 @@ def _contents(path: Path) -> Contents:
 
 
 def _with_account(checkpoint: Checkpoint, contents: Contents, *, given: bool) -> Checkpoint:
-    """Return the checkpoint with an account of which of the file's weights were taken, and of what was left alone."""
+    """Return the checkpoint with an account of the weights that were taken and of those that were left."""
     other = (
         f"The file holds others under {printable(contents.copy)}."
         if contents.copy

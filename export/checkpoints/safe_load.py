@@ -1,7 +1,7 @@
-"""Opening a checkpoint that nobody vouches for.
+"""Open a checkpoint from an untrusted source.
 
 `inert_pickle` reads the pickle and keeps stand-ins in place of the file's classes. No code of the file runs, nothing is
-fetched from anywhere, and what the file may cost is limited by `budget`.
+fetched from anywhere, and `budget` limits the time and memory that the file may cost.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from flowedge.files import open_regular_file
 from flowedge.text import printable
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
-# Of protocol 2, which torch.save used before it wrote archives, and of its first number in protocol 1.
+# The first bytes in protocol 2, which torch.save used before it wrote archives, and of its first number in protocol 1.
 _PICKLE_MAGICS: Final = (b"\x80", b"L119")
 _OLD_FORMAT: Final = (0x1950A86A20F9469CFC6C, 1001)  # the numbers with which such a file begins
 _COUNT: Final = struct.Struct("<q")
@@ -42,8 +42,8 @@ def load_untrusted(path: Path) -> object:
             its name ends in.
 
     Returns:
-        What was saved: plain data, containers, CPU tensors (their memory is mapped from the file, copy on write,
-        where their offset allows it), and `stand_ins.StandIn` and `stand_ins.Name` for everything else.
+        The saved object: plain data, containers, CPU tensors, and `stand_ins.StandIn` and `stand_ins.Name` for
+        everything else. A tensor's memory is mapped from the file, copy on write, where its offset allows it.
 
     Raises:
         UnsafeCheckpointError: The file asks for a class or a function that is not on the allow-list.
@@ -115,7 +115,7 @@ def naming_file(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _reasons(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong with a broken or hostile file into a CheckpointError with its name and the reason."""
+    """Turn any error of a broken or hostile file into a CheckpointError with its name and the reason."""
     with naming_file(path):
         try:
             yield
@@ -151,7 +151,7 @@ def _load_old(file: BinaryIO, mapped: memoryview, budget: Budget) -> object:
     system = unpickle_inert(file, _unknown_array, budget)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError(f"it was written on a big-endian machine. {TENSORS_HINT}")
-    # Where the arrays are stands behind the object that refers to them, so the object is read twice.
+    # The offsets of the arrays stand behind the object that refers to them, so the object is read twice.
     start = file.tell()
     sizes: dict[str, int] = {}
 
@@ -176,13 +176,13 @@ def _load_old(file: BinaryIO, mapped: memoryview, budget: Budget) -> object:
 def _old_arrays(
     keys: object, sizes: dict[str, int], mapped: memoryview, start: int
 ) -> dict[str, torch.Tensor]:
-    """Find the arrays behind the pickles: each is a count of elements and then the elements.
+    """Find the arrays behind the pickles. Each is a count of elements and then the elements.
 
     Args:
         keys: The arrays' keys in order.
         sizes: Bytes of an element, by key.
         mapped: The whole file.
-        start: Where the first array begins.
+        start: The offset of the first array.
     """
     whole = torch.frombuffer(mapped, dtype=torch.uint8)
     arrays: dict[str, torch.Tensor] = {}

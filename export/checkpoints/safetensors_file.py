@@ -1,7 +1,7 @@
-"""State dicts in the format safetensors: a header of names, types and places, and the values behind it.
+"""Read state dicts in the format safetensors: a header of names, types and places, and the values behind it.
 
-The format holds tensors by name and text, and nothing that could run. So such a file says as little as a state dict
-that ``torch.save`` wrote alone.
+The format holds tensors by name and text, and nothing that could run. So such a file holds as little beside the tensors
+as a bare state dict of ``torch.save``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The values that a checkpoint may not hold: their names, how the user writes them, and who decided.
+"""Decide the values that a checkpoint may not hold, and keep account of who decided each.
 
-A value is, in this order, what the user gave with ``--set name=value``, what the file holds, or a default; all
-but the second are recorded as `flowedge.manifest.Assumed`.
+The user's ``--set name=value`` comes first, then the file's value, then a default. A value from the user or a default
+is kept as `flowedge.manifest.Assumed`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from flowedge.runtime.pixel_range import PIXEL_RANGE_FORM, pixel_range_from
 from flowedge.text import printable, shown
 
 _LONGEST_NAME: Final = (
-    100  # characters of a network's name; an unknown one is compared with all that are known
+    100  # characters of a network's name, because an unknown name is compared with all that are known
 )
-# The hub's place of timm's own models, or timm's or torchvision's module; the name; the tag of the weights, or an
-# enumeration's.
+# The three parts are the hub's place of timm's own models or timm's or torchvision's module, the name, and the tag of
+# the
+# weights or of an enumeration.
 _NETWORK_NAME: Final = re.compile(
     r"(?:(?:hf[-_]hub:)?timm/|timm:|(?:(?:timm|torchvision)[./](?:models[./])?|models\.)(?:[a-z]+\.)?)?"
     r"(?P<name>[A-Za-z0-9_]+?)"
@@ -41,12 +42,12 @@ Weights: TypeAlias = Literal["trained", "ema"]
 
 @dataclass(frozen=True, slots=True)
 class Setting(Generic[T]):
-    """One name of ``--set``.
+    """Describe one name of ``--set``.
 
     Attributes:
-        name: What the user writes before the equals sign.
-        form: What must follow it, in words.
-        parse: From the user's text; raises ValueError for anything else.
+        name: The text before the equals sign.
+        form: The text that must follow the equals sign, in words.
+        parse: The function that reads the user's text. It raises ValueError for any text of another form.
     """
 
     name: str
@@ -104,7 +105,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def network_name(text: str) -> str:
-    """Return the plain name of a network without what libraries put before and behind it, in small letters.
+    """Return the plain name of a network in small letters, without the libraries' prefixes and suffixes.
 
     A tag of the weights stays behind a dot. A name is never a path, an address or another owner's model on a hub:
     libraries would fetch from those.
@@ -180,16 +181,16 @@ FAMILY_SETTINGS: Final[Mapping[Family, tuple[Setting[object], ...]]] = MappingPr
 
 
 class Choices:
-    """Decides the values of one checkpoint and keeps account of how.
+    """Decide the values of one checkpoint and keep account of who decided each.
 
     Attributes:
-        family: Whose settings they are.
-        values: What was decided so far, by name.
+        family: The family that has these settings.
+        values: The values that were decided so far, by name.
         assumed: The account, in the order of the decisions.
     """
 
     def __init__(self, family: Family, given: Mapping[str, str]) -> None:
-        """Take the user's words.
+        """Take the user's values.
 
         Raises:
             CheckpointError: One of them is no setting of the family.
@@ -210,7 +211,7 @@ class Choices:
         return setting in FAMILY_SETTINGS[self.family]
 
     def gives(self, *settings: Setting[Any]) -> bool:
-        """Return whether the user gave each of these settings."""
+        """Return True when the user gave each of these settings."""
         return all(setting.name in self._given for setting in settings)
 
     def take(
@@ -219,13 +220,13 @@ class Choices:
         """Decide one value.
 
         Args:
-            setting: Which one.
-            held: What the file says, or None.
-            default: What to assume otherwise, or None if nothing can be.
-            why: One sentence: where the default comes from, or why there is none.
+            setting: The setting.
+            held: The file's value, or None.
+            default: The value to assume otherwise, or None if nothing can be assumed.
+            why: One sentence that names the source of the default or says why there is none.
 
         Raises:
-            CheckpointError: The user's text is not of the setting's form; or nobody knows the value.
+            CheckpointError: The user's text is not of the setting's form, or no value is known.
         """
         name = setting.name
         chosen = given_value(setting, self._given)
@@ -247,7 +248,7 @@ class Choices:
 
 
 def given_value(setting: Setting[T], given: Mapping[str, str]) -> T | None:
-    """Return what the user gave for a setting, or None.
+    """Return the value that the user gave for a setting, or None.
 
     Raises:
         CheckpointError: The user's text is not of the setting's form.
@@ -264,7 +265,7 @@ def given_value(setting: Setting[T], given: Mapping[str, str]) -> T | None:
 def hidden_behind(value: object) -> str:
     """Return one sentence that names the class that hides a value. The result is empty if the value is plain.
 
-    A sequence hides what one of its items hides.
+    A sequence hides a value if one of its items does.
     """
     items = value if isinstance(value, (list, tuple)) else (value,)
     names = [item.kind if isinstance(item, StandIn) else item for item in items]
@@ -275,10 +276,10 @@ def hidden_behind(value: object) -> str:
 
 
 def stored_clamp(value: object) -> float | None:
-    """The clamp that a file holds; None if it holds none.
+    """Return the clamp that a file holds, or None if it holds none.
 
     Raises:
-        CheckpointError: It is something that no coupling of these families computes with.
+        CheckpointError: No coupling of these families computes with such a clamp.
     """
     if value is None:
         return None

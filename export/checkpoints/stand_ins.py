@@ -22,24 +22,25 @@ from flowedge.export.checkpoints.budget import MAX_DIMENSIONS, MAX_NAME, above_b
 from flowedge.export.checkpoints.names import ODD_TENSORS, TYPES, Name, may_stand_in
 from flowedge.text import printable, shown
 
-# How torch.fx pickles a module: the attributes are an argument of this function.
+# torch.fx pickles a module as a call of this function, with the attributes as an argument.
 _TRACED: Final = Name("torch.fx.graph_module", "reduce_graph_module")
 _NUMPY_SCALARS: Final = (
     Name("numpy.core.multiarray", "scalar"),
     Name("numpy._core.multiarray", "scalar"),
 )
-# Whose attributes are functions of torch, such as conv2d.
+# The class whose attributes are functions of torch, such as conv2d.
 _FUNCTIONS: Final = Name("torch._C", "_VariableFunctionsClass")
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class StandIn:
-    """What the file holds of an object whose class is not built.
+    """Hold the parts that the file has of an object whose class is not built.
 
     Attributes:
         kind: The class, or the function that would have made the object.
-        args: The arguments it would have been given.
-        state: What would have been restored, usually a dict of attributes; None if nothing was.
+        args: The arguments of the class or function.
+        state: The state that would have been restored, usually a dict of attributes. The value is None if the file has
+            none.
         items: Values appended to a list-like object, or key-value pairs set in a dict-like one.
     """
 
@@ -54,14 +55,14 @@ class StandIn:
 
     @property
     def is_tensor(self) -> bool:
-        """Tell whether the object is a tensor that is not dense and real."""
+        """True when the object is a tensor that is not dense and real."""
         return self.kind in ODD_TENSORS
 
     @property
     def attributes(self) -> Mapping[str, object]:
-        """The restored attributes by name. The result is empty when the state is of another shape.
+        """Return the restored attributes by name. The result is empty when the state has another form.
 
-        They are collected when they are first asked for, after the file was read.
+        The attributes are collected at the first access, after the file was read.
         """
         if self._attributes is None:
             self._attributes = self._collected()
@@ -83,10 +84,10 @@ _KEY_DEPTH: Final = 3  # tuples in tuples that a key may be made of
 
 
 def allowed_name(module: str, qualname: str) -> Name:
-    """The token of a name that a pickle mentions.
+    """Return the token of a name that a pickle mentions.
 
     Raises:
-        UnsafeCheckpointError: It is neither a builder's nor one that may stand in for what a file would build.
+        UnsafeCheckpointError: The name is neither a builder's nor one that may become a stand-in.
     """
     if len(module) + len(qualname) > MAX_NAME:
         raise above_budget("characters of a name", len(module) + len(qualname), MAX_NAME)
@@ -102,10 +103,10 @@ def allowed_name(module: str, qualname: str) -> Name:
 
 
 def construct(callee: object, args: object, kwargs: object = None) -> object:
-    """What a pickle gets for a call: plain data or a tensor for the first list, a stand-in for the second.
+    """Return the result of a call in a pickle: data or a tensor for a builder's name, a stand-in for another name.
 
     Raises:
-        UnsafeCheckpointError: What it calls is no name.
+        UnsafeCheckpointError: The called object is no name.
     """
     if not isinstance(callee, Name) or not isinstance(args, tuple):
         raise UnsafeCheckpointError(
@@ -118,7 +119,7 @@ def construct(callee: object, args: object, kwargs: object = None) -> object:
 
 
 def key_value_pairs(values: list[object]) -> list[tuple[object, object]]:
-    """Keys and values in turn, as pairs."""
+    """Return a list of keys and values in turn as pairs."""
     if len(values) % 2:
         raise ValueError("a key has no value")
     return [(plain_key(k), v) for k, v in zip(values[::2], values[1::2], strict=True)]
@@ -152,7 +153,7 @@ def _is_plain(item: object) -> bool:
 
 
 def integer(value: object) -> int:
-    """The value, which must be an integer."""
+    """Return the value, which must be an integer."""
     if isinstance(value, int):
         return value
     raise TypeError(f"{type(value).__name__} as a memo index")
@@ -266,7 +267,7 @@ def _tensor_without_values(dtype: object, size: object, *_: object) -> torch.Ten
 
 
 def _dimensions(value: object) -> list[int]:
-    """The sizes or the strides of a tensor."""
+    """Return the sizes or the strides of a tensor."""
     items = value if isinstance(value, (list, tuple)) else ()
     if len(items) > MAX_DIMENSIONS:
         raise above_budget("dimensions of a tensor", len(items), MAX_DIMENSIONS)

@@ -1,4 +1,4 @@
-"""torchvision's transforms as anomalib stores them, as `flowedge.manifest.Preprocessing`.
+"""Express torchvision's transforms, as anomalib stores them, as `flowedge.manifest.Preprocessing`.
 
 anomalib applies a transform to float tensors in [0, 1] of three channels, so that crops, padding, grey and the resize
 are linear, and none of them rounds.
@@ -33,7 +33,7 @@ _CASTS: Final = frozenset(
 )
 _FLOAT_TYPES: Final = ("None", "float32", "float", "float64", "double")
 _METHODS: Final[Mapping[str, ResizeMethod]] = {"bilinear": "float_bilinear", "bicubic": "float_bicubic"}
-_LEVEL_TOLERANCE: Final = 1e-3  # of a fill from a whole grey level
+_LEVEL_TOLERANCE: Final = 1e-3  # the largest difference of a fill from a whole grey level
 _ANY_FRAME: Final = (1000, 1000)
 
 
@@ -43,12 +43,12 @@ def transform_pipeline(
     """Read a torchvision transform: anomalib 2.7's description of it, or the stand-in of the pickled object.
 
     Args:
-        choices: Where the decisions are kept.
+        choices: The account that keeps the decisions.
         transform: The description or the stand-in.
         from_shapes: The size that the model's shapes imply, for a transform that does not resize.
 
     Raises:
-        CheckpointError: It has a step that cannot be reproduced.
+        CheckpointError: The transform has a step that cannot be reproduced.
     """
     reader = _TransformReader()
     for kind, args in transform_steps(transform):
@@ -93,7 +93,7 @@ def transform_pipeline(
 
 @dataclass(slots=True)
 class _TransformReader:
-    """The sum of a transform's steps."""
+    """Collect the effects of a transform's steps."""
 
     frame_steps: list[FrameStep] = field(default_factory=list)
     resized: Size | None = None
@@ -159,7 +159,7 @@ class _TransformReader:
             return False
         if self.resized is None:
             if any(fill) and self.grayscale and mode == "constant":
-                return False  # the fill would have to stay as it is, and grey comes last here
+                return False  # conversion to grey comes last here and would change the fill
             mode_: PadMode = mode  # type: ignore[assignment]
             self.frame_steps.append(FrameStep(kind="pad", border=border, mode=mode_, fill=fill))
             return True

@@ -1,8 +1,8 @@
-"""CFLOW and FastFlow as Taitran2202/TVTVision saves them: a dict of step, model, optimizer and best score.
+"""Read CFLOW and FastFlow of Taitran2202/TVTVision: a dict of step, model, optimizer and best score.
 
-The names are anomalib's without its trainer's prefix. Where that dict is not around them, a state dict of anomalib's
-inner module reads the same (but for FastFlow's of 2.7 and before 0.6, whose subnets are numbered otherwise), and what
-was assumed says so.
+The tensors have anomalib's names without its trainer's prefix. So a state dict without that dict around it may also be
+of anomalib's inner module, and the assumed values say so. FastFlow's modules of anomalib 2.7 and before 0.6 number
+their subnets otherwise and are told apart.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _UNSTORED: Final = "The default of the repository's configuration, which the che
 
 
 def recognises(contents: Contents) -> bool:
-    """The model's names without anomalib's trainer around them."""
+    """Return True when the tensors have anomalib's names without anything of its trainer."""
     names = ("decoders.0.module_list.", "fast_flow_blocks.0.module_list.")
     has_module = isinstance(contents.root, StandIn) or isinstance(contents.get("model"), StandIn)
     bare = not contents.is_wrapped and not has_module and contents.get("hyper_parameters") is None
@@ -38,12 +38,12 @@ def recognises(contents: Contents) -> bool:
 
 
 def _is_container(contents: Contents) -> bool:
-    """Whether it is the repository's own dict, and not a state dict alone."""
+    """Return True when the file is the repository's own dict and not a state dict alone."""
     return contents.get("best_score") is not None or contents.get("scheduler_state_dict") is not None
 
 
 def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
-    """Read it.
+    """Read the checkpoint.
 
     Raises:
         CheckpointError: A tensor is missing or misshapen, the extractor unknown, or a setting wrong.

@@ -1,4 +1,4 @@
-"""U-Flow as mtailanian/uflow saves it: a Lightning checkpoint without hyper-parameters."""
+"""Read U-Flow of mtailanian/uflow: a Lightning checkpoint without hyper-parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowedge.export.checkpoints.settings import CLAMP, Choices
 
 
 def recognises(contents: Contents) -> bool:
-    """A U-Flow graph with the official extractor's name, and nothing of anomalib's trainer."""
+    """Return True for a U-Flow graph with the official extractor's name and nothing of anomalib's trainer."""
     names = list(contents.state)
     is_uflow = any(re.fullmatch(r"flow\.module_list\.\d+\.downsample_kernel", name) for name in names)
     official = any(re.match(r"feature_extractor\.extractor[12]?\.", name) for name in names) or contents.has(
@@ -27,7 +27,7 @@ def recognises(contents: Contents) -> bool:
 
 
 def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
-    """Read it.
+    """Read the checkpoint.
 
     Raises:
         CheckpointError: A tensor is missing or misshapen, the extractor unknown, or a setting wrong.

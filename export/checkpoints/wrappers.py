@@ -1,4 +1,4 @@
-"""The names of a state dict without what wrappers put into them, and the averaged copies beside the weights.
+"""Remove the wrappers' parts from the names of a state dict, and find averaged copies beside the weights.
 
 ``torch.compile``, ``DataParallel``, Fabric, DeepSpeed, FSDP and trainers hold a module in an attribute of their own, so
 that the attribute's name becomes a part of each tensor's name. Callbacks that average weights (EMA, SWA) keep a second
@@ -64,10 +64,10 @@ def without_copies(items: Mapping[str, T]) -> tuple[dict[str, T], dict[str, dict
     """Separate the weights of a state dict from the averaged copies that the same dict holds.
 
     Args:
-        items: Under names without wrappers. A copy's names have a part such as ``ema_model`` or ``averaged_model``.
+        items: The items under names without wrappers. A copy's names have a part such as ``ema_model``.
 
     Returns:
-        The weights, and the copies by what their names begin with, each under the weights' names.
+        The weights, and the copies by the beginning of their names. Each copy has the weights' names.
     """
     weights: dict[str, T] = {}
     copies: dict[str, dict[str, T]] = {}
@@ -90,7 +90,7 @@ def copies_in(root: object) -> Iterator[tuple[str, object]]:
     """Find what a file keeps under a key that names an average, such as timm's ``state_dict_ema``.
 
     Args:
-        root: What was saved. Dicts in dicts are searched, such as the states of callbacks.
+        root: The saved object. Dicts in dicts are searched, such as the states of callbacks.
 
     Yields:
         The keys that lead to a value, joined by dots, and the value: a dict that holds tensors, or a pickled module.
@@ -117,12 +117,12 @@ def copies_in(root: object) -> Iterator[tuple[str, object]]:
 
 
 def _is_averaged(part: str) -> bool:
-    """Return whether a part of a name says that an average is below it, such as ``model_ema``."""
+    """Return True when a part of a name marks an average, such as ``model_ema``."""
     return _AVERAGED.search(part.lower()) is not None
 
 
 def _names_an_average(key: str) -> bool:
-    """Return whether a key names an average. Callbacks are keyed by class, as ``EMACallback{'decay': 0.999}``."""
+    """Return True when a key names an average. Callbacks have keys such as ``EMACallback{'decay': 0.999}``."""
     words = re.sub(r"([a-z])([A-Z])|([A-Z])(?=[A-Z][a-z])", r"\1\3_\2", re.split(r"[{(]", key)[0])
     return any(_is_averaged(word) for word in re.split(r"\W+", words))
 
