@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from flowedge.bundle import Bundle, folder_for_next_version, replace_in_bundle
+from flowedge.calibration.calibration_images import GoodImages, hash_of_images, stored_levels
 from flowedge.calibration.calibration_record import (
     RECORD,
     CalibrationRecord,
@@ -20,7 +21,6 @@ from flowedge.calibration.calibration_record import (
 )
 from flowedge.calibration.dataset import Dataset
 from flowedge.calibration.frame_range import check_frame_rate
-from flowedge.calibration.good_images import GoodImages, hash_of_images, stored_levels
 from flowedge.calibration.graph_thresholds import fit_graph_thresholds
 from flowedge.calibration.score_maxima import (
     StoredLevels,

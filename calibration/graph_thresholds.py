@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from flowedge.calibration.calibration_images import GoodImages
 from flowedge.calibration.dataset import Dataset, read_mask
-from flowedge.calibration.good_images import GoodImages
 from flowedge.calibration.masks import mask_on_map
 from flowedge.calibration.metrics import PixelMetrics, ValueHistogram, curve_from_scores
 from flowedge.calibration.score_maxima import StoredLevels

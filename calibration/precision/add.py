@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle, clone_bundle, folder_for_next_version, replace_in_bundle
 from flowedge.calibration.calibrate import calibrate_bundle, without_frame_check
+from flowedge.calibration.calibration_images import GoodImages, hash_of_images
 from flowedge.calibration.calibration_record import (
     RECORD,
     BlockChoice,
@@ -33,7 +34,6 @@ from flowedge.calibration.calibration_record import (
 )
 from flowedge.calibration.gate_page import MapTriple, page_from_gate
 from flowedge.calibration.gate_report import GateReport
-from flowedge.calibration.good_images import GoodImages, hash_of_images
 from flowedge.calibration.precision.converted_graph import (
     FILES,
     ConvertedPrecision,

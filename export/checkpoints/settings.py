@@ -201,7 +201,7 @@ class Choices:
                 raise CheckpointError(
                     f"--set {name}={given[name]}: {family} has no setting {name!r}; it has {', '.join(known)}."
                 )
-        self.family = family
+        self.family: Family = family
         self._given = given
         self.values: dict[str, object] = {}
         self.assumed: list[Assumed] = []

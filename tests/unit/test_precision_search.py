@@ -19,9 +19,9 @@ import flowedge
 from flowedge.bundle import Bundle, clone_bundle, open_bundle, replace_in_bundle, write_bundle
 from flowedge.calibration import calibrate
 from flowedge.calibration.calibrate import calibrate_bundle
+from flowedge.calibration.calibration_images import stored_levels
 from flowedge.calibration.calibration_record import FittedGraph, PrecisionReport, read_record
 from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateLimits, GateReport
-from flowedge.calibration.good_images import stored_levels
 from flowedge.calibration.precision import PrecisionRequest, add_precisions, half
 from flowedge.calibration.precision.converted_graph import FILES, PrecisionConverter, tensors_for_conversion
 from flowedge.calibration.precision.ranges import Observer, tensor_shapes
