@@ -48,6 +48,13 @@ def test_flowedge_offers_what_a_program_needs() -> None:
         flowedge.lode  # noqa: B018
 
 
+@pytest.mark.parametrize("name", TABLES_OF_CONTENTS)
+def test_no_public_function_or_class_hides_a_module_of_its_name(name: str) -> None:
+    package = importlib.import_module(name)
+    modules = {found.name for found in pkgutil.iter_modules(package.__path__)}
+    assert all(inspect.ismodule(getattr(package, each)) for each in modules & set(package.__all__))
+
+
 @pytest.mark.parametrize("name", ["flowedge", "flowedge.export"])
 def test_a_lazy_package_holds_no_other_public_name_than_it_lists(name: str) -> None:
     module = importlib.import_module(name)
