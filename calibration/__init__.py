@@ -28,7 +28,7 @@ __all__ = [
     "Defect",
     "synthetic_defect",
     "synthetic_defects",
-    # holding a lower precision to fp32
+    # comparing a lower precision with fp32
     "BlockChoice",
     "DEFAULT_LIMITS",
     "Gate",

@@ -89,7 +89,7 @@ def calibrate_bundle(
         pixel_range: The window to declare for images of more than 8 bits. The value is None to keep the bundle's.
         engine: The name of the engine. The value is None for the default engine.
         threads: The number of CPU threads of one inference.
-        reports: The reports of each inference that is done.
+        reports: Receives the progress, one unit for each inference.
 
     Raises:
         CalibrationError: There are no images, an answer is not finite, ``f1`` lacks labels, or the rate is not between

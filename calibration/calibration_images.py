@@ -98,7 +98,7 @@ def stored_levels(detect: Detector, images: GoodImages, reports: Reports) -> Sto
 
 
 def hash_of_images(images: Sequence[Path]) -> str:
-    """One hash over all files, in the order of their names."""
+    """Return one SHA-256 of all files, in the order of their names."""
     digest = hashlib.sha256()
     for path in sorted(images, key=lambda image: image.name):
         digest.update(hashlib.sha256(path.read_bytes()).digest())

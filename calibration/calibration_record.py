@@ -19,7 +19,7 @@ class FittedGraph(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         precision: The precision's name in the manifest.
-        score_maxima: The value is None for a family without score maxima. The JSON calls it ``reference``.
+        score_maxima: The value is None where none were fitted. The JSON calls it ``reference``.
         thresholds: The fitted limits.
         notes: Sentences about weaknesses of a threshold, for instance too few images.
     """

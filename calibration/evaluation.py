@@ -40,7 +40,7 @@ def evaluate(
         dataset: The labelled images and their masks.
         thresholds: The bundle's thresholds. Where there is none, the threshold of the best F1 of this dataset is used,
             and a note records that. With ``nfa``, an image without log NFA counts as not inspected.
-        reports: The reports of each image that is done.
+        reports: Receives the progress, one unit for each image.
         pixel_range: The window of the bundle's manifest for images of more than 8 bits.
 
     Raises:

@@ -118,7 +118,7 @@ class GateReport(msgspec.Struct, frozen=True, kw_only=True):
       measured only where there are labelled images. The limit of ``image_auroc`` is never less than the change that
       one pair of images makes when its scores change places.
     - ``synthetic_pixel_auroc``, ``synthetic_aupro``: the change of the metric on good images and synthetic defects.
-      They have no limit, because no product has these defects.
+      They have no limit, because these defects are painted and no product has them.
 
     Attributes:
         passed: True where every quantity passed.

@@ -45,7 +45,7 @@ def fit_graph_thresholds(
         stored: The graph's levels of these images. The value is None where the images are to be inferred.
         request: The thresholds to fit. The value is None for the graph's own thresholds.
         labelled: The labelled images of an ``f1`` request.
-        reports: The reports of each inference that is done.
+        reports: Receives the progress, one unit for each inference.
 
     Returns:
         The thresholds, and sentences on what weakens them.

@@ -58,8 +58,12 @@ class CalibrationPlan:
 
     @property
     def needs_images(self) -> bool:
-        """True unless the plan only sets the limit of log NFA."""
-        return self.nfa is None or self.pixel_range is not None or self.precisions is not None
+        """True unless the plan sets the limit of log NFA and no other step.
+
+        Such a plan fits the score maxima only where images are given.
+        """
+        others = (self.thresholds, self.pixel_range, self.precisions)
+        return self.nfa is None or any(other is not None for other in others)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +101,8 @@ def carry_out(
         engine: The name of the engine. The value is None for the default engine.
         threads: The number of CPU threads of one inference.
         cache: The cache that keeps the ranges of INT8. The value is None to observe them anew.
-        reports: The reports of each step. A note warns where the images contradict the source's preprocessing.
+        reports: Receives the progress of each step, and a note where the images contradict the source's
+            preprocessing.
 
     Raises:
         CalibrationError: The plan needs images and has none, changes the pixel range and adds precisions at once, or

@@ -211,9 +211,9 @@ def export_bundle(
 
 
 def nfa_outputs_of(repository: str, family: Family) -> NfaOutputs:
-    """Return the window and the probability of the windowed test that the checkpoint's repository has.
+    """Return the outputs for the number of false alarms, with the windowed test of the checkpoint's repository.
 
-    A U-Flow of anomalib gets anomalib's. All others get those of the official U-Flow.
+    A U-Flow of anomalib gets anomalib's window and probability. All others get those of the official U-Flow.
     """
     traits = TRAITS[family]
     own = traits.anomalib_block_test if repository == "anomalib" else None

@@ -85,7 +85,7 @@ def add_precisions(
         request: The precisions to add. A graph of the same precision is replaced.
         threads: The number of CPU threads.
         cache: The device's cache, which keeps the ranges by graph and images. Without it they are observed anew.
-        reports: The reports of each step.
+        reports: Receives the progress of each step.
 
     Returns:
         The calibrated bundle, and the report of each added precision.

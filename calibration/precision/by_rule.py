@@ -18,7 +18,7 @@ def add_half_graphs(bundle: Bundle, wanted: Sequence[HalfType], *, reports: Repo
     Args:
         bundle: The bundle. Its next version takes its place.
         wanted: The precisions, each once. The bundle must have no graph of them yet.
-        reports: The reports of each step.
+        reports: Receives the progress of each step.
 
     Returns:
         The bundle's next version.

@@ -30,10 +30,10 @@ def magnitude_limit(
 
     Args:
         values: The values that the tensor took.
-        calibrator: The method. ``min-max`` takes the largest magnitude. ``percentile`` takes the limit that this share
-            of all values keeps. ``mse`` takes the limit with the smallest mean squared error of clipping and rounding
-            together. ``entropy`` takes the limit with the smallest Kullback-Leibler divergence of the rounded histogram
-            from the true one (Migacz, GTC 2017).
+        calibrator: The method. ``min-max`` takes the largest magnitude. ``percentile`` takes the limit within which
+            this share of all values lies. ``mse`` takes the limit with the smallest mean squared error of clipping and
+            rounding together. ``entropy`` takes the limit with the smallest Kullback-Leibler divergence of the
+            rounded histogram from the true one (Migacz, GTC 2017).
         steps: The number of steps from zero to the limit.
         percentile: The share for ``percentile``, in percent.
 

@@ -59,7 +59,7 @@ def nodes_kept_in_fp32(
 ) -> dict[str, str]:
     """Return the nodes of `convertible_nodes` that must stay in float32 all the same, each with the reason.
 
-    There are none for bfloat16, because its largest and smallest values are those of float32.
+    There are none for bfloat16, because it has the range of float32.
 
     Args:
         model: The fp32 graph with its weights.

@@ -102,7 +102,7 @@ class _Planner:
         self._nodes = {site.node for site in self._sites}
         # The tensors that INT8 nodes write, after the activation where one follows.
         self._written: set[str] = set()
-        # The tensors that no INT8 sum may read. It is not worth to round the sum's other side for them.
+        # The tensors that no INT8 sum may read. It is not worth rounding the sum's other side for them.
         self._float_only = set(self._constants)
         self._quantised: dict[str, str] = {site.source: site.source for site in self._sites}
 

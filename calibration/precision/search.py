@@ -172,7 +172,7 @@ class Search:
             gate: The images that candidates are compared on.
             limits: The limits that a candidate must keep.
             folder: The folder for candidates. It holds one at a time.
-            reports: The reports of each step.
+            reports: Receives the progress of each step.
         """
         self._converter, self._gate, self._limits = converter, gate, limits
         self._precision: ConvertedPrecision = precision

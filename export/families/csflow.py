@@ -30,7 +30,8 @@ def flow_model(
     if [channels for channels, _, _ in shapes] != [wanted] * 3:
         raise CheckpointError(
             f"the flow takes {wanted} channels at 3 scales, but {backbone.network} gives {[c for c, _, _ in shapes]}. "
-            "The flow was trained with another network. Copy the file again."
+            "The file was changed, or its flow was trained on another network. Copy it again, or train it on "
+            f"{backbone.network}."
         )
     official = checkpoint.repository != "anomalib"
     return ir.FlowModel(

@@ -251,7 +251,7 @@ def _fold_map(
     """Fold a channel map, with the arguments and results of `_fold_coupling`."""
     if step.index is not None:
         return step, scale[step.index], shift[step.index]
-    # The matrix absorbs the scale in its columns. The bias takes the shift away and sets the required one.
+    # The matrix absorbs the scale in its columns. The bias adds the mapped shift and subtracts the required one.
     assert step.matrix is not None
     matrix = step.matrix.astype(np.float64)
     shift_after = np.nan_to_num(required)

@@ -29,6 +29,7 @@ def test_a_plan_that_only_sets_the_limit_of_log_nfa_needs_no_images(bundle: Bund
     "plan",
     [
         CalibrationPlan(),
+        CalibrationPlan(nfa=STRICT),
         CalibrationPlan(thresholds=None, nfa=STRICT, pixel_range=(0.0, 4095.0)),
         CalibrationPlan(thresholds=None, nfa=STRICT, precisions=PrecisionRequest(wanted=("fp16",))),
     ],
