@@ -3,7 +3,7 @@
 FlowEdgeError
 ├── CheckpointError           the checkpoint cannot be read, is not of a known model, or lacks something
 │   └── UnsafeCheckpointError the file asks to run code or to build a class that is not on the allow-list
-├── ExportError               the exported graph could not be made, or is not equal to its reference
+├── ExportError               the exported graph could not be made, or differs from the reference network
 ├── BundleError               the bundle on disk cannot be trusted, read or written
 ├── ImageError                an image or a frame cannot be read, or is not what the bundle takes
 ├── DataError                 a folder of images is not what the command needs
@@ -45,7 +45,7 @@ class UnsafeCheckpointError(CheckpointError):
 
 
 class ExportError(FlowEdgeError):
-    """The exported graph could not be made, or is not equal to its reference."""
+    """The exported graph could not be made, or differs from the reference network."""
 
 
 class BundleError(FlowEdgeError):

@@ -27,7 +27,7 @@ class FamilyTraits:
         scoring_rule: The rule that makes the anomaly map and the score from the levels. See the table below.
         level_statistic: The number that a level holds at each position for the latent z. ``log_likelihood`` includes
             the flow's log-determinant. The other two are ``-mean(z²) / 2`` and ``mean(z²)`` over the channels.
-        normalised: True when the rule divides by maxima, which are the image's own or those of good images.
+        normalised: True when the rule subtracts maxima, which are the image's own or those of good images.
         multiplicative_map: True when the graph gives ``anomaly_map_mul`` and the score maxima hold ``mul_max``.
         align_corners: True when the resize of a level maps corner pixels to corner pixels.
         needed_scoring: Fields of `Scoring` that the rule cannot do without.
@@ -107,12 +107,12 @@ def scoring_problem(scoring: Scoring, family: Family, levels: int) -> str | None
     if traits.normalised == (scoring.normalisation == "none"):
         return f"normalisation {scoring.normalisation!r} does not suit {family}"
     if (maxima is None) == (scoring.normalisation == "fixed_reference"):
-        return "a reference must be there exactly for the normalisation 'fixed_reference'"
+        return "scoring.reference must be there exactly where the normalisation is 'fixed_reference'"
     if maxima is not None and len(maxima.level_max) != levels:
-        return f"the reference has {len(maxima.level_max)} levels, got {levels}"
+        return f"scoring.reference has {len(maxima.level_max)} levels, got {levels}"
     for name in traits.needed_scoring:
         if getattr(scoring, name) is None:
             return f"{family} needs scoring.{name}"
     if traits.multiplicative_map and maxima is not None and maxima.mul_max is None:
-        return f"{family}'s reference needs mul_max"
+        return f"{family} needs scoring.reference.mul_max"
     return None

@@ -138,7 +138,7 @@ def _constant(file: BinaryIO, name: str, fields: list[_Field]) -> _Constant:
 
 
 def _name(file: BinaryIO, fields: list[_Field]) -> str:
-    """Return the name in a TensorProto. It is empty where there is none, or one too long to be asked for."""
+    """Return the name in a TensorProto. It is empty for a name that is missing or too long."""
     for field in reversed(fields):
         if field.number == _NAME and field.wire_type == _BYTES:
             if field.end - field.start > _LONGEST_NAME_BYTES:

@@ -132,7 +132,7 @@ def _source_scale(bundle: Bundle, precision: str) -> SourceScale:
         )
     if bundle.manifest.graph(precision).scoring.normalisation == "fixed_reference":
         raise BundleError(
-            f"{bundle.path} was calibrated to a fixed reference, and anomalib's thresholds belong to scores that each "
+            f"{bundle.path} was calibrated to score maxima, and anomalib's thresholds belong to scores that each "
             "image normalises by itself. Export the checkpoint again for the source's scale, or run it without."
         )
     return scale

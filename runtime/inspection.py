@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -71,8 +72,14 @@ def inspect_images(
     Raises:
         ImageError: The folder ``out`` cannot be made.
     """
-    source = ImageFiles(images, detector.bundle.manifest.pixel_range)
-    return inspect_all(detector, source, () if out is None else (PictureFolder(out, images),))
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(
+            contextlib.closing(ImageFiles(images, detector.bundle.manifest.pixel_range))
+        )
+        sinks: list[Sink] = []
+        if out is not None:
+            sinks.append(stack.enter_context(contextlib.closing(PictureFolder(out, images))))
+        yield from inspect_all(detector, source, sinks)
 
 
 def _record(detector: Inspects, frame: Frame, result: Result) -> Inspection:

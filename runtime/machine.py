@@ -97,7 +97,7 @@ def find_jetson(root: Path = Path("/")) -> Jetson | None:
 
 
 def find_nvidia_driver(root: Path = Path("/")) -> NvidiaDriver:
-    """NVIDIA's driver, as it shows itself in ``/proc``."""
+    """Find NVIDIA's driver and the names of its GPUs in ``/proc``."""
     folder = root / "proc/driver/nvidia"
     version = re.search(r"Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", _text(folder / "version"))
     names = [

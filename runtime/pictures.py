@@ -131,7 +131,7 @@ def _write_pictures(frame: NDArray[np.uint8], result: Result, heat: Path, marked
 
 
 def _colour_range(result: Result) -> tuple[float, float]:
-    """From the map's smallest value to its largest, or to the pixel threshold where that is higher."""
+    """Return the map's smallest value and its largest, or the pixel threshold where that is higher."""
     low = float(np.nanmin(result.anomaly_map))
     high = float(np.nanmax(result.anomaly_map))
     if result.pixel_threshold is not None:

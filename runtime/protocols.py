@@ -1,11 +1,11 @@
-"""Protocols between the parts of an inspection: source, frame, detector, engine, record and sink.
+"""Define the protocols between the parts of an inspection: source, frame, detector, engine and sink.
 
-Each protocol has one implementation in this folder. A station or a server brings others, and knows only these.
+Each protocol has an implementation in this folder. A program of a user may bring others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeAlias
@@ -117,30 +117,6 @@ class Inspects(Protocol):
         """
         ...
 
-    def detect_batch(self, frames: Sequence[PixelArray]) -> list[Result]:
-        """Inspect several frames in one run, and give one result for each.
-
-        Raises:
-            ImageError: A frame is of another type or shape than the detector takes.
-        """
-        ...
-
-
-class Products(Protocol):
-    """Several detectors that share one backbone, one for each product.
-
-    No bundle holds more than one product yet. An implementation computes the backbone once for a frame, and each
-    detector that it gives runs only the flow and the scores of its product.
-    """
-
-    def detector(self, product: str) -> Inspects:
-        """Give the detector of a product.
-
-        Raises:
-            BundleError: There is no such product.
-        """
-        ...
-
 
 class Engine(Protocol):
     """A graph that is loaded on a device. An engine only computes: its caller has checked the image.
@@ -189,7 +165,10 @@ class Engine(Protocol):
 
 
 class Buffer(Protocol):
-    """An array of any library, on any device, that can be exchanged by DLPack."""
+    """An array of any library that can be exchanged by DLPack.
+
+    `flowedge.runtime.engine_contract.Opened.infer` takes one that is in the host's memory.
+    """
 
     def __dlpack__(self, *, stream: Any = None) -> Any:
         """Give the array as a DLPack capsule."""
@@ -197,22 +176,4 @@ class Buffer(Protocol):
 
     def __dlpack_device__(self) -> tuple[Any, Any]:
         """Give the type and the number of the device that holds the array."""
-        ...
-
-
-class BufferEngine(Protocol):
-    """An engine that takes and gives buffers. `flowedge.runtime.engine_contract.Opened` is one, for host memory.
-
-    NumPy arrays always work. An engine that computes on a device may also take and give arrays that are on this device,
-    so that no frame is copied to the host and back.
-    """
-
-    def infer(self, image: Buffer) -> Mapping[str, Buffer]:
-        """Run the graph once on a buffer.
-
-        Raises:
-            BufferError: The engine cannot take buffers of this device.
-            EngineUnavailableError: The device stopped.
-            ValueError: The engine was closed.
-        """
         ...

@@ -30,9 +30,7 @@ def command(
     ] = None,
     engines: Annotated[
         str | None,
-        typer.Option(
-            "--engines", metavar="A,B", help="The engines to measure. By default all that work here are."
-        ),
+        typer.Option("--engines", metavar="A,B", help="The engines to measure. By default all are tried."),
     ] = None,
     precisions: Annotated[
         str | None,
@@ -75,7 +73,7 @@ def command(
     seconds: Annotated[
         float,
         typer.Option(
-            "--seconds", min=0, help="How many seconds each combination is timed for each batch size."
+            "--seconds", min=0, help="The seconds for which each combination is timed, for each batch size."
         ),
     ] = 3.0,
     threads: Threads = None,

@@ -65,7 +65,7 @@ def precision_request(
     """Return the precisions that the options ask for, or None where they ask for none.
 
     Raises:
-        FlowEdgeError: An option has an unknown value, or needs a precision that was not asked for.
+        FlowEdgeError: An option has an unknown value, or goes only with a precision, and none is to be added.
     """
     asked = {"fp16": fp16, "bf16": bf16, "int8": int8}
     wanted = tuple(name for name, is_wanted in asked.items() if is_wanted)

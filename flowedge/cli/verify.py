@@ -73,7 +73,8 @@ def command(
         )
     if data is not None and against is None and precision == "fp32":
         raise FlowEdgeError(
-            "--data goes with --against CKPT, or with a --precision to hold to fp32; the self-test has its own frames."
+            "--data goes with --against CKPT, or with a lower --precision, which is compared with fp32. The self-test "
+            "has its own frames."
         )
     if backbone_weights is not None and against is None:
         raise FlowEdgeError("--backbone-weights goes with --against CKPT: the self-test needs no checkpoint.")
@@ -137,11 +138,11 @@ def _gate(bundle: Bundle, engine: str | None, precision: str, threads: int | Non
     limits = DEFAULT_LIMITS[precision.partition("-")[0]]
     with (
         progress_bar() as reports,
-        detector("fp32") as reference,
-        detector(precision) as typed,
+        detector("fp32") as fp32,
+        detector(precision) as lower,
     ):
-        pixel_range = reference.bundle.manifest.pixel_range
-        return compare(reference, typed, images, 2, limits, reports=reports, pixel_range=pixel_range)
+        pixel_range = fp32.bundle.manifest.pixel_range
+        return compare(fp32, lower, images, 2, limits, reports=reports, pixel_range=pixel_range)
 
 
 def print_checks(checks: Sequence[Check], title: str) -> None:

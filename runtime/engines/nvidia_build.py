@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flowedge.errors import EngineUnavailableError
 from flowedge.files import utf8_name
-from flowedge.progress import SILENT, Reports
+from flowedge.progress import Reports
 from flowedge.runtime.building import built_in_cache
 from flowedge.runtime.engine_contract import Building, Built, EngineSpec
 from flowedge.runtime.engines import cuda
@@ -113,9 +113,9 @@ def serialized(
     builder: Any,
     network: Any,
     config: Any,
-    reports: Reports = SILENT,
+    reports: Reports | None = None,
 ) -> bytes:
-    """Build an engine without TensorFloat-32.
+    """Build an engine without TensorFloat-32. With ``reports``, the library reports its progress.
 
     Raises:
         EngineUnavailableError: The builder failed. The message holds its messages.
@@ -125,7 +125,7 @@ def serialized(
     log.lines.clear()
     config.clear_flag(trt.BuilderFlag.TF32)
     monitor = None
-    if hasattr(trt, "IProgressMonitor"):  # since 8.6
+    if reports is not None and hasattr(trt, "IProgressMonitor"):  # since 8.6
         monitor = _monitor(trt, reports)
         config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)

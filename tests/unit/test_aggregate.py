@@ -177,8 +177,12 @@ def test_a_reference_fitted_on_several_images_bounds_all_their_maps_by_zero() ->
     [
         ("cflow", PLAIN, "'none' does not suit cflow"),
         ("uflow", PER_IMAGE, "'per_image' does not suit uflow"),
-        ("cflow", Scoring(normalisation="fixed_reference"), "a reference must be there"),
-        ("cflow", Scoring(normalisation="per_image", score_maxima=REFERENCE), "a reference must be there"),
+        ("cflow", Scoring(normalisation="fixed_reference"), "scoring.reference must be there"),
+        (
+            "cflow",
+            Scoring(normalisation="per_image", score_maxima=REFERENCE),
+            "scoring.reference must be there",
+        ),
         ("csflow", Scoring(normalisation="none"), "needs scoring.csflow_map"),
         ("msflow", Scoring(normalisation="per_image"), "needs scoring.top_fraction"),
         (
@@ -188,7 +192,7 @@ def test_a_reference_fitted_on_several_images_bounds_all_their_maps_by_zero() ->
                 score_maxima=ScoreMaxima(level_max=(0, 0, 0), map_max=1),
                 top_fraction=0.03,
             ),
-            "needs mul_max",
+            "needs scoring.reference.mul_max",
         ),
         (
             "cflow",

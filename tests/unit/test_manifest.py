@@ -171,10 +171,10 @@ def test_the_graph_of_a_precision_is_found_and_a_missing_one_is_named() -> None:
         (lambda m: m["files"][0].update(path=""), "length >= 1"),
         (lambda m: m["graphs"].append(m["graphs"][0]), "listed twice: fp32, fp16, fp32"),
         (lambda m: m.update(graphs=[]), "at least one level and one graph"),
-        (lambda m: m.update(levels=[]), r"the reference has \d levels, got 0"),
+        (lambda m: m.update(levels=[]), r"scoring.reference has \d levels, got 0"),
         (
             lambda m: m["graphs"][0]["scoring"].update(reference=None),
-            "fp32 graph's scoring, a reference must be there exactly",
+            "fp32 graph's scoring, scoring.reference must be there exactly",
         ),
         (
             lambda m: m["graphs"][0]["scoring"].update(normalisation="none"),
@@ -183,7 +183,7 @@ def test_the_graph_of_a_precision_is_found_and_a_missing_one_is_named() -> None:
         (lambda m: m.update(family="uflow"), "does not suit uflow"),
         (
             lambda m: m["graphs"][0]["scoring"]["reference"].update(level_max=[1.0]),
-            "the reference has 1 levels, got 2",
+            "scoring.reference has 1 levels, got 2",
         ),
         (lambda m: m["source_scale"].update(rule="3.0"), "Invalid enum value '3.0'"),
         (lambda m: m["source_scale"].update(rule="0.x-cdf"), "0.x-cdf needs both thresholds and log_std"),

@@ -254,7 +254,7 @@ def test_a_bundle_without_such_a_scale_or_calibrated_to_another_is_refused(tmp_p
         write(tmp_path / "fixed", scale_of("2.7", PartScale(threshold=1.0)), family="cflow")
     )
     engine = open_unproven(None, calibrated, "fp32")  # a FastFlow's graph, which is all the same here
-    with pytest.raises(BundleError, match=r"calibrated to a fixed reference.*Export the checkpoint again"):
+    with pytest.raises(BundleError, match=r"calibrated to score maxima.*Export the checkpoint again"):
         Detector(calibrated, engine, source_scale=True)
 
 
