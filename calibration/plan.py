@@ -74,11 +74,13 @@ class PlanResult:
         bundle: The calibrated bundle.
         record: The fitted values. The value is None where no images were given.
         added: The reports of the added precisions.
+        doubt: Why the images contradict the source's preprocessing. The text is empty where they do not.
     """
 
     bundle: Bundle
     record: CalibrationRecord | None = None
     added: tuple[PrecisionReport, ...] = ()
+    doubt: str = ""
 
 
 def carry_out(
@@ -142,7 +144,7 @@ def carry_out(
         bundle, added = add_precisions(bundle, images, wanted, threads=threads, cache=cache, reports=reports)
         # Adding precisions fits everything on good images, so nothing else is left to do for a plan without more.
         if on_good is not None and plan.score_maxima and plan.nfa is None:
-            return PlanResult(bundle=bundle, record=read_record(bundle), added=added)
+            return PlanResult(bundle=bundle, record=read_record(bundle), added=added, doubt=doubt)
 
     result = calibrate_bundle(
         bundle,
@@ -157,7 +159,7 @@ def carry_out(
         reports=reports,
     )
     decided = result.bundle if plan.nfa is None else decide_by_nfa(result.bundle, plan.nfa)
-    return PlanResult(bundle=decided, record=result.record, added=added)
+    return PlanResult(bundle=decided, record=result.record, added=added, doubt=doubt)
 
 
 def _doubt(

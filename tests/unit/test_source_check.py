@@ -149,6 +149,13 @@ def test_both_commands_warn_and_still_do_their_work(
             assert ("--transform-from" in done.stderr) is is_doubted
 
 
+def test_a_calibration_without_a_display_returns_the_doubt(
+    tmp_path: Path, scale: SourceScale, photographs: tuple[Path, ...]
+) -> None:
+    bundle = exported(tmp_path, scale, LEVELS_OF_255)
+    assert "--transform-from" in flowedge.calibrate(bundle.path, photographs[0].parent).doubt
+
+
 def test_the_real_checkpoint_with_its_own_preprocessing_raises_no_doubt(
     calibrated_tile_bundle: Path, tiles: Path
 ) -> None:
