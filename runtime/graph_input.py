@@ -34,8 +34,8 @@ class GraphInput:
                 `in_8_bits` maps. With a ``frame_size`` in the manifest, of that size.
 
         Returns:
-            ``(N, 3, h, w)`` float32, C-contiguous. With a ``frame_size`` it is ``(N, H, W, 3)`` uint8, which for a
-            single frame may be a view of it.
+            A C-contiguous array ``(N, 3, h, w)`` float32. With a ``frame_size`` it is ``(N, H, W, 3)`` uint8, which
+            for a single frame may be a view of it.
 
         Raises:
             ImageError: A frame is of another type or shape, exceeds a limit of `flowedge.runtime.limits`, or does not

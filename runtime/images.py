@@ -1,4 +1,4 @@
-"""Read image files to the grey levels that PIL's ``Image.open(path).convert("RGB")`` gives.
+"""Read image files to the pixels that PIL's ``Image.open(path).convert("RGB")`` gives.
 
 Files are untrusted: `flowedge.runtime.decoders` checks that a picture is whole and bounds its cost before and while it
 is decoded, so that a small file cannot ask for gigabytes and half an image is never taken for a whole one.

@@ -13,7 +13,8 @@ import pytest
 from flowedge.manifest import Threshold, Thresholds
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.engines.null import NullEngine
-from flowedge.runtime.inspection import inspect, inspect_all
+from flowedge.runtime.inspection import inspect, inspect_all, inspect_images
+from flowedge.runtime.pictures import PictureFolder
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.record import Inspection
 from flowedge.runtime.result import Result
@@ -90,6 +91,18 @@ def test_each_sink_completes_the_record_for_the_next(detector: Detector) -> None
     records = inspect_all(detector, Given(frame("1"), frame("2", problem="dark ")), sinks)
     assert [record.problem for record in records] == ["ab", "dark ab"]
     assert calls == ["a 1", "b 1", "a 2", "b 2"]
+
+
+def test_inspecting_image_files_closes_the_folder_of_pictures_in_the_end(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[PictureFolder] = []
+    monkeypatch.setattr(PictureFolder, "close", lambda folder: closed.append(folder))
+    records = inspect_images(detector, [tmp_path / "missing.png"], out=tmp_path / "out")
+    assert next(records).verdict == "not_inspected"
+    assert closed == []
+    assert list(records) == []
+    assert len(closed) == 1
 
 
 class ByDlpack:
