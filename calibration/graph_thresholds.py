@@ -128,7 +128,10 @@ def _fit_f1(
         frame = read_image(sample.path, detect.bundle.manifest.pixel_range)
         result = detect(frame)
         if result.verdict == "not_inspected":
-            raise CalibrationError(f"the {detect.precision} graph's answer for {sample.path} is not finite.")
+            raise CalibrationError(
+                f"the {detect.precision} graph's answer for {sample.path} is not finite. Remove the image, or run "
+                "flowedge verify to see whether the precision is the cause."
+            )
         scores.append(result.score)
         mask = None
         if sample.mask is not None:
