@@ -25,7 +25,7 @@ from flowedge.runtime.denormals import flushing_denormals
 from flowedge.runtime.device_cache import DeviceCache, device_cache
 from flowedge.runtime.engine_contract import DEFAULT_BATCHES, Building, Built, EngineSpec, Opening
 from flowedge.runtime.engine_file import IGNORED_FACTS, EngineFacts, graph_hash
-from flowedge.runtime.machine import find_jetson, find_nvidia_driver
+from flowedge.runtime.machine import find_jetson, find_nvidia_driver, overflows_in_eight_bits
 from flowedge.runtime.protocols import Engine
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
@@ -267,7 +267,8 @@ class _OnnxRuntime:
 _DISABLED: Final = ["WeightBiasQuantization", "QDQPropagationTransformer"]
 
 # On x86 processors without VNNI the sum of two products of eight bits overflows its sixteen bits, and the answers are
-# wrong. With this option ONNX Runtime takes wider products there, which are slower. It ignores the option elsewhere.
+# wrong. With this option ONNX Runtime takes wider products, which are slower, on every processor. So only those that
+# need the option get it.
 _WIDER_PRODUCTS: Final = "session.x64quantprecision"
 
 
@@ -307,7 +308,8 @@ def _session_options(providers: _Providers, threads: int | None) -> ort.SessionO
     # Every fault raises an exception, except that a GPU's libraries cannot be loaded, which is only logged.
     options.log_severity_level = 4 if providers[0][0] == _CPU else 3
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    options.add_session_config_entry(_WIDER_PRODUCTS, "1")
+    if overflows_in_eight_bits():
+        options.add_session_config_entry(_WIDER_PRODUCTS, "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

@@ -576,7 +576,15 @@ def test_the_null_engine_refuses_an_answer_that_no_graph_of_the_bundle_gives(tmp
         NullEngine(manifest, {"score": [1.0, 2.0]})
 
 
-def test_onnx_runtime_is_told_to_take_wider_products_where_eight_bits_overflow() -> None:
+@pytest.mark.parametrize("overflows", [True, False])
+def test_onnx_runtime_takes_the_slower_products_only_where_eight_bits_overflow(
+    overflows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = importlib.import_module(ENGINES[ORT].module)
+    monkeypatch.setattr(module, "overflows_in_eight_bits", lambda: overflows)
     options = module._session_options([("CPUExecutionProvider", {})], None)
-    assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    if overflows:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="x64quantprecision"):
+            options.get_session_config_entry("session.x64quantprecision")
