@@ -1,6 +1,6 @@
 """Export a PyTorch checkpoint to a verified bundle.
 
-Its names are imported when they are first used, since most of them need PyTorch, which takes seconds to import.
+The public names are imported when they are first used, since most of them need PyTorch, which takes seconds to import.
 
 Examples:
     >>> from pathlib import Path

@@ -16,7 +16,7 @@ from flowedge.runtime.bench.protocol import Job, Started
 class TorchBaseline:
     """The reference network of a checkpoint, from the network's input to the levels, as a subject of the bench.
 
-    It leaves out the map and the score, which a bundle's graph computes as well.
+    The baseline leaves out the map and the score, which a bundle's graph computes as well.
     """
 
     def __init__(self, job: Job) -> None:

@@ -168,10 +168,10 @@ def export_bundle(
 
     Args:
         path: The checkpoint.
-        target: The bundle's folder, which must not exist. Its parent must exist.
+        target: The bundle's folder, which must not exist. The parent folder must exist.
         options: The options of the export.
         extend: A function that adds to the new bundle before it is verified and put in place, such as graphs of lower
-            precision. It gets the bundle in a folder of its own and returns the bundle's next version there.
+            precision. The function gets the bundle in a folder of its own and returns the bundle's next version there.
         reports: The display that each step is reported to.
 
     Raises:

@@ -7,8 +7,8 @@ Every name here is imported when it is first used, so that ``import flowedge`` l
 - `evaluate` measures a detector on a dataset.
 - `verify` replays the self-test of a bundle.
 - `doctor` tells which engines work on this machine.
-- `export` is the package of the exporter: ``flowedge.export.export_bundle`` makes a bundle of a checkpoint. It needs
-  PyTorch.
+- `export` is the package of the exporter: ``flowedge.export.export_bundle`` makes a bundle of a checkpoint. The
+  exporter needs PyTorch.
 - `errors` holds every exception that a user can act on.
 """
 

@@ -5,7 +5,7 @@ and the reason. Files that the manifest does not list are left alone and never u
 
 Writing fills a draft (`flowedge.drafts`), makes it durable, and gives it the bundle's place (`flowedge.replacing`), so
 that the target is either the whole bundle or not there. A process that reads while another one replaces may see a
-hash that does not match. It gets a ``BundleError`` and may open the bundle again.
+hash that does not match. The reading process gets a ``BundleError`` and may open the bundle again.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def write_bundle(
     """Write a new bundle, all of it or nothing.
 
     Args:
-        target: The folder to make. Its parent must exist.
-        manifest: The manifest. Its field ``files`` is ignored and computed from the argument ``files``.
+        target: The folder to make. The parent folder must exist.
+        manifest: The manifest, whose field ``files`` is ignored and computed from the argument ``files``.
         files: The content of each file by its path in the bundle (forward slashes): bytes, or a file to copy from.
         overwrite: Replace ``target`` where it is a bundle already. Another folder is never replaced.
 
@@ -137,8 +137,8 @@ def replace_in_bundle(
     has no hard links). Never write into a file of a bundle: its content may belong to two versions.
 
     Args:
-        bundle: The version to start from. It must still be the one on disk.
-        manifest: The new manifest, by default the old one. Its field ``files`` is ignored and computed.
+        bundle: The version to start from, which must still be the one on disk.
+        manifest: The new manifest, by default the old one. The manifest's field ``files`` is ignored and computed.
         files: The new content of each file by its path in the bundle: bytes, or a file to copy from.
 
     Raises:
@@ -164,9 +164,9 @@ def clone_bundle(
     """Write a new version of a bundle at another place, where it can be tried before the bundle itself is changed.
 
     Args:
-        bundle: The bundle. It is not changed.
+        bundle: The bundle, which is not changed.
         target: The folder to make. On the bundle's own file system, files that do not change are hard-linked.
-        manifest: The new manifest, by default the old one. Its field ``files`` is ignored and computed.
+        manifest: The new manifest, by default the old one. The manifest's field ``files`` is ignored and computed.
         files: The new content of each file by its path in the bundle: bytes, or a file to copy from.
 
     Raises:

@@ -16,8 +16,8 @@ _SEARCHED: Final = ("LD_LIBRARY_PATH", "PATH", "PYTHONPATH")
 def python_command(module: str) -> list[str]:
     """Return the command that runs ``main`` of a module of FlowEdge in a fresh interpreter.
 
-    The interpreter is isolated from the environment and the user's folders. It finds packages where this process finds
-    them, except in the current folder, and FlowEdge itself where this process has it.
+    The interpreter is isolated from the environment and the user's folders. The interpreter finds packages where this
+    process finds them, except in the current folder, and FlowEdge itself where this process has it.
     """
     # The old sys.path goes first: until then, only modules that are built in or frozen are imported.
     code = f"import sys; sys.path[:] = {import_folders()!r}; from {module} import main; main()"

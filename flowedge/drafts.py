@@ -36,7 +36,7 @@ def draft_folder(parent: Path) -> Iterator[Path]:
         parent: An existing folder that this process may write to.
 
     Yields:
-        The draft's path. It holds only the file ``lock``, so a file made in it needs another name.
+        The draft's path. The draft holds only the file ``lock``, so a file made in it needs another name.
 
     Raises:
         OSError: The folder cannot be written.
@@ -81,7 +81,10 @@ def _may_be_abandoned(entry: os.DirEntry[str]) -> bool:
 
 
 def _new_draft(parent: Path) -> tuple[Path, _Lock]:
-    """Make a draft and take its lock. Its path is noted among this process's drafts before the folder is made."""
+    """Make a draft and take its lock.
+
+    The draft's path is noted among this process's drafts before the folder is made.
+    """
     while True:
         folder = parent / (PREFIX + "-".join([*_marks(), secrets.token_hex(4)]))
         _own.add(folder)
@@ -89,7 +92,7 @@ def _new_draft(parent: Path) -> tuple[Path, _Lock]:
         try:
             folder.mkdir(mode=0o700)
             # Another process may take the folder for an abandoned draft before the lock is taken.
-            # A new one is made then.
+            # A new draft is made then.
             with contextlib.suppress(FileNotFoundError):
                 lock = _Lock(folder)
                 if lock.is_held:

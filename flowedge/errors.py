@@ -33,7 +33,7 @@ from __future__ import annotations
 
 
 class FlowEdgeError(Exception):
-    """An error that the user can act on. Its message names the cause, the value and the next step."""
+    """An error that the user can act on. The message names the cause, the value and the next step."""
 
 
 class CheckpointError(FlowEdgeError):

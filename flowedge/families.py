@@ -24,9 +24,10 @@ class FamilyTraits:
     """Describe one family to code that serves all families.
 
     Attributes:
-        scoring_rule: The rule that makes the anomaly map and the score from the levels. See the table below.
+        scoring_rule: The rule that makes the anomaly map and the score from the levels. See the rules below.
         level_statistic: The number that a level holds at each position for the latent z. ``log_likelihood`` includes
-            the flow's log-determinant. The other two are ``-mean(z²) / 2`` and ``mean(z²)`` over the channels.
+            the flow's log-determinant. The other two statistics are ``-mean(z²) / 2`` and ``mean(z²)`` over the
+            channels.
         normalised: True when the rule subtracts maxima, which are the image's own or those of good images.
         multiplicative_map: True when the graph gives ``anomaly_map_mul`` and the score maxima hold ``mul_max``.
         align_corners: True when the resize of a level maps corner pixels to corner pixels.
@@ -35,8 +36,8 @@ class FamilyTraits:
         normalises_features: True when a convolutional network's features pass a layer norm at each level, and a
             transformer's its own last norm.
         image_scales: The number of image sizes that the backbone sees, each half as large as the one before.
-        only_backbone: The one network that the family is published with. The value is None where any will do.
-        fixed_taps: The layers that give the features. It is empty where the checkpoint or the network decides.
+        only_backbone: The one network that the family is published with. The name is None where any network will do.
+        fixed_taps: The layers that give the features. The tuple is empty where the checkpoint or the network decides.
         anomalib_block_test: Window (pixels) and probability of the block test in anomalib's implementation, where they
             differ from those of the official U-Flow.
 
@@ -45,10 +46,10 @@ class FamilyTraits:
 
     - ``likelihood_deficit``: the map is ``M - S`` with ``S = sum U(exp(l - M))``. The score is the mean of the map's
       ``top_pixels`` largest values.
-    - ``two_likelihoods``: the map is the same. The score is the mean of the largest ``top_fraction`` of a second map,
-      ``1 - exp(Q - M)`` with ``Q = sum U(l)``.
-    - ``negated_likelihood``: the map is ``-mean U(exp(-l / 2))``. The score is its largest value.
-    - ``one_minus_likelihood``: the map is ``1 - mean U(exp(-l / 2))``. The score is its largest value.
+    - ``two_likelihoods``: the map is that of ``likelihood_deficit``. The score is the mean of the largest
+      ``top_fraction`` of a second map, ``1 - exp(Q - M)`` with ``Q = sum U(l)``.
+    - ``negated_likelihood``: the map is ``-mean U(exp(-l / 2))``. The score is the map's largest value.
+    - ``one_minus_likelihood``: the map is ``1 - mean U(exp(-l / 2))``. The score is the map's largest value.
     - ``mean_square``: the map is the product of ``U(l)`` or the finest of them. The score is half the mean of ``z²``
       over all elements of the latents.
     """

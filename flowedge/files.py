@@ -53,7 +53,7 @@ def write_whole_file(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees all of it or nothing, whatever interrupts the writer.
 
     Args:
-        path: The file. Its folder must exist. A regular file that is there is replaced, and a pipe or a device is
+        path: The file, whose folder must exist. A regular file that is there is replaced, and a pipe or a device is
             written to.
         content: The whole content.
 
@@ -77,10 +77,11 @@ def write_whole_file(path: Path, content: bytes) -> None:
 def utf8_name(path: str | os.PathLike[str]) -> Iterator[str]:
     """Give a name of a file to a library that accepts only UTF-8.
 
-    Linux has a second name for each open folder. Files beside the named one are found under it as well.
+    Linux has a second name for each open folder. Files beside the named file are found under their folder's second
+    name as well.
 
     Args:
-        path: The file. Its own name is UTF-8, and its folder may have any name.
+        path: The file, whose own name is UTF-8 and whose folder may have any name.
 
     Yields:
         The path itself where it is UTF-8, else its second name, which holds until the end of the ``with`` block.

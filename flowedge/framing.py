@@ -29,8 +29,8 @@ class Framing:
     Attributes:
         rows: ``[height]`` int64: a row of the frame, or ``-1 - k`` where step k fills.
         columns: ``[width]`` int64: a column of the frame, or ``-1 - k`` where step k fills.
-        shift: ``(down, right)``: the place of the frame's first pixel in the changed frame. It is negative where that
-            pixel is cut off.
+        shift: ``(down, right)``: the place of the frame's first pixel in the changed frame. The shift is negative
+            where that pixel is cut off.
         fills: The RGB grey levels that each step fills with.
     """
 

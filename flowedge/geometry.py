@@ -51,8 +51,10 @@ class Placement:
         shift: The place of the frame's first pixel after the change of its borders, down and right.
         framed: The size of the frame with changed borders.
         resized: The size of the changed frame after the resize.
-        top: The first row of the window in the resized frame. It is negative for a window that is taller.
-        left: The first column of the window in the resized frame. It is negative for a window that is wider.
+        top: The first row of the window in the resized frame. The row is negative for a window that is
+            taller than the resized frame.
+        left: The first column of the window in the resized frame. The column is negative for a window that is
+            wider than the resized frame.
         window: The size of the network's input, which is that of the crop, or ``resized`` where there is no crop.
     """
 

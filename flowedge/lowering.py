@@ -1,4 +1,4 @@
-"""Describe what the exporter's passes did to the flow. It is plain data in the bundle that no runtime needs.
+"""Describe what the exporter's passes did to the flow, as plain data in the bundle that no runtime needs.
 
 Counts are of the flow alone, without the backbone. Parameters are the numbers that the model stores as weights:
 matrices, biases, scales and offsets, but neither indices nor maps that follow from the position. Multiply-accumulates

@@ -151,8 +151,8 @@ class ScoreMaxima(_Record, frozen=True, kw_only=True):
     Attributes:
         level_max: The largest log-likelihood per dimension of each level, without constants as in the graph's outputs
             ``level_*``.
-        map_max: The largest sum of the levels' exponentials. It is S* of CFLOW and belongs to MSFlow's additive map.
-        mul_max: The largest sum of the levels' likelihoods. Only MSFlow has it.
+        map_max: The largest sum of the levels' exponentials, which is S* of CFLOW and belongs to MSFlow's additive map.
+        mul_max: The largest sum of the levels' likelihoods. Only MSFlow has ``mul_max``.
     """
 
     level_max: tuple[Value, ...]
@@ -179,13 +179,13 @@ class Scoring(_Record, frozen=True, kw_only=True):
 
 
 class Threshold(_Record, frozen=True, kw_only=True):
-    """One fitted threshold. A value above it is anomalous.
+    """One fitted threshold. A value above the threshold is anomalous.
 
     Attributes:
         value: The limit, in units of the score or, for a pixel threshold, of the anomaly map.
         method: The method of the fit.
         parameter: The quantile or the target false-alarm rate, where the method has one.
-        images: The number of images of the fit. It is 0 for a manual threshold.
+        images: The number of images of the fit, which is 0 for a manual threshold.
     """
 
     value: Value
@@ -219,10 +219,11 @@ class GraphFile(_Record, frozen=True, kw_only=True):
 
     Attributes:
         precision: The precision that the graph computes in.
-        file: The name of its file in the bundle.
+        file: The name of the graph's file in the bundle.
         opset: The ONNX opset of the graph.
-        scoring: The rule of its score. The score maxima in it are fitted for each precision.
-        half: Patterns of the names of the nodes that compute in half precision. It is empty where none does.
+        scoring: The rule of the graph's score. The score maxima in the rule are fitted for each precision.
+        half: Patterns of the names of the nodes that compute in half precision. The list is empty where no
+            node does.
         fp32_islands: Names of nodes that match a pattern of ``half`` and stay in FP32 all the same.
         int8: Names of the blocks that compute in INT8. The name of a node begins with that of its block.
         given_back: Names of the blocks that were reverted, since a lower precision changed the answers too much.
@@ -349,14 +350,14 @@ class Manifest(_Record, frozen=True, kw_only=True):
         image_size: ``[height, width]`` of the network's input.
         levels: The levels of the flow from the finest to the coarsest.
         assumed: Every value that the checkpoint did not hold.
-        source_scale: anomalib's own thresholds and ranges, where the checkpoint held any. They belong to the scores
-            of a bundle without fitted score maxima.
-        nfa: The graphs' outputs for the number of false alarms. It is None where they have none.
-        frame_size: ``[height, width]`` of the frames that the graphs take, doing the preprocessing themselves. It is
-            None where the graphs take the network's input.
+        source_scale: anomalib's own thresholds and ranges, where the checkpoint held any. These values belong to
+            the scores of a bundle without fitted score maxima.
+        nfa: The graphs' outputs for the number of false alarms, or None where the graphs have no such outputs.
+        frame_size: ``[height, width]`` of the frames that the graphs take, doing the preprocessing themselves. The
+            size is None where the graphs take the network's input.
         pixel_range: The two grey levels that become 0 and 255 in images of more than 8 bits, the lower one first.
             With None such images are refused.
-        frame_check: The ranges of good frames. It is None where they were not calibrated or were switched off.
+        frame_check: The ranges of good frames, or None where the ranges were not calibrated or were switched off.
         licence_note: A note of the weights' origin on their licence, or an empty string.
         files: Every file of the bundle except the manifest.
     """

@@ -1,11 +1,11 @@
 """Write and read the file ``manifest.json``: JSON with a hash of its own content.
 
-Writing and reading check the same bounds.
+Writing checks the bounds that reading checks.
 
 The field ``sha256`` holds the SHA-256 of the manifest's canonical form: the JSON without that field, its keys sorted,
 without spaces, in UTF-8. Python's ``json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)``
 gives the canonical form. So a change of any digit is refused, while the file may be indented in any way. The hash finds
-accidents. It is no signature, since anybody who changes a manifest on purpose can compute a new hash.
+accidents. The hash is no signature, since anybody who changes a manifest on purpose can compute a new hash.
 """
 
 from __future__ import annotations

@@ -42,11 +42,11 @@ _MOST_ELEMENTS: Final = 1 << 31  # protobuf ends at 2 GB
 
 
 def write_constants(source: Path, target: Path, values: Mapping[str, NDArray[Any]]) -> None:
-    """Copy an ONNX file with new values for some of its initializers. Every other byte is the same.
+    """Copy an ONNX file with new values for some of its initializers. Every other byte stays as it is.
 
     Args:
-        source: The ONNX file to start from. It is not changed.
-        target: The file to make. It must not exist.
+        source: The ONNX file to start from, which is not changed.
+        target: The file to make, which must not exist.
         values: For each name an array of the same dtype and number of elements as the initializer.
 
     Raises:
@@ -138,7 +138,7 @@ def _constant(file: BinaryIO, name: str, fields: list[_Field]) -> _Constant:
 
 
 def _name(file: BinaryIO, fields: list[_Field]) -> str:
-    """Return the name in a TensorProto. It is empty for a name that is missing or too long."""
+    """Return the name in a TensorProto, or an empty string for a name that is missing or too long."""
     for field in reversed(fields):
         if field.number == _NAME and field.wire_type == _BYTES:
             if field.end - field.start > _LONGEST_NAME_BYTES:

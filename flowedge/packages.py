@@ -57,7 +57,7 @@ def explain_missing(extra: str) -> Iterator[None]:
     """Turn the failed import of an optional package into an error that says what to type.
 
     Args:
-        extra: A name of ``REQUIREMENTS``. Its packages are those that the imports in the block need.
+        extra: A name of ``REQUIREMENTS``, whose packages are those that the imports in the block need.
 
     Raises:
         MissingPackageError: A package is not installed.

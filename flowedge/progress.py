@@ -17,7 +17,7 @@ class Reports(Protocol):
 
         Args:
             name: A few words that name the step.
-            total: The number of units of the step. It is None where the number is not known.
+            total: The number of units of the step, or None where the number is not known.
         """
 
     def advance(self, count: int = 1) -> None:

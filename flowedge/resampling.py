@@ -20,7 +20,10 @@ PIL_FRACTION_BITS: Final = 22
 """PIL's weights for uint8 images are integers in units of ``2 ** -22``."""
 
 _ONE_THREADS_WORK: Final = 1 << 18
-"""The largest product in multiply-accumulates that BLAS leaves to one thread. Its woken threads would linger."""
+"""The largest product in multiply-accumulates that BLAS leaves to one thread.
+
+BLAS wakes threads for a larger product, and the woken threads would linger.
+"""
 
 _Real = TypeVar("_Real", np.float32, np.float64)
 _SUPPORT: Final[dict[Kernel, float]] = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
@@ -175,7 +178,7 @@ def antialiased_taps(outputs: int, inputs: int, kernel: Kernel, arithmetic: Arit
     """
     _check_lengths(outputs, inputs)
     real = np.dtype(arithmetic).type
-    # When the image shrinks, the kernel widens by the scale so that every input counts. It never gets narrower.
+    # When the image shrinks, the kernel widens by the scale so that every input counts. The kernel never gets narrower.
     scale = real(inputs) / real(outputs)
     stretch = max(scale, real(1))
     support = real(_SUPPORT[kernel]) * stretch

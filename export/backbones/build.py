@@ -35,8 +35,8 @@ _SIDES: Final = range(1, 1025)  # sides of the square images that are tried when
 def module_from_backbone(backbone: ir.Backbone) -> nn.Module:
     """Build the backbone, filled with its weights, in evaluation mode.
 
-    Its ``forward(image)`` takes ``(N, 3, H, W)`` and returns one ``(N, C, h, w)`` per level. Layers behind the last tap
-    are not built, and their weights are left out. The module shares the memory of the given weights.
+    The backbone's ``forward(image)`` takes ``(N, 3, H, W)`` and returns one ``(N, C, h, w)`` per level. Layers behind
+    the last tap are not built, and their weights are left out. The module shares the memory of the given weights.
 
     Raises:
         CheckpointError: The network or a tap is unknown, or a weight is missing, unknown or of the wrong shape.

@@ -32,7 +32,7 @@ class StageFeatures(nn.Module):
     """Give the features of whole stages of a network in its order, as timm's ``features_only`` does.
 
     Attributes:
-        network: The network up to the last tap. Its names are those of anomalib's files.
+        network: The network up to the last tap, whose tensors have the names of anomalib's files.
         unused: Names of tensors of the whole network that are not in ``network``.
     """
 

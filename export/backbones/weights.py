@@ -67,10 +67,10 @@ def fill(
         module: A module in memory or on device ``meta``.
         tensors: The weights by the module's own names.
         what: The module's description for messages.
-        unused: Further names that ``tensors`` may have. They are left out.
+        unused: Further names that ``tensors`` may have, whose tensors are left out.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown or of the wrong shape. The message names it.
+        CheckpointError: A tensor is missing, unknown or of the wrong shape. The message names the tensor.
     """
     wanted = {key: value for key, value in module.state_dict().items() if not key.endswith(_COUNTER)}
     given = {key: value for key, value in tensors.items() if key not in unused and not key.endswith(_COUNTER)}

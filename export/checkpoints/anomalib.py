@@ -61,9 +61,10 @@ class _Model:
     """Describe one of anomalib's models.
 
     Attributes:
-        tensors: The function that reads its state dict.
+        tensors: The function that reads the model's state dict.
         clamp: The default of the clamp.
-        clamp_name: The hyper-parameter that holds the clamp. It is empty where the clamp is fixed in the code.
+        clamp_name: The name of the hyper-parameter that holds the clamp, or an empty string where the code fixes the
+            clamp.
         side_of_0: The default side (pixels) of the square input in anomalib 0.x.
     """
 
@@ -231,7 +232,10 @@ def _permutations(
 
 
 def _post_processor(contents: Contents) -> Mapping[str, object]:
-    """Return the post-processor's settings. They are data since 2.7 and attributes of a pickled object before."""
+    """Return the post-processor's settings.
+
+    The settings are data since anomalib 2.7 and attributes of a pickled object before.
+    """
     module = _module(contents)
     for value in (
         contents.get("anomalib_post_processor_config"),

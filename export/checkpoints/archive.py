@@ -136,7 +136,8 @@ def _checked_starts(entries: list[zipfile.ZipInfo], mapped: memoryview) -> dict[
     """Compare each entry's own header with the directory, and return where its data begins.
 
     Raises:
-        CheckpointError: They differ, an entry is compressed or encrypted, or two entries have one name or one place.
+        CheckpointError: A header contradicts the directory, an entry is compressed or encrypted, or two entries have
+            one name or one place.
     """
     starts: dict[str, int] = {}
     free = 0

@@ -54,12 +54,13 @@ class Contents:
         file: The file's name without folders.
         sha256: The file's hash.
         root: The object that was saved.
-        state: The chosen tensors by their names without the prefixes of wrappers and trainers. It is empty if there are
-            none.
+        state: The chosen tensors by their names without the prefixes of wrappers and trainers. The mapping is empty
+            if there are no tensors to choose.
         entries: All keys of the state dict, also those of values that are no tensors, without the prefixes of wrappers.
         weights: ``trained`` or ``ema``, whichever ``state`` holds.
-        copy: The place in the file of the weights that ``state`` does not hold. It is empty if there are no others.
-        stand_ins: The classes and functions of the user's own code that the file mentions, in order. None of them was
+        copy: The place in the file of the weights that ``state`` does not hold, or an empty string if there are no
+            other weights.
+        stand_ins: The classes and functions of the user's own code that the file mentions, in order, none of which was
             run.
         transform_from: The other file that the user names for the transform, or None.
     """
@@ -141,10 +142,10 @@ def contents_of(root: object, *, file: str, sha256: str, weights: Weights | None
 
 
 def module_state(module: StandIn) -> dict[str, torch.Tensor]:
-    """Return the state dict of a pickled ``torch.nn.Module``. The result is empty if the object is none.
+    """Return the state dict of a pickled ``torch.nn.Module``. The state dict is empty if the object is no module.
 
     Raises:
-        CheckpointError: Its modules hold one another, or there are more than the budget allows.
+        CheckpointError: The modules hold one another, or have more levels or parts than the budget allows.
     """
     state: dict[str, torch.Tensor] = {}
     pending = [("", 0, module)]
@@ -211,7 +212,7 @@ def check_readable(name: str, tensor: torch.Tensor) -> None:
     """Refuse a tensor that NumPy cannot hold.
 
     Raises:
-        CheckpointError: It has no values, or is neither dense nor real.
+        CheckpointError: The tensor has no values, is not dense, or is not real.
     """
     if tensor.is_meta:
         raise CheckpointError(

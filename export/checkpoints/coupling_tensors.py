@@ -1,7 +1,7 @@
 """Rename the tensors of all-in-one coupling blocks to one naming, and check every shape.
 
-The block is FrEIA's ``AllInOneBlock``, which CFLOW, FastFlow, U-Flow and MSFlow's parallel flows use. Its shapes
-determine the whole flow but the clamp.
+The block is FrEIA's ``AllInOneBlock``, which CFLOW, FastFlow, U-Flow and MSFlow's parallel flows use. The shapes
+of the block's tensors determine the whole flow but the clamp.
 """
 
 from __future__ import annotations

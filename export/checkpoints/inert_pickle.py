@@ -60,7 +60,7 @@ def unpickle_inert(
 
     Raises:
         UnsafeCheckpointError: The pickle names something outside the two lists, or calls what is no name.
-        CheckpointError: It is cut off, malformed or above the budget.
+        CheckpointError: The pickle is cut off, malformed or above the budget.
     """
     pickled = _PickleStack(storage, budget)
     reader = BudgetedReader(io.BytesIO(source) if isinstance(source, bytes) else source)

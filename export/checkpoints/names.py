@@ -19,7 +19,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Hold the name of a class or function that the file mentions. It is never looked up."""
+    """Hold the name of a class or function that the file mentions. The name is never looked up."""
 
     module: str
     qualname: str

@@ -50,7 +50,8 @@ def take_backbone(
     Args:
         choices: The account that keeps the decision, which is the network's name of today without a tag.
         stored: The object that the file holds as the name, or None.
-        default: The name that the tensors determine, or None. It is also taken where the file's name cannot be read.
+        default: The name that the tensors determine, or None. The default is also taken where the file's name cannot
+            be read.
         why: One sentence that says why the tensors do not determine the name.
 
     Returns:

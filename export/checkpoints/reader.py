@@ -56,7 +56,7 @@ def read_checkpoint(
             not, such as the ``model.pt`` of anomalib's "torch" export.
 
     Returns:
-        The checkpoint as data. Its tensors may be views of the file, which is mapped copy on write.
+        The checkpoint as data. The tensors may be views of the file, which is mapped copy on write.
 
     Raises:
         UnsafeCheckpointError: The file asks for a class or a function that no checkpoint needs.

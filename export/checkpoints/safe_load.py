@@ -47,7 +47,7 @@ def load_untrusted(path: Path) -> object:
 
     Raises:
         UnsafeCheckpointError: The file asks for a class or a function that is not on the allow-list.
-        CheckpointError: The file is missing, cut off, of another format, above the budget, or cannot be read. Its
+        CheckpointError: The file is missing, cut off, of another format, above the budget, or cannot be read. The
             message begins with the file's name.
     """
     with _reasons(path), open_regular_file(path) as file:

@@ -47,7 +47,7 @@ class Setting(Generic[T]):
     Attributes:
         name: The text before the equals sign.
         form: The text that must follow the equals sign, in words.
-        parse: The function that reads the user's text. It raises ValueError for any text of another form.
+        parse: The function that reads the user's text and raises ValueError for any text of another form.
     """
 
     name: str

@@ -128,11 +128,11 @@ def key_value_pairs(values: list[object]) -> list[tuple[object, object]]:
 def plain_key(value: object) -> object:
     """Return the value, a key of a dict or a member of a set.
 
-    A key is shallow and short, so that hashing it is quick and cannot recurse. Its integers have 64 bits at most,
-    because larger ones can be chosen to have one hash, and every look-up would compare them all.
+    A key is shallow and short, so that hashing it is quick and cannot recurse. Integers in a key have 64 bits at
+    most, because larger ones can be chosen to have one hash, and every look-up would compare them all.
 
     Raises:
-        TypeError: The value is no such key.
+        TypeError: The value is too deep for a key, or holds something that a key may not hold.
         CheckpointError: The value has more members than the budget allows.
     """
     level = [value]

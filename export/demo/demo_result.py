@@ -47,7 +47,7 @@ class GraphChecks(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InspectedPhoto:
-    """One test image after the calibration. Its pictures have the size of the anomaly map.
+    """Hold one test image after the calibration, with pictures that have the size of the anomaly map.
 
     Attributes:
         label: ``good`` or the kind of defect.

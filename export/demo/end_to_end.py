@@ -69,7 +69,7 @@ def run_demo(
     """Run all steps on the CPU, without a network connection.
 
     Args:
-        out: The folder for all files. It is made where it does not exist. Files of an earlier demo are replaced.
+        out: The folder for all files, which is made where it does not exist. Files of an earlier demo are replaced.
         plan: The sizes of the demo.
         reports: Receives the begin and the end of each step, with a note on its outcome.
 

@@ -1,10 +1,10 @@
 """Write a small inspection dataset: crops of a photograph of bricks, with defects painted into some of them.
 
-The photograph is scikit-image's ``brick`` (512x512, grey). The training crops come from its two outer vertical
-quarters. One inner quarter gives the crops to calibrate on, and the other gives the crops to test on. The three sets
-share no pixel. Crops of one quarter overlap, so a set holds far less information than its number of images suggests.
-The defects are those of `flowedge.calibration.defects`. They show that a detector works. They do not show how well it
-would do on a real line.
+The photograph is scikit-image's ``brick`` (512x512, grey). The training crops come from the photograph's two outer
+vertical quarters. One inner quarter gives the crops to calibrate on, and the other gives the crops to test on. The
+three sets share no pixel. Crops of one quarter overlap, so a set holds far less information than its number of images
+suggests. The defects are those of `flowedge.calibration.defects`. Painted defects show that a detector works, but not
+how well it would do on a real line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flowedge.files import write_whole_file
 Grey: TypeAlias = NDArray[np.uint8]
 
 CROP: Final = 96
-"""Side of a crop in pixels. The detector enlarges it to 256x256."""
+"""The side of a crop in pixels. The detector enlarges each crop to 256x256."""
 
 _Columns: TypeAlias = tuple[int, int]
 _QUARTERS: Final = MappingProxyType[str, tuple[_Columns, ...]](
@@ -72,7 +72,7 @@ def write_photos(root: Path, plan: PhotoPlan) -> Photos:
     """Write the dataset. Equal plans give equal bytes.
 
     Args:
-        root: The folder to write to. It is made where it does not exist.
+        root: The folder to write to, which is made where it does not exist.
         plan: Numbers of images, and the seed.
     """
     good = root / "train" / "good"

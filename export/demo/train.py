@@ -44,13 +44,13 @@ CLAMP: Final = 1.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPlan:
-    """Length of the training, and the seed of initial weights, permutations and order of rows.
+    """Hold the length of the training, and the seed of initial weights, permutations and order of rows.
 
     Attributes:
         blocks: Number of couplings in the flow of each level.
         epochs: Number of passes over the feature columns for each level, fine to coarse.
         rows: Number of feature columns in one step of Adam for each level. Coarse levels have fewer columns.
-        learning_rate: Learning rate of the first step. It falls to zero along a cosine.
+        learning_rate: The learning rate of the first step. The rate falls to zero along a cosine.
         seed: Seed of all random numbers.
     """
 
@@ -265,11 +265,11 @@ def _fit(
     """Minimise the mean negative log-likelihood per channel, and return the loss of every step in nats.
 
     Args:
-        flow: The flow to train. It is changed in place, and is in evaluation mode afterwards.
+        flow: The flow to train, which is changed in place and is in evaluation mode afterwards.
         rows: Feature columns ``(images * positions, C)``, image by image.
         code: The position code ``(positions, CONDITION)`` of one image's columns.
         order: Row numbers of each step.
-        learning_rate: Learning rate of the first step. It falls to zero along a cosine.
+        learning_rate: The learning rate of the first step. The rate falls to zero along a cosine.
     """
     channels = rows.shape[1]
     optimiser = torch.optim.Adam(flow.parameters(), lr=learning_rate)

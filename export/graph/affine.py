@@ -17,8 +17,9 @@ score at the end of the stream        weights of the sum of squares             
 
 Two sources can set a shift freely: the last bias of a subnet, for the channels that were active, and the bias of a
 channel map. So a walk backwards first finds the *required shift* of each channel at each place. The walk forwards
-then sets it at the last source before that place. A shift that no source can set is a *leftover*. It occurs for
-features that enter the flow and for a passive half between two padded convolutions, and becomes an explicit addition.
+then sets the shift at the last source before that place. A shift that no source can set is a *leftover*. A leftover
+occurs for features that enter the flow and for a passive half between two padded convolutions, and becomes an explicit
+addition.
 """
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ class DetectorModule(nn.Module):
     """The whole graph of a bundle: backbone, flow and score, and optionally the preprocessing.
 
     ``forward`` takes ``image (N, 3, H, W)`` float32, or with ``preprocess`` a ``frame (N, H_src, W_src, 3)`` uint8.
-    It returns ``score (N,)``, ``anomaly_map (N, 1, H, W)``, MSFlow's multiplied map, and the outputs of `Flow`.
+    ``forward`` returns ``score (N,)``, ``anomaly_map (N, 1, H, W)``, MSFlow's multiplied map, and the outputs of
+    `Flow`.
     """
 
     def __init__(
@@ -300,7 +301,8 @@ class _Concat(nn.Module):
 class _Energy(nn.Module):
     """The energy of a level, ``sum over channels of z squared``, ``(N, 1, h, w)``.
 
-    The sum is a 1x1 convolution, which engines compute faster than a reduction. Its weights hold the latent's scale.
+    The sum is a 1x1 convolution, which engines compute faster than a reduction. The convolution's weights
+    hold the latent's scale.
     """
 
     def __init__(self, level: ir.Level) -> None:

@@ -1,7 +1,7 @@
 """List the passes, which rewrite a flow as its paper writes it to one that an engine computes quickly.
 
-A pass is a function ``FlowModel -> FlowModel``. `lower` runs them from top to bottom of `PASSES`. They fold weights
-in float64 and round once.
+A pass is a function ``FlowModel -> FlowModel``. `lower` runs the passes from top to bottom of `PASSES`. The passes
+fold weights in float64 and round once.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Compute the anomaly map and the image score from the levels, inside the graph.
 
-The score maxima are buffers with fixed names, so that calibration can patch them in the ONNX file. They are
+The score maxima are buffers with fixed names, so that calibration can patch them in the ONNX file. The names are
 ``reference.level_max_0`` …, ``reference.map_max`` and, for MSFlow, ``reference.mul_max``. The boolean
 ``reference.fixed`` says which maxima the graph uses: the stored ones where it is true, each image's own ones where it
 is false. Upsampling is two products with constant matrices, which every engine computes alike.

@@ -24,8 +24,9 @@ class UflowReference(ReferenceNetwork):
     ``forward(image)`` gives per level the channel mean of z squared, ``(N, 1, h, w)``.
 
     A file stores the kernel of each up-sampling, and the official implementation loads it. So the network uses
-    ``up.{l}.downsample_kernel``, float32 ``(4g, 1, 2, 2)``, where the checkpoint has it. It turns 4g channels of level
-    l into g channels of level l - 1. A checkpoint without it has FrEIA's constant kernel, a pixel shuffle.
+    ``up.{l}.downsample_kernel``, float32 ``(4g, 1, 2, 2)``, where the checkpoint has it. The kernel turns 4g channels
+    of level l into g channels of level l - 1. A checkpoint without a stored kernel has FrEIA's constant kernel, a pixel
+    shuffle.
     """
 
     def __init__(self, checkpoint: Checkpoint, backbone: nn.Module, shapes: Sequence[Shape]) -> None:

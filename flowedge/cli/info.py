@@ -280,5 +280,5 @@ def _threshold_text(threshold: Threshold | None) -> str:
 
 
 def _nfa_text(threshold: NfaThreshold | None) -> str:
-    """Return the limit of log NFA as the end of a graph's row. It is empty where none is set."""
+    """Return the limit of log NFA as the end of a graph's row, or an empty string where no limit is set."""
     return "" if threshold is None else f", decided by {threshold.form} log NFA < {threshold.log_nfa:g}"

@@ -44,7 +44,7 @@ class _Bar:
         MESSAGES.print(text, soft_wrap=True)
 
     def reached(self) -> str:
-        """Return a sentence on how far a counted step came. It is empty where nothing of a step was counted yet."""
+        """Return a sentence on how far a counted step came, or an empty string where nothing was counted yet."""
         return f"{self._name}: {self._done} of {self._total} done." if self._done and self._total else ""
 
     def _counted(self) -> str:

@@ -29,7 +29,7 @@ class _Stream(io.TextIOBase):
     """A standard stream that escapes what its encoding lacks, and that keeps its first failure.
 
     Attributes:
-        problem: The first error in writing. It is None as long as there was none.
+        problem: The first error in writing, or None as long as there was no error.
         last: The text that was written last, also where it did not arrive.
     """
 
