@@ -34,9 +34,9 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         engine: The name of the engine.
         precision: The precision of the graph.
-        median_ms: The median time of the engine's call with one image, in ms. The value is None where the graph did
+        median_ms: The median time of the engine's call with one image, in ms. The time is None where the graph did
             not run or was not right.
-        problem: The reason why the graph cannot be chosen. It is empty for a graph that can.
+        problem: The reason why the graph cannot be chosen. The reason is empty for a graph that can be chosen.
     """
 
     engine: str

@@ -33,10 +33,11 @@ NOWHERE: Final = Path(os.devnull) / "flowedge"
 
 
 def cache_folder() -> Path:
-    """Return ``FLOWEDGE_CACHE_DIR``, else XDG's folder for caches. It need not exist.
+    """Return ``FLOWEDGE_CACHE_DIR``, else XDG's folder for caches. The folder need not exist.
 
     Returns:
-        ``NOWHERE`` where neither is set and the user has no home, as in a container that was started for a number.
+        ``NOWHERE`` where neither variable is set and the user has no home, as in a container that was started for a
+        number.
     """
     own = os.environ.get("FLOWEDGE_CACHE_DIR")
     if own:
@@ -52,7 +53,7 @@ def cache_size() -> int:
     """Return ``FLOWEDGE_CACHE_SIZE`` in bytes, else 20 GB.
 
     Raises:
-        EngineCacheError: It is not a size.
+        EngineCacheError: ``FLOWEDGE_CACHE_SIZE`` is not a size.
     """
     text = os.environ.get("FLOWEDGE_CACHE_SIZE") or DEFAULT_SIZE
     size = re.fullmatch(r"(\d{1,12})([KMGT]?)B?", text.strip().upper(), re.ASCII)
@@ -64,7 +65,7 @@ def cache_size() -> int:
 
 
 def why_no_cache(folder: Path) -> str:
-    """Return the reason why a folder cannot be the cache. It is empty for a folder that can. The folder need not exist.
+    """Return the reason why a folder cannot be the cache, or an empty text where it can. The folder need not exist.
 
     A folder that holds other files is refused, so that none of them is counted or deleted.
     """

@@ -1,10 +1,10 @@
 """A cache on the device, beside the bundles: compiled engines, and what makes the next start faster.
 
 A compiled engine is found by everything that it depends on (`EngineFacts`): the graph, the library and its version, the
-device and its driver, the batch sizes, the precision. One file holds these facts, the engine and its hash. It gets its
-name in one step, so that a reader finds a whole engine or none. Builders of the same engine wait for each other on
-a lock that the kernel releases when a process dies. No bundle needs the cache to run. A file that is missing, damaged
-or of another version is explained, and built again by the next ``flowedge build``.
+device and its driver, the batch sizes, the precision. One file holds these facts, the engine and its hash. This file
+gets its name in one step, so that a reader finds a whole engine or none. Builders of the same engine wait for each
+other on a lock that the kernel releases when a process dies. No bundle needs the cache to run. A file that is missing,
+damaged or of another version is explained, and built again by the next ``flowedge build``.
 
 `flowedge.runtime.cache_folder.PARTS` lists the folders of the cache. The file of an engine is ``engines/KEY.engine``,
 and its lock is ``engines/KEY.lock``.
@@ -63,7 +63,7 @@ class Found:
         plan: The serialised engine. The value is None where no engine can be used.
         facts: The facts that the engine was built from, or those that were looked for.
         path: The file of the engine, or the place where it would be.
-        reason: The reason why there is no engine. It is empty where there is one.
+        reason: The reason why there is no engine. The reason is empty where there is an engine.
     """
 
     plan: bytes | None
@@ -87,7 +87,7 @@ class DeviceCache:
 
     @property
     def problem(self) -> str:
-        """The reason why nothing can be stored in the folder. It is empty while no reason is known."""
+        """The reason why nothing can be stored in the folder. The reason is empty while none is known."""
         return why_no_cache(self.folder)
 
     def make_folder(self, name: str) -> Path:

@@ -103,7 +103,10 @@ NULL: Final = EngineSpec(
     device="cpu",
     order=None,
 )
-"""An engine that computes nothing, for tests. It is not one of ``ENGINES``, so no command lists, tries or times it."""
+"""An engine that computes nothing, for tests.
+
+The null engine is not one of ``ENGINES``, so no command lists, tries or times it.
+"""
 
 JUDGE: Final = "onnxruntime-cpu"
 """The engine that verifies exports and gates precisions. A verdict on a graph must not depend on the machine."""
@@ -144,7 +147,7 @@ def engine_spec(name: str) -> EngineSpec:
         name: A name of ``ENGINES``, or the name of ``NULL``.
 
     Raises:
-        EngineUnavailableError: There is none of this name.
+        EngineUnavailableError: There is no engine of this name.
     """
     spec = NULL if name == NULL.name else ENGINES.get(name)
     if spec is None:
@@ -156,7 +159,7 @@ def engine_module(spec: EngineSpec) -> EngineModule:
     """Import the file of an engine. An error tells a package that is not installed from one that cannot be imported.
 
     Raises:
-        EngineUnavailableError: Its package is not installed or cannot be imported.
+        EngineUnavailableError: The engine's package is not installed or cannot be imported.
     """
     if not is_installed(spec):
         raise EngineUnavailableError(

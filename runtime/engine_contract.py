@@ -63,7 +63,7 @@ class Opening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """An engine that has loaded a graph, with the facts of its opening. It is itself an engine.
+    """An engine that has loaded a graph, with the facts of its opening. An ``Opened`` is itself an engine.
 
     Attributes:
         engine: The engine of the library.

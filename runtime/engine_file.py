@@ -25,9 +25,9 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         version: The version of the engine's library.
         graph: The sha256 of the graph's file and of its weights beside it.
         precision: The precision of the graph.
-        device: The name of the device. It is empty where an engine fits several devices.
+        device: The name of the device. The name is empty where an engine fits several devices.
         capability: The compute capability of the device, or those that the engine was built for.
-        driver: The CUDA version of the driver. It is empty where an engine does not depend on the driver.
+        driver: The CUDA version of the driver. The version is empty where an engine does not depend on the driver.
         batches: The smallest, usual and largest number of images of a run.
         options: The other options of the builder.
     """

@@ -31,9 +31,9 @@ class EngineStatus:
     Attributes:
         spec: The engine.
         installed: True where the engine's package is there.
-        version: The version of the package. The value is None where the package cannot be imported.
+        version: The version of the package. The version is None where the package cannot be imported.
         works: True where the engine ran a small graph and the answer was right.
-        problem: The reason why the engine does not work, and the next step. It is empty for an engine that works.
+        problem: The reason why the engine does not work, and the next step. The text is empty where the engine works.
     """
 
     spec: EngineSpec

@@ -44,7 +44,7 @@ UNREAD_SUFFIXES: Final = frozenset(
         *(".seq", ".ptw", ".fff", ".npy"),
     }
 )
-"""The ends of the names of images of other formats. They are found, and reading them raises an error."""
+"""The ends of the names of images of other formats. Such images are found, and reading them raises an error."""
 
 PICTURES: Final = (".overlay.png", ".mask.png")
 """The ends of the names of pictures that ``flowedge run --out`` writes."""

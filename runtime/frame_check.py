@@ -1,8 +1,8 @@
 """Recognise frames that no part explains: a dark camera, a lens cap, an unsharp picture, a lost channel.
 
 `flowedge.calibration.frame_range` fits the ranges of these statistics on frames of good parts. The statistics belong to
-the frame as the camera gives it, before the resize, and are the same for every engine and precision. They are taken on
-a reduced copy, so that their cost does not grow with the frame.
+the frame as the camera gives it, before the resize, and are the same for every engine and precision. The statistics are
+taken on a reduced copy of the frame, so that their cost does not grow with the frame.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def frame_statistics(frame: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Measure a frame.
 
     Args:
-        frame: ``(H, W, 3)`` uint8, RGB, of any size. It is not modified.
+        frame: ``(H, W, 3)`` uint8, RGB, of any size. The frame is not modified.
 
     Returns:
         ``(Q,)`` float64, one value per name of ``FRAME_QUANTITIES``, in that order. The module
-        `flowedge.frame_quantities` describes each.
+        `flowedge.frame_quantities` describes each quantity.
     """
     small = _reduced(frame)
     red, green, blue = cv2.split(small)
@@ -60,7 +60,7 @@ def frame_statistics(frame: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 class FrameChecker:
-    """Compares frames with the ranges of a calibrated bundle. Threads may share one."""
+    """Compares frames with the ranges of a calibrated bundle. Threads may share one checker."""
 
     def __init__(self, check: FrameCheck) -> None:
         """Take the ranges of a manifest. A quantity without a range may have any value."""
@@ -72,11 +72,11 @@ class FrameChecker:
         """Name the quantities that are unlike those of the good frames, or return an empty string.
 
         Args:
-            frame: ``(H, W, 3)`` uint8, RGB, of any size. It is not modified.
+            frame: ``(H, W, 3)`` uint8, RGB, of any size. The frame is not modified.
 
         Returns:
-            A clause with the quantity that is farthest outside, its value and its range, and how many others are
-            outside as well.
+            A clause with the quantity that is farthest outside, its value and its range, and how many other quantities
+            are outside as well.
         """
         return self.problem(frame_statistics(frame))
 

@@ -29,13 +29,14 @@ class GraphInput:
         """Make one input of at least one frame.
 
         Args:
-            frames: Each ``(H, W, 3)`` uint8, RGB, or all as one array. They are not modified. With a ``pixel_range`` in
-                the manifest also ``(H, W)`` grey or ``(H, W, 3)`` RGB of other integers or floating point, which
-                `in_8_bits` maps. With a ``frame_size`` in the manifest, of that size.
+            frames: The frames, each ``(H, W, 3)`` uint8, RGB, or one array of all frames. The frames are not modified.
+                With a ``pixel_range`` in the manifest, frames may also be ``(H, W)`` grey or ``(H, W, 3)`` RGB of other
+                integers or floating point, which `in_8_bits` maps. With a ``frame_size`` in the manifest, frames must
+                have that size.
 
         Returns:
-            A C-contiguous array ``(N, 3, h, w)`` float32. With a ``frame_size`` it is ``(N, H, W, 3)`` uint8, which
-            for a single frame may be a view of it.
+            A C-contiguous array ``(N, 3, h, w)`` float32. With a ``frame_size`` the array is ``(N, H, W, 3)`` uint8,
+            which for a single frame may be a view of that frame.
 
         Raises:
             ImageError: A frame is of another type or shape, exceeds a limit of `flowedge.runtime.limits`, or does not

@@ -65,7 +65,7 @@ def inspect_images(
 
     Args:
         detector: The detector.
-        images: The files. Their common folder is left out of the names of the pictures.
+        images: The files. The common folder of the files is left out of the names of the pictures.
         out: The folder of the pictures, see `flowedge.runtime.pictures.PictureFolder`. Without a folder no pictures are
             written.
 

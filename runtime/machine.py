@@ -34,10 +34,11 @@ class Jetson:
     """A Jetson module.
 
     Attributes:
-        model: The name in its device tree.
+        model: The name of the module in its device tree.
         l4t: The release of Linux for Tegra, such as 36.4.3.
-        jetpack: The JetPack that it belongs to. It has only the major version where the release is not known.
-        power_mode: The name of the chosen power mode. It is empty where it cannot be read.
+        jetpack: The version of JetPack that ``l4t`` belongs to. Only the major version is given where the release is
+            not known.
+        power_mode: The name of the chosen power mode. The name is empty where the mode cannot be read.
         power_modes: The names of all power modes.
     """
 
@@ -53,8 +54,8 @@ class NvidiaDriver:
     """The driver of NVIDIA's GPUs.
 
     Attributes:
-        version: The version of the driver. It is empty where there is no driver.
-        names: The names of the GPUs. There are none without a driver.
+        version: The version of the driver. The version is empty where there is no driver.
+        names: The names of the GPUs. There are no names without a driver.
     """
 
     version: str

@@ -45,7 +45,7 @@ def arrays_from_npz(data: bytes, *, largest: int) -> dict[str, NDArray[Any]]:
     """Unpack named arrays of numbers or text, whose sizes are checked before anything is allocated for them.
 
     Args:
-        data: The archive. It is untrusted.
+        data: The archive, which is untrusted.
         largest: The largest size of all arrays together, in bytes.
 
     Raises:

@@ -19,7 +19,7 @@ def plain_file(path: Path) -> BinaryIO:
     """Open a file for reading that is a plain one, without waiting for anything.
 
     Raises:
-        OSError: It is not there, cannot be read, or is a link, a pipe, a device or a folder.
+        OSError: The file is not there, cannot be read, or is a link, a pipe, a device or a folder.
     """
     return os.fdopen(_opened(path, os.O_RDONLY), "rb")
 
@@ -28,7 +28,7 @@ def _opened(path: Path, flags: int) -> int:
     """Open a plain file, and neither follow a link nor wait for a pipe or a device.
 
     Raises:
-        OSError: It cannot be opened, or is no plain file.
+        OSError: The file cannot be opened, or is no plain file.
     """
     handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     if stat.S_ISREG(os.fstat(handle).st_mode):

@@ -26,10 +26,10 @@ def check_frame(frame: NDArray[np.uint8]) -> None:
     """Check what every later step relies on.
 
     Args:
-        frame: Must be ``(H, W, 3)`` uint8, RGB, at least one pixel.
+        frame: The frame, which must be ``(H, W, 3)`` uint8, RGB, at least one pixel.
 
     Raises:
-        ImageError: It is something else, or exceeds a limit of `flowedge.runtime.limits`.
+        ImageError: The frame is not such an array, or exceeds a limit of `flowedge.runtime.limits`.
     """
     if not isinstance(frame, np.ndarray):
         raise ImageError(
@@ -65,14 +65,14 @@ class Preprocessor:
         """Make the network's input of a frame.
 
         Args:
-            frame: ``(H, W, 3)`` uint8, RGB, of any size. It is not modified.
+            frame: ``(H, W, 3)`` uint8, RGB, of any size. The frame is not modified.
 
         Returns:
-            ``(3, h, w)`` float32, normalised RGB, C-contiguous, owned by the caller. Its size is the crop's or
-            the resize's. With ``keep_aspect`` and no crop it depends on the frame's aspect.
+            ``(3, h, w)`` float32, normalised RGB, C-contiguous, owned by the caller. The size is the crop's or
+            the resize's. With ``keep_aspect`` and no crop the size depends on the frame's aspect.
 
         Raises:
-            ImageError: The frame's type or shape is wrong, or it is too elongated for the resize.
+            ImageError: The frame's type or shape is wrong, or the frame is too elongated for the resize.
         """
         check_frame(frame)
         if self._frame_steps:

@@ -27,10 +27,10 @@ class Frame:
 
     Attributes:
         pixels: The pixels. The array is empty where there is a ``problem``.
-        id: The name of the frame in its source. For an image file it is the path.
+        id: The name of the frame in its source. For an image file the name is the path.
         time: The time at which the frame was taken or read, with its time zone.
-        source: The name of the source. For an image file it is the folder.
-        part: The number or name of the part in the picture. It is None where nobody knows it.
+        source: The name of the source. For an image file the name is the folder.
+        part: The number or name of the part in the picture. The part is None where nobody knows it.
         problem: The reason why the frame could not be read. The text is empty for a frame that was read.
     """
 
@@ -66,8 +66,8 @@ class Sink(Protocol):
         Args:
             frame: The frame.
             record: The record of its inspection.
-            result: The detector's result, from which pictures can be drawn. It is None for a frame that could not be
-                read.
+            result: The detector's result, from which pictures can be drawn. The result is None for a frame that could
+                not be read.
 
         Returns:
             The record, completed by the names of the files that the sink has written and by its problems.
@@ -144,9 +144,9 @@ class Engine(Protocol):
         """Run the graph once.
 
         Args:
-            image: The graph's one input, C-contiguous. It is the network's, ``(N, 3, H, W)`` float32, resized and
-                normalised as the manifest tells. Where the manifest has a ``frame_size``, it is unchanged frames,
-                ``(N, H, W, 3)`` uint8, RGB.
+            image: The graph's one input, C-contiguous. The input is the network's, ``(N, 3, H, W)`` float32, resized
+                and normalised as the manifest tells. Where the manifest has a ``frame_size``, the input is unchanged
+                frames, ``(N, H, W, 3)`` uint8, RGB.
 
         Returns:
             The outputs by name, all float32 and owned by the caller: ``score`` ``(N,)``, ``anomaly_map``

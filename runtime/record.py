@@ -12,14 +12,14 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """The record of one inspected frame, which is one line of a report.
 
     Attributes:
-        image: The name of the frame. For an image file it is the path as it was found.
-        verdict: The verdict. It is ``not_inspected`` also when the frame could not be read.
+        image: The name of the frame. For an image file the name is the path as it was found.
+        verdict: The verdict, which is ``not_inspected`` also when the frame could not be read.
         score: The image score. A frame that was not inspected has no score.
         threshold: The image threshold, where it decides the verdict.
         log_nfa: The image's lowest log10 number of false alarms, where it decides the verdict.
         log_nfa_limit: The limit of ``log_nfa``. An image below the limit is anomalous.
         regions: The regions below ``log_nfa_limit``, in pixels of the frame, surest first.
-        anomalous_share: The share of the frame's pixels that are anomalous, 0..1. The value is None where no limit
+        anomalous_share: The share of the frame's pixels that are anomalous, 0..1. The share is None where no limit
             decides on pixels.
         latency_ms: The time of preprocessing, inference and decision, without reading the file.
         precision: The precision of the graph.
@@ -27,8 +27,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         engine_reason: The reason why this engine computed.
         overlay: The file of the heatmap, where one was written.
         mask: The file of the mask, where one was written.
-        problem: The reason why the frame was not inspected, or why its pictures could not be written. It is empty
-            where there is no problem.
+        problem: The reason why the frame was not inspected, or why its pictures could not be written. The reason
+            is empty where there is no problem.
     """
 
     image: str

@@ -52,7 +52,7 @@ def overlay(
     """Lay a map's colours over its frame. Pixels that were not inspected (NaN) keep the frame's colours.
 
     Args:
-        frame: ``(H, W, 3)`` uint8 RGB. It is not modified.
+        frame: ``(H, W, 3)`` uint8 RGB. The frame is not modified.
         anomaly_map: ``(H, W)``, of the frame's size.
         low: The value of dark blue, in the map's unit.
         high: The value of dark red, in the map's unit.
@@ -81,7 +81,7 @@ def outline(
     """Draw the borders of a mask's regions, holes included.
 
     Args:
-        frame: ``(H, W, 3)`` uint8 RGB. It is not modified.
+        frame: ``(H, W, 3)`` uint8 RGB. The frame is not modified.
         mask: ``(H, W)`` uint8, not zero inside of a region.
         colour: RGB.
         width_px: The line's width in pixels.
@@ -103,7 +103,7 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Write a picture so that a reader sees all of it or nothing.
 
     Args:
-        path: The file. Its folder must exist. A file that is there is replaced.
+        path: The file, whose folder must exist. A file that is there is replaced.
         image: ``(H, W, 3)`` uint8 RGB or ``(H, W)`` uint8 grey.
 
     Raises:

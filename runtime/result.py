@@ -48,8 +48,8 @@ class Result:
         engine: The name of the engine that ran the graph.
         engine_reason: The reason why this engine ran. Somebody named it, or the engines before it could not.
         timings: The time of each stage.
-        problem: The reason why the frame was not inspected, as a clause without a full stop. It is empty for a frame
-            that was inspected.
+        problem: The reason why the frame was not inspected, as a clause without a full stop. The reason is empty for a
+            frame that was inspected.
 
     Examples:
         >>> import numpy as np
@@ -85,7 +85,7 @@ class Result:
 
     @cached_property
     def anomaly_map(self) -> NDArray[np.float32]:
-        """``(H, W)`` float32, the map laid over the frame. It is NaN where a crop left the frame uninspected."""
+        """``(H, W)`` float32, the map laid over the frame. The map is NaN where a crop left the frame uninspected."""
         return map_to_frame(self.network_map, self.preprocessing, self.frame_size)
 
     @cached_property

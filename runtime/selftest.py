@@ -2,7 +2,7 @@
 
 The frames are synthetic (a textured surface with a blot), so that a bundle carries nobody's photographs. The
 answers are the levels that the reference network gave at export, and its energies and counts where the graph
-gives them. They come before any normalisation, so they stay right when the bundle is calibrated.
+gives them. The answers come before any normalisation, so they stay right when the bundle is calibrated.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class SelfTest:
 def synthetic_frames(
     preprocessing: Preprocessing, frame_size: tuple[int, int] | None = None
 ) -> tuple[NDArray[np.uint8], ...]:
-    """Draw the frames of a self-test, equal on every machine. They are square where the network needs square frames.
+    """Draw the frames of a self-test, equal on every machine. Frames are square where the network needs square frames.
 
-    With a ``frame_size``, all frames have this size. Large ones are drawn in coarse pixels, so that they pack well.
+    With a ``frame_size``, all frames have this size. Large frames are drawn in coarse pixels, so that they pack well.
     """
     if frame_size is not None:
         coarse = -(-max(frame_size) // _LONGEST_SIDE)

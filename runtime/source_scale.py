@@ -37,7 +37,7 @@ class Scaled:
     """Values on anomalib's scale.
 
     Attributes:
-        value: float32 of the shape given, from 0 to 1 where a range was fitted. It is NaN where the formula has no
+        value: float32 of the shape given, from 0 to 1 where a range was fitted. A value is NaN where the formula has no
             value.
         is_anomalous: bool of the same shape. The value is None where anomalib has no threshold.
     """

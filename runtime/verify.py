@@ -46,7 +46,7 @@ BATCH_LIMIT: Final = 1e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One comparison. It has passed when ``value <= limit``.
+    """One comparison, which has passed when ``value <= limit``.
 
     Attributes:
         name: The quantity that was compared, and its counterpart.
@@ -125,7 +125,7 @@ class WorstDifference:
 
     @property
     def relative(self) -> float:
-        """The worst difference over the largest magnitude expected. It is NaN where any value was NaN."""
+        """The worst difference over the largest magnitude expected. The quotient is NaN where any value was NaN."""
         return float(self.difference / np.maximum(self.largest, np.finfo(np.float32).tiny))
 
 

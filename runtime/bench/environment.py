@@ -21,7 +21,7 @@ _INPUT_RAILS: Final = ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0")
 
 
 def find_environment() -> Environment:
-    """Return the facts of this machine. Its measured speeds are None."""
+    """Return the facts of this machine. The fields for measured speeds are None."""
     return Environment(
         cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,

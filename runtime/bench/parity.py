@@ -18,11 +18,12 @@ from flowedge.runtime.selftest import read_selftest
 from flowedge.runtime.verify import infer_one_by_one, replay_selftest
 
 LEAST_CORRELATION: Final = 0.99
-"""The least correlation of a map with the expected map. Below it an engine is wrong in every precision."""
+"""The least correlation of a map with the expected map. An engine below this limit is wrong in every precision."""
 LEAST_CORRELATION_INT8: Final = 0.95
-"""The least correlation of an INT8 graph's map.
+"""The least correlation of an INT8 graph's map with the expected map.
 
-Its gate judged the graph on real images. On synthetic frames this limit only finds a graph of another network.
+The gate of an INT8 graph judged it on real images. On synthetic frames this limit only finds a graph of another
+network.
 """
 
 

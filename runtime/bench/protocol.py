@@ -44,12 +44,12 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         engine: The name of the engine or the library that computes.
         version: The version of the library.
-        device: The device that it computes on.
+        device: The device that the engine or library computes on.
         load_ms: The milliseconds of loading the engine, with the imports of its library.
         first_ms: The milliseconds of the first frame from pixels to verdict, or of the first inference.
-        graph: The path of the ONNX file that runs. It is None for PyTorch.
-        counted: The path of the ONNX file whose operations are counted. For a bundle it is the fp32 graph, since graphs
-            of other precisions have the same operations.
+        graph: The path of the ONNX file that runs. The path is None for PyTorch.
+        counted: The path of the ONNX file whose operations are counted. For a bundle this file is the fp32 graph, since
+            graphs of other precisions have the same operations.
         precision: The precision of the bundle's graph that runs. ``int8`` has a form for each kind of device.
     """
 
@@ -130,11 +130,11 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         is_right: True when every check of ``flowedge verify`` passed and the maps correlate.
-        worst_error: The largest error of the levels, relative to a level's largest magnitude. It is None where the
-            error is not a number.
-        limit: The largest ``worst_error`` that passes. It is None where there is no limit.
-        correlation: The lowest correlation of a frame's map with the map of the recorded levels. It is None where a map
-            is flat or not finite.
+        worst_error: The largest error of the levels, relative to a level's largest magnitude. The error is None where
+            it is not a number.
+        limit: The largest ``worst_error`` that passes. The limit is None where none applies.
+        correlation: The lowest correlation of a frame's map with the map of the recorded levels. The correlation is
+            None where a map is flat or not finite.
         failed: The checks that failed, in words.
     """
 

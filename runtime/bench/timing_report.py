@@ -41,14 +41,14 @@ class BatchTiming(msgspec.Struct, frozen=True, kw_only=True):
         batch: The number of images of one inference.
         runs: The number of timed inferences.
         p50_ms: The median of the milliseconds of one inference, which is of the whole batch.
-        p90_ms: The 90th percentile of these milliseconds.
-        p99_ms: The 99th percentile of these milliseconds.
+        p90_ms: The 90th percentile of the milliseconds of one inference.
+        p99_ms: The 99th percentile of the milliseconds of one inference.
         images_per_s: The images per second over all runs.
         percentiles_ms: The percentiles 0, 1, … 100 of the milliseconds of one inference.
         settled: True when the medians of successive windows agreed before the timing began.
-        energy_mj: The energy of the whole device for one image, in 10^-3 joules. It is None where the device
-            reports none.
-        problem: The reason why nothing was measured. It is empty when there are times.
+        energy_mj: The energy of the whole device for one image, in 10^-3 joules. The energy is None where the
+            device reports none.
+        problem: The reason why nothing was measured. The reason is empty when there are times.
     """
 
     batch: int
@@ -90,21 +90,22 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         kind: The kind of subject: a bundle, its checkpoint in PyTorch, or a foreign ONNX file.
         name: The path of the bundle or the file, with printable characters only.
         engine: The name of the engine or the library that computed.
-        version: The version of the library. It is empty when the subject did not start.
-        device: The device that it computed on.
-        precision: The precision of the graph. It is empty for a foreign file.
-        threads: The chosen number of CPU threads. It is None where the engine chose.
+        version: The version of the library. The version is empty when the subject did not start.
+        device: The device that the engine or library computed on.
+        precision: The precision of the graph. The precision is empty for a foreign file.
+        threads: The chosen number of CPU threads. The number is None where the engine chose.
         date: The time of the start in UTC, in the format ISO 8601.
         command: The command line.
-        machine: The machine that it was measured on.
-        problem: The reason why the subject did not start. It is empty when it started.
+        machine: The machine that the combination was measured on.
+        problem: The reason why the subject did not start. The reason is empty when the subject started.
         timings: The times, by batch.
         cold_start_ms: The milliseconds from the start of the process to the first verdict, or to the first
             inference where there is no verdict.
         load_ms: The milliseconds of loading the engine, with the import of its library.
         first_ms: The milliseconds of the first frame, from pixels to verdict.
         peak_resident_mb: The largest resident memory of the process, in 10^6 bytes.
-        device_memory_mb: The memory of the process on a GPU, in 10^6 bytes. It is None where nothing reports it.
+        device_memory_mb: The memory of the process on a GPU, in 10^6 bytes. The memory is None where nothing
+            reports it.
         stages: The times of the steps of one frame. Only bundles have them.
         shared: The frames per second of threads that share one detector, by the number of threads. Only bundles
             have them.

@@ -2,8 +2,8 @@
 
 libjpeg fills what is missing with grey and warns. simplejpeg reports these warnings. Three losses cause no warning: a
 progressive file may lack its later scans, a file of several scans may lack a component, and a hole of zeros may decode
-to as many blocks as it replaced. They are found here. JPEG has no checksum, so other damage inside of the coded data
-can stay unseen.
+to as many blocks as it replaced. These three losses are found here. JPEG has no checksum, so other damage inside of the
+coded data can stay unseen.
 """
 
 from __future__ import annotations
@@ -225,8 +225,9 @@ def _first_symbols(segment: bytes) -> dict[int, int]:
 def _zeros_are_plausible(frame: _Frame, segment: bytes, tables: dict[int, int]) -> bool:
     """Tell whether a long run of zeros in the coded data can be part of a picture.
 
-    A run of zeros repeats the symbols whose codes are all zeros. It is a smooth area where they end each block at once,
-    after a small step in brightness. It is no picture where they give every frequency of block after block one value.
+    A run of zeros repeats the symbols whose codes are all zeros. The run is a smooth area where these symbols end each
+    block at once, after a small step in brightness. The run is no picture where the symbols give every frequency of
+    block after block one value.
     """
     count = segment[0]
     first, _, precision = segment[1 + 2 * count :]

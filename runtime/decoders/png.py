@@ -124,11 +124,11 @@ def _chunks(data: bytes) -> tuple[dict[bytes, bytes], list[tuple[bytes, bytes]]]
 
 
 def _check_others(header: bytes, others: list[tuple[bytes, bytes]]) -> None:
-    """Have Pillow read the parts beside the picture, since it refuses a file for a wrong one or a bomb among them.
+    """Have Pillow read the parts beside the picture, since Pillow refuses a file for a wrong part or a bomb.
 
     Raises:
-        RefusedError: There are too many of them.
-        ValueError: Pillow refuses one. It inflates each to a megabyte at most.
+        RefusedError: There are too many parts beside the picture.
+        ValueError: Pillow, which inflates each part to a megabyte at most, refuses a part.
     """
     if len(others) > _MAX_OTHERS or sum(len(body) for _, body in others) > MAX_TEXT_MEMORY:
         raise RefusedError(

@@ -109,7 +109,7 @@ def _plain(body: bytes, shape: tuple[int, ...], *, is_bitmap: bool) -> NDArray[n
 
 
 def _floats(data: bytes) -> NDArray[np.float32]:
-    """Return the samples of a PFM file. Its rows go from the bottom to the top."""
+    """Return the samples of a PFM file. The rows of the file go from the bottom to the top."""
     header = _FLOATS.match(data, 0, _MAX_HEADER)
     if header is None:
         raise DamagedError("its header is not complete")

@@ -21,7 +21,7 @@ from flowedge.runtime.decoders.faults import (
 from flowedge.runtime.decoders.pillow import rgb_of
 
 MAX_WEBP_PIXELS: Final = 40_000_000
-"""The most pixels of a WebP picture. Its decoder needs five times the memory of other formats."""
+"""The most pixels of a WebP picture. The decoder of WebP needs five times the memory of other formats."""
 
 SIGNATURE: Final = rb"RIFF....WEBP"
 _MAX_PARTS: Final = 1_000  # encoders write less than ten

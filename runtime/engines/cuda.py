@@ -17,12 +17,12 @@ from flowedge.errors import EngineUnavailableError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """The GPU that is used: the first that CUDA shows.
+    """The GPU that is used, which is the first GPU that CUDA shows.
 
     Attributes:
-        name: The name that NVIDIA gives to it.
-        capability: Its compute capability, such as 8.7.
-        driver: The CUDA version that its driver supports, such as 12.6.
+        name: The name that NVIDIA gives to the GPU.
+        capability: The compute capability of the GPU, such as 8.7.
+        driver: The CUDA version that the GPU's driver supports, such as 12.6.
         free: The free memory in bytes, which the CPU shares on a Jetson.
         total: The whole memory in bytes.
     """

@@ -1,8 +1,9 @@
 """An engine that computes nothing: it answers constants of the shapes that the manifest gives.
 
-It needs no library, so a program around a detector can be tried and tested without one. Its answers fail a bundle's
-self-test, so `flowedge.load` refuses it, and no part is ever judged by it. Open it with
-`flowedge.runtime.unproven.open_unproven`, or make a `NullEngine` with the answers that a test needs.
+The null engine needs no library, so a program around a detector can be tried and tested without one. The answers of the
+null engine fail a bundle's self-test, so `flowedge.load` refuses this engine, and no part is ever judged by it. Open
+the null engine with `flowedge.runtime.unproven.open_unproven`, or make a `NullEngine` with the answers that a test
+needs.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class Native:
             name: The name in ``ENGINES``.
             input_name: The name of the only input.
             outputs: The outputs in order. An open dimension is the batch.
-            kernels: The kept kernels of TensorRT for RTX. It is None for TensorRT.
+            kernels: The kept kernels of TensorRT for RTX. The kernels are None for TensorRT.
             graphs: True replays runs as a CUDA graph where the engine has one batch size only.
 
         Raises:
@@ -264,7 +264,7 @@ def deserialized(trt: Any, plan: bytes) -> tuple[Any, str]:
 
 @functools.cache
 def log_of(trt: Any) -> Any:
-    """Return the one logger of the process. It keeps warnings and errors in ``lines``.
+    """Return the one logger of the process, which keeps warnings and errors in ``lines``.
 
     The library warns of a second logger.
     """

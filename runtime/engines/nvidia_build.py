@@ -1,7 +1,7 @@
 """Build an engine of TensorRT or of TensorRT for RTX from a bundle's graph, and store it in the device cache.
 
-The network is strongly typed, so that it computes in the types of the graph. Both libraries use TensorFloat-32 in
-place of float32 by default. It is switched off. TensorRT 8 has no strongly typed networks, so only float32 is built
+The network is strongly typed, so that it computes in the types of the graph. TensorFloat-32, which both libraries use
+in place of float32 by default, is switched off. TensorRT 8 has no strongly typed networks, so only float32 is built
 with it.
 """
 

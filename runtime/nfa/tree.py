@@ -1,8 +1,9 @@
 """Compute the component-tree form of U-Flow's unsupervised threshold.
 
 Source: Tailanian, Pardo and Musé, "U-Flow: A U-shaped Normalizing Flow for Anomaly Detection with Unsupervised
-Threshold", JMIV 2024 (arXiv 2211.12353). Every connected region of every upper level set is a candidate. Its energy is
-tested against a chi-square law, and the tree of the candidates is pruned to the most significant ones.
+Threshold", JMIV 2024 (arXiv 2211.12353). Every connected region of every upper level set is a candidate. The energy of
+each candidate is tested against a chi-square law, and the tree of the candidates is pruned to the most significant
+ones.
 
 This module departs from the official implementation in two places. A region counts as evidence only when its energy is
 above the expectation of one per channel. Two regions with exactly equal tails both stay. The official implementation
@@ -55,8 +56,8 @@ def tree_log_nfa(
     """Return log10 of the number of false alarms of each pixel, by the component tree.
 
     Args:
-        energies: Per level, the ``(h, w)`` float32 sum of z squared over the channels. It is a graph's ``level_*`` (the
-            channel mean) times the channels.
+        energies: Per level, the ``(h, w)`` float32 sum of z squared over the channels. The sum is a graph's ``level_*``
+            (the channel mean) times the channels.
         channels: Per level, the number of channels of z.
         size: The height and width of the result in pixels.
 
@@ -85,7 +86,7 @@ def level_log_tail(energy: NDArray[np.float32], channels: int) -> NDArray[np.flo
     bound on the upper tail of a chi-square law of C degrees of freedom, to the power of n.
 
     Returns:
-        ``(h, w)`` float64, at most 0. It is 0 where the pixel is in no selected region.
+        ``(h, w)`` float64, at most 0. The value is 0 where the pixel is in no selected region.
     """
     # The tree looks at four neighbours without a test for the border, so the map gets a border that is no candidate.
     per_channel = np.pad(energy.astype(np.float32) / np.float32(channels), 1)

@@ -22,10 +22,10 @@ from flowedge.runtime.nfa.levels import bicubic, check_levels
 
 
 def window_sides(window: int, levels: int) -> tuple[int, ...]:
-    """Return the side of the window on each level, fine to coarse, in pixels of that level. Each is odd and at least 3.
+    """Return the window's side on each level, fine to coarse, in pixels of that level. Each side is odd and at least 3.
 
     Args:
-        window: The side on the finest level. It is 5 in the official implementation and 7 in anomalib.
+        window: The side on the finest level. The side is 5 in the official implementation and 7 in anomalib.
         levels: The number of levels.
 
     Examples:
@@ -38,10 +38,10 @@ def window_sides(window: int, levels: int) -> tuple[int, ...]:
 def exceedance_threshold(probability: float) -> float:
     """Return the value that z squared stays below with the given probability.
 
-    It is a quantile of the chi-square law of one degree of freedom.
+    The returned value is a quantile of the chi-square law of one degree of freedom.
 
     Args:
-        probability: In (0, 1). It is 0.9 in the official implementation and 0.5 in anomalib.
+        probability: A probability in (0, 1), which is 0.9 in the official implementation and 0.5 in anomalib.
 
     Raises:
         ValueError: The probability is outside of (0, 1).
