@@ -52,7 +52,10 @@ class PairMoments:
         self._count = count
 
     def correlation(self) -> float:
-        """Return Pearson's correlation, in -1..1. It is 1 where neither number varies and 0 where only one varies."""
+        """Return Pearson's correlation, in -1..1.
+
+        The correlation is 1 where neither number varies and 0 where only one varies.
+        """
         (a, product), (_, b) = self._products
         if a == 0 or b == 0:
             return float(a == b)

@@ -80,8 +80,10 @@ def calibrate_bundle(
         bundle: The bundle, which is replaced by its calibrated version or left as it was.
         images: The good images.
         score_maxima: True fits the score maxima too, where the family's score has them.
-        known: By precision, the results of an earlier fit on these images for this request. They are taken as they are.
-        levels: By precision, the levels of these images where they were inferred before. The caller closes them.
+        known: By precision, the results of an earlier fit on these images for this request. These results are taken as
+            they are.
+        levels: By precision, the levels of these images where they were inferred before. The caller closes these
+            levels.
         request: The thresholds to fit. The value is None to fit none. Fitted thresholds replace a limit of log NFA.
         labelled: The labelled images of an ``f1`` request.
         frame_rate: The expected share of good frames outside of the ranges of plain statistics, which `frame_range`

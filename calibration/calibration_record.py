@@ -31,15 +31,15 @@ class FittedGraph(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BlockChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """The precision of one block of a graph, with the reason.
+    """Gives the precision of one block of a graph, with the reason.
 
     Attributes:
         name: The common beginning of the names of the block's nodes.
         macs_share: The block's share of all multiply-accumulates that could have the lower precision, in 0..1.
         precision: The precision of the block's convolutions and matrix products.
         sensitivity: The root mean square change of the map when this block alone has the lower precision, in standard
-            deviations of the good images' fp32 maps. It is None where it was not measured.
-        reason: Why the block was reverted to a higher precision. It is empty for other blocks.
+            deviations of the good images' fp32 maps. The sensitivity is None where it was not measured.
+        reason: The reason for reverting the block to a higher precision. The text is empty for other blocks.
     """
 
     name: str
@@ -50,13 +50,13 @@ class BlockChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The report on making one graph of lower precision.
+    """Reports how one graph of lower precision was made.
 
     Attributes:
         precision: The precision's name in the manifest.
-        calibrator: The method that chose the ranges of activations. It is None where nothing is INT8.
+        calibrator: The method that chose the ranges of activations. The method is None where nothing is INT8.
         images: The number of good images on which the ranges were measured.
-        images_sha256: SHA-256 of those images, computed as in `CalibrationRecord`.
+        images_sha256: The SHA-256 of the images that ``images`` counts, computed as in `CalibrationRecord`.
         kept_in_fp32: Nodes that stay in float32 although no rule of the family keeps them, each with the reason. The
             JSON calls them ``islands``.
         blocks: The blocks in the graph's order.

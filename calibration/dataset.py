@@ -31,14 +31,14 @@ GOOD: Final = "good"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One labelled image.
+    """Describes one labelled image.
 
     Attributes:
         path: The image file.
-        label: Its folder's name, printable: ``"good"`` or a kind of defect.
+        label: The printable name of the image's folder, which is ``"good"`` or a kind of defect.
         is_anomalous: False exactly when the label is ``"good"``.
-        mask: The file that marks its defect pixels. The value is None for a good image, and for every image of a class
-            without masks.
+        mask: The file that marks the image's defect pixels. The value is None for a good image, and for every image of
+            a class without masks.
     """
 
     path: Path

@@ -1,8 +1,8 @@
 """Paint synthetic defects into frames of good parts, each with its mask.
 
-These defects do not resemble the real defects of any line. They bring a detector's maps and scores into the anomalous
-range, which good images alone never do, so that two precisions can be compared there. Do not tune on them anything that
-real defects should decide.
+These defects do not resemble the real defects of any line. Synthetic defects bring a detector's maps and scores into
+the anomalous range, which good images alone never do, so that two precisions can be compared there. Do not tune on them
+anything that real defects should decide.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SMALLEST_SIDE_PX: Final = 16
 AREA: Final = (0.0003, 0.2)
 """The smallest and largest area of a mask, as a share of the shorter side's square. No area is below 4 pixels."""
 VISIBLE: Final = 8.0
-"""The least visible change in grey levels. It is compared with the largest change of a pixel's three channels, on
-average over the mask."""
+"""The least visible change in grey levels. The largest change of a pixel's three channels, on average over the mask, is
+compared with this limit."""
 _FAINTEST: Final = np.float32(0.1)  # paint thinner than this is left out, so that the mask has an honest edge
 
 
@@ -54,19 +54,19 @@ class _Paint(NamedTuple):
 
 
 def synthetic_defect(frame: Frame, kind: str, rng: np.random.Generator) -> Defect:
-    """Make one defect.
+    """Make one synthetic defect in a frame of a good part.
 
     Args:
-        frame: ``(H, W, 3)`` uint8 RGB, at least 16x16, of a good part. It is not modified.
+        frame: ``(H, W, 3)`` uint8 RGB, at least 16x16, of a good part. The frame is not modified.
         kind: A name of ``DEFECTS``.
-        rng: The generator of its place, size, shape and strength. Equal states give equal bytes.
+        rng: The random generator of the defect's place, size, shape and strength. Equal states give equal bytes.
 
     Returns:
-        Arrays of its own. Sizes follow the frame's shorter side. A frame whose channels are equal, as a grey
-        camera's are, keeps them equal.
+        The defect, with arrays of its own. The size of the defect follows the frame's shorter side. A frame whose
+        channels are equal, as a grey camera's are, keeps them equal.
 
     Raises:
-        ImageError: The frame is of another type or shape, or too small.
+        ImageError: The frame has another type or shape, or is too small.
         ValueError: There is no such kind.
     """
     check_frame(frame)
@@ -106,7 +106,7 @@ def synthetic_defects(frame: Frame, seed: int, kinds: Iterable[str] | None = Non
         The defects in the order of the kinds, each made when it is needed.
 
     Raises:
-        ImageError: The frame is of another type or shape, or too small.
+        ImageError: The frame has another type or shape, or is too small.
         ValueError: There is no such kind, or the seed is negative.
     """
     for kind in DEFECTS if kinds is None else kinds:

@@ -46,16 +46,16 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """The metrics of one dataset. Every rate and metric is in 0..1, and None where it is not defined.
+    """Gives the metrics of one dataset. Every rate and metric is in 0..1, and None where it is not defined.
 
     Attributes:
         good_images: The number of inspected good images.
         anomalous_images: The number of inspected anomalous images.
         not_inspected: The number of images in no metric. Such an image or its mask could not be read, its folder could
             not be listed, or its score or map was not finite.
-        not_inspected_files: The first few of these files, relative to the dataset.
-        good_outside: The number of good images with a finite answer that the frame check stops. The metrics count them
-            all the same. On a line each would not be inspected.
+        not_inspected_files: The first few files that were not inspected, relative to the dataset.
+        good_outside: The number of good images with a finite answer that the frame check stops. The metrics count these
+            images nevertheless, although they would not be inspected on a line.
         anomalous_outside: The number of anomalous images with a finite answer that the frame check stops.
         outside_files: The first few files that the frame check stops, relative to the dataset, each with the reason.
         image_auroc: The area under the ROC curve of the image scores. Ties count half.
@@ -63,12 +63,14 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         pixel_auroc: The area under the ROC curve of all pixels of all images. Ties count half.
         aupro: The mean overlap of the defect regions, over false-alarm shares of 0 to 0.3.
         pixel_f1: The largest F1 of the pixels over all thresholds.
-        image_threshold: The image threshold of the rates. It is the given one, else the one of ``image_f1``.
-        pixel_threshold: The pixel threshold of the rates. It is the given one, else the one of ``pixel_f1``.
+        image_threshold: The image threshold of the rates. The given image threshold is used, or that of ``image_f1``
+            where none is given.
+        pixel_threshold: The pixel threshold of the rates. The given pixel threshold is used, or that of ``pixel_f1``
+            where none is given.
         false_alarm_rate: The share of the good images above the image threshold.
-        detection_rate: The share of the anomalous images above it.
+        detection_rate: The share of the anomalous images above the image threshold.
         pixel_false_alarm_rate: The share of the normal pixels above the pixel threshold.
-        pixel_detection_rate: The share of the defect pixels above it.
+        pixel_detection_rate: The share of the defect pixels above the pixel threshold.
         classes: The kinds of defect, by name.
         decisions: The rules side by side: the fitted thresholds, those of the best F1, the number of false alarms.
         notes: Sentences on why a metric is None and what weakens the others.

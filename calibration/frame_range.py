@@ -53,9 +53,9 @@ class FittedFrameCheck(NamedTuple):
 
 
 class _Tolerance(NamedTuple):
-    """The least distance from the median to one end of a range.
+    """Gives the least distance from the median to one end of a range.
 
-    It is the sum of ``fixed``, in the quantity's unit, and of ``share`` times the median.
+    The distance is the sum of ``fixed``, in the quantity's unit, and of ``share`` times the median.
     """
 
     fixed: float
@@ -66,15 +66,15 @@ class _Tolerance(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """The rule by which quantities of one kind are compared.
+    """Defines the rule by which quantities of one kind are compared.
 
     Attributes:
-        offset: Added to the value (and to its complement) before the logarithm, in the quantity's unit.
+        offset: The number added to the value (and to its complement) before the logarithm, in the quantity's unit.
         largest: The largest possible value where the quantity is compared by its log odds, else None.
         below: The tolerance of smaller values.
         above: The tolerance of larger values.
-        widest: The factor by which a range may go beyond the good frames' extremes. It is a factor of the odds where
-            the quantity is compared by its log odds.
+        widest: The factor by which a range may go beyond the good frames' extremes. The number is a factor of the odds
+            where the quantity is compared by its log odds.
     """
 
     offset: float

@@ -80,12 +80,12 @@ DEFAULT_LIMITS: Final[Mapping[str, GateLimits]] = MappingProxyType(
 
 
 class GateQuantity(msgspec.Struct, frozen=True, kw_only=True):
-    """One quantity that the gate measured.
+    """Describes one quantity that the gate measured.
 
     Attributes:
         name: One of the names that `GateReport` lists.
-        value: The measured number. It is None where the quantity is not defined or not finite.
-        limit: The limit of the number. It is None for a quantity that is reported only.
+        value: The measured number. The value is None where the quantity is not defined or not finite.
+        limit: The limit of the measured number. The limit is None for a quantity that is reported only.
         passed: True where the value keeps the limit, and for a quantity that is reported only.
         summary: Name, value and limit as one line to read. The JSON calls it ``words``.
     """
@@ -98,7 +98,7 @@ class GateQuantity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GateReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of comparing a graph of lower precision with the fp32 graph on the same images.
+    """Gives the result of comparing a graph of lower precision with the fp32 graph on the same images.
 
     The quantities, by name:
 
@@ -106,19 +106,20 @@ class GateReport(msgspec.Struct, frozen=True, kw_only=True):
       images count in no other quantity. The limit is 0.
     - ``map_correlation``: Pearson's correlation over all pixels of all images together. An offset or a factor between
       the maps does not change it.
-    - ``worst_image_correlation``: the smallest correlation within one image. It has no limit, because a good image's
-      map may be nearly flat, and the correlation of two flat maps is that of their noise.
-    - ``map_error``: the largest ``max|a - b| / max(std(good fp32 maps), std(this image's fp32 map))`` of an image.
-      The first deviation is that of all pixels of all good images, so the error has no family's scale.
-      The second deviation is larger where a defect raises the map, and an error in proportion to it is harmless.
+    - ``worst_image_correlation``: the smallest correlation within one image. This correlation has no limit, because a
+      good image's map may be nearly flat, and the correlation of two flat maps is that of their noise.
+    - ``map_error``: the largest ``max|a - b| / max(std(good fp32 maps), std(this image's fp32 map))`` of an image. The
+      deviation of the good maps is that of all pixels of all good images, so the error does not depend on the scale of
+      a family's maps. The deviation of the image's own map is larger where a defect raises the map, and an error in
+      proportion to it is harmless.
     - ``rank_agreement``: Spearman's correlation of the image scores, over all images.
     - ``flips``: the share of images whose verdict differs, with each precision's own threshold. The limit is rounded
       up to a whole number of verdicts, because one score next to its threshold proves nothing.
-    - ``image_auroc``, ``pixel_auroc``, ``aupro``: the absolute change of the metric on the labelled images. They are
-      measured only where there are labelled images. The limit of ``image_auroc`` is never less than the change that
-      one pair of images makes when its scores change places.
+    - ``image_auroc``, ``pixel_auroc``, ``aupro``: the absolute change of the metric on the labelled images. These
+      changes are measured only where there are labelled images. The limit of ``image_auroc`` is never less than the
+      change that one pair of images makes when its scores change places.
     - ``synthetic_pixel_auroc``, ``synthetic_aupro``: the change of the metric on good images and synthetic defects.
-      They have no limit, because these defects are painted and no product has them.
+      These changes have no limit, because these defects are painted and no product has them.
 
     Attributes:
         passed: True where every quantity passed.
@@ -126,7 +127,7 @@ class GateReport(msgspec.Struct, frozen=True, kw_only=True):
         good_images: The number of good images that were compared.
         defect_images: The number of images with a synthetic defect.
         labelled_images: The number of labelled images.
-        quantities: The measured quantities, in the order above.
+        quantities: The measured quantities, in the order of the list above.
     """
 
     passed: bool

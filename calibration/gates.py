@@ -3,7 +3,7 @@
 The numbers always differ a little. The gate asks whether any *verdict* would differ on a line that calibrates the
 graph of lower precision and runs it. So each precision gets the threshold that its own scores of good images give.
 
-The gate keeps two numbers of an image and sums over all images. It keeps no map.
+The gate keeps two numbers of each image and sums over all images. The gate keeps no map.
 """
 
 from __future__ import annotations
@@ -241,9 +241,9 @@ def compare(
     Args:
         fp32_detector: A detector of the fp32 graph, from an ``(H, W, 3)`` uint8 RGB frame to its answer.
         converted_detector: A detector of the graph of lower precision.
-        images: Files of images of good parts, of at least 16x16 pixels. They are read one at a time.
-        defects_per_image: The number of synthetic defects made from each good image. Their kinds take turns. The
-            image's position decides its defects, so every comparison of the same images has the same defects.
+        images: Files of images of good parts, of at least 16x16 pixels. The files are read one at a time.
+        defects_per_image: The number of synthetic defects made from each good image. The kinds of defects take turns.
+            The image's position decides its defects, so every comparison of the same images has the same defects.
         limits: The limits that the graph of lower precision must keep.
         labelled: Labelled images, with masks where the metrics of pixels are wanted.
         reports: Receives the progress, one unit for each image file.
@@ -288,7 +288,10 @@ def compared_frames(
     *,
     pixel_range: PixelRange | None = None,
 ) -> Iterator[ComparedFrame]:
-    """Yield the frames that `compare` compares, in the same order. `compare` describes the arguments and errors."""
+    """Yield the frames that `compare` compares, in the order of comparison.
+
+    The docstring of `compare` describes the arguments and errors.
+    """
     if defects_per_image < 0:
         raise ValueError(f"defects_per_image must not be negative, got {defects_per_image}")
     samples = labelled.samples if labelled is not None else ()

@@ -149,11 +149,11 @@ def curve_from_scores(scores: ArrayLike, is_anomalous: ArrayLike) -> Curve:
     """Return the exact curve of a few scores.
 
     Args:
-        scores: ``(n,)`` finite scores, at least one. They are compared as float64.
+        scores: ``(n,)`` finite scores, at least one. The scores are compared as float64.
         is_anomalous: ``(n,)`` booleans.
 
     Raises:
-        ValueError: No score, a score is NaN or infinite, or the shapes differ.
+        ValueError: There is no score, a score is NaN or infinite, or the shapes differ.
     """
     values = np.asarray(scores, np.float64)
     labels = np.asarray(is_anomalous, np.bool_)

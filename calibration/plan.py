@@ -33,7 +33,7 @@ _QUANTILES = ThresholdRequest()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationPlan:
-    """The steps of one calibration.
+    """Lists the steps of one calibration.
 
     Attributes:
         thresholds: The thresholds to fit. The value is None where none is fitted.
@@ -42,7 +42,7 @@ class CalibrationPlan:
         frame_rate: The expected share of good frames that the frame check stops, above 0 and below 1. The value is None
             to fit no frame check and to remove an earlier one.
         pixel_range: The window to declare for images of more than 8 bits. The value is None to keep the bundle's.
-        precisions: The precisions to add first. Their thresholds and their frame check are those of the plan.
+        precisions: The precisions to add first. The added graphs get the thresholds and the frame check of the plan.
 
     Examples:
         >>> CalibrationPlan(thresholds=None, nfa=NfaThreshold(form="tree")).needs_images

@@ -6,10 +6,10 @@ TNNLS 2024). The official CFLOW takes both maxima over the whole test set. FlowE
 so that an image's answer depends on nothing but the image.
 
 Plain maxima, which the official code takes too, are reproducible and need no choice. One outlying position of one good
-image can therefore set a level's maximum. It lowers that level's weight against the other levels by the same factor at
-every position. The maximum of the sum only moves all scores, and the thresholds fitted after it, by a constant. A high
-quantile would bound the first effect, at the price of one more number to choose, and of maps that no longer agree with
-the source's.
+image can therefore set a level's maximum. Such a maximum lowers that level's weight against the other levels by the
+same factor at every position. The maximum of the sum only moves all scores, and the thresholds fitted after it, by a
+constant. A high quantile would bound this loss of weight, at the price of one more number to choose, and of maps that
+no longer agree with the source's.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class StoredLevels:
         """Read and store all levels.
 
         Args:
-            levels: Per image, its levels fine to coarse, of any shape, float32 log-likelihood per dimension. They are
-                read once.
+            levels: Per image, its levels fine to coarse, of any shape, float32 log-likelihood per dimension. The levels
+                are read once.
             names: The names of the images for messages. By default a message gives the index.
 
         Raises:
-            CalibrationError: No image, or an image's levels are not all finite.
-            ValueError: An image's levels have other shapes than the first one's.
+            CalibrationError: There is no image, or an image's levels are not all finite.
+            ValueError: An image's levels have other shapes than those of the first image.
         """
         self.level_max: tuple[float, ...] = ()
         self.count = 0
@@ -111,8 +111,8 @@ def fit_score_maxima(
 
     Args:
         levels: The images' levels, of shapes that ``map_sum`` takes.
-        map_sum: A function that takes an image's levels and the levels' maxima. It returns the largest value of
-            sum over l of U_l(exp(level_l - max_l)), as the bundle's family computes its map.
+        map_sum: A function that takes an image's levels and the levels' maxima. The function returns the largest value
+            of sum over l of U_l(exp(level_l - max_l)), as the bundle's family computes its map.
         mul_sum: For MSFlow only, the largest value of the sum of the levels' likelihoods, from the same arguments.
     """
     map_max, mul_max = -np.inf, -np.inf

@@ -105,7 +105,7 @@ class Tally:
                 rule.add(log_nfa, label=sample.label, is_anomalous=sample.is_anomalous, defects=defects)
 
     def leave_out(self, sample: Sample, problem: str) -> None:
-        """Count an image that was not inspected. It is in no metric."""
+        """Count an image that was not inspected and is in no metric."""
         self.not_inspected += 1
         if len(self.problems) < NAMED_FAILURES:
             self.problems.append((sample, printable(problem)))

@@ -32,13 +32,14 @@ GoodMethod: TypeAlias = Literal["quantile", "target-fpr"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThresholdRequest:
-    """The thresholds that a calibration fits.
+    """Names the thresholds that a calibration fits.
 
     Attributes:
         method: The method, which the module describes. ``f1`` needs labelled images.
-        image: The quantile of the good images, or their largest share above the threshold. It is None for ``f1``.
-        pixel: The quantile of the good images' pixels, or their largest share above the threshold. The value is
-            None to fit no pixel threshold. With ``f1`` one is fitted where every class of defects has masks.
+        image: The quantile of the good images, or their largest share above the threshold. The number is None for
+            ``f1``.
+        pixel: The quantile of the good images' pixels, or their largest share above the threshold. The value is None to
+            fit no pixel threshold. With ``f1`` a pixel threshold is fitted where every class of defects has masks.
 
     Examples:
         >>> request = ThresholdRequest(method="target-fpr", image=0.01, pixel=0.0005)

@@ -80,11 +80,12 @@ def add_precisions(
     """Add graphs of lower precision, and fit the score maxima and the thresholds of every graph of the bundle.
 
     Args:
-        bundle: The bundle. It is replaced when every precision has passed, and left as it was otherwise.
+        bundle: The bundle, which is replaced when every precision has passed, and left as it was otherwise.
         images: Images of good parts.
         request: The precisions to add. A graph of the same precision is replaced.
         threads: The number of CPU threads.
-        cache: The device's cache, which keeps the ranges by graph and images. Without it they are observed anew.
+        cache: The device's cache, which keeps the ranges by graph and images. Without a cache the ranges are observed
+            anew.
         reports: Receives the progress of each step.
 
     Returns:
@@ -133,7 +134,7 @@ class _Work:
     """Adds the precisions of one request to one bundle. All files are written into a folder for the next version.
 
     Attributes:
-        converter: The converter of the calibrated fp32 graph. It exists once `run` has observed the ranges.
+        converter: The converter of the calibrated fp32 graph, which exists once `run` has observed the ranges.
     """
 
     converter: PrecisionConverter

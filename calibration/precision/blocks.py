@@ -34,15 +34,15 @@ _FEWEST_INPUTS: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A convolution or a matrix product that can run in INT8.
+    """Describes a convolution or a matrix product that can run in INT8.
 
     Attributes:
         node: The name of the node.
         block: The block that the node belongs to.
         source: The tensor that the node reads.
         weight: The initializer of the weights.
-        channel_axis: The axis of the weight that holds the output channels. It is the first axis for a convolution and
-            the last for a product.
+        channel_axis: The axis of the weight that holds the output channels. The output channels are on the first axis
+            for a convolution and on the last axis for a product.
         bias: The initializer of the bias, or None for a node without one.
         output: The tensor that the node writes.
         macs: The multiply-accumulates for one image, or 0 where the shapes are not known.
@@ -75,7 +75,7 @@ def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
     """Return every node of a graph that can run in INT8, in the graph's order.
 
     Args:
-        model: The graph with inferred shapes. Its weights may be kept outside.
+        model: The graph with inferred shapes. The weights may be kept outside of the model.
     """
     shapes = tensor_shapes(model)
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}

@@ -16,8 +16,8 @@ def add_half_graphs(bundle: Bundle, wanted: Sequence[HalfType], *, reports: Repo
     """Add half-precision graphs with every block converted to a bundle.
 
     Args:
-        bundle: The bundle. Its next version takes its place.
-        wanted: The precisions, each once. The bundle must have no graph of them yet.
+        bundle: The bundle, which is replaced by its next version.
+        wanted: The precisions, each once. The bundle must have no graph of these precisions yet.
         reports: Receives the progress of each step.
 
     Returns:

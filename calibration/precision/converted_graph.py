@@ -47,10 +47,11 @@ _REST: Final[Mapping[ConvertedPrecision, HalfType | None]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """A graph that was written.
+    """Describes a graph that was written to a file.
 
     Attributes:
-        graph: The manifest's entry. Its scoring and thresholds are those of the fp32 graph.
+        graph: The graph's entry in the manifest. The scoring and the thresholds of the entry are those of the fp32
+            graph.
         kept_in_fp32: The nodes that stay in float32 although the families' rule converts them, each with the reason.
         bytes: The size of the graph with its weights.
     """
@@ -108,9 +109,9 @@ class PrecisionConverter:
             precision: The lower precision.
             blocks: Some of the blocks that the method `blocks` gives.
             target: The file to write. Large weights go into a file beside it.
-            emulated: True writes a candidate for the gate, which a CPU runs. It rounds every value of fp16 and bf16 in
-                float32 types. Outside of INT8 blocks it computes in float32, which a CPU runs several times as fast as
-                float16. False writes the graph for devices, and checks it.
+            emulated: True writes a candidate for the gate, which a CPU runs. The candidate rounds every value of fp16
+                and bf16 in float32 types. Outside of INT8 blocks the candidate computes in float32, which a CPU runs
+                several times as fast as float16. False writes the graph for devices, and checks it.
 
         Raises:
             ExportError: The result is not a valid graph.

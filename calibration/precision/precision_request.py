@@ -24,16 +24,16 @@ _GRAPHS: Final[Mapping[Wanted, tuple[ConvertedPrecision, ...]]] = MappingProxyTy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionRequest:
-    """The precisions to add and the limits that they must keep.
+    """Names the precisions to add and the limits that they must keep.
 
     Attributes:
         wanted: The precisions, each once.
         calibrator: The method that chooses an activation's range for INT8.
         limits: The limits of the gate for each name of ``wanted``.
         defects_per_image: The number of synthetic defects made from each image of the gate.
-        gate_images: The number of images that the gate compares. They are spread over all good images, and ranges are
-            taken from all of them.
-        labelled: Images with labels. The gate also compares the metrics on them.
+        gate_images: The number of images that the gate compares. These images are spread over all good images. The
+            ranges of activations are taken from all good images.
+        labelled: Images with labels. The gate also compares the metrics on these images.
         thresholds: The thresholds that every precision gets in the end.
         frame_rate: The expected share of good frames outside of the ranges of plain statistics, as for
             `calibrate_bundle`.

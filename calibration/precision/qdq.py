@@ -75,7 +75,7 @@ def plan_of(model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> 
     """Plan where QuantizeLinear and DequantizeLinear go when some blocks run in INT8.
 
     Args:
-        model: An fp32 graph of a bundle with inferred shapes. Its weights may be kept outside.
+        model: An fp32 graph of a bundle with inferred shapes. The weights may be kept outside of the model.
         blocks: Names that `flowedge.calibration.precision.blocks` gives.
         layout: The layout of the engines that will run the graph.
     """
@@ -88,8 +88,8 @@ def plan_of(model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> 
 class _Planner:
     """Visits the nodes of a graph in their order and collects the plan.
 
-    The planner begins with the convolutions and matrix products of the chosen blocks. It then follows what they write:
-    activations, pooling and sums run in INT8 too where an engine fuses them.
+    The planner begins with the convolutions and matrix products of the chosen blocks. The planner then follows what
+    these nodes write: activations, pooling and sums run in INT8 too where an engine fuses them.
     """
 
     def __init__(self, model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> None:
@@ -102,7 +102,7 @@ class _Planner:
         self._nodes = {site.node for site in self._sites}
         # The tensors that INT8 nodes write, after the activation where one follows.
         self._written: set[str] = set()
-        # The tensors that no INT8 sum may read. It is not worth rounding the sum's other side for them.
+        # The tensors that no INT8 sum may read. Rounding only the other side of such a sum is not worth it.
         self._float_only = set(self._constants)
         self._quantised: dict[str, str] = {site.source: site.source for site in self._sites}
 
@@ -115,7 +115,7 @@ class _Planner:
         # Case 2: a convolution or a matrix product of a chosen block.
         elif node.output[0] in self._site_outputs:
             self._write_after_activation(node.output[0])
-        # Case 3: pooling, which only selects among the values that it reads. Its output takes the input's range.
+        # Case 3: pooling, which only selects among the values that it reads. The output takes the input's range.
         elif self._selects_quantised_values(node):
             self._nodes.add(node.name)
             self._written.add(node.output[0])
@@ -217,7 +217,7 @@ class Scales:
 
 
 def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) -> Plan:
-    """Put Q/DQ into a graph in place. Its inputs and outputs keep their types.
+    """Put Q/DQ into a graph in place, and keep the types of the graph's inputs and outputs.
 
     Args:
         model: The fp32 graph with inferred shapes and its weights.
@@ -313,7 +313,8 @@ def _stored(
     """Store a site's weight as int8, symmetric per output channel, and its bias as int32 if the layout stores biases.
 
     Returns:
-        The nodes that dequantise weight and bias. They write the site's inputs from the second on.
+        The nodes that dequantise weight and bias. The outputs of these nodes are the site's inputs from the second
+        input on.
     """
     values = numpy_helper.to_array(constants[site.weight]).astype(np.float32)
     axis = site.channel_axis

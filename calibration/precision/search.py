@@ -49,7 +49,10 @@ class Answer:
 
 
 def judging_detector(bundle: Bundle, precision: str, threads: int | None) -> Detector:
-    """Open one graph of a bundle on the engine that judges candidates. It needs no proof, because the gate follows."""
+    """Open one graph of a bundle on the engine that judges candidates.
+
+    The engine's answers need no proof beforehand, because the gate follows.
+    """
     return Detector(bundle, open_unproven(JUDGE, bundle, precision, threads=threads))
 
 
@@ -62,7 +65,7 @@ def probe_frames(images: Sequence[Path], pixel_range: PixelRange | None) -> Iter
 
 
 class GateImages:
-    """The images that every candidate is compared on. Their fp32 answers are computed once.
+    """Keeps the images that every candidate is compared on, and computes their fp32 answers once.
 
     Attributes:
         fp32: The bundle with the fp32 graph.
@@ -171,7 +174,7 @@ class Search:
             precision: The lower precision.
             gate: The images that candidates are compared on.
             limits: The limits that a candidate must keep.
-            folder: The folder for candidates. It holds one at a time.
+            folder: The folder for candidates, which holds one candidate at a time.
             reports: Receives the progress of each step.
         """
         self._converter, self._gate, self._limits = converter, gate, limits
@@ -185,8 +188,8 @@ class Search:
     def first_that_passes(self, reverted: int = 0) -> int:
         """Return the smallest number of reverted blocks, at least ``reverted``, with which the gate passes.
 
-        The search doubles its step until the gate passes, and then narrows the number down by halves. It assumes that
-        one more reverted block never makes the gate fail.
+        The search doubles its step until the gate passes, and then narrows the number down by halves. The search
+        assumes that one more reverted block never makes the gate fail.
 
         Raises:
             PrecisionError: The gate fails as long as one block keeps the precision.
