@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("flowedge", "export", "runtime", "calibration")
-FAULTS = ("a semicolon", "begins without a subject", "two relative clauses")
+FAULTS = ("a semicolon", "begins without a subject", "two relative clauses", "begins with a pronoun")
 
 # The folders whose code needs its reasons written beside it: compiler passes, quantisation and a-contrario statistics.
 DENSE_ROOMS = ("export/graph", "calibration/precision", "runtime/nfa")
@@ -54,6 +54,8 @@ class Sentence(NamedTuple):
             faults.append("begins without a subject")
         if len(_RELATIVE.findall(self.text)) > 1:
             faults.append("two relative clauses")
+        if re.match(r"(It|They|Its|Their)\b", self.text):
+            faults.append("begins with a pronoun")
         return faults
 
 
@@ -184,15 +186,13 @@ def _report(places: list[str]) -> None:
             if sentence.faults:
                 where = path.relative_to(ROOT)
                 print(f"{where}:{sentence.line}: {', '.join(sentence.faults)}: {sentence.text[:160]}")
-    print(f"{'':28} comments/100  semicolon  no subject  two clauses  sentences")
+    print(f"{'':28} comments/100  semicolon  no subject  clauses  pronoun  sentences")
     for place in [*places, *(["all"] if len(places) > 1 else [])]:
         files = python_files(*(places if place == "all" else [place]))
         sentences = [s for path in files for s in sentences_of(path)]
         counts = [sum(fault in s.faults for s in sentences) for fault in FAULTS]
         shares = [f"{100 * n / max(len(sentences), 1):8.1f} %" for n in counts]
-        print(
-            f"{place:28} {comment_rate(files):12.1f} {shares[0]} {shares[1]}  {shares[2]}  {len(sentences):9}"
-        )
+        print(f"{place:28} {comment_rate(files):12.1f} {' '.join(shares)}  {len(sentences):9}")
 
 
 if __name__ == "__main__":
