@@ -35,9 +35,9 @@ from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.manifest import Manifest, NfaThreshold
 from flowedge.progress import SILENT, Reports
 from flowedge.runtime.detector import Detector
+from flowedge.runtime.frames.pixel_range import PixelRange, with_pixel_range
 from flowedge.runtime.nfa import check_form
-from flowedge.runtime.opening import open_engine
-from flowedge.runtime.pixel_range import PixelRange, with_pixel_range
+from flowedge.runtime.opening.opening import open_engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,9 +14,9 @@ from flowedge.calibration.score_maxima import StoredLevels
 from flowedge.errors import CalibrationError
 from flowedge.progress import Reports
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.frame_check import frame_statistics
-from flowedge.runtime.images import read_image
-from flowedge.runtime.pixel_range import PixelRange
+from flowedge.runtime.frames.frame_check import frame_statistics
+from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.frames.pixel_range import PixelRange
 from flowedge.runtime.result import Result
 
 

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import DataError
-from flowedge.runtime.finding import IMAGE_SUFFIXES, sort_out
-from flowedge.runtime.images import read_picture
+from flowedge.runtime.frames.finding import IMAGE_SUFFIXES, sort_out
+from flowedge.runtime.frames.images import read_picture
 from flowedge.text import printable
 
 # JPEG and WebP are left out, because they smear a mask's edges and every pixel that is not zero counts as defect.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
-from flowedge.runtime.preprocess import check_frame
+from flowedge.runtime.frames.preprocess import check_frame
 
 Frame: TypeAlias = NDArray[np.uint8]
 Plane: TypeAlias = NDArray[np.float32]

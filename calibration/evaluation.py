@@ -21,8 +21,8 @@ from flowedge.calibration.tally import CheckedDetection, Tally
 from flowedge.errors import ImageError
 from flowedge.manifest import Thresholds
 from flowedge.progress import SILENT, Reports
-from flowedge.runtime.images import read_image
-from flowedge.runtime.pixel_range import PixelRange
+from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.frames.pixel_range import PixelRange
 
 
 def evaluate(

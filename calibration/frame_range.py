@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from flowedge.errors import CalibrationError
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE, FRAME_QUANTITIES, LARGEST_QUANTITY
 from flowedge.manifest import FrameCheck, FrameRange
-from flowedge.runtime.frame_check import FrameChecker
+from flowedge.runtime.frames.frame_check import FrameChecker
 
 FEWEST_FRAMES: Final = 8
 """Frames that ranges are fitted on, at least."""

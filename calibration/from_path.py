@@ -11,7 +11,7 @@ from flowedge.calibration.dataset import read_dataset
 from flowedge.calibration.evaluation_result import Evaluation
 from flowedge.calibration.plan import CalibrationPlan, PlanResult, carry_out
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.device_cache import device_cache
+from flowedge.runtime.device.device_cache import device_cache
 
 _DEFAULT = CalibrationPlan()
 

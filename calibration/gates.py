@@ -27,8 +27,8 @@ from flowedge.calibration.tally import LARGEST_SCORE, Detection
 from flowedge.calibration.threshold import fit_threshold
 from flowedge.errors import CalibrationError, ImageError
 from flowedge.progress import SILENT, Reports
-from flowedge.runtime.images import read_image
-from flowedge.runtime.pixel_range import PixelRange
+from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.frames.pixel_range import PixelRange
 
 Detect: TypeAlias = Callable[[NDArray[np.uint8]], Detection]
 

@@ -25,7 +25,7 @@ from flowedge.manifest import Thresholds
 from flowedge.progress import Reports
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.images import read_image
+from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.verify import AGGREGATION_LIMIT
 
 

@@ -20,10 +20,10 @@ from flowedge.manifest import NfaThreshold
 from flowedge.packages import explain_missing
 from flowedge.progress import SILENT, Reports
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.device_cache import DeviceCache
+from flowedge.runtime.device.device_cache import DeviceCache
+from flowedge.runtime.frames.pixel_range import PixelRange, with_pixel_range
 from flowedge.runtime.nfa import check_form
-from flowedge.runtime.opening import open_engine
-from flowedge.runtime.pixel_range import PixelRange, with_pixel_range
+from flowedge.runtime.opening.opening import open_engine
 
 if TYPE_CHECKING:
     from flowedge.calibration.precision import PrecisionRequest

@@ -30,7 +30,7 @@ from flowedge.errors import ImageError
 from flowedge.manifest import Assumed, PartScale, SourceScale
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.images import read_image
+from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.source_scale import scaled_score
 
 FEWEST_IMAGES: Final = 20

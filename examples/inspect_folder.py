@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import flowedge
-from flowedge.runtime.images import read_image
+from flowedge.runtime.frames.images import read_image
 
 
 def main(bundle: str, folder: str) -> int:

@@ -15,11 +15,11 @@ from flowedge.export.pipeline import ExportOptions, ReadModel, read_model
 from flowedge.export.reference.answers import reference_answers
 from flowedge.manifest import level_outputs
 from flowedge.runtime.aggregate import aggregate
-from flowedge.runtime.graph_input import GraphInput
-from flowedge.runtime.images import read_image
-from flowedge.runtime.preprocess import Preprocessor
-from flowedge.runtime.selftest import read_selftest
-from flowedge.runtime.unproven import open_unproven
+from flowedge.runtime.frames.graph_input import GraphInput
+from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.frames.preprocess import Preprocessor
+from flowedge.runtime.opening.selftest import read_selftest
+from flowedge.runtime.opening.unproven import open_unproven
 from flowedge.runtime.verify import (
     PARITY_LIMITS,
     Check,

@@ -46,10 +46,10 @@ from flowedge.manifest import (
 from flowedge.manifest_json import json_from_manifest
 from flowedge.progress import SILENT, Reports
 from flowedge.replacing import put_at_free_place
-from flowedge.runtime.engine import JUDGE
-from flowedge.runtime.pixel_range import with_pixel_range
-from flowedge.runtime.preprocess import Preprocessor
-from flowedge.runtime.selftest import files_of_selftest, synthetic_frames
+from flowedge.runtime.frames.pixel_range import with_pixel_range
+from flowedge.runtime.frames.preprocess import Preprocessor
+from flowedge.runtime.opening.engine import JUDGE
+from flowedge.runtime.opening.selftest import files_of_selftest, synthetic_frames
 from flowedge.runtime.verify import Check, verify_bundle
 from flowedge.text import printable
 from flowedge.version import __version__

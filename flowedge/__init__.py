@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from flowedge import errors, export
     from flowedge.calibration.from_path import calibrate, evaluate
     from flowedge.runtime.detector import Detector
-    from flowedge.runtime.doctor import doctor
     from flowedge.runtime.from_path import load, verify
+    from flowedge.runtime.opening.doctor import doctor
     from flowedge.runtime.result import Result
 
 __all__ = [
@@ -47,7 +47,7 @@ _MODULES: Final = MappingProxyType(
         "Detector": "flowedge.runtime.detector",
         "Result": "flowedge.runtime.result",
         "calibrate": "flowedge.calibration.from_path",
-        "doctor": "flowedge.runtime.doctor",
+        "doctor": "flowedge.runtime.opening.doctor",
         "evaluate": "flowedge.calibration.from_path",
         "load": "flowedge.runtime.from_path",
         "verify": "flowedge.runtime.from_path",

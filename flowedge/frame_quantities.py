@@ -29,7 +29,7 @@ FRAME_QUANTITIES: Final = (
     *(f"{cell} mean" for cell in _CELLS),
     *(f"{cell} contrast" for cell in _CELLS),
 )
-"""The names, in the order of `flowedge.runtime.frame_check.frame_statistics`."""
+"""The names, in the order of `flowedge.runtime.frames.frame_check.frame_statistics`."""
 
 LARGEST_QUANTITY: Final = 255.0
 """No quantity is below 0 or above this."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.engine import ENGINES
-from flowedge.runtime.engine_contract import EngineSpec
-from flowedge.runtime.engine_status import EngineStatus, available_engines
-from flowedge.runtime.opening import open_engine
-from flowedge.runtime.preprocess import Preprocessor
+from flowedge.runtime.frames.preprocess import Preprocessor
+from flowedge.runtime.opening.engine import ENGINES
+from flowedge.runtime.opening.engine_contract import EngineSpec
+from flowedge.runtime.opening.engine_status import EngineStatus, available_engines
+from flowedge.runtime.opening.opening import open_engine
 from flowedge.runtime.protocols import Engine
 from flowedge.runtime.result import Result, Timings, Verdict
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from flowedge.bundle import Bundle
 from flowedge.errors import ImageError, ProcessError
 from flowedge.runtime.decide import Decider
-from flowedge.runtime.engine_contract import Opened
-from flowedge.runtime.forks import keep_in_children
-from flowedge.runtime.frame_check import FrameChecker
-from flowedge.runtime.graph_input import GraphInput
+from flowedge.runtime.device.forks import keep_in_children
+from flowedge.runtime.frames.frame_check import FrameChecker
+from flowedge.runtime.frames.graph_input import GraphInput
+from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.result import Result, Timings
 
 _NOT_FINITE: Final = "the network's answer is not finite"

@@ -6,7 +6,7 @@ from os import PathLike
 
 from flowedge.bundle import open_bundle
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.opening import open_or_build
+from flowedge.runtime.opening.opening import open_or_build
 from flowedge.runtime.verify import Check, verify_bundle
 
 

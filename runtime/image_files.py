@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from flowedge.errors import ImageError
-from flowedge.runtime.images import read_image
-from flowedge.runtime.pixel_range import PixelRange
+from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.frames.pixel_range import PixelRange
 from flowedge.runtime.protocols import Frame
 
 
@@ -23,7 +23,7 @@ class ImageFiles:
         Args:
             images: The files.
             pixel_range: The levels of images of more than 8 bits that become 0 and 255, see
-                `flowedge.runtime.images.read_image`.
+                `flowedge.runtime.frames.images.read_image`.
         """
         self._images = images
         self._pixel_range = pixel_range

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
-from flowedge.runtime.finding import PICTURES
+from flowedge.runtime.frames.finding import PICTURES
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.record import Inspection
 from flowedge.runtime.render import outline, overlay, write_png

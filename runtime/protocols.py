@@ -167,7 +167,7 @@ class Engine(Protocol):
 class Buffer(Protocol):
     """An array of any library that can be exchanged by DLPack.
 
-    `flowedge.runtime.engine_contract.Opened.infer` takes one that is in the host's memory.
+    `flowedge.runtime.opening.engine_contract.Opened.infer` takes one that is in the host's memory.
     """
 
     def __dlpack__(self, *, stream: Any = None) -> Any:

@@ -14,12 +14,12 @@ from flowedge.bundle import Bundle
 from flowedge.errors import BundleError, ImageError
 from flowedge.manifest import Manifest
 from flowedge.runtime.aggregate import aggregate
-from flowedge.runtime.engine_contract import Opened
-from flowedge.runtime.graph_input import GraphInput
+from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.nfa import window_sides
+from flowedge.runtime.opening.engine_contract import Opened
+from flowedge.runtime.opening.selftest import read_rounded_answers, read_selftest
+from flowedge.runtime.opening.unproven import open_unproven
 from flowedge.runtime.protocols import Engine
-from flowedge.runtime.selftest import read_rounded_answers, read_selftest
-from flowedge.runtime.unproven import open_unproven
 
 # Largest difference from the expected answers, relative to the quantity's largest magnitude. fp32 only re-associates
 # sums (about 1e-6 is seen). Half precision has 11 bits, and a backbone is tens of layers deep. INT8 was judged by its

@@ -35,7 +35,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def without_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines need not prove themselves: for bundles without a self-test, and for graphs that are wrong on purpose."""
-    monkeypatch.setattr("flowedge.runtime.opening.prove", lambda bundle, engine, threads: None)
+    monkeypatch.setattr("flowedge.runtime.opening.opening.prove", lambda bundle, engine, threads: None)
 
 
 @pytest.fixture(scope="session")

@@ -59,10 +59,10 @@ from flowedge.calibration.score_maxima import StoredLevels, has_score_maxima
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.manifest import Manifest, level_outputs
 from flowedge.progress import SILENT, Prefixed, Reports
-from flowedge.runtime.device_cache import DeviceCache
-from flowedge.runtime.engine import JUDGE
-from flowedge.runtime.graph_input import GraphInput
-from flowedge.runtime.images import read_image
+from flowedge.runtime.device.device_cache import DeviceCache
+from flowedge.runtime.frames.graph_input import GraphInput
+from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.opening.engine import JUDGE
 
 _FINAL_ROUNDS: Final = 4  # Attempts to pass the gate with all graphs calibrated.
 _SHOWN: Final = 3  # Good images on the page, each also with a defect.

@@ -14,8 +14,8 @@ from flowedge.calibration.precision.ranges import (
     ranges_from_bytes,
     ranges_key,
 )
-from flowedge.runtime.device_cache import DeviceCache
-from flowedge.runtime.engine_file import graph_hash
+from flowedge.runtime.device.device_cache import DeviceCache
+from flowedge.runtime.device.engine_file import graph_hash
 
 
 class RangeCache:

@@ -23,8 +23,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from flowedge.files import utf8_name
-from flowedge.runtime.denormals import flushing_denormals
-from flowedge.runtime.npz import arrays_from_npz, npz_from_arrays
+from flowedge.runtime.device.denormals import flushing_denormals
+from flowedge.runtime.device.npz import arrays_from_npz, npz_from_arrays
 
 _BINS: Final = 1 << 16
 _SIGN: Final = 1 << 15

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
 from flowedge.manifest import level_outputs
-from flowedge.runtime.graph_input import GraphInput
-from flowedge.runtime.npz import npz_from_arrays
-from flowedge.runtime.selftest import FRAMES, read_selftest, rounded_answers_file
+from flowedge.runtime.device.npz import npz_from_arrays
+from flowedge.runtime.frames.graph_input import GraphInput
+from flowedge.runtime.opening.selftest import FRAMES, read_selftest, rounded_answers_file
 
 
 def files_of_rounded_answers(bundle: Bundle, *, threads: int | None) -> dict[str, bytes]:

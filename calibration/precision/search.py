@@ -27,10 +27,10 @@ from flowedge.errors import PrecisionError
 from flowedge.manifest import Preprocessing
 from flowedge.progress import SILENT, Reports
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.engine import JUDGE
-from flowedge.runtime.images import read_image
-from flowedge.runtime.pixel_range import PixelRange
-from flowedge.runtime.unproven import open_unproven
+from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.frames.pixel_range import PixelRange
+from flowedge.runtime.opening.engine import JUDGE
+from flowedge.runtime.opening.unproven import open_unproven
 
 # The two layouts of INT8 round alike, so the sensitivities of the CPU layout serve both.
 _MEASURED_AS: Final[Mapping[ConvertedPrecision, ConvertedPrecision]] = MappingProxyType(

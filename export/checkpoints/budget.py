@@ -13,7 +13,7 @@ from typing import IO, Final
 import torch
 
 from flowedge.errors import CheckpointError
-from flowedge.runtime.machine import find_memory
+from flowedge.runtime.device.machine import find_memory
 
 MAX_ENTRIES: Final = 100_000
 """Files in the zip archive."""

@@ -18,7 +18,7 @@ from flowedge.export.checkpoints.names import Name
 from flowedge.export.checkpoints.stand_ins import StandIn
 from flowedge.manifest import Assumed, Family, ResizeMethod
 from flowedge.manifest_bounds import LARGEST_MEAN, LARGEST_STD, SMALLEST_STD, Scalar
-from flowedge.runtime.pixel_range import PIXEL_RANGE_FORM, pixel_range_from
+from flowedge.runtime.frames.pixel_range import PIXEL_RANGE_FORM, pixel_range_from
 from flowedge.text import printable, shown
 
 _LONGEST_NAME: Final = (

@@ -30,7 +30,7 @@ from flowedge.export.demo.photos import PhotoPlan, write_photos
 from flowedge.export.demo.train import TrainPlan, train_cflow
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.progress import SILENT, Reports
-from flowedge.runtime.images import read_image
+from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.render import outline, overlay, write_png
 from flowedge.runtime.result import Result
 from flowedge.runtime.verify import verify_bundle

@@ -29,8 +29,8 @@ from flowedge.errors import CheckpointError
 from flowedge.export.reference.cflow import sinusoids
 from flowedge.files import write_whole_file
 from flowedge.manifest import Preprocessing
-from flowedge.runtime.images import read_image
-from flowedge.runtime.preprocess import Preprocessor
+from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.frames.preprocess import Preprocessor
 
 NETWORK: Final = "tf_efficientnet_lite0"
 LAYERS: Final = ("blocks.2", "blocks.4", "blocks.6")

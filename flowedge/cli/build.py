@@ -21,8 +21,8 @@ from flowedge.errors import FlowEdgeError
 from flowedge.progress import Prefixed
 
 if TYPE_CHECKING:
-    from flowedge.runtime.auto import Choice
-    from flowedge.runtime.engine_contract import BuildOptions, Built
+    from flowedge.runtime.opening.auto import Choice
+    from flowedge.runtime.opening.engine_contract import BuildOptions, Built
 
 NAME = "build"
 
@@ -61,9 +61,9 @@ def command(
     json: Json = False,
 ) -> None:
     """Compile one graph of a bundle for this machine and keep it in the device cache."""
-    from flowedge.runtime.auto import fastest_precision, precisions_on
-    from flowedge.runtime.engine import AUTO
-    from flowedge.runtime.engine_contract import BuildOptions
+    from flowedge.runtime.opening.auto import fastest_precision, precisions_on
+    from flowedge.runtime.opening.engine import AUTO
+    from flowedge.runtime.opening.engine_contract import BuildOptions
 
     options = BuildOptions(batches=_batches(batch), dla=dla, capabilities=tuple(capability or ()))
     opened = open_bundle(bundle)
@@ -104,7 +104,7 @@ def print_choice(choice: Choice) -> None:
 
 def build_with_bar(bundle: Bundle, engine: str, precision: str, options: BuildOptions) -> Built:
     """Build an engine with `build_engine` and show the builder's progress on stderr."""
-    from flowedge.runtime.building import build_engine
+    from flowedge.runtime.opening.building import build_engine
 
     with progress_bar() as reports:
         told = Prefixed(reports, f"{engine} {precision}")
@@ -113,9 +113,9 @@ def build_with_bar(bundle: Bundle, engine: str, precision: str, options: BuildOp
 
 def build_first(bundle: Path, engine: str | None, precision: str) -> None:
     """Build the graphs that ``--build`` asks for before a bundle is loaded. Engines that need no build are skipped."""
-    from flowedge.runtime.auto import precisions_on
-    from flowedge.runtime.engine import AUTO, engine_spec
-    from flowedge.runtime.engine_contract import BuildOptions
+    from flowedge.runtime.opening.auto import precisions_on
+    from flowedge.runtime.opening.engine import AUTO, engine_spec
+    from flowedge.runtime.opening.engine_contract import BuildOptions
 
     if engine is not None and engine_spec(engine).compiled:
         opened = open_bundle(bundle)

@@ -17,7 +17,7 @@ app = typer.Typer(
 @app.command("list")
 def list_files(json: Json = False) -> None:
     """List the cached engines and the files that speed up building and starting them."""
-    from flowedge.runtime.device_cache import device_cache
+    from flowedge.runtime.device.device_cache import device_cache
 
     cache = device_cache()
     files = cache.files()
@@ -47,7 +47,7 @@ def list_files(json: Json = False) -> None:
 @app.command("clear")
 def clear() -> None:
     """Delete all files of the cache. Engines can be built again."""
-    from flowedge.runtime.device_cache import device_cache
+    from flowedge.runtime.device.device_cache import device_cache
 
     cache = device_cache()
     RESULTS.print(f"{cache.folder}: {cache.clear() / 1e6:.1f} MB deleted")

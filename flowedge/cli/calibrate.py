@@ -38,7 +38,7 @@ from flowedge.manifest import Manifest, NfaForm, NfaThreshold
 if TYPE_CHECKING:
     from flowedge.calibration.calibration_record import CalibrationRecord
     from flowedge.calibration.threshold import ThresholdRequest
-    from flowedge.runtime.pixel_range import PixelRange
+    from flowedge.runtime.frames.pixel_range import PixelRange
 
 NAME = "calibrate"
 
@@ -127,7 +127,7 @@ def command(
     With --fp16, --bf16 or --int8, graphs of these precisions are added first, planned and judged on the images.
     """
     from flowedge.calibration.plan import CalibrationPlan, carry_out
-    from flowedge.runtime.device_cache import device_cache
+    from flowedge.runtime.device.device_cache import device_cache
 
     nfa = _nfa_threshold(threshold, log_nfa)
     plan = CalibrationPlan(
@@ -172,7 +172,7 @@ def command(
 
 def _pixel_range(assignments: Sequence[str]) -> PixelRange | None:
     """Return the range of grey levels that the user declares, or None."""
-    from flowedge.runtime.pixel_range import PIXEL_RANGE_FORM, pixel_range_from
+    from flowedge.runtime.frames.pixel_range import PIXEL_RANGE_FORM, pixel_range_from
 
     if not assignments:
         return None

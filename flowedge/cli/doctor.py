@@ -12,7 +12,7 @@ NAME = "doctor"
 
 def command(json: Json = False) -> None:
     """Try every engine on a small graph, and list the installed and the missing packages."""
-    from flowedge.runtime.doctor import doctor
+    from flowedge.runtime.opening.doctor import doctor
 
     found = doctor()
     if json:
@@ -73,7 +73,7 @@ def command(json: Json = False) -> None:
 
 
 def _described(value: object) -> str:
-    from flowedge.runtime.machine import Jetson, Memory, NvidiaDriver
+    from flowedge.runtime.device.machine import Jetson, Memory, NvidiaDriver
 
     match value:
         case Memory():

@@ -25,7 +25,7 @@ from flowedge.cli.settings import TransformFrom, print_assumed, settings_from
 from flowedge.cli.verify import print_checks
 from flowedge.errors import ExportError, FlowEdgeError
 from flowedge.packages import explain_missing
-from flowedge.runtime.device_cache import device_cache
+from flowedge.runtime.device.device_cache import device_cache
 
 if TYPE_CHECKING:
     from flowedge.calibration.calibration_record import PrecisionReport

@@ -64,7 +64,7 @@ def command(
     cannot be read.
     """
     import flowedge
-    from flowedge.runtime.finding import find_images
+    from flowedge.runtime.frames.finding import find_images
     from flowedge.runtime.inspection import inspect_images
 
     images, others = find_images(source)

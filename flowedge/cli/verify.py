@@ -23,9 +23,9 @@ from flowedge.cli.progress import progress_bar
 from flowedge.errors import FlowEdgeError
 from flowedge.packages import explain_missing
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.engine import AUTO
-from flowedge.runtime.finding import find_images
-from flowedge.runtime.unproven import open_unproven
+from flowedge.runtime.frames.finding import find_images
+from flowedge.runtime.opening.engine import AUTO
+from flowedge.runtime.opening.unproven import open_unproven
 from flowedge.runtime.verify import Check, verify_bundle
 
 if TYPE_CHECKING:

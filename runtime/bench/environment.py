@@ -12,7 +12,7 @@ from typing import Final
 
 from flowedge.children import clean_environment, find_program
 from flowedge.runtime.bench.timing_report import Environment
-from flowedge.runtime.machine import cpu_name, system_name
+from flowedge.runtime.device.machine import cpu_name, system_name
 
 _SYS: Final = Path("/sys")
 _SAMPLE_SECONDS: Final = 0.05

@@ -23,7 +23,7 @@ from flowedge.runtime.bench.plan import BenchOptions, combinations_of
 from flowedge.runtime.bench.process import Worker
 from flowedge.runtime.bench.protocol import Command, Job, Peak
 from flowedge.runtime.bench.timing_report import SCHEMA, Environment, Report
-from flowedge.runtime.engine import ENGINES
+from flowedge.runtime.opening.engine import ENGINES
 from flowedge.version import __version__
 
 ROUNDS: Final = 6

@@ -12,9 +12,9 @@ from flowedge.bundle import Bundle
 from flowedge.manifest import Scoring
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.bench.protocol import Parity
-from flowedge.runtime.engine_contract import Opened
-from flowedge.runtime.graph_input import GraphInput
-from flowedge.runtime.selftest import read_selftest
+from flowedge.runtime.frames.graph_input import GraphInput
+from flowedge.runtime.opening.engine_contract import Opened
+from flowedge.runtime.opening.selftest import read_selftest
 from flowedge.runtime.verify import infer_one_by_one, replay_selftest
 
 LEAST_CORRELATION: Final = 0.99

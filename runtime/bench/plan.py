@@ -15,8 +15,8 @@ from flowedge.bundle import Bundle, open_bundle
 from flowedge.errors import FlowEdgeError
 from flowedge.runtime.bench.combination import Combination
 from flowedge.runtime.bench.protocol import Job
-from flowedge.runtime.engine import ENGINES
-from flowedge.runtime.selftest import synthetic_frames
+from flowedge.runtime.opening.engine import ENGINES
+from flowedge.runtime.opening.selftest import synthetic_frames
 
 DEFAULT_FRAME: Final = (1024, 1024)
 _JPEG_QUALITY: Final = 90

@@ -27,7 +27,7 @@ from flowedge.runtime.bench.protocol import (
     Started,
     Window,
 )
-from flowedge.runtime.timing import window_of
+from flowedge.runtime.opening.timing import window_of
 
 _BASELINE: Final = "flowedge.export.baseline"  # imports torch, and only in the process that measures it
 _PEAK_SIDE: Final = 1024
@@ -96,24 +96,24 @@ class _Bundle(_Timed):
         start = time.perf_counter()
         from flowedge.bundle import open_bundle
         from flowedge.runtime.detector import Detector
-        from flowedge.runtime.engine import AUTO
+        from flowedge.runtime.opening.engine import AUTO
 
         bundle = open_bundle(job.path)
         if job.precision == AUTO:
-            from flowedge.runtime.opening import open_or_build
+            from flowedge.runtime.opening.opening import open_or_build
 
             session = open_or_build(job.engine, bundle, AUTO, threads=job.threads)
         else:
             # The engine is not proven. The report tells whether its answers are right.
-            from flowedge.runtime.unproven import open_unproven
+            from flowedge.runtime.opening.unproven import open_unproven
 
             session = open_unproven(job.engine, bundle, job.precision, threads=job.threads)
         self._detector = Detector(bundle, session)
         loaded = time.perf_counter()
         self._detector(frame)
         verdict = time.perf_counter()
-        from flowedge.runtime.engine import ENGINES, library_version
-        from flowedge.runtime.graph_input import GraphInput
+        from flowedge.runtime.frames.graph_input import GraphInput
+        from flowedge.runtime.opening.engine import ENGINES, library_version
 
         spec = ENGINES[job.engine]
         self.started = Started(
@@ -146,7 +146,7 @@ class _Bundle(_Timed):
         return super().answer(command)
 
     def _stages(self, seconds: float) -> StagesAnswer:
-        from flowedge.runtime.images import read_image
+        from flowedge.runtime.frames.images import read_image
 
         frames: list[StageTimes] = []
 

@@ -2,8 +2,8 @@
 
 The null engine needs no library, so a program around a detector can be tried and tested without one. The answers of the
 null engine fail a bundle's self-test, so `flowedge.load` refuses this engine, and no part is ever judged by it. Open
-the null engine with `flowedge.runtime.unproven.open_unproven`, or make a `NullEngine` with the answers that a test
-needs.
+the null engine with `flowedge.runtime.opening.unproven.open_unproven`, or make a `NullEngine` with the answers
+that a test needs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flowedge.manifest import Manifest
-from flowedge.runtime.contract import outputs_of_graph
-from flowedge.runtime.engine_contract import EngineSpec, Opening
+from flowedge.runtime.opening.contract import outputs_of_graph
+from flowedge.runtime.opening.engine_contract import EngineSpec, Opening
 from flowedge.runtime.protocols import Engine
 
 

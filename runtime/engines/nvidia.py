@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
-from flowedge.runtime.contract import TensorSpec, check_contract
-from flowedge.runtime.device_cache import DeviceCache, device_cache
-from flowedge.runtime.engine_contract import Opening
-from flowedge.runtime.engine_file import IGNORED_FACTS, EngineFacts, graph_hash
+from flowedge.runtime.device.device_cache import DeviceCache, device_cache
+from flowedge.runtime.device.engine_file import IGNORED_FACTS, EngineFacts, graph_hash
 from flowedge.runtime.engines import cuda
+from flowedge.runtime.opening.contract import TensorSpec, check_contract
+from flowedge.runtime.opening.engine_contract import Opening
 from flowedge.runtime.protocols import Engine
 
 RTX: Final = "tensorrt-rtx"

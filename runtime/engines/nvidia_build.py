@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from flowedge.errors import EngineUnavailableError
 from flowedge.files import utf8_name
 from flowedge.progress import Reports
-from flowedge.runtime.building import built_in_cache
-from flowedge.runtime.engine_contract import Building, Built, EngineSpec
 from flowedge.runtime.engines import cuda
 from flowedge.runtime.engines.nvidia import RTX, Native, deserialized, facts_of, log_of, tensor_spec
+from flowedge.runtime.opening.building import built_in_cache
+from flowedge.runtime.opening.engine_contract import Building, Built, EngineSpec
 
 
 def build(trt: Any, building: Building) -> Built:

@@ -19,13 +19,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright
 from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
 from flowedge.files import utf8_name
 from flowedge.packages import pip_install
-from flowedge.runtime.building import built_in_cache
-from flowedge.runtime.contract import TensorSpec, check_contract
-from flowedge.runtime.denormals import flushing_denormals
-from flowedge.runtime.device_cache import DeviceCache, device_cache
-from flowedge.runtime.engine_contract import DEFAULT_BATCHES, Building, Built, EngineSpec, Opening
-from flowedge.runtime.engine_file import IGNORED_FACTS, EngineFacts, graph_hash
-from flowedge.runtime.machine import find_jetson, find_nvidia_driver, overflows_in_eight_bits
+from flowedge.runtime.device.denormals import flushing_denormals
+from flowedge.runtime.device.device_cache import DeviceCache, device_cache
+from flowedge.runtime.device.engine_file import IGNORED_FACTS, EngineFacts, graph_hash
+from flowedge.runtime.device.machine import find_jetson, find_nvidia_driver, overflows_in_eight_bits
+from flowedge.runtime.opening.building import built_in_cache
+from flowedge.runtime.opening.contract import TensorSpec, check_contract
+from flowedge.runtime.opening.engine_contract import DEFAULT_BATCHES, Building, Built, EngineSpec, Opening
 from flowedge.runtime.protocols import Engine
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}

@@ -17,11 +17,11 @@ from openvino import opset13
 from openvino.frontend import FrontEndManager, OpConversionFailure
 
 from flowedge.errors import BundleError, EngineCacheError, EngineUnavailableError
-from flowedge.runtime.contract import TensorSpec, check_contract
-from flowedge.runtime.denormals import flushing_denormals
-from flowedge.runtime.device_cache import device_cache
-from flowedge.runtime.engine_contract import EngineSpec, Opening
-from flowedge.runtime.machine import cpu_extensions, overflows_in_eight_bits
+from flowedge.runtime.device.denormals import flushing_denormals
+from flowedge.runtime.device.device_cache import device_cache
+from flowedge.runtime.device.machine import cpu_extensions, overflows_in_eight_bits
+from flowedge.runtime.opening.contract import TensorSpec, check_contract
+from flowedge.runtime.opening.engine_contract import EngineSpec, Opening
 from flowedge.runtime.protocols import Engine
 
 # By default OpenVINO computes in bfloat16 on CPUs that have it and in float16 on GPUs, whatever the graph's types are.

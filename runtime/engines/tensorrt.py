@@ -6,8 +6,8 @@ import numpy as np
 import tensorrt as trt
 from numpy.typing import NDArray
 
-from flowedge.runtime.engine_contract import Building, Built, EngineSpec, Opening
 from flowedge.runtime.engines import nvidia, nvidia_build
+from flowedge.runtime.opening.engine_contract import Building, Built, EngineSpec, Opening
 from flowedge.runtime.protocols import Engine
 
 

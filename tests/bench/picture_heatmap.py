@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import flowedge
 from flowedge.calibration.dataset import Sample, read_dataset, read_mask
 from flowedge.export.demo.end_to_end import BUNDLE, INSPECTED, PHOTOS
-from flowedge.runtime.images import read_image
+from flowedge.runtime.frames.images import read_image
 
 KINDS: Final = ("blob", "cut-paste", "scratch", "texture")
 ROWS: Final = ("photograph", "defect", "anomaly map")

@@ -45,9 +45,9 @@ from flowedge.export.demo.train import TrainPlan, train_cflow
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.progress import Reports
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.device_cache import DeviceCache
+from flowedge.runtime.device.device_cache import DeviceCache
+from flowedge.runtime.opening.unproven import open_unproven
 from flowedge.runtime.result import Result
-from flowedge.runtime.unproven import open_unproven
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"  # beside the checkout
 TILE = SHARED / "checkpoints" / "cflow_magnetic_tile.ckpt"

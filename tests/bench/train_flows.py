@@ -22,8 +22,8 @@ from flowedge.export.reference.fastflow import FastflowReference
 from flowedge.export.reference.msflow import MsflowReference
 from flowedge.export.reference.uflow import UflowReference
 from flowedge.manifest import Preprocessing
-from flowedge.runtime.images import read_image
-from flowedge.runtime.preprocess import Preprocessor
+from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.frames.preprocess import Preprocessor
 
 SEED = 7
 ROWS = 8  # images of one step of Adam

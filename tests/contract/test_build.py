@@ -19,10 +19,10 @@ import pytest
 from flowedge.bundle import Bundle, write_bundle
 from flowedge.errors import EngineUnavailableError
 from flowedge.progress import SILENT
-from flowedge.runtime.building import build_engine
-from flowedge.runtime.device_cache import DeviceCache, device_cache
-from flowedge.runtime.engine import ENGINES
-from flowedge.runtime.engine_contract import Building, BuildOptions, Opening
+from flowedge.runtime.device.device_cache import DeviceCache, device_cache
+from flowedge.runtime.opening.building import build_engine
+from flowedge.runtime.opening.engine import ENGINES
+from flowedge.runtime.opening.engine_contract import Building, BuildOptions, Opening
 from support.command_line import flowedge
 from support.family_graphs import FAMILIES, FamilyBundle
 from support.recorded_reports import RecordedReports

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from flowedge.errors import FlowEdgeError
-from flowedge.runtime.images import read_image
+from flowedge.runtime.frames.images import read_image
 from fuzz.mutate_bundles import change_nothing_that_counts, damage_bundle, forge_graph, forge_manifest
 from fuzz.mutate_bytes import cut_end
 from fuzz.mutate_checkpoints import mutate_checkpoint

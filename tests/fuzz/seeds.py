@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from flowedge.bundle import write_bundle
 from flowedge.manifest import Threshold, Thresholds
-from flowedge.runtime.graph_input import GraphInput
-from flowedge.runtime.selftest import files_of_selftest, synthetic_frames
+from flowedge.runtime.frames.graph_input import GraphInput
+from flowedge.runtime.opening.selftest import files_of_selftest, synthetic_frames
 from support.command_line import flowedge
 from support.small_cflow import small_cflow_checkpoint
 from support.tiny_bundle import tiny_answer, tiny_manifest, tiny_model

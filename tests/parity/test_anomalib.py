@@ -22,7 +22,7 @@ import flowedge
 from flowedge.bundle import open_bundle
 from flowedge.export.checkpoints import read_checkpoint
 from flowedge.runtime import Detector, Preprocessor
-from flowedge.runtime.images import read_image
+from flowedge.runtime.frames.images import read_image
 from support.artifacts import kept, made_once
 from support.command_line import flowedge as run_flowedge
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 import flowedge
 from flowedge.export.pipeline import ExportOptions, read_model
 from flowedge.runtime import Detector
-from flowedge.runtime.images import read_image
-from flowedge.runtime.preprocess import Preprocessor
+from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.frames.preprocess import Preprocessor
 from support.command_line import flowedge as run_flowedge
 
 Recorded: TypeAlias = dict[str, NDArray[Any]]

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from flowedge.calibration.precision.rounded import rounded_answers
 from flowedge.errors import EngineUnavailableError
-from flowedge.runtime.engine import ENGINES
-from flowedge.runtime.unproven import open_unproven
+from flowedge.runtime.opening.engine import ENGINES
+from flowedge.runtime.opening.unproven import open_unproven
 from flowedge.runtime.verify import BATCH_LIMIT, Check, checks_of_rounding
 from support.family_graphs import FAMILIES, PRECISIONS, FamilyBundle
 
@@ -28,7 +28,7 @@ ON_AN_OLD_CPU = """
 import json, sys
 import numpy as np
 from flowedge.bundle import open_bundle
-from flowedge.runtime.unproven import open_unproven
+from flowedge.runtime.opening.unproven import open_unproven
 session = open_unproven("openvino", open_bundle(sys.argv[1]), "bf16")
 answers = session.infer(np.load(sys.argv[2]))
 print(json.dumps({name: answer.tolist() for name, answer in answers.items()}))
@@ -40,7 +40,7 @@ INT8_ELSEWHERE = """
 import pathlib, sys
 import numpy as np
 from flowedge.bundle import open_bundle
-from flowedge.runtime.unproven import open_unproven
+from flowedge.runtime.opening.unproven import open_unproven
 images, *bundles = map(pathlib.Path, sys.argv[1:])
 for path in bundles:
     for precision in ("int8-gpu", "int8-cpu"):

@@ -18,7 +18,7 @@ from flowedge.export.pipeline import ExportOptions, read_model
 from flowedge.export.reference.answers import reference_answers
 from flowedge.manifest import NfaOutputs
 from flowedge.runtime.nfa import tree_log_nfa
-from flowedge.runtime.selftest import ANSWERS
+from flowedge.runtime.opening.selftest import ANSWERS
 from support.command_line import flowedge
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from flowedge.runtime.engine_file import EngineFacts
+from flowedge.runtime.device.engine_file import EngineFacts
 
 
 def facts(**changes: object) -> EngineFacts:

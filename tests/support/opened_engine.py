@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowedge.runtime.engine_contract import EngineSpec, Opened
+from flowedge.runtime.opening.engine_contract import EngineSpec, Opened
 from flowedge.runtime.protocols import Engine
 
 

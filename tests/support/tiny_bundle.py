@@ -25,8 +25,8 @@ from flowedge.manifest import (
     StoredFile,
     Thresholds,
 )
-from flowedge.runtime.preprocess import Preprocessor
-from flowedge.runtime.selftest import files_of_selftest, synthetic_frames
+from flowedge.runtime.frames.preprocess import Preprocessor
+from flowedge.runtime.opening.selftest import files_of_selftest, synthetic_frames
 
 IMAGE_SIZE = (16, 24)
 CHANNELS = 4

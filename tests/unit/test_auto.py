@@ -15,12 +15,12 @@ from flowedge.bundle import Bundle, write_bundle
 from flowedge.calibration.precision import add_half_graphs
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.export.pipeline import ExportOptions, export_bundle
-from flowedge.runtime import auto
-from flowedge.runtime.auto import fastest_precision, precisions_on
-from flowedge.runtime.device_cache import device_cache
-from flowedge.runtime.engine import engine_spec
-from flowedge.runtime.engine_contract import Opened
-from flowedge.runtime.unproven import open_unproven
+from flowedge.runtime.device.device_cache import device_cache
+from flowedge.runtime.opening import auto
+from flowedge.runtime.opening.auto import fastest_precision, precisions_on
+from flowedge.runtime.opening.engine import engine_spec
+from flowedge.runtime.opening.engine_contract import Opened
+from flowedge.runtime.opening.unproven import open_unproven
 from support.engine_facts import facts
 
 CPU = "onnxruntime-cpu"

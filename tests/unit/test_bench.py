@@ -27,9 +27,9 @@ from flowedge.runtime.bench.process import Worker
 from flowedge.runtime.bench.protocol import Command, Job, Peak
 from flowedge.runtime.bench.timing_page import page_of
 from flowedge.runtime.bench.timing_report import Report
-from flowedge.runtime.graph_input import GraphInput
-from flowedge.runtime.selftest import read_selftest
-from flowedge.runtime.timing import LEAST_RUNS, window_of
+from flowedge.runtime.frames.graph_input import GraphInput
+from flowedge.runtime.opening.selftest import read_selftest
+from flowedge.runtime.opening.timing import LEAST_RUNS, window_of
 from support.command_line import Finished, flowedge
 from support.tiny_bundle import tiny_manifest, tiny_model, write_tiny_bundle
 
@@ -113,7 +113,7 @@ def test_every_combination_is_a_row_that_says_where_and_how_it_was_measured(
 
 def test_a_window_of_long_runs_has_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(window_of(lambda: None, 0.0)) == LEAST_RUNS
-    monkeypatch.setattr("flowedge.runtime.timing._LONG_S", 0.0)
+    monkeypatch.setattr("flowedge.runtime.opening.timing._LONG_S", 0.0)
     assert len(window_of(lambda: None, 0.0)) == 1
     assert len(window_of(lambda: None, 0.1)) > LEAST_RUNS, "seconds hold however long that is"
 

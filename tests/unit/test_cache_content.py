@@ -13,11 +13,11 @@ import pytest
 import flowedge
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineCacheError, EngineUnavailableError
-from flowedge.runtime import auto
-from flowedge.runtime.auto import Choice, Measured, fastest_precision
-from flowedge.runtime.device_cache import DeviceCache, device_cache
-from flowedge.runtime.engine_contract import Opening
+from flowedge.runtime.device.device_cache import DeviceCache, device_cache
 from flowedge.runtime.engines import onnxrt
+from flowedge.runtime.opening import auto
+from flowedge.runtime.opening.auto import Choice, Measured, fastest_precision
+from flowedge.runtime.opening.engine_contract import Opening
 from flowedge.runtime.protocols import Engine
 from support.command_line import flowedge as run_flowedge
 from support.engine_facts import facts

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from flowedge.errors import EngineCacheError
-from flowedge.runtime.cache_folder import NOWHERE, cache_folder
-from flowedge.runtime.device_cache import DeviceCache, device_cache
+from flowedge.runtime.device.cache_folder import NOWHERE, cache_folder
+from flowedge.runtime.device.device_cache import DeviceCache, device_cache
 from support.command_line import flowedge
 from support.engine_facts import facts
 

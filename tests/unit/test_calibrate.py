@@ -15,8 +15,8 @@ from flowedge.calibration import ThresholdRequest, calibrate_bundle
 from flowedge.calibration.metrics import ValueHistogram
 from flowedge.calibration.threshold import fit_pixel_threshold, fit_threshold
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.images import read_image
-from flowedge.runtime.opening import open_engine
+from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.opening.opening import open_engine
 from flowedge.runtime.verify import AGGREGATION_LIMIT
 from support.block_graph import write_photographs
 from support.family_graphs import FAMILIES, PRECISIONS, FamilyBundle

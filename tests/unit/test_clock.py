@@ -16,8 +16,8 @@ import pytest
 
 from flowedge.clock import local_minute, utc_now
 from flowedge.manifest_json import json_from_manifest, manifest_from_json
-from flowedge.runtime.npz import npz_from_arrays
-from flowedge.runtime.selftest import files_of_selftest
+from flowedge.runtime.device.npz import npz_from_arrays
+from flowedge.runtime.opening.selftest import files_of_selftest
 from support.tiny_bundle import tiny_manifest, write_tiny_bundle
 
 YEAR_1901, YEAR_1975, YEAR_2200, YEAR_10000 = -2177452800, 157766400, 7258118400, 253402300800

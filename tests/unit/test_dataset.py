@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flowedge.calibration.dataset import good_images, read_dataset, read_mask
 from flowedge.errors import DataError
-from flowedge.runtime.images import read_image
+from flowedge.runtime.frames.images import read_image
 
 GREY = np.full((4, 6), 128, np.uint8)
 

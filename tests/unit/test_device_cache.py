@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from flowedge.errors import EngineCacheError
-from flowedge.runtime.device_cache import DeviceCache, device_cache
-from flowedge.runtime.engine_file import graph_hash
+from flowedge.runtime.device.device_cache import DeviceCache, device_cache
+from flowedge.runtime.device.engine_file import graph_hash
 from support.command_line import flowedge
 from support.engine_facts import facts
 from support.recorded_reports import RecordedReports
@@ -229,7 +229,7 @@ ON_A_FULL_DISK = """
 import sys
 from pathlib import Path
 from flowedge.errors import EngineCacheError
-from flowedge.runtime.device_cache import DeviceCache
+from flowedge.runtime.device.device_cache import DeviceCache
 sys.path.insert(0, {tests!r})
 from unit.test_device_cache import everything, facts
 cache = DeviceCache(Path(sys.argv[1]) / "cache", limit=1 << 30)

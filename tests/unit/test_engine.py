@@ -18,16 +18,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import flowedge
-import flowedge.runtime.engine as engine_file
-import flowedge.runtime.engine_status as engine_status
+import flowedge.runtime.opening.engine as engine_file
+import flowedge.runtime.opening.engine_status as engine_status
 from flowedge.bundle import Bundle, write_bundle
 from flowedge.errors import BundleError, EngineUnavailableError, EngineWrongError
 from flowedge.manifest import NfaOutputs
-from flowedge.runtime.engine import ENGINES, choosable_engines
-from flowedge.runtime.engine_contract import EngineSpec
-from flowedge.runtime.engine_status import PROBE_GRAPH, EngineStatus, available_engines
 from flowedge.runtime.engines.null import NullEngine
-from flowedge.runtime.unproven import open_unproven
+from flowedge.runtime.opening.engine import ENGINES, choosable_engines
+from flowedge.runtime.opening.engine_contract import EngineSpec
+from flowedge.runtime.opening.engine_status import PROBE_GRAPH, EngineStatus, available_engines
+from flowedge.runtime.opening.unproven import open_unproven
 from support.tiny_bundle import (
     IMAGE_SIZE,
     tiny_answer,

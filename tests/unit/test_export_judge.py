@@ -11,10 +11,10 @@ import pytest
 
 from flowedge.bundle import Bundle
 from flowedge.export.pipeline import ExportOptions, export_bundle
-from flowedge.runtime import engine as engine_file
-from flowedge.runtime.engine import ENGINES
-from flowedge.runtime.engine_contract import EngineSpec, Opening
-from flowedge.runtime.unproven import open_unproven
+from flowedge.runtime.opening import engine as engine_file
+from flowedge.runtime.opening.engine import ENGINES
+from flowedge.runtime.opening.engine_contract import EngineSpec, Opening
+from flowedge.runtime.opening.unproven import open_unproven
 
 
 class WrongJudgeError(Exception):

@@ -16,8 +16,8 @@ from onnx import TensorProto
 
 import flowedge
 from flowedge.errors import BundleError, EngineUnavailableError, FlowEdgeError
-from flowedge.runtime.npz import arrays_from_npz, npz_from_arrays
-from flowedge.runtime.selftest import ANSWERS, FRAMES
+from flowedge.runtime.device.npz import arrays_from_npz, npz_from_arrays
+from flowedge.runtime.opening.selftest import ANSWERS, FRAMES
 from support.command_line import flowedge as command
 from support.edited_manifest import edit_manifest
 from support.tiny_bundle import write_tiny_bundle

@@ -31,8 +31,8 @@ from flowedge.errors import BundleError, CalibrationError
 from flowedge.frame_quantities import FRAME_QUANTITIES
 from flowedge.manifest import FrameCheck, FrameRange
 from flowedge.manifest_json import json_from_manifest
-from flowedge.runtime.frame_check import FrameChecker, frame_statistics
-from flowedge.runtime.images import read_image
+from flowedge.runtime.frames.frame_check import FrameChecker, frame_statistics
+from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.inspection import inspect_images
 from support.block_graph import random_layers, write_block_bundle, write_photographs
 from support.command_line import flowedge as run_flowedge

@@ -22,7 +22,7 @@ from flowedge.export.graph.frame_graph import Preprocess, exact_parts
 from flowedge.geometry import cv2_taps
 from flowedge.manifest import Preprocessing, ResizeMethod
 from flowedge.resampling import pil_fixed_point
-from flowedge.runtime.preprocess import Preprocessor
+from flowedge.runtime.frames.preprocess import Preprocessor
 from support.antialiased import antialiased_matrix
 from support.command_line import flowedge as run_flowedge
 from support.preprocess_graph import write_preprocess

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flowedge.errors import DataError, ImageError
-from flowedge.runtime import images
-from flowedge.runtime.finding import find_images
-from flowedge.runtime.images import read_image
+from flowedge.runtime.frames import images
+from flowedge.runtime.frames.finding import find_images
+from flowedge.runtime.frames.images import read_image
 
 TILES = Path(__file__).resolve().parents[3] / "shared" / "data" / "magnetic_tile"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flowedge.cli import doctor
-from flowedge.runtime.machine import (
+from flowedge.runtime.device.machine import (
     Memory,
     NvidiaDriver,
     cpu_extensions,
@@ -170,8 +170,8 @@ def test_x86_without_vnni_overflows_in_eight_bits(
 def test_doctor_shows_the_machine_and_every_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = jetson_tree(tmp_path, 36, "4.3", "NVIDIA Jetson Orin NX")
     found = find_jetson(root)
-    monkeypatch.setattr("flowedge.runtime.doctor.find_jetson", lambda: found)
-    monkeypatch.setattr("flowedge.runtime.engine.find_jetson", lambda: found)
+    monkeypatch.setattr("flowedge.runtime.opening.doctor.find_jetson", lambda: found)
+    monkeypatch.setattr("flowedge.runtime.opening.engine.find_jetson", lambda: found)
     shown = flowedge("doctor")
     assert shown.status == 0
     assert "Orin NX, JetPack 6.2 (L4T 36.4.3), power mode 15W" in " ".join(shown.stdout.split())

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 import flowedge
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
-from flowedge.runtime.device_cache import device_cache
-from flowedge.runtime.engine import ENGINES
-from flowedge.runtime.engine_contract import Opening
-from flowedge.runtime.engine_file import EngineFacts
-from flowedge.runtime.opening import open_engine, open_or_build
+from flowedge.runtime.device.device_cache import device_cache
+from flowedge.runtime.device.engine_file import EngineFacts
+from flowedge.runtime.opening.engine import ENGINES
+from flowedge.runtime.opening.engine_contract import Opening
+from flowedge.runtime.opening.opening import open_engine, open_or_build
 from flowedge.runtime.protocols import Engine
 from support.pretend_gpu import PretendCuda, PretendTrt
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle

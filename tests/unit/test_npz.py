@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from numpy.typing import NDArray
 
-from flowedge.runtime.npz import arrays_from_npz, npz_from_arrays
+from flowedge.runtime.device.npz import arrays_from_npz, npz_from_arrays
 
 LARGEST = 1 << 20
 FORM = "{{'descr': '{}', 'fortran_order': False, 'shape': {}, }}\n"

@@ -11,12 +11,12 @@ import pytest
 
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
-from flowedge.runtime.building import build_engine
-from flowedge.runtime.device_cache import device_cache
-from flowedge.runtime.engine_contract import BuildOptions
+from flowedge.runtime.device.device_cache import device_cache
+from flowedge.runtime.device.machine import NvidiaDriver
 from flowedge.runtime.engines import onnxrt
-from flowedge.runtime.machine import NvidiaDriver
-from flowedge.runtime.unproven import open_unproven
+from flowedge.runtime.opening.building import build_engine
+from flowedge.runtime.opening.engine_contract import BuildOptions
+from flowedge.runtime.opening.unproven import open_unproven
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
 
 CUDA, TENSORRT = "onnxruntime-cuda", "onnxruntime-tensorrt"

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from flowedge.runtime.engine import ENGINES
 from flowedge.runtime.engines.openvino import probe
+from flowedge.runtime.opening.engine import ENGINES
 
 CHANNELS, HEIGHT, WIDTH = 8, 4, 6
 STEPS = (4.0, 0.5, 0.03)
@@ -114,7 +114,7 @@ def test_quantised_values_reach_a_convolution_unchanged(place: str, zero: str, s
 ELSEWHERE = """
 import pathlib, sys
 import numpy as np
-from flowedge.runtime.engine import ENGINES
+from flowedge.runtime.opening.engine import ENGINES
 from flowedge.runtime.engines.openvino import probe
 folder = pathlib.Path(sys.argv[1])
 x = np.load(folder / "x.npy")

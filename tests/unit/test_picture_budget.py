@@ -12,12 +12,12 @@ from PIL import Image
 
 from flowedge.errors import ImageError
 from flowedge.manifest import Preprocessing
-from flowedge.runtime.decoders import DamagedError, RefusedError, decode
-from flowedge.runtime.decoders.jpeg import MAX_SCANS
-from flowedge.runtime.decoders.tiff_pieces import MAX_LZW
-from flowedge.runtime.graph_input import GraphInput
-from flowedge.runtime.limits import MAX_PICTURE_SIDE, MAX_PIXELS, MAX_RATIO, size_problem
-from flowedge.runtime.preprocess import Preprocessor
+from flowedge.runtime.device.limits import MAX_PICTURE_SIDE, MAX_PIXELS, MAX_RATIO, size_problem
+from flowedge.runtime.frames.decoders import DamagedError, RefusedError, decode
+from flowedge.runtime.frames.decoders.jpeg import MAX_SCANS
+from flowedge.runtime.frames.decoders.tiff_pieces import MAX_LZW
+from flowedge.runtime.frames.graph_input import GraphInput
+from flowedge.runtime.frames.preprocess import Preprocessor
 from support.cost import peak_memory_and_seconds
 from support.picture_files import (
     bmp,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flowedge.runtime.decoders import DamagedError, RefusedError, decode
+from flowedge.runtime.frames.decoders import DamagedError, RefusedError, decode
 from support.picture_files import pil_pixels
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flowedge.runtime.decoders import DamagedError, RefusedError, decode
+from flowedge.runtime.frames.decoders import DamagedError, RefusedError, decode
 from support.picture_files import (
     bmp,
     encoded,

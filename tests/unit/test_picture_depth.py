@@ -18,9 +18,9 @@ import flowedge
 from flowedge.bundle import open_bundle, replace_in_bundle
 from flowedge.errors import BundleError, ImageError
 from flowedge.manifest_json import json_from_manifest, manifest_from_json
-from flowedge.runtime.graph_input import GraphInput
-from flowedge.runtime.images import read_image
-from flowedge.runtime.pixel_range import in_8_bits, pixel_range_from, with_pixel_range
+from flowedge.runtime.frames.graph_input import GraphInput
+from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.frames.pixel_range import in_8_bits, pixel_range_from, with_pixel_range
 from support.command_line import flowedge as run_flowedge
 from support.picture_files import Tag, encoded, grey_tags, raw_png, tiff
 from support.tiny_bundle import IMAGE_SIZE, tiny_manifest, write_tiny_bundle

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowedge.runtime.decoders import DamagedError, RefusedError, decode
+from flowedge.runtime.frames.decoders import DamagedError, RefusedError, decode
 from support.picture_files import bmp, encoded, grey_tags, photograph, pil_pixels, raw_png, tiff
 
 RGB = photograph(37, 53)

@@ -18,10 +18,10 @@ from flowedge.calibration.evaluation import evaluate
 from flowedge.errors import DataError, ImageError
 from flowedge.manifest import Threshold, Thresholds
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.finding import IMAGE_SUFFIXES, find_images
-from flowedge.runtime.images import read_image
+from flowedge.runtime.frames.finding import IMAGE_SUFFIXES, find_images
+from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.inspection import inspect_images
-from flowedge.runtime.unproven import open_unproven
+from flowedge.runtime.opening.unproven import open_unproven
 from support.command_line import Finished, flowedge
 from support.picture_files import encoded, photograph
 from support.tiny_bundle import write_tiny_bundle

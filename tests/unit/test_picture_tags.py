@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from flowedge.runtime.decoders import DamagedError, RefusedError, decode
+from flowedge.runtime.frames.decoders import DamagedError, RefusedError, decode
 from support.picture_files import Tag, grey_tags, pil_pixels, tiff, tiff_of
 
 HEIGHT, WIDTH = 5, 12

@@ -31,9 +31,9 @@ from flowedge.calibration.threshold import ThresholdRequest
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.graph_files import weights_beside
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.device_cache import device_cache
-from flowedge.runtime.images import read_image
-from flowedge.runtime.preprocess import Preprocessor
+from flowedge.runtime.device.device_cache import device_cache
+from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.frames.preprocess import Preprocessor
 from support.block_graph import Layer, random_layers, write_block_bundle, write_photographs
 from support.observed import observe
 

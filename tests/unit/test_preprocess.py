@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 
 from flowedge.errors import ImageError
 from flowedge.manifest import Preprocessing
-from flowedge.runtime.images import read_image
-from flowedge.runtime.preprocess import Preprocessor
+from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.frames.preprocess import Preprocessor
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 IMAGENET = Preprocessing(

@@ -21,11 +21,12 @@ from onnx import numpy_helper
 import flowedge
 from flowedge.bundle import Bundle, open_bundle, write_bundle
 from flowedge.errors import BundleError, EngineWrongError
-from flowedge.runtime import opening, proof, verify
-from flowedge.runtime.engine import ENGINES
-from flowedge.runtime.opening import open_engine
-from flowedge.runtime.proof import prove
-from flowedge.runtime.unproven import open_unproven
+from flowedge.runtime import verify
+from flowedge.runtime.opening import opening, proof
+from flowedge.runtime.opening.engine import ENGINES
+from flowedge.runtime.opening.opening import open_engine
+from flowedge.runtime.opening.proof import prove
+from flowedge.runtime.opening.unproven import open_unproven
 from flowedge.runtime.verify import infer_in_batches, replay_selftest
 from support.command_line import flowedge as run_flowedge
 from support.tiny_bundle import (

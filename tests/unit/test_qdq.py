@@ -25,7 +25,7 @@ from flowedge.calibration.precision.ranges import TensorRange
 from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
 from flowedge.manifest import GraphFile
-from flowedge.runtime.machine import overflows_in_eight_bits
+from flowedge.runtime.device.machine import overflows_in_eight_bits
 from support.block_graph import SIZE, Layer, block_model, random_layers
 from support.family_graphs import FAMILIES, FamilyBundle, converted_graphs
 from support.observed import observe

@@ -25,7 +25,7 @@ from flowedge.calibration.precision.ranges import (
     ranges_from_bytes,
     ranges_key,
 )
-from flowedge.runtime.npz import npz_from_arrays
+from flowedge.runtime.device.npz import npz_from_arrays
 from support.block_graph import SIZE, block_model, random_layers
 from support.observed import observe
 

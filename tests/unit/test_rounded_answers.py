@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from flowedge.bundle import Bundle, replace_in_bundle
 from flowedge.calibration.precision.rounded import files_of_rounded_answers
 from flowedge.errors import BundleError
-from flowedge.runtime.npz import npz_from_arrays
-from flowedge.runtime.selftest import read_rounded_answers, rounded_answers_file
+from flowedge.runtime.device.npz import npz_from_arrays
+from flowedge.runtime.opening.selftest import read_rounded_answers, rounded_answers_file
 from flowedge.runtime.verify import ROUNDING_LIMIT, checks_of_rounding
 from support.tiny_bundle import tiny_manifest, write_tiny_bundle
 

@@ -14,7 +14,7 @@ import flowedge
 from flowedge.bundle import Bundle, open_bundle, replace_in_bundle
 from flowedge.calibration.source_check import FEWEST_IMAGES, _contradictions, preprocessing_doubt
 from flowedge.manifest import Assumed, PartScale, Preprocessing, SourceScale
-from flowedge.runtime.images import read_image
+from flowedge.runtime.frames.images import read_image
 from support.block_graph import write_photographs
 from support.command_line import flowedge as run_flowedge
 from support.tiny_bundle import tiny_manifest, write_tiny_bundle

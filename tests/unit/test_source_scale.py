@@ -18,8 +18,8 @@ from flowedge.bundle import open_bundle, write_bundle
 from flowedge.errors import BundleError
 from flowedge.manifest import Family, PartScale, SourceRule, SourceScale
 from flowedge.runtime.detector import Detector
+from flowedge.runtime.opening.unproven import open_unproven
 from flowedge.runtime.source_scale import Scaled, scaled_map, scaled_score, source_thresholds
-from flowedge.runtime.unproven import open_unproven
 from support.command_line import flowedge as run_flowedge
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, tiny_manifest, tiny_model, tiny_selftest
 

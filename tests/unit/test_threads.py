@@ -23,11 +23,11 @@ from flowedge.errors import ProcessError
 from flowedge.manifest import NfaThreshold, Thresholds
 from flowedge.runtime.bench.subjects import shared_speed
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.device_cache import device_cache
-from flowedge.runtime.engine import ENGINES
-from flowedge.runtime.engine_contract import Opening
+from flowedge.runtime.device.device_cache import device_cache
+from flowedge.runtime.opening.engine import ENGINES
+from flowedge.runtime.opening.engine_contract import Opening
+from flowedge.runtime.opening.unproven import open_unproven
 from flowedge.runtime.protocols import Engine
-from flowedge.runtime.unproven import open_unproven
 from support.pretend_gpu import PretendCuda, PretendTrt
 from support.tiny_bundle import IMAGE_SIZE, write_tiny_bundle
 

@@ -22,7 +22,7 @@ from flowedge.export.checkpoints import Checkpoint, read_checkpoint
 from flowedge.export.graph.frame_graph import Preprocess
 from flowedge.geometry import map_to_frame, placement
 from flowedge.manifest import FrameStep, Preprocessing
-from flowedge.runtime.preprocess import Preprocessor
+from flowedge.runtime.frames.preprocess import Preprocessor
 from support.checkpoint_files import (
     State,
     cflow_state,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from flowedge.runtime.limits import MAX_SAMPLE_BYTES, size_problem
+from flowedge.runtime.device.limits import MAX_SAMPLE_BYTES, size_problem
 
 CUT_OFF: Final = "it is cut off"
 

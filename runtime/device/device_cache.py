@@ -6,8 +6,8 @@ gets its name in one step, so that a reader finds a whole engine or none. Builde
 other on a lock that the kernel releases when a process dies. No bundle needs the cache to run. A file that is missing,
 damaged or of another version is explained, and built again by the next ``flowedge build``.
 
-`flowedge.runtime.cache_folder.PARTS` lists the folders of the cache. The file of an engine is ``engines/KEY.engine``,
-and its lock is ``engines/KEY.lock``.
+`flowedge.runtime.device.cache_folder.PARTS` lists the folders of the cache. The file of an engine is
+``engines/KEY.engine``, and its lock is ``engines/KEY.lock``.
 
 The content of the folder is untrusted. Only plain files of a bounded size are read. A pipe, a device, a folder or a
 link in the place of one counts as damaged, and nothing waits for it. Only the listed folders are read, so that a cache
@@ -30,9 +30,9 @@ import msgspec
 
 from flowedge.errors import EngineCacheError
 from flowedge.progress import SILENT, Reports
-from flowedge.runtime.cache_folder import PARTS, cache_folder, cache_size, why_no_cache
-from flowedge.runtime.engine_file import DamagedError, EngineFacts, facts_in, header_bytes, read_engine
-from flowedge.runtime.plain_files import cannot_write, lock_file, plain_file
+from flowedge.runtime.device.cache_folder import PARTS, cache_folder, cache_size, why_no_cache
+from flowedge.runtime.device.engine_file import DamagedError, EngineFacts, facts_in, header_bytes, read_engine
+from flowedge.runtime.device.plain_files import cannot_write, lock_file, plain_file
 
 _ENGINES: Final = "engines"
 _LARGEST_EXTRA_BYTES: Final = 256 << 20

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from flowedge.runtime.decoders import bmp, jpeg, png, pnm, tiff, webp
-from flowedge.runtime.decoders.faults import CUT_OFF, DamagedError, RefusedError
+from flowedge.runtime.frames.decoders import bmp, jpeg, png, pnm, tiff, webp
+from flowedge.runtime.frames.decoders.faults import CUT_OFF, DamagedError, RefusedError
 
 __all__ = ["DamagedError", "RefusedError", "decode"]
 

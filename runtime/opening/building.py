@@ -8,10 +8,10 @@ from collections.abc import Callable
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineUnavailableError
 from flowedge.progress import SILENT, Reports
-from flowedge.runtime.device_cache import CachedFile, device_cache
-from flowedge.runtime.engine import ENGINES, engine_module, engine_spec
-from flowedge.runtime.engine_contract import Building, BuildOptions, Built, Opening
-from flowedge.runtime.engine_file import EngineFacts
+from flowedge.runtime.device.device_cache import CachedFile, device_cache
+from flowedge.runtime.device.engine_file import EngineFacts
+from flowedge.runtime.opening.engine import ENGINES, engine_module, engine_spec
+from flowedge.runtime.opening.engine_contract import Building, BuildOptions, Built, Opening
 
 
 def build_engine(

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from flowedge.bundle import Bundle
 from flowedge.errors import BundleError
 from flowedge.manifest import Preprocessing, level_outputs
-from flowedge.runtime.limits import MAX_PIXELS
-from flowedge.runtime.npz import arrays_from_npz, npz_from_arrays
+from flowedge.runtime.device.limits import MAX_PIXELS
+from flowedge.runtime.device.npz import arrays_from_npz, npz_from_arrays
 
 FRAMES: Final = "selftest/frames.npz"
 ANSWERS: Final = "selftest/answers.npz"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from flowedge.errors import ImageError
 from flowedge.manifest import Assumed, Manifest
 from flowedge.manifest_bounds import LARGEST_FLOAT32
-from flowedge.runtime.limits import check_frame_size
+from flowedge.runtime.device.limits import check_frame_size
 
 PixelRange: TypeAlias = tuple[float, float]
 """The levels that become 0 and 255."""

@@ -6,19 +6,19 @@ from dataclasses import replace
 
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
-from flowedge.runtime.auto import choose_anew, fastest_precision, precisions_on
-from flowedge.runtime.building import build_engine
-from flowedge.runtime.engine import AUTO, ENGINES
-from flowedge.runtime.engine_contract import Opened
-from flowedge.runtime.proof import prove
-from flowedge.runtime.unproven import open_unproven
+from flowedge.runtime.opening.auto import choose_anew, fastest_precision, precisions_on
+from flowedge.runtime.opening.building import build_engine
+from flowedge.runtime.opening.engine import AUTO, ENGINES
+from flowedge.runtime.opening.engine_contract import Opened
+from flowedge.runtime.opening.proof import prove
+from flowedge.runtime.opening.unproven import open_unproven
 
 
 def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: int | None = None) -> Opened:
     """Load one graph of a bundle on an engine that has proven itself on this machine.
 
     The first opening of a graph here replays the bundle's self-test, and the device cache stores that it passed, see
-    `flowedge.runtime.proof`.
+    `flowedge.runtime.opening.proof`.
 
     Args:
         name: A name of ``ENGINES``. Without a name, the first by ``order`` that opens here and is right is taken. The
@@ -49,7 +49,7 @@ def open_or_build(
         engine: A name of ``ENGINES``. Without a name, the first that opens here and is right is taken.
         bundle: A verified bundle.
         precision: The precision of the graph. ``auto`` means the fastest graph that is right here, see
-            `flowedge.runtime.auto`. Without an engine's name, it is the fastest on all engines.
+            `flowedge.runtime.opening.auto`. Without an engine's name, it is the fastest on all engines.
         threads: The number of CPU threads of one inference. Without a number the engine decides.
         build: True compiles the named engine first.
 

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.runtime.decoders.faults import DamagedError
+from flowedge.runtime.frames.decoders.faults import DamagedError
 
 Buffer: TypeAlias = bytes | memoryview
 

@@ -25,12 +25,12 @@ import numpy as np
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineCacheError, EngineUnavailableError, EngineWrongError
 from flowedge.runtime import verify
-from flowedge.runtime.device_cache import DeviceCache, device_cache
-from flowedge.runtime.engine import engine_spec, library_version
-from flowedge.runtime.engine_contract import EngineSpec, Opened
-from flowedge.runtime.engine_file import graph_hash
-from flowedge.runtime.machine import cpu_flags, cpu_name, find_nvidia_driver
-from flowedge.runtime.selftest import ANSWERS, FRAMES, rounded_answers_file
+from flowedge.runtime.device.device_cache import DeviceCache, device_cache
+from flowedge.runtime.device.engine_file import graph_hash
+from flowedge.runtime.device.machine import cpu_flags, cpu_name, find_nvidia_driver
+from flowedge.runtime.opening.engine import engine_spec, library_version
+from flowedge.runtime.opening.engine_contract import EngineSpec, Opened
+from flowedge.runtime.opening.selftest import ANSWERS, FRAMES, rounded_answers_file
 from flowedge.version import __version__
 
 # Settings of the libraries that may choose another kernel, a math library's instruction set, or another library.

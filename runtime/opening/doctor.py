@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from flowedge.packages import installed_version
-from flowedge.runtime.device_cache import device_cache
-from flowedge.runtime.engine_status import EngineStatus, available_engines
-from flowedge.runtime.machine import (
+from flowedge.runtime.device.device_cache import device_cache
+from flowedge.runtime.device.machine import (
     Jetson,
     Memory,
     NvidiaDriver,
@@ -22,6 +21,7 @@ from flowedge.runtime.machine import (
     find_nvidia_driver,
     system_name,
 )
+from flowedge.runtime.opening.engine_status import EngineStatus, available_engines
 from flowedge.version import __version__
 
 _EXPORT_PACKAGES: Final = ("torch", "torchvision", "timm", "FrEIA", "onnx", "onnxscript")

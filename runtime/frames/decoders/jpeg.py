@@ -19,7 +19,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL.JpegImagePlugin import JpegImageFile
 
-from flowedge.runtime.decoders.faults import (
+from flowedge.runtime.frames.decoders.faults import (
     CUT_OFF,
     DamagedError,
     RefusedError,
@@ -27,7 +27,7 @@ from flowedge.runtime.decoders.faults import (
     check_picture_size,
     several_pictures,
 )
-from flowedge.runtime.decoders.pillow import rgb_of
+from flowedge.runtime.frames.decoders.pillow import rgb_of
 
 SIGNATURE: Final = rb"\xff\xd8\xff"
 _START: Final = b"\xff\xd8\xff"

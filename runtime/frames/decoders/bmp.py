@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.BmpImagePlugin import BmpImageFile
 
-from flowedge.runtime.decoders.faults import CUT_OFF, DamagedError, RefusedError, check_picture_size
-from flowedge.runtime.decoders.pillow import rgb_of
+from flowedge.runtime.frames.decoders.faults import CUT_OFF, DamagedError, RefusedError, check_picture_size
+from flowedge.runtime.frames.decoders.pillow import rgb_of
 
 SIGNATURE: Final = rb"BM"
 _OLD_HEADER: Final = 12  # the size of BITMAPCOREHEADER

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.runtime.decoders.faults import (
+from flowedge.runtime.frames.decoders.faults import (
     CUT_OFF,
     DamagedError,
     RefusedError,

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from flowedge.errors import ImageError
 from flowedge.geometry import placement
 from flowedge.manifest import Manifest
-from flowedge.runtime.pixel_range import in_8_bits, is_deep
-from flowedge.runtime.preprocess import Preprocessor, check_frame
+from flowedge.runtime.frames.pixel_range import in_8_bits, is_deep
+from flowedge.runtime.frames.preprocess import Preprocessor, check_frame
 
 
 class GraphInput:
@@ -39,8 +39,8 @@ class GraphInput:
             which for a single frame may be a view of that frame.
 
         Raises:
-            ImageError: A frame is of another type or shape, exceeds a limit of `flowedge.runtime.limits`, or does not
-                become the network's input.
+            ImageError: A frame is of another type or shape, exceeds a limit of `flowedge.runtime.device.limits`, or
+                does not become the network's input.
         """
         frames = self.in_8_bits(frames)
         if self._frame_size is None:

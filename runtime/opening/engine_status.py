@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 
 from flowedge.errors import EngineUnavailableError
-from flowedge.runtime.engine import engine_module, engines_in_order, is_installed, library_version
-from flowedge.runtime.engine_contract import EngineSpec
+from flowedge.runtime.opening.engine import engine_module, engines_in_order, is_installed, library_version
+from flowedge.runtime.opening.engine_contract import EngineSpec
 
 # A whole ONNX model in 61 bytes, so that trying an engine needs neither a file nor the onnx package:
 # y = x + x, float32 [3], opset 17.

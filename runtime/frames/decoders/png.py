@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.PngImagePlugin import MAX_TEXT_MEMORY, PngImageFile
 
-from flowedge.runtime.decoders.faults import (
+from flowedge.runtime.frames.decoders.faults import (
     CUT_OFF,
     DamagedError,
     RefusedError,
@@ -25,7 +25,7 @@ from flowedge.runtime.decoders.faults import (
     check_sample_bytes,
     several_pictures,
 )
-from flowedge.runtime.decoders.pillow import rgb_of
+from flowedge.runtime.frames.decoders.pillow import rgb_of
 
 SIGNATURE: Final = rb"\x89PNG\r\n\x1a\n"
 _MAGIC: Final = b"\x89PNG\r\n\x1a\n"

@@ -1,7 +1,7 @@
 """Read image files to the pixels that PIL's ``Image.open(path).convert("RGB")`` gives.
 
-Files are untrusted: `flowedge.runtime.decoders` checks that a picture is whole and bounds its cost before and while it
-is decoded, so that a small file cannot ask for gigabytes and half an image is never taken for a whole one.
+Files are untrusted: `flowedge.runtime.frames.decoders` checks that a picture is whole and bounds its cost before and
+while it is decoded, so that a small file cannot ask for gigabytes and half an image is never taken for a whole one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
 from flowedge.files import open_regular_file
-from flowedge.runtime.decoders import DamagedError, RefusedError, decode
-from flowedge.runtime.limits import MAX_BYTES, MAX_PIXELS
-from flowedge.runtime.pixel_range import PixelRange, in_8_bits
+from flowedge.runtime.device.limits import MAX_BYTES, MAX_PIXELS
+from flowedge.runtime.frames.decoders import DamagedError, RefusedError, decode
+from flowedge.runtime.frames.pixel_range import PixelRange, in_8_bits
 
 
 def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> NDArray[np.uint8]:
@@ -36,8 +36,8 @@ def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> NDArr
         ``(H, W, 3)`` uint8, RGB, C-contiguous, owned by the caller.
 
     Raises:
-        ImageError: The file is missing, empty, damaged, not whole, beyond a limit of `flowedge.runtime.limits`, of a
-            format or a variant that is not read, or of more than 8 bits without a ``pixel_range``.
+        ImageError: The file is missing, empty, damaged, not whole, beyond a limit of `flowedge.runtime.device.limits`,
+            of a format or a variant that is not read, or of more than 8 bits without a ``pixel_range``.
     """
     picture = read_picture(path)
     if picture.dtype == np.uint8:

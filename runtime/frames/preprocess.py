@@ -16,7 +16,7 @@ from flowedge.framing import Size, framing
 from flowedge.geometry import GREY_WEIGHTS, input_matrices, placement
 from flowedge.manifest import Preprocessing, ResizeMethod
 from flowedge.resampling import PIL_FRACTION_BITS, BandedMatrix, pil_fixed_point, pil_resizes_rows_first
-from flowedge.runtime.limits import check_frame_size
+from flowedge.runtime.device.limits import check_frame_size
 
 _SIZES_KEPT: Final = 16  # frame sizes whose matrices are kept
 _STRIP_ROWS: Final = 64  # of a frame that are resized along x at once, so that they stay in the cache
@@ -29,7 +29,7 @@ def check_frame(frame: NDArray[np.uint8]) -> None:
         frame: The frame, which must be ``(H, W, 3)`` uint8, RGB, at least one pixel.
 
     Raises:
-        ImageError: The frame is not such an array, or exceeds a limit of `flowedge.runtime.limits`.
+        ImageError: The frame is not such an array, or exceeds a limit of `flowedge.runtime.device.limits`.
     """
     if not isinstance(frame, np.ndarray):
         raise ImageError(

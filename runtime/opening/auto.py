@@ -13,16 +13,16 @@ import numpy as np
 
 from flowedge.bundle import Bundle
 from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
-from flowedge.runtime.device_cache import device_cache
-from flowedge.runtime.engine import choosable_engines, engine_module, engine_spec, library_version
-from flowedge.runtime.engine_contract import Opened
-from flowedge.runtime.engine_file import graph_hash
-from flowedge.runtime.graph_input import GraphInput
-from flowedge.runtime.machine import cpu_name, find_nvidia_driver
-from flowedge.runtime.proof import prove
-from flowedge.runtime.selftest import read_selftest
-from flowedge.runtime.timing import window_of
-from flowedge.runtime.unproven import open_unproven
+from flowedge.runtime.device.device_cache import device_cache
+from flowedge.runtime.device.engine_file import graph_hash
+from flowedge.runtime.device.machine import cpu_name, find_nvidia_driver
+from flowedge.runtime.frames.graph_input import GraphInput
+from flowedge.runtime.opening.engine import choosable_engines, engine_module, engine_spec, library_version
+from flowedge.runtime.opening.engine_contract import Opened
+from flowedge.runtime.opening.proof import prove
+from flowedge.runtime.opening.selftest import read_selftest
+from flowedge.runtime.opening.timing import window_of
+from flowedge.runtime.opening.unproven import open_unproven
 
 _WARM_UP_S: Final = 0.3
 _MEASURED_S: Final = 1.0

@@ -16,8 +16,8 @@ from typing import Final, cast
 
 from flowedge.errors import EngineUnavailableError
 from flowedge.packages import pip_install
-from flowedge.runtime.engine_contract import EngineModule, EngineSpec
-from flowedge.runtime.machine import find_jetson
+from flowedge.runtime.device.machine import find_jetson
+from flowedge.runtime.opening.engine_contract import EngineModule, EngineSpec
 
 ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
     {
@@ -112,7 +112,7 @@ JUDGE: Final = "onnxruntime-cpu"
 """The engine that verifies exports and gates precisions. A verdict on a graph must not depend on the machine."""
 
 AUTO: Final = "auto"
-"""The word in place of a precision for the fastest graph that is right here, see `flowedge.runtime.auto`."""
+"""The word in place of a precision for the fastest graph that is right here, see `flowedge.runtime.opening.auto`."""
 
 
 def library_version(spec: EngineSpec) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.WebPImagePlugin import WebPImageFile
 
-from flowedge.runtime.decoders.faults import (
+from flowedge.runtime.frames.decoders.faults import (
     CUT_OFF,
     DamagedError,
     RefusedError,
@@ -18,7 +18,7 @@ from flowedge.runtime.decoders.faults import (
     check_picture_size,
     several_pictures,
 )
-from flowedge.runtime.decoders.pillow import rgb_of
+from flowedge.runtime.frames.decoders.pillow import rgb_of
 
 MAX_WEBP_PIXELS: Final = 40_000_000
 """The most pixels of a WebP picture. The decoder of WebP needs five times the memory of other formats."""

@@ -7,8 +7,8 @@ from numbers import Integral
 
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError, EngineWrongError
-from flowedge.runtime.engine import engine_module, engine_spec, engines_in_order
-from flowedge.runtime.engine_contract import EngineSpec, Opened, Opening
+from flowedge.runtime.opening.engine import engine_module, engine_spec, engines_in_order
+from flowedge.runtime.opening.engine_contract import EngineSpec, Opened, Opening
 
 
 def open_unproven(
@@ -22,7 +22,7 @@ def open_unproven(
     """Load one graph of a bundle on an engine whose answers were not checked on this machine.
 
     Only reports on an engine may open it so: ``flowedge verify``, ``flowedge bench`` and the search for a precision.
-    Code that judges parts calls `flowedge.runtime.opening.open_engine`.
+    Code that judges parts calls `flowedge.runtime.opening.opening.open_engine`.
 
     Args:
         name: A name of ``ENGINES``. Without a name, the first by ``order`` that opens here and that ``check`` accepts

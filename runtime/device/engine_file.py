@@ -10,7 +10,7 @@ from typing import BinaryIO, Final
 import msgspec
 
 from flowedge.bundle import Bundle
-from flowedge.runtime.plain_files import plain_file
+from flowedge.runtime.device.plain_files import plain_file
 
 _MAGIC: Final = b"FlowEdge engine 1\n"
 _LONGEST_HEADER_BYTES: Final = 1 << 16

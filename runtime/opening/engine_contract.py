@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
 from flowedge.progress import Reports
-from flowedge.runtime.device_cache import CachedFile, DeviceCache
+from flowedge.runtime.device.device_cache import CachedFile, DeviceCache
 from flowedge.runtime.protocols import Buffer, Engine
 
 

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flowedge.runtime.decoders.faults import (
+from flowedge.runtime.frames.decoders.faults import (
     DamagedError,
     RefusedError,
     check_picture_size,
     check_sample_bytes,
     several_pictures,
 )
-from flowedge.runtime.decoders.tiff_pieces import COMPRESSIONS, LZW, MAX_LZW, Buffer, unpacked
+from flowedge.runtime.frames.decoders.tiff_pieces import COMPRESSIONS, LZW, MAX_LZW, Buffer, unpacked
 
 SIGNATURE: Final = rb"II[*+]\x00|MM\x00[*+]"
 
