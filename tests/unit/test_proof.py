@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib
 import json
@@ -22,7 +21,7 @@ import flowedge
 from flowedge.bundle import Bundle, open_bundle, write_bundle
 from flowedge.errors import BundleError, EngineWrongError
 from flowedge.runtime import verify
-from flowedge.runtime.opening import opening, proof
+from flowedge.runtime.opening import proof
 from flowedge.runtime.opening.engine import ENGINES
 from flowedge.runtime.opening.opening import open_engine
 from flowedge.runtime.opening.proof import prove
@@ -305,16 +304,3 @@ def test_images_are_inferred_in_the_batches_that_an_engine_takes(
 
 
 # --- the structure
-
-
-def test_no_circle_is_left_around_opening_an_engine() -> None:
-    names = ("contract", "timing", "engine", "unproven", "verify", "proof", "building", "auto", "opening")
-    for number, name in enumerate(names):
-        source = Path(opening.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-        imported = {
-            node.module.removeprefix("flowedge.runtime.")
-            for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.ImportFrom) and node.module is not None
-        }
-        assert imported.isdisjoint(names[number:]), name
-        assert not any(one.startswith("bench") for one in imported), name
