@@ -49,13 +49,7 @@ class GoodImages:
             CalibrationError: The answer is not finite.
             ImageError: The image cannot be read.
         """
-        result = detect(self._read(path))
-        if result.verdict == "not_inspected":
-            raise CalibrationError(
-                f"the {detect.precision} graph's answer for {path} is not finite. Remove the image, or run "
-                "flowedge verify to see whether the precision is the cause."
-            )
-        return result
+        return finite_result(detect, self._read(path), path)
 
     def results(self, detect: Detector, reports: Reports) -> Iterator[Result]:
         """Infer each image in order, and report each.
@@ -87,6 +81,21 @@ class GoodImages:
         if self._measures and path not in self._statistics:
             self._statistics[path] = frame_statistics(frame)
         return frame
+
+
+def finite_result(detect: Detector, frame: NDArray[np.uint8], path: Path) -> Result:
+    """Infer the frame of an image file.
+
+    Raises:
+        CalibrationError: The answer is not finite.
+    """
+    result = detect(frame)
+    if result.verdict == "not_inspected":
+        raise CalibrationError(
+            f"the {detect.precision} graph's answer for {path} is not finite. Remove the image, or run "
+            "flowedge verify to see whether the precision is the cause."
+        )
+    return result
 
 
 def stored_levels(detect: Detector, images: GoodImages, reports: Reports) -> StoredLevels:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.calibration.calibration_images import GoodImages
+from flowedge.calibration.calibration_images import GoodImages, finite_result
 from flowedge.calibration.dataset import Dataset, read_mask
 from flowedge.calibration.masks import mask_on_map
 from flowedge.calibration.metrics import PixelMetrics, ValueHistogram, curve_from_scores
@@ -20,7 +20,6 @@ from flowedge.calibration.threshold import (
     fit_pixel_threshold,
     fit_threshold,
 )
-from flowedge.errors import CalibrationError
 from flowedge.manifest import Thresholds
 from flowedge.progress import Reports
 from flowedge.runtime.aggregate import aggregate
@@ -126,12 +125,7 @@ def _fit_f1(
     pixels = PixelMetrics()
     for sample in labelled.samples:
         frame = read_image(sample.path, detect.bundle.manifest.pixel_range)
-        result = detect(frame)
-        if result.verdict == "not_inspected":
-            raise CalibrationError(
-                f"the {detect.precision} graph's answer for {sample.path} is not finite. Remove the image, or run "
-                "flowedge verify to see whether the precision is the cause."
-            )
+        result = finite_result(detect, frame, sample.path)
         scores.append(result.score)
         mask = None
         if sample.mask is not None:

@@ -28,11 +28,10 @@ DENSE_ROOMS = ("export/graph", "calibration/precision", "runtime/nfa")
 # A sentence that opens with one of these words continues a name above it instead of saying what it is about.
 _OPENINGS = re.compile(r"(Of|As|What|Whether|How|None|Likewise|The same|That|Those|So does|Nor|And|But)\b")
 _RELATIVE = re.compile(r", (?:which|who|that|whose|where)\b| (?:which|whose) ")
-# Headings of Google's docstring sections, and lines of code: no sentences.
+# Headings of Google's docstring sections are no sentences.
 _HEADING = re.compile(
     r"\s*(Args|Returns|Raises|Yields|Attributes|Example|Examples|Note|Notes|Source|Sources):\s*$"
 )
-_CODE = re.compile(r"^( {4,}|\s*(>>>|\.\.\. |\| |\$ |- `))")
 _ABBREVIATION = re.compile(r"\b(e\.g|i\.e|cf|vs|etc|Sec|Eq|Fig|No|al|approx|resp)\.$")
 
 
