@@ -1,4 +1,4 @@
-"""Bound the fields of a manifest by types that say how large, small or long each kind of value may be.
+"""Define the base of the manifest's records, and types that bound how large, small or long their values may be.
 
 A bundle is untrusted, so every field of its manifest has such a type. The bounds admit all that a detector can have.
 """
@@ -51,3 +51,7 @@ Moment: TypeAlias = Annotated[
 ]
 Sha256: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Scalar: TypeAlias = Text | int | float | bool
+
+
+class ManifestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen record without unknown fields. Each subclass repeats ``kw_only``, since msgspec does not inherit it."""
