@@ -55,9 +55,9 @@ def inspect_all(detector: Inspects, source: Source, sinks: Sequence[Sink] = ()) 
 
 
 def inspect_images(
-    detector: Detector, images: Sequence[Path], *, out: Path | None = None
+    detector: Detector, images: Sequence[Path], *, out: Path | None = None, sinks: Sequence[Sink] = ()
 ) -> Iterator[Inspection]:
-    """Inspect image files in order.
+    """Inspect image files in order. The record of each is given before the next file is read.
 
     The record of an image that cannot be read has the verdict ``not_inspected``. The old pictures of this image are
     removed, and the next image follows. Where pictures cannot be written or removed, the image keeps its verdict and
@@ -68,18 +68,19 @@ def inspect_images(
         images: The files. The common folder of the files is left out of the names of the pictures.
         out: The folder of the pictures, see `flowedge.runtime.pictures.PictureFolder`. Without a folder no pictures are
             written.
+        sinks: Each takes the record after the pictures were written, for instance a report. The caller closes them.
 
     Raises:
-        ImageError: The folder ``out`` cannot be made.
+        FlowEdgeError: The folder ``out`` cannot be made, or a sink can store no record at all.
     """
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(
             contextlib.closing(ImageFiles(images, detector.bundle.manifest.pixel_range))
         )
-        sinks: list[Sink] = []
+        pictures: list[Sink] = []
         if out is not None:
-            sinks.append(stack.enter_context(contextlib.closing(PictureFolder(out, images))))
-        yield from inspect_all(detector, source, sinks)
+            pictures.append(stack.enter_context(contextlib.closing(PictureFolder(out, images))))
+        yield from inspect_all(detector, source, [*pictures, *sinks])
 
 
 def _record(detector: Inspects, frame: Frame, result: Result) -> Inspection:

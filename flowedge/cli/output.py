@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 import sys
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, TypeAlias
 
 import msgspec
 import typer
@@ -18,6 +18,16 @@ from flowedge.manifest_bounds import MAX_SIDE
 from flowedge.text import printable
 
 WIDEST: Final = 10_000  # characters: lines are whole in a file or a pipe
+
+
+class Verbosity:
+    """Hold how much a command shows besides its results.
+
+    Attributes:
+        is_quiet: True when no progress is shown.
+    """
+
+    is_quiet: ClassVar[bool] = False
 
 
 class EscapingConsole(Console):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from flowedge.text import printable
 
 if TYPE_CHECKING:
     from flowedge.runtime.detector import Detector
+    from flowedge.runtime.protocols import Sink
     from flowedge.runtime.record import Inspection
 
 NAME = "run"
@@ -73,11 +75,23 @@ def command(
     inspected: list[Inspection] = []
     if build:
         build_first(bundle, engine, precision)
-    with flowedge.load(
-        bundle, engine=engine, precision=precision, threads=threads, source_scale=source_scale, build=build
-    ) as detector:
+    with (
+        flowedge.load(
+            bundle,
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            source_scale=source_scale,
+            build=build,
+        ) as detector,
+        contextlib.ExitStack() as stack,
+    ):
+        # Each file that an option names is a sink. All of them are closed also where a signal ends the command.
+        sinks: list[Sink] = []
+        for sink in sinks:
+            stack.callback(sink.close)
         try:
-            for inspection in inspect_images(detector, images, out=out):
+            for inspection in inspect_images(detector, images, out=out, sinks=sinks):
                 if json:
                     print_json(inspection)
                 # An only image that cannot be read is an error of the command, not one missing result of many.
