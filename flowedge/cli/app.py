@@ -12,15 +12,16 @@ The exit status is one of these:
 
 from __future__ import annotations
 
+import difflib
 import os
-from typing import Final
+from typing import Any, Final
 
 import typer
 
-from flowedge.cli import bench, build, cache, calibrate, demo, doctor, evaluate, export, info, signals, verify
-from flowedge.cli import run as run_images
-from flowedge.cli.output import MESSAGES
+from flowedge.cli import signals
+from flowedge.cli.group import CommandGroup
 from flowedge.cli.streams import on_standard_streams
+from flowedge.cli.verbosity import NORMAL, set_verbosity
 from flowedge.errors import FlowEdgeError, PrecisionError
 from flowedge.text import printable
 from flowedge.version import __version__
@@ -31,14 +32,12 @@ _UsageError: Final[type[Exception]] = typer.BadParameter.mro()[2]
 app = typer.Typer(
     name="flowedge",
     help="Bring normalizing-flow anomaly detectors from a PyTorch checkpoint to an inspection line.",
+    cls=CommandGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, info, verify, calibrate, evaluate, run_images, bench, build, doctor, demo):
-    app.command(command.NAME)(command.command)
-app.add_typer(cache.app)
 
 
 def _version(wanted: bool) -> None:
@@ -63,23 +62,39 @@ def run() -> int:
 
 def _status() -> int:
     """Run the command that the arguments name, and catch only errors that the user can act on."""
+    set_verbosity(NORMAL)
     try:
         _check_current_folder()
-        ended = app(standalone_mode=False)
+        ended = app(prog_name="flowedge", standalone_mode=False)
         signals.raise_if_ended()
     except _UsageError as error:
-        error.message = printable(error.message)  # type: ignore[attr-defined]
-        error.show()  # type: ignore[attr-defined]
+        _show_usage_error(error)
         return 2
     except signals.EndedBySignal as end:
         signals.begin_to_tidy()
-        MESSAGES.print(f"flowedge: ended by {end}.")
+        _print_problem(f"flowedge: ended by {end}.")
         return 128 + end.number
     except FlowEdgeError as error:
-        MESSAGES.print(f"flowedge: {error}", soft_wrap=True)
+        _print_problem(f"flowedge: {error}")
         # A failed gate is a result of work that was done. Every other error means that the work could not be done.
         return 1 if isinstance(error, PrecisionError) else 2
     return ended if isinstance(ended, int) else 0
+
+
+def _show_usage_error(error: Any) -> None:
+    """Print how the command is used and what was wrong, with the options that were perhaps meant."""
+    error.message = printable(error.message)
+    if meant := getattr(error, "possibilities", None):
+        closest = difflib.get_close_matches(error.option_name, meant, cutoff=0)
+        error.message += f". Did you mean {' or '.join(closest)}?"
+        error.possibilities = None
+    error.show()
+
+
+def _print_problem(text: str) -> None:
+    from flowedge.cli.output import PROBLEMS  # imported here, since --help prints none
+
+    PROBLEMS.print(text, soft_wrap=True)
 
 
 def _check_current_folder() -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import typer
-
+from flowedge.cli.group import new_group
 from flowedge.cli.output import RESULTS, Json, print_json, table
 from flowedge.clock import local_minute
 
 NAME = "cache"
 
-app = typer.Typer(
-    name=NAME, help="List or delete the engines that were compiled for this machine.", no_args_is_help=True
-)
+app = new_group(NAME, help="List or delete the engines that were compiled for this machine.")
 
 
 @app.command("list")

@@ -10,6 +10,7 @@ import typer
 from flowedge.cli.build import build_first
 from flowedge.cli.output import (
     MESSAGES,
+    PROBLEMS,
     RESULTS,
     Build,
     EngineName,
@@ -63,7 +64,7 @@ def command(
         )
         doubt = preprocessing_doubt(detector, [one.path for one in samples.samples if not one.is_anomalous])
     if doubt:
-        MESSAGES.print(f"warning: {doubt}", soft_wrap=True)
+        PROBLEMS.print(f"warning: {doubt}", soft_wrap=True)
     if json:
         print_json(result)
         raise typer.Exit(1 if result.not_inspected else 0)
@@ -95,7 +96,7 @@ def command(
     RESULTS.print(decisions)
     RESULTS.print(f"{result.good_images} good and {result.anomalous_images} anomalous images inspected")
     if result.not_inspected:
-        MESSAGES.print(
+        PROBLEMS.print(
             f"{result.not_inspected} images were not inspected: {', '.join(result.not_inspected_files)}",
             soft_wrap=True,
         )

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flowedge.cli.verbosity import is_quiet
 from flowedge.errors import FlowEdgeError
 from flowedge.manifest_bounds import MAX_SIDE
 from flowedge.text import printable
@@ -50,7 +51,25 @@ class EscapingConsole(Console):
         return super().render_str(printable(text), **options)
 
 
-MESSAGES: Final = EscapingConsole(stderr=True)
+class _NoteConsole(EscapingConsole):
+    """A console on standard error that prints nothing where ``--quiet`` is given."""
+
+    @property
+    def quiet(self) -> bool:  # type: ignore[override]
+        """True while nothing is to be printed."""
+        return is_quiet()
+
+    @quiet.setter
+    def quiet(self, value: bool) -> None:
+        """Ignore the value, since the option alone decides."""
+
+
+MESSAGES: Final = _NoteConsole(stderr=True)
+"""Notes and progress, which ``--quiet`` leaves out."""
+
+PROBLEMS: Final = EscapingConsole(stderr=True)
+"""Errors, and what was not inspected or not written. Nothing leaves these lines out."""
+
 RESULTS: Final = EscapingConsole(width=None if sys.stdout is not None and sys.stdout.isatty() else WIDEST)
 
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]

@@ -8,7 +8,7 @@ from typing import Final
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from flowedge.cli.output import MESSAGES
+from flowedge.cli.output import MESSAGES, PROBLEMS
 from flowedge.cli.signals import EndedBySignal, raise_if_ended
 from flowedge.progress import Reports
 from flowedge.text import printable
@@ -64,11 +64,13 @@ def progress_bar() -> Iterator[Reports]:
         TextColumn("{task.fields[counted]}", markup=False),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=MESSAGES, transient=True, disable=not MESSAGES.is_terminal) as display:
+    with Progress(
+        *columns, console=MESSAGES, transient=True, disable=MESSAGES.quiet or not MESSAGES.is_terminal
+    ) as display:
         bar = _Bar(display)
         try:
             yield bar
         except EndedBySignal:
             if bar.reached():
-                MESSAGES.print(bar.reached())
+                PROBLEMS.print(bar.reached())
             raise

@@ -13,6 +13,7 @@ import typer
 from flowedge.cli.build import build_first
 from flowedge.cli.output import (
     MESSAGES,
+    PROBLEMS,
     RESULTS,
     Build,
     EngineName,
@@ -100,11 +101,11 @@ def command(
                 inspected.append(inspection)
                 if inspection.problem:
                     seen = "not inspected" if inspection.verdict == "not_inspected" else "inspected"
-                    MESSAGES.print(f"{seen}: {inspection.problem}", soft_wrap=True)
+                    PROBLEMS.print(f"{seen}: {inspection.problem}", soft_wrap=True)
         except EndedBySignal:
             if not json:
                 _print_table(inspected, detector)
-            MESSAGES.print(f"{len(inspected)} of {len(images)} images were inspected.")
+            PROBLEMS.print(f"{len(inspected)} of {len(images)} images were inspected.")
             raise
     if not json:
         _print_table(inspected, detector)

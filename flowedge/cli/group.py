@@ -1,0 +1,187 @@
+"""Import each command when it is used, and give every command the options of the whole command line."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Final, NamedTuple
+
+import typer.core
+import typer.main
+
+from flowedge.cli import verbosity
+
+
+class Listed(NamedTuple):
+    """The module of a command, and the line that ``flowedge --help`` shows.
+
+    Attributes:
+        module: The module, which holds either the function ``command`` or, for a group, the Typer ``app``.
+        summary: The first line of the command's own help.
+    """
+
+    module: str
+    summary: str
+
+
+COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
+    {
+        "export": Listed(
+            "flowedge.cli.export",
+            "Export a trained checkpoint to a bundle, and check it against the original network.",
+        ),
+        "info": Listed(
+            "flowedge.cli.info",
+            "Show what a checkpoint or a bundle is, which values were assumed, and what is in it.",
+        ),
+        "verify": Listed("flowedge.cli.verify", "Replay the self-test of a bundle on this machine."),
+        "calibrate": Listed(
+            "flowedge.cli.calibrate",
+            "Fit the score maxima and the thresholds of every precision, and store them in the bundle.",
+        ),
+        "eval": Listed(
+            "flowedge.cli.evaluate",
+            "Measure a bundle on a labelled dataset: AUROC of images and pixels, AUPRO and F1.",
+        ),
+        "run": Listed(
+            "flowedge.cli.run",
+            "Inspect images and print a verdict for each. With --json each image gives one line of JSON.",
+        ),
+        "bench": Listed(
+            "flowedge.cli.bench",
+            "Time bundles on every engine and precision in turns, each in its own process, and check their answers.",
+        ),
+        "build": Listed(
+            "flowedge.cli.build",
+            "Compile one graph of a bundle for this machine and keep it in the device cache.",
+        ),
+        "doctor": Listed(
+            "flowedge.cli.doctor",
+            "Try every engine on a small graph, and list the installed and the missing packages.",
+        ),
+        "demo": Listed(
+            "flowedge.cli.demo",
+            "Train a small CFLOW on real photographs, export, verify, calibrate and run it, and write a report.",
+        ),
+        "cache": Listed(
+            "flowedge.cli.cache", "List or delete the engines that were compiled for this machine."
+        ),
+    }
+)
+"""Every command in the order of the help. The help is printed without the modules, since their imports take time."""
+
+
+class _Commands(Mapping[str, Any]):
+    """The commands by name. Each one is imported and made when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        return _command(name, COMMANDS[name].module)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+class CommandGroup(typer.core.TyperGroup):
+    """The group of all commands, whose modules are imported one by one when a command is used."""
+
+    def __init__(self, **settings: Any) -> None:
+        """Make the group with the options of all commands."""
+        super().__init__(**settings)
+        self.commands = _Commands()  # type: ignore[assignment]
+        self.params.extend(_common_options())
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names in the order of the help."""
+        return list(COMMANDS)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each command's line without importing the command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, listed.summary) for name, listed in COMMANDS.items()])
+
+
+def new_group(name: str, **settings: Any) -> typer.Typer:
+    """Return an empty group of commands in the style of the command line.
+
+    Args:
+        name: The name of the group.
+        settings: More arguments of `typer.Typer`, such as ``help``.
+    """
+    return typer.Typer(
+        name=name,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        **settings,
+    )
+
+
+@functools.cache
+def _command(name: str, module: str) -> Any:
+    """Import the module of a command and return the command with the options of all commands."""
+    imported = importlib.import_module(module)
+    app: typer.Typer | None = getattr(imported, "app", None)
+    if app is None:
+        app = new_group(name)
+        app.command(name)(imported.command)
+        made = typer.main.get_command(app)
+    else:
+        made = typer.main.get_group(app)
+    made.name = name
+    _add_common_options(made)
+    return made
+
+
+def _add_common_options(command: Any) -> None:
+    """Give a command and all commands of a group the options ``-q`` and ``-v``."""
+    command.params.extend(_common_options())
+    for inner in getattr(command, "commands", {}).values():
+        _add_common_options(inner)
+
+
+def _quiet(wanted: bool) -> None:
+    if wanted:
+        verbosity.set_verbosity(verbosity.QUIET)
+
+
+def _verbose(count: int) -> None:
+    if count:
+        verbosity.set_verbosity(count)
+
+
+def _options_of_all(
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", "-q", callback=_quiet, help="Print results and errors alone: no progress, no notes."
+        ),
+    ] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose",
+            "-v",
+            count=True,
+            callback=_verbose,
+            show_default=False,
+            help="Log each step to standard error: files, engines, timings. Repeat it for more.",
+        ),
+    ] = 0,
+) -> None:
+    """Declare the options that every command has."""
+
+
+def _common_options() -> list[Any]:
+    """Return new options that no command's function takes: their callbacks do the work."""
+    app = new_group("")
+    app.command()(_options_of_all)
+    options: list[Any] = typer.main.get_command(app).params
+    for option in options:
+        option.expose_value = False
+    return options
