@@ -133,7 +133,7 @@ def calibrate_bundle(
         if draft is not start:
             files |= {graph.file: draft.path / graph.file for graph in draft.manifest.graphs}
         manifest = msgspec.structs.replace(
-            _with_thresholds(draft.manifest, record, request),
+            _with_fits(draft.manifest, record, request),
             frame_check=None if checked is None else checked.check,
         )
         done = replace_in_bundle(opened, manifest=manifest, files=files)
@@ -192,14 +192,15 @@ class _Fit:
             for precision in unknown:
                 with self._detector(draft, precision) as detect:
                     engines[detect.engine.name] = None
-                    thresholds, notes = fit_graph_thresholds(
+                    fit = fit_graph_thresholds(
                         detect, self.images, stored.get(precision), self.request, self.labelled, self.reports
                     )
                 fitted[precision] = FittedGraph(
                     precision=precision,
                     score_maxima=maxima.get(precision),
-                    thresholds=thresholds,
-                    notes=notes,
+                    thresholds=fit.thresholds,
+                    notes=fit.notes,
+                    colours=fit.colours,
                 )
         record = CalibrationRecord(
             date=utc_now().isoformat(),
@@ -262,11 +263,14 @@ def decide_by_nfa(bundle: Bundle, threshold: NfaThreshold) -> Bundle:
     )
 
 
-def _with_thresholds(
-    manifest: Manifest, record: CalibrationRecord, request: ThresholdRequest | None
-) -> Manifest:
-    if request is None:
-        return manifest
-    fitted = {graph.precision: graph.thresholds for graph in record.graphs}
-    graphs = tuple(msgspec.structs.replace(g, thresholds=fitted[g.precision]) for g in manifest.graphs)
-    return msgspec.structs.replace(manifest, graphs=graphs)
+def _with_fits(manifest: Manifest, record: CalibrationRecord, request: ThresholdRequest | None) -> Manifest:
+    """Put the colour scales and, where a request fitted them, the thresholds into the graphs of a manifest."""
+    fitted = {graph.precision: graph for graph in record.graphs}
+    graphs = (
+        msgspec.structs.replace(graph, colours=fitted[graph.precision].colours) for graph in manifest.graphs
+    )
+    if request is not None:
+        graphs = (
+            msgspec.structs.replace(graph, thresholds=fitted[graph.precision].thresholds) for graph in graphs
+        )
+    return msgspec.structs.replace(manifest, graphs=tuple(graphs))

@@ -9,7 +9,7 @@ import msgspec
 from flowedge.bundle import Bundle
 from flowedge.calibration.gate_report import GateReport
 from flowedge.errors import BundleError
-from flowedge.manifest import ScoreMaxima, Thresholds
+from flowedge.manifest import ColourScale, ScoreMaxima, Thresholds
 
 RECORD: Final = "calibration.json"
 
@@ -22,12 +22,14 @@ class FittedGraph(msgspec.Struct, frozen=True, kw_only=True):
         score_maxima: The value is None where none were fitted. The JSON calls it ``reference``.
         thresholds: The fitted limits.
         notes: Sentences about weaknesses of a threshold, for instance too few images.
+        colours: The fitted colour scale of pictures. The value is None where none was fitted.
     """
 
     precision: str
     score_maxima: ScoreMaxima | None = msgspec.field(name="reference")
     thresholds: Thresholds
     notes: tuple[str, ...]
+    colours: ColourScale | None = None
 
 
 class BlockChoice(msgspec.Struct, frozen=True, kw_only=True):

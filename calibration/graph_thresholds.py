@@ -1,13 +1,15 @@
-"""Fit the thresholds of one graph of a bundle, on images of good parts or on labelled images."""
+"""Fit the thresholds and the colour scale of one graph of a bundle, on images of good parts or on labelled images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.calibration.calibration_images import GoodImages, finite_result
+from flowedge.calibration.colour_scale import fit_colour_scale
 from flowedge.calibration.dataset import Dataset, read_mask
 from flowedge.calibration.masks import mask_on_map
 from flowedge.calibration.metrics import PixelMetrics, ValueHistogram, curve_from_scores
@@ -20,12 +22,26 @@ from flowedge.calibration.threshold import (
     fit_pixel_threshold,
     fit_threshold,
 )
-from flowedge.manifest import Thresholds
+from flowedge.manifest import ColourScale, Thresholds
 from flowedge.progress import Reports
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.verify import AGGREGATION_LIMIT
+
+
+class GraphFit(NamedTuple):
+    """The fitted numbers of one graph.
+
+    Attributes:
+        thresholds: The thresholds.
+        colours: The colour scale of pictures. The value is None where the good pixels are all alike.
+        notes: Sentences on what weakens the thresholds.
+    """
+
+    thresholds: Thresholds
+    colours: ColourScale | None
+    notes: tuple[str, ...]
 
 
 def fit_graph_thresholds(
@@ -35,8 +51,8 @@ def fit_graph_thresholds(
     request: ThresholdRequest | None,
     labelled: Dataset | None,
     reports: Reports,
-) -> tuple[Thresholds, tuple[str, ...]]:
-    """Fit the thresholds of the graph that a detector runs.
+) -> GraphFit:
+    """Fit the thresholds and the colour scale of the graph that a detector runs.
 
     Args:
         detect: The detector of the graph, with its score maxima.
@@ -46,22 +62,26 @@ def fit_graph_thresholds(
         labelled: The labelled images of an ``f1`` request.
         reports: Receives the progress, one unit for each inference.
 
-    Returns:
-        The thresholds, and sentences on what weakens them.
-
     Raises:
         CalibrationError: An answer is not finite, or ``f1`` lacks a class.
         ImageError: An image cannot be read.
     """
+    pixels = ValueHistogram()
     if request is None:
-        return detect.thresholds, ()
+        # Images without stored levels are not inferred for the colours alone.
+        if stored is None:
+            return GraphFit(detect.thresholds, detect.bundle.manifest.graph(detect.precision).colours, ())
+        for _, anomaly_map in _answers(detect, images, stored, reports):
+            pixels.add(anomaly_map)
+        return GraphFit(detect.thresholds, fit_colour_scale(pixels), ())
     if request.method == "f1":
         assert labelled is not None
-        image, pixel = _fit_f1(detect, labelled, reports)
+        image, pixel = _fit_f1(detect, labelled, pixels, reports)
     else:
-        image, pixel = _fit_good(detect, images, stored, request, request.method, reports)
+        image, pixel = _fit_good(detect, images, stored, request, request.method, pixels, reports)
     notes = tuple(fit.note for fit in (image, pixel) if fit is not None and fit.note)
-    return Thresholds(image=image.threshold, pixel=None if pixel is None else pixel.threshold), notes
+    thresholds = Thresholds(image=image.threshold, pixel=None if pixel is None else pixel.threshold)
+    return GraphFit(thresholds, fit_colour_scale(pixels), notes)
 
 
 def _fit_good(
@@ -70,10 +90,11 @@ def _fit_good(
     stored: StoredLevels | None,
     request: ThresholdRequest,
     method: GoodMethod,
+    pixels: ValueHistogram,
     reports: Reports,
 ) -> tuple[FittedThreshold, FittedThreshold | None]:
+    """Fit a quantile or a false-alarm rate, and add the good images' pixels to a histogram."""
     scores: list[float] = []
-    pixels = ValueHistogram()
     for score, anomaly_map in _answers(detect, images, stored, reports):
         scores.append(score)
         pixels.add(anomaly_map)
@@ -119,10 +140,11 @@ def _answers(
 
 
 def _fit_f1(
-    detect: Detector, labelled: Dataset, reports: Reports
+    detect: Detector, labelled: Dataset, pixels: ValueHistogram, reports: Reports
 ) -> tuple[FittedThreshold, FittedThreshold | None]:
+    """Fit the largest F1, and add the pixels of the images without a defect to a histogram."""
     scores: list[float] = []
-    pixels = PixelMetrics()
+    metrics = PixelMetrics()
     for sample in labelled.samples:
         frame = read_image(sample.path, detect.bundle.manifest.pixel_range)
         result = finite_result(detect, frame, sample.path)
@@ -131,10 +153,12 @@ def _fit_f1(
         if sample.mask is not None:
             height, width = result.network_map.shape
             mask = mask_on_map(read_mask(sample.mask, frame), result.preprocessing, (height, width))
-        pixels.add(result.network_map, mask)
+        metrics.add(result.network_map, mask)
+        if not sample.is_anomalous:
+            pixels.add(result.network_map)
         reports.advance()
     curve = curve_from_scores(scores, [sample.is_anomalous for sample in labelled.samples])
     image = fit_f1_threshold(curve, images=len(scores))
     if labelled.classes_without_masks:
         return image, None
-    return image, fit_f1_threshold(pixels.curve(), images=len(scores))
+    return image, fit_f1_threshold(metrics.curve(), images=len(scores))

@@ -148,8 +148,8 @@ def score_maxima_of_bundle(levels: StoredLevels, manifest: Manifest) -> ScoreMax
 def with_score_maxima(bundle: Bundle, maxima: Mapping[str, ScoreMaxima | None], folder: Path) -> Bundle:
     """Patch the score maxima into a copy of every graph, and return a draft of the bundle with these copies.
 
-    The thresholds of the old scores are dropped. The limit of log NFA stays, because the number of false alarms depends
-    on the latents alone.
+    The thresholds and the colour scale of the old scores are dropped. The limit of log NFA stays, because the number of
+    false alarms depends on the latents alone.
 
     Args:
         bundle: The bundle, which is left as it is.
@@ -167,7 +167,7 @@ def with_score_maxima(bundle: Bundle, maxima: Mapping[str, ScoreMaxima | None], 
         write_constants(bundle.path / graph.file, folder / graph.file, constants_of(own))
         scoring = msgspec.structs.replace(graph.scoring, normalisation="fixed_reference", score_maxima=own)
         thresholds = Thresholds(nfa=graph.thresholds.nfa)
-        graphs.append(msgspec.structs.replace(graph, scoring=scoring, thresholds=thresholds))
+        graphs.append(msgspec.structs.replace(graph, scoring=scoring, thresholds=thresholds, colours=None))
     manifest = msgspec.structs.replace(bundle.manifest, graphs=tuple(graphs))
     files = {graph.file: folder / graph.file for graph in graphs}
     return clone_bundle(bundle, folder / "draft", manifest=manifest, files=files)

@@ -157,6 +157,27 @@ class Thresholds(_Record, frozen=True, kw_only=True):
     nfa: NfaThreshold | None = None
 
 
+class ColourScale(_Record, frozen=True, kw_only=True):
+    """The values of the anomaly map between which pictures change their colour.
+
+    Both values come from pixels of good parts and from no threshold. A later threshold therefore changes the painted
+    pixels and leaves the colour of each value.
+
+    Attributes:
+        low: The value of the first colour, which is the median of the good pixels.
+        high: The value of the last colour. Half of the way to it lies the 0.9995 quantile of the good pixels.
+    """
+
+    low: Value
+    high: Value
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(
+                f"the low end of a colour scale is below the high one, got {self.low} and {self.high}"
+            )
+
+
 class GraphFile(_Record, frozen=True, kw_only=True):
     """One graph of the bundle.
 
@@ -171,6 +192,8 @@ class GraphFile(_Record, frozen=True, kw_only=True):
         int8: Names of the blocks that compute in INT8. The name of a node begins with that of its block.
         given_back: Names of the blocks that were reverted, since a lower precision changed the answers too much.
         thresholds: The thresholds fitted with this precision.
+        colours: The colour scale of the anomaly map, in units of this graph's map. The value is None before a
+            calibration.
     """
 
     precision: PrecisionName
@@ -182,6 +205,7 @@ class GraphFile(_Record, frozen=True, kw_only=True):
     int8: NodeNames = ()
     given_back: NodeNames = ()
     thresholds: Thresholds = Thresholds()
+    colours: ColourScale | None = None
 
 
 class PartScale(_Record, frozen=True, kw_only=True):

@@ -65,11 +65,12 @@ def test_thresholds_are_fitted_on_what_the_graphs_answer(
     done = calibrate_bundle(bundle, photographs, request=REQUEST, engine=ENGINE, threads=1).bundle
     for graph in done.manifest.graphs:
         session = open_engine(ENGINE, done, graph.precision, threads=1)
-        scores, pixels = [], ValueHistogram()
+        scores, maps, pixels = [], [], ValueHistogram()
         with Detector(done, session) as detect:
             for path in photographs:
                 result = detect(read_image(path))
                 scores.append(result.score)
+                maps.append(result.network_map)
                 pixels.add(result.network_map)
         image = fit_threshold(scores, method="quantile", parameter=0.8).threshold
         assert graph.thresholds.image == image, "to the last bit"
@@ -77,6 +78,10 @@ def test_thresholds_are_fitted_on_what_the_graphs_answer(
         assert graph.thresholds.pixel is not None
         limit = AGGREGATION_LIMIT * max(1.0, float(np.abs(scores).max()))
         assert graph.thresholds.pixel.value == pytest.approx(pixel.value, abs=limit, rel=0)
+        median, sure = np.quantile(maps, [0.5, 0.9995], method="nearest")
+        assert graph.colours is not None
+        assert graph.colours.low == pytest.approx(median, abs=limit, rel=0)
+        assert graph.colours.high == pytest.approx(2 * sure - median, abs=3 * limit, rel=0)
 
 
 @pytest.mark.parametrize("family", ["cflow", "fastflow"])  # with a reference and without

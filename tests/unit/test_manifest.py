@@ -16,6 +16,7 @@ from flowedge.errors import BundleError
 from flowedge.manifest import (
     SCHEMA,
     Assumed,
+    ColourScale,
     FrameCheck,
     FrameRange,
     GraphFile,
@@ -70,6 +71,7 @@ MANIFEST = Manifest(
                 pixel=Threshold(value=1.25, method="manual"),
                 nfa=NfaThreshold(form="block", log_nfa=-2.0),
             ),
+            colours=ColourScale(low=0.5, high=2.25),
         ),
         GraphFile(
             precision="fp16",
@@ -122,9 +124,21 @@ def test_a_manifest_from_before_the_number_of_false_alarms_is_still_read() -> No
     assert (older.nfa, older.graphs[0].thresholds.nfa) == (None, None)
 
 
+def test_a_manifest_from_before_the_colour_scale_is_still_read() -> None:
+    older = manifest_from_json(edited(lambda manifest: manifest["graphs"][0].pop("colours")))
+    assert older.graphs[0].colours is None
+
+
+@pytest.mark.parametrize("high", [0.5, 0.25])
+def test_a_colour_scale_without_a_range_is_refused(high: float) -> None:
+    with pytest.raises(BundleError, match="the low end of a colour scale is below the high one"):
+        manifest_from_json(edited(lambda manifest: manifest["graphs"][0]["colours"].update(high=high)))
+
+
 def test_the_golden_file_of_schema_1_is_read_as_the_manifest_it_was() -> None:
+    graphs = tuple(msgspec.structs.replace(graph, colours=None) for graph in MANIFEST.graphs)
     assert manifest_from_json(GOLDEN_OF_SCHEMA_1.read_bytes()) == msgspec.structs.replace(
-        MANIFEST, schema=1, pixel_range=None, frame_check=None
+        MANIFEST, schema=1, pixel_range=None, frame_check=None, graphs=graphs
     )
 
 
