@@ -152,7 +152,7 @@ class Detector:
                 verdict="not_inspected" if problem else decision.verdict,
                 network_map=decision.network_map,
                 levels=decision.levels,
-                frame_size=frame.shape[:2],
+                frame=frame,
                 preprocessing=self.bundle.manifest.preprocessing,
                 pixel_threshold=self.thresholds.pixel,
                 nfa=self.thresholds.nfa,

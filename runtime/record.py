@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from flowedge.runtime.nfa import Region
+from flowedge.runtime.regions import Region
 from flowedge.runtime.result import Verdict
 
 
@@ -18,7 +18,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         threshold: The image threshold, where it decides the verdict.
         log_nfa: The image's lowest log10 number of false alarms, where it decides the verdict.
         log_nfa_limit: The limit of ``log_nfa``. An image below the limit is anomalous.
-        regions: The regions below ``log_nfa_limit``, in pixels of the frame, surest first.
+        regions: The regions of anomalous pixels, in pixels of the frame, surest first.
         anomalous_share: The share of the frame's pixels that are anomalous, 0..1. The share is None where no limit
             decides on pixels.
         latency_ms: The time of preprocessing, inference and decision, without reading the file.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flowedge.geometry import map_to_frame
 from flowedge.manifest import NfaThreshold, Preprocessing, Threshold
-from flowedge.runtime.nfa import Region, detected_regions
+from flowedge.runtime.regions import Region, find_regions
 
 Verdict: TypeAlias = Literal["ok", "anomalous", "unknown", "not_inspected"]
 """``unknown``: no threshold was set. ``not_inspected``: the answer is not finite, or the frame is unlike the good
@@ -37,7 +37,8 @@ class Result:
         network_map: ``(h, w)`` float32, the localisation map over the network's input, as the graph gave it or on
             the source's scale. Larger is more anomalous.
         levels: Per level, fine to coarse, ``(h, w)`` float32, the graph's ``level_i``.
-        frame_size: ``(height, width)`` of the frame, in pixels.
+        frame: ``(H, W, 3)`` uint8, RGB, the frame that was judged. For a frame of 8 bits it is the array that the
+            detector was given, and no copy. A camera loop that fills one buffer again must draw a result before.
         preprocessing: The preprocessing that made the network's input of the frame.
         pixel_threshold: The threshold of the map, fitted or the source's, if there is one.
         nfa: The a-contrario decision that the verdict and the mask follow. The value is None where thresholds of the
@@ -64,7 +65,7 @@ class Result:
     verdict: Verdict
     network_map: NDArray[np.float32] = field(repr=False)
     levels: tuple[NDArray[np.float32], ...] = field(repr=False)
-    frame_size: tuple[int, int]
+    frame: NDArray[np.uint8] = field(repr=False)
     preprocessing: Preprocessing = field(repr=False)
     pixel_threshold: Threshold | None
     nfa: NfaThreshold | None = None
@@ -74,6 +75,12 @@ class Result:
     engine_reason: str
     timings: Timings
     problem: str = ""
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """``(height, width)`` of the frame, in pixels."""
+        height, width = self.frame.shape[:2]
+        return height, width
 
     @property
     def is_anomalous(self) -> bool | None:
@@ -115,11 +122,12 @@ class Result:
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:
-        """The regions of the frame's log-NFA map below the limit, in pixels of the frame, surest first.
+        """The regions of ``mask``, in pixels of the frame, surest first. Without a mask there are no regions.
 
-        A frame smaller than the network's input can lose a region that is narrower than its pixels. The verdict
-        does not lose it. Without ``nfa`` there are no regions.
+        A region may be there in a frame whose verdict is ``ok``, because a threshold of the score decides the verdict.
+        A frame smaller than the network's input can lose a region that is narrower than its pixels. The verdict does
+        not lose it.
         """
-        if self.nfa is None or self.log_nfa_map is None:
+        if self.mask is None:
             return ()
-        return detected_regions(self.log_nfa_map, self.nfa.log_nfa)
+        return find_regions(self.mask, self.anomaly_map, log_nfa=self.log_nfa_map)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flowedge.runtime.nfa.levels import NotInspectedError
 from flowedge.runtime.nfa.outputs import check_form, log_nfa_of_outputs
-from flowedge.runtime.nfa.regions import Region, detected_regions
+from flowedge.runtime.nfa.regions import detected_regions
 from flowedge.runtime.nfa.tree import number_of_tests, tree_log_nfa, warm_up
 from flowedge.runtime.nfa.windows import (
     block_log_nfa,
@@ -27,7 +27,6 @@ __all__ = [
     "check_form",
     "log_nfa_of_outputs",
     # The detected regions
-    "Region",
     "detected_regions",
     # Compilation before the first image
     "warm_up",

@@ -285,7 +285,7 @@ def test_the_regions_are_those_of_scipy_surest_first() -> None:
     )
     assert count > 3
     ours = [
-        (r.log_nfa, r.area_px, r.top, r.left, r.height_px, r.width_px, *r.centroid)
+        (r.log_nfa or 0.0, r.area_px, r.top, r.left, r.height_px, r.width_px, *r.centroid)
         for r in nfa.detected_regions(log_nfa)
     ]
     np.testing.assert_allclose(ours, expected, rtol=1e-9)
