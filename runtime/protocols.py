@@ -140,13 +140,14 @@ class Engine(Protocol):
         """The smallest and the largest number of images of a run. The value is None where every number runs."""
         ...
 
-    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, *inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Run the graph once.
 
         Args:
-            image: The graph's one input, C-contiguous. The input is the network's, ``(N, 3, H, W)`` float32, resized
-                and normalised as the manifest tells. Where the manifest has a ``frame_size``, the input is unchanged
-                frames, ``(N, H, W, 3)`` uint8, RGB.
+            inputs: The graph's inputs in their order, C-contiguous. The graph of a bundle has one input. The input is
+                the network's, ``(N, 3, H, W)`` float32, resized and normalised as the manifest tells. Where the
+                manifest has a ``frame_size``, the input is unchanged frames, ``(N, H, W, 3)`` uint8, RGB. The head of
+                a pack takes the features of its backbone.
 
         Returns:
             The outputs by name, all float32 and owned by the caller: ``score`` ``(N,)``, ``anomaly_map``

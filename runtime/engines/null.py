@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flowedge.manifest import Manifest
-from flowedge.runtime.opening.contract import outputs_of_graph
+from flowedge.runtime.opening.contract import TensorSpec, outputs_of_graph
 from flowedge.runtime.opening.engine_contract import EngineSpec, Opening
 from flowedge.runtime.protocols import Engine
 
@@ -37,18 +37,22 @@ class NullEngine:
     name = "null"
     batches: tuple[int, int] | None = None
 
-    def __init__(self, manifest: Manifest, answers: Mapping[str, ArrayLike] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        graph: Manifest | Mapping[str, TensorSpec],
+        answers: Mapping[str, ArrayLike] = MappingProxyType({}),
+    ) -> None:
         """Prepare the answers.
 
         Args:
-            manifest: The manifest whose outputs the engine gives.
+            graph: The outputs that the engine gives, or the manifest that describes them.
             answers: By an output's name a number, or an array that fits the output of one image. All other outputs are
                 zeros.
 
         Raises:
             ValueError: There is no such output, or an array does not fit it.
         """
-        outputs = outputs_of_graph(manifest)
+        outputs = outputs_of_graph(graph) if isinstance(graph, Manifest) else graph
         self.output_names: tuple[str, ...] = tuple(outputs)
         unknown = ", ".join(answers.keys() - outputs.keys())
         if unknown:
@@ -61,10 +65,10 @@ class NullEngine:
         }
         self._is_closed = False
 
-    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, *inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         if self._is_closed:
             raise ValueError("the engine is closed")
-        return {name: np.stack([answer] * len(image)) for name, answer in self._answers.items()}
+        return {name: np.stack([answer] * len(inputs[0])) for name, answer in self._answers.items()}
 
     def close(self) -> None:
         self._is_closed = True
@@ -72,7 +76,7 @@ class NullEngine:
 
 def load(opening: Opening) -> Engine:
     """Load no graph: the engine answers zeros, in the shapes that the manifest gives."""
-    return NullEngine(opening.bundle.manifest)
+    return NullEngine(opening.source.outputs)
 
 
 def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:

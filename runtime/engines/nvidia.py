@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.device.device_cache import DeviceCache, device_cache
-from flowedge.runtime.device.engine_file import IGNORED_FACTS, EngineFacts, graph_hash
+from flowedge.runtime.device.engine_file import IGNORED_FACTS, EngineFacts
 from flowedge.runtime.engines import cuda
 from flowedge.runtime.opening.contract import TensorSpec, check_contract
 from flowedge.runtime.opening.engine_contract import Opening
@@ -44,7 +44,7 @@ def facts_of(
     return EngineFacts(
         engine=opening.spec.name,
         version=trt.__version__,
-        graph=graph_hash(opening.bundle, opening.precision),
+        graph=opening.source.sha256,
         precision=opening.precision,
         device="" if device is None else device.name,
         capability=capability if device is None else device.capability,
@@ -79,8 +79,7 @@ def load(trt: Any, opening: Opening) -> Engine:
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     outputs = [name for name in names if name not in inputs]
     check_contract(
-        opening.graph,
-        opening.bundle.manifest,
+        opening.source,
         {name: specs[name] for name in inputs},
         {name: specs[name] for name in outputs},
     )
@@ -91,7 +90,7 @@ def load(trt: Any, opening: Opening) -> Engine:
         trt,
         engine,
         name=opening.spec.name,
-        input_name=inputs[0],
+        inputs=tuple(opening.source.inputs),
         outputs={name: specs[name] for name in outputs},
         kernels=kernels,
         graphs="dla" not in found.facts.options,
@@ -131,7 +130,7 @@ class Native:
         engine: Any,
         *,
         name: str,
-        input_name: str,
+        inputs: tuple[str, ...],
         outputs: dict[str, TensorSpec],
         kernels: Kernels | None,
         graphs: bool,
@@ -142,7 +141,7 @@ class Native:
             trt: The library.
             engine: The deserialised engine.
             name: The name in ``ENGINES``.
-            input_name: The name of the only input.
+            inputs: The names of the inputs, in the order in which a run takes them. All open the same batch.
             outputs: The outputs in order. An open dimension is the batch.
             kernels: The kept kernels of TensorRT for RTX. The kernels are None for TensorRT.
             graphs: True replays runs as a CUDA graph where the engine has one batch size only.
@@ -152,11 +151,13 @@ class Native:
         """
         self.name = name
         self.output_names: tuple[str, ...] = tuple(outputs)
-        self._input_name, self._kernels = input_name, kernels
-        shape = tuple(engine.get_tensor_shape(input_name))
-        smallest = largest = shape
-        if -1 in shape:
-            smallest, _, largest = (tuple(one) for one in engine.get_tensor_profile_shape(input_name, 0))
+        self._inputs, self._kernels = inputs, kernels
+        sizes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+        for tensor in inputs:
+            smallest = largest = tuple(engine.get_tensor_shape(tensor))
+            if -1 in largest:
+                smallest, _, largest = (tuple(one) for one in engine.get_tensor_profile_shape(tensor, 0))
+            sizes[tensor] = (largest, np.dtype(_dtype(engine, tensor)))
         self.batches: tuple[int, int] | None = (smallest[0], largest[0])
         self._use_graph = graphs and kernels is None and smallest == largest
         self._graph: Any = None
@@ -171,7 +172,6 @@ class Native:
             self._stream = cuda.new_stream()
             stack.callback(cuda.destroy_stream, self._stream)
             self._buffers: dict[str, cuda.Buffer] = {}
-            sizes = {input_name: (largest, np.dtype(_dtype(engine, input_name)))}
             for output, spec in outputs.items():
                 full = tuple(largest[0] if size is None else size for size in spec.shape)
                 sizes[output] = (full, np.dtype(spec.dtype))
@@ -185,11 +185,11 @@ class Native:
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, _release, self._resources, os.getpid())
 
-    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, *inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         # There is one context, one stream and one buffer for each tensor. So a thread has all of them from the copy of
-        # its image to the copies of its answers, and the next thread waits.
+        # its inputs to the copies of its answers, and the next thread waits.
         with self._lock:
-            return self._infer(image)
+            return self._infer(inputs)
 
     def close(self) -> None:
         with self._lock:
@@ -199,10 +199,10 @@ class Native:
                 self._finalizer()
                 self._context = self._engine = None
 
-    def _infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+    def _infer(self, inputs: tuple[NDArray[Any], ...]) -> dict[str, NDArray[np.float32]]:
         if not self._finalizer.alive:
             raise ValueError("the engine is closed")
-        images = len(image)
+        images = len(inputs[0])
         assert self.batches is not None
         smallest, largest = self.batches
         if not smallest <= images <= largest:
@@ -210,13 +210,15 @@ class Native:
                 f"the engine was built for {smallest} to {largest} images at a time, got {images}. "
                 f"Build one for more with: flowedge build BUNDLE --engine {self.name} --batch 1,1,{images}"
             )
-        self._buffers[self._input_name].host[:images] = image
+        for name, array in zip(self._inputs, inputs, strict=True):
+            self._buffers[name].host[:images] = array
         if self._graph is not None:
             cuda.launch(self._graph, self._stream)
         else:
-            if not self._context.set_input_shape(self._input_name, image.shape):
-                raise self._stopped(image)
-            self._queue(image)
+            for name, array in zip(self._inputs, inputs, strict=True):
+                if not self._context.set_input_shape(name, array.shape):
+                    raise self._stopped(inputs)
+            self._queue(inputs)
         cuda.wait(self._stream)
         # The first run has compiled the missing kernels, and has allocated what a capture may not allocate.
         if not self._has_run:
@@ -224,20 +226,23 @@ class Native:
             if self._kernels is not None:
                 self._kernels.keep()
             if self._use_graph:
-                self._graph = cuda.captured(self._stream, lambda: self._queue(image))
+                self._graph = cuda.captured(self._stream, lambda: self._queue(inputs))
                 self._resources.callback(cuda.destroy_graph, self._graph)
         return {name: self._buffers[name].host[:images].copy() for name in self.output_names}
 
-    def _queue(self, image: NDArray[Any]) -> None:
-        self._buffers[self._input_name].to_device(len(image), self._stream)
+    def _queue(self, inputs: tuple[NDArray[Any], ...]) -> None:
+        images = len(inputs[0])
+        for name in self._inputs:
+            self._buffers[name].to_device(images, self._stream)
         if not self._context.execute_async_v3(int(self._stream)):
-            raise self._stopped(image)
+            raise self._stopped(inputs)
         for name in self.output_names:
-            self._buffers[name].to_host(len(image), self._stream)
+            self._buffers[name].to_host(images, self._stream)
 
-    def _stopped(self, image: NDArray[Any]) -> EngineUnavailableError:
+    def _stopped(self, inputs: tuple[NDArray[Any], ...]) -> EngineUnavailableError:
+        shapes = ", ".join(str(array.shape) for array in inputs)
         return EngineUnavailableError(
-            f"{self.name} stopped on an input of {image.shape}: {'; '.join(log_of(self._trt).lines)}. "
+            f"{self.name} stopped on an input of {shapes}: {'; '.join(log_of(self._trt).lines)}. "
             "Try a smaller batch."
         )
 
@@ -306,5 +311,5 @@ def _dtype(engine: Any, name: str) -> str:
 def _not_built(opening: Opening, reason: str) -> EngineNotBuiltError:
     return EngineNotBuiltError(
         f"{opening.spec.name} needs an engine compiled for this machine: {reason}. Build it with: "
-        f"flowedge build {opening.bundle.path} --engine {opening.spec.name} --precision {opening.precision}"
+        f"flowedge build {opening.source.owner} --engine {opening.spec.name} --precision {opening.precision}"
     )

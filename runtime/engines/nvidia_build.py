@@ -158,7 +158,7 @@ def probe(trt: Any, spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> N
         trt,
         engine,
         name=spec.name,
-        input_name=taken,
+        inputs=(taken,),
         outputs={given: tensor_spec(engine, given)},
         kernels=None,
         graphs=False,
@@ -174,11 +174,12 @@ def _strongly_typed(trt: Any) -> bool:
 
 
 def set_batches(builder: Any, network: Any, config: Any, batches: tuple[int, int, int]) -> None:
-    """Open the batch of the only input between these sizes."""
-    image = network.get_input(0)
-    rest = tuple(image.shape)[1:]
+    """Open the batch of every input between these sizes."""
     profile = builder.create_optimization_profile()
-    profile.set_shape(image.name, *((batch, *rest) for batch in batches))
+    for number in range(network.num_inputs):
+        taken = network.get_input(number)
+        rest = tuple(taken.shape)[1:]
+        profile.set_shape(taken.name, *((batch, *rest) for batch in batches))
     config.add_optimization_profile(profile)
 
 

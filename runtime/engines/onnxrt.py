@@ -21,7 +21,7 @@ from flowedge.files import utf8_name
 from flowedge.packages import pip_install
 from flowedge.runtime.device.denormals import flushing_denormals
 from flowedge.runtime.device.device_cache import DeviceCache, device_cache
-from flowedge.runtime.device.engine_file import IGNORED_FACTS, EngineFacts, graph_hash
+from flowedge.runtime.device.engine_file import IGNORED_FACTS, EngineFacts
 from flowedge.runtime.device.machine import find_jetson, find_nvidia_driver, overflows_in_eight_bits
 from flowedge.runtime.opening.building import built_in_cache
 from flowedge.runtime.opening.contract import TensorSpec, check_contract
@@ -70,13 +70,13 @@ def load(opening: Opening) -> Engine:
         if found.plan is None or not _has_engines(cache, found.facts):
             raise EngineNotBuiltError(
                 f"{name} needs an engine compiled for this machine: {found.reason or 'its files were deleted'}. "
-                f"Build it with: flowedge build {opening.bundle.path} --engine {name} --precision {opening.precision}"
+                f"Build it with: flowedge build {opening.source.owner} --engine {name} --precision {opening.precision}"
             )
         cache.touch(_engines_of(cache, found.facts))
         largest = found.facts.batches[2]
         providers = _with_engines(providers, opening, cache, found.facts)
     session = _checked_session(opening, providers)
-    return _OnnxRuntime(name, session, largest)
+    return _OnnxRuntime(name, session, tuple(opening.source.inputs), largest)
 
 
 def build(building: Building) -> Built:
@@ -171,8 +171,14 @@ def _with_engines(
     providers: _Providers, opening: Opening, cache: DeviceCache, facts: EngineFacts
 ) -> _Providers:
     """Put TensorRT's caches into the device cache, and name the sizes that an engine is built for."""
-    height, width = opening.bundle.manifest.image_size
-    sizes = [f"image:{batch}x3x{height}x{width}" for batch in facts.batches]
+    shapes = {name: spec.shape for name, spec in opening.source.inputs.items()}
+    sizes = [
+        ",".join(
+            f"{name}:{'x'.join(str(batch if size is None else size) for size in shape)}"
+            for name, shape in shapes.items()
+        )
+        for batch in facts.batches
+    ]
     engines, timing = cache.make_folder(f"onnxruntime-tensorrt/{facts.key}"), cache.make_folder("timing")
     options = {
         "trt_engine_cache_enable": "1",
@@ -203,7 +209,7 @@ def _facts(opening: Opening, batches: tuple[int, int, int]) -> EngineFacts:
     return EngineFacts(
         engine=opening.spec.name,
         version=f"{ort.__version__} with TensorRT {_tensorrt_version()}",
-        graph=graph_hash(opening.bundle, opening.precision),
+        graph=opening.source.sha256,
         precision=opening.precision,
         device=jetson.model if jetson is not None else ", ".join(gpu.names),
         capability="",
@@ -231,29 +237,32 @@ def _checked_session(opening: Opening, providers: _Providers) -> ort.InferenceSe
         raise BundleError(
             f"the names of the inputs and outputs of {graph} are no text: {error}. Export the bundle again."
         ) from error
-    check_contract(graph, opening.bundle.manifest, inputs, outputs)
+    check_contract(opening.source, inputs, outputs)
     return session
 
 
 class _OnnxRuntime:
-    def __init__(self, name: str, session: ort.InferenceSession, largest: int | None) -> None:
+    def __init__(
+        self, name: str, session: ort.InferenceSession, inputs: tuple[str, ...], largest: int | None
+    ) -> None:
         self.name = name
         self.output_names: tuple[str, ...] = tuple(output.name for output in session.get_outputs())
-        self._input = session.get_inputs()[0].name
+        self._inputs = inputs
         self._session: ort.InferenceSession | None = session  # which threads may share
         # Above its largest batch, TensorRT would build another engine in the middle of a run.
         self.batches: tuple[int, int] | None = None if largest is None else (1, largest)
 
-    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, *inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         session = self._session  # another thread may close the engine while this one runs
         if session is None:
             raise ValueError("the engine is closed")
-        if self.batches is not None and len(image) > self.batches[1]:
+        images = len(inputs[0])
+        if self.batches is not None and images > self.batches[1]:
             raise EngineUnavailableError(
-                f"the engine was built for at most {self.batches[1]} images at a time, got {len(image)}. "
-                f"Build one for more with: flowedge build BUNDLE --engine {self.name} --batch 1,1,{len(image)}"
+                f"the engine was built for at most {self.batches[1]} images at a time, got {images}. "
+                f"Build one for more with: flowedge build BUNDLE --engine {self.name} --batch 1,1,{images}"
             )
-        answers = _run(session, self.output_names, {self._input: image})
+        answers = _run(session, self.output_names, dict(zip(self._inputs, inputs, strict=True)))
         return dict(zip(self.output_names, answers, strict=True))
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ import io
 import os
 import queue
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,7 +58,7 @@ def load(opening: Opening) -> Engine:
         BundleError: The graph is damaged or is not what the manifest says.
         EngineUnavailableError: The device is not there, or cannot run the graph in its precision.
     """
-    graph, manifest, device = opening.graph, opening.bundle.manifest, _device(opening.spec)
+    graph, device = opening.graph, _device(opening.spec)
     if device == "NPU" and opening.precision == "fp32":
         raise EngineUnavailableError(
             f"{opening.spec.name} computes in float16, got the precision fp32. Take --precision fp16."
@@ -69,8 +70,9 @@ def load(opening: Opening) -> Engine:
         raise BundleError(
             f"the inputs and outputs of {graph} cannot be read: {_one_line(error)}. Export the bundle again."
         ) from error
-    check_contract(graph, manifest, inputs, outputs)
-    return _OpenVino(opening.spec.name, model, device, opening.threads)
+    check_contract(opening.source, inputs, outputs)
+    taken = tuple(opening.source.inputs)
+    return _OpenVino(opening.spec.name, model, taken, device, opening.threads)
 
 
 def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -84,7 +86,7 @@ def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.
     except BundleError as error:
         raise EngineUnavailableError(str(error)) from error
     request = _compiled(model, _device(spec), threads=1).create_infer_request()
-    (answer,) = _run(request, x)
+    (answer,) = _run(request, {0: x})
     return answer
 
 
@@ -97,11 +99,11 @@ class _Sized:
         self._made = 0
         self._making = threading.Lock()
 
-    def infer(self, x: NDArray[Any]) -> list[NDArray[np.float32]]:
+    def infer(self, feed: Mapping[Any, NDArray[Any]]) -> list[NDArray[np.float32]]:
         """Run on a request that no other thread has. The outputs are copied before the request returns to the pool."""
         request = self._taken()
         try:
-            return _run(request, x)
+            return _run(request, feed)
         finally:
             self._idle.put(request)
 
@@ -129,23 +131,29 @@ class _OpenVino:
     then gave wrong answers for one image.
     """
 
-    def __init__(self, name: str, model: ov.Model, device: str, threads: int | None) -> None:
+    def __init__(
+        self, name: str, model: ov.Model, inputs: tuple[str, ...], device: str, threads: int | None
+    ) -> None:
         self.name = name
         self.output_names: tuple[str, ...] = tuple(output.get_any_name() for output in model.outputs)
         self.batches: tuple[int, int] | None = None
         self._model: ov.Model | None = model
+        self._inputs = inputs
         self._device, self._threads = device, threads
         self._sizes: dict[int, _Sized] = {}  # by batch size, in the order of their last use
         self._lock = threading.Lock()  # guards the model and the sizes
         self._sized(1)
 
-    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, *inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        images, feed = len(inputs[0]), dict(zip(self._inputs, inputs, strict=True))
         if self._device == "NPU":  # which takes one image only
             one = self._sized(1)
-            singles = [one.infer(image[n : n + 1]) for n in range(len(image))]
+            singles = [
+                one.infer({name: array[n : n + 1] for name, array in feed.items()}) for n in range(images)
+            ]
             answers = [np.concatenate(parts) for parts in zip(*singles, strict=True)]
         else:
-            answers = self._sized(len(image)).infer(image)
+            answers = self._sized(images).infer(feed)
         return dict(zip(self.output_names, answers, strict=True))
 
     def close(self) -> None:
@@ -171,7 +179,7 @@ class _OpenVino:
     def _compiled_for(self, model: ov.Model, batch: int) -> _Sized:
         try:
             sized = model.clone()
-            sized.reshape([batch, *model.input(0).partial_shape[1:]])
+            sized.reshape({name: [batch, *model.input(name).partial_shape[1:]] for name in self._inputs})
             if self._device == "CPU":
                 _multiply_small_permutations(sized)
         except Exception as error:  # its failures have no base class of their own
@@ -318,13 +326,14 @@ def _compiled(model: ov.Model, device: str, threads: int | None) -> ov.CompiledM
         ) from error
 
 
-def _run(request: ov.InferRequest, x: NDArray[Any]) -> list[NDArray[np.float32]]:
+def _run(request: ov.InferRequest, feed: Mapping[Any, NDArray[Any]]) -> list[NDArray[np.float32]]:
     try:
         with flushing_denormals():
-            answers = request.infer({0: x}, share_inputs=True)
+            answers = request.infer(feed, share_inputs=True)
     except RuntimeError as error:
+        shapes = ", ".join(str(array.shape) for array in feed.values())
         raise EngineUnavailableError(
-            f"OpenVINO {_VERSION} stopped on an input of {x.shape}: {_one_line(error)}. Try a smaller batch."
+            f"OpenVINO {_VERSION} stopped on an input of {shapes}: {_one_line(error)}. Try a smaller batch."
         ) from error
     return [answers[number] for number in range(len(answers))]
 

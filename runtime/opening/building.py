@@ -10,6 +10,7 @@ from flowedge.errors import EngineUnavailableError
 from flowedge.progress import SILENT, Reports
 from flowedge.runtime.device.device_cache import CachedFile, device_cache
 from flowedge.runtime.device.engine_file import EngineFacts
+from flowedge.runtime.opening.contract import graph_of_bundle
 from flowedge.runtime.opening.engine import ENGINES, engine_module, engine_spec
 from flowedge.runtime.opening.engine_contract import Building, BuildOptions, Built, Opening
 
@@ -49,8 +50,7 @@ def build_engine(
             f"{engine} runs the bundle's graph as it is: there is nothing to build. Built are {able}."
         )
     exact = bundle.manifest.precision_on(spec.device, precision)
-    bundle.manifest.graph(exact)
-    opening = Opening(spec=spec, bundle=bundle, precision=exact, threads=None)
+    opening = Opening(spec=spec, source=graph_of_bundle(bundle, exact), threads=None)
     building = Building(opening=opening, options=options, cache=device_cache(), reports=reports)
     return engine_module(spec).build(building)
 

@@ -1,4 +1,4 @@
-"""The contract of a bundle's graph: the inputs and outputs that its manifest describes."""
+"""Describe the graph that an engine loads: its file, its inputs and its outputs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowedge.bundle import Bundle
 from flowedge.errors import BundleError
 from flowedge.families import TRAITS
 from flowedge.manifest import Manifest, level_outputs
+from flowedge.runtime.device.engine_file import graph_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,43 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.dtype} [{', '.join('N' if size is None else str(size) for size in self.shape)}]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSource:
+    """One graph on disk, with all that an engine needs to know about it.
+
+    Attributes:
+        file: The graph's file.
+        sha256: One hash of the file and of the weights beside it.
+        owner: The folder of the bundle or pack that the file belongs to.
+        precision: The precision of the graph.
+        inputs: The types of the inputs by name, in the order in which an engine takes them.
+        outputs: The types of the outputs by name.
+    """
+
+    file: Path
+    sha256: str
+    owner: Path
+    precision: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+
+def graph_of_bundle(bundle: Bundle, precision: str) -> GraphSource:
+    """Describe one graph of a bundle.
+
+    Raises:
+        BundleError: The bundle has no graph of this precision.
+    """
+    return GraphSource(
+        file=bundle.graph_path(precision),
+        sha256=graph_hash(bundle, precision),
+        owner=bundle.path,
+        precision=precision,
+        inputs=dict([input_of_graph(bundle.manifest)]),
+        outputs=outputs_of_graph(bundle.manifest),
+    )
 
 
 def input_of_graph(manifest: Manifest) -> tuple[str, TensorSpec]:
@@ -45,24 +84,22 @@ def outputs_of_graph(manifest: Manifest) -> dict[str, TensorSpec]:
 
 
 def check_contract(
-    graph: Path, manifest: Manifest, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
+    source: GraphSource, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
 ) -> None:
-    """Check the inputs and outputs of a graph against the manifest. Outputs may leave any dimension open.
+    """Check the inputs and outputs of a loaded graph against its description. Outputs may leave any dimension open.
 
     Raises:
         BundleError: An input or output is missing, is one too many, or has another type or shape.
     """
-    taken = dict([input_of_graph(manifest)])
-    wanted = outputs_of_graph(manifest)
     fits = (
-        dict(inputs) == taken
-        and outputs.keys() == wanted.keys()
-        and all(_fits(outputs[name], spec) for name, spec in wanted.items())
+        dict(inputs) == dict(source.inputs)
+        and outputs.keys() == source.outputs.keys()
+        and all(_fits(outputs[name], spec) for name, spec in source.outputs.items())
     )
     if not fits:
         raise BundleError(
-            f"{graph} is not the graph that its manifest describes: it should take {_listing(taken)} and give "
-            f"{_listing(wanted)}; it takes {_listing(inputs)} and gives {_listing(outputs)}. "
+            f"{source.file} is not the graph that its manifest describes: it should take {_listing(source.inputs)} and "
+            f"give {_listing(source.outputs)}; it takes {_listing(inputs)} and gives {_listing(outputs)}. "
             "Export the bundle again."
         )
 

@@ -9,9 +9,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.bundle import Bundle
 from flowedge.progress import Reports
 from flowedge.runtime.device.device_cache import CachedFile, DeviceCache
+from flowedge.runtime.opening.contract import GraphSource
 from flowedge.runtime.protocols import Buffer, Engine
 
 
@@ -45,20 +45,23 @@ class Opening:
 
     Attributes:
         spec: The engine's facts.
-        bundle: A verified bundle.
-        precision: The precision of the graph, which the bundle has.
+        source: The graph.
         threads: The number of CPU threads of one inference. Without a number the engine decides.
     """
 
     spec: EngineSpec
-    bundle: Bundle
-    precision: str
+    source: GraphSource
     threads: int | None
 
     @property
     def graph(self) -> Path:
         """The graph's file."""
-        return self.bundle.graph_path(self.precision)
+        return self.source.file
+
+    @property
+    def precision(self) -> str:
+        """The precision of the graph."""
+        return self.source.precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,18 +95,19 @@ class Opened:
         """The smallest and the largest number of images of a run. The value is None where every number runs."""
         return self.engine.batches
 
-    def infer(self, image: NDArray[Any] | Buffer) -> dict[str, NDArray[np.float32]]:
+    def infer(self, *inputs: NDArray[Any] | Buffer) -> dict[str, NDArray[np.float32]]:
         """Run the graph once, see `flowedge.runtime.protocols.Engine`.
 
         Args:
-            image: The graph's input, as a NumPy array or as a buffer of another library in the host's memory.
+            inputs: The graph's inputs, as NumPy arrays or as buffers of another library in the host's memory.
 
         Raises:
             EngineUnavailableError: The device stopped.
             BufferError: The buffer is not in the host's memory.
             ValueError: The engine was closed.
         """
-        return self.engine.infer(image if isinstance(image, np.ndarray) else np.from_dlpack(image))
+        arrays = (one if isinstance(one, np.ndarray) else np.from_dlpack(one) for one in inputs)
+        return self.engine.infer(*arrays)
 
     def close(self) -> None:
         """Free the memory. The engine cannot be used after it."""

@@ -7,6 +7,7 @@ from numbers import Integral
 
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError, EngineWrongError
+from flowedge.runtime.opening.contract import graph_of_bundle
 from flowedge.runtime.opening.engine import engine_module, engine_spec, engines_in_order
 from flowedge.runtime.opening.engine_contract import EngineSpec, Opened, Opening
 
@@ -44,7 +45,8 @@ def open_unproven(
         raise ValueError(f"threads must be at least 1, got {threads}")
 
     def opened(spec: EngineSpec, exact: str, reason: str) -> Opened:
-        engine = engine_module(spec).load(Opening(spec=spec, bundle=bundle, precision=exact, threads=threads))
+        source = graph_of_bundle(bundle, exact)
+        engine = engine_module(spec).load(Opening(spec=spec, source=source, threads=threads))
         found = Opened(engine=engine, spec=spec, precision=exact, reason=reason)
         if check is not None:
             try:

@@ -21,6 +21,7 @@ from flowedge.errors import EngineUnavailableError
 from flowedge.progress import SILENT
 from flowedge.runtime.device.device_cache import DeviceCache, device_cache
 from flowedge.runtime.opening.building import build_engine
+from flowedge.runtime.opening.contract import graph_of_bundle
 from flowedge.runtime.opening.engine import ENGINES
 from flowedge.runtime.opening.engine_contract import Building, BuildOptions, Opening
 from support.command_line import flowedge
@@ -212,7 +213,7 @@ def test_a_tensorrt_without_strong_typing_builds_float32_only(tmp_path: Path, ca
 
 
 def building_of(bundle: Bundle, cache: DeviceCache, options: BuildOptions, precision: str) -> Building:
-    opening = Opening(spec=ENGINES["tensorrt"], bundle=bundle, precision=precision, threads=None)
+    opening = Opening(spec=ENGINES["tensorrt"], source=graph_of_bundle(bundle, precision), threads=None)
     return Building(opening=opening, options=options, cache=cache, reports=SILENT)
 
 

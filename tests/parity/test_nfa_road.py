@@ -102,7 +102,12 @@ def test_the_tree_of_a_cflow_takes_its_energies(bundle: Path) -> None:
         given: dict[str, np.ndarray] = {}
         engine = detector.engine.engine
         infer = engine.infer
-        engine.infer = lambda image: given.update(infer(image)) or given  # type: ignore[method-assign]
+
+        def kept(*inputs: np.ndarray) -> dict[str, np.ndarray]:
+            given.update(infer(*inputs))
+            return given
+
+        engine.infer = kept  # type: ignore[method-assign]
         result = detector(frame)
     energies = [given["energy_0"][0, 0], given["energy_1"][0, 0]]
     assert result.network_log_nfa is not None

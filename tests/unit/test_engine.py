@@ -519,7 +519,9 @@ def test_a_device_that_takes_one_image_at_a_time_gives_a_batch_in_order(
     bundle: Bundle, compilations: list[tuple[str, int]]
 ) -> None:
     module = importlib.import_module(ENGINES[OPENVINO].module)
-    engine = module._OpenVino("openvino:NPU", module._model(bundle.graph_path("fp32")), "NPU", None)
+    engine = module._OpenVino(
+        "openvino:NPU", module._model(bundle.graph_path("fp32")), ("image",), "NPU", None
+    )
     found, wanted = engine.infer(images(3)), tiny_answer(images(3))
     for output, value in wanted.items():
         np.testing.assert_allclose(found[output], value, rtol=1e-5, atol=1e-6)

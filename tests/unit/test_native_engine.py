@@ -15,6 +15,7 @@ from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.device.engine_file import EngineFacts
+from flowedge.runtime.opening.contract import graph_of_bundle
 from flowedge.runtime.opening.engine import ENGINES
 from flowedge.runtime.opening.engine_contract import Opening
 from flowedge.runtime.opening.opening import open_engine, open_or_build
@@ -46,7 +47,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> PretendCuda:
 
 
 def opening_of(bundle: Bundle, name: str = "tensorrt") -> Opening:
-    return Opening(spec=ENGINES[name], bundle=bundle, precision="fp32", threads=None)
+    return Opening(spec=ENGINES[name], source=graph_of_bundle(bundle, "fp32"), threads=None)
 
 
 def stored(trt: PretendTrt, bundle: Bundle, plan: bytes, name: str = "tensorrt") -> EngineFacts:

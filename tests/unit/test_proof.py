@@ -279,7 +279,8 @@ class FixedBatches:
         self.batches: tuple[int, int] | None = (smallest, largest)
         self.sizes: list[int] = []
 
-    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, *inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        (image,) = inputs
         assert self.batches is not None
         assert self.batches[0] <= len(image) <= self.batches[1]
         assert image.flags.c_contiguous

@@ -24,6 +24,7 @@ from flowedge.manifest import NfaThreshold, Thresholds
 from flowedge.runtime.bench.subjects import shared_speed
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.device.device_cache import device_cache
+from flowedge.runtime.opening.contract import graph_of_bundle
 from flowedge.runtime.opening.engine import ENGINES
 from flowedge.runtime.opening.engine_contract import Opening
 from flowedge.runtime.opening.unproven import open_unproven
@@ -89,7 +90,7 @@ def test_each_thread_gets_its_own_answers_of_an_nvidia_engine(
     device = cuda.Device(name="Orin", capability="8.7", driver="12.6", free=4 << 30, total=8 << 30)
     monkeypatch.setattr(cuda, "device", lambda: device)
     monkeypatch.setattr(cuda, "cudart", made := PretendCuda())
-    opening = Opening(spec=ENGINES["tensorrt"], bundle=bundle, precision="fp32", threads=None)
+    opening = Opening(spec=ENGINES["tensorrt"], source=graph_of_bundle(bundle, "fp32"), threads=None)
     device_cache().store(nvidia.facts_of(PretendTrt(made), opening, device), plan)
     engine = nvidia.load(PretendTrt(made), opening)
     rng = np.random.default_rng(0)
