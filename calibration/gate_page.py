@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from flowedge.calibration.calibration_record import BlockChoice
 from flowedge.calibration.gate_report import GateQuantity, GateReport
-from flowedge.runtime.render import data_address, heatmap
+from flowedge.runtime.colours import heatmap
+from flowedge.runtime.render import data_address
 
 # The longer side of a picture in the page.
 _WIDEST_PX: Final = 320

@@ -13,7 +13,7 @@ from flowedge.errors import BundleError
 from flowedge.manifest import SourceScale
 from flowedge.runtime.nfa import NotInspectedError, check_form, log_nfa_of_outputs, warm_up
 from flowedge.runtime.result import Verdict
-from flowedge.runtime.source_scale import scaled_map, scaled_score, source_thresholds
+from flowedge.runtime.source_scale import scaled_map, scaled_score, source_colours, source_thresholds
 
 
 class Decided(NamedTuple):
@@ -40,6 +40,7 @@ class Decider:
 
     Attributes:
         thresholds: The thresholds that decide: those of the graph's precision, or the source's.
+        colours: The colour scale of the map in pictures, on the scale of the thresholds.
     """
 
     def __init__(self, bundle: Bundle, precision: str, *, source_scale: bool = False) -> None:
@@ -56,9 +57,11 @@ class Decider:
         """
         self._manifest = bundle.manifest
         self.thresholds = bundle.manifest.graph(precision).thresholds
+        self.colours = bundle.manifest.graph(precision).colours
         self._scale = _source_scale(bundle, precision) if source_scale else None
         if self._scale is not None:
             self.thresholds = source_thresholds(self._scale)
+            self.colours = source_colours(self._scale) or self.colours
         if self.thresholds.nfa is not None:
             check_form(bundle.manifest, self.thresholds.nfa.form)
             if self.thresholds.nfa.form == "tree":

@@ -1,4 +1,4 @@
-"""Draw anomaly maps and masks on frames, and write pictures.
+"""Draw the findings in a frame, and write pictures.
 
 Images are ``(H, W, 3)`` uint8 RGB, and masks are ``(H, W)`` uint8.
 """
@@ -6,8 +6,10 @@ Images are ``(H, W, 3)`` uint8 RGB, and masks are ``(H, W)`` uint8.
 from __future__ import annotations
 
 import base64
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import cv2
 import numpy as np
@@ -15,30 +17,230 @@ from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
 from flowedge.files import write_whole_file
+from flowedge.manifest import Threshold
+from flowedge.runtime.captions import BACKGROUND, colour_bar, heading
+from flowedge.runtime.colours import Painted, PaintedValues, heatmap, painted_values
+from flowedge.runtime.lettering import Colour
+from flowedge.runtime.regions import Region
+from flowedge.text import printable
 
-RED: Final = (255, 32, 32)
+Style: TypeAlias = Literal["overlay", "side-by-side", "mask"]
+
+RED: Final[Colour] = (255, 32, 32)
+_WHITE: Final[Colour] = (255, 255, 255)
+_BLACK: Final[Colour] = (0, 0, 0)
+_GREY: Final[Colour] = (150, 150, 150)
+_OPACITY: Final = 0.6
+_BOXES: Final = 20
+"""The most boxes in a picture, around the surest regions."""
+_SMALLEST_SIDE: Final = 256
+"""The longer side in pixels to which smaller frames are enlarged."""
+_SMALLEST_LETTER: Final = 13
+_LARGEST_LETTER: Final = 120
+_LETTERS_IN_A_LINE: Final = 19
+"""The least width of a picture, in heights of letters."""
+_Kind = TypeVar("_Kind", bound=np.generic)
 
 
-def heatmap(anomaly_map: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
-    """Colour a map, from dark blue at ``low`` and below to dark red at ``high`` and above.
+class Findings(Painted, Protocol):
+    """The parts of a result that a picture shows. `flowedge.runtime.result.Result` describes them."""
+
+    @property
+    def frame(self) -> NDArray[np.uint8]: ...
+    @property
+    def verdict(self) -> str: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def image_threshold(self) -> Threshold | None: ...
+    @property
+    def problem(self) -> str: ...
+    @property
+    def log_nfa(self) -> float | None: ...
+    @property
+    def mask(self) -> NDArray[np.bool_] | None: ...
+    @property
+    def regions(self) -> tuple[Region, ...]: ...
+
+
+def draw(
+    result: Findings, *, frame: NDArray[np.uint8] | None = None, style: Style = "overlay"
+) -> NDArray[np.uint8]:
+    """Draw the findings of a result, with the verdict and the score above the frame and the colour bar below it.
+
+    Pixels above the threshold are painted on the scale that the calibration fixed, outlined, and boxed region by
+    region. A frame with verdict ``ok`` stays unpainted. Pixels that were not inspected are hatched. A small frame is
+    enlarged by a whole factor, and no other frame is resized.
 
     Args:
-        anomaly_map: The map, ``(H, W)``. Where it is NaN, the colour is that of ``low``.
-        low: The value of dark blue, in the map's unit.
-        high: The value of dark red, in the map's unit.
+        result: The result of a detector.
+        frame: ``(H, W, 3)`` uint8 RGB or ``(H, W)`` uint8 grey, to draw on. By default the frame that was judged.
+        style: ``overlay`` paints the frame. ``side-by-side`` puts the bare frame to the left of it. ``mask`` shows the
+            anomalous pixels in white.
 
     Returns:
-        ``(H, W, 3)`` uint8 RGB.
+        ``(H', W', 3)`` uint8 RGB, larger than the frame.
 
     Raises:
-        ValueError: ``low`` is not below ``high``.
+        ValueError: The style is unknown, or the frame has another size or type than the judged one.
     """
-    if not low < high:
-        raise ValueError(f"low must be below high, got {low} and {high}")
-    # In float64, whose range holds the difference of any two numbers of float32.
-    share = np.clip((anomaly_map.astype(np.float64) - low) / (high - low), 0, 1)
-    grey = np.rint(np.nan_to_num(share, nan=0.0) * 255).astype(np.uint8)
-    return np.asarray(cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB), np.uint8)
+    if style not in get_args(Style):
+        raise ValueError(f"style must be one of {', '.join(get_args(Style))}, got {style!r}")
+    bare = _as_rgb(result.frame if frame is None else frame)
+    _check_same_size(bare, result.anomaly_map)
+    factor = -(-_SMALLEST_SIDE // max(bare.shape[:2]))
+    panel = _Panel(bare, factor)
+    unseen = np.isnan(result.anomaly_map) | (result.verdict == "not_inspected")
+    has_findings = result.verdict in ("anomalous", "unknown")
+    painted = painted_values(result)
+    if style == "mask":
+        panel.pixels[:] = 0
+        if result.mask is not None and has_findings:
+            panel.fill(result.mask, _WHITE)
+    elif has_findings:
+        inside = ~unseen if result.mask is None else result.mask
+        panel.paint(inside, painted)
+        if result.mask is not None:
+            panel.outline(result.mask)
+            panel.boxes(result.regions[:_BOXES])
+    panel.hatch(unseen)
+    panels = [panel]
+    if style == "side-by-side":
+        left = _Panel(bare, factor)
+        left.hatch(unseen)
+        panels.insert(0, left)
+    return _captioned(result, painted, panels, has_bar=style != "mask", is_hatched=bool(unseen.any()))
+
+
+def _captioned(
+    result: Findings, painted: PaintedValues, panels: list[_Panel], *, has_bar: bool, is_hatched: bool
+) -> NDArray[np.uint8]:
+    """Put panels side by side between a heading and a colour bar. A canvas too narrow for text is widened."""
+    size = panels[0].letter
+    gap = np.full((panels[0].pixels.shape[0], size // 2, 3), BACKGROUND, np.uint8)
+    row = np.concatenate([piece for panel in panels for piece in (gap, panel.pixels)][1:], axis=1)
+    missing = _LETTERS_IN_A_LINE * size - row.shape[1]
+    if missing > 0:
+        row = np.pad(
+            row, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)), constant_values=BACKGROUND[0]
+        )
+    width = row.shape[1]
+    parts = [heading(width, size, result.verdict, _facts(result)), row]
+    hatched = ["hatched: not inspected"] if is_hatched else []
+    if result.verdict != "not_inspected" and has_bar:
+        parts.append(colour_bar(width, size, painted, hatched))
+    return np.concatenate(parts, axis=0)
+
+
+def _facts(result: Findings) -> list[str]:
+    """Return the texts beside the verdict."""
+    if result.verdict == "not_inspected":
+        return [printable(result.problem)]
+    facts = []
+    if result.nfa is not None and result.log_nfa is not None:
+        facts.append(f"log NFA {result.log_nfa:.3g}, limit {result.nfa.log_nfa:.3g}")
+    else:
+        limit = "" if result.image_threshold is None else f", threshold {result.image_threshold.value:.3g}"
+        facts.append(f"score {result.score:.3g}{limit}")
+    count = len(result.regions)
+    if count and result.verdict == "ok":
+        facts.append(f"{_counted(count)} above the pixel threshold, not painted")
+    elif count > _BOXES:
+        facts.append(f"{_counted(count)}, boxes around the {_BOXES} surest")
+    elif count:
+        facts.append(_counted(count))
+    return facts
+
+
+def _counted(count: int) -> str:
+    return f"{count} region{'' if count == 1 else 's'}"
+
+
+class _Panel:
+    """A frame, enlarged by a whole factor, into which findings are drawn.
+
+    Attributes:
+        pixels: ``(h, w, 3)`` uint8 RGB.
+        letter: The height of letters in pixels.
+    """
+
+    def __init__(self, frame: NDArray[np.uint8], factor: int) -> None:
+        self.pixels = self._enlarged(frame, factor) if factor > 1 else frame.copy()
+        self._factor = factor
+        height, width = self.pixels.shape[:2]
+        mean_side = math.sqrt(height * width)
+        self.letter = min(max(round(mean_side / 30), _SMALLEST_LETTER), _LARGEST_LETTER)
+        self._line = max(1, round(mean_side / 350))
+
+    @staticmethod
+    def _enlarged(image: NDArray[_Kind], factor: int) -> NDArray[_Kind]:
+        return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+    def fill(self, mask: NDArray[np.bool_], colour: Colour) -> None:
+        """Give the pixels of a mask one colour."""
+        self.pixels[self._enlarged(mask, self._factor)] = colour
+
+    def paint(self, mask: NDArray[np.bool_], painted: PaintedValues) -> None:
+        """Mix the colours of the values into the pixels of a mask."""
+        inside = self._enlarged(mask, self._factor)
+        values = (
+            painted.values[mask]
+            if self._factor == 1
+            else self._enlarged(painted.values, self._factor)[inside]
+        )
+        colours = heatmap(values, painted.low, painted.high)
+        mixed = (1 - _OPACITY) * self.pixels[inside] + _OPACITY * colours
+        self.pixels[inside] = np.rint(mixed).astype(np.uint8)
+
+    def outline(self, mask: NDArray[np.bool_]) -> None:
+        """Draw the borders of a mask, holes included, in red between white, which is seen on every colour."""
+        enlarged = self._enlarged(mask, self._factor).astype(np.uint8)
+        contours, _ = cv2.findContours(enlarged, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(self.pixels, contours, -1, _WHITE, self._line + 2 * max(1, self._line // 2))
+        cv2.drawContours(self.pixels, contours, -1, RED, self._line)
+
+    def boxes(self, regions: Sequence[Region]) -> None:
+        """Draw a box around each region, in white between black."""
+        away = 3 * self._line
+        height, width = self.pixels.shape[:2]
+        corners = [
+            (
+                (max(region.left * self._factor - away, 0), max(region.top * self._factor - away, 0)),
+                (
+                    min((region.left + region.width_px) * self._factor - 1 + away, width - 1),
+                    min((region.top + region.height_px) * self._factor - 1 + away, height - 1),
+                ),
+            )
+            for region in regions
+        ]
+        for colour, thick in ((_BLACK, self._line + 2 * max(1, self._line // 2)), (_WHITE, self._line)):
+            for first, last in corners:
+                cv2.rectangle(self.pixels, first, last, colour, thick)
+
+    def hatch(self, mask: NDArray[np.bool_]) -> None:
+        """Darken the pixels of a mask, and draw slanted lines over them."""
+        if not mask.any():
+            return
+        inside = self._enlarged(mask, self._factor)
+        rows, columns = np.ogrid[: inside.shape[0], : inside.shape[1]]
+        lines = (rows + columns) % self.letter < max(1, self.letter // 8)
+        self.pixels[inside] //= 2
+        self.pixels[inside & lines] = _GREY
+
+
+def _as_rgb(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a frame as RGB.
+
+    Raises:
+        ValueError: The frame has another type or shape.
+    """
+    if frame.dtype == np.uint8 and frame.ndim == 2:
+        return np.repeat(frame[..., None], 3, axis=2)
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise ValueError(
+            f"a frame to draw on is (H, W, 3) uint8 RGB or (H, W) uint8 grey, got {frame.shape} {frame.dtype}"
+        )
+    return frame
 
 
 def overlay(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.geometry import map_to_frame
-from flowedge.manifest import NfaThreshold, Preprocessing, Threshold
+from flowedge.manifest import ColourScale, NfaThreshold, Preprocessing, Threshold
 from flowedge.runtime.regions import Region, find_regions
 
 Verdict: TypeAlias = Literal["ok", "anomalous", "unknown", "not_inspected"]
@@ -40,7 +40,9 @@ class Result:
         frame: ``(H, W, 3)`` uint8, RGB, the frame that was judged. For a frame of 8 bits it is the array that the
             detector was given, and no copy. A camera loop that fills one buffer again must draw a result before.
         preprocessing: The preprocessing that made the network's input of the frame.
+        image_threshold: The threshold of the score, fitted or the source's, if there is one.
         pixel_threshold: The threshold of the map, fitted or the source's, if there is one.
+        colours: The colour scale of the map in pictures. The value is None where the bundle was not calibrated.
         nfa: The a-contrario decision that the verdict and the mask follow. The value is None where thresholds of the
             score decide.
         network_log_nfa: ``(h, w)`` float64, log10 of each pixel's number of false alarms, over the network's input.
@@ -67,7 +69,9 @@ class Result:
     levels: tuple[NDArray[np.float32], ...] = field(repr=False)
     frame: NDArray[np.uint8] = field(repr=False)
     preprocessing: Preprocessing = field(repr=False)
+    image_threshold: Threshold | None = None
     pixel_threshold: Threshold | None
+    colours: ColourScale | None = None
     nfa: NfaThreshold | None = None
     network_log_nfa: NDArray[np.float64] | None = field(default=None, repr=False)
     precision: str

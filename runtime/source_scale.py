@@ -25,7 +25,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.manifest import PartScale, SourceScale, Threshold, Thresholds
+from flowedge.manifest import ColourScale, PartScale, SourceScale, Threshold, Thresholds
 
 Array: TypeAlias = NDArray[np.float32]
 
@@ -87,6 +87,12 @@ def source_thresholds(scale: SourceScale) -> Thresholds:
         case _:
             return Thresholds(image=_allowed(scale.image), pixel=_allowed(scale.pixel))
     return Thresholds(image=_below(at_image), pixel=_below(at_pixel))
+
+
+def source_colours(scale: SourceScale) -> ColourScale | None:
+    """Give the colour scale of maps on anomalib's scale, which is 0 to 1. A map without a range keeps its own unit."""
+    has_range = scale.pixel.minimum is not None and scale.pixel.maximum is not None
+    return ColourScale(low=0.0, high=1.0) if has_range or scale.rule == "0.x-cdf" else None
 
 
 def _by_range(values: Array, part: PartScale, scale: SourceScale) -> Scaled:

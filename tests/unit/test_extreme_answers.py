@@ -10,9 +10,9 @@ import pytest
 
 from flowedge.manifest import PartScale, SourceRule, SourceScale, Threshold, Thresholds
 from flowedge.manifest_bounds import LARGEST_FLOAT32
+from flowedge.runtime.colours import heatmap
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.engines.null import NullEngine
-from flowedge.runtime.render import heatmap
 from flowedge.runtime.source_scale import scaled_map, scaled_score
 from support.opened_engine import opened
 from support.tiny_bundle import tiny_manifest, write_tiny_bundle

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flowedge.calibration.calibration_record import BlockChoice
 from flowedge.calibration.gate_page import MapTriple, page_from_gate
 from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateQuantity, GateReport
-from flowedge.runtime.render import heatmap
+from flowedge.runtime.colours import heatmap
 
 EVIL = "<script>alert('x')</script>&\"'"
 

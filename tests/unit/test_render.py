@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flowedge.errors import ImageError
-from flowedge.runtime.render import RED, heatmap, outline, overlay, write_png
+from flowedge.runtime.colours import heatmap
+from flowedge.runtime.render import RED, outline, overlay, write_png
 
 FRAME: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 RAMP = np.broadcast_to(np.linspace(0, 1, 30, dtype=np.float32), (20, 30))

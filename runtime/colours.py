@@ -1,0 +1,116 @@
+"""Choose the painted values of a result and the colours of these values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.manifest import ColourScale, NfaThreshold, Threshold
+
+COLOURS: Final[NDArray[np.uint8]] = np.ascontiguousarray(
+    cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)[:, 0, ::-1]
+)
+"""``(256, 3)`` uint8 RGB, the colours of a scale from its low end to its high one. Their lightness grows evenly, so
+that people with any colour vision, and a print in grey, show the same order."""
+
+NFA_DECADES: Final = 100.0
+"""The powers of ten of the number of false alarms between the limit and each end of the scale of log NFA."""
+
+
+class Painted(Protocol):
+    """The parts of a result that choose the colours. `flowedge.runtime.result.Result` describes them."""
+
+    @property
+    def anomaly_map(self) -> NDArray[np.float32]: ...
+    @property
+    def log_nfa_map(self) -> NDArray[np.float32] | None: ...
+    @property
+    def nfa(self) -> NfaThreshold | None: ...
+    @property
+    def pixel_threshold(self) -> Threshold | None: ...
+    @property
+    def colours(self) -> ColourScale | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PaintedValues:
+    """The values that a picture paints, with their colour scale.
+
+    Attributes:
+        values: ``(H, W)`` float32 over the frame, NaN where the frame was not inspected. A larger value is more
+            anomalous.
+        low: The value of the first colour.
+        high: The value of the last colour.
+        threshold: The limit above which a pixel is anomalous. The value is None where there is no limit.
+        title: The name of the quantity, for the colour bar.
+        sign: The factor that turns a value into the number that people read, 1 or -1.
+    """
+
+    values: NDArray[np.float32]
+    low: float
+    high: float
+    threshold: float | None
+    title: str
+    sign: int = 1
+
+    def text(self, value: float) -> str:
+        """Return a value as the colour bar prints it, with three digits."""
+        return f"{self.sign * value + 0.0:.3g}"
+
+
+def painted_values(result: Painted) -> PaintedValues:
+    """Choose the quantity that decided, and its colour scale.
+
+    1. The number of false alarms decides: minus log NFA is painted, 100 powers of ten to both sides of the limit.
+    2. The bundle has a colour scale: the anomaly map is painted on it. A threshold outside of the lower two thirds
+       widens the scale, so that values above the threshold keep different colours.
+    3. The bundle has no colour scale: the anomaly map is painted on a scale of the image alone, and the title says so.
+    """
+    if result.nfa is not None and result.log_nfa_map is not None:
+        limit = -result.nfa.log_nfa
+        return PaintedValues(
+            values=-result.log_nfa_map,
+            low=limit - NFA_DECADES,
+            high=limit + NFA_DECADES,
+            threshold=limit,
+            title="log NFA",
+            sign=-1,
+        )
+    threshold = None if result.pixel_threshold is None else result.pixel_threshold.value
+    if result.colours is not None:
+        low, high, title = result.colours.low, result.colours.high, "anomaly map"
+    else:
+        finite = result.anomaly_map[np.isfinite(result.anomaly_map)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        title = "anomaly map, colours of this image alone"
+    if threshold is not None:
+        low = min(low, threshold)
+        high = max(high, threshold + (threshold - low) / 2)
+    if not low < high:
+        high = float(np.nextafter(np.float32(low), np.float32(np.inf))) if low else 1.0
+    return PaintedValues(values=result.anomaly_map, low=low, high=high, threshold=threshold, title=title)
+
+
+def heatmap(values: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
+    """Colour values of any shape from ``low`` and below to ``high`` and above.
+
+    Args:
+        values: The values. The colour of NaN is that of ``low``.
+        low: The value of the first colour, in the values' unit.
+        high: The value of the last colour, in the values' unit.
+
+    Returns:
+        uint8 RGB of the values' shape, with a last dimension of 3.
+
+    Raises:
+        ValueError: ``low`` is not below ``high``.
+    """
+    if not low < high:
+        raise ValueError(f"low must be below high, got {low} and {high}")
+    # In float64, whose range holds the difference of any two numbers of float32.
+    share = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
+    return COLOURS[np.rint(np.nan_to_num(share, nan=0.0) * 255).astype(np.intp)]
