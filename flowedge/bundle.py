@@ -242,17 +242,18 @@ def _fill(
 ) -> Manifest:
     """Write the files and then the manifest that lists them and the kept ones, durably."""
     check_paths([*files, *(stored.path for stored in kept)])
-    stored = [_store(folder, path, content) for path, content in files.items()]
+    stored = [store_file(folder, path, content) for path, content in files.items()]
     listing = sorted([*stored, *kept], key=lambda one: one.path)
     manifest = msgspec.structs.replace(manifest, schema=SCHEMA, files=tuple(listing))
     check_listing(manifest)
-    _store(folder, MANIFEST, json_from_manifest(manifest))
+    store_file(folder, MANIFEST, json_from_manifest(manifest))
     for inner, _, _ in os.walk(folder):
         sync_folder(Path(inner))
     return manifest
 
 
-def _store(folder: Path, path: str, content: Path | bytes) -> StoredFile:
+def store_file(folder: Path, path: str, content: Path | bytes) -> StoredFile:
+    """Write one file into a new version, durably, and return its entry for the listing."""
     place = folder / path
     place.parent.mkdir(parents=True, exist_ok=True)
     source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")

@@ -26,7 +26,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BundleError: The manifest is not there, is not valid, or lists paths that no bundle may hold.
     """
-    with _open_inside(folder, MANIFEST) as file:
+    with open_inside(folder, MANIFEST) as file:
         try:
             data = file.read(MAX_BYTES + 1)
         except OSError as error:
@@ -84,7 +84,7 @@ def verify(folder: Path, stored: StoredFile, *, copy_to: BinaryIO | None = None)
         BundleError: The file is missing, is no regular file inside the folder, or has another size or hash.
     """
     place = folder / stored.path
-    with _open_inside(folder, stored.path) as file:
+    with open_inside(folder, stored.path) as file:
         try:
             size = os.fstat(file.fileno()).st_size
             sha256 = hash_of(file, copy_to) if size == stored.size else None
@@ -111,7 +111,7 @@ def hash_of(file: BinaryIO, copy_to: BinaryIO | None = None) -> str:
     return digest.hexdigest()
 
 
-def _open_inside(folder: Path, path: str) -> BinaryIO:
+def open_inside(folder: Path, path: str) -> BinaryIO:
     """Open a file for reading. Links on the way and all that is not a regular file are refused."""
     place = folder
     for part in path.split("/"):

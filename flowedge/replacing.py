@@ -87,7 +87,7 @@ def put_in_place(draft: Path, place: Path, manifest: Manifest) -> None:
         _replace_inside(draft, place, manifest)
     else:
         try:
-            _swap(draft, place)
+            swap(draft, place)
         except OSError as error:
             if error.errno not in _CANNOT_RENAME:
                 raise
@@ -197,7 +197,12 @@ def _mount_points() -> list[Path]:
     return [Path(os.fsdecode(point)) for point in unescaped]
 
 
-def _swap(draft: Path, place: Path) -> None:
+def swap(draft: Path, place: Path) -> None:
+    """Exchange a finished draft and the folder at its place, in one step where the system can.
+
+    Raises:
+        OSError: The folders cannot be renamed.
+    """
     try:
         _exchange(draft, place)
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,14 @@ from flowedge.calibration.precision.half import (
     convertible_nodes,
     emulate_half,
     nodes_kept_in_fp32,
-    save,
     store_in_half,
     to_half,
 )
 from flowedge.calibration.precision.qdq import CPU, GPU, Layout, Scales, quantise, tensors_to_observe
 from flowedge.calibration.precision.ranges import TensorRange
-from flowedge.errors import ExportError
-from flowedge.graph_files import bytes_of_graph, weights_beside
+from flowedge.graph_files import bytes_of_graph
 from flowedge.manifest import GraphFile
+from flowedge.onnx_files import load_graph, save_graph
 
 ConvertedPrecision: TypeAlias = Literal["fp16", "bf16", "int8-gpu", "int8-cpu"]
 
@@ -84,7 +82,7 @@ class PrecisionConverter:
                 precision by the families' rule is possible.
             calibrator: The method that chooses an activation's range for INT8.
         """
-        self._model = _loaded(source)
+        self._model = load_graph(source)
         self._fp32 = fp32
         self._ranges = ranges
         self._macs = blocks_of(sites_of(self._model))
@@ -139,7 +137,7 @@ class PrecisionConverter:
                 to_half(model, rest, keep={*keep, *found})
         elif not emulated:
             store_in_half(model)
-        save(model, target, check=not emulated)
+        save_graph(model, target, check=not emulated)
         graph = GraphFile(
             precision=precision,
             file=FILES[precision],
@@ -157,27 +155,6 @@ class PrecisionConverter:
         if half not in self._exceptions:
             self._exceptions[half] = nodes_kept_in_fp32(self._model, half, self._ranges)
         return self._exceptions[half]
-
-
-def _loaded(source: Path) -> onnx.ModelProto:
-    """Read a graph with inferred shapes and all its weights."""
-    # Shapes are inferred before the weights are read, because a message with weights must stay below 2 GiB.
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(source), load_external_data=False))
-    # The onnx package refuses a file of weights with several hard links, and a bundle's clone has such a file. So the
-    # weights are read here.
-    beside = weights_beside(source)
-    with beside.open("rb") if beside.exists() else contextlib.nullcontext() as file:
-        for tensor in model.graph.initializer:
-            if tensor.data_location != onnx.TensorProto.EXTERNAL:
-                continue
-            stored = {entry.key: entry.value for entry in tensor.external_data}
-            if file is None or stored["location"] != beside.name:
-                raise ExportError(f"the weights of {source} are not in {beside}. Export the bundle again.")
-            file.seek(int(stored.get("offset", 0)))
-            tensor.raw_data = file.read(int(stored["length"]))
-            del tensor.external_data[:]
-            tensor.data_location = onnx.TensorProto.DEFAULT
-    return model
 
 
 class Observed(NamedTuple):

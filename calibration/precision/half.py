@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 import ml_dtypes
@@ -22,7 +21,6 @@ from onnx import numpy_helper, version_converter
 from flowedge.calibration.precision.blocks import CONVERTIBLE
 from flowedge.calibration.precision.ranges import TensorRange
 from flowedge.errors import ExportError
-from flowedge.graph_files import EXTERNAL_ABOVE, weights_beside
 
 HalfType: TypeAlias = Literal["fp16", "bf16"]
 
@@ -307,30 +305,3 @@ def _float_tensors(graph: onnx.GraphProto) -> Iterator[str]:
     for tensor in graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT:
             yield tensor.name
-
-
-def save(model: onnx.ModelProto, target: Path, *, check: bool = True) -> None:
-    """Write a graph without its inferred shapes, and check it. Large weights go into a file beside the graph.
-
-    Args:
-        model: The graph.
-        target: The file to write.
-        check: False for a candidate of the gate. The engine that runs it finds out if it is not valid.
-
-    Raises:
-        ExportError: The graph is not valid.
-    """
-    del model.graph.value_info[:]
-    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_ABOVE
-    onnx.save(
-        model,
-        str(target),
-        save_as_external_data=large,
-        location=weights_beside(target).name if large else None,
-    )
-    if not check:
-        return
-    try:
-        onnx.checker.check_model(str(target), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the converted graph is not valid: {error}") from error

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import onnx
 
-from flowedge.calibration.precision.half import HalfType, nodes_kept_in_fp32, save, to_half
+from flowedge.calibration.precision.half import HalfType, nodes_kept_in_fp32, to_half
+from flowedge.onnx_files import save_graph
 
 
 def write_half(source: Path, target: Path, half: HalfType) -> dict[str, str]:
@@ -14,5 +15,5 @@ def write_half(source: Path, target: Path, half: HalfType) -> dict[str, str]:
     model = onnx.shape_inference.infer_shapes(onnx.load(str(source)))
     kept = nodes_kept_in_fp32(model, half)
     to_half(model, half, keep=kept)
-    save(model, target)
+    save_graph(model, target)
     return kept

@@ -16,13 +16,14 @@ import pytest
 from onnx import TensorProto
 
 import flowedge
+from flowedge import onnx_files
 from flowedge.bundle import Bundle, clone_bundle, open_bundle, replace_in_bundle, write_bundle
 from flowedge.calibration import calibrate
 from flowedge.calibration.calibrate import calibrate_bundle
 from flowedge.calibration.calibration_images import stored_levels
 from flowedge.calibration.calibration_record import FittedGraph, PrecisionReport, read_record
 from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateLimits, GateReport
-from flowedge.calibration.precision import PrecisionRequest, add_precisions, half
+from flowedge.calibration.precision import PrecisionRequest, add_precisions
 from flowedge.calibration.precision.converted_graph import FILES, PrecisionConverter, tensors_for_conversion
 from flowedge.calibration.precision.ranges import Observer, tensor_shapes
 from flowedge.calibration.precision.search import GateImages, Search
@@ -329,9 +330,9 @@ def test_weights_beside_the_graph_are_read_and_written_beside_it(
     """As of a large graph; the bundle's files have several hard links while it is planned."""
     bundle = write_block_bundle(tmp_path / "inside.flowedge", random_layers(1, (64, 64)))
     inside, _ = add_precisions(bundle, photographs[:2], request_of("fp16", "int8"), threads=1)
-    monkeypatch.setattr(half, "EXTERNAL_ABOVE", 1000)
+    monkeypatch.setattr(onnx_files, "EXTERNAL_ABOVE", 1000)
     model = onnx.load(str(bundle.graph_path("fp32")))
-    half.save(model, tmp_path / "model.onnx")
+    onnx_files.save_graph(model, tmp_path / "model.onnx")
     files = {name: tmp_path / name for name in ("model.onnx", "model.onnx.data")}
     kept = {stored.path: bundle.path / stored.path for stored in bundle.manifest.files}
     large = write_bundle(tmp_path / "beside.flowedge", bundle.manifest, {**kept, **files})
