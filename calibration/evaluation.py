@@ -1,8 +1,9 @@
 """Measure a detector on a labelled dataset, one image at a time.
 
 The evaluation keeps only counts of an image, so the metrics' memory does not depend on the number of images. The list
-of the dataset's file names needs a few hundred bytes an image. Image scores are compared as float32, and their metrics
-are exact up to 65,536 images of a class. The module ``metrics`` states how close the pixel metrics are.
+of the dataset's file names needs a few hundred bytes an image, and a limit of log NFA needs 9. Image scores are
+compared as float32, and their metrics are exact up to 65,536 images of a class. The module ``metrics`` states how close
+the pixel metrics are.
 
 Pixel metrics are computed at the size of the network's input, on the map that the network gives. The masks are resized
 to the map, and the map stays as it is. Published figures differ by this choice.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from flowedge.calibration.operating_points import OperatingPoint
 from flowedge.manifest import Threshold
 
 
@@ -73,6 +74,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         pixel_detection_rate: The share of the defect pixels above the pixel threshold.
         classes: The kinds of defect, by name.
         decisions: The rules side by side: the fitted thresholds, those of the best F1, the number of false alarms.
+        operating_points: The image thresholds to choose from, each with false alarms, detections and their intervals.
         notes: Sentences on why a metric is None and what weakens the others.
     """
 
@@ -96,4 +98,5 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     pixel_detection_rate: float | None
     classes: tuple[ClassResult, ...]
     decisions: tuple[Decision, ...]
+    operating_points: tuple[OperatingPoint, ...] = ()
     notes: tuple[str, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final, Protocol
@@ -13,6 +14,7 @@ from flowedge.calibration.dataset import Dataset, Sample
 from flowedge.calibration.evaluation_result import ClassResult, Decision, Evaluation
 from flowedge.calibration.masks import mask_on_map
 from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, curve_from_histograms
+from flowedge.calibration.operating_points import OperatingPoint, nfa_operating_points, operating_points
 from flowedge.errors import CalibrationError
 from flowedge.manifest import NfaThreshold, Preprocessing, Threshold, Thresholds
 from flowedge.text import printable
@@ -72,6 +74,9 @@ class Tally:
         # The limit of one false alarm an image is shown beside the bundle's own limit.
         limits = [] if nfa is None else sorted({0.0, nfa.log_nfa}, reverse=True)
         self.nfa = [_NfaTally(f"nfa-{nfa.form}", limit) for limit in limits if nfa is not None]
+        # The smallest log NFA of each image, and whether the image is anomalous, in 9 bytes an image.
+        self.log_nfas = array("d")
+        self.log_nfa_labels = bytearray()
 
     def add(self, sample: Sample, mask: NDArray[np.bool_] | None, detection: CheckedDetection) -> None:
         """Count one image. An image without a finite answer counts as not inspected."""
@@ -101,6 +106,8 @@ class Tally:
                 self.unmarked += not defects.any()
             self.pixels.add(anomaly_map, defects)
         if log_nfa is not None:
+            self.log_nfas.append(float(log_nfa.min()))
+            self.log_nfa_labels.append(sample.is_anomalous)
             for rule in self.nfa:
                 rule.add(log_nfa, label=sample.label, is_anomalous=sample.is_anomalous, defects=defects)
 
@@ -188,8 +195,15 @@ class Tally:
                 for label, scores in sorted(self.classes.items())
             ),
             decisions=tuple(self._decisions(curve, thresholds)),
+            operating_points=self._operating_points(curve, thresholds),
             notes=tuple(notes),
         )
+
+    def _operating_points(self, curve: Curve, thresholds: Thresholds) -> tuple[OperatingPoint, ...]:
+        if thresholds.nfa is not None:
+            is_anomalous = np.frombuffer(self.log_nfa_labels, np.bool_)
+            return nfa_operating_points(self.log_nfas, is_anomalous, thresholds.nfa.log_nfa)
+        return operating_points(curve, None if thresholds.image is None else thresholds.image.value)
 
     def _decisions(self, curve: Curve, thresholds: Thresholds) -> Iterator[Decision]:
         if thresholds.image is not None:

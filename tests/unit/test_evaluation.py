@@ -125,6 +125,23 @@ def test_the_metrics_are_those_of_all_answers_together(root: Path) -> None:
         assert f1 == pytest.approx(np.max(2 * precision * recall / (precision + recall + 1e-300)))
 
 
+def test_the_operating_points_count_the_images_above_each_threshold(root: Path) -> None:
+    every = recorded(root)
+    good = every.labels == "good"
+    given = Thresholds(image=Threshold(value=float(np.median(every.scores)), method="manual"))
+    result = evaluate(detect, read_dataset(root), thresholds=given)
+    assert [point.name for point in result.operating_points] == [
+        *("now", "1 % false alarms", "5 % false alarms", "best F1")
+    ]
+    for point in result.operating_points:
+        assert point.threshold is not None
+        assert point.detections is not None
+        above = every.scores.astype(np.float32) > point.threshold
+        assert point.false_alarms.hits == np.sum(above & good)
+        assert point.detections.hits == np.sum(above & ~good)
+    assert result.operating_points[0].false_alarms.rate == result.false_alarm_rate
+
+
 def test_each_class_is_measured_against_all_good_images(root: Path) -> None:
     every = recorded(root)
     result = evaluate(detect, read_dataset(root))
