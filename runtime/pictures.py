@@ -1,4 +1,4 @@
-"""A sink that writes the pictures of each inspection into a folder: the overlay, and the mask where there is one."""
+"""A sink that writes the pictures of each inspection into a folder: the findings, and the mask where there is one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Final
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
 from flowedge.runtime.frames.finding import PICTURES
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.record import Inspection
-from flowedge.runtime.render import outline, overlay, write_png
+from flowedge.runtime.render import Style, draw, write_png
 from flowedge.runtime.result import Result
 from flowedge.text import printable
 
@@ -26,7 +25,7 @@ _LONGEST_NAME: Final = 255  # bytes of a file's name on Linux
 class PictureFolder:
     """A folder of pictures. A new picture of an image takes the place of an old one, and no old one stays."""
 
-    def __init__(self, folder: Path, images: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, images: Sequence[Path], *, style: Style = "overlay") -> None:
         """Name the folder, which is made with the first picture.
 
         Args:
@@ -34,14 +33,17 @@ class PictureFolder:
                 leaves no room for these ends is shortened.
             images: The files that frames will come from. The names of the pictures are those of the files without
                 their common folder.
+            style: The style of ``NAME.overlay.png``, see `flowedge.runtime.render.draw`. ``NAME.mask.png`` has the
+                frame's size, 255 for an anomalous pixel and 0 elsewhere, in every style.
         """
         self._folder = folder
+        self._style: Style = style
         self._targets = {
             str(path): folder / name for path, name in zip(images, relative_names(images), strict=True)
         }
 
     def put(self, frame: Frame, record: Inspection, result: Result | None) -> Inspection:
-        """Write the pictures of a frame, or remove those of an earlier run where the frame was not inspected.
+        """Write the pictures of a frame, or remove those of an earlier run where the frame could not be read.
 
         Returns:
             The record with the names of the pictures. Where a picture cannot be written or removed, the record has a
@@ -51,17 +53,21 @@ class PictureFolder:
             ImageError: The folder cannot be made.
         """
         target = self._targets[frame.id]
-        if result is None or result.verdict == "not_inspected":
+        if result is None:
             return _with_problems(record, _remove_pictures(target))
         # The folder is made with the first picture. Where it cannot be made, no image has pictures.
         _make(self._folder)
         heat, marked = (_picture(target, kind) for kind in PICTURES)
         try:
             _make(target.parent)
-            _write_pictures(frame.pixels, result, heat, marked)
+            write_png(heat, draw(result, frame=frame.pixels, style=self._style))
+            if result.mask is not None:
+                write_png(marked, result.mask.astype(np.uint8) * np.uint8(255))
         except ImageError as error:
             # A picture of an earlier run beside this verdict would mislead.
             return _with_problems(record, [printable(str(error)), *_remove_pictures(target)])
+        if result.mask is None:
+            record = _with_problems(record, _remove_pictures(target, PICTURES[1:]))
         return msgspec.structs.replace(
             record,
             overlay=printable(str(heat)),
@@ -104,10 +110,10 @@ def _picture(target: Path, kind: str) -> Path:
     return target.with_name(target.name + kind)
 
 
-def _remove_pictures(target: Path) -> list[str]:
+def _remove_pictures(target: Path, kinds: Sequence[str] = PICTURES) -> list[str]:
     """Remove the pictures of an earlier run, which do not belong to the image now, and return the problems."""
     problems: list[str] = []
-    for kind in PICTURES:
+    for kind in kinds:
         picture = _picture(target, kind)
         try:
             # A read-only file system refuses to remove even what is not there.
@@ -118,22 +124,3 @@ def _remove_pictures(target: Path) -> list[str]:
                 f"{printable(str(picture))} is of an earlier run and cannot be removed: {error.strerror}."
             )
     return problems
-
-
-def _write_pictures(frame: NDArray[np.uint8], result: Result, heat: Path, marked: Path) -> None:
-    picture = overlay(frame, result.anomaly_map, *_colour_range(result))
-    if result.mask is None:
-        write_png(heat, picture)
-        return
-    mask = result.mask.astype(np.uint8) * np.uint8(255)
-    write_png(heat, outline(picture, mask))
-    write_png(marked, mask)
-
-
-def _colour_range(result: Result) -> tuple[float, float]:
-    """Return the map's smallest value and its largest, or the pixel threshold where that is higher."""
-    low = float(np.nanmin(result.anomaly_map))
-    high = float(np.nanmax(result.anomaly_map))
-    if result.pixel_threshold is not None:
-        high = max(high, result.pixel_threshold.value)
-    return low, high if high > low else low + 1.0

@@ -33,7 +33,7 @@ _GREY: Final[Colour] = (150, 150, 150)
 _OPACITY: Final = 0.6
 _BOXES: Final = 20
 """The most boxes in a picture, around the surest regions."""
-_SMALLEST_SIDE: Final = 256
+_SMALLEST_SIDE: Final = 512
 """The longer side in pixels to which smaller frames are enlarged."""
 _SMALLEST_LETTER: Final = 13
 _LARGEST_LETTER: Final = 120
@@ -64,7 +64,11 @@ class Findings(Painted, Protocol):
 
 
 def draw(
-    result: Findings, *, frame: NDArray[np.uint8] | None = None, style: Style = "overlay"
+    result: Findings,
+    *,
+    frame: NDArray[np.uint8] | None = None,
+    style: Style = "overlay",
+    captions: bool = True,
 ) -> NDArray[np.uint8]:
     """Draw the findings of a result, with the verdict and the score above the frame and the colour bar below it.
 
@@ -77,9 +81,11 @@ def draw(
         frame: ``(H, W, 3)`` uint8 RGB or ``(H, W)`` uint8 grey, to draw on. By default the frame that was judged.
         style: ``overlay`` paints the frame. ``side-by-side`` puts the bare frame to the left of it. ``mask`` shows the
             anomalous pixels in white.
+        captions: False leaves out the heading and the colour bar, and enlarges nothing, for a page that has words of
+            its own.
 
     Returns:
-        ``(H', W', 3)`` uint8 RGB, larger than the frame.
+        ``(H', W', 3)`` uint8 RGB, larger than the frame. Without captions an overlay and a mask have the frame's size.
 
     Raises:
         ValueError: The style is unknown, or the frame has another size or type than the judged one.
@@ -88,7 +94,7 @@ def draw(
         raise ValueError(f"style must be one of {', '.join(get_args(Style))}, got {style!r}")
     bare = _as_rgb(result.frame if frame is None else frame)
     _check_same_size(bare, result.anomaly_map)
-    factor = -(-_SMALLEST_SIDE // max(bare.shape[:2]))
+    factor = -(-_SMALLEST_SIDE // max(bare.shape[:2])) if captions else 1
     panel = _Panel(bare, factor)
     unseen = np.isnan(result.anomaly_map) | (result.verdict == "not_inspected")
     has_findings = result.verdict in ("anomalous", "unknown")
@@ -109,26 +115,33 @@ def draw(
         left = _Panel(bare, factor)
         left.hatch(unseen)
         panels.insert(0, left)
-    return _captioned(result, painted, panels, has_bar=style != "mask", is_hatched=bool(unseen.any()))
+    row = _side_by_side(panels)
+    if not captions:
+        return row
+    notes = ["hatched: not inspected"] if unseen.any() else []
+    return _captioned(result, painted if style != "mask" else None, row, panel.letter, notes)
+
+
+def _side_by_side(panels: Sequence[_Panel]) -> NDArray[np.uint8]:
+    """Put panels of one height side by side."""
+    gap = np.full((panels[0].pixels.shape[0], panels[0].letter // 2, 3), BACKGROUND, np.uint8)
+    return np.concatenate([piece for panel in panels for piece in (gap, panel.pixels)][1:], axis=1)
 
 
 def _captioned(
-    result: Findings, painted: PaintedValues, panels: list[_Panel], *, has_bar: bool, is_hatched: bool
+    result: Findings, painted: PaintedValues | None, row: NDArray[np.uint8], letter: int, notes: list[str]
 ) -> NDArray[np.uint8]:
-    """Put panels side by side between a heading and a colour bar. A canvas too narrow for text is widened."""
-    size = panels[0].letter
-    gap = np.full((panels[0].pixels.shape[0], size // 2, 3), BACKGROUND, np.uint8)
-    row = np.concatenate([piece for panel in panels for piece in (gap, panel.pixels)][1:], axis=1)
-    missing = _LETTERS_IN_A_LINE * size - row.shape[1]
-    if missing > 0:
-        row = np.pad(
-            row, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)), constant_values=BACKGROUND[0]
-        )
-    width = row.shape[1]
-    parts = [heading(width, size, result.verdict, _facts(result)), row]
-    hatched = ["hatched: not inspected"] if is_hatched else []
-    if result.verdict != "not_inspected" and has_bar:
-        parts.append(colour_bar(width, size, painted, hatched))
+    """Put a heading above a picture and the colour bar of painted values below it.
+
+    A picture that is too narrow for words gets a wider background.
+    """
+    missing = max(0, _LETTERS_IN_A_LINE * letter - row.shape[1])
+    left = np.full((row.shape[0], missing // 2, 3), BACKGROUND, np.uint8)
+    right = np.full((row.shape[0], missing - missing // 2, 3), BACKGROUND, np.uint8)
+    row = np.concatenate([left, row, right], axis=1)
+    parts = [heading(row.shape[1], letter, result.verdict, _facts(result)), row]
+    if painted is not None and result.verdict != "not_inspected":
+        parts.append(colour_bar(row.shape[1], letter, painted, notes))
     return np.concatenate(parts, axis=0)
 
 
@@ -170,7 +183,7 @@ class _Panel:
         height, width = self.pixels.shape[:2]
         mean_side = math.sqrt(height * width)
         self.letter = min(max(round(mean_side / 30), _SMALLEST_LETTER), _LARGEST_LETTER)
-        self._line = max(1, round(mean_side / 350))
+        self._line = max(2, round(mean_side / 300))
 
     @staticmethod
     def _enlarged(image: NDArray[_Kind], factor: int) -> NDArray[_Kind]:
@@ -196,7 +209,7 @@ class _Panel:
         """Draw the borders of a mask, holes included, in red between white, which is seen on every colour."""
         enlarged = self._enlarged(mask, self._factor).astype(np.uint8)
         contours, _ = cv2.findContours(enlarged, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(self.pixels, contours, -1, _WHITE, self._line + 2 * max(1, self._line // 2))
+        cv2.drawContours(self.pixels, contours, -1, _WHITE, 2 * self._line)
         cv2.drawContours(self.pixels, contours, -1, RED, self._line)
 
     def boxes(self, regions: Sequence[Region]) -> None:
@@ -213,7 +226,8 @@ class _Panel:
             )
             for region in regions
         ]
-        for colour, thick in ((_BLACK, self._line + 2 * max(1, self._line // 2)), (_WHITE, self._line)):
+        thin = self._line // 2
+        for colour, thick in ((_BLACK, 3 * thin), (_WHITE, thin)):
             for first, last in corners:
                 cv2.rectangle(self.pixels, first, last, colour, thick)
 
