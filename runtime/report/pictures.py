@@ -1,0 +1,132 @@
+"""Shrink and encode pictures for pages, and keep those that matter most where all would be too many."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import heapq
+from collections.abc import Sequence
+from typing import Any, Final, Generic, TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.runtime.render import outline, overlay
+from flowedge.runtime.report.markup import Markup, element
+from flowedge.runtime.result import Result
+
+LONGEST_PX: Final = 384
+"""The longer side of a picture in a page."""
+
+_QUALITY: Final = 82
+_Kept = TypeVar("_Kept")
+
+
+def shrunk(picture: NDArray[np.uint8], longest: int = LONGEST_PX) -> NDArray[np.uint8]:
+    """Return a picture whose longer side has at most so many pixels."""
+    height, width = picture.shape[:2]
+    factor = longest / max(height, width)
+    if factor >= 1:
+        return picture
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def jpeg_address(picture: NDArray[np.uint8]) -> str:
+    """Encode a picture as the ``data:`` address of a JPEG."""
+    return _address(picture, "jpeg", [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+
+
+def png_address(picture: NDArray[np.uint8]) -> str:
+    """Encode a picture as the ``data:`` address of a PNG, which loses nothing."""
+    return _address(picture, "png", [])
+
+
+def mask_address(mask: NDArray[np.bool_]) -> str:
+    """Encode a mask as a small black and white PNG."""
+    return png_address(shrunk(mask.astype(np.uint8) * np.uint8(255)))
+
+
+def frame_and_map(frame: NDArray[Any], result: Result | None) -> tuple[str | None, str | None]:
+    """Encode a frame, and the map of its result drawn on it. Each is None where there is nothing to show.
+
+    Both are drawn at the size of the page's pictures, so a frame of any size costs little.
+
+    Args:
+        frame: The frame as its source gave it, for a frame without a result.
+        result: The result of the frame, or None where it could not be inspected.
+    """
+    seen = frame if result is None else result.frame
+    if seen.size == 0 or seen.dtype != np.uint8 or seen.ndim not in (2, 3):
+        return None, None
+    small = shrunk(seen)
+    shown = jpeg_address(small)
+    if result is None or not np.isfinite(result.network_map).all():
+        return shown, None
+    return shown, jpeg_address(_drawn(dataclasses.replace(result, frame=small)))
+
+
+def picture_button(name: str, pictures: Sequence[tuple[str, str]], caption: object) -> Markup:
+    """Return pictures side by side with a caption, which open large on a click. They belong into `gallery`.
+
+    Args:
+        name: What is shown, for readers who cannot see it.
+        pictures: The name and the ``data:`` address of each.
+        caption: Text or markup below.
+    """
+    images = (element("img", alt=alt, src=address) for alt, address in pictures)
+    button = element("button", *images, type="button", class_="zoom", aria_label=f"Enlarge {name}")
+    return element("figure", button, element("figcaption", caption))
+
+
+def gallery(figures: Sequence[Markup]) -> Markup:
+    """Return a grid of figures, as many side by side as fit."""
+    return element("div", *figures, class_="gallery")
+
+
+class MostUrgent(Generic[_Kept]):
+    """A store of a fixed size that keeps what is most urgent, and among equals what came first."""
+
+    def __init__(self, size: int) -> None:
+        """Choose the largest number of things to keep."""
+        self._size = size
+        self._heap: list[tuple[tuple[float, ...], int, _Kept]] = []
+        self._seen = 0
+
+    def would_keep(self, urgency: tuple[float, ...]) -> bool:
+        """Return True where a thing of this urgency would be kept now. Larger tuples are more urgent."""
+        return len(self._heap) < self._size or urgency > self._heap[0][0]
+
+    def add(self, urgency: tuple[float, ...], thing: _Kept) -> None:
+        """Keep a thing, or drop whatever is now the least urgent."""
+        self._seen += 1
+        entry = (urgency, -self._seen, thing)
+        if len(self._heap) < self._size:
+            heapq.heappush(self._heap, entry)
+        elif urgency > self._heap[0][0]:
+            heapq.heapreplace(self._heap, entry)
+
+    def kept(self) -> list[_Kept]:
+        """Return what is kept, the most urgent first."""
+        return [thing for _, _, thing in sorted(self._heap, key=lambda one: one[:2], reverse=True)]
+
+    @property
+    def is_all(self) -> bool:
+        """True where nothing was dropped."""
+        return self._seen <= self._size
+
+
+def _drawn(result: Result) -> NDArray[np.uint8]:
+    low, high = float(np.nanmin(result.anomaly_map)), float(np.nanmax(result.anomaly_map))
+    if result.pixel_threshold is not None:
+        high = max(high, result.pixel_threshold.value)
+    picture = overlay(result.frame, result.anomaly_map, low, high if high > low else low + 1)
+    return picture if result.mask is None else outline(picture, result.mask.astype(np.uint8))
+
+
+def _address(picture: NDArray[np.uint8], kind: str, options: Sequence[int]) -> str:
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
+    encoded, data = cv2.imencode(f".{kind}", bgr, options)
+    assert encoded, f"OpenCV cannot encode {picture.shape} {picture.dtype}"
+    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
