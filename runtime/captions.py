@@ -11,11 +11,11 @@ from flowedge.runtime.colours import PaintedValues, heatmap
 from flowedge.runtime.lettering import Colour, Strip, text_width, wrapped
 
 BACKGROUND: Final[Colour] = (24, 24, 24)
-_TEXT: Final[Colour] = (240, 240, 240)
-_QUIET: Final[Colour] = (176, 176, 176)
+TEXT: Final[Colour] = (240, 240, 240)
+QUIET: Final[Colour] = (176, 176, 176)
 _UNPAINTED: Final[Colour] = (84, 84, 84)
 # Colours of Okabe and Ito, which people with any colour vision tell apart, each with the colour of its text.
-_VERDICTS: Final[dict[str, tuple[Colour, Colour]]] = {
+VERDICTS: Final[dict[str, tuple[Colour, Colour]]] = {
     "ok": ((0, 158, 115), (0, 0, 0)),
     "anomalous": ((213, 94, 0), (0, 0, 0)),
     "unknown": ((176, 176, 176), (0, 0, 0)),
@@ -50,7 +50,7 @@ def heading(width: int, size: int, verdict: str, facts: list[str]) -> NDArray[np
             lines[-1].append((x, piece))
             x += text_width(piece, size) + size
     strip = Strip(width, line_height * len(lines) + margin, BACKGROUND)
-    colour, text_colour = _VERDICTS[verdict]
+    colour, text_colour = VERDICTS[verdict]
     middle = margin / 2 + line_height / 2
     strip.box(
         margin,
@@ -62,7 +62,7 @@ def heading(width: int, size: int, verdict: str, facts: list[str]) -> NDArray[np
     strip.text(2 * margin, middle, field, size, text_colour)
     for n, line in enumerate(lines):
         for x, piece in line:
-            strip.text(x, middle + n * line_height, piece, size, _TEXT)
+            strip.text(x, middle + n * line_height, piece, size, TEXT)
     return strip.pixels()
 
 
@@ -85,7 +85,7 @@ def colour_bar(width: int, size: int, painted: PaintedValues, notes: list[str]) 
     titles = wrapped(painted.title, size, width - 2 * margin)
     strip = Strip(width, line_height * (len(titles) + len(below) + 1) + 2 * size + margin, BACKGROUND)
     for n, title in enumerate(titles):
-        strip.text(margin, line_height * (n + 0.5), title, size, _QUIET)
+        strip.text(margin, line_height * (n + 0.5), title, size, QUIET)
     length = width - 2 * margin
     top = line_height * len(titles) + size // 2
     bottom = top + size
@@ -102,16 +102,16 @@ def colour_bar(width: int, size: int, painted: PaintedValues, notes: list[str]) 
     if np.isfinite(painted.values).any():
         peak = place(float(np.nanmax(painted.values)))
         half = 0.35 * size
-        strip.polygon([(peak - half, top - half - 1), (peak + half, top - half - 1), (peak, top - 1)], _TEXT)
+        strip.polygon([(peak - half, top - half - 1), (peak + half, top - half - 1), (peak, top - 1)], TEXT)
     middle = bottom + 0.2 * size + line_height / 2
     free_left, free_right = float(margin), float(width - margin)
     if painted.threshold is not None:
         at = place(painted.threshold)
         thick = max(1, size // 12)
-        strip.box(at - thick / 2, top - size // 4, at + thick / 2, bottom + size // 4, _TEXT)
+        strip.box(at - thick / 2, top - size // 4, at + thick / 2, bottom + size // 4, TEXT)
         text = f"threshold {painted.text(painted.threshold)}"
         left = min(max(at - text_width(text, size) / 2, margin), width - margin - text_width(text, size))
-        strip.text(left, middle, text, size, _TEXT)
+        strip.text(left, middle, text, size, TEXT)
         free_left, free_right = left - size, left + text_width(text, size) + size
     for text, left in (
         (painted.text(painted.low), float(margin)),
@@ -121,10 +121,10 @@ def colour_bar(width: int, size: int, painted: PaintedValues, notes: list[str]) 
             painted.threshold is None or left + text_width(text, size) <= free_left or left >= free_right
         )
         if is_free:
-            strip.text(left, middle, text, size, _QUIET)
+            strip.text(left, middle, text, size, QUIET)
     if painted.threshold is None:
         text = "no threshold"
-        strip.text((width - text_width(text, size)) / 2, middle, text, size, _TEXT)
+        strip.text((width - text_width(text, size)) / 2, middle, text, size, TEXT)
     for n, line in enumerate(below):
-        strip.text(margin, middle + (n + 1) * line_height, line, size, _QUIET)
+        strip.text(margin, middle + (n + 1) * line_height, line, size, QUIET)
     return strip.pixels()

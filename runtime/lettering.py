@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from functools import lru_cache
 
 import numpy as np
@@ -63,12 +64,15 @@ def wrapped(text: str, size: int, width: float) -> list[str]:
             lines.append(line)
         line = word
         while text_width(line, size) > width and len(line) > 1:
-            end = next(
-                n for n in range(len(line) - 1, 0, -1) if n == 1 or text_width(line[:n], size) <= width
-            )
+            end = _fitting(line, size, width)
             lines.append(line[:end])
             line = line[end:]
     return [*lines, line] if line else lines
+
+
+def _fitting(word: str, size: int, width: float) -> int:
+    """Return the number of letters of a word that fit a width, at least one."""
+    return max(1, bisect_right(range(1, len(word)), width, key=lambda n: text_width(word[:n], size)))
 
 
 @lru_cache(maxsize=16)

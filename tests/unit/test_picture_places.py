@@ -368,6 +368,18 @@ def test_two_links_to_one_file_are_two_images(photos: Path, tmp_path: Path) -> N
     assert len({line.overlay for line in lines}) == 3
 
 
+def test_a_mask_of_an_earlier_run_goes_where_there_is_no_pixel_threshold_now(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert flowedge("run", bundle, photos, "--out", out).status == 0
+    assert (out / "good.png.mask.png").exists()
+    with flowedge_bundle(tmp_path) as detector:
+        (line,) = inspect_images(detector, find_images(photos).images, out=out)
+    assert (line.mask, line.problem) == (None, "")
+    assert {path.name for path in out.iterdir()} == {"good.png.overlay.png"}
+
+
 def test_a_counter_of_thousands_of_digits_is_sorted(tmp_path: Path) -> None:
     folder = tmp_path
     for _ in range(20):
