@@ -12,11 +12,12 @@ to the map, and the map stays as it is. Published figures differ by this choice.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.calibration.dataset import Dataset, read_mask
+from flowedge.calibration.dataset import Dataset, Sample, read_mask
 from flowedge.calibration.evaluation_result import Evaluation
 from flowedge.calibration.tally import CheckedDetection, Tally
 from flowedge.errors import ImageError
@@ -25,14 +26,36 @@ from flowedge.progress import SILENT, Reports
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.frames.pixel_range import PixelRange
 
+_Answer = TypeVar("_Answer", bound=CheckedDetection)
+_Seen = TypeVar("_Seen", bound=CheckedDetection, contravariant=True)
+
+
+class Observer(Protocol[_Seen]):
+    """A listener that is given every image of an evaluation, such as a page with pictures."""
+
+    def add(
+        self, sample: Sample, image: NDArray[np.uint8], mask: NDArray[np.bool_] | None, detection: _Seen
+    ) -> None:
+        """Take an image that was counted."""
+        ...
+
+    def leave_out(self, sample: Sample, problem: str) -> None:
+        """Take an image that was not inspected, with the reason."""
+        ...
+
+    def finish(self, tally: Tally) -> None:
+        """Take the counts of the whole dataset, after the last image."""
+        ...
+
 
 def evaluate(
-    detect: Callable[[NDArray[np.uint8]], CheckedDetection],
+    detect: Callable[[NDArray[np.uint8]], _Answer],
     dataset: Dataset,
     *,
     thresholds: Thresholds = Thresholds(),  # noqa: B008 - frozen
     reports: Reports = SILENT,
     pixel_range: PixelRange | None = None,
+    observer: Observer[_Answer] | None = None,
 ) -> Evaluation:
     """Run a detector over a dataset and measure it.
 
@@ -43,6 +66,7 @@ def evaluate(
             and a note records that. With ``nfa``, an image without log NFA counts as not inspected.
         reports: Receives the progress, one unit for each image.
         pixel_range: The window of the bundle's manifest for images of more than 8 bits.
+        observer: Receives every image after it was counted.
 
     Raises:
         DataError: A mask has another size than its image.
@@ -56,8 +80,15 @@ def evaluate(
             mask = None if sample.mask is None or tally.pixels is None else read_mask(sample.mask, image)
             detection = detect(image)
         except ImageError as error:
-            tally.leave_out(sample, str(error))
+            problem = str(error)
+            tally.leave_out(sample, problem)
         else:
-            tally.add(sample, mask, detection)
+            problem = tally.add(sample, mask, detection)
+            if observer is not None and not problem:
+                observer.add(sample, image, mask, detection)
+        if observer is not None and problem:
+            observer.leave_out(sample, problem)
         reports.advance()
+    if observer is not None:
+        observer.finish(tally)
     return tally.evaluation(dataset, thresholds)

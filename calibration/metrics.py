@@ -221,16 +221,27 @@ class PixelMetrics:
         """Return the curve of normal against defect pixels."""
         return curve_from_histograms(self.normal, self.defect)
 
+    def overlap_curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Return the curve whose area AUPRO is, or None without a normal pixel or without a region.
+
+        Returns:
+            The share of the normal pixels above each threshold, ascending, and the mean overlap of the regions there.
+        """
+        if self.regions == 0 or self.normal.total == 0.0:
+            return None
+        _, (normal, overlap) = _aligned((self.normal, self._overlap))
+        return normal[::-1] / self.normal.total, overlap[::-1] / self.regions
+
     def aupro(self) -> float | None:
         """Return the area under the regions' mean overlap against the share of normal pixels above the threshold.
 
         The integral goes up to a share of 0.3 and is divided by 0.3, as in the paper. The result is in 0..1, or None
         without a normal pixel or without a region.
         """
-        if self.regions == 0 or self.normal.total == 0.0:
+        curve = self.overlap_curve()
+        if curve is None:
             return None
-        _, (normal, overlap) = _aligned((self.normal, self._overlap))
-        false_alarms, recall = normal[::-1] / self.normal.total, overlap[::-1] / self.regions
+        false_alarms, recall = curve
         inside = int(np.searchsorted(false_alarms, AUPRO_FPR_LIMIT, side="right"))
         at_limit = np.interp(
             AUPRO_FPR_LIMIT, false_alarms[inside - 1 : inside + 1], recall[inside - 1 : inside + 1]

@@ -78,16 +78,21 @@ class Tally:
         self.log_nfas = array("d")
         self.log_nfa_labels = bytearray()
 
-    def add(self, sample: Sample, mask: NDArray[np.bool_] | None, detection: CheckedDetection) -> None:
-        """Count one image. An image without a finite answer counts as not inspected."""
+    def add(self, sample: Sample, mask: NDArray[np.bool_] | None, detection: CheckedDetection) -> str:
+        """Count one image. An image without a finite answer counts as not inspected.
+
+        Returns:
+            The reason why the image was not inspected. The text is empty for an image that was counted.
+        """
         if sample.is_anomalous:
             self.classes.setdefault(sample.label, ValueHistogram())
         anomaly_map = np.asarray(detection.network_map, np.float32)
         log_nfa = detection.network_log_nfa if self.nfa else None
         is_known = log_nfa is not None or not self.nfa
         if not (is_known and abs(detection.score) <= LARGEST_SCORE and np.isfinite(anomaly_map).all()):
-            self.leave_out(sample, f"{sample.path}: score or map is not finite")
-            return
+            problem = f"{sample.path}: score or map is not finite"
+            self.leave_out(sample, problem)
+            return problem
         # The frame check would stop this image on a line. The metrics count it, because its answer is known.
         if detection.problem:
             self.outside[sample.is_anomalous] += 1
@@ -110,6 +115,7 @@ class Tally:
             self.log_nfa_labels.append(sample.is_anomalous)
             for rule in self.nfa:
                 rule.add(log_nfa, label=sample.label, is_anomalous=sample.is_anomalous, defects=defects)
+        return ""
 
     def leave_out(self, sample: Sample, problem: str) -> None:
         """Count an image that was not inspected and is in no metric."""

@@ -35,6 +35,10 @@ def command(
     precision: PrecisionOption = "fp32",
     threads: Threads = None,
     build: Build = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page with curves, pictures and intervals."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure a bundle on a labelled dataset: AUROC of images and pixels, AUPRO and F1.
@@ -46,6 +50,7 @@ def command(
     import flowedge
     from flowedge.calibration.dataset import read_dataset
     from flowedge.calibration.evaluation import evaluate
+    from flowedge.calibration.evaluation_report import EvaluationReport
     from flowedge.calibration.source_check import preprocessing_doubt
 
     samples = read_dataset(dataset)
@@ -55,14 +60,19 @@ def command(
         flowedge.load(bundle, engine=engine, precision=precision, threads=threads, build=build) as detector,
         progress_bar() as reports,
     ):
+        report = None if html is None else EvaluationReport(html, detector, samples)
         result = evaluate(
             detector,
             samples,
             thresholds=detector.thresholds,
             reports=reports,
             pixel_range=detector.bundle.manifest.pixel_range,
+            observer=report,
         )
         doubt = preprocessing_doubt(detector, [one.path for one in samples.samples if not one.is_anomalous])
+    if report is not None:
+        report.write(result, doubt=doubt)
+        MESSAGES.print(f"wrote {html}", soft_wrap=True)
     if doubt:
         PROBLEMS.print(f"warning: {doubt}", soft_wrap=True)
     if json:

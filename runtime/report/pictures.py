@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import heapq
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.runtime.render import outline, overlay
+from flowedge.runtime.colours import heatmap, painted_values
+from flowedge.runtime.render import data_address, draw
 from flowedge.runtime.report.markup import Markup, element
 from flowedge.runtime.result import Result
 
@@ -35,23 +35,20 @@ def shrunk(picture: NDArray[np.uint8], longest: int = LONGEST_PX) -> NDArray[np.
 
 def jpeg_address(picture: NDArray[np.uint8]) -> str:
     """Encode a picture as the ``data:`` address of a JPEG."""
-    return _address(picture, "jpeg", [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-
-
-def png_address(picture: NDArray[np.uint8]) -> str:
-    """Encode a picture as the ``data:`` address of a PNG, which loses nothing."""
-    return _address(picture, "png", [])
+    return data_address(picture, jpeg_quality=_QUALITY)
 
 
 def mask_address(mask: NDArray[np.bool_]) -> str:
-    """Encode a mask as a small black and white PNG."""
-    return png_address(shrunk(mask.astype(np.uint8) * np.uint8(255)))
+    """Encode a mask as a small black and white PNG. A region of one pixel stays visible."""
+    covered = shrunk(mask.astype(np.uint8) * np.uint8(255)) > 0
+    return data_address(covered.astype(np.uint8) * np.uint8(255))
 
 
-def frame_and_map(frame: NDArray[Any], result: Result | None) -> tuple[str | None, str | None]:
-    """Encode a frame, and the map of its result drawn on it. Each is None where there is nothing to show.
+def pictures_of(frame: NDArray[Any], result: Result | None) -> tuple[str | None, str | None, str | None]:
+    """Encode a frame, the findings in it, and its whole anomaly map. Each is None where there is nothing to show.
 
-    Both are drawn at the size of the page's pictures, so a frame of any size costs little.
+    All are drawn at the size of the page's pictures, so a frame of any size costs little. A frame without findings
+    has no second picture.
 
     Args:
         frame: The frame as its source gave it, for a frame without a result.
@@ -59,12 +56,15 @@ def frame_and_map(frame: NDArray[Any], result: Result | None) -> tuple[str | Non
     """
     seen = frame if result is None else result.frame
     if seen.size == 0 or seen.dtype != np.uint8 or seen.ndim not in (2, 3):
-        return None, None
+        return None, None, None
     small = shrunk(seen)
     shown = jpeg_address(small)
     if result is None or not np.isfinite(result.network_map).all():
-        return shown, None
-    return shown, jpeg_address(_drawn(dataclasses.replace(result, frame=small)))
+        return shown, None, None
+    at_small = dataclasses.replace(result, frame=small)
+    findings = None if result.verdict == "ok" else jpeg_address(draw(at_small, captions=False))
+    painted = painted_values(at_small)
+    return shown, findings, jpeg_address(heatmap(painted.values, painted.low, painted.high))
 
 
 def picture_button(name: str, pictures: Sequence[tuple[str, str]], caption: object) -> Markup:
@@ -115,18 +115,3 @@ class MostUrgent(Generic[_Kept]):
     def is_all(self) -> bool:
         """True where nothing was dropped."""
         return self._seen <= self._size
-
-
-def _drawn(result: Result) -> NDArray[np.uint8]:
-    low, high = float(np.nanmin(result.anomaly_map)), float(np.nanmax(result.anomaly_map))
-    if result.pixel_threshold is not None:
-        high = max(high, result.pixel_threshold.value)
-    picture = overlay(result.frame, result.anomaly_map, low, high if high > low else low + 1)
-    return picture if result.mask is None else outline(picture, result.mask.astype(np.uint8))
-
-
-def _address(picture: NDArray[np.uint8], kind: str, options: Sequence[int]) -> str:
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
-    encoded, data = cv2.imencode(f".{kind}", bgr, options)
-    assert encoded, f"OpenCV cannot encode {picture.shape} {picture.dtype}"
-    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode('ascii')}"

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from flowedge.errors import FlowEdgeError
-from flowedge.files import write_whole_file
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.record import Inspection
 from flowedge.runtime.report.charts import Series, charts, histogram, points
 from flowedge.runtime.report.markup import Markup
-from flowedge.runtime.report.pictures import MostUrgent, frame_and_map
+from flowedge.runtime.report.pages import check_writable, write_page
+from flowedge.runtime.report.pictures import MostUrgent, pictures_of
 from flowedge.runtime.report.provenance import provenance_of
 from flowedge.runtime.report.shell import facts, figures, notice, page_of, paragraph, section
 from flowedge.runtime.report.tables import Column, image_table
@@ -24,6 +22,8 @@ from flowedge.runtime.result import Result
 
 MOST_ROWS: Final = 20_000
 MOST_PICTURES: Final = 200
+
+PICTURES: Final = ("image", "findings", "anomaly map")
 
 _STYLES: Final = {"ok": "good", "anomalous": "bad", "unknown": "left", "not_inspected": "left"}
 _WORDS: Final = {"ok": "ok", "anomalous": "wrong", "unknown": "absent", "not_inspected": "absent"}
@@ -85,7 +85,7 @@ class RunReport:
         urgency = (_RANKS.get(record.verdict, 0), suspicion)
         self._rows.add(urgency, _Row(number, record))
         if frame.pixels.size and self._pictures.would_keep(urgency):
-            self._pictures.add(urgency, (number, frame_and_map(frame.pixels, result)))
+            self._pictures.add(urgency, (number, pictures_of(frame.pixels, result)))
         return record
 
     def close(self) -> None:
@@ -192,7 +192,7 @@ class RunReport:
         return section(
             "Images",
             paragraph(" ".join(words), soft=True),
-            image_table("Inspected images", columns, cells, shown, ("image", "anomaly map")),
+            image_table("Inspected images", columns, cells, shown, PICTURES),
             identifier="images",
         )
 
@@ -215,34 +215,6 @@ def common_folder(names: Sequence[str]) -> str:
     pairs = enumerate(zip(first, last, strict=False))
     shared = next((place for place, (a, b) in pairs if a != b), min(len(first), len(last)))
     return first[: first.rfind("/", 0, shared) + 1]
-
-
-def check_writable(file: Path) -> None:
-    """Refuse a page that could not be written, before anything is computed for it.
-
-    Raises:
-        FlowEdgeError: The folder does not exist or is not writable, or the file is a folder.
-    """
-    if file.is_dir():
-        raise FlowEdgeError(f"{file} is a folder. Name a file for the page, such as {file / 'report.html'}.")
-    if not file.parent.is_dir():
-        raise FlowEdgeError(
-            f"{file} cannot be written: its folder does not exist. Make the folder, or name another file."
-        )
-    if not os.access(file.parent, os.W_OK):
-        raise FlowEdgeError(f"{file} cannot be written: its folder is not writable. Name another file.")
-
-
-def write_page(file: Path, page: str) -> None:
-    """Write a page so that a reader sees all of it or nothing.
-
-    Raises:
-        FlowEdgeError: The file cannot be written.
-    """
-    try:
-        write_whole_file(file, page.encode())
-    except OSError as error:
-        raise FlowEdgeError(f"{file} cannot be written: {error.strerror}. Name another file.") from error
 
 
 def _thinned(series: Series, most: int = 1500) -> Series:

@@ -94,6 +94,10 @@ def image_table(
         pictures: The ``data:`` addresses of an image's pictures, by the number of its row.
         captions: The names of the pictures, in their order.
     """
+    # A column without any value would only take room.
+    filled = [n for n in range(len(columns)) if n == 0 or any(row[n] is not None for row in rows)]
+    columns = [columns[n] for n in filled]
+    rows = [[row[n] for n in filled] for row in rows]
     heads = [
         element(
             "th",
