@@ -183,7 +183,7 @@ class _Panel:
         height, width = self.pixels.shape[:2]
         mean_side = math.sqrt(height * width)
         self.letter = min(max(round(mean_side / 30), _SMALLEST_LETTER), _LARGEST_LETTER)
-        self._line = max(2, round(mean_side / 300))
+        self._line = max(1, round(mean_side / 250))
 
     @staticmethod
     def _enlarged(image: NDArray[_Kind], factor: int) -> NDArray[_Kind]:
@@ -226,7 +226,7 @@ class _Panel:
             )
             for region in regions
         ]
-        thin = self._line // 2
+        thin = max(1, self._line // 2)
         for colour, thick in ((_BLACK, 3 * thin), (_WHITE, thin)):
             for first, last in corners:
                 cv2.rectangle(self.pixels, first, last, colour, thick)
@@ -255,64 +255,6 @@ def _as_rgb(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
             f"a frame to draw on is (H, W, 3) uint8 RGB or (H, W) uint8 grey, got {frame.shape} {frame.dtype}"
         )
     return frame
-
-
-def overlay(
-    frame: NDArray[np.uint8],
-    anomaly_map: NDArray[np.float32],
-    low: float,
-    high: float,
-    *,
-    opacity: float = 0.5,
-) -> NDArray[np.uint8]:
-    """Lay a map's colours over its frame. Pixels that were not inspected (NaN) keep the frame's colours.
-
-    Args:
-        frame: ``(H, W, 3)`` uint8 RGB. The frame is not modified.
-        anomaly_map: ``(H, W)``, of the frame's size.
-        low: The value of dark blue, in the map's unit.
-        high: The value of dark red, in the map's unit.
-        opacity: The colours' share, 0 to 1.
-
-    Returns:
-        ``(H, W, 3)`` uint8 RGB.
-
-    Raises:
-        ValueError: The sizes differ, ``low`` is not below ``high``, or ``opacity`` is outside of 0 to 1.
-    """
-    _check_same_size(frame, anomaly_map)
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity must be 0 to 1, got {opacity}")
-    blended = cv2.addWeighted(frame, 1 - opacity, heatmap(anomaly_map, low, high), opacity, 0)
-    return np.where(np.isnan(anomaly_map)[..., None], frame, np.asarray(blended, np.uint8))
-
-
-def outline(
-    frame: NDArray[np.uint8],
-    mask: NDArray[np.uint8],
-    colour: tuple[int, int, int] = RED,
-    *,
-    width_px: int = 2,
-) -> NDArray[np.uint8]:
-    """Draw the borders of a mask's regions, holes included.
-
-    Args:
-        frame: ``(H, W, 3)`` uint8 RGB. The frame is not modified.
-        mask: ``(H, W)`` uint8, not zero inside of a region.
-        colour: RGB.
-        width_px: The line's width in pixels.
-
-    Returns:
-        ``(H, W, 3)`` uint8 RGB.
-
-    Raises:
-        ValueError: The sizes differ.
-    """
-    _check_same_size(frame, mask)
-    contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    drawn = np.ascontiguousarray(frame).copy()
-    cv2.drawContours(drawn, contours, -1, colour, width_px)
-    return drawn
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:

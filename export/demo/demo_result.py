@@ -56,7 +56,7 @@ class InspectedPhoto:
         verdict: The detector's verdict.
         photo: ``(H, W, 3)`` uint8 RGB.
         truth: ``(H, W)`` uint8, 255 on the painted defect.
-        overlay: ``(H, W, 3)`` uint8 RGB, the anomaly map over the photograph.
+        overlay: ``(H, W, 3)`` uint8 RGB, the photograph with its anomalous pixels painted.
     """
 
     label: str

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,7 @@ from flowedge.export.demo.train import TrainPlan, train_cflow
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.progress import SILENT, Reports
 from flowedge.runtime.frames.images import read_image
-from flowedge.runtime.render import outline, overlay, write_png
+from flowedge.runtime.render import draw, write_png
 from flowedge.runtime.result import Result
 from flowedge.runtime.verify import verify_bundle
 
@@ -214,15 +214,13 @@ def _metrics(measured: GraphMetrics) -> str:
 
 
 def _inspect(bundle: Bundle, dataset: Dataset, out: Path) -> list[InspectedPhoto]:
-    """Inspect every test image in fp32. All overlays share one scale of colours, so they can be compared."""
+    """Inspect every test image in fp32, and draw its anomalous pixels on the bundle's scale of colours."""
     with flowedge.load(bundle.path) as detector:
         found = [(sample, read_image(sample.path)) for sample in dataset.samples]
         results = [detector(frame) for _, frame in found]
-        low = float(np.median([np.median(result.network_map) for result in results]))
-        high = max(result.score for result in results)
     inspected: list[InspectedPhoto] = []
     for (sample, frame), result in zip(found, results, strict=True):
-        one = _drawn(sample, frame, result, low, high)
+        one = _drawn(sample, frame, result)
         folder = out / sample.label
         folder.mkdir(parents=True, exist_ok=True)
         write_png(folder / f"{sample.path.stem}.overlay.png", one.overlay)
@@ -230,9 +228,7 @@ def _inspect(bundle: Bundle, dataset: Dataset, out: Path) -> list[InspectedPhoto
     return inspected
 
 
-def _drawn(
-    sample: Sample, frame: NDArray[np.uint8], result: Result, low: float, high: float
-) -> InspectedPhoto:
+def _drawn(sample: Sample, frame: NDArray[np.uint8], result: Result) -> InspectedPhoto:
     """Draw one test image at the size of its anomaly map, which is finer than these small photographs."""
     height, width = result.network_map.shape
     photo = np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
@@ -240,10 +236,6 @@ def _drawn(
     if sample.mask is not None:
         placed = mask_on_map(read_mask(sample.mask, frame), result.preprocessing, (height, width))
         truth[placed] = 255
-    picture = overlay(photo, result.network_map, low, high)
-    if result.pixel_threshold is not None:
-        found = (result.network_map > result.pixel_threshold.value).astype(np.uint8)
-        picture = outline(picture, found, colour=(255, 255, 255), width_px=1)
     return InspectedPhoto(
         label=sample.label,
         name=sample.path.name,
@@ -251,5 +243,5 @@ def _drawn(
         verdict=result.verdict,
         photo=photo,
         truth=truth,
-        overlay=picture,
+        overlay=draw(replace(result, frame=photo), captions=False),
     )
