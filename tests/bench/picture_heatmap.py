@@ -3,7 +3,7 @@
     python tests/bench/picture_heatmap.py DEMO [PICTURE]      PICTURE is docs/images/heatmap.png by default
 
 DEMO is the folder of ``flowedge demo``. For four kinds of defects the picture shows the first test image with the
-verdict ``anomalous``: its photograph, its painted defect and the anomaly map with the line of the pixel threshold.
+verdict ``anomalous``: its photograph, its painted defect and the pixels that were found.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flowedge.export.demo.end_to_end import BUNDLE, INSPECTED, PHOTOS
 from flowedge.runtime.frames.images import read_image
 
 KINDS: Final = ("blob", "cut-paste", "scratch", "texture")
-ROWS: Final = ("photograph", "defect", "anomaly map")
+ROWS: Final = ("photograph", "defect", "found")
 SIDE: Final = 194
 GAP: Final = 6
 LEFT, TOP = 110, 30
