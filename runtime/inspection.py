@@ -12,6 +12,7 @@ from flowedge.runtime.image_files import ImageFiles
 from flowedge.runtime.pictures import PictureFolder
 from flowedge.runtime.protocols import Frame, Inspects, Sink, Source
 from flowedge.runtime.record import Inspection
+from flowedge.runtime.render import Style
 from flowedge.runtime.result import Result
 from flowedge.text import printable
 
@@ -55,7 +56,12 @@ def inspect_all(detector: Inspects, source: Source, sinks: Sequence[Sink] = ()) 
 
 
 def inspect_images(
-    detector: Detector, images: Sequence[Path], *, out: Path | None = None, sinks: Sequence[Sink] = ()
+    detector: Detector,
+    images: Sequence[Path],
+    *,
+    out: Path | None = None,
+    style: Style = "overlay",
+    sinks: Sequence[Sink] = (),
 ) -> Iterator[Inspection]:
     """Inspect image files in order. The record of each is given before the next file is read.
 
@@ -68,6 +74,7 @@ def inspect_images(
         images: The files. The common folder of the files is left out of the names of the pictures.
         out: The folder of the pictures, see `flowedge.runtime.pictures.PictureFolder`. Without a folder no pictures are
             written.
+        style: The style of the pictures, see `flowedge.runtime.render.draw`.
         sinks: Each takes the record after the pictures were written, for instance a report. The caller closes them.
 
     Raises:
@@ -79,7 +86,7 @@ def inspect_images(
         )
         pictures: list[Sink] = []
         if out is not None:
-            pictures.append(stack.enter_context(contextlib.closing(PictureFolder(out, images))))
+            pictures.append(stack.enter_context(contextlib.closing(PictureFolder(out, images, style=style))))
         yield from inspect_all(detector, source, [*pictures, *sinks])
 
 

@@ -6,7 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,7 +25,7 @@ from flowedge.cli.output import (
     table,
 )
 from flowedge.cli.signals import EndedBySignal
-from flowedge.errors import ImageError
+from flowedge.errors import FlowEdgeError, ImageError
 from flowedge.text import printable
 
 if TYPE_CHECKING:
@@ -46,8 +46,17 @@ def command(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="A folder for heatmap overlays and masks, named after the images."),
+        typer.Option(
+            "--out", help="A folder for pictures of the findings and masks, named after the images."
+        ),
     ] = None,
+    style: Annotated[
+        Literal["overlay", "side-by-side", "mask"],
+        typer.Option(
+            "--style",
+            help="The pictures of --out: findings on the frame, the bare frame beside them, or the mask alone.",
+        ),
+    ] = "overlay",
     engine: EngineName = None,
     precision: PrecisionOption = "fp32",
     threads: Threads = None,
@@ -70,6 +79,8 @@ def command(
     from flowedge.runtime.frames.finding import find_images
     from flowedge.runtime.inspection import inspect_images
 
+    if style != "overlay" and out is None:
+        raise FlowEdgeError(f"--style {style} draws no picture without a folder. Add --out FOLDER.")
     images, others = find_images(source)
     if others:
         MESSAGES.print(f"left out, since these files are no images: {_names(others)}", soft_wrap=True)
@@ -92,7 +103,7 @@ def command(
         for sink in sinks:
             stack.callback(sink.close)
         try:
-            for inspection in inspect_images(detector, images, out=out, sinks=sinks):
+            for inspection in inspect_images(detector, images, out=out, style=style, sinks=sinks):
                 if json:
                     print_json(inspection)
                 # An only image that cannot be read is an error of the command, not one missing result of many.

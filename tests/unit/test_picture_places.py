@@ -7,7 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from flowedge.runtime.frames.finding import IMAGE_SUFFIXES, find_images
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.inspection import inspect_images
 from flowedge.runtime.opening.unproven import open_unproven
+from flowedge.runtime.render import Style, draw
 from support.command_line import Finished, flowedge
 from support.picture_files import encoded, photograph
 from support.tiny_bundle import write_tiny_bundle
@@ -366,6 +367,33 @@ def test_two_links_to_one_file_are_two_images(photos: Path, tmp_path: Path) -> N
         lines = list(inspect_images(detector, find_images(photos).images, out=out))
     assert {path.name for path in out.iterdir()} == {f"{n}.png.overlay.png" for n in ("a", "b", "good")}
     assert len({line.overlay for line in lines}) == 3
+
+
+@pytest.mark.parametrize("style", get_args(Style))
+def test_the_pictures_of_run_are_those_of_the_renderer_in_every_style(
+    photos: Path, tmp_path: Path, style: Style
+) -> None:
+    # Half of the tiny graph's pixels are above this threshold.
+    low = Thresholds(
+        image=Threshold(value=-1e30, method="manual"), pixel=Threshold(value=-0.155, method="manual")
+    )
+    bundle = write_tiny_bundle(tmp_path / "tiny.flowedge", thresholds=low)
+    out = tmp_path / "out"
+    assert flowedge("run", bundle.path, photos, "--out", out, "--style", style).status == 0
+    with Detector(bundle, open_unproven("onnxruntime-cpu", bundle, "fp32")) as detector:
+        result = detector(np.asarray(GOOD))
+    assert result.mask is not None
+    assert result.mask.any()
+    assert not result.mask.all()
+    np.testing.assert_array_equal(read_image(out / "good.png.overlay.png"), draw(result, style=style))
+    np.testing.assert_array_equal(read_image(out / "good.png.mask.png")[..., 1], result.mask * np.uint8(255))
+
+
+def test_a_style_without_a_folder_for_pictures_is_refused(bundle: Path, photos: Path) -> None:
+    done = flowedge("run", bundle, photos, "--style", "mask")
+    assert done.status == 2
+    assert "Add --out FOLDER" in done.stderr
+    assert flowedge("run", bundle, photos, "--out", photos.parent / "o", "--style", "both").status == 2
 
 
 def test_a_mask_of_an_earlier_run_goes_where_there_is_no_pixel_threshold_now(
