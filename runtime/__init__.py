@@ -9,7 +9,8 @@ from flowedge.runtime.opening.engine_contract import EngineSpec
 from flowedge.runtime.opening.engine_status import EngineStatus, available_engines
 from flowedge.runtime.opening.opening import open_engine
 from flowedge.runtime.protocols import Engine
-from flowedge.runtime.result import Result, Timings, Verdict
+from flowedge.runtime.record import Verdict
+from flowedge.runtime.result import Result, Timings
 
 __all__ = [
     # inspecting frames

@@ -12,7 +12,7 @@ from flowedge.bundle import Bundle
 from flowedge.errors import BundleError
 from flowedge.manifest import SourceScale
 from flowedge.runtime.nfa import NotInspectedError, check_form, log_nfa_of_outputs, warm_up
-from flowedge.runtime.result import Verdict
+from flowedge.runtime.record import Verdict
 from flowedge.runtime.source_scale import scaled_map, scaled_score, source_colours, source_thresholds
 
 

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from flowedge.errors import ImageError
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.image_files import ImageFiles
@@ -34,7 +36,7 @@ def inspect(detector: Inspects, frame: Frame) -> tuple[Inspection, Result | None
         result = detector(frame.pixels)
     except ImageError as error:
         return _not_inspected(detector, frame, str(error)), None
-    return _record(detector, frame, result), result
+    return _record(frame, result), result
 
 
 def inspect_all(detector: Inspects, source: Source, sinks: Sequence[Sink] = ()) -> Iterator[Inspection]:
@@ -90,26 +92,11 @@ def inspect_images(
         yield from inspect_all(detector, source, [*pictures, *sinks])
 
 
-def _record(detector: Inspects, frame: Frame, result: Result) -> Inspection:
-    timings = result.timings
-    threshold, log_nfa_limit = _limits(detector)
-    finite = result.verdict != "not_inspected"
-    image = printable(frame.id)
-    return Inspection(
-        image=image,
-        verdict=result.verdict,
-        score=result.score if finite else None,
-        threshold=threshold,
-        log_nfa_limit=log_nfa_limit,
-        log_nfa=result.log_nfa if finite else None,
-        regions=result.regions if finite else (),
-        anomalous_share=None if result.mask is None else float(result.mask.mean()),
-        latency_ms=timings.preprocess_ms + timings.infer_ms + timings.decide_ms,
-        precision=result.precision,
-        engine=result.engine,
-        engine_reason=result.engine_reason,
-        problem="" if finite else f"{image}: {result.problem}",
-    )
+def _record(frame: Frame, result: Result) -> Inspection:
+    record = result.record(printable(frame.id))
+    if result.verdict != "not_inspected":
+        return record
+    return msgspec.structs.replace(record, problem=f"{record.image}: {record.problem}")
 
 
 def _not_inspected(detector: Inspects, frame: Frame, problem: str) -> Inspection:

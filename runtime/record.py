@@ -1,11 +1,16 @@
-"""Define the record of one inspection."""
+"""Define the record of one inspection, and the verdicts."""
 
 from __future__ import annotations
+
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from flowedge.runtime.regions import Region
-from flowedge.runtime.result import Verdict
+
+Verdict: TypeAlias = Literal["ok", "anomalous", "unknown", "not_inspected"]
+"""``unknown``: no threshold was set. ``not_inspected``: the answer is not finite, or the frame is unlike the good
+frames of the calibration. Only ``ok`` is a reason to let a part pass."""
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.geometry import map_to_frame
 from flowedge.manifest import ColourScale, NfaThreshold, Preprocessing, Threshold
+from flowedge.runtime.record import Inspection, Verdict
 from flowedge.runtime.regions import Region, find_regions
-
-Verdict: TypeAlias = Literal["ok", "anomalous", "unknown", "not_inspected"]
-"""``unknown``: no threshold was set. ``not_inspected``: the answer is not finite, or the frame is unlike the good
-frames of the calibration. Only ``ok`` is a reason to let a part pass."""
+from flowedge.runtime.render import Style, draw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +26,7 @@ class Timings:
     decide_ms: float
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Result:
     """The findings in one frame.
 
@@ -65,15 +64,15 @@ class Result:
 
     score: float
     verdict: Verdict
-    network_map: NDArray[np.float32] = field(repr=False)
-    levels: tuple[NDArray[np.float32], ...] = field(repr=False)
-    frame: NDArray[np.uint8] = field(repr=False)
-    preprocessing: Preprocessing = field(repr=False)
+    network_map: NDArray[np.float32]
+    levels: tuple[NDArray[np.float32], ...]
+    frame: NDArray[np.uint8]
+    preprocessing: Preprocessing
     image_threshold: Threshold | None = None
     pixel_threshold: Threshold | None
     colours: ColourScale | None = None
     nfa: NfaThreshold | None = None
-    network_log_nfa: NDArray[np.float64] | None = field(default=None, repr=False)
+    network_log_nfa: NDArray[np.float64] | None = None
     precision: str
     engine: str
     engine_reason: str
@@ -135,3 +134,78 @@ class Result:
         if self.mask is None:
             return ()
         return find_regions(self.mask, self.anomaly_map, log_nfa=self.log_nfa_map)
+
+    def record(self, image: str) -> Inspection:
+        """Return the record of this inspection, which is one line of ``flowedge run --json``.
+
+        Args:
+            image: The name of the frame.
+        """
+        is_inspected = self.verdict != "not_inspected"
+        threshold = None if self.image_threshold is None else self.image_threshold.value
+        return Inspection(
+            image=image,
+            verdict=self.verdict,
+            score=self.score if is_inspected else None,
+            # Only the limit that decides the verdict is recorded.
+            threshold=threshold if self.nfa is None else None,
+            log_nfa=self.log_nfa if is_inspected else None,
+            log_nfa_limit=None if self.nfa is None else self.nfa.log_nfa,
+            regions=self.regions,
+            anomalous_share=None if self.mask is None else float(self.mask.mean()),
+            latency_ms=self.timings.preprocess_ms + self.timings.infer_ms + self.timings.decide_ms,
+            precision=self.precision,
+            engine=self.engine,
+            engine_reason=self.engine_reason,
+            problem=self.problem,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the findings as JSON's own types, under the keys of a line of ``flowedge run --json``.
+
+        The names of files, which a frame has not, are left out. The keys are described in
+        `flowedge.runtime.record.Inspection` and `flowedge.runtime.regions.Region`.
+
+        Examples:
+            >>> import json
+            >>> import numpy as np
+            >>> import flowedge
+            >>> with flowedge.load("bottle.flowedge") as detector:
+            ...     result = detector(np.zeros((480, 640, 3), dtype=np.uint8))
+            >>> json.loads(json.dumps(result.to_dict())) == result.to_dict()
+            True
+        """
+        line: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self.record("")))
+        return {key: value for key, value in line.items() if key not in ("image", "overlay", "mask")}
+
+    def plot(self, style: Style = "overlay", *, frame: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Draw the findings, with the verdict and the score above the frame and the colour bar below it.
+
+        Args:
+            style: ``overlay`` paints the frame. ``side-by-side`` puts the bare frame to the left of it. ``mask`` shows
+                the anomalous pixels in white.
+            frame: ``(H, W, 3)`` uint8 RGB or ``(H, W)`` uint8 grey, to draw on. By default the frame that was judged.
+
+        Returns:
+            ``(H', W', 3)`` uint8 RGB, larger than the frame. OpenCV shows ``result.plot()[..., ::-1]``.
+
+        Raises:
+            ValueError: The style is unknown, or the frame has another size or type than the judged one.
+        """
+        return draw(self, frame=frame, style=style)
+
+    def __repr__(self) -> str:
+        """Describe the result on one line, without its arrays."""
+        height, width = self.frame_size
+        facts = [f"verdict={self.verdict!r}", f"score={self.score:.6g}"]
+        if self.nfa is not None:
+            facts += [
+                f"log_nfa={'None' if self.log_nfa is None else f'{self.log_nfa:.6g}'}",
+                f"limit={self.nfa.log_nfa:.6g}",
+            ]
+        elif self.image_threshold is not None:
+            facts.append(f"threshold={self.image_threshold.value:.6g}")
+        facts += [f"frame={height}x{width}", f"precision={self.precision!r}", f"engine={self.engine!r}"]
+        if self.problem:
+            facts.append(f"problem={self.problem!r}")
+        return f"Result({', '.join(facts)})"

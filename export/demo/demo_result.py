@@ -12,7 +12,7 @@ from flowedge.calibration.dataset import GOOD
 from flowedge.calibration.evaluation_result import Evaluation
 from flowedge.export.demo.train import LevelTraining
 from flowedge.manifest import ScoreNormalisation
-from flowedge.runtime.result import Verdict
+from flowedge.runtime.record import Verdict
 from flowedge.runtime.verify import Check
 
 
