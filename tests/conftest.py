@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test writes into the user's cache, nor believes what is remembered there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_progress_lines() -> Iterator[None]:
+    """Commands in this process print no plain lines of progress, so that no output depends on the machine's speed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flowedge.cli.progress.SECONDS_BETWEEN_LINES", threading.TIMEOUT_MAX)
         yield
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 import sys
-from typing import Annotated, Any, ClassVar, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 import typer
@@ -19,16 +19,6 @@ from flowedge.manifest_bounds import MAX_SIDE
 from flowedge.text import printable
 
 WIDEST: Final = 10_000  # characters: lines are whole in a file or a pipe
-
-
-class Verbosity:
-    """Hold how much a command shows besides its results.
-
-    Attributes:
-        is_quiet: True when no progress is shown.
-    """
-
-    is_quiet: ClassVar[bool] = False
 
 
 class EscapingConsole(Console):
@@ -55,7 +45,7 @@ class _NoteConsole(EscapingConsole):
     """A console on standard error that prints nothing where ``--quiet`` is given."""
 
     @property
-    def quiet(self) -> bool:  # type: ignore[override]
+    def quiet(self) -> bool:
         """True while nothing is to be printed."""
         return is_quiet()
 

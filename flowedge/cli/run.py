@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,25 +13,21 @@ import typer
 from flowedge.cli.build import build_first
 from flowedge.cli.output import (
     MESSAGES,
-    PROBLEMS,
-    RESULTS,
     Build,
     EngineName,
     Json,
     PrecisionOption,
     Threads,
-    number,
     print_json,
-    table,
 )
+from flowedge.cli.progress import progress_bar
+from flowedge.cli.rows import Rows, Totals
 from flowedge.cli.signals import EndedBySignal
 from flowedge.errors import FlowEdgeError, ImageError
 from flowedge.text import printable
 
 if TYPE_CHECKING:
-    from flowedge.runtime.detector import Detector
     from flowedge.runtime.protocols import Sink
-    from flowedge.runtime.record import Inspection
 
 NAME = "run"
 
@@ -84,9 +80,9 @@ def command(
     images, others = find_images(source)
     if others:
         MESSAGES.print(f"left out, since these files are no images: {_names(others)}", soft_wrap=True)
-    inspected: list[Inspection] = []
     if build:
         build_first(bundle, engine, precision)
+    totals = Totals()
     with (
         flowedge.load(
             bundle,
@@ -103,46 +99,33 @@ def command(
         for sink in sinks:
             stack.callback(sink.close)
         try:
-            for inspection in inspect_images(detector, images, out=out, style=style, sinks=sinks):
-                if json:
-                    print_json(inspection)
-                # An only image that cannot be read is an error of the command, not one missing result of many.
-                if inspection.latency_ms is None and len(images) == 1:
-                    raise ImageError(inspection.problem)
-                inspected.append(inspection)
-                if inspection.problem:
-                    seen = "not inspected" if inspection.verdict == "not_inspected" else "inspected"
-                    PROBLEMS.print(f"{seen}: {inspection.problem}", soft_wrap=True)
+            # JSON on a terminal stays as whole as in a file: no bar is drawn below it.
+            with progress_bar(is_shown=not (json and sys.stdout.isatty())) as display:
+                rows = Rows(display, by_nfa=detector.thresholds.nfa is not None)
+                display.step("inspecting", len(images))
+                for inspection in inspect_images(detector, images, out=out, style=style, sinks=sinks):
+                    if json:
+                        print_json(inspection)
+                    # An only image that cannot be read is an error of the command, not one missing result of many.
+                    if inspection.latency_ms is None and len(images) == 1:
+                        raise ImageError(inspection.problem)
+                    # Counted first: a reader who ends the command after a row finds the row in the totals.
+                    totals.add(inspection)
+                    display.advance()
+                    if not json:
+                        rows.add(inspection)
+                    if inspection.problem:
+                        seen = "not inspected" if inspection.verdict == "not_inspected" else "inspected"
+                        display.print_problem(f"{seen}: {inspection.problem}")
         except EndedBySignal:
             if not json:
-                _print_table(inspected, detector)
-            PROBLEMS.print(f"{len(inspected)} of {len(images)} images were inspected.")
+                totals.print(detector)
             raise
-    if not json:
-        _print_table(inspected, detector)
-    verdicts = {inspection.verdict for inspection in inspected}
-    if "unknown" in verdicts:
+        if not json:
+            totals.print(detector)
+    if totals.verdicts["unknown"]:
         MESSAGES.print("No threshold is set: run flowedge calibrate to get verdicts.")
-    raise typer.Exit(1 if any(inspection.problem for inspection in inspected) else 0)
-
-
-def _print_table(inspected: Sequence[Inspection], detector: Detector) -> None:
-    """Print a row for each image, the number of each verdict, and the engine that computed them."""
-    by_nfa = detector.thresholds.nfa is not None
-    rows = table("image", ">score", *([">log NFA"] if by_nfa else []), "verdict", ">ms", title=None)
-    for inspection in inspected:
-        rows.add_row(
-            inspection.image,
-            number(inspection.score),
-            *([number(inspection.log_nfa, 1)] if by_nfa else []),
-            inspection.verdict,
-            number(inspection.latency_ms, 1),
-        )
-    RESULTS.print(rows)
-    verdicts = Counter(inspection.verdict for inspection in inspected)
-    RESULTS.print(", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
-    RESULTS.print(f"precision {detector.precision}", soft_wrap=True)
-    RESULTS.print(f"engine {detector.engine.name}: {detector.engine.reason}", soft_wrap=True)
+    raise typer.Exit(1 if totals.problems else 0)
 
 
 def _names(paths: Sequence[Path]) -> str:

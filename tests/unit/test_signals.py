@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -69,17 +70,23 @@ def test_lines_of_what_was_inspected_are_whole(number: signal.Signals, images: P
     assert "Traceback" not in said
 
 
-def test_the_table_shows_what_was_inspected(images: Path, tmp_path: Path) -> None:
+def test_rows_come_at_once_and_a_signal_ends_them_with_the_totals(images: Path, tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "b")
     with start("run", bundle.path, images, "--out", tmp_path / "out") as process:
-        while not list((tmp_path / "out").glob("*")) and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        head, first = process.stdout.readline(), process.stdout.readline()
+        process.send_signal(signal.SIGINT)  # a row is there while most of the images still wait
         shown, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT
-    count = int(said.split(" of 3000 images were inspected")[0].split()[-1])
-    assert f"{count} unknown" in shown or count == 0
-    assert shown.count(".png") == count
+    assert head.split() == ["verdict", "score", "ms", "image"]
+    assert first.endswith("0.png\n")
+    totals = re.search(r"^(\d+) images: (\d+) unknown, [\d.]+ images/s$", shown, re.MULTILINE)
+    assert totals is not None
+    assert totals[1] == totals[2]
+    # The signal may come between a count and its row.
+    assert int(totals[1]) - 1 <= (first + shown).count(".png") <= int(totals[1])
+    assert int(totals[1]) < 3000
+    assert re.search(r"^inspecting: \d+ of 3000 done\.$", said, re.MULTILINE)
 
 
 @pytest.mark.parametrize("seed", range(8))
