@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from flowedge.calibration.precision.converted_graph import PrecisionConverter, tensors_for_conversion
-from flowedge.calibration.precision.half import store_in_half
+from flowedge.calibration.precision.half import nodes_kept_in_fp32, store_in_half
 from flowedge.errors import ExportError
 from flowedge.export.graph.onnx_export import onnx_from_model
 from flowedge.export.graph.passes import lower
+from flowedge.graph_files import weights_beside
 from flowedge.manifest import GraphFile, Scoring
 from support.block_graph import SIZE, block_model, random_layers
 from support.family_graphs import FamilyBundle
@@ -41,6 +42,9 @@ class TwoConvolutions(torch.nn.Module):
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         fine = torch.relu(self.first(image))
         return [fine, torch.relu(self.second(fine))]
+
+
+FP32 = GraphFile(precision="fp32", file="fp32.onnx", opset=18, scoring=Scoring(normalisation="none"))
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +112,36 @@ def test_a_weight_beyond_float16_keeps_its_node_in_float32(fp32: Path, tmp_path:
     assert TensorProto.FLOAT in weight_types(onnx.load(str(target)).graph, "Conv")
 
 
+def test_whole_numbers_beyond_float16_keep_no_node_in_float32() -> None:
+    """An index such as the end of a slice is never converted, so its size is no reason."""
+    model = block_model(random_layers(0))
+    relu = next(node for node in model.graph.node if node.name == "backbone/l0/Relu")
+    relu.output[0] = "whole"
+    for name, value in {"from": 0, "to": np.iinfo(np.int64).max, "axes": 2}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+    cut = onnx.helper.make_node(
+        "Slice", ["whole", "from", "to", "axes"], ["l0.relu"], name="backbone/l0/Slice"
+    )
+    model.graph.node.insert(list(model.graph.node).index(relu) + 1, cut)
+    assert nodes_kept_in_fp32(model, "fp16") == {}
+
+
+@pytest.mark.parametrize("file", [None, "other.data"])
+def test_weights_in_a_file_of_another_name_are_refused(file: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "fp32.onnx"
+    onnx.save(
+        block_model(random_layers(0)),
+        str(path),
+        save_as_external_data=True,
+        location="other.data",
+        size_threshold=0,
+    )
+    if file:
+        weights_beside(path).write_bytes((tmp_path / file).read_bytes())
+    with pytest.raises(ExportError, match=re.escape(str(weights_beside(path)))):
+        PrecisionConverter(path, FP32, {})
+
+
 def test_a_graph_without_a_matching_node_is_refused(tmp_path: Path) -> None:
     tiny = tmp_path / "tiny.onnx"
     onnx.save(tiny_model(), str(tiny))
@@ -116,9 +150,6 @@ def test_a_graph_without_a_matching_node_is_refused(tmp_path: Path) -> None:
 
 
 # Islands from ranges
-
-
-FP32 = GraphFile(precision="fp32", file="fp32.onnx", opset=18, scoring=Scoring(normalisation="none"))
 
 
 def converter_of(

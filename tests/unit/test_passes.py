@@ -18,6 +18,7 @@ from flowedge.export.graph.counts import totals
 from flowedge.export.graph.cross_scale import mix_channels_before_upsampling
 from flowedge.export.graph.emit import Flow
 from flowedge.export.graph.passes import PASSES, Pass, lower
+from flowedge.export.graph.permutations import absorb_gathers, index_hard_permutations
 from support.random_flows import (
     filled_uflow,
     random_cflow,
@@ -284,6 +285,53 @@ def test_an_offset_that_nobody_can_pay_becomes_one_addition_in_front() -> None:
     assert sum(isinstance(step, ir.ChannelAffine) for step in lowered.steps) <= 1
     untouched = fold_affine(lowered)
     assert len(untouched.steps) == len(lowered.steps)
+
+
+@pytest.mark.parametrize("order", ["norm, pool", "pool, norm"])
+def test_a_shift_that_no_step_absorbs_is_subtracted_right_before_the_run_that_needs_it(order: str) -> None:
+    """A layer norm takes the shift into its bias only where the run follows it at once."""
+    norm, _, _, *run = random_fastflow(5, sizes=((8, 6, 4),)).steps  # The first subnet reads single pixels.
+    assert isinstance(norm, ir.LayerNorm)
+    pool = ir.Pool(stream=0, kind="avg")
+    if order == "norm, pool":
+        norm = dataclasses.replace(
+            norm, weight=norm.weight.repeat(2, 1).repeat(2, 2), bias=norm.bias.repeat(2, 1).repeat(2, 2)
+        )
+    # The pooling halves the map, and random_features doubles the features of this family alone.
+    model = dataclasses.replace(
+        random_fastflow(5, sizes=((8, 6, 4),)),
+        family="msflow",
+        steps=(norm, pool, *run) if order == "norm, pool" else (pool, norm, *run),
+    )
+    before = model
+    for step in PASSES[: [one.name for one in PASSES].index("fold_affine")]:
+        before = step(before)
+    after = fold_affine(before)
+    assert worst_difference(model, after) < 3e-5
+    shifts = [
+        place
+        for place, step in enumerate(after.steps)
+        if isinstance(step, ir.ChannelAffine) and step.shift is not None
+    ]
+    assert shifts == ([2] if order == "norm, pool" else [])
+
+
+def test_a_gather_behind_a_coupling_with_idle_channels_reads_the_channels_where_they_are_now() -> None:
+    norm, *run = random_fastflow(6, sizes=((14, 6, 4),), blocks=1).steps
+    model = dataclasses.replace(
+        random_fastflow(6, sizes=((14, 3, 2),), blocks=1),
+        steps=(norm, *run, ir.Pool(stream=0, kind="max")),
+    )
+    features = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 14, 6, 4)))
+    before = absorb_gathers(index_hard_permutations(model))
+    assert [type(step) for step in before.steps[2:]] == [ir.ChannelMap, ir.Pool]
+    after = fill_channel_groups(before)
+    coupling = after.steps[1]
+    assert isinstance(coupling, ir.Coupling)
+    assert len(coupling.passive) == 8, "one idle channel"
+    with torch.no_grad():
+        (one,), (other,) = (Flow(each).double()([features]) for each in (before, after))
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_random_rotations_are_rotations() -> None:

@@ -337,6 +337,57 @@ def test_a_bias_survives_a_channel_whose_weights_are_nothing() -> None:
         assert error.max() <= 10 * step
 
 
+def residual_model(*, read_again: Collection[str] = ()) -> onnx.ModelProto:
+    """Return a chain of convolutions where the last one reads the sum of two of them.
+
+    The ReLU of ``l0`` writes ``l0.relu``, which ``l1`` and ``l2`` read. The sum of ``l1.out`` and ``l2.out`` is
+    ``l2.relu``. The tensors in ``read_again`` get a second reader, which stays in float32.
+    """
+    model = block_model(random_layers(3, (8, 8, 8, 8)))
+    graph = model.graph
+    by_name = {node.name: node for node in graph.node}
+    by_name["backbone/l2/Conv"].input[0] = "l0.relu"
+    graph.node.remove(by_name["backbone/l1/Relu"])
+    place = list(graph.node).index(by_name["backbone/l2/Relu"])
+    graph.node.remove(by_name["backbone/l2/Relu"])
+    graph.node.insert(
+        place, onnx.helper.make_node("Add", ["l1.out", "l2.out"], ["l2.relu"], name="backbone/l2/Add")
+    )
+    for name in read_again:
+        graph.node.append(onnx.helper.make_node("Abs", [name], [f"{name}.abs"], name=f"map/{name}/Abs"))
+    return onnx.shape_inference.infer_shapes(model)
+
+
+@pytest.mark.parametrize(
+    ("read_again", "quantised"),
+    [
+        ((), {"l2.out"}),  # TensorRT fuses the sum with the first convolution, l1.
+        (("l1.out",), {"l1.out"}),  # The sum fuses with l2, whose output nobody else reads.
+        (("l1.out", "l2.out"), {"l1.out", "l2.out"}),  # The sum fuses with neither.
+    ],
+)
+def test_a_sum_of_the_gpu_layout_keeps_float_the_one_side_that_it_is_fused_with(
+    read_again: tuple[str, ...], quantised: set[str]
+) -> None:
+    model = residual_model(read_again=read_again)
+    plan = plan_of(model, {"backbone/l1", "backbone/l2", "backbone/l3"}, GPU)
+    assert "backbone/l2/Add" in plan.nodes
+    assert plan.tensors.keys() & {"l1.out", "l2.out"} == quantised
+
+
+def test_a_sum_of_the_cpu_layout_is_quantised_on_both_sides() -> None:
+    plan = plan_of(residual_model(), {"backbone/l1", "backbone/l2", "backbone/l3"}, CPU)
+    assert plan.tensors.keys() >= {"l1.out", "l2.out", "l2.relu"}
+
+
+@pytest.mark.parametrize("layout", [CPU, GPU])
+def test_the_written_tensors_of_a_plan_are_quantised_tensors(layout: Layout) -> None:
+    """In the GPU layout the last convolution writes a tensor without Q/DQ."""
+    plan = plan_of(residual_model(), {"backbone/l1", "backbone/l2"}, layout)
+    assert plan.written <= plan.tensors.keys()
+    assert "l2.out" in plan.written
+
+
 def test_a_pooling_that_only_float_nodes_read_stays_float() -> None:
     model = block_model(random_layers(0))
     relu = next(node for node in model.graph.node if node.name == "backbone/l1/Relu")

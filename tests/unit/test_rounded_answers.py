@@ -5,15 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 
 from flowedge.bundle import Bundle, replace_in_bundle
-from flowedge.calibration.precision.rounded import files_of_rounded_answers
+from flowedge.calibration.precision.converted_graph import PrecisionConverter, tensors_for_conversion
+from flowedge.calibration.precision.rounded import files_of_rounded_answers, rounded_answers
 from flowedge.errors import BundleError
+from flowedge.manifest import GraphFile, Scoring
 from flowedge.runtime.device.npz import npz_from_arrays
 from flowedge.runtime.opening.selftest import read_rounded_answers, rounded_answers_file
 from flowedge.runtime.verify import ROUNDING_LIMIT, checks_of_rounding
+from support.block_graph import SIZE, block_model, random_layers
+from support.observed import observe
 from support.tiny_bundle import tiny_manifest, write_tiny_bundle
 
 Levels = dict[str, NDArray[np.float32]]
@@ -85,3 +91,22 @@ def test_recorded_answers_of_another_shape_are_refused(bundle: Bundle, answers: 
     changed = replace_in_bundle(bundle, files={path: npz_from_arrays(answers)})
     with pytest.raises(BundleError, match=r"answers\.int8-cpu\.npz"):
         read_rounded_answers(changed, "int8-cpu")
+
+
+@pytest.mark.parametrize("threads", [None, 1])
+def test_the_rounded_answers_are_those_of_the_reference_evaluator_of_onnx(
+    threads: int | None, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(2).normal(size=(3, 3, *SIZE)).astype(np.float32)
+    source, target = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    onnx.save(block_model(random_layers(7, (8, 8, 8))), str(source))
+    fp32 = GraphFile(precision="fp32", file="fp32.onnx", opset=18, scoring=Scoring(normalisation="none"))
+    ranges = observe(source, tensors_for_conversion(source, ["int8-cpu"]).tensors, images[:, None])
+    converter = PrecisionConverter(source, fp32, ranges)
+    converter.write("int8-cpu", list(converter.blocks("int8-cpu")), target)
+    found = rounded_answers(target, images, ["level_0", "score"], threads=threads)
+    model = onnx.load(str(target))
+    model.opset_import[0].version = 19  # The evaluator implements DequantizeLinear from this opset on.
+    expected = ReferenceEvaluator(model).run(["level_0", "score"], {"image": images})
+    for answer, wanted in zip(found.values(), expected, strict=True):
+        np.testing.assert_allclose(answer, wanted, rtol=1e-4, atol=1e-5)
