@@ -15,7 +15,8 @@ from flowedge.bundle import Bundle
 from flowedge.errors import BundleError
 
 LOWERING: Final = "lowering.json"
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+READABLE_SCHEMAS: Final = (1, 2)
 
 _MOST_BYTES: Final = 1 << 20
 _MOST_ENTRIES: Final = 10_000
@@ -54,32 +55,14 @@ class PassEffect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     after: Totals
 
 
-class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The cost of one step of the program, or of one level's share of a step that crosses levels.
+class Lowering(msgspec.Struct, frozen=True, kw_only=True):
+    """The passes in the order in which they ran.
 
-    Attributes:
-        level: The number of the level. The finest level is 0.
-        step: The place of the step in the program, from 0. The sums of squares at the end have places of their own.
-        kind: The kind of the step, such as ``coupling``.
-        shape: ``[channels, height, width]`` of the result.
-        parameters: The count of numbers that the step stores.
-        macs: The multiply-accumulates for one image.
+    A file of schema 1 has a further field, ``program``, which is not read.
     """
-
-    level: Count
-    step: Count
-    kind: Word
-    shape: tuple[Count, Count, Count]
-    parameters: Count
-    macs: Count
-
-
-class Lowering(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The passes in the order in which they ran, and the steps that are left, level by level."""
 
     schema: int
     passes: Annotated[tuple[PassEffect, ...], msgspec.Meta(max_length=_MOST_ENTRIES)]
-    program: Annotated[tuple[StepCost, ...], msgspec.Meta(max_length=_MOST_ENTRIES)]
 
 
 def json_from_lowering(lowering: Lowering) -> bytes:
@@ -108,9 +91,9 @@ def read_lowering(bundle: Bundle) -> Lowering:
         lowering = msgspec.json.decode(bundle.read(LOWERING), type=Lowering)
     except (msgspec.DecodeError, RecursionError) as error:
         raise BundleError(f"{place} cannot be read: {error}. Export the bundle again.") from error
-    if lowering.schema != SCHEMA:
+    if lowering.schema not in READABLE_SCHEMAS:
         raise BundleError(
-            f"{place} has schema {lowering.schema}, and this version reads {SCHEMA}. Install the version that wrote it "
-            f"({bundle.manifest.flowedge_version}), or export the bundle again."
+            f"{place} has schema {lowering.schema}, and this version reads {READABLE_SCHEMAS}. Install the version "
+            f"that wrote it ({bundle.manifest.flowedge_version}), or export the bundle again."
         )
     return lowering

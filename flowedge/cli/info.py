@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,7 +50,7 @@ def command(
         bool,
         typer.Option(
             "--graph",
-            help="Show what each pass of the export did to the flow of a bundle, and which steps are left.",
+            help="Show what each pass of the export did to the flow of a bundle.",
         ),
     ] = False,
     json: Json = False,
@@ -151,7 +150,7 @@ def _precision_text(graph: GraphFile) -> str:
 
 
 def _print_lowering(lowering: Lowering) -> None:
-    """Print the effect of each pass, and the steps that are left with their costs."""
+    """Print the effect of each pass on the flow."""
     passes = table(
         "pass", "exactness", ">steps", ">parameters", ">MMAC per image", title="What each pass did"
     )
@@ -164,22 +163,7 @@ def _print_lowering(lowering: Lowering) -> None:
             _change(f"{before.parameters:,}", f"{after.parameters:,}"),
             _change(_millions(before.macs), _millions(after.macs)),
         )
-    program = table(
-        ">level", ">step", "kind", ">shape", ">parameters", ">MMAC per image", title="The lowered flow"
-    )
-    for level, steps in itertools.groupby(lowering.program, key=lambda cost: cost.level):
-        costs = list(steps)
-        for cost in costs:
-            shape = "x".join(map(str, cost.shape))
-            row = (str(cost.step), cost.kind, shape, f"{cost.parameters:,}", _millions(cost.macs))
-            program.add_row(str(level), *row)
-        parameters, macs = (sum(getattr(cost, what) for cost in costs) for what in ("parameters", "macs"))
-        program.add_row(
-            str(level), "", "all", "", f"{parameters:,}", _millions(macs), style="bold", end_section=True
-        )
     RESULTS.print(passes)
-    RESULTS.print()
-    RESULTS.print(program)
 
 
 def _change(before: str, after: str) -> str:

@@ -49,7 +49,7 @@ def cross_scale(net: ir.CrossScaleNet, x: Sequence[Tensor]) -> list[Tensor]:
 
 
 def fusion(net: ir.FusionNet, x: Sequence[Tensor]) -> list[Tensor]:
-    coarsest = x[-1].shape[2:]
+    coarsest = (x[-1].shape[2], x[-1].shape[3])
     pooled = torch.cat([functional.adaptive_avg_pool2d(value, coarsest) for value in x], 1)
     mixed = convolved(net.conv1, pooled).movedim(1, -1)
     mixed = functional.layer_norm(
@@ -61,7 +61,9 @@ def fusion(net: ir.FusionNet, x: Sequence[Tensor]) -> list[Tensor]:
     ).movedim(-1, 1)
     mixed = torch.relu(convolved(net.conv2, torch.relu(mixed)))
     outputs = []
-    for value, share, heads in zip(x, mixed.split([len(value[0]) for value in x], 1), net.heads, strict=True):
+    for value, share, heads in zip(
+        x, torch.split(mixed, [len(value[0]) for value in x], 1), net.heads, strict=True
+    ):
         up = functional.interpolate(share, value.shape[2:], mode="bilinear", align_corners=True)
         outputs.append(torch.cat([convolved(head, value + up) for head in heads], 1))
     return outputs
