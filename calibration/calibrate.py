@@ -29,6 +29,7 @@ from flowedge.calibration.score_maxima import (
     with_score_maxima,
 )
 from flowedge.calibration.threshold import ThresholdRequest
+from flowedge.calibration.threshold_history import ChangeOrigin, with_history
 from flowedge.clock import utc_now
 from flowedge.errors import CalibrationError, EngineUnavailableError
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE
@@ -64,6 +65,7 @@ def calibrate_bundle(
     labelled: Dataset | None = None,
     frame_rate: float | None = DEFAULT_FRAME_RATE,
     pixel_range: PixelRange | None = None,
+    origin: ChangeOrigin = ChangeOrigin(),  # noqa: B008 - frozen
     engine: str | None = None,
     threads: int | None = None,
     reports: Reports = SILENT,
@@ -89,6 +91,7 @@ def calibrate_bundle(
         frame_rate: The expected share of good frames outside of the ranges of plain statistics, which `frame_range`
             explains. The value is None to fit no ranges and to remove those of an earlier calibration.
         pixel_range: The window to declare for images of more than 8 bits. The value is None to keep the bundle's.
+        origin: The author of the change, for the history of the thresholds.
         engine: The name of the engine. The value is None for the default engine.
         threads: The number of CPU threads of one inference.
         reports: Receives the progress, one unit for each inference.
@@ -136,6 +139,7 @@ def calibrate_bundle(
             _with_fits(draft.manifest, record, request),
             frame_check=None if checked is None else checked.check,
         )
+        manifest = with_fit_in_history(opened.manifest, manifest, origin, record, request, labelled)
         done = replace_in_bundle(opened, manifest=manifest, files=files)
     return Calibration(bundle=Bundle(bundle.path, done.manifest), record=record)
 
@@ -201,6 +205,7 @@ class _Fit:
                     thresholds=fit.thresholds,
                     notes=fit.notes,
                     colours=fit.colours,
+                    operating_points=fit.points,
                 )
         record = CalibrationRecord(
             date=utc_now().isoformat(),
@@ -241,7 +246,12 @@ def without_frame_check(bundle: Bundle) -> Bundle:
     return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, frame_check=None))
 
 
-def decide_by_nfa(bundle: Bundle, threshold: NfaThreshold) -> Bundle:
+def decide_by_nfa(
+    bundle: Bundle,
+    threshold: NfaThreshold,
+    *,
+    origin: ChangeOrigin = ChangeOrigin(),  # noqa: B008 - frozen
+) -> Bundle:
     """Let the number of false alarms decide in every graph of a bundle. This needs no images.
 
     Fitted thresholds stay stored in the bundle, but no longer decide.
@@ -249,6 +259,7 @@ def decide_by_nfa(bundle: Bundle, threshold: NfaThreshold) -> Bundle:
     Args:
         bundle: The bundle, which is replaced.
         threshold: The form of the test and its limit.
+        origin: The author of the change, for the history of the thresholds.
 
     Raises:
         BundleError: The graphs do not give what the form needs, or the bundle cannot be written.
@@ -258,8 +269,46 @@ def decide_by_nfa(bundle: Bundle, threshold: NfaThreshold) -> Bundle:
         msgspec.structs.replace(graph, thresholds=msgspec.structs.replace(graph.thresholds, nfa=threshold))
         for graph in bundle.manifest.graphs
     )
-    return replace_in_bundle(
-        bundle, manifest=msgspec.structs.replace(bundle.manifest, graphs=graphs), files={}
+    manifest = with_history(
+        bundle.manifest,
+        msgspec.structs.replace(bundle.manifest, graphs=graphs),
+        origin,
+        chosen=[graph.precision for graph in graphs],
+    )
+    return replace_in_bundle(bundle, manifest=manifest)
+
+
+def with_fit_in_history(
+    before: Manifest,
+    after: Manifest,
+    origin: ChangeOrigin,
+    record: CalibrationRecord,
+    request: ThresholdRequest | None,
+    labelled: Dataset | None = None,
+) -> Manifest:
+    """Return the manifest of a calibrated bundle with the fit in the history of its thresholds.
+
+    Args:
+        before: The manifest of the version that is replaced.
+        after: The manifest of the calibrated version.
+        origin: The author of the change.
+        record: The record of the fit.
+        request: The fitted thresholds. The value is None where none were fitted.
+        labelled: The labelled images of an ``f1`` request.
+    """
+    if request is None:
+        return with_history(before, after, origin)
+    images, images_sha256 = record.images, record.images_sha256
+    if request.method == "f1" and labelled is not None:
+        images = len(labelled.samples)
+        images_sha256 = hash_of_images([sample.path for sample in labelled.samples])
+    return with_history(
+        before,
+        after,
+        origin,
+        chosen=[graph.precision for graph in after.graphs],
+        images=images,
+        images_sha256=images_sha256,
     )
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from flowedge.bundle import Bundle
 from flowedge.calibration.gate_report import GateReport
+from flowedge.calibration.operating_points import OperatingPoint
 from flowedge.errors import BundleError
 from flowedge.manifest import ColourScale, ScoreMaxima, Thresholds
 
@@ -23,6 +24,7 @@ class FittedGraph(msgspec.Struct, frozen=True, kw_only=True):
         thresholds: The fitted limits.
         notes: Sentences about weaknesses of a threshold, for instance too few images.
         colours: The fitted colour scale of pictures. The value is None where none was fitted.
+        operating_points: The image thresholds to choose from, counted on the images of the fit.
     """
 
     precision: str
@@ -30,6 +32,7 @@ class FittedGraph(msgspec.Struct, frozen=True, kw_only=True):
     thresholds: Thresholds
     notes: tuple[str, ...]
     colours: ColourScale | None = None
+    operating_points: tuple[OperatingPoint, ...] = ()
 
 
 class BlockChoice(msgspec.Struct, frozen=True, kw_only=True):

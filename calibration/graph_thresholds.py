@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from flowedge.calibration.colour_scale import fit_colour_scale
 from flowedge.calibration.dataset import Dataset, read_mask
 from flowedge.calibration.masks import mask_on_map
 from flowedge.calibration.metrics import PixelMetrics, ValueHistogram, curve_from_scores
+from flowedge.calibration.operating_points import OperatingPoint, operating_points
 from flowedge.calibration.score_maxima import StoredLevels
 from flowedge.calibration.threshold import (
     FittedThreshold,
@@ -21,6 +22,7 @@ from flowedge.calibration.threshold import (
     fit_f1_threshold,
     fit_pixel_threshold,
     fit_threshold,
+    pixel_note,
 )
 from flowedge.manifest import ColourScale, Thresholds
 from flowedge.progress import Reports
@@ -28,6 +30,8 @@ from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.verify import AGGREGATION_LIMIT
+
+_Fitted: TypeAlias = tuple[FittedThreshold, FittedThreshold | None, tuple[OperatingPoint, ...]]
 
 
 class GraphFit(NamedTuple):
@@ -37,11 +41,13 @@ class GraphFit(NamedTuple):
         thresholds: The thresholds.
         colours: The colour scale of pictures. The value is None where the good pixels are all alike.
         notes: Sentences on what weakens the thresholds.
+        points: The image thresholds to choose from, counted on the images of the fit.
     """
 
     thresholds: Thresholds
     colours: ColourScale | None
     notes: tuple[str, ...]
+    points: tuple[OperatingPoint, ...] = ()
 
 
 def fit_graph_thresholds(
@@ -76,12 +82,13 @@ def fit_graph_thresholds(
         return GraphFit(detect.thresholds, fit_colour_scale(pixels), ())
     if request.method == "f1":
         assert labelled is not None
-        image, pixel = _fit_f1(detect, labelled, pixels, reports)
+        fitted = _fit_f1(detect, labelled, pixels, reports)
     else:
-        image, pixel = _fit_good(detect, images, stored, request, request.method, pixels, reports)
+        fitted = _fit_good(detect, images, stored, request, request.method, pixels, reports)
+    image, pixel, points = fitted
     notes = tuple(fit.note for fit in (image, pixel) if fit is not None and fit.note)
     thresholds = Thresholds(image=image.threshold, pixel=None if pixel is None else pixel.threshold)
-    return GraphFit(thresholds, fit_colour_scale(pixels), notes)
+    return GraphFit(thresholds, fit_colour_scale(pixels), notes, points)
 
 
 def _fit_good(
@@ -92,36 +99,47 @@ def _fit_good(
     method: GoodMethod,
     pixels: ValueHistogram,
     reports: Reports,
-) -> tuple[FittedThreshold, FittedThreshold | None]:
+) -> _Fitted:
     """Fit a quantile or a false-alarm rate, and add the good images' pixels to a histogram."""
     scores: list[float] = []
+    largest: list[float] = []
     for score, anomaly_map in _answers(detect, images, stored, reports):
         scores.append(score)
+        largest.append(float(anomaly_map.max()))
         pixels.add(anomaly_map)
     names = images.names
 
-    def fitted() -> FittedThreshold:
-        return fit_threshold(scores, method=method, parameter=request.image, names=names)
+    def fitted() -> tuple[FittedThreshold, tuple[OperatingPoint, ...]]:
+        image = fit_threshold(scores, method=method, parameter=request.image, names=names)
+        curve = curve_from_scores(scores, [False] * len(scores))
+        return image, operating_points(curve, image.threshold.value, fitted_by=method)
 
-    image = fitted()
+    image, points = fitted()
     if stored is not None:
         # Scores from stored levels are rounded differently from the graph's own. Images whose score is within rounding
-        # of the threshold are run again, until the threshold rests on scores of the graph alone.
+        # of a threshold are run again, until the thresholds rest on scores of the graph alone.
         rounding = AGGREGATION_LIMIT * max(1.0, *(abs(score) for score in scores))
         inferred: set[int] = set()
         while (
-            near := {n for n, score in enumerate(scores) if abs(score - image.threshold.value) <= rounding}
+            near := {
+                n
+                for n, score in enumerate(scores)
+                for point in points
+                if point.threshold is not None and abs(score - point.threshold) <= rounding
+            }
             - inferred
         ):
             for n in sorted(near):
                 scores[n] = images.inferred(detect, images.paths[n]).score
             inferred |= near
-            image = fitted()
+            image, points = fitted()
     if request.pixel is None:
-        return image, None
-    return image, fit_pixel_threshold(
-        pixels, method=method, parameter=request.pixel, images=len(images.paths)
-    )
+        return image, None, points
+    pixel = fit_pixel_threshold(pixels, method=method, parameter=request.pixel, images=len(images.paths))
+    if not pixel.note:
+        note = pixel_note(pixel.threshold, largest, method=method, parameter=request.pixel)
+        pixel = FittedThreshold(pixel.threshold, note)
+    return image, pixel, points
 
 
 def _answers(
@@ -139,9 +157,7 @@ def _answers(
         yield float(answer.score[0]), answer.anomaly_map
 
 
-def _fit_f1(
-    detect: Detector, labelled: Dataset, pixels: ValueHistogram, reports: Reports
-) -> tuple[FittedThreshold, FittedThreshold | None]:
+def _fit_f1(detect: Detector, labelled: Dataset, pixels: ValueHistogram, reports: Reports) -> _Fitted:
     """Fit the largest F1, and add the pixels of the images without a defect to a histogram."""
     scores: list[float] = []
     metrics = PixelMetrics()
@@ -159,6 +175,7 @@ def _fit_f1(
         reports.advance()
     curve = curve_from_scores(scores, [sample.is_anomalous for sample in labelled.samples])
     image = fit_f1_threshold(curve, images=len(scores))
+    points = operating_points(curve, image.threshold.value, fitted_by="f1")
     if labelled.classes_without_masks:
-        return image, None
-    return image, fit_f1_threshold(metrics.curve(), images=len(scores))
+        return image, None, points
+    return image, fit_f1_threshold(metrics.curve(), images=len(scores)), points

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from flowedge.calibration.intervals import fitted_rate_interval, rate_interval
 from flowedge.calibration.metrics import Curve, curve_from_scores
+from flowedge.calibration.threshold import FittedMethod
 
 FALSE_ALARM_RATES: Final = (0.01, 0.05)
 """The false-alarm rates that every table of operating points has."""
@@ -73,7 +74,7 @@ class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def operating_points(
-    curve: Curve, now: float | None, *, fitted_here: bool = False
+    curve: Curve, now: float | None, *, fitted_by: FittedMethod | None = None
 ) -> tuple[OperatingPoint, ...]:
     """Return the operating points of image scores: now, at each rate of `FALSE_ALARM_RATES`, and at the best F1.
 
@@ -84,12 +85,13 @@ def operating_points(
     Args:
         curve: The counts of the good (negative) and of the anomalous (positive) images above each score.
         now: The image threshold that is in the bundle. The value is None where there is none.
-        fitted_here: True when ``now`` was fitted as a quantile or a rate of these very good images.
+        fitted_by: The method that fitted ``now`` on these very images. The value is None where other images were used.
     """
     good = int(curve.negatives[0])
     points: list[OperatingPoint] = []
     if now is not None:
-        points.append(_point(curve, NOW, now, chosen_here=fitted_here, is_order_statistic=fitted_here))
+        by_rank = fitted_by in ("quantile", "target-fpr")
+        points.append(_point(curve, NOW, now, chosen_here=fitted_by is not None, is_order_statistic=by_rank))
     if good:
         for rate in FALSE_ALARM_RATES:
             index = int(np.argmax(curve.negatives / good <= rate))

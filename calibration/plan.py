@@ -14,6 +14,7 @@ from flowedge.calibration.calibration_record import CalibrationRecord, Precision
 from flowedge.calibration.dataset import good_images, read_dataset
 from flowedge.calibration.source_check import preprocessing_doubt
 from flowedge.calibration.threshold import ThresholdRequest
+from flowedge.calibration.threshold_history import ChangeOrigin
 from flowedge.errors import CalibrationError
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 from flowedge.manifest import NfaThreshold
@@ -88,6 +89,7 @@ def carry_out(
     bundle: Bundle,
     data: Path | None = None,
     *,
+    origin: ChangeOrigin = ChangeOrigin(),  # noqa: B008 - frozen
     engine: str | None = None,
     threads: int | None = None,
     cache: DeviceCache | None = None,
@@ -100,6 +102,7 @@ def carry_out(
         bundle: The bundle, which is replaced.
         data: A folder of good images, or a dataset in MVTec AD's layout. An ``f1`` request needs a dataset. The value
             may be None where the plan needs no images.
+        origin: The author of the change, for the history of the thresholds.
         engine: The name of the engine. The value is None for the default engine.
         threads: The number of CPU threads of one inference.
         cache: The cache that keeps the ranges of INT8. The value is None to observe them anew.
@@ -119,7 +122,7 @@ def carry_out(
     if plan.nfa is not None:
         check_form(bundle.manifest, plan.nfa.form)
         if data is None and not plan.needs_images:
-            return PlanResult(bundle=decide_by_nfa(bundle, plan.nfa))
+            return PlanResult(bundle=decide_by_nfa(bundle, plan.nfa, origin=origin))
     if data is None:
         raise CalibrationError("the plan needs images of good parts. Name their folder.")
     if plan.precisions is not None and plan.pixel_range is not None:
@@ -141,7 +144,9 @@ def carry_out(
         wanted = dataclasses.replace(
             plan.precisions, thresholds=on_good or ThresholdRequest(), frame_rate=plan.frame_rate
         )
-        bundle, added = add_precisions(bundle, images, wanted, threads=threads, cache=cache, reports=reports)
+        bundle, added = add_precisions(
+            bundle, images, wanted, origin=origin, threads=threads, cache=cache, reports=reports
+        )
         # Adding precisions fits everything on good images, so nothing else is left to do for a plan without more.
         if on_good is not None and plan.score_maxima and plan.nfa is None:
             return PlanResult(bundle=bundle, record=read_record(bundle), added=added, doubt=doubt)
@@ -154,11 +159,12 @@ def carry_out(
         labelled=labelled,
         frame_rate=plan.frame_rate,
         pixel_range=plan.pixel_range,
+        origin=origin,
         engine=engine,
         threads=threads,
         reports=reports,
     )
-    decided = result.bundle if plan.nfa is None else decide_by_nfa(result.bundle, plan.nfa)
+    decided = result.bundle if plan.nfa is None else decide_by_nfa(result.bundle, plan.nfa, origin=origin)
     return PlanResult(bundle=decided, record=result.record, added=added, doubt=doubt)
 
 

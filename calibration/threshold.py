@@ -17,17 +17,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from flowedge.calibration.intervals import rate_interval
 from flowedge.calibration.metrics import Curve, ValueHistogram, curve_from_scores
 from flowedge.errors import CalibrationError
 from flowedge.manifest import Threshold
 
 FittedMethod: TypeAlias = Literal["quantile", "target-fpr", "f1"]
 GoodMethod: TypeAlias = Literal["quantile", "target-fpr"]
+
+FEW_IMAGES: Final = 5
+"""A pixel threshold with marked pixels in fewer good images than this gets a note."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,15 +189,53 @@ def _rank(method: GoodMethod, parameter: float, count: int) -> int:
     return count - 1 - allowed
 
 
+def pixel_note(
+    threshold: Threshold, largest: Sequence[float], *, method: GoodMethod, parameter: float
+) -> str:
+    """Return why so few images cannot support the pixel threshold, or an empty text.
+
+    The pixels of one image move together, so the number of images counts, and not that of the pixels.
+
+    Args:
+        threshold: The fitted pixel threshold.
+        largest: The largest value of each good image's map.
+        method: The method of the fit.
+        parameter: The quantile of the pixels, or their largest share above the threshold.
+    """
+    above = sum(value > threshold.value for value in largest)
+    if above >= FEW_IMAGES:
+        return ""
+    low, high = rate_interval(above, len(largest))
+    return (
+        f"the pixels above the pixel threshold lie in only {above} of {len(largest)} good images, and their share of "
+        f"{_rate(method, parameter):.2g} rests on these few. Between {percent(low)} and {percent(high)} of good images "
+        "may show such pixels (95 % confidence). Give more images."
+    )
+
+
+def percent(rate: float) -> str:
+    """Return a rate in 0..1 as text in percent with two digits, such as ``"9.5 %"``."""
+    return f"{float(f'{100 * rate:.2g}'):g} %"
+
+
+def _rate(method: GoodMethod, parameter: float) -> float:
+    """Return the share of good values above the threshold that a fit asks for."""
+    return 1 - parameter if method == "quantile" else parameter
+
+
 def _note(method: GoodMethod, parameter: float, count: int, noun: str = "image") -> str:
     """Return why so few values cannot support the wanted rate, or an empty text."""
-    rate = 1 - parameter if method == "quantile" else parameter
-    if count * rate >= 1 - 1e-9:
+    if _rank(method, parameter, count) < count - 1:
         return ""
+    rate = _rate(method, parameter)
     # There is no false alarm among n values. A larger rate than this would have shown one with 95 % probability.
     shown = 1 - 0.05 ** (1 / count)
-    needed = f". Give at least {math.ceil(1 / rate - 1e-9)}" if rate > 1e-12 else ""
+    wanted = (
+        f"a quantile of {parameter:g}" if method == "quantile" else f"a false-alarm rate of {parameter:g}"
+    )
+    least = math.ceil(1 / rate - 1e-9) + (method == "quantile") if rate > 1e-12 else 0
+    needed = f" Give at least {least}." if least else ""
     return (
-        f"the threshold is the largest of {count} good {noun}s, which shows a false-alarm rate below "
-        f"{shown:.2g} (95 % confidence) and not {rate:.2g}{needed}."
+        f"{count} good {noun}s are too few for {wanted}: the {noun} threshold is their largest value, and the "
+        f"false-alarm rate may be up to {percent(shown)} (95 % confidence) instead of {percent(rate)}.{needed}"
     )

@@ -21,7 +21,7 @@ import msgspec
 
 from flowedge.bundle_files import MANIFEST, check_listing, check_paths, hash_of, read_manifest, verify
 from flowedge.drafts import draft_folder
-from flowedge.errors import BundleError
+from flowedge.errors import BundleChangedError, BundleError
 from flowedge.manifest import SCHEMA, Manifest, StoredFile
 from flowedge.manifest_json import json_from_manifest
 from flowedge.replacing import (
@@ -142,15 +142,15 @@ def replace_in_bundle(
         files: The new content of each file by its path in the bundle: bytes, or a file to copy from.
 
     Raises:
-        BundleError: The bundle changed since it was opened, a path is not safe, or the system refuses. The old
-            version is then untouched.
+        BundleChangedError: The bundle changed since it was opened.
+        BundleError: A path is not safe, or the system refuses. After any error the version on disk is untouched.
     """
     place = Path(os.path.realpath(bundle.path))
     with _new_version(place) as folder:
-        if read_manifest(place) != bundle.manifest:
-            raise BundleError(f"{bundle.path} changed since it was opened. Open it again and retry.")
+        if read_manifest(place) != bundle.manifest:  # before the work, and again when the place is locked
+            raise BundleChangedError(f"{bundle.path} changed since it was opened. Open it again and retry.")
         manifest = _fill_from(bundle, folder, manifest, files)
-        put_in_place(folder, place, manifest)
+        put_in_place(folder, place, manifest, replaced=bundle.manifest)
     return Bundle(bundle.path, manifest)
 
 

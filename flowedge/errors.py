@@ -5,6 +5,7 @@ FlowEdgeError
 │   └── UnsafeCheckpointError the file asks to run code or to build a class that is not on the allow-list
 ├── ExportError               the exported graph could not be made, or differs from the reference network
 ├── BundleError               the bundle on disk cannot be trusted, read or written
+│   └── BundleChangedError    another process replaced the bundle since it was opened
 ├── ImageError                an image or a frame cannot be read, or is not what the bundle takes
 ├── DataError                 a folder of images is not what the command needs
 ├── CalibrationError          a constant or a threshold cannot be fitted on the given images
@@ -50,6 +51,10 @@ class ExportError(FlowEdgeError):
 
 class BundleError(FlowEdgeError):
     """The bundle on disk cannot be trusted, read or written."""
+
+
+class BundleChangedError(BundleError):
+    """Another process replaced the bundle since it was opened, so that a change of the old version is refused."""
 
 
 class ImageError(FlowEdgeError):

@@ -3,7 +3,8 @@
 The manifest is the contract between the exporter and every runtime, so unknown fields and unknown schema numbers are
 errors, never guesses. A bundle is untrusted, so each field has a type of `flowedge.manifest_bounds`, which says how
 large, small or long it may be. `flowedge.manifest_json` checks the bounds in writing and in reading. The records
-about frames are defined in `flowedge.manifest_frames` and are imported from here.
+about frames are defined in `flowedge.manifest_frames`, those about thresholds in `flowedge.manifest_thresholds`. Both
+are imported from here.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ import msgspec
 
 from flowedge.errors import BundleError
 from flowedge.manifest_bounds import (
-    Count,
     FileName,
-    LogNfa,
     Moment,
     Name,
     NodeNames,
@@ -38,6 +37,12 @@ from flowedge.manifest_frames import FrameStep as FrameStep
 from flowedge.manifest_frames import PadMode as PadMode
 from flowedge.manifest_frames import Preprocessing as Preprocessing
 from flowedge.manifest_frames import ResizeMethod as ResizeMethod
+from flowedge.manifest_thresholds import HISTORY_LENGTH, HistoryEntry
+from flowedge.manifest_thresholds import NfaForm as NfaForm
+from flowedge.manifest_thresholds import NfaThreshold as NfaThreshold
+from flowedge.manifest_thresholds import Threshold as Threshold
+from flowedge.manifest_thresholds import ThresholdMethod as ThresholdMethod
+from flowedge.manifest_thresholds import Thresholds as Thresholds
 
 # Schema 2 holds a hash of its own content. Schema 1, of versions before that, is still read.
 SCHEMA: Final = 2
@@ -46,9 +51,7 @@ READABLE_SCHEMAS: Final = (1, 2)
 Family: TypeAlias = Literal["cflow", "csflow", "fastflow", "uflow", "msflow"]
 PrecisionName: TypeAlias = Literal["fp32", "fp16", "bf16", "int8-cpu", "int8-gpu"]
 ScoreNormalisation: TypeAlias = Literal["none", "per_image", "fixed_reference"]
-ThresholdMethod: TypeAlias = Literal["quantile", "target-fpr", "f1", "manual", "source"]
 SourceRule: TypeAlias = Literal["0.x-1.x", "0.x-cdf", "2.0-2.6", "2.7"]
-NfaForm: TypeAlias = Literal["tree", "block"]
 _Level = TypeVar("_Level")
 
 
@@ -119,42 +122,6 @@ class Scoring(_Record, frozen=True, kw_only=True):
     csflow_map: Literal["product", "finest"] | None = None
     top_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     top_pixels: PixelCount | None = None
-
-
-class Threshold(_Record, frozen=True, kw_only=True):
-    """One fitted threshold. A value above the threshold is anomalous.
-
-    Attributes:
-        value: The limit, in units of the score or, for a pixel threshold, of the anomaly map.
-        method: The method of the fit.
-        parameter: The quantile or the target false-alarm rate, where the method has one.
-        images: The number of images of the fit, which is 0 for a manual threshold.
-    """
-
-    value: Value
-    method: ThresholdMethod
-    parameter: Share | None = None
-    images: Count = 0
-
-
-class NfaThreshold(_Record, frozen=True, kw_only=True):
-    """The a-contrario decision. A region is anomalous where log10 of its number of false alarms is below a limit.
-
-    Attributes:
-        form: The form of the test, see ``flowedge.runtime.nfa``.
-        log_nfa: The limit: log10 of the false alarms that are expected in an image. 0 stands for one false alarm.
-    """
-
-    form: NfaForm
-    log_nfa: LogNfa = 0.0
-
-
-class Thresholds(_Record, frozen=True, kw_only=True):
-    """The thresholds of one precision. Where ``nfa`` is set, it decides in place of the other two."""
-
-    image: Threshold | None = None
-    pixel: Threshold | None = None
-    nfa: NfaThreshold | None = None
 
 
 class ColourScale(_Record, frozen=True, kw_only=True):
@@ -297,6 +264,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
         pixel_range: The two grey levels that become 0 and 255 in images of more than 8 bits, the lower one first.
             With None such images are refused.
         frame_check: The ranges of good frames, or None where the ranges were not calibrated or were switched off.
+        threshold_history: The changes of the thresholds, the oldest first.
         licence_note: A note of the weights' origin on their licence, or an empty string.
         files: Every file of the bundle except the manifest.
     """
@@ -317,6 +285,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     frame_size: tuple[Pixels, Pixels] | None = None
     pixel_range: tuple[Value, Value] | None = None
     frame_check: FrameCheck | None = None
+    threshold_history: Annotated[tuple[HistoryEntry, ...], msgspec.Meta(max_length=HISTORY_LENGTH)] = ()
     licence_note: Text = ""
     files: Annotated[tuple[StoredFile, ...], msgspec.Meta(max_length=10_000)] = ()
 

@@ -35,10 +35,13 @@ Std: TypeAlias = Annotated[float, msgspec.Meta(ge=SMALLEST_STD, le=LARGEST_STD)]
 LogNfa: TypeAlias = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 # The exporter offers 17 to 21 and bfloat16 takes 22. The upper end leaves room for the opsets to come.
 Opset: TypeAlias = Annotated[int, msgspec.Meta(ge=17, le=40)]
-Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+LONGEST_NAME: Final = 200
+Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_NAME)]
 # Linux allows 255 bytes, and `flowedge.text.printable` makes at most six characters of a byte.
 FileName: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=6 * 255)]
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=10_000)]
+LONGEST_REASON: Final = 1000
+Reason: TypeAlias = Annotated[str, msgspec.Meta(max_length=LONGEST_REASON)]
 NodeNames: TypeAlias = Annotated[
     tuple[Annotated[str, msgspec.Meta(max_length=1000)], ...], msgspec.Meta(max_length=100_000)
 ]

@@ -29,7 +29,7 @@ from typing import Final
 
 from flowedge.bundle_files import MANIFEST, read_manifest, verify
 from flowedge.drafts import draft_folder, remove_abandoned_drafts
-from flowedge.errors import BundleError
+from flowedge.errors import BundleChangedError, BundleError
 from flowedge.manifest import Manifest, StoredFile
 
 _AT_FDCWD: Final = -100
@@ -69,23 +69,30 @@ def folder_for_draft(place: Path) -> Path:
     return place if mounts or not _may_rename(place) else place.parent
 
 
-def put_in_place(draft: Path, place: Path, manifest: Manifest) -> None:
+def put_in_place(draft: Path, place: Path, manifest: Manifest, *, replaced: Manifest | None = None) -> None:
     """Give a finished draft its place.
 
     Args:
         draft: The new version's folder. An older version is moved there or removed.
         place: The bundle's folder, without symbolic links.
         manifest: The new version's.
+        replaced: The manifest that the version at the place must still have. The value is None to replace any version.
 
     Raises:
+        BundleChangedError: The version at the place has another manifest.
         BundleError: Another process made something at a place that was free.
         OSError: The system refuses.
     """
     if not os.path.lexists(place):
         put_at_free_place(draft, place)
-    elif draft.is_relative_to(place):
-        _replace_inside(draft, place, manifest)
-    else:
+        return
+    # Of two processes that replace one version, the second waits here and then finds that the version has changed.
+    with _locked(place):
+        if replaced is not None and read_manifest(place) != replaced:
+            raise BundleChangedError(f"{place} changed since it was opened. Open it again and retry.")
+        if draft.is_relative_to(place):
+            _replace_inside(draft, place, manifest)
+            return
         try:
             swap(draft, place)
         except OSError as error:
@@ -245,7 +252,7 @@ def _previous(place: Path) -> Path:
 
 def _replace_inside(draft: Path, place: Path, manifest: Manifest) -> None:
     """Collect the new files in a folder inside the bundle, give it the name that commits it, and finish."""
-    with draft_folder(place) as inner, _locked(place):
+    with draft_folder(place) as inner:
         collected = inner / "commit"
         collected.mkdir()
         for stored in manifest.files:
@@ -324,11 +331,15 @@ def _link_on_the_way(place: Path, path: str) -> Path | None:
 
 @contextlib.contextmanager
 def _locked(place: Path) -> Iterator[None]:
-    """Keep other processes from finishing the same replacement, where the file system can lock a folder."""
-    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    """Keep other processes from replacing the same version, where the file system can lock a folder."""
+    while True:
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # The process that held the lock may have put another folder at this place.
+            if os.path.samestat(os.fstat(descriptor), os.stat(place)):
+                yield
+                return
+        finally:
+            os.close(descriptor)

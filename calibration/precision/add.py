@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle, clone_bundle, folder_for_next_version, replace_in_bundle
-from flowedge.calibration.calibrate import calibrate_bundle, without_frame_check
+from flowedge.calibration.calibrate import calibrate_bundle, with_fit_in_history, without_frame_check
 from flowedge.calibration.calibration_images import GoodImages, hash_of_images
 from flowedge.calibration.calibration_record import (
     RECORD,
@@ -56,6 +56,7 @@ from flowedge.calibration.precision.search import (
     probe_frames,
 )
 from flowedge.calibration.score_maxima import StoredLevels, has_score_maxima
+from flowedge.calibration.threshold_history import ChangeOrigin
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.manifest import Manifest, level_outputs
 from flowedge.progress import SILENT, Prefixed, Reports
@@ -73,6 +74,7 @@ def add_precisions(
     images: Sequence[Path],
     request: PrecisionRequest,
     *,
+    origin: ChangeOrigin = ChangeOrigin(),  # noqa: B008 - frozen
     threads: int | None = None,
     cache: DeviceCache | None = None,
     reports: Reports = SILENT,
@@ -83,6 +85,7 @@ def add_precisions(
         bundle: The bundle, which is replaced when every precision has passed, and left as it was otherwise.
         images: Images of good parts.
         request: The precisions to add. A graph of the same precision is replaced.
+        origin: The author of the change, for the history of the thresholds.
         threads: The number of CPU threads.
         cache: The device's cache, which keeps the ranges by graph and images. Without a cache the ranges are observed
             anew.
@@ -126,6 +129,7 @@ def add_precisions(
         manifest = msgspec.structs.replace(
             shipped.manifest, frame_check=None if checked is None else checked.check
         )
+        manifest = with_fit_in_history(opened.manifest, manifest, origin, record, request.thresholds)
         done = replace_in_bundle(opened, manifest=manifest, files=files)
     return Bundle(bundle.path, done.manifest), found
 

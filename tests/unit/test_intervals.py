@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from flowedge.calibration.intervals import beta_quantile, fitted_rate_interval, rate_interval
 

@@ -35,6 +35,7 @@ from flowedge.manifest import (
     Thresholds,
 )
 from flowedge.manifest_json import json_from_manifest, manifest_from_json
+from flowedge.manifest_thresholds import HistoryEntry, ThresholdChange
 from support.edited_manifest import sealed
 
 GOLDEN = Path(__file__).resolve().parents[1] / "contract" / "manifest.json"
@@ -97,6 +98,25 @@ MANIFEST = Manifest(
     frame_check=FrameCheck(
         rate=0.001, images=40, ranges=(FrameRange(quantity="red mean", low=40.25, high=180.5),)
     ),
+    threshold_history=(
+        HistoryEntry(
+            moment="2025-01-03T04:05:06+00:00",
+            by="ann@line-3",
+            command="flowedge calibrate",
+            flowedge_version="0.1.0",
+            reason="the first batch",
+            images=40,
+            images_sha256="12" * 32,
+            changes=(
+                ThresholdChange(
+                    precision="fp32",
+                    before=None,
+                    after=Thresholds(image=Threshold(value=1.625, method="f1", images=40)),
+                ),
+            ),
+            merged=2,
+        ),
+    ),
     licence_note="The backbone was trained on ImageNet.",
     files=(
         StoredFile(path="model.fp16.onnx", size=2, sha256="cd" * 32),
@@ -129,6 +149,17 @@ def test_a_manifest_from_before_the_colour_scale_is_still_read() -> None:
     assert older.graphs[0].colours is None
 
 
+def test_a_manifest_from_before_the_history_of_thresholds_is_still_read() -> None:
+    assert (
+        manifest_from_json(edited(lambda manifest: manifest.pop("threshold_history"))).threshold_history == ()
+    )
+
+
+def test_a_history_that_is_longer_than_any_is_refused() -> None:
+    with pytest.raises(BundleError, match="length <= 100"):
+        manifest_from_json(edited(lambda m: m.update(threshold_history=m["threshold_history"] * 101)))
+
+
 @pytest.mark.parametrize("high", [0.5, 0.25])
 def test_a_colour_scale_without_a_range_is_refused(high: float) -> None:
     with pytest.raises(BundleError, match="the low end of a colour scale is below the high one"):
@@ -138,7 +169,7 @@ def test_a_colour_scale_without_a_range_is_refused(high: float) -> None:
 def test_the_golden_file_of_schema_1_is_read_as_the_manifest_it_was() -> None:
     graphs = tuple(msgspec.structs.replace(graph, colours=None) for graph in MANIFEST.graphs)
     assert manifest_from_json(GOLDEN_OF_SCHEMA_1.read_bytes()) == msgspec.structs.replace(
-        MANIFEST, schema=1, pixel_range=None, frame_check=None, graphs=graphs
+        MANIFEST, schema=1, pixel_range=None, frame_check=None, graphs=graphs, threshold_history=()
     )
 
 

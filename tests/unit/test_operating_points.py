@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 from sklearn.metrics import f1_score
 
 from flowedge.calibration.metrics import curve_from_scores
@@ -22,15 +22,19 @@ from flowedge.calibration.operating_points import (
     operating_points,
     with_commands,
 )
-from flowedge.calibration.threshold import fit_threshold
+from flowedge.calibration.threshold import FittedMethod, fit_threshold
 
 SCORES = st.lists(st.tuples(st.floats(-1e6, 1e6, width=32), st.booleans()), min_size=1, max_size=60)
 
 
 def points_of(
-    scores: NDArray[np.float64], labels: NDArray[np.bool_], now: float | None = None, *, fitted: bool = False
+    scores: NDArray[np.float64],
+    labels: NDArray[np.bool_],
+    now: float | None = None,
+    *,
+    fitted: FittedMethod | None = None,
 ) -> dict[str, OperatingPoint]:
-    points = operating_points(curve_from_scores(scores, labels), now, fitted_here=fitted)
+    points = operating_points(curve_from_scores(scores, labels), now, fitted_by=fitted)
     return {point.name: point for point in points}
 
 
@@ -95,7 +99,7 @@ def test_intervals_are_exact_where_the_images_are_new_and_those_of_an_order_stat
     scores: NDArray[np.float64], labels: NDArray[np.bool_]
 ) -> None:
     fitted = fit_threshold(scores[:200], method="quantile", parameter=0.98).threshold.value
-    new, seen = (points_of(scores, labels, fitted, fitted=known)[NOW] for known in (False, True))
+    new, seen = (points_of(scores, labels, fitted, fitted=known)[NOW] for known in (None, "quantile"))
     assert new.false_alarms.hits == seen.false_alarms.hits == 3
     exact = stats.binomtest(3, 200).proportion_ci(0.95, method="exact")
     assert (new.false_alarms.low, new.false_alarms.high) == pytest.approx((exact.low, exact.high))
@@ -117,7 +121,7 @@ def test_one_class_alone_gives_the_points_that_it_defines() -> None:
 
 
 def test_a_threshold_below_all_scores_calls_every_image_anomalous() -> None:
-    point = points_of(np.arange(3.0), np.zeros(3, np.bool_), -5.0, fitted=True)[NOW]
+    point = points_of(np.arange(3.0), np.zeros(3, np.bool_), -5.0, fitted="quantile")[NOW]
     assert (point.false_alarms.hits, point.false_alarms.high) == (3, 1.0)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
+from flowedge.calibration.intervals import rate_interval
 from flowedge.calibration.metrics import ValueHistogram, curve_from_scores
 from flowedge.calibration.threshold import (
     FittedMethod,
@@ -15,8 +18,10 @@ from flowedge.calibration.threshold import (
     fit_f1_threshold,
     fit_pixel_threshold,
     fit_threshold,
+    pixel_note,
 )
 from flowedge.errors import CalibrationError
+from flowedge.manifest import Threshold
 
 SCORES = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=80)
 RATES = st.floats(0, 1, exclude_max=True)
@@ -96,11 +101,12 @@ def test_the_threshold_says_how_it_was_fitted() -> None:
 @pytest.mark.parametrize(
     ("method", "parameter", "images", "note"),
     [
-        ("quantile", 0.99, 100, None),
-        ("quantile", 0.99, 99, "at least 100"),
+        ("quantile", 0.99, 101, None),
+        ("quantile", 0.99, 100, "100 good images are too few for a quantile of 0.99.* at least 101"),
+        ("quantile", 0.99, 30, r"image threshold is their largest .* up to 9\.5 % .* instead of 1 %"),
         ("target-fpr", 0.001, 1000, None),
-        ("target-fpr", 0.001, 60, r"below 0\.049 .* not 0\.001\. Give at least 1000"),
-        ("target-fpr", 0.0, 1000, r"below 0\.003 .* not 0\.$"),
+        ("target-fpr", 0.001, 60, r"rate of 0\.001: .* up to 4\.9 % .* of 0\.1 %\. Give at least 1000"),
+        ("target-fpr", 0.0, 1000, r"up to 0\.3 % .* instead of 0 %\.$"),
     ],
 )
 def test_too_few_images_for_the_rate_are_noted(
@@ -111,6 +117,30 @@ def test_too_few_images_for_the_rate_are_noted(
         assert fitted.note == ""
     else:
         assert pytest.raises(AssertionError, match=note).matches(AssertionError(fitted.note))
+
+
+@pytest.mark.parametrize("method", ["quantile", "target-fpr"])
+@pytest.mark.parametrize("parameter", [0.5, 0.9, 0.95, 0.99])
+def test_the_note_names_the_smallest_number_of_images_without_one(
+    method: GoodMethod, parameter: float
+) -> None:
+    rate = round(1 - parameter, 6) if method == "target-fpr" else parameter
+    few = fit_threshold(np.arange(2), method=method, parameter=rate)
+    found = re.search(r"at least (\d+)\.$", few.note)
+    least = int(found[1]) if found else 2
+    assert fit_threshold(np.arange(least), method=method, parameter=rate).note == ""
+    fewer = fit_threshold(np.arange(least - 1), method=method, parameter=rate)
+    assert fewer.note or least == 2
+    assert fewer.threshold.value == least - 2, "which is the largest score"
+
+
+def test_pixels_above_the_threshold_in_few_images_are_noted() -> None:
+    threshold = Threshold(value=1.0, method="quantile", parameter=0.9995, images=60)
+    few = pixel_note(threshold, [0.5] * 57 + [2.0] * 3, method="quantile", parameter=0.9995)
+    low, high = rate_interval(3, 60)
+    assert "in only 3 of 60 good images, and their share of 0.0005 rests" in few
+    assert f"Between {100 * low:.2g} % and {100 * high:.2g} % of good images" in few
+    assert pixel_note(threshold, [0.5] * 55 + [2.0] * 5, method="quantile", parameter=0.9995) == ""
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
