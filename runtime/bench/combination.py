@@ -90,6 +90,7 @@ class Combination:
     def turn(self, batch: int, seconds: float, meter: EnergyMeter) -> None:
         meter.start()
         window = self._window(batch, seconds)
+        # The meter stops before the window is looked at, so that a window that failed ends its measurement too.
         used = meter.stop()
         if window is not None:
             self.windows.setdefault(batch, []).extend(window)
@@ -121,6 +122,7 @@ class Combination:
             return
         try:
             self.peak_mb = self.worker.ask(Command(do="memory"), PeakMemory).peak_mb
+            # Only a graphics card has memory of its own.
             self.device_mb = (
                 None if self.worker.started.device == "cpu" else device_memory_mb(self.worker.pid)
             )
@@ -128,6 +130,7 @@ class Combination:
                 self.parity = self.worker.ask(Command(do="parity"), Parity)
         except EngineUnavailableError as error:
             self.parity_problem = printable(str(error))
+        # The machine's worker counts the operations, so that the count adds nothing to the memory of this worker.
         if self.worker.started.counted is not None:
             try:
                 command = Command(do="macs", graph=self.worker.started.counted)
@@ -138,6 +141,8 @@ class Combination:
     def row(self, machine: Environment, batches: Sequence[int], command: str) -> Row:
         if self.worker is None:
             return self._row(machine, command)
+        # The shares take the fastest batch for the peak, and the first batch for the bandwidth: a larger batch reads
+        # each weight once for several images.
         timings = tuple(self._timing(batch) for batch in batches)
         started = self.worker.started
         measured = [timing for timing in timings if timing.p50_ms]
@@ -200,6 +205,7 @@ class Combination:
         taken = self.windows.get(batch, [])
         if not taken:
             return BatchTiming(batch=batch, problem=self.problems.get(batch, "it was not timed"))
+        # The runs of all turns count alike, whichever turn they were in.
         percentiles = [float(value) for value in np.percentile(taken, PERCENTILES)]
         images = batch * len(taken)
         joules = self.joules.get(batch)
@@ -219,6 +225,7 @@ class Combination:
     def _stages(self) -> Stages | None:
         if not self.stages:
             return None
+        # Medians of each step do not add up to the median of a frame, but one slow frame does not move them.
         middle = {
             f"{name}_ms": statistics.median(getattr(one, name) for one in self.stages)
             for name in StageTimes.__struct_fields__

@@ -41,6 +41,7 @@ class EnergyMeter:
         zones = sorted(sys.glob("class/powercap/intel-rapl:?"))  # whole packages, not their parts
         self._counters = [zone / "energy_uj" for zone in zones if _number(zone / "energy_uj") is not None]
         self._ranges = [_number(counter.with_name("max_energy_range_uj")) or 0 for counter in self._counters]
+        # A machine has counters or sensors. Where it has both, the counters are exact and need no thread.
         self._rail = None if self._counters else _input_rail(sys)
         self._joules, self._before = 0.0, [0.0 for _ in self._counters]
         self._stop: threading.Event | None = None
@@ -74,6 +75,7 @@ class EnergyMeter:
 
     def _sample(self, volts: Path, amperes: Path, stop: threading.Event) -> None:
         """Add up the energy, in joules, from samples of millivolts times milliamperes."""
+        # The stop is looked at after the sample, so that the rest of the last interval counts too.
         last = time.perf_counter()
         while True:
             ended = stop.wait(_SAMPLE_SECONDS)
@@ -98,6 +100,7 @@ def device_memory_mb(pid: int) -> float | None:
     )
     used = [line.split(",")[1] for line in done.stdout.splitlines() if line.startswith(f"{pid},")]
     found = [float(mib) for mib in used if mib.strip().isdigit()]
+    # A process may use several cards. The tool reports MiB.
     return sum(found) * 1.048576 if found else None
 
 

@@ -68,6 +68,7 @@ def _shapes_in_a_run(model: Any, path: Path, names: Collection[str]) -> dict[str
     import onnx
     import onnxruntime as ort
 
+    # Every tensor whose shape is wanted becomes an output. Nothing is optimised, so that none of them is fused away.
     given = {value.name for value in (*model.graph.input, *model.graph.output)}
     model.graph.output.extend(
         onnx.helper.make_empty_tensor_value_info(n) for n in sorted(names) if n not in given
@@ -78,6 +79,7 @@ def _shapes_in_a_run(model: Any, path: Path, names: Collection[str]) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         edited = Path(folder) / "graph.onnx"
         onnx.save(model, str(edited))
+        # The file names its weights by a place relative to itself, so they are put beside the edited file.
         for name in {
             e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"
         }:

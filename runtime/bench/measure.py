@@ -47,6 +47,7 @@ def run_bench(
         BundleError: A bundle cannot be opened.
         EngineUnavailableError: An engine's name is unknown.
     """
+    # An unknown name ends the run at once. An engine that is known but missing here becomes a row with the reason.
     for name in options.engines or ():
         if name not in ENGINES:
             raise EngineUnavailableError(f"there is no engine {name!r}. Choose one of: {', '.join(ENGINES)}.")
@@ -79,6 +80,7 @@ def _measure(
     runs: Sequence[Combination], options: BenchOptions, machine_worker: Worker, reports: Reports
 ) -> Environment:
     """Time all combinations in turns, and return the machine's facts with the best speeds of all turns."""
+    # 1. Each batch is warmed up on every combination before the first turn, and then timed in turns.
     seconds = options.seconds / ROUNDS
     meter = EnergyMeter()
     peaks: list[Peak] = []
@@ -94,7 +96,7 @@ def _measure(
                 run.turn(batch, seconds, meter)
                 if batch == options.batches[0]:
                     run.turn_stages(seconds / 2)
-    # Sharing is not measured in turns, since its numbers are compared within one row.
+    # 2. Sharing is not measured in turns, since its numbers are compared within one row.
     for run in runs:
         reports.step(f"sharing {run.label} between threads")
         run.share(seconds)

@@ -69,6 +69,7 @@ def combinations_of(bundles: Sequence[Path], options: BenchOptions, folder: Path
             for engine in options.engines or ENGINES:
                 run = msgspec.structs.replace(job, engine=engine, precision=precision)
                 yield Combination(job=run, label=f"{path.name} {engine} {precision}", frame_size=size)
+        # The checkpoint is that of the first bundle.
         if options.checkpoint is not None and number == 0:
             weights = None if options.backbone_weights is None else str(options.backbone_weights)
             run = msgspec.structs.replace(
@@ -93,6 +94,7 @@ def _precisions(bundle: Bundle) -> list[str]:
 
 def _write_frame(bundle: Bundle, size: tuple[int, int], target: Path) -> tuple[str, str]:
     """Write a synthetic frame as an array and as a JPEG file, and return their paths."""
+    # The array times everything but the decoding, and the file times the decoding too.
     frame = np.ascontiguousarray(synthetic_frames(bundle.manifest.preprocessing, size)[0])
     array, picture = target.with_suffix(".npy"), target.with_suffix(".jpg")
     np.save(array, frame)

@@ -32,6 +32,7 @@ class Worker:
         # Some libraries take their number of threads from the environment alone.
         if job.threads is not None:
             environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads))
+        # The clock starts before the process does, so that a cold start holds the start of Python and all imports.
         start = time.perf_counter()
         self._process = subprocess.Popen(
             python_command(_MODULE),
@@ -43,6 +44,7 @@ class Worker:
         try:
             self.started = self._exchange(job, Started)
             self.cold_start_ms = 1000 * (time.perf_counter() - start)
+        # A process whose start was interrupted would live on, because no `with` block closes it yet.
         except BaseException:
             self.close()
             raise
@@ -62,6 +64,7 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
+        # The worker keeps nothing that it would have to tidy up, so it is killed and not asked to end.
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
@@ -99,6 +102,7 @@ class Worker:
 
     def _how_it_ended(self) -> str:
         status = self._process.wait()
+        # The last line of a traceback names the error.
         self._errors.seek(0)
         said = self._errors.read().decode("utf-8", "replace").split("\n")
         last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")

@@ -93,6 +93,7 @@ class _Bundle(_Timed):
 
     def __init__(self, job: Job) -> None:
         frame: NDArray[np.uint8] = np.load(job.frame, allow_pickle=False)
+        # The imports are inside, because the time of loading an engine holds the import of its library.
         start = time.perf_counter()
         from flowedge.bundle import open_bundle
         from flowedge.runtime.detector import Detector
@@ -123,6 +124,7 @@ class _Bundle(_Timed):
             load_ms=1000 * (loaded - start),
             first_ms=1000 * (verdict - loaded),
             graph=str(self._detector.bundle.graph_path(self._detector.precision)),
+            # The operations are counted in the fp32 graph, which has no nodes that convert between types.
             counted=str(self._detector.bundle.graph_path("fp32")),
             precision=self._detector.precision,
         )
@@ -131,6 +133,7 @@ class _Bundle(_Timed):
         super().__init__(self)
 
     def work(self, batch: int) -> Callable[[], object]:
+        # The input is made once, because a window times the engine's call alone.
         image = self._input([self._frame] * batch)
         return lambda: self._detector.engine.infer(image)
 
@@ -184,6 +187,7 @@ def shared_speed(
 
     def keep_inspecting() -> int:
         count = 0
+        # Each thread inspects at least one frame, so that a slow detector has a speed too.
         while count == 0 or time.perf_counter() < end:
             inspect(frame)
             count += 1
@@ -210,6 +214,7 @@ class _Peer:
             ) from error
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # FlowEdge's engine sets this too, and denormal numbers would slow the peer alone.
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         if job.threads is not None:
             options.intra_op_num_threads = job.threads
@@ -234,6 +239,7 @@ class _Peer:
         rng = np.random.default_rng(0)
         feed: dict[str, NDArray[Any]] = {}
         for entry in self._session.get_inputs():
+            # A side without a number is free. Only the batch may be free, because no other size can be guessed.
             first, *sides = entry.shape or [None]
             if isinstance(first, int) and first != batch:
                 raise FlowEdgeError(f"{self._path} takes a batch of {first} only, not of {batch}.")
@@ -277,6 +283,7 @@ class _MachineSpeed:
             return Macs(macs=multiply_accumulates(Path(command.graph)))
         if command.do != "peak":
             raise FlowEdgeError(f"the machine has no {command.do} to measure.")
+        # Other work only slows a run down, so the fastest run is nearest to the machine's peak.
         product = window_of(lambda: np.matmul(self._a, self._b, out=self._product), command.seconds / 2)
         copy = window_of(lambda: np.copyto(self._to, self._from), command.seconds / 2)
         return Peak(gflops=2e-6 * _PEAK_SIDE**3 / min(product), copy_gb_s=2e-6 * _COPY_BYTES / min(copy))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from typing import NamedTuple
 
 from flowedge.runtime.bench.timing_report import Environment, Report, Row
 
@@ -48,6 +49,34 @@ STAGE_COLUMNS: tuple[str, ...] = (
 )
 
 NOT_REPORTED = "not reported"
+
+
+class Table(NamedTuple):
+    """A table of a report, for every form in which reports are shown.
+
+    Attributes:
+        title: The heading above the table.
+        columns: The names of the columns. Columns that start with ``>`` hold numbers.
+        rows: The cells of each row.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def further_tables(report: Report) -> list[Table]:
+    """Return the tables that follow the main table, without those that have no row."""
+    tables = [
+        Table("Images per second", batch_columns(report), batch_rows(report)),
+        Table(
+            "Frames per second of threads that share one detector",
+            shared_columns(report),
+            shared_rows(report),
+        ),
+        Table("Where the time of one frame goes", STAGE_COLUMNS, stage_rows(report)),
+    ]
+    return [one for one in tables if one.rows]
 
 
 def cells_of(row: Row) -> tuple[str, ...]:
@@ -103,6 +132,7 @@ def batch_rows(report: Report) -> list[tuple[str, ...]]:
     """Return the images per second of each row, by batch."""
     found: list[tuple[str, ...]] = []
     for row in report.rows:
+        # A row without any speed would be a line of dashes.
         rates = {timing.batch: timing.images_per_s for timing in row.timings}
         if any(rates.values()):
             found.append((_name(row), *(_number(rates.get(batch), 1) for batch in _batches(report))))
@@ -171,12 +201,11 @@ def markdown_of(report: Report) -> str:
         "",
         *_markdown_table(COLUMNS, [cells_of(row) for row in report.rows]),
         "",
-        *_markdown_table(batch_columns(report), batch_rows(report)),
-        "",
-        *_markdown_table(shared_columns(report), shared_rows(report)),
-        "",
-        *_markdown_table(STAGE_COLUMNS, stage_rows(report)),
-        "",
+        *(
+            line
+            for one in further_tables(report)
+            for line in (f"## {one.title}", "", *_markdown_table(one.columns, one.rows), "")
+        ),
         *(f"- {_plain(remark)}" for remark in remarks_of(report)),
     ]
     return "\n".join(parts).rstrip() + "\n"
@@ -191,6 +220,7 @@ def _markdown_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> li
 
 def _plain(text: str) -> str:
     """Escape text, so that Markdown shows it as it is: no tag, no link and no end of a cell."""
+    # Names and errors come from files. A backslash makes Markdown show a character that would start a link or a cell.
     escaped = html.escape(" ".join(text.split()), quote=False)
     return "".join(f"\\{one}" if one in "\\`*_[]|#!" else one for one in escaped)
 
