@@ -2,8 +2,8 @@
 
     python examples/camera_loop.py BUNDLE SOURCE [FOLDER]
 
-SOURCE is a camera's number, a video or an address that OpenCV opens. Each anomalous frame is stored in FOLDER
-with the outline of the anomalous region.
+SOURCE is a camera's number, a video or an address that OpenCV opens. A picture of the findings in each anomalous
+frame is stored in FOLDER.
 """
 
 from __future__ import annotations
@@ -29,13 +29,9 @@ def main(bundle: str, source: str, folder: str = "anomalous") -> int:
                 break
             # OpenCV gives blue first, and a detector takes red first.
             result = detector(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-            print(f"{number}\t{result.verdict}\t{result.score:.4f}")
-            if result.verdict == "anomalous" and result.mask is not None:
-                outlines, _ = cv2.findContours(
-                    result.mask.astype("uint8"), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
-                )
-                cv2.drawContours(frame, outlines, -1, (0, 0, 255), 2)
-                cv2.imwrite(f"{folder}/{number:06}.png", frame)
+            print(f"{number}\t{result.verdict}\t{result.score:.4f}", flush=True)
+            if result.verdict == "anomalous":
+                cv2.imwrite(f"{folder}/{number:06}.png", result.plot()[..., ::-1])
             number += 1
     camera.release()
     return 0

@@ -60,7 +60,7 @@ class PictureFolder:
         heat, marked = (_picture(target, kind) for kind in PICTURES)
         try:
             _make(target.parent)
-            write_png(heat, draw(result, frame=frame.pixels, style=self._style))
+            write_png(heat, draw(result, style=self._style))
             if result.mask is not None:
                 write_png(marked, result.mask.astype(np.uint8) * np.uint8(255))
         except ImageError as error:

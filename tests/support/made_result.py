@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.manifest import ColourScale, Preprocessing, Threshold
-from flowedge.runtime.result import Result, Timings, Verdict
+from flowedge.runtime.record import Verdict
+from flowedge.runtime.result import Result, Timings
 
 SCALE: Final = ColourScale(low=1.0, high=3.0)
 
