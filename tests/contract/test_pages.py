@@ -24,7 +24,7 @@ BLOCKS = [block for path in PAGES for block in blocks_of(path)]
 PYTHON = [block for block in BLOCKS if block.language == "python" and not block.reason]
 SHELL = [block for block in BLOCKS if block.language == "sh" and not block.reason]
 COMMANDS: Any = typer.main.get_command(app)
-OTHER_PROGRAMS = {"cd", "git", "jq", "docker"}  # their options are not ours to check
+OTHER_PROGRAMS = {"cd", "git", "jq", "docker", "cmake", "build/score"}  # their options are not ours to check
 OPTIONS_OF_OTHERS = {"--query"}  # in the text of pages, not of a command of ours
 
 
