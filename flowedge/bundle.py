@@ -13,9 +13,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -32,6 +34,8 @@ from flowedge.replacing import (
     remove_leftovers,
     sync_folder,
 )
+
+_CHECKPOINTS: Final = (".ckpt", ".pth", ".pt", ".safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +91,52 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     folder = Path(path)
     recover(Path(os.path.realpath(folder)))
-    if not os.path.isdir(folder):
-        raise BundleError(f"{folder} is not a bundle: no such folder. Make one with: flowedge export CKPT.")
+    try:
+        is_bundle = os.path.isdir(folder) and bool(os.lstat(folder / MANIFEST))
+    except FileNotFoundError:
+        is_bundle = False
+    except OSError:
+        is_bundle = True  # Reading the manifest, next, tells what the system refuses.
+    if not is_bundle:
+        raise _no_bundle(folder)
     manifest = read_manifest(folder)
     for stored in manifest.files:
         verify(folder, stored)
     return Bundle(folder, manifest)
+
+
+def _no_bundle(path: Path) -> BundleError:
+    """Return the error of a path that is missing, a file or another folder, with the command that makes a bundle."""
+    named = shlex.quote(str(path))
+    made = shlex.quote(str(path.with_suffix(".flowedge")))
+    if os.path.isdir(path):
+        inside = sorted(one.parent for one in path.glob(f"*/{MANIFEST}"))
+        advice = (
+            f"Did you mean {inside[0]}?"
+            if inside
+            else "Name the folder that flowedge export made, or copy the bundle again."
+        )
+        return BundleError(f"{path} is a folder, and no bundle: it has no {MANIFEST}. {advice}")
+    if not os.path.lexists(path):
+        return BundleError(
+            f"{path} is not a bundle: no such folder. Make one with: flowedge export CKPT -o {named}"
+        )
+    if os.path.isfile(path.parent / MANIFEST):
+        return BundleError(
+            f"{path} is a file of the bundle {path.parent}. Name the bundle, which is the folder."
+        )
+    if path.suffix in _CHECKPOINTS:
+        return BundleError(
+            f"{path} is a checkpoint, and no bundle. Make a bundle of it with: flowedge export {named} -o {made}"
+        )
+    if path.suffix == ".onnx":
+        return BundleError(
+            f"{path} is an ONNX file, and no bundle. Make a bundle of the checkpoint that it was made of with: "
+            f"flowedge export CKPT -o {made}"
+        )
+    return BundleError(
+        f"{path} is a file, and a bundle is a folder. Make a bundle of a checkpoint with: flowedge export CKPT"
+    )
 
 
 def write_bundle(

@@ -27,7 +27,7 @@ Examples:
     ...     detector = flowedge.load("missing.flowedge")
     ... except flowedge.errors.BundleError as error:
     ...     print(error)
-    missing.flowedge is not a bundle: no such folder. Make one with: flowedge export CKPT.
+    missing.flowedge is not a bundle: no such folder. Make one with: flowedge export CKPT -o missing.flowedge
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from flowedge.runtime.decide import Decider
 from flowedge.runtime.device.forks import keep_in_children
 from flowedge.runtime.frames.frame_check import FrameChecker
 from flowedge.runtime.frames.graph_input import GraphInput
+from flowedge.runtime.frames.pixels import Color, Given, check_color, pixels_of, several
 from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.result import Result, Timings
 
@@ -26,9 +27,9 @@ _NOT_FINITE: Final = "the network's answer is not finite"
 class Detector:
     """A detector that runs one graph of a bundle on one engine.
 
-    Threads may share a detector, for instance one thread a camera: each call gets the answer to its own frames, and a
-    frame waits where the engine is busy. Closing a detector closes its engine. A call that has begun ends with its
-    answer, and a later call with an error.
+    A detector is safe to share between threads, for instance one thread a camera: each call gets the answer to its own
+    frames, and a frame waits where the engine is busy. Closing a detector closes its engine. A call that has begun ends
+    with its answer, and a later call with an error.
 
     A detector belongs to the process that loaded it: it cannot be pickled or copied, and refuses to inspect after a
     fork. Each process loads the bundle itself.
@@ -43,7 +44,9 @@ class Detector:
         [True, True]
     """
 
-    def __init__(self, bundle: Bundle, engine: Opened, *, source_scale: bool = False) -> None:
+    def __init__(
+        self, bundle: Bundle, engine: Opened, *, source_scale: bool = False, min_region_px: int = 1
+    ) -> None:
         """Decide with the thresholds of the engine's precision, or with the source's.
 
         A threshold by the NFA tree is compiled now, if Numba is there.
@@ -52,11 +55,19 @@ class Detector:
             bundle: The bundle.
             engine: An engine that has loaded one of the bundle's graphs.
             source_scale: True gives the normalised score and map and the verdict that anomalib would give.
+            min_region_px: The number of pixels of the frame below which a region is left out of `Result.regions`.
+                Score, verdict, map and mask do not depend on it.
 
         Raises:
             BundleError: The bundle has no graph of this precision, or its threshold needs outputs that the graph does
                 not give. With ``source_scale``, the bundle has no such scale or was calibrated to another.
+            TypeError: ``min_region_px`` is not a whole number.
+            ValueError: ``min_region_px`` is below 1.
         """
+        if not isinstance(min_region_px, int):
+            raise TypeError(f"min_region_px must be a whole number, got {min_region_px!r}")
+        if min_region_px < 1:
+            raise ValueError(f"min_region_px must be 1 or more, got {min_region_px}")
         self.bundle = bundle
         self.engine = engine
         self.precision = engine.precision
@@ -67,6 +78,7 @@ class Detector:
         self._frame_problem: Callable[[NDArray[np.uint8]], str] = (
             (lambda frame: "") if check is None else FrameChecker(check)
         )
+        self._min_region_px = min_region_px
         self._is_closed = False
         self._process = os.getpid()
         keep_in_children(engine.engine)
@@ -81,51 +93,82 @@ class Detector:
         """The reason why this engine computes. Somebody named it, or the engines before it could not."""
         return self.engine.reason
 
-    def __call__(self, frame: NDArray[Any]) -> Result:
-        """Inspect one frame.
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The height and the width of the network's input in pixels. Frames of other sizes are resized to it."""
+        return self.bundle.manifest.image_size
+
+    def warm_up(self, frame_size: tuple[int, int] | None = None, *, batch: int = 1) -> None:
+        """Inspect black frames, so that the first frame of the line does not wait for what an engine does once.
 
         Args:
-            frame: ``(H, W, 3)`` uint8, RGB, not modified. The size is any, or the manifest's ``frame_size``. With a
-                ``pixel_range`` in the manifest also ``(H, W)`` grey or ``(H, W, 3)`` RGB of other integers or floats.
+            frame_size: The height and the width of the frames to come, for which the resize is prepared. By default
+                the bundle's ``frame_size``, or else the size of the network's input.
+            batch: The number of frames at once.
 
         Raises:
-            ImageError: The frame is of another type or shape, or does not become the graph's input.
+            ImageError: A frame of this size does not become the graph's input.
             EngineUnavailableError: The device stopped.
             ValueError: The detector was closed.
             ProcessError: The process was forked after the detector was loaded.
         """
-        (result,) = self.detect_batch([frame])
+        height, width = frame_size or self.bundle.manifest.frame_size or self.image_size
+        for result in self.detect_batch(np.zeros((batch, height, width, 3), np.uint8)):
+            # The map is laid over the frame on first use, with matrices that are kept for the size.
+            _ = result.anomaly_map
+
+    def __call__(self, frame: Given, *, color: Color = "rgb") -> Result:
+        """Inspect one frame.
+
+        Args:
+            frame: An array, the path of an image file, or a PIL image, which is not modified. An array is
+                ``(H, W, 3)`` uint8, or ``(H, W)`` uint8 with ``color="gray"``. The size is any, or the manifest's
+                ``frame_size``. With a ``pixel_range`` in the manifest also ``(H, W)`` grey or ``(H, W, 3)`` of other
+                integers or floats.
+            color: The channels of an array: ``rgb``, ``bgr`` as OpenCV reads them, or ``gray``. Files and PIL images
+                know their own.
+
+        Raises:
+            ImageError: The frame is of another type or shape, cannot be read, or does not become the graph's input.
+            EngineUnavailableError: The device stopped.
+            ValueError: The detector was closed, or ``color`` is another word.
+            ProcessError: The process was forked after the detector was loaded.
+        """
+        (result,) = self._detect([frame], color)
         return result
 
-    def detect_batch(self, frames: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Result]:
+    def detect_batch(self, frames: Sequence[Given] | NDArray[Any], *, color: Color = "rgb") -> list[Result]:
         """Inspect several frames in one run of the engine. Without a ``frame_size``, the frames may differ in size.
 
         Args:
-            frames: A list of frames, each of them such as a call with one frame takes, or an array ``(N, H, W, 3)``.
+            frames: A list of frames, each of them such as a call with one frame takes, or an array ``(N, H, W, 3)``, or
+                ``(N, H, W)`` of grey frames.
+            color: The channels of the arrays: ``rgb``, ``bgr`` as OpenCV reads them, or ``gray``.
 
         Returns:
             One result per frame, in order. A result does not depend on the other frames.
 
         Raises:
-            ImageError: A frame is of another type or shape, or ``frames`` is neither a sequence nor an array.
+            ImageError: A frame is of another type or shape or cannot be read, or ``frames`` is no list of frames.
             EngineUnavailableError: The device stopped, for instance because the batch does not fit its memory.
-            ValueError: The detector was closed.
+            ValueError: The detector was closed, or ``color`` is another word.
             ProcessError: The process was forked after the detector was loaded.
         """
+        if error := several(frames, color=color, pixel_range=self.bundle.manifest.pixel_range):
+            raise error
+        return self._detect(frames, color)
+
+    def _detect(self, frames: Sequence[Given] | NDArray[Any], color: Color) -> list[Result]:
         if os.getpid() != self._process:
             raise self._not_here("cannot be used after a fork: its threads stayed in the other process")
         if self._is_closed:
             raise self._closed()
-        if not isinstance(frames, Sequence | np.ndarray):
-            raise ImageError(
-                f"frames must be a list of frames or an array (N, H, W, 3), got {type(frames).__name__}. "
-                "Put the frames into a list."
-            )
+        check_color(color)
         if len(frames) == 0:
             return []
         start = time.perf_counter()
-        frames = self._input.in_8_bits(frames)
-        image = self._input(frames)
+        pixels = self._pixels(frames, color)
+        image = self._input(pixels)
         preprocessed = time.perf_counter()
         try:
             outputs = self.engine.infer(image)
@@ -137,7 +180,7 @@ class Detector:
         decisions = self._decider(outputs)
         problems = [
             self._frame_problem(frame) or (_NOT_FINITE if decision.verdict == "not_inspected" else "")
-            for frame, decision in zip(frames, decisions, strict=True)
+            for frame, decision in zip(pixels, decisions, strict=True)
         ]
         decided = time.perf_counter()
         ms = 1000 / len(frames)
@@ -163,10 +206,23 @@ class Detector:
                 engine=self.engine.name,
                 engine_reason=self.engine.reason,
                 timings=timings,
+                min_region_px=self._min_region_px,
                 problem=problem,
             )
-            for frame, decision, problem in zip(frames, decisions, problems, strict=True)
+            for frame, decision, problem in zip(pixels, decisions, problems, strict=True)
         ]
+
+    def _pixels(self, frames: Sequence[Given] | NDArray[Any], color: Color) -> list[NDArray[np.uint8]]:
+        """Return the frames as 8-bit RGB. An error names the frame's place in a batch."""
+        pixels = []
+        for place, frame in enumerate(frames):
+            try:
+                pixels.append(pixels_of(frame, color=color, pixel_range=self.bundle.manifest.pixel_range))
+            except ImageError as error:
+                if len(frames) == 1:
+                    raise
+                raise ImageError(f"frames[{place}]: {error}") from error
+        return pixels
 
     def close(self) -> None:
         """Free the engine's memory. The detector cannot be used after it."""
@@ -189,6 +245,22 @@ class Detector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        """Describe the detector on one line: bundle, model, size, engine, precision and thresholds."""
+        manifest = self.bundle.manifest
+        height, width = manifest.image_size
+        thresholds = self.thresholds
+        if thresholds.nfa is not None:
+            limits = [f"log NFA limit {thresholds.nfa.log_nfa:.6g}"]
+        else:
+            of_score_and_map = {"image": thresholds.image, "pixel": thresholds.pixel}
+            limits = [f"{name} threshold {one.value:.6g}" for name, one in of_score_and_map.items() if one]
+        return (
+            f"<Detector {str(self.bundle.path)!r}: {manifest.family} on {manifest.backbone}, {height}x{width}, "
+            f"{self.precision} on {self.engine.name}, {', '.join(limits) or 'no threshold'}"
+            f"{', closed' if self._is_closed else ''}>"
+        )
 
     def _closed(self) -> ValueError:
         return ValueError(

@@ -18,6 +18,7 @@ def load(
     threads: int | None = None,
     source_scale: bool = False,
     build: bool = False,
+    min_region_px: int = 1,
 ) -> Detector:
     """Open a bundle and load one of its graphs, ready to inspect frames.
 
@@ -31,6 +32,8 @@ def load(
             anomalib's thresholds. These were fitted where the checkpoint was trained.
         build: True compiles the named engine first where the device cache has none that fits, which may take minutes.
             Otherwise nothing is compiled.
+        min_region_px: The number of pixels of the frame below which a region is left out of `Result.regions`. Score,
+            verdict, map and mask do not depend on it.
 
     Raises:
         BundleError: The bundle cannot be trusted, or has no graph of this precision. With ``source_scale``, it holds no
@@ -39,8 +42,8 @@ def load(
             engine to build.
         EngineWrongError: The engine's answers to the bundle's self-test are wrong on this machine.
         EngineCacheError: The device cache cannot be written, with ``build``.
-        TypeError: ``threads`` is not a whole number.
-        ValueError: ``threads`` is below 1.
+        TypeError: ``threads`` or ``min_region_px`` is not a whole number.
+        ValueError: ``threads`` or ``min_region_px`` is below 1.
 
     Examples:
         >>> import numpy as np
@@ -52,7 +55,7 @@ def load(
     """
     bundle = open_bundle(path)
     opened = open_or_build(engine, bundle, precision, threads=threads, build=build)
-    return Detector(bundle, opened, source_scale=source_scale)
+    return Detector(bundle, opened, source_scale=source_scale, min_region_px=min_region_px)
 
 
 def verify(

@@ -19,7 +19,10 @@ from flowedge.runtime.render import Style, draw
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """The time that one frame took, in ms of wall-clock time. For a frame of a batch it is the frame's share."""
+    """The time that one frame took, in ms of wall-clock time. For a frame of a batch it is the frame's share.
+
+    Where a detector was given a path, the reading of the file is a part of ``preprocess_ms``.
+    """
 
     preprocess_ms: float
     infer_ms: float
@@ -50,6 +53,7 @@ class Result:
         engine: The name of the engine that ran the graph.
         engine_reason: The reason why this engine ran. Somebody named it, or the engines before it could not.
         timings: The time of each stage.
+        min_region_px: The number of pixels below which a region is left out of ``regions``.
         problem: The reason why the frame was not inspected, as a clause without a full stop. The reason is empty for a
             frame that was inspected.
 
@@ -77,6 +81,7 @@ class Result:
     engine: str
     engine_reason: str
     timings: Timings
+    min_region_px: int = 1
     problem: str = ""
 
     @property
@@ -127,13 +132,16 @@ class Result:
     def regions(self) -> tuple[Region, ...]:
         """The regions of ``mask``, in pixels of the frame, surest first. Without a mask there are no regions.
 
+        Regions of fewer pixels than ``min_region_px`` are left out. The mask, the score and the verdict keep them.
         A region may be there in a frame whose verdict is ``ok``, because a threshold of the score decides the verdict.
         A frame smaller than the network's input can lose a region that is narrower than its pixels. The verdict does
         not lose it.
         """
         if self.mask is None:
             return ()
-        return find_regions(self.mask, self.anomaly_map, log_nfa=self.log_nfa_map)
+        return find_regions(
+            self.mask, self.anomaly_map, log_nfa=self.log_nfa_map, min_area_px=self.min_region_px
+        )
 
     def record(self, image: str) -> Inspection:
         """Return the record of this inspection, which is one line of ``flowedge run --json``.

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from flowedge.errors import ImageError
 from flowedge.geometry import placement
 from flowedge.manifest import Manifest
-from flowedge.runtime.frames.pixel_range import in_8_bits, is_deep
 from flowedge.runtime.frames.preprocess import Preprocessor, check_frame
 
 
@@ -23,16 +22,13 @@ class GraphInput:
         self._preprocessor = Preprocessor(manifest.preprocessing)
         self._image_size = manifest.image_size
         self._frame_size = manifest.frame_size
-        self._pixel_range = manifest.pixel_range
 
     def __call__(self, frames: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[Any]:
         """Make one input of at least one frame.
 
         Args:
             frames: The frames, each ``(H, W, 3)`` uint8, RGB, or one array of all frames. The frames are not modified.
-                With a ``pixel_range`` in the manifest, frames may also be ``(H, W)`` grey or ``(H, W, 3)`` RGB of other
-                integers or floating point, which `in_8_bits` maps. With a ``frame_size`` in the manifest, frames must
-                have that size.
+                With a ``frame_size`` in the manifest, frames must have that size.
 
         Returns:
             A C-contiguous array ``(N, 3, h, w)`` float32. With a ``frame_size`` the array is ``(N, H, W, 3)`` uint8,
@@ -42,7 +38,6 @@ class GraphInput:
             ImageError: A frame is of another type or shape, exceeds a limit of `flowedge.runtime.device.limits`, or
                 does not become the network's input.
         """
-        frames = self.in_8_bits(frames)
         if self._frame_size is None:
             return np.stack([self._network_input(frame) for frame in frames])
         for frame in frames:
@@ -50,14 +45,6 @@ class GraphInput:
         if len(frames) == 1:
             return np.ascontiguousarray(frames[0])[None]
         return np.stack(list(frames))
-
-    def in_8_bits(
-        self, frames: Sequence[NDArray[Any]] | NDArray[Any]
-    ) -> Sequence[NDArray[np.uint8]] | NDArray[np.uint8]:
-        """Map frames of more than 8 bits by the manifest's ``pixel_range``, and leave other frames as they are."""
-        if self._pixel_range is None:
-            return frames
-        return [in_8_bits(frame, self._pixel_range) if is_deep(frame) else frame for frame in frames]
 
     def _network_input(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         check_frame(frame)

@@ -39,18 +39,31 @@ def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> NDArr
         ImageError: The file is missing, empty, damaged, not whole, beyond a limit of `flowedge.runtime.device.limits`,
             of a format or a variant that is not read, or of more than 8 bits without a ``pixel_range``.
     """
-    picture = read_picture(path)
+    return in_8_bits_of_file(str(path), read_picture(path), pixel_range)
+
+
+def in_8_bits_of_file(name: str, picture: NDArray[Any], pixel_range: PixelRange | None) -> NDArray[np.uint8]:
+    """Map the levels of a picture to 8 bits, and leave a picture of 8 bits as it is.
+
+    Args:
+        name: The name of the picture for messages.
+        picture: ``(H, W, 3)`` uint8, or ``(H, W)`` or ``(H, W, 3)`` in a type of more than 8 bits.
+        pixel_range: The levels that become 0 and 255.
+
+    Raises:
+        ImageError: The picture has more than 8 bits, and there is no ``pixel_range`` or a level is NaN or infinite.
+    """
     if picture.dtype == np.uint8:
         return picture
     if pixel_range is None:
         raise ImageError(
-            f"{path} has {picture.dtype} pixels; 8 bits per channel are needed. Declare the levels that the training "
+            f"{name} has {picture.dtype} pixels; 8 bits per channel are needed. Declare the levels that the training "
             "images' conversion made 0 and 255 with --set pixel_range=LOW,HIGH (flowedge export or calibrate)."
         )
     try:
         return in_8_bits(picture, pixel_range)
     except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
+        raise ImageError(f"{name}: {error}") from error
 
 
 def read_picture(path: str | Path) -> NDArray[Any]:

@@ -72,13 +72,22 @@ def test_every_import_of_a_public_name_works_whatever_was_imported_before() -> N
 
 def test_load_has_the_documented_arguments() -> None:
     parameters = inspect.signature(flowedge.load).parameters
-    assert list(parameters) == ["path", "engine", "precision", "threads", "source_scale", "build"]
+    assert list(parameters) == [
+        "path",
+        "engine",
+        "precision",
+        "threads",
+        "source_scale",
+        "build",
+        "min_region_px",
+    ]
     assert {name: parameter.default for name, parameter in parameters.items() if name != "path"} == {
         "engine": None,
         "precision": "fp32",
         "threads": None,
         "source_scale": False,
         "build": False,
+        "min_region_px": 1,
     }
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in list(parameters)[1:])
 

@@ -182,7 +182,7 @@ def leave_out_the_graph(folder: Path) -> None:
         (link_a_file, r"model\.onnx is a symbolic link"),
         (link_a_folder, r"selftest is a symbolic link"),
         (link_the_manifest, r"manifest\.json is a symbolic link"),
-        (remove_the_manifest, r"manifest\.json cannot be read: No such file"),
+        (remove_the_manifest, r"is a folder, and no bundle: it has no manifest\.json"),
         (cut_the_manifest, r"manifest\.json is not a FlowEdge manifest"),
         (swell_the_manifest, r"manifest\.json is larger than 4194304 bytes"),
         (nest_the_manifest, r"manifest\.json is nested too deeply"),
@@ -247,11 +247,35 @@ def test_a_bundle_that_could_not_be_opened_is_not_written(
     assert os.listdir(tmp_path) == []
 
 
-def test_what_is_not_a_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"graph")
-    for path in (tmp_path / "nothing", tmp_path / "model.onnx", tmp_path / ("x" * 300)):
-        with pytest.raises(BundleError, match="is not a bundle"):
-            open_bundle(path)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", r"nothing is not a bundle: no such folder\. .* flowedge export CKPT -o \S*/nothing$"),
+        ("x" * 300, r"is not a bundle: no such folder"),
+        (
+            "my model.ckpt",
+            r"is a checkpoint, and no bundle\. .*: flowedge export '\S*/my model\.ckpt' -o '\S*/my model\.flowedge'$",
+        ),
+        ("a.pth", r"is a checkpoint, and no bundle"),
+        ("a.pt", r"is a checkpoint, and no bundle"),
+        ("a.onnx", r"is an ONNX file, and no bundle\. .*: flowedge export CKPT -o \S*/a\.flowedge$"),
+        ("photo.png", r"photo\.png is a file, and a bundle is a folder"),
+        ("b/model.onnx", r"is a file of the bundle \S*/b\. Name the bundle"),
+        ("b/manifest.json", r"is a file of the bundle \S*/b\. Name the bundle"),
+        (
+            "empty",
+            r"empty is a folder, and no bundle: it has no manifest\.json\. Name the folder that flowedge",
+        ),
+        (".", r"is a folder, and no bundle: .* Did you mean \S*/b\?"),
+    ],
+)
+def test_what_is_no_bundle_is_refused_with_the_next_step(tmp_path: Path, name: str, message: str) -> None:
+    write_bundle(tmp_path / "b", tiny_manifest(), {"model.onnx": b"graph"})
+    (tmp_path / "empty").mkdir()
+    for file in ("my model.ckpt", "a.pth", "a.pt", "a.onnx", "photo.png"):
+        (tmp_path / file).write_bytes(b"content")
+    with pytest.raises(BundleError, match=message):
+        open_bundle(tmp_path / name)
 
 
 def test_a_file_that_changed_after_the_opening_is_not_read(bundle: Bundle) -> None:

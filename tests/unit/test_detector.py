@@ -219,7 +219,9 @@ def test_a_batch_may_be_one_array(bundle: Bundle) -> None:
         found = [result.score for result in detector.detect_batch(np.stack(frames))]
         assert found == [result.score for result in detector.detect_batch(frames)]
         assert detector.detect_batch(np.empty((0, 30, 40, 3), np.uint8)) == []
-        with pytest.raises(ImageError, match=r"got \(40, 3\) uint8"):
+        with pytest.raises(
+            ImageError, match=r"got an array \(30, 40, 3\) uint8\. Put a single frame into a list"
+        ):
             detector.detect_batch(frames[0])
 
 

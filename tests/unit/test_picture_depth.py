@@ -18,9 +18,9 @@ import flowedge
 from flowedge.bundle import open_bundle, replace_in_bundle
 from flowedge.errors import BundleError, ImageError
 from flowedge.manifest_json import json_from_manifest, manifest_from_json
-from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.frames.pixel_range import in_8_bits, pixel_range_from, with_pixel_range
+from flowedge.runtime.frames.pixels import pixels_of
 from support.command_line import flowedge as run_flowedge
 from support.picture_files import Tag, encoded, grey_tags, raw_png, tiff
 from support.tiny_bundle import IMAGE_SIZE, tiny_manifest, write_tiny_bundle
@@ -128,20 +128,21 @@ def test_a_level_that_is_no_number_is_refused(value: float, tmp_path: Path) -> N
     with pytest.raises(ImageError, match="NaN or infinite"):
         read_image(written(tmp_path, deep_tiff(levels, "<")), TWELVE)
     with pytest.raises(ImageError, match="NaN or infinite"):
-        GraphInput(with_pixel_range(tiny_manifest(), TWELVE))([levels])
+        pixels_of(levels, pixel_range=TWELVE)
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "uint32", "int64", "float16", "float32", "float64"])
 def test_a_frame_gives_what_its_8_bits_give(dtype: str) -> None:
-    plain, deep = tiny_manifest(), with_pixel_range(tiny_manifest(), TWELVE)
     levels = (DEEP >> 4).astype(dtype)
-    for frame in (levels, levels[..., 1]):
-        wanted = GraphInput(plain)([expected(frame, *TWELVE)])
-        np.testing.assert_array_equal(GraphInput(deep)([frame]), wanted)
+    for frame in (levels, levels[..., 1], levels[..., :1]):
+        np.testing.assert_array_equal(
+            pixels_of(frame, pixel_range=TWELVE), expected(frame.squeeze(), *TWELVE)
+        )
         with pytest.raises(ImageError, match="pixel_range"):
-            GraphInput(plain)([frame])
-    mixed = GraphInput(deep)([levels, expected(levels, *TWELVE)])
-    np.testing.assert_array_equal(mixed[0], mixed[1])
+            pixels_of(frame)
+    np.testing.assert_array_equal(
+        pixels_of(levels[..., ::-1], color="bgr", pixel_range=TWELVE), pixels_of(levels, pixel_range=TWELVE)
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_a_frame_gives_what_its_8_bits_give(dtype: str) -> None:
 )
 def test_other_frames_stay_refused(frame: NDArray[np.generic]) -> None:
     with pytest.raises(ImageError, match="a frame must be"):
-        GraphInput(with_pixel_range(tiny_manifest(), TWELVE))([frame])
+        pixels_of(frame, pixel_range=TWELVE)
 
 
 def test_a_detector_answers_the_same_for_the_file_the_deep_frame_and_its_8_bits(tmp_path: Path) -> None:

@@ -16,14 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 import flowedge
 from flowedge.bundle import Bundle
 from flowedge.errors import ProcessError
-from flowedge.manifest import NfaThreshold, Thresholds
+from flowedge.manifest import NfaThreshold, Threshold, Thresholds
 from flowedge.runtime.bench.subjects import shared_speed
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.device.device_cache import device_cache
+from flowedge.runtime.frames.pixels import Color, Given
 from flowedge.runtime.opening.contract import graph_of_bundle
 from flowedge.runtime.opening.engine import ENGINES
 from flowedge.runtime.opening.engine_contract import Opening
@@ -126,6 +128,40 @@ def test_a_detector_that_threads_share_loses_no_frame_and_mixes_none(tmp_path: P
                 assert result.regions == alone[number].regions
 
         all_at_once(inspect_all)
+
+
+@pytest.mark.parametrize("name", ON_THE_CPU)
+def test_each_thread_gets_the_result_of_its_own_frame(tmp_path: Path, name: str) -> None:
+    """Frames of several sizes, colours and kinds go through one detector at the same time."""
+    limits = Thresholds(pixel=Threshold(value=-0.002, method="manual"))
+    path = write_tiny_bundle(tmp_path / "limits.flowedge", thresholds=limits).path
+    rng = np.random.default_rng(0)
+    frames: list[tuple[Given, Color]] = []
+    for number in range(12):
+        size = (16 + 3 * (number % 4), 24 + 5 * (number % 3))
+        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+        kinds: list[tuple[Given, Color]] = [
+            (pixels, "rgb"),
+            (pixels, "bgr"),
+            (pixels[..., 0], "gray"),
+            (Image.fromarray(pixels), "rgb"),
+        ]
+        frames.append(kinds[number % len(kinds)])
+    with flowedge.load(path, engine=name, threads=1) as detect:
+        alone = [detect(frame, color=color) for frame, color in frames]
+        assert len({result.score for result in alone}) == len(frames)
+
+        def inspect_all(number: int) -> None:
+            for call in range(CALLS):
+                which = (number + call * (number + 1)) % len(frames)
+                frame, color = frames[which]
+                result = detect(frame, color=color)
+                assert result.score == alone[which].score
+                assert result.regions == alone[which].regions
+                np.testing.assert_array_equal(result.anomaly_map, alone[which].anomaly_map)
+                np.testing.assert_array_equal(result.frame, alone[which].frame)
+
+        all_at_once(inspect_all, threads=8)
 
 
 @pytest.mark.parametrize("name", ON_THE_CPU)
