@@ -36,6 +36,7 @@ _BOXES: Final = 20
 _SMALLEST_SIDE: Final = 512
 """The longer side in pixels to which smaller frames are enlarged."""
 _SMALLEST_LETTER: Final = 13
+_LONGEST_OF_JPEG: Final = 65_535
 _LARGEST_LETTER: Final = 120
 _LETTERS_IN_A_LINE: Final = 19
 """The least width of a picture, in heights of letters."""
@@ -267,11 +268,35 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     Raises:
         ImageError: The file cannot be written.
     """
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    encoded, data = cv2.imencode(".png", bgr)
-    assert encoded, f"OpenCV cannot encode {image.shape} {image.dtype}"
+    write_content(path, _encoded(image, ".png"))
+
+
+def write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write a picture as a JPEG of quality 95, so that a reader sees all of it or nothing.
+
+    Args:
+        path: The file, whose folder must exist. A file that is there is replaced.
+        image: ``(H, W, 3)`` uint8 RGB or ``(H, W)`` uint8 grey.
+
+    Raises:
+        ImageError: The file cannot be written, or the picture is larger than a JPEG may be.
+    """
+    if max(image.shape) > _LONGEST_OF_JPEG:
+        raise ImageError(
+            f"{path} would have {image.shape[1]}x{image.shape[0]} pixels. The longest side of a JPEG may be "
+            f"{_LONGEST_OF_JPEG}. Save a PNG."
+        )
+    write_content(path, _encoded(image, ".jpg", jpeg_quality=95))
+
+
+def write_content(path: Path, content: bytes) -> None:
+    """Write a file that a user named, so that a reader sees all of it or nothing.
+
+    Raises:
+        ImageError: The file cannot be written.
+    """
     try:
-        write_whole_file(path, data.tobytes())
+        write_whole_file(path, content)
     except OSError as error:
         raise ImageError(
             f"{path} cannot be written: {error.strerror}. Check that its folder exists, is writable and has space."
@@ -285,13 +310,17 @@ def data_address(image: NDArray[np.uint8], *, jpeg_quality: int | None = None) -
         image: ``(H, W, 3)`` uint8 RGB or ``(H, W)`` uint8 grey.
         jpeg_quality: The quality of a JPEG, 0 to 100. Without it the picture is a PNG, which loses nothing.
     """
+    kind = "png" if jpeg_quality is None else "jpeg"
+    data = _encoded(image, f".{kind}", jpeg_quality=jpeg_quality)
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _encoded(image: NDArray[np.uint8], suffix: str, *, jpeg_quality: int | None = None) -> bytes:
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    kind, options = (
-        ("png", []) if jpeg_quality is None else ("jpeg", [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])
-    )
-    encoded, data = cv2.imencode(f".{kind}", bgr, options)
+    options = [] if jpeg_quality is None else [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
+    encoded, data = cv2.imencode(suffix, bgr, options)
     assert encoded, f"OpenCV cannot encode {image.shape} {image.dtype}"
-    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
+    return data.tobytes()
 
 
 def _check_same_size(frame: NDArray[np.uint8], layer: NDArray[np.generic]) -> None:

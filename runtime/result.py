@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,7 +16,7 @@ from flowedge.geometry import map_to_frame
 from flowedge.manifest import ColourScale, NfaThreshold, Preprocessing, Threshold
 from flowedge.runtime.record import Inspection, Verdict
 from flowedge.runtime.regions import Region, find_regions
-from flowedge.runtime.render import Style, draw
+from flowedge.runtime.render import Style, draw, write_content, write_jpeg, write_png
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +203,29 @@ class Result:
             ValueError: The style is unknown, or the frame has another size or type than the judged one.
         """
         return draw(self, frame=frame, style=style)
+
+    def save(self, path: str | PathLike[str], style: Style = "overlay") -> None:
+        """Write the findings into a file, as a picture or as data. A reader sees the whole file or nothing.
+
+        Args:
+            path: The file, whose folder must exist. The end of the name chooses: ``.png`` or ``.jpg`` for the picture
+                of `plot`, ``.json`` for the data of `to_dict`. A file that is there is replaced.
+            style: The style of a picture.
+
+        Raises:
+            ImageError: The file cannot be written.
+            ValueError: The name ends otherwise, or the style is unknown.
+        """
+        file = Path(fspath(path))
+        match file.suffix.lower():
+            case ".png":
+                write_png(file, self.plot(style))
+            case ".jpg" | ".jpeg":
+                write_jpeg(file, self.plot(style))
+            case ".json":
+                write_content(file, msgspec.json.encode(self.to_dict()) + b"\n")
+            case _:
+                raise ValueError(f"a result is saved as .png, .jpg or .json, got {file.name!r}")
 
     def __repr__(self) -> str:
         """Describe the result on one line, without its arrays."""

@@ -64,6 +64,14 @@ def command(
             help="Report the normalised score, map and verdict of anomalib instead of FlowEdge's own.",
         ),
     ] = False,
+    min_region: Annotated[
+        int,
+        typer.Option(
+            "--min-region",
+            min=1,
+            help="The pixels below which a region is not listed. Verdict, score and mask do not depend on it.",
+        ),
+    ] = 1,
     json: Json = False,
 ) -> None:
     """Inspect images and print a verdict for each. With --json each image gives one line of JSON.
@@ -91,6 +99,7 @@ def command(
             threads=threads,
             source_scale=source_scale,
             build=build,
+            min_region_px=min_region,
         ) as detector,
         contextlib.ExitStack() as stack,
     ):

@@ -22,7 +22,7 @@ Color: TypeAlias = Literal["rgb", "bgr", "gray"]
 """The channels of an array: red first, blue first as OpenCV reads them, or grey levels alone."""
 
 Given: TypeAlias = NDArray[Any] | str | PathLike[str] | Image.Image
-"""What a program may give as a frame: an array, the path of an image file, or a PIL image."""
+"""A frame as a program has it: an array, the path of an image file, or a PIL image."""
 
 _DEEP_MODES: Final = ("I", "F")
 _ORIENTATION: Final = 274  # the tag of a TIFF file

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import flowedge
+from flowedge.errors import ImageError
 from flowedge.manifest import NfaThreshold, Threshold, Thresholds
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.engines.null import NullEngine
@@ -91,16 +93,18 @@ def test_a_result_as_data_survives_json(tmp_path: Path, score: float, thresholds
     assert bool(data["problem"]) == bool(np.isnan(score))
 
 
-def test_a_result_as_data_is_what_run_prints(tmp_path: Path) -> None:
+@pytest.mark.parametrize("least", [1, 4])
+def test_a_result_as_data_is_what_run_prints(tmp_path: Path, least: int) -> None:
     bundle = write_tiny_bundle(tmp_path / "tiny.flowedge", thresholds=Thresholds(pixel=limit(-0.002)))
     image = tmp_path / "part.png"
     write_png(image, np.random.default_rng(0).integers(0, 256, (*IMAGE_SIZE, 3), np.uint8))
-    done = run_flowedge("run", bundle.path, image, "--json")
+    done = run_flowedge("run", bundle.path, image, "--json", *(["--min-region", "4"] if least > 1 else []))
     assert done.status == 0, done.stderr
     line = json.loads(done.stdout)
-    with flowedge.load(bundle.path) as detector:
+    with flowedge.load(bundle.path, min_region_px=least) as detector:
         data = detector(read_image(image)).to_dict()
     assert len(data["regions"]) > 1
+    assert (min(region["area_px"] for region in data["regions"]) >= 4) == (least == 4)
     assert set(line) - set(data) == {"image", "overlay", "mask"}
     differing = {key for key in data if data[key] != line[key]}
     assert differing <= {"latency_ms"}
@@ -146,3 +150,32 @@ def test_a_result_by_the_number_of_false_alarms_prints_it(tmp_path: Path) -> Non
     text = repr(result_of(tmp_path, thresholds=Thresholds(nfa=NfaThreshold(form="tree", log_nfa=-2))))
     assert ", log_nfa=" in text
     assert ", limit=-2," in text
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.jpeg"])
+def test_a_result_is_saved_as_a_picture(tmp_path: Path, name: str) -> None:
+    result = result_of(tmp_path)
+    (tmp_path / name).write_bytes(b"of an earlier run")
+    result.save(str(tmp_path / name), style="side-by-side")
+    with Image.open(tmp_path / name) as image:
+        assert image.format == ("PNG" if name.lower() == "a.png" else "JPEG")
+        error = np.abs(np.asarray(image, int) - result.plot("side-by-side"))
+    assert error.mean() < (1e-9 if name.lower() == "a.png" else 3)
+
+
+def test_a_result_is_saved_as_data(tmp_path: Path) -> None:
+    result = result_of(tmp_path)
+    result.save(tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text()) == result.to_dict()
+
+
+@pytest.mark.parametrize("name", ["a.bmp", "a", "png", ".png"])
+def test_a_name_of_another_kind_is_a_mistake(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"saved as \.png, \.jpg or \.json, got"):
+        result_of(tmp_path).save(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["absent/a.png", "absent/a.jpg", "absent/a.json"])
+def test_a_result_that_cannot_be_saved_says_why(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ImageError, match=r"cannot be written: No such file .* Check that its folder exists"):
+        result_of(tmp_path).save(tmp_path / name)
