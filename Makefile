@@ -23,7 +23,7 @@ DOCS := .venv-docs/.complete
 .PHONY: demo test test-all check wheel bench parity memory precision engines fuzz docs venv peer clean
 
 demo: $(VENV)
-	$(BIN)/flowedge demo --out demo-out
+	$(BIN)/flowedge demo --out demo-out --force
 
 # With anomalib in an environment of its own, whose answers some tests compare with; they are kept in .pytest_cache. Two
 # processes: most tests wait on one core. A process that has no tests left takes some of the other's.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,18 +44,16 @@ from flowedge.manifest import (
 )
 from flowedge.manifest_json import json_from_manifest
 from flowedge.progress import SILENT, Reports
-from flowedge.replacing import put_at_free_place
 from flowedge.runtime.frames.pixel_range import with_pixel_range
 from flowedge.runtime.frames.preprocess import Preprocessor
 from flowedge.runtime.opening.engine import JUDGE
 from flowedge.runtime.opening.selftest import files_of_selftest, synthetic_frames
 from flowedge.runtime.verify import Check, verify_bundle
+from flowedge.targets import check_bundle_target, put_bundle
 from flowedge.text import printable
 from flowedge.version import __version__
 
-SUFFIX: Final = ".flowedge"
 _BLOCK_TEST: Final = (5, 0.9)  # window in pixels and probability in the official U-Flow
-_LONGEST_NAME: Final = 255  # bytes, of a file on Linux
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,16 +159,18 @@ def export_bundle(
     options: ExportOptions,
     *,
     extend: Callable[[Bundle], Bundle] = lambda bundle: bundle,
+    force: bool = False,
     reports: Reports = SILENT,
 ) -> ExportResult:
     """Export a checkpoint to a bundle with an fp32 graph, verified on ONNX Runtime's CPU engine.
 
     Args:
         path: The checkpoint.
-        target: The bundle's folder, which must not exist. The parent folder must exist.
+        target: The bundle's folder. The parent folder must exist.
         options: The options of the export.
         extend: A function that adds to the new bundle before it is verified and put in place, such as graphs of lower
             precision. The function gets the bundle in a folder of its own and returns the bundle's next version there.
+        force: Replace a bundle at the target in one step. Anything else there is refused.
         reports: The display that each step is reported to.
 
     Raises:
@@ -179,7 +178,7 @@ def export_bundle(
         ExportError: The graph could not be made, or differs from the reference network.
         BundleError: The bundle cannot be written there.
     """
-    check_target(target)
+    check_bundle_target(target, force=force)
     try:
         with draft_folder(target.parent) as draft:
             folder = draft / "graphs"
@@ -201,7 +200,7 @@ def export_bundle(
                 if g.precision != "bf16"
             }
             _gate(checks)
-            put_at_free_place(staged.path, target)
+            put_bundle(staged.path, target, staged.manifest, force=force)
     except OSError as error:
         raise BundleError(
             f"{target} cannot be written: {error.strerror or error}. Check that {target.parent} is a folder that you "
@@ -221,32 +220,6 @@ def nfa_outputs_of(repository: str, family: Family) -> NfaOutputs:
     return NfaOutputs(
         energies=traits.level_statistic != "mean_square", window=window, probability=probability
     )
-
-
-def default_target(path: Path) -> Path:
-    """Return a place in the current folder, named after the checkpoint as far as the longest name allows."""
-    stem = path.stem
-    while len(os.fsencode(stem + SUFFIX)) > _LONGEST_NAME:
-        stem = stem[:-1]
-    return Path(stem + SUFFIX)
-
-
-def check_target(target: Path) -> None:
-    """Check that a bundle can be written to a place, before the work of the export.
-
-    Raises:
-        BundleError: The target exists, its parent does not, or the system cannot have a file of this name.
-    """
-    try:
-        exists = target.exists() or target.is_symlink()
-    except OSError as error:
-        raise BundleError(
-            f"{target} cannot be a bundle's place: {error.strerror}. Name another one with -o."
-        ) from error
-    if exists:
-        raise BundleError(f"{target} exists already. Remove it or name another place with -o.")
-    if not target.parent.is_dir():
-        raise BundleError(f"{target.parent} is not a folder. Make it first or name another place with -o.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -49,6 +49,24 @@ def open_regular_file(path: str | os.PathLike[str], *, follow_links: bool = True
     return os.fdopen(descriptor, "rb")
 
 
+def why_unreadable(path: Path, error: OSError) -> str:
+    """Return the reason and the next step as the end of a message that begins with the file's name.
+
+    Args:
+        path: The file.
+        error: The error of its opening.
+    """
+    if isinstance(error, FileNotFoundError):
+        return "the file does not exist. Check the path."
+    if isinstance(error, IsADirectoryError):
+        if os.path.lexists(path / "manifest.json"):
+            return "it is a bundle. Give the checkpoint that it was made from."
+        return "it is a folder. Give the checkpoint file inside it."
+    if isinstance(error, PermissionError):
+        return "it may not be read by this user. Change its permissions."
+    return f"it cannot be read: {error.strerror}. Check the path."
+
+
 def write_whole_file(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees all of it or nothing, whatever interrupts the writer.
 

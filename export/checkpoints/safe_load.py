@@ -24,7 +24,7 @@ from flowedge.export.checkpoints.budget import MAX_TENSORS, Budget
 from flowedge.export.checkpoints.inert_pickle import unpickle_inert
 from flowedge.export.checkpoints.safetensors_file import HEAD_BYTES, is_safetensors, load_safetensors
 from flowedge.export.checkpoints.stand_ins import Storage
-from flowedge.files import open_regular_file
+from flowedge.files import open_regular_file, why_unreadable
 from flowedge.text import printable
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
@@ -78,16 +78,6 @@ def load_untrusted(path: Path) -> object:
         return _load_old(file, mapped, budget)
 
 
-def check_file(path: Path) -> None:
-    """Refuse a path that is no readable file, before any work is done for it.
-
-    Raises:
-        CheckpointError: The path is missing, no regular file, or may not be read.
-    """
-    with _reasons(path), open_regular_file(path):
-        pass
-
-
 def file_sha256(path: Path) -> str:
     """Compute the hash of a file's bytes, 64 hexadecimal digits.
 
@@ -121,16 +111,8 @@ def _reasons(path: Path) -> Iterator[None]:
             yield
         except CheckpointError:
             raise
-        except FileNotFoundError as error:
-            raise CheckpointError("the file does not exist. Check the path.") from error
-        except IsADirectoryError as error:
-            if (path / "manifest.json").exists():
-                raise CheckpointError("it is a bundle. Give the checkpoint that it was made from.") from error
-            raise CheckpointError("it is a folder. Give the checkpoint file inside it.") from error
-        except PermissionError as error:
-            raise CheckpointError("it may not be read by this user. Change its permissions.") from error
         except OSError as error:
-            raise CheckpointError(f"it cannot be read: {error.strerror}. Check the path.") from error
+            raise CheckpointError(why_unreadable(path, error)) from error
         except zipfile.BadZipFile as error:
             raise CheckpointError(f"it is cut off or damaged: {error}. Copy the checkpoint again.") from error
         except Exception as error:  # a hostile file can make torch and zipfile raise nearly anything

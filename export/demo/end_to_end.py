@@ -34,6 +34,7 @@ from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.render import draw, write_png
 from flowedge.runtime.result import Result
 from flowedge.runtime.verify import verify_bundle
+from flowedge.targets import DEMO_MARK, check_demo_target
 
 PHOTOS: Final = "photos"
 CHECKPOINT: Final = "cflow_demo.ckpt"
@@ -42,7 +43,6 @@ INSPECTED: Final = "inspected"
 REPORT: Final = "report.html"
 
 _MADE: Final = (PHOTOS, CHECKPOINT, BUNDLE, INSPECTED, REPORT)
-_MARKER: Final = ".flowedge-demo"
 _PRECISIONS: Final = ("fp32", "fp16")
 _COMPARED_PHOTOS: Final = 8
 
@@ -64,18 +64,22 @@ def run_demo(
     out: Path,
     plan: DemoPlan = DemoPlan(),
     *,
+    force: bool = False,
     reports: Reports = SILENT,
 ) -> DemoResult:
     """Run all steps on the CPU, without a network connection.
 
     Args:
-        out: The folder for all files, which is made where it does not exist. Files of an earlier demo are replaced.
+        out: The folder for all files, which is made where it does not exist.
         plan: The sizes of the demo.
+        force: Replace the files of an earlier demo.
         reports: Receives the begin and the end of each step, with a note on its outcome.
 
     Raises:
-        FlowEdgeError: ``out`` holds files that no demo made, or a step failed.
+        FlowEdgeError: ``out`` holds an earlier demo and ``force`` is False, or files that no demo made, or a step
+            failed.
     """
+    check_demo_target(out, force=force)
     _prepare(out)
     clock = _Clock(reports)
     with clock.step("photographs") as found:
@@ -158,15 +162,9 @@ class _Clock:
 
 def _prepare(out: Path) -> None:
     """Make the folder, or remove the files of an earlier demo from it."""
-    marker = out / _MARKER
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()) and not marker.is_file():
-            raise FlowEdgeError(
-                f"{out} holds files that no demo made, and the demo does not write among them. "
-                "Name another folder with --out."
-            )
-        marker.write_text(f"flowedge demo replaces these when it runs again: {', '.join(_MADE)}\n")
+        (out / DEMO_MARK).write_text(f"flowedge demo --force replaces these: {', '.join(_MADE)}\n")
         for name in _MADE:
             if (out / name).is_dir() and not (out / name).is_symlink():
                 shutil.rmtree(out / name)

@@ -83,11 +83,15 @@ def _status() -> int:
 
 def _show_usage_error(error: Any) -> None:
     """Print how the command is used and what was wrong, with the options that were perhaps meant."""
+    from flowedge.cli.places import meant_by_extra  # imported here, since --help shows no error
+
     error.message = printable(error.message)
     if meant := getattr(error, "possibilities", None):
         closest = difflib.get_close_matches(error.option_name, meant, cutoff=0)
         error.message += f". Did you mean {' or '.join(closest)}?"
         error.possibilities = None
+    elif meant := meant_by_extra(error):
+        error.message += f". {meant}"
     error.show()
 
 

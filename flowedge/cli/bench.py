@@ -6,14 +6,28 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from flowedge.cli.output import MESSAGES, RESULTS, WIDEST, EscapingConsole, Threads, size_from, table
+from flowedge.cli.output import (
+    MESSAGES,
+    RESULTS,
+    WIDEST,
+    EscapingConsole,
+    Force,
+    Json,
+    Threads,
+    print_json_bytes,
+    size_from,
+    table,
+)
+from flowedge.cli.places import check_bundle, check_file
 from flowedge.cli.progress import progress_bar
 from flowedge.errors import FlowEdgeError
 from flowedge.files import write_whole_file
+from flowedge.targets import PAGE_MARK, check_file_target
+from flowedge.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,6 +35,8 @@ if TYPE_CHECKING:
     from flowedge.runtime.bench.timing_report import Report
 
 NAME = "bench"
+
+_MARKDOWN_MARK: Final = b"# FlowEdge bench"
 
 
 def command(
@@ -80,30 +96,35 @@ def command(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write the report as an HTML page.")
     ] = None,
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers as JSON.")
-    ] = None,
     markdown: Annotated[
         Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables as Markdown.")
     ] = None,
+    force: Force = False,
+    json: Json = False,
 ) -> None:
     """Time bundles on every engine and precision in turns, each in its own process, and check their answers.
 
     The exit status is 1 when a combination answers wrongly or when nothing could be measured.
     """
-    from flowedge.runtime.bench.measure import run_bench
-    from flowedge.runtime.bench.plan import BenchOptions
-    from flowedge.runtime.bench.table import markdown_of
-    from flowedge.runtime.bench.timing_page import page_of
-    from flowedge.runtime.bench.timing_report import json_from_report
-    from flowedge.text import printable
-
     if not bundles and not peers:
         raise FlowEdgeError("name a bundle, or an ONNX file of another project with --peer.")
     if against is not None and not bundles:
         raise FlowEdgeError("--against is the first bundle's checkpoint, and no bundle is named.")
     if backbone_weights is not None and against is None:
         raise FlowEdgeError("--backbone-weights goes with --against CKPT.")
+    for bundle in bundles or ():
+        _check_bundle(bundle)
+    for file in (*(peers or ()), against, backbone_weights):
+        check_file(file)
+    for target, mark in ((html, PAGE_MARK), (markdown, _MARKDOWN_MARK)):
+        if target is not None:
+            check_file_target(target, force=force, mark=mark)
+    from flowedge.runtime.bench.measure import run_bench
+    from flowedge.runtime.bench.plan import BenchOptions
+    from flowedge.runtime.bench.table import markdown_of
+    from flowedge.runtime.bench.timing_page import page_of
+    from flowedge.runtime.bench.timing_report import json_from_report
+
     options = BenchOptions(
         engines=_words("--engines", engines),
         precisions=_words("--precisions", precisions),
@@ -118,18 +139,29 @@ def command(
     )
     with progress_bar() as reports:
         report = run_bench(tuple(bundles or ()), options, reports=reports)
-    _print(report)
+    if json:
+        print_json_bytes(json_from_report(report))
+    else:
+        print_report(report)
     if html is not None:
         _write(html, page_of(report).encode())
-    if json is not None:
-        _write(json, json_from_report(report))
     if markdown is not None:
         _write(markdown, markdown_of(report).encode())
     if report.wrong or all(row.first_timing is None for row in report.rows):
         raise typer.Exit(1)
 
 
-def _print(report: Report) -> None:
+def _check_bundle(bundle: Path) -> None:
+    """Refuse a path that is no bundle, and name the option where a file has an end of another one's."""
+    if bundle.suffix == ".onnx":
+        raise FlowEdgeError(f"{bundle} is not a bundle. To time an ONNX file of another project, add --peer.")
+    if bundle.suffix == ".json" and not bundle.is_dir():
+        raise FlowEdgeError(f"{bundle} is not a bundle. To write the numbers to a file: --json > {bundle}")
+    check_bundle(bundle)
+
+
+def print_report(report: Report) -> None:
+    """Print the tables of a report, and its remarks."""
     from flowedge.runtime.bench.table import (
         COLUMNS,
         STAGE_COLUMNS,

@@ -16,6 +16,7 @@ from flowedge.cli.output import (
     print_json,
     table,
 )
+from flowedge.cli.places import check_bundle
 from flowedge.cli.progress import progress_bar
 from flowedge.errors import FlowEdgeError
 from flowedge.progress import Prefixed
@@ -61,6 +62,7 @@ def command(
     json: Json = False,
 ) -> None:
     """Compile one graph of a bundle for this machine and keep it in the device cache."""
+    check_bundle(bundle)
     from flowedge.runtime.opening.auto import fastest_precision, precisions_on
     from flowedge.runtime.opening.engine import AUTO
     from flowedge.runtime.opening.engine_contract import BuildOptions

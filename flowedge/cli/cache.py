@@ -42,9 +42,13 @@ def list_files(json: Json = False) -> None:
 
 
 @app.command("clear")
-def clear() -> None:
+def clear(json: Json = False) -> None:
     """Delete all files of the cache. Engines can be built again."""
     from flowedge.runtime.device.device_cache import device_cache
 
     cache = device_cache()
-    RESULTS.print(f"{cache.folder}: {cache.clear() / 1e6:.1f} MB deleted")
+    deleted = cache.clear()
+    if json:
+        print_json({"folder": str(cache.folder), "deleted": deleted, "problem": cache.problem})
+    else:
+        RESULTS.print(f"{cache.folder}: {deleted / 1e6:.1f} MB deleted")

@@ -18,6 +18,7 @@ from flowedge.cli.output import (
     print_json,
     table,
 )
+from flowedge.cli.places import check_bundle, check_folder
 from flowedge.cli.precision import (
     Bf16,
     CalibratorOption,
@@ -126,6 +127,9 @@ def command(
 
     With --fp16, --bf16 or --int8, graphs of these precisions are added first, planned and judged on the images.
     """
+    check_bundle(bundle, data)
+    check_folder(data)
+    check_folder(labelled)
     from flowedge.calibration.plan import CalibrationPlan, carry_out
     from flowedge.runtime.device.device_cache import device_cache
 

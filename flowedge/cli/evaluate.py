@@ -14,6 +14,7 @@ from flowedge.cli.output import (
     RESULTS,
     Build,
     EngineName,
+    Force,
     Json,
     PrecisionOption,
     Threads,
@@ -21,7 +22,9 @@ from flowedge.cli.output import (
     print_json,
     table,
 )
+from flowedge.cli.places import check_bundle, check_folder
 from flowedge.cli.progress import progress_bar
+from flowedge.targets import check_file_target
 
 NAME = "eval"
 
@@ -39,6 +42,7 @@ def command(
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write a page with curves, pictures and intervals."),
     ] = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Measure a bundle on a labelled dataset: AUROC of images and pixels, AUPRO and F1.
@@ -47,6 +51,10 @@ def command(
 
     The exit status is 1 when an image was not inspected.
     """
+    check_bundle(bundle, dataset)
+    check_folder(dataset)
+    if html is not None:
+        check_file_target(html, force=force)
     import flowedge
     from flowedge.calibration.dataset import read_dataset
     from flowedge.calibration.evaluation import evaluate

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowedge.bundle import Bundle
-from flowedge.cli.output import MESSAGES, RESULTS, Json, print_json, size_from
+from flowedge.cli.output import MESSAGES, RESULTS, Force, Json, print_json, size_from
+from flowedge.cli.places import check_checkpoint, check_file, check_folder
 from flowedge.cli.precision import (
     Bf16,
     CalibratorOption,
@@ -25,7 +26,7 @@ from flowedge.cli.settings import TransformFrom, print_assumed, settings_from
 from flowedge.cli.verify import print_checks
 from flowedge.errors import ExportError, FlowEdgeError
 from flowedge.packages import explain_missing
-from flowedge.runtime.device.device_cache import device_cache
+from flowedge.targets import check_bundle_target, default_target
 
 if TYPE_CHECKING:
     from flowedge.calibration.calibration_record import PrecisionReport
@@ -42,7 +43,7 @@ def command(
         typer.Option(
             "-o",
             "--output",
-            help="The folder of the bundle. It must not exist.",
+            help="The folder of the bundle.",
             show_default="NAME.flowedge",
         ),
     ] = None,
@@ -95,18 +96,26 @@ def command(
         ),
     ] = None,
     opset: Annotated[int, typer.Option("--opset", min=17, max=21, help="The ONNX opset of the graph.")] = 18,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Export a trained checkpoint to a bundle, and check it against the original network."""
     settings = settings_from(assignments or [])
     size = None if frame_size is None else size_from("--frame-size", frame_size)
+    target = output if output is not None else default_target(checkpoint)
+    check_checkpoint(checkpoint, target)
+    for file in (backbone_weights, transform_from):
+        check_file(file)
+    for folder in (calib_data, labelled):
+        check_folder(folder)
+    check_bundle_target(target, force=force)
     with explain_missing("export"):
         images, request = _images_and_request(  # before PyTorch, which takes seconds to import
             calib_data, int8=int8, fp16=fp16, bf16=bf16, calibrator=calibrator, gate=gate, labelled=labelled
         )
         from flowedge.calibration.calibration_record import read_record
         from flowedge.calibration.precision import add_half_graphs, add_precisions
-        from flowedge.export.pipeline import ExportOptions, default_target, export_bundle
+        from flowedge.export.pipeline import ExportOptions, export_bundle
     options = ExportOptions(
         image_size=image_size,
         backbone_weights=backbone_weights,
@@ -116,7 +125,6 @@ def command(
         frame_size=size,
         opset=opset,
     )
-    target = output if output is not None else default_target(checkpoint)
     halves: list[HalfType] = []
     if fp16:
         halves.append("fp16")
@@ -130,6 +138,8 @@ def command(
         def extend(bundle: Bundle) -> Bundle:
             nonlocal precisions
             if request is not None:
+                from flowedge.runtime.device.device_cache import device_cache
+
                 bundle, precisions = add_precisions(
                     bundle, images, request, cache=device_cache(), reports=reports
                 )
@@ -137,7 +147,7 @@ def command(
                 bundle = add_half_graphs(bundle, halves, reports=reports)
             return bundle
 
-        result = export_bundle(checkpoint, target, options, extend=extend, reports=reports)
+        result = export_bundle(checkpoint, target, options, extend=extend, force=force, reports=reports)
     manifest = result.bundle.manifest
     if json:
         print_json(

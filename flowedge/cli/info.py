@@ -11,6 +11,7 @@ import typer
 
 from flowedge.bundle import open_bundle
 from flowedge.cli.output import RESULTS, Json, listed, print_json, table
+from flowedge.cli.places import check_file
 from flowedge.cli.settings import TransformFrom, print_assumed, settings_from
 from flowedge.errors import BundleError
 from flowedge.lowering import Lowering, read_lowering
@@ -70,11 +71,13 @@ def command(
         else:
             _print_bundle(result)
         return
-    if graph:
+    if graph and os.path.lexists(source):
         raise BundleError(
             f"{source} is not a bundle, and --graph shows how the graph of a bundle was simplified. "
             f"Make one with: flowedge export {source}."
         )
+    check_file(source)
+    check_file(transform_from)
     with explain_missing("export"):
         from flowedge.export.checkpoints import read_checkpoint
     checkpoint = read_checkpoint(

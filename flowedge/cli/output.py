@@ -63,6 +63,10 @@ PROBLEMS: Final = EscapingConsole(stderr=True)
 RESULTS: Final = EscapingConsole(width=None if sys.stdout is not None and sys.stdout.isatty() else WIDEST)
 
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+Force: TypeAlias = Annotated[
+    bool,
+    typer.Option("--force", help="Replace what FlowEdge wrote at the same place before, and nothing else."),
+]
 EngineName: TypeAlias = Annotated[
     str | None, typer.Option("--engine", help="The engine that computes. flowedge doctor lists the engines.")
 ]
@@ -72,6 +76,10 @@ PrecisionOption: TypeAlias = Annotated[
         "--precision",
         help="The precision of the graph to run. With auto, the fastest one on this machine is measured once.",
     ),
+]
+OnePrecision: TypeAlias = Annotated[
+    str,
+    typer.Option("--precision", help="The precision of the graph. flowedge info lists those of a bundle."),
 ]
 Threads: TypeAlias = Annotated[
     int | None, typer.Option("--threads", min=1, help="The number of CPU threads of one inference.")
@@ -89,6 +97,15 @@ def print_json(result: Any) -> None:
         line = msgspec.json.encode(result, enc_hook=str).decode()
     except UnicodeEncodeError:  # a file's name that is not UTF-8
         line = msgspec.json.encode(_without_surrogates(msgspec.to_builtins(result, enc_hook=str))).decode()
+    _print_line(line)
+
+
+def print_json_bytes(encoded: bytes) -> None:
+    """Print a result that is JSON already, as one line."""
+    _print_line(msgspec.json.format(encoded, indent=-1).decode())
+
+
+def _print_line(line: str) -> None:
     # Characters that a terminal could act on, or that the stream cannot encode, become JSON escapes.
     is_unicode = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
     line = "".join(

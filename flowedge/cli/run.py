@@ -20,6 +20,7 @@ from flowedge.cli.output import (
     Threads,
     print_json,
 )
+from flowedge.cli.places import check_bundle, check_images
 from flowedge.cli.progress import progress_bar
 from flowedge.cli.rows import Rows, Totals
 from flowedge.cli.signals import EndedBySignal
@@ -79,6 +80,8 @@ def command(
     The exit status is 1 when an image was not inspected or a picture could not be written, and 2 when the only image
     cannot be read.
     """
+    check_bundle(bundle, source)
+    check_images(source)
     import flowedge
     from flowedge.runtime.frames.finding import find_images
     from flowedge.runtime.inspection import inspect_images

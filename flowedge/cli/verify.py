@@ -13,23 +13,21 @@ from flowedge.cli.output import (
     RESULTS,
     EngineName,
     Json,
-    PrecisionOption,
+    OnePrecision,
     Threads,
     print_json,
     table,
 )
+from flowedge.cli.places import check_bundle, check_file, check_images
 from flowedge.cli.precision import print_gate
 from flowedge.cli.progress import progress_bar
 from flowedge.errors import FlowEdgeError
 from flowedge.packages import explain_missing
-from flowedge.runtime.detector import Detector
-from flowedge.runtime.frames.finding import find_images
-from flowedge.runtime.opening.engine import AUTO
-from flowedge.runtime.opening.unproven import open_unproven
-from flowedge.runtime.verify import Check, verify_bundle
 
 if TYPE_CHECKING:
     from flowedge.calibration.gate_report import GateReport
+    from flowedge.runtime.detector import Detector
+    from flowedge.runtime.verify import Check
 
 NAME = "verify"
 
@@ -59,7 +57,7 @@ def command(
         ),
     ] = None,
     engine: EngineName = None,
-    precision: PrecisionOption = "fp32",
+    precision: OnePrecision = "fp32",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -67,7 +65,7 @@ def command(
 
     The exit status is 1 when a check fails.
     """
-    if precision == AUTO:
+    if precision == "auto":
         raise FlowEdgeError(
             "verify checks one graph: name its precision. The word auto is for run, eval, bench and build."
         )
@@ -78,15 +76,15 @@ def command(
         )
     if backbone_weights is not None and against is None:
         raise FlowEdgeError("--backbone-weights goes with --against CKPT: the self-test needs no checkpoint.")
+    check_bundle(bundle, against, data)
+    check_file(against)
+    check_file(backbone_weights)
+    check_images(data)
     opened = open_bundle(bundle)
-    images = None
-    if against is not None:  # a wrong path is refused before an engine is opened
-        with explain_missing("export"):
-            from flowedge.export.checkpoints.safe_load import check_file
-        check_file(against)
-        if backbone_weights is not None:
-            check_file(backbone_weights)
-        images = None if data is None else find_images(data).images
+    from flowedge.runtime.frames.finding import find_images
+    from flowedge.runtime.verify import verify_bundle
+
+    images = None if data is None or against is None else find_images(data).images
     with progress_bar() as reports:
         reports.step("replaying the self-test")
         checks = verify_bundle(opened, engine=engine, precision=precision, threads=threads)
@@ -129,6 +127,8 @@ def _gate(bundle: Bundle, engine: str | None, precision: str, threads: int | Non
     from flowedge.calibration.dataset import good_images
     from flowedge.calibration.gate_report import DEFAULT_LIMITS
     from flowedge.calibration.gates import compare
+    from flowedge.runtime.detector import Detector
+    from flowedge.runtime.opening.unproven import open_unproven
 
     def detector(name: str) -> Detector:
         session = open_unproven(engine, bundle, name, threads=threads)

@@ -58,6 +58,7 @@ def page_of(report: Report) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="FlowEdge">
 <title>FlowEdge bench</title>
 <style>{_STYLE}</style>
 </head>

@@ -20,7 +20,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from bench.full_size import BACKBONE, MODELS, FullSize, write_checkpoint
 from bench.turns import processor
@@ -92,14 +92,18 @@ def measure(model: FullSize, folder: Path, peer: Path | None, threads: int, *, i
         subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
         bench += ["--peer", str(folder / "peer" / "model.onnx")]
     (folder / "command.txt").write_text(f"flowedge {shlex.join(bench)}\n", encoding="utf-8")
-    run(*bench, "--json", str(folder / REPORT), may_fail=True)
+    with (folder / REPORT).open("wb") as report:
+        run(*bench, "--json", output=report)
 
 
-def run(*arguments: str, may_fail: bool = False) -> None:
-    """Run ``flowedge``; a bench that found a wrong answer has its report all the same."""
+def run(*arguments: str, output: BinaryIO | None = None) -> None:
+    """Run ``flowedge``. A bench whose output is kept may fail: it has its report even where it found a wrong answer."""
     command = [sys.executable, "-c", "from flowedge.cli import main; main()", *arguments]
     subprocess.run(
-        command, check=not may_fail, stdout=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "200"}
+        command,
+        check=output is None,
+        stdout=subprocess.DEVNULL if output is None else output,
+        env={**os.environ, "COLUMNS": "200"},
     )
 
 

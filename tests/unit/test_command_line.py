@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,3 +100,94 @@ def test_a_mistyped_name_is_answered_with_the_right_one(arguments: tuple[str, ..
     done = flowedge(*arguments)
     assert done.status == 2
     assert meant in " ".join(done.stderr.split())
+
+
+def test_arguments_at_each_others_place_are_recognised(bundle: Path, images: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "model.ckpt"
+    checkpoint.write_bytes(b"weights")
+    made = tmp_path / "made.flowedge"
+    for wrong, right in (
+        (("run", images, bundle, "--json"), ("run", bundle, images, "--json")),
+        (("eval", images, bundle), ("eval", bundle, images)),
+        (("calibrate", images, "--data", bundle), ("calibrate", bundle, "--data", images)),
+        (("verify", checkpoint, "--against", bundle), ("verify", bundle, "--against", checkpoint)),
+        (("export", made, "-o", checkpoint), ("export", checkpoint, "-o", made)),
+        (("export", made, checkpoint), ("export", checkpoint, "-o", made)),
+        (("export", checkpoint, made), ("export", checkpoint, "-o", made)),
+        (("calibrate", bundle, images), ("calibrate", bundle, "--data", images)),
+        (("calibrate", images, bundle), ("calibrate", bundle, "--data", images)),
+        (("verify", bundle, checkpoint), ("verify", bundle, "--against", checkpoint)),
+        (("verify", images, bundle), ("verify", bundle, "--data", images)),
+    ):
+        done = flowedge(*wrong)
+        assert done.status == 2
+        assert f"flowedge {' '.join(map(str, right))}" in " ".join(done.stderr.split()), done.stderr
+
+
+BLOCKING = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "onnx", "onnxruntime", "cv2", "numpy"):
+            raise AssertionError(f"{name} was imported")
+sys.meta_path.insert(0, Blocker())
+from flowedge.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "export missing",
+        "export {file} --backbone-weights missing",
+        "export {file} --transform-from missing",
+        "export {file} --fp16 --calib-data missing",
+        "export {file} --fp16 --calib-data {folder} --labelled missing",
+        "export {file} -o missing/made.flowedge",
+        "export {file} -o {bundle}",
+        "info missing",
+        "info {file} --transform-from missing",
+        "verify missing",
+        "verify {bundle} --against missing",
+        "verify {bundle} --against {file} --data missing",
+        "verify {bundle} --against {file} --backbone-weights missing",
+        "calibrate missing --data {folder}",
+        "calibrate {bundle} --data missing",
+        "calibrate {bundle} --data {folder} --labelled missing",
+        "eval missing {folder}",
+        "eval {bundle} missing",
+        "eval {bundle} {folder} --html missing/page.html",
+        "run missing {folder}",
+        "run {bundle} missing",
+        "build missing --engine tensorrt",
+        "bench missing",
+        "bench {bundle} --peer missing",
+        "bench {bundle} --against missing",
+        "bench {bundle} --against {file} --backbone-weights missing",
+        "bench {bundle} --html missing/page.html",
+        "bench {bundle} --markdown missing/page.md",
+        "demo --out {folder}",
+    ],
+)
+def test_a_wrong_path_is_refused_before_a_large_library_is_imported(
+    bundle: Path, images: Path, tmp_path: Path, arguments: str
+) -> None:
+    file = tmp_path / "model.ckpt"
+    file.write_bytes(b"weights")
+    words = arguments.format(bundle=bundle, folder=images, file=file).split()
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKING, *words], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("flowedge: ")
+    assert ("missing" in done.stderr) == ("missing" in arguments)
+
+
+@pytest.mark.parametrize("words", [("--version",), (), *all_commands()], ids=" ".join)
+def test_help_and_version_import_no_large_library(words: tuple[str, ...]) -> None:
+    arguments = words if words == ("--version",) else (*words, "--help")
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKING, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -48,7 +48,9 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoResult, list[str
     (out / ".flowedge-demo").touch()
     (out / "notes.txt").write_text("mine")
     reports = RecordedReports()
-    return run_demo(out, DemoPlan(photos=FEW_PHOTOS, training=BRIEF_TRAINING), reports=reports), reports.notes
+    return run_demo(
+        out, DemoPlan(photos=FEW_PHOTOS, training=BRIEF_TRAINING), force=True, reports=reports
+    ), reports.notes
 
 
 def grey(path: Path) -> NDArray[np.uint8]:

@@ -1,0 +1,129 @@
+"""Check the paths that a user names before anything large is imported, and recognise swapped arguments."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from flowedge.bundle_files import MANIFEST, read_manifest
+from flowedge.errors import BundleError, CheckpointError, DataError, FlowEdgeError
+from flowedge.files import open_regular_file, why_unreadable
+from flowedge.replacing import recover
+from flowedge.text import printable
+
+_OPTION_OF_SECOND: Final[Mapping[str, str]] = {"export": "-o", "calibrate": "--data", "verify": "--against"}
+"""The option that takes the second path of a command that has one argument."""
+
+
+def check_bundle(bundle: Path, *others: str | Path | None) -> None:
+    """Refuse a path that is no bundle, and tell where another path of the command is one.
+
+    Args:
+        bundle: The path at the bundle's place in the command.
+        others: The paths at other places.
+
+    Raises:
+        BundleError: The path is not a bundle.
+        FlowEdgeError: The path is not a bundle, and another path of the command is.
+    """
+    if not _is_bundle(bundle):
+        for other in others:
+            if other is not None and _is_bundle(Path(other)):
+                raise _swapped(bundle, other, "a bundle")
+    recover(Path(os.path.realpath(bundle)))
+    if not os.path.isdir(bundle):
+        raise BundleError(f"{bundle} is not a bundle: no such folder. Make one with: flowedge export CKPT.")
+    read_manifest(bundle)
+
+
+def check_checkpoint(checkpoint: Path, target: Path) -> None:
+    """Refuse a checkpoint that is no file, and tell where the target of the export is one.
+
+    Raises:
+        CheckpointError: The checkpoint is no readable file.
+        FlowEdgeError: The checkpoint is no file, and the target is one.
+    """
+    if not os.path.isfile(checkpoint) and os.path.isfile(target):
+        raise _swapped(checkpoint, target, "a file")
+    check_file(checkpoint)
+
+
+def check_file(file: Path | None) -> None:
+    """Refuse a path that is no readable file. None is accepted.
+
+    Raises:
+        CheckpointError: The path is missing, is no regular file, or may not be read.
+    """
+    if file is None:
+        return
+    try:
+        open_regular_file(file).close()
+    except OSError as error:
+        raise CheckpointError(f"{printable(str(file))}: {why_unreadable(file, error)}") from error
+
+
+def check_folder(folder: Path | None) -> None:
+    """Refuse a path that is no folder. None is accepted.
+
+    Raises:
+        DataError: The path is missing or is no folder.
+    """
+    if folder is not None and not os.path.isdir(folder):
+        what = "is not a folder" if os.path.lexists(folder) else "does not exist"
+        raise DataError(f"{folder} {what}. Name a folder of images.")
+
+
+def check_images(source: str | Path | None) -> None:
+    """Refuse a word that stands for no file, no folder and no pattern. None is accepted.
+
+    Raises:
+        DataError: Nothing is there.
+    """
+    if source is not None and not os.path.lexists(source) and not glob.has_magic(os.fspath(source)):
+        raise DataError(
+            f"{source} does not exist. Name an image, a folder of images or a quoted glob pattern."
+        )
+
+
+def meant_by_extra(error: Any) -> str:
+    """Return a sentence with the command that was perhaps meant by one argument too many, or an empty string.
+
+    Args:
+        error: The parser's error. Its context holds the arguments that were understood.
+    """
+    context = getattr(error, "ctx", None)
+    found = re.search(
+        r"unexpected extra argument(?:\(s\))? \((.+)\)", str(getattr(error, "message", "")), re.DOTALL
+    )
+    name = str(getattr(context, "info_name", None))
+    if context is None or found is None or name not in _OPTION_OF_SECOND:
+        return ""
+    first, second = str(context.params.get("bundle") or context.params.get("checkpoint")), found[1]
+    belongs_first = os.path.isfile if name == "export" else lambda path: _is_bundle(Path(path))
+    if belongs_first(second) and not belongs_first(first):
+        first, second = second, first
+    option = _OPTION_OF_SECOND[name]
+    if name == "verify" and os.path.isdir(second):
+        option = "--data"
+    words = ["flowedge", name, first, option, second]
+    return f"Did you mean: {printable(shlex.join(words))}"
+
+
+def _is_bundle(path: Path) -> bool:
+    return os.path.isfile(path / MANIFEST)
+
+
+def _swapped(one: str | Path, other: str | Path, kind: str) -> FlowEdgeError:
+    """Return the error for two paths at each other's place, with the command that has them right."""
+    places = {str(one): str(other), str(other): str(one)}
+    words = [places.get(word, word) for word in sys.argv[1:]]
+    return FlowEdgeError(
+        f"{one} and {other} look swapped, since {other} is {kind} and {one} is not. "
+        f"The command is: {shlex.join(['flowedge', *words])}"
+    )
