@@ -1,9 +1,10 @@
 """Add graphs of lower precision to a bundle: take ranges on good images, choose blocks, and let the gate decide.
 
-Each precision begins with every block. The gate compares that graph with fp32 on the images and on synthetic defects.
-If it fails, the most sensitive blocks are reverted first, until it passes. A block is reverted from INT8 to float16, or
+Each precision begins with a graph that has all of its blocks in that precision. The gate compares the graph with fp32
+on the images and on synthetic defects. If the gate fails, blocks are reverted until it passes, the most sensitive ones
+first. A block is reverted from INT8 to float16, or
 to float32 in the layout for CPUs, because float16 slows a CPU down. From float16 a block is reverted to float32. A
-precision that cannot pass is not written.
+precision whose graph cannot pass is not written.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def add_precisions(
 
 
 class _Work:
-    """Adds the precisions of one request to one bundle. All files are written into a folder for the next version.
+    """Adds the precisions of one request to one bundle, and writes all files into a folder for its next version.
 
     Attributes:
         converter: The converter of the calibrated fp32 graph, which exists once `run` has observed the ranges.
@@ -161,7 +162,7 @@ class _Work:
         self._chosen: dict[str, tuple[str, ...]] = {}
 
     def run(self) -> tuple[Bundle, tuple[PrecisionReport, ...]]:
-        """Return a bundle in the folder, with every graph converted and calibrated, and the reports."""
+        """Return the next version of the bundle, with every graph converted and calibrated, and the gate's reports."""
         request = self._request
         fp32, ranges = self._observed()
         self.converter = PrecisionConverter(
@@ -259,7 +260,7 @@ class _Work:
         return done.bundle
 
     def _observed(self) -> tuple[Bundle, dict[str, TensorRange] | None]:
-        """Return a calibrated bundle with the fp32 graph alone, and the ranges of that graph's tensors.
+        """Return a calibrated bundle with the fp32 graph alone, and the values that this graph's tensors took.
 
         One pass over the images finds both, because no range depends on the fitted numbers.
         """
@@ -316,7 +317,7 @@ class _Work:
     def _assembled(
         self, fp32: Bundle, chosen: Mapping[ConvertedPrecision, tuple[str, ...]]
     ) -> tuple[Bundle, dict[ConvertedPrecision, Written]]:
-        """Return a calibrated bundle of all graphs that runs on this machine, and the converted graphs."""
+        """Return a calibrated bundle whose graphs all run on this machine, and the record of each converted graph."""
         for graph in self._opened.manifest.graphs:
             # The engine that judges cannot run the bundle's own bfloat16 graph, so its emulation takes its place.
             if graph.precision == "bf16" and "bf16" not in chosen:

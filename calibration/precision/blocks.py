@@ -34,7 +34,7 @@ _FEWEST_INPUTS: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Describes a convolution or a matrix product that can run in INT8.
+    """Describe a convolution or a matrix product of a graph that can run in INT8.
 
     Attributes:
         node: The name of the node.
@@ -112,13 +112,13 @@ def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
 
 
 def _input_channels(kernel: tuple[int, ...], out: tuple[int | None, ...]) -> int:
-    """Return the input channels of the whole convolution. A depthwise one has as many groups as channels."""
+    """Return the number of input channels of a convolution, which a depthwise kernel alone does not tell."""
     is_depthwise = kernel[1] == 1 and len(out) > 1 and (out[1] or 0) > 1
     return kernel[0] if is_depthwise else kernel[1]
 
 
 def blocks_of(sites: Iterable[Site]) -> Mapping[str, int]:
-    """Return the multiply-accumulates of each block's sites, in the graph's order."""
+    """Return the multiply-accumulates of each block's convolutions and products, in the graph's order."""
     macs: dict[str, int] = {}
     for site in sites:
         macs[site.block] = macs.get(site.block, 0) + site.macs

@@ -1,4 +1,4 @@
-"""Choose the range that eight bits express from the values that a tensor took.
+"""Choose the range of values that eight bits express for a tensor, from the values that the tensor took on images.
 
 Each method chooses a limit of the magnitude. Values beyond the limit are clipped. A wide range clips nothing and rounds
 coarsely. A narrow range clips the outliers and rounds finely. ``steps`` is the number of steps from zero to the limit:
@@ -82,12 +82,12 @@ def _entropy(m: NDArray[np.float64], w: NDArray[np.float64], largest: float, ste
 
 
 def _divergence(counts: NDArray[np.float64], end: int, steps: int) -> float:
-    """Return the Kullback-Leibler divergence of a histogram that is cut at a bin from the same one in fewer steps.
+    """Return the Kullback-Leibler divergence of a histogram, cut at a bin, from its own form in fewer steps.
 
     Args:
         counts: The histogram ``(n,)``.
         end: The number of bins that are kept. Values beyond them count in the last one, where they are clipped to.
-        steps: The number of values that remain.
+        steps: The number of different values that the quantised tensor can have.
     """
     true = counts[:end].copy()
     true[-1] += counts[end:].sum()

@@ -45,7 +45,7 @@ _REST: Final[Mapping[ConvertedPrecision, HalfType | None]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """Describes a graph that was written to a file.
+    """Describe a converted graph that was written to a file.
 
     Attributes:
         graph: The graph's entry in the manifest. The scoring and the thresholds of the entry are those of the fp32
@@ -151,14 +151,14 @@ class PrecisionConverter:
         return Written(graph=graph, kept_in_fp32=found, bytes=bytes_of_graph(target))
 
     def _exceptions_of(self, half: HalfType) -> Mapping[str, str]:
-        """Return the nodes that stay in float32 for their values. The result is kept, because it takes every weight."""
+        """Return the nodes that stay in float32 because float16 cannot hold their values, and keep the result."""
         if half not in self._exceptions:
             self._exceptions[half] = nodes_kept_in_fp32(self._model, half, self._ranges)
         return self._exceptions[half]
 
 
 class Observed(NamedTuple):
-    """The tensors to observe before a conversion.
+    """The tensors whose values on images must be observed before a conversion.
 
     Attributes:
         tensors: The tensors whose extremes must be known.

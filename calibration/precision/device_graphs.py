@@ -1,4 +1,4 @@
-"""Put the bfloat16 graph for devices in the place of its emulation, which the gate compared and calibrated."""
+"""Put the bfloat16 graph for devices in the place of the float32 graph that emulated it in the gate."""
 
 from __future__ import annotations
 

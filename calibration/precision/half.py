@@ -55,9 +55,9 @@ def convertible_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
 def nodes_kept_in_fp32(
     model: onnx.ModelProto, half: HalfType, ranges: Mapping[str, TensorRange] | None = None
 ) -> dict[str, str]:
-    """Return the nodes of `convertible_nodes` that must stay in float32 all the same, each with the reason.
+    """Return the nodes whose values float16 cannot hold, so that they stay in float32, each with the reason.
 
-    There are none for bfloat16, because it has the range of float32.
+    No node must stay for bfloat16, because bfloat16 has the range of float32.
 
     Args:
         model: The fp32 graph with its weights.
@@ -88,7 +88,7 @@ def _why_not(
 
     1. A weight has known values, so its largest one decides.
     2. An observed tensor may take larger values on other images, so it needs headroom.
-    3. Nothing is known of any other tensor.
+    3. A tensor that was not observed counts as one that fits.
     """
     if name in weights:
         if weights[name].data_type != onnx.TensorProto.FLOAT:
@@ -150,7 +150,7 @@ def store_in_half(model: onnx.ModelProto) -> None:
 def _retype(
     graph: onnx.GraphProto, half: set[str], weights: dict[str, onnx.TensorProto], name_of_type: HalfType
 ) -> None:
-    """Change the types of some nodes' inputs and outputs, and put a cast where two types meet."""
+    """Give some nodes inputs and outputs of half precision, and put a Cast where float32 meets half precision."""
     floats = set(_float_tensors(graph))
     made_half: set[str] = set()
     casts: dict[tuple[str, int], str] = {}
@@ -263,10 +263,10 @@ def emulate_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str
 
 
 def _is_stored_in(half: HalfType, node: onnx.NodeProto, weight: onnx.TensorProto) -> bool:
-    """Tell whether a float32 node's weight is stored in float16.
+    """Tell whether the weight of a node that computes in float32 is stored in float16.
 
-    Two kinds of weights are: a large matrix that float16 holds exactly, and a weight that has one number for every
-    element of a level and fits.
+    1. A large matrix is stored in float16 where float16 holds its values exactly.
+    2. A weight with one number for every element of a level is, where its values are within float16's range.
     """
     if half != "fp16" or node.op_type not in ("MatMul", "Mul", "Add"):
         return False

@@ -1,6 +1,6 @@
-"""Convert a graph to INT8 by pairs of QuantizeLinear and DequantizeLinear (Q/DQ) around the nodes of eight bits.
+"""Convert a graph to INT8 by pairs of QuantizeLinear and DequantizeLinear (Q/DQ) around the nodes to quantise.
 
-There are two layouts of one calibration, because engines fuse different patterns:
+Engines fuse different patterns of Q/DQ and nodes, so there are two layouts of the same quantised values:
 
 - ``GPU``: Activations are signed with zero point 0, because TensorRT's parser refuses other zero points. There is no
   Q/DQ after a node whose reader is not INT8. A residual sum has Q/DQ on one side only, so that it fuses with the
@@ -10,8 +10,8 @@ There are two layouts of one calibration, because engines fuse different pattern
 
 Weights are symmetric int8 per output channel in both layouts. Biases are float32 in the GPU layout, as TensorRT needs
 them. In the CPU layout they are int32 with the product of the two scales, because ONNX Runtime before 1.21 runs a
-convolution with a float32 bias in float32. A channel with tiny weights and a large bias gets a scale that fits the
-bias.
+convolution with a float32 bias in float32. A channel with tiny weights and a large bias gets a scale with which the
+bias fits into an int32.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from flowedge.calibration.precision.ranges import TensorRange
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The layout that the INT8 kernels of an engine need.
+    """Describe where and how Q/DQ nodes are placed, so that an engine runs its INT8 kernels.
 
     Attributes:
         unsigned: True for uint8 activations with a zero point, False for int8 activations without one.
@@ -60,7 +60,7 @@ class Plan:
 
     Attributes:
         sites: The convolutions and matrix products.
-        nodes: The names of all INT8 nodes, which are those of the sites and of the nodes that run along with them.
+        nodes: The names of all INT8 nodes: convolutions, products, and the activations, pooling and sums after them.
         tensors: Each tensor to quantise, with the tensor whose observed range it takes.
         written: The tensors of ``tensors`` that an INT8 node writes. Every reader takes their rounded values.
     """
@@ -86,7 +86,7 @@ def plan_of(model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> 
 
 
 class _Planner:
-    """Visits the nodes of a graph in their order and collects the plan.
+    """Visit the nodes of a graph in their order, and collect the nodes and tensors to quantise.
 
     The planner begins with the convolutions and matrix products of the chosen blocks. The planner then follows what
     these nodes write: activations, pooling and sums run in INT8 too where an engine fuses them.
@@ -133,7 +133,7 @@ class _Planner:
             self._write_after_activation(node.output[0])
 
     def plan(self) -> Plan:
-        """Return the plan of the nodes that were visited."""
+        """Return the plan for all nodes that were visited."""
         if self._layout.outputs:
             for name in sorted(self._written):
                 self._quantised.setdefault(name, name)
@@ -145,7 +145,7 @@ class _Planner:
         )
 
     def _write_after_activation(self, tensor: str) -> None:
-        """Mark a tensor as written by an INT8 node, or the output of the one activation that reads it.
+        """Mark a tensor as written in INT8, or in its place the output of a ReLU that alone reads the tensor.
 
         Engines fuse a ReLU into the node before it, so that nothing is rounded between the two.
         """
@@ -177,7 +177,7 @@ class _Planner:
         )
 
     def _inputs_to_quantise(self, node: onnx.NodeProto) -> list[str]:
-        """Return all inputs of a sum but one: the output of a convolution that only the sum reads.
+        """Return the inputs of a sum that need Q/DQ: all but the output of one convolution that only the sum reads.
 
         TensorRT fuses the sum with that convolution if there is no quantisation between the two.
         """
@@ -194,7 +194,7 @@ def tensors_to_observe(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 class Scales:
-    """The step and the zero of each tensor, computed at the first use."""
+    """The quantisation step and the zero point of each tensor, computed at the first use."""
 
     def __init__(self, ranges: Mapping[str, TensorRange], calibrator: CalibratorName, layout: Layout) -> None:
         """Keep the ranges that the scales are computed from.
@@ -210,7 +210,7 @@ class Scales:
         self._known: dict[str, tuple[np.float32, NDArray[np.generic]]] = {}
 
     def __getitem__(self, tensor: str) -> tuple[np.float32, NDArray[np.generic]]:
-        """Return the step and the zero of a tensor, as `scale_and_zero` computes them."""
+        """Return the quantisation step and the zero point of a tensor, as `scale_and_zero` computes them."""
         if tensor not in self._known:
             self._known[tensor] = scale_and_zero(self._ranges[tensor], self._calibrator, self.layout)
         return self._known[tensor]
@@ -270,7 +270,7 @@ def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) ->
 def scale_and_zero(
     values: TensorRange, calibrator: CalibratorName, layout: Layout
 ) -> tuple[np.float32, NDArray[np.generic]]:
-    """Return the step between two quantised values, in the tensor's units, and the quantised value of zero."""
+    """Return a tensor's quantisation step, in the tensor's units, and its zero point: the whole number for 0."""
     negative = values.smallest < 0
     if not layout.unsigned:
         limit = magnitude_limit(values, calibrator, steps=127)
@@ -285,7 +285,7 @@ def scale_and_zero(
 
 
 def _step(step: float) -> np.float32:
-    """Return a step that is neither zero nor denormal, because engines divide by steps and multiply two of them."""
+    """Return a quantisation step that is neither zero nor denormal, because engines divide by steps."""
     return np.float32(step) if step > _SMALLEST_STEP else np.float32(1.0)
 
 
@@ -310,11 +310,11 @@ def _stored(
     scales: Mapping[str, tuple[np.float32, NDArray[np.generic]]],
     layout: Layout,
 ) -> list[onnx.NodeProto]:
-    """Store a site's weight as int8, symmetric per output channel, and its bias as int32 if the layout stores biases.
+    """Store the weight of a convolution or product as int8 and, in the CPU layout, its bias as int32.
 
     Returns:
-        The nodes that dequantise weight and bias. The outputs of these nodes are the site's inputs from the second
-        input on.
+        The nodes that dequantise weight and bias. The convolution or product reads the outputs of these nodes as its
+        second and third input.
     """
     values = numpy_helper.to_array(constants[site.weight]).astype(np.float32)
     axis = site.channel_axis

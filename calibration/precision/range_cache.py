@@ -1,4 +1,4 @@
-"""Keep the observed ranges of a graph's tensors in the device's cache, by the graph and the images."""
+"""Keep the values that a graph's tensors took in the device's cache, by the graph and the images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flowedge.runtime.device.engine_file import graph_hash
 
 
 class RangeCache:
-    """The stored ranges of some tensors on some images."""
+    """The store, in the device's cache, of the values that some tensors took on some images."""
 
     def __init__(self, cache: DeviceCache, images_sha256: str, observed: Observed) -> None:
         """Name the images and the tensors.
@@ -40,7 +40,7 @@ class RangeCache:
         return ranges if ranges.keys() == set(self._observed.tensors) else None
 
     def write(self, ranges: Mapping[str, TensorRange], bundles: Iterable[Bundle]) -> None:
-        """Store the ranges of the fp32 graph of each of these bundles."""
+        """Store the same ranges once for the fp32 graph of each of these bundles."""
         content = bytes_from_ranges(ranges)
         for name in {self._name(bundle) for bundle in bundles}:
             self._cache.write_extra(name, content)

@@ -36,7 +36,7 @@ _STORED_BYTES: Final = 1 << 30  # The largest size of stored ranges when they ar
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class TensorRange:
-    """The values that one tensor took.
+    """A histogram and the extremes of the values that one tensor took on images.
 
     Attributes:
         counts: The number of finite values by the upper 16 bits of their float32 form, ``(65536,)`` int64. All are zero
@@ -79,7 +79,7 @@ class TensorRange:
             self.counts += _counts((flat.view(np.uint32) >> np.uint32(16)).astype(np.uint16))
 
     def histogram(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return the values that occurred and how often each did, both ``(n,)`` and ascending by the value.
+        """Return the values that occurred, in ascending order, and the count of each, both ``(n,)``.
 
         A value is the middle of its bin.
         """
@@ -90,7 +90,7 @@ class TensorRange:
 
 
 def _counts(bins: NDArray[np.uint16]) -> NDArray[np.int64]:
-    """Return how often each bin occurs, ``(65536,)`` int64.
+    """Count how often each of the 65,536 bins of values occurs, ``(65536,)`` int64.
 
     OpenCV first clears all of its bins and then takes a quarter of NumPy's time, so it is used for many values.
     """
@@ -111,7 +111,7 @@ _MIDDLES: Final = _middles()
 
 
 class Observer:
-    """A graph whose tensors are observed while it runs.
+    """Run a graph and count the values of some of its tensors.
 
     An image takes several runs where the tensors of one run would need more than 1 GiB of memory.
 
@@ -181,7 +181,7 @@ def _groups(graph: Path, tensors: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _session(graph: Path, outputs: Sequence[str], threads: int | None) -> ort.InferenceSession:
-    """Open the graph with other outputs. Weights beside its file are read from there."""
+    """Open the graph with some tensors as further outputs. Weights beside the graph's file are read from there."""
     model = onnx.load(str(graph), load_external_data=False)
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)

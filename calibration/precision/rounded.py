@@ -1,4 +1,4 @@
-"""The answers of an INT8 graph itself, which every engine that runs the graph is compared with."""
+"""Compute the answers of an INT8 graph by the rules of ONNX, for comparison with any engine that runs the graph."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def files_of_rounded_answers(bundle: Bundle, *, threads: int | None) -> dict[str
         threads: The number of CPU threads, None for ONNX Runtime's choice.
 
     Returns:
-        The content of the bundle's new files, by their path. There is none without a self-test.
+        The content of the bundle's new files, by their path. No file is new where the bundle has no self-test.
 
     Raises:
         BundleError: The self-test does not fit the manifest.

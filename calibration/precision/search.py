@@ -1,4 +1,4 @@
-"""Search for the blocks that can have a lower precision so that the gate passes.
+"""Search for the blocks of a graph that can have a lower precision while the gate still passes.
 
 The search begins with all blocks. If the gate fails, it reverts the most sensitive blocks first, until the gate passes.
 """
@@ -57,7 +57,7 @@ def judging_detector(bundle: Bundle, precision: str, threads: int | None) -> Det
 
 
 def probe_frames(images: Sequence[Path], pixel_range: PixelRange | None) -> Iterator[NDArray[np.uint8]]:
-    """Yield good images, each followed by a copy with a synthetic defect. An image's index decides its defect."""
+    """Yield each good image, followed by a copy of it with a synthetic defect that the image's index decides."""
     for n, path in enumerate(images):
         frame = read_image(path, pixel_range)
         yield frame
@@ -75,7 +75,7 @@ class GateImages:
     def __init__(
         self, fp32: Bundle, images: Sequence[Path], defects_per_image: int, threads: int | None
     ) -> None:
-        """Keep the images. The fp32 graph runs when its answers are first needed.
+        """Keep the images. The fp32 graph runs only when a comparison first needs its answers.
 
         Args:
             fp32: The bundle with the fp32 graph.
@@ -99,7 +99,7 @@ class GateImages:
         labelled: Dataset | None = None,
         reports: Reports = SILENT,
     ) -> GateReport:
-        """Compare a graph with fp32. Labelled images come after the good ones.
+        """Compare a graph with fp32 on good images, synthetic defects and then labelled images.
 
         All fp32 answers are computed first, because two sessions at a time slow each other down.
         """
@@ -118,7 +118,7 @@ class GateImages:
             )
 
     def _answer(self, labelled: Dataset | None) -> None:
-        """Compute the fp32 answers that no comparison has needed so far."""
+        """Compute the fp32 answers that are still missing for a comparison."""
         labels = 0 if labelled is None else len(labelled.samples)
         if len(self._answers) >= len(self._images) * (1 + self._defects_per_image) + labels:
             return
@@ -130,7 +130,7 @@ class GateImages:
                 self._answers.append(_kept(fp32(one.frame)))
 
     def sensitivity(self, candidate: Bundle, precision: str) -> float:
-        """Return how much a candidate changes the map.
+        """Return how much a candidate graph changes the anomaly map of fp32.
 
         The unit is that of `flowedge.calibration.calibration_record.BlockChoice`: standard deviations of the good
         images' fp32 map. The value is infinite where the candidate's map is not finite.
@@ -225,7 +225,7 @@ class Search:
         return passes
 
     def measure(self) -> None:
-        """Measure the sensitivity of each block, once for both layouts of INT8.
+        """Measure the sensitivity of each block to the lower precision, once for both layouts of INT8.
 
         A block's sensitivity is the change of the map when this block alone has the lower precision.
         """
@@ -247,7 +247,7 @@ class Search:
         return sorted(self._blocks, key=lambda name: -self.sensitivities.get(name, 0.0))
 
     def _most(self) -> int:
-        """Return the largest number of blocks to revert so that a block with multiply-accumulates is left."""
+        """Return the largest number of blocks that may be reverted, so that one that does work keeps the precision."""
         return max(
             (n for n, name in enumerate(self._order()) if self._macs[name]), default=len(self._blocks) - 1
         )
@@ -257,7 +257,7 @@ class Search:
         return self._gate.judge(bundle, self._precision, self._limits, reports=self._reports)
 
     def _candidate(self, blocks: Sequence[str], precision: ConvertedPrecision) -> Bundle:
-        """Write a candidate and return a bundle with it alone, which serves only for the gate."""
+        """Write a candidate graph, and return a bundle of this graph alone for the gate."""
         for file in self._folder.iterdir():
             file.unlink()
         place = self._folder / FILES[precision]

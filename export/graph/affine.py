@@ -1,4 +1,4 @@
-"""Fold the couplings' global scale and offset into the subnets, in one pass.
+"""Fold the global scale and offset of FrEIA's couplings into their subnets, in one pass over the flow.
 
 After each coupling the paper multiplies every channel by a constant and adds another one. The folded graph stores
 ``u`` where the paper has ``x = S u + m``. The *deferred scale* S and the *shift* m are known constants of each
@@ -37,17 +37,17 @@ from flowedge.export.graph.rewriting import bias_of, float32
 _Vector: TypeAlias = NDArray[np.float64]
 
 _LARGEST_SCALE: Final = 2.0**16
-"""Largest deferred scale: beyond it, or below its inverse, float32 and FP16 weights would lose precision."""
+"""The largest scale that a weight may absorb. Beyond it, or below its inverse, float16 weights would lose precision."""
 _ANY: Final = np.nan
-"""Required shift of a channel that may have any shift."""
+"""The mark of a channel that may have any shift, in place of the shift that it must have."""
 
 
 def fold_affine(model: ir.FlowModel) -> ir.FlowModel:
-    """Global scales and offsets go into the subnets, the dense channel maps and the score.
+    """Global scales and offsets of the couplings go into the weights of subnets, channel matrices and the score.
 
-    The pass folds each run of couplings and channel maps on one stream as a whole. Where another kind of step
-    follows a run, one multiplication applies the scale that is still deferred. A run whose scale leaves
-    ``2**±16`` keeps its scales and offsets where they are.
+    The pass folds a run as a whole, which is a sequence of couplings and channel maps on one stream. Where another
+    kind of step follows a run, one multiplication applies the scale that no weight has absorbed. A run keeps its
+    scales and offsets where an absorbed scale would be above 2**16 or below 2**-16.
     """
     placed: list[list[ir.Step]] = [[step] for step in model.steps]
     levels = list(model.levels)
@@ -67,7 +67,7 @@ def fold_affine(model: ir.FlowModel) -> ir.FlowModel:
 
 
 def _runs(model: ir.FlowModel) -> Iterator[list[int]]:
-    """Yield the longest runs of couplings and channel maps on one stream, as places in the program."""
+    """Yield each longest run of couplings and channel maps on one stream, as the indices of its steps."""
     open_runs: dict[int, list[int]] = {}
     for place, step in enumerate(model.steps):
         if isinstance(step, (ir.Coupling, ir.ChannelMap)):
@@ -80,11 +80,11 @@ def _runs(model: ir.FlowModel) -> Iterator[list[int]]:
 
 
 def _fold_run(steps: list[ir.Step]) -> tuple[_Vector, list[ir.Step], _Vector] | None:
-    """Fold the scales and offsets of a run.
+    """Fold the global scales and offsets of a run of couplings and channel maps on one stream.
 
     Returns:
-        The leftover to subtract before the run, the folded steps, and the scale that is deferred after the
-        run. The result is None where a deferred scale is too large or too small.
+        The shift of each channel to subtract before the run, the folded steps, and the scale of each channel to
+        apply after the run. The result is None where a scale is above 2**16 or below 2**-16.
     """
     required = _required_shifts(steps)
     leftover = np.nan_to_num(required[0])
@@ -106,7 +106,11 @@ def _fold_run(steps: list[ir.Step]) -> tuple[_Vector, list[ir.Step], _Vector] | 
 def _subtract_before(
     model: ir.FlowModel, placed: list[list[ir.Step]], stream: int, first: int, leftover: _Vector
 ) -> None:
-    """Subtract a leftover before a run, in the bias of a layer norm there or as a step of its own."""
+    """Subtract a constant of each channel before a run of steps.
+
+    The bias of a layer norm absorbs the constants where the layer norm is the step before the run. Otherwise they
+    become a step of their own.
+    """
     before = [n for n in range(first) if stream in ir.streams_of(model.steps[n])]
     step = placed[before[-1]][-1] if before else None
     if isinstance(step, ir.LayerNorm) and step.stream == stream:
@@ -123,7 +127,7 @@ def _apply_scale_after(
     last: int,
     scale: _Vector,
 ) -> None:
-    """Apply the scale that is deferred after the last step of a run."""
+    """Multiply each channel by its scale after the last step of a run, in the score's weights or by an added step."""
     later = [n for n in range(last + 1, len(model.steps)) if stream in ir.streams_of(model.steps[n])]
     split = model.steps[later[0]] if len(later) == 1 else None
     # 1. The stream ends: the score absorbs the scale.
@@ -148,9 +152,9 @@ def _scale_latent(levels: list[ir.Level], stream: int, scale: _Vector) -> None:
 
 
 def _required_shifts(steps: list[ir.Step]) -> list[_Vector]:
-    """Find the shift that each channel must have before each step and after the last one.
+    """Find the constant that must be subtracted from each channel before each step and after the last one.
 
-    The vectors hold ``_ANY`` for channels that may have any shift.
+    The constant is called the required shift, and is ``_ANY`` for channels that may have any shift.
     """
     required = np.zeros(_width_after(steps[-1]))  # the score absorbs no shift
     found = [required]
@@ -190,16 +194,18 @@ def _width_after(step: ir.Step) -> int:
 def _fold_coupling(
     step: ir.Coupling, required: _Vector, scale: _Vector, shift: _Vector
 ) -> tuple[ir.Coupling, _Vector, _Vector]:
-    """Fold a coupling.
+    """Fold the global scale and offset of one coupling into its subnet.
+
+    A channel holds ``u`` where the paper has ``x = scale * u + shift``.
 
     Args:
         step: The coupling.
-        required: The required shift of each channel after it.
-        scale: The deferred scale of each channel before it.
-        shift: The shift of each channel before it.
+        required: The shift that each channel must have after the coupling, or ``_ANY``.
+        scale: The scale of each channel before the coupling.
+        shift: The shift of each channel before the coupling.
 
     Returns:
-        The folded coupling, and the deferred scale and the shift of each channel after it.
+        The folded coupling, and the scale and the shift of each channel after the coupling.
     """
     assert step.gain == 1.0, "fold_gain runs first"
     passive_width = len(step.passive)
@@ -249,7 +255,10 @@ def _fold_coupling(
 def _fold_map(
     step: ir.ChannelMap, required: _Vector, scale: _Vector, shift: _Vector
 ) -> tuple[ir.ChannelMap, _Vector, _Vector]:
-    """Fold a channel map, with the arguments and results of `_fold_coupling`."""
+    """Fold the scale and the shift of the channels before a channel map into the map.
+
+    The arguments and results are those of `_fold_coupling`, with a channel map in place of the coupling.
+    """
     if step.index is not None:
         return step, scale[step.index], shift[step.index]
     # The matrix absorbs the scale in its columns. The bias adds the mapped shift and subtracts the required one.

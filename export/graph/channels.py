@@ -13,7 +13,7 @@ from flowedge.export.graph.permutations import reading_through
 from flowedge.export.graph.rewriting import channels_after_insertion, with_inserted, with_latents_at
 
 CHANNEL_GROUP: Final = 8
-"""Engines compute channels in groups of 8 or more."""
+"""The number of channels that engines compute together."""
 
 
 def fill_channel_groups(model: ir.FlowModel) -> ir.FlowModel:
@@ -81,6 +81,9 @@ def _filled(step: ir.Coupling) -> ir.Coupling:
 
 
 def _missing_channels(channels: int) -> int:
-    """Return how many channels fill up the last group, or 0 where that is more than a quarter of ``channels``."""
+    """Return how many idle channels make ``channels`` a multiple of 8.
+
+    The answer is 0 where that would add more than a quarter.
+    """
     missing = -channels % CHANNEL_GROUP
     return missing if 4 * missing <= channels else 0

@@ -12,7 +12,7 @@ from flowedge.export.graph.rewriting import CrossNet, bias_of, float32, rewrite_
 
 
 def merge_scale_and_shift_heads(model: ir.FlowModel) -> ir.FlowModel:
-    """MSFlow's two convolutions of one input become one convolution with their outputs concatenated."""
+    """MSFlow's convolutions for scale and shift, which read one input, become one convolution with both outputs."""
 
     def merged(net: CrossNet) -> CrossNet:
         if isinstance(net, ir.CrossScaleNet):
@@ -23,11 +23,11 @@ def merge_scale_and_shift_heads(model: ir.FlowModel) -> ir.FlowModel:
 
 
 def mix_channels_before_upsampling(model: ir.FlowModel) -> ir.FlowModel:
-    """A convolution after an upsampling mixes channels before it, where there are four times fewer pixels.
+    """CS-Flow's convolutions of an upsampled map mix its channels before the upsampling, on four times fewer pixels.
 
-    The pass changes a route only where that saves multiply-accumulates and the new matrix is no larger than the
-    weights. The new matrix upsamples, shifts and sums, and grows with the square of the level's size. A route with few
-    channels has little to save.
+    A product with one constant matrix then upsamples the mixed channels, shifts them and sums them. The matrix grows
+    with the square of the number of pixels. So the pass changes a convolution only where that saves
+    multiply-accumulates and the matrix is no larger than the weights. A convolution of few channels saves little.
     """
     sizes = [level.height * level.width for level in model.levels]
 
@@ -55,9 +55,9 @@ def mix_channels_before_upsampling(model: ir.FlowModel) -> ir.FlowModel:
 
 
 def merge_cross_convolutions(model: ir.FlowModel) -> ir.FlowModel:
-    """CS-Flow's gammas go into the weights, and convolutions of one stride become one over all their inputs.
+    """CS-Flow's factors gamma go into the weights, and convolutions of one stride become one over all their inputs.
 
-    Convolutions that mix channels before they upsample stay apart.
+    A convolution that mixes channels before their upsampling is not merged with others.
     """
 
     def merged(net: CrossNet) -> CrossNet:
@@ -73,7 +73,7 @@ def merge_cross_convolutions(model: ir.FlowModel) -> ir.FlowModel:
 
 
 def fold_soft_clamp(model: ir.FlowModel) -> ir.FlowModel:
-    """The factor ``1 / kappa`` in the arctangent goes into the rows that give S."""
+    """The factor ``1 / kappa`` in the soft clamp of a scale goes into the weights that compute the scale."""
 
     def folded(step: ir.Step) -> ir.Step:
         if not isinstance(step, ir.TwoSidedCoupling) or step.inner == 1.0:
@@ -97,7 +97,7 @@ def _stacked(convs: tuple[ir.Conv, ...]) -> ir.Conv:
 
 
 def _biases_in_first(routes: Sequence[ir.Route]) -> tuple[ir.Route, ...]:
-    """Move the biases of routes that mix first, which can have none, to the first route of the sum."""
+    """Add the biases of routes that mix channels before the upsampling to the bias of the first route of the sum."""
     first, *others = routes
     bias = bias_of(first.conv) + sum(bias_of(route.conv) for route in others if route.mixes_first)
     return (
@@ -112,7 +112,7 @@ def _biases_in_first(routes: Sequence[ir.Route]) -> tuple[ir.Route, ...]:
 
 
 def _groups(routes: tuple[ir.Route, ...]) -> list[list[ir.Route]]:
-    """Group the routes that one convolution can compute."""
+    """Group the routes of one level so that one convolution can compute each group."""
     # One convolution has one stride. Routes that mix first are convolutions at another level's size.
     groups: dict[tuple[int, bool], list[ir.Route]] = {}
     for route in routes:
@@ -121,7 +121,7 @@ def _groups(routes: tuple[ir.Route, ...]) -> list[list[ir.Route]]:
 
 
 def _joined(routes: list[ir.Route], gain: float) -> ir.Route:
-    """Join the routes of a group to one route over all their sources, and multiply it by ``gain``."""
+    """Join routes of one stride to one convolution of all their inputs, with its weights multiplied by ``gain``."""
     # The sources are concatenated, so the weights are joined along the inputs and the biases are summed.
     weight = np.concatenate([route.conv.weight for route in routes], axis=1)
     bias = None
@@ -133,7 +133,7 @@ def _joined(routes: list[ir.Route], gain: float) -> ir.Route:
 
 
 def _with_scaled_outputs(net: CrossNet, rows: list[int], factor: float) -> CrossNet:
-    """Multiply the first ``rows[l]`` outputs of each level l by a factor."""
+    """Multiply the first ``rows[l]`` output channels of a subnet on each level l by a factor."""
 
     def scaled(conv: ir.Conv, count: int) -> ir.Conv:
         factors = np.ones(len(conv.weight))

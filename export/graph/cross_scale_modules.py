@@ -21,7 +21,7 @@ _SLOPE: Final = 0.1
 
 
 class TwoSided(nn.Module):
-    """One ``TwoSidedCoupling``: ``forward(streams)`` gives the streams after it."""
+    """Run a coupling that works on all levels: ``forward(streams)`` gives the streams after the coupling."""
 
     def __init__(self, step: ir.TwoSidedCoupling, sizes: Sequence[tuple[int, int]]) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class TwoSided(nn.Module):
 
 
 class _CrossScale(nn.Module):
-    """CS-Flow's subnet: ``forward`` takes and gives one map per level."""
+    """Run CS-Flow's subnet: ``forward`` takes and gives one map per level."""
 
     def __init__(self, net: ir.CrossScaleNet, sizes: Sequence[tuple[int, int]]) -> None:
         super().__init__()
@@ -102,9 +102,9 @@ def _module_of_route(route: ir.Route, level: int, sizes: Sequence[tuple[int, int
 
 
 class _MixingFirst(nn.Module):
-    """A route that computes ``conv(upsample(x))`` without a bias, and mixes channels before it upsamples.
+    """Compute ``conv(upsample(x))`` with the channels mixed before the upsampling, at the coarse size.
 
-    Each tap of the kernel is a 1x1 convolution at the coarse size.
+    Mixing the channels is a 1x1 convolution for each tap of the kernel. The convolution has no bias.
     """
 
     def __init__(self, weight: ir.Array, source: tuple[int, int], target: tuple[int, int]) -> None:
@@ -118,7 +118,7 @@ class _MixingFirst(nn.Module):
 
 
 class _UpsampleTaps(nn.Module):
-    """Upsample the taps' outputs bilinearly, shift each by its tap, and sum them, with one constant matrix."""
+    """Upsample the outputs of a kernel's taps, shift each by its tap, and sum them, by one product with a matrix."""
 
     matrix: Tensor
 
@@ -137,7 +137,7 @@ class _UpsampleTaps(nn.Module):
 
 
 def _shifted(target: int, source: int, kernel: int) -> NDArray[np.float32]:
-    """Return a matrix per tap, ``[kernel, target, source]``, that upsamples along one axis and shifts by the tap.
+    """Return ``[kernel, target, source]``: for each tap, a matrix that upsamples along one axis and shifts by the tap.
 
     Positions that the zero-padded kernel reads outside of the map are rows of zeros.
     """
@@ -147,7 +147,7 @@ def _shifted(target: int, source: int, kernel: int) -> NDArray[np.float32]:
 
 
 class _Fusion(nn.Module):
-    """MSFlow's subnet: ``forward`` takes and gives one map per level."""
+    """Run MSFlow's subnet: ``forward`` takes and gives one map per level."""
 
     def __init__(self, net: ir.FusionNet, sizes: Sequence[tuple[int, int]]) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class _Fusion(nn.Module):
 
 
 class _Upsample(nn.Module):
-    """Resize bilinearly by two products with constant matrices."""
+    """Resize a map bilinearly by two products with constant matrices, one for rows and one for columns."""
 
     rows: Tensor
     columns: Tensor

@@ -121,7 +121,7 @@ class DetectorModule(nn.Module):
 
 
 class _Coupling(nn.Module):
-    """A coupling on one stream: ``forward(x)`` gives the stream after it, and the exponent or None."""
+    """Run a coupling on one stream: ``forward(x)`` gives the stream after it, and the log-scale or None."""
 
     passive: Tensor
     active: Tensor
@@ -158,7 +158,7 @@ class _Coupling(nn.Module):
 
 
 class _Subnet(nn.Module):
-    """The layers of a subnet, with the last layer cut in two: one for the log-scale and one for the shift.
+    """Run the layers of a subnet, with the last layer cut in two: one for the log-scale and one for the shift.
 
     A Split node after one wide layer would cost a copy of all channels on a CPU. In TensorRT it would cost ten
     layers of shape arithmetic, because the batch size is open.
@@ -182,13 +182,13 @@ class _Subnet(nn.Module):
 
 
 def _rows(layer: ir.Conv | ir.Linear, rows: slice) -> ir.Conv | ir.Linear:
-    """Keep some of a layer's outputs."""
+    """Return a layer with some of its output channels only."""
     bias = None if layer.bias is None else layer.bias[rows]
     return dataclasses.replace(layer, weight=layer.weight[rows], bias=bias)
 
 
 class _Position(nn.Module):
-    """The constant maps of a condition ``(1, P, H, W)``, expanded to the batch."""
+    """Give the constant position maps ``(1, P, H, W)`` that a subnet reads, expanded to the batch."""
 
     columns: Tensor
     rows: Tensor
@@ -216,7 +216,7 @@ class _Position(nn.Module):
 
 
 class _PositionChannels(nn.Module):
-    """Append the constant maps of a basis to the stream."""
+    """Append the constant maps of the position code to the channels of the stream."""
 
     def __init__(self, step: ir.PositionChannels, size: tuple[int, int]) -> None:
         super().__init__()

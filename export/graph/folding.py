@@ -1,4 +1,4 @@
-"""Drop what the score does not use and fold constants into one subnet's weights, in passes over the flow."""
+"""Drop outputs that the score does not use, and fold constants into one subnet's weights, in passes over the flow."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def linear_layers_become_convolutions(model: ir.FlowModel) -> ir.FlowModel:
 
 
 def fold_gain(model: ir.FlowModel) -> ir.FlowModel:
-    """The factor 0.1 and the clamp's inner factor go into the subnet's last convolution."""
+    """FrEIA's factor 0.1 and the factor inside its clamp go into the weights of the subnet's last convolution."""
 
     def folded(step: ir.Coupling) -> ir.Coupling:
         *others, last = step.subnet
@@ -57,7 +57,7 @@ def fold_gain(model: ir.FlowModel) -> ir.FlowModel:
 
 
 def centre_before_norm(model: ir.FlowModel) -> ir.FlowModel:
-    """The convolution before a norm over channels gives outputs of mean zero, so the norm subtracts no mean."""
+    """The weights of a convolution before a norm over channels are centred, so that the norm subtracts no mean."""
 
     def centred(step: ir.Coupling) -> ir.Coupling:
         subnet = list(step.subnet)

@@ -88,7 +88,7 @@ def check_frame_size(
 
 
 class _Framing(nn.Module):
-    """Crop and pad frames: gather rows and columns, then fill the pixels that have no source."""
+    """Crop and pad frames by a gather of rows and columns, and fill the pixels outside of the frame."""
 
     rows: Tensor
     columns: Tensor
@@ -109,7 +109,7 @@ class _Framing(nn.Module):
             self._fills += 1
 
     def forward(self, frame: Tensor) -> Tensor:
-        """Take and give grey levels ``(N, H, W, 3)`` in float32."""
+        """Crop and pad grey levels ``(N, H, W, 3)`` in float32."""
         frame = frame.index_select(1, self.rows).index_select(2, self.columns)
         for number in range(self._fills):
             frame = frame * self.get_buffer(f"kept_{number}") + self.get_buffer(f"fill_{number}")
@@ -147,7 +147,7 @@ class _MatrixResize(nn.Module):
 
 
 class _FloatPass(nn.Module):
-    """Multiply by one matrix along one axis, or do nothing for the identity."""
+    """Resize along one axis by a product with one matrix, or do nothing where the size stays."""
 
     def __init__(self, matrix: NDArray[np.float32], axis: Axis) -> None:
         super().__init__()
@@ -182,7 +182,10 @@ class _GreyPass(nn.Module):
 
 
 class _BlockProduct(nn.Module):
-    """Multiply one input by several matrices of one shape, along rows (-2) or columns (-1), in groups of outputs."""
+    """Multiply one input by several matrices of one shape along one axis (-2 for rows, -1 for columns).
+
+    A product is computed in groups of outputs, since each output needs few inputs.
+    """
 
     def __init__(self, matrices: Sequence[NDArray[np.float32]], axis: Axis) -> None:
         super().__init__()
@@ -285,16 +288,16 @@ def exact_parts(weights: NDArray[np.int32]) -> tuple[list[NDArray[np.float32]], 
 
 
 def _inputs_of(matrices: Sequence[NDArray[np.float32]], outputs: NDArray[np.intp]) -> tuple[int, int]:
-    """Return the range of inputs, ``(first, stop)``, that these outputs take.
+    """Return the range of source pixels, ``(first, stop)``, that have a weight in these rows of a resize matrix.
 
-    Outputs that take no input, because all are padding, get the range of one input.
+    Rows without any weight, which are padding, get a range of one pixel.
     """
     used = np.flatnonzero(np.any([matrix[outputs].any(axis=0) for matrix in matrices], axis=0))
     return (int(used[0]), int(used[-1]) + 1) if used.size else (0, 1)
 
 
 def _products(first: NDArray[np.float64], second: NDArray[np.float64]) -> int:
-    """Count the multiplications of two dense passes over one channel, in this order."""
+    """Count the multiplications that two dense resize passes in this order take for one channel."""
     return int(first.size * second.shape[1] + second.size * first.shape[0])
 
 
@@ -303,5 +306,5 @@ def _is_identity(matrix: NDArray[np.float32] | NDArray[np.int32], one: int) -> b
 
 
 def _both(taps: TwoTaps) -> Tensor:
-    """Return the indices of the first taps, then those of the second taps."""
+    """Return the source indices of the first taps of all outputs, followed by those of the second taps."""
     return torch.from_numpy(np.concatenate([taps.first, taps.second]))

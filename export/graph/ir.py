@@ -47,7 +47,7 @@ class Conv:
 class ChannelNorm:
     """Layer normalisation over the channels of each pixel. weight and bias ``(C,)``.
 
-    With ``centred`` the mean of each pixel's input is already zero.
+    Where ``centred`` is true, the input's mean over the channels is already zero.
     """
 
     weight: Array
@@ -103,7 +103,7 @@ class Coupling:
         g = alpha * tanh(inner * a)
         y = scale * concat(x1, x2 * exp(g) + t) + offset
 
-    So the passive channels come first in the output.
+    In the output the passive channels come before the active ones.
 
     Attributes:
         stream: The stream that the coupling transforms.
@@ -156,7 +156,7 @@ class ChannelAffine:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PositionChannels:
-    """Append the constant maps of a basis to the stream, after its channels."""
+    """Append the constant maps of the position code to the channels of a stream."""
 
     stream: int
     basis: PositionBasis

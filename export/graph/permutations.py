@@ -14,7 +14,7 @@ _ORTHOGONAL: Final = 1e-5  # largest entry of Q^T Q - I for a matrix that counts
 
 
 def index_hard_permutations(model: ir.FlowModel) -> ir.FlowModel:
-    """A matrix with a single 1 in each row becomes a gather of channels.
+    """A channel map whose matrix has a single 1 in each row becomes a gather of channels.
 
     The answers are equal for finite values. The matrix product turns an infinity into NaN, the gather does not.
     """
@@ -65,7 +65,7 @@ def drop_last_rotation(model: ir.FlowModel) -> ir.FlowModel:
 
 
 def reading_through(step: ir.Step, gathers: Mapping[int, ir.Index]) -> ir.Step | None:
-    """Rewrite a step to read its streams as they are before the gathers.
+    """Compose gathers of channels into the step that follows them, so that the step reads ungathered streams.
 
     Args:
         step: The step that reads the gathered streams.

@@ -23,7 +23,7 @@ from flowedge.export.graph.rewriting import (
 )
 
 _NEGLIGIBLE: Final = 2.0**-25
-"""Relative size of a singular value that float32 codes cannot resolve beside the largest one."""
+"""A singular value below this share of the largest one is lost in the rounding of a float32 position code."""
 
 
 def reduce_position_code(model: ir.FlowModel) -> ir.FlowModel:
@@ -67,7 +67,7 @@ def reduce_position_code(model: ir.FlowModel) -> ir.FlowModel:
 
 
 def carry_position(model: ir.FlowModel) -> ir.FlowModel:
-    """The position maps become channels of the stream, so that one gather fetches them with the passive half.
+    """The maps of the position code become channels of the stream, and one gather reads them with the passive half.
 
     A stream stays as it is where a dense matrix, a split or a concatenation would have to carry the maps through.
     """
@@ -88,7 +88,7 @@ def carry_position(model: ir.FlowModel) -> ir.FlowModel:
 
 
 def _basis_to_carry(steps: Sequence[ir.Step]) -> ir.PositionBasis | None:
-    """Return the maps that the couplings of a stream share, or None where the stream cannot carry them."""
+    """Return the position maps that all couplings of a stream read, or None where they cannot be channels of it."""
     conditions = [step.condition for step in steps if isinstance(step, ir.Coupling)]
     if not conditions or any(isinstance(step, (ir.ChannelMap, ir.Split, ir.Concat)) for step in steps):
         return None
@@ -102,7 +102,7 @@ def _basis_to_carry(steps: Sequence[ir.Step]) -> ir.PositionBasis | None:
 def _with_carried_maps(
     steps: Sequence[ir.Step], basis: ir.PositionBasis
 ) -> tuple[list[ir.Step], ir.Index | None]:
-    """Rewrite the steps of a stream, from its first coupling on, to find the maps among the stream's channels.
+    """Rewrite the steps of a stream, from its first coupling on, to read the position maps as channels of the stream.
 
     Returns:
         The rewritten steps, up to a coupling across levels, and the index of each bare channel at the end of the
@@ -139,7 +139,7 @@ def _with_carried_maps(
 
 
 def _coupling_with_maps(step: ir.Coupling, channel_of: ir.Index, maps: ir.Index) -> ir.Coupling:
-    """Rewrite a coupling to read the maps as channels after its passive half instead of as a condition."""
+    """Rewrite a coupling to read the position maps as channels after its passive half, not as a condition."""
     return dataclasses.replace(
         step,
         passive=np.concatenate([channel_of[step.passive], maps]),
@@ -167,7 +167,7 @@ def _basis(
 def _padded_to_group(
     basis: NDArray[np.float64], coefficients: NDArray[np.float64], channels: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Add zero maps to a basis until the subnet's ``channels`` inputs fill whole channel groups."""
+    """Add maps of zeros to a position basis until the subnet's ``channels`` inputs are a multiple of 8."""
     missing = -channels % CHANNEL_GROUP
     return (
         np.concatenate([basis, np.zeros((missing, basis.shape[1]))]),

@@ -1,4 +1,4 @@
-"""Check the levels of an NFA test and resample a level to the size of the map, for both forms of the test."""
+"""Check the levels that a test of the number of false alarms takes, and resample a level to the map's size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class NotInspectedError(FlowEdgeError):
 
 
 def check_levels(levels: Sequence[NDArray[Any]], channels: Sequence[int]) -> None:
-    """Refuse levels that neither form of the test can answer.
+    """Refuse levels that no test of the number of false alarms can judge.
 
     Args:
         levels: Per level, ``(h, w)`` energies or counts.
@@ -49,7 +49,7 @@ def check_levels(levels: Sequence[NDArray[Any]], channels: Sequence[int]) -> Non
 
 
 def bilinear(level: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Resample as PyTorch's bilinear with ``align_corners=False`` does, without antialiasing.
+    """Resample a level as PyTorch's bilinear interpolation with ``align_corners=False`` does, without antialiasing.
 
     Args:
         level: ``(h, w)`` float64.
@@ -68,7 +68,7 @@ def bilinear(level: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.fl
 
 
 def bicubic(level: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Resample as PyTorch's bicubic with ``align_corners=True`` does, without antialiasing.
+    """Resample a level as PyTorch's bicubic interpolation with ``align_corners=True`` does, without antialiasing.
 
     Args:
         level: ``(h, w)`` float64. A value that is not finite spreads as far as the kernel reaches.

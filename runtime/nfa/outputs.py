@@ -16,7 +16,7 @@ from flowedge.runtime.nfa.windows import block_log_nfa, window_sides
 
 
 def check_form(manifest: Manifest, form: NfaForm) -> None:
-    """Refuse a form of the test for which the bundle's graphs lack outputs.
+    """Refuse a form of the NFA test for which the bundle's graphs lack outputs.
 
     Raises:
         BundleError: ``block`` without the graphs' counts, or ``tree`` without CFLOW's energies.
@@ -82,7 +82,7 @@ def log_nfa_of_outputs(
 
 
 def _whole(count: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the counts as integers, and refuse an engine that rounded them."""
+    """Return the counts of a graph as integers, and refuse counts that an engine rounded to fractions."""
     if not (np.isfinite(count).all() and np.array_equal(count, np.rint(count))):
         raise NotInspectedError(
             "the engine's counts are no whole numbers, so it computes in less than float32. Run flowedge verify, "

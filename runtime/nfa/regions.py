@@ -11,7 +11,7 @@ from flowedge.runtime.regions import Region, find_regions
 def detected_regions(log_nfa: NDArray[np.floating], limit: float = 0.0) -> tuple[Region, ...]:
     """Return the regions whose log NFA is below a limit, surest first.
 
-    The map of the regions' peaks is ``-log_nfa``.
+    The peak of a region is the largest value of ``-log_nfa`` in it.
 
     Args:
         log_nfa: ``(H, W)``, from `tree_log_nfa` or `block_log_nfa`. NaN, which stands outside of a crop, belongs to no

@@ -80,10 +80,11 @@ def tree_log_nfa(
 
 
 def level_log_tail(energy: NDArray[np.float32], channels: int) -> NDArray[np.float64]:
-    """Return log10 of the chance of each pixel's region on one level, before it is multiplied by the tests.
+    """Return log10 of the probability that chance alone gives the region of each pixel, for one level.
 
-    A region of n pixels whose least energy per channel is x has ``-n C/2 (x - 1 - ln x) / ln 10``. This is Chernoff's
-    bound on the upper tail of a chi-square law of C degrees of freedom, to the power of n.
+    A region of n pixels, with x as its smallest energy per channel and C channels, has the value
+    ``-n C/2 (x - 1 - ln x) / ln 10``. The formula is Chernoff's bound on the upper tail of a chi-square law of C
+    degrees of freedom, to the power of n. The number of tests is not part of it.
 
     Returns:
         ``(h, w)`` float64, at most 0. The value is 0 where the pixel is in no selected region.
@@ -102,7 +103,9 @@ def level_log_tail(energy: NDArray[np.float32], channels: int) -> NDArray[np.flo
 
 
 def warm_up() -> bool:
-    """Compile the tree now instead of at the first image. This takes about a second, once per process.
+    """Compile the code of the component tree now, and not at the first image.
+
+    The compilation takes about a second, once per process.
 
     Returns:
         True where Numba is installed. Without Numba the same code runs as plain Python and gives the same answers.
@@ -111,7 +114,7 @@ def warm_up() -> bool:
 
 
 def _log_tail(value: NDArray[np.float32], channels: int) -> NDArray[np.float64]:
-    """Return log10 of the tail of one pixel whose energy per channel is ``value``, elementwise."""
+    """Return log10 of the probability that one pixel's energy per channel is ``value`` or more, elementwise."""
     x = value.astype(np.float64)
     with np.errstate(divide="ignore"):  # The border has no energy.
         return -(channels / 2) * (x - 1 - np.log(x)) / math.log(10)
@@ -119,7 +122,7 @@ def _log_tail(value: NDArray[np.float32], channels: int) -> NDArray[np.float64]:
 
 @functools.cache
 def _log_tests(pixels: int) -> float:
-    """Return the natural logarithm of the number of regions on a level."""
+    """Return the natural logarithm of the number of candidate regions on a level."""
     area = np.arange(1, pixels + 1)
     logs = math.log(_POLYOMINOES_A * pixels) + area * math.log(_POLYOMINOES_B) - np.log(area)
     return float(np.logaddexp.reduce(logs))
@@ -128,7 +131,7 @@ def _log_tests(pixels: int) -> float:
 def _selected(
     order: NDArray[np.intp], value: NDArray[np.float32], log_tail: NDArray[np.float64], width: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Run the selection, compiled where Numba is installed.
+    """Select the most significant regions of a level, by compiled code where Numba is installed.
 
     Returns:
         Two arrays with a value per pixel of the padded map. The first has the region that holds the pixel, named by one
@@ -150,7 +153,7 @@ def _selected(
 
 @functools.cache
 def _compiled_select() -> Callable[..., None] | None:
-    """Compile `_select`, and return None where Numba is not installed."""
+    """Compile the selection of regions, and return None where Numba is not installed."""
     try:
         numba = importlib.import_module("numba")
     except ImportError as error:
@@ -181,10 +184,11 @@ def _select(
     children: Any,
     split: Any,
 ) -> None:
-    """Grow the component tree of the upper level sets and select its regions, in Numba's subset of Python.
+    """Build the tree of a level's connected upper level sets and select its most significant regions.
 
-    All sequences are flat over a map with a border of one pixel that ``order`` leaves out. ``order`` goes
-    from the highest value to the lowest. ``region`` and ``best`` are the results.
+    The code keeps to the part of Python that Numba compiles. All sequences are flat over a map with a border of one
+    pixel. ``order`` lists the pixels inside of the border, from the highest value to the lowest. ``region`` and
+    ``best`` are the results.
 
     The tree is Najman and Couprie's union-find. A component is named by its pixel that came last, so connected pixels
     of one value form a chain, and the last pixel of the chain stands for the node. Path halving bounds

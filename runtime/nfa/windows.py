@@ -22,7 +22,7 @@ from flowedge.runtime.nfa.levels import bicubic, check_levels
 
 
 def window_sides(window: int, levels: int) -> tuple[int, ...]:
-    """Return the window's side on each level, fine to coarse, in pixels of that level. Each side is odd and at least 3.
+    """Return the side of the test's window on each level, fine to coarse, in pixels of that level, odd and at least 3.
 
     Args:
         window: The side on the finest level. The side is 5 in the official implementation and 7 in anomalib.
@@ -36,7 +36,7 @@ def window_sides(window: int, levels: int) -> tuple[int, ...]:
 
 
 def exceedance_threshold(probability: float) -> float:
-    """Return the value that z squared stays below with the given probability.
+    """Return the value that the square of a standard normal latent stays below with the given probability.
 
     The returned value is a quantile of the chi-square law of one degree of freedom.
 
@@ -55,7 +55,7 @@ def exceedance_threshold(probability: float) -> float:
 
 
 def exceedance_counts(z: NDArray[np.float32], side: int, probability: float) -> NDArray[np.int64]:
-    """Count the latents of each window that are beyond the threshold.
+    """Count the latents whose square exceeds the threshold, in a window around each pixel.
 
     An exported graph computes the same counts in its outputs ``count_*``.
 
@@ -90,7 +90,7 @@ def block_log_nfa(
     probability: float,
     size: tuple[int, int],
 ) -> NDArray[np.float64]:
-    """Return log10 of the number of false alarms of each pixel, by a binomial test in its windows.
+    """Return log10 of the number of false alarms of each pixel, by a binomial test in windows around the pixel.
 
     With x as the count per channel and n as the window's pixels, the chance of a window is ``P(Bin(n, 1-p) >= x)``.
 
