@@ -57,6 +57,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench-out/engines"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
+        "--engines", default="onnxruntime-cpu,openvino", metavar="A,B", help="the engines to time"
+    )
+    parser.add_argument(
         "--without-int8",
         action="store_true",
         help="fp32 and bf16 alone: planning INT8 takes long on the largest models",
@@ -66,12 +69,19 @@ def main() -> None:
         if not (options.out / name / REPORT).exists():
             print(f"{name} …", flush=True)
             measure(
-                ROWS[name], options.out / name, options.peer, options.threads, int8=not options.without_int8
+                ROWS[name],
+                options.out / name,
+                options.peer,
+                options.threads,
+                options.engines,
+                int8=not options.without_int8,
             )
     write_table(options.out, options.names)
 
 
-def measure(model: FullSize, folder: Path, peer: Path | None, threads: int, *, int8: bool) -> None:
+def measure(
+    model: FullSize, folder: Path, peer: Path | None, threads: int, engines: str, *, int8: bool
+) -> None:
     """Make a model's bundle and time it; the report stays in its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = write_checkpoint(model, folder)
@@ -82,7 +92,7 @@ def measure(model: FullSize, folder: Path, peer: Path | None, threads: int, *, i
         good = write_photos(folder / "photos", PHOTOS).calibration[0].parent
         export += ["--int8", "--calib-data", str(good), *(f"--gate={limit}" for limit in ANY)]
     run(*export, "--bf16")
-    bench = ["bench", str(bundle), "--engines", "onnxruntime-cpu,openvino", "--batch", "1"]
+    bench = ["bench", str(bundle), "--engines", engines, "--batch", "1"]
     bench += ["--precisions", "fp32,bf16,int8" if int8 else "fp32,bf16"]
     bench += ["--threads", str(threads), "--against", str(checkpoint)]
     if model.has_backbone_file:
@@ -111,20 +121,27 @@ def write_table(out: Path, names: Sequence[str]) -> None:
     """``engines.md``, from what the models' folders hold."""
     lines = [f"{processor()}.", ""]
     lines += [
-        "| model | what | answers | map correlation | p50, ms | as fast as the peer | cold start, s | overhead, ms |"
+        "| model | what | answers | map correlation | p50, ms | as fast as fp32 | as fast as the peer | cold start, s "
+        "| overhead, ms |"
     ]
-    lines += ["|---|---|---|---|---|---|---|---|"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
     for name in names:
         report = json.loads((out / name / REPORT).read_text(encoding="utf-8"))
-        lines += _lines(name, report)
+        lines += lines_of(name, report)
     lines += ["", *(f"- {name}: `{(out / name / 'command.txt').read_text().strip()}`" for name in names)]
     (out / "engines.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 
-def _lines(name: str, report: dict[str, Any]) -> list[str]:
+def lines_of(name: str, report: dict[str, Any]) -> list[str]:
+    """Return the rows of one model in the table, from the report of its bench."""
     rows = [row for row in report["rows"] if row["timings"] and row["timings"][0]["p50_ms"]]
     peer = next((row["timings"][0]["p50_ms"] for row in rows if row["kind"] == "peer"), None)
+    fp32 = {
+        row["engine"]: row["timings"][0]["p50_ms"]
+        for row in rows
+        if row["kind"] == "bundle" and row["precision"] == "fp32"
+    }
     model = ROWS[name]
     lines = []
     for row in rows:
@@ -135,11 +152,27 @@ def _lines(name: str, report: dict[str, Any]) -> list[str]:
         cells = [f"{name}: {model.network}, {model.size}", what]
         cells += ["-" if parity is None else "WRONG" if parity["failed"] else "right"]
         cells += ["-" if parity is None or parity["correlation"] is None else f"{parity['correlation']:.5f}"]
-        cells += [f"{p50:.1f}", "-" if peer is None else f"{peer / p50:.2f}x"]
+        cells += [
+            f"{p50:.1f}",
+            _speed_beside_fp32(row, fp32.get(row["engine"])),
+            "-" if peer is None else f"{peer / p50:.2f}x",
+        ]
         cells += ["-" if row["cold_start_ms"] is None else f"{row['cold_start_ms'] / 1000:.1f}"]
         cells += ["-" if row["stages"] is None else f"{row['stages']['overhead_ms']:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _speed_beside_fp32(row: dict[str, Any], fp32_ms: float | None) -> str:
+    """Return how many times as fast as fp32 on the same engine a lower precision is.
+
+    INT8 exists for its speed alone, so an INT8 graph that is slower than fp32 is marked.
+    """
+    if row["kind"] != "bundle" or row["precision"] == "fp32" or fp32_ms is None:
+        return "-"
+    speed = fp32_ms / row["timings"][0]["p50_ms"]
+    slower = row["precision"].startswith("int8") and speed < 1
+    return f"{'SLOWER: ' if slower else ''}{speed:.2f}x"
 
 
 if __name__ == "__main__":
