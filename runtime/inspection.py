@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,31 +31,74 @@ def inspect(detector: Inspects, frame: Frame) -> tuple[Inspection, Result | None
         The record, and the detector's result. The result is None for a frame that could not be read or that the
         detector refused. The record of such a frame has the verdict ``not_inspected`` and a problem.
     """
-    if frame.problem:
-        return _not_inspected(detector, frame, frame.problem), None
+    (inspected,) = inspect_batch(detector, [frame])
+    return inspected
+
+
+def inspect_batch(
+    detector: Inspects, frames: Sequence[Frame], *, smallest: int = 1
+) -> list[tuple[Inspection, Result | None]]:
+    """Inspect several frames in one run of the engine and make their records, as `inspect` does for one frame.
+
+    A frame that could not be read or that the detector refuses takes no other frame with it.
+
+    Args:
+        detector: The detector.
+        frames: The frames, which may differ in size.
+        smallest: The smallest number of images that the engine takes. A run of fewer is filled up with its last image.
+    """
+    pixels = [frame.pixels for frame in frames if not frame.problem]
     try:
-        result = detector(frame.pixels)
+        results = iter(detector.detect_batch(pixels + pixels[-1:] * (smallest - len(pixels))))
     except ImageError as error:
-        return _not_inspected(detector, frame, str(error)), None
-    return _record(frame, result), result
+        if len(frames) == 1:
+            return [(_not_inspected(detector, frames[0], str(error)), None)]
+        # The detector refuses a batch as a whole where it refuses one of the frames. Alone, each gets its own answer.
+        return [inspect_batch(detector, [frame], smallest=smallest)[0] for frame in frames]
+    inspected: list[tuple[Inspection, Result | None]] = []
+    for frame in frames:
+        if frame.problem:
+            inspected.append((_not_inspected(detector, frame, frame.problem), None))
+        else:
+            result = next(results)
+            inspected.append((_record(frame, result), result))
+    return inspected
 
 
-def inspect_all(detector: Inspects, source: Source, sinks: Sequence[Sink] = ()) -> Iterator[Inspection]:
+def inspect_all(
+    detector: Inspects, source: Source, sinks: Sequence[Sink] = (), *, batch: tuple[int, int] = (1, 1)
+) -> Iterator[Inspection]:
     """Inspect the frames of a source in order, and give the record of each after all sinks have taken it.
 
     Args:
         detector: The detector.
         source: The source of the frames. The caller closes it.
         sinks: Each completes the record for the next one. The caller closes them.
+        batch: The smallest and the largest number of images of one run of the engine.
 
     Raises:
         FlowEdgeError: A sink can store no record at all, or the detector cannot go on.
     """
-    for frame in source.frames():
-        record, result = inspect(detector, frame)
-        for sink in sinks:
-            record = sink.put(frame, record, result)
-        yield record
+    smallest, largest = batch
+    frames = source.frames()
+    while together := list(itertools.islice(frames, largest)):
+        for frame, (record, result) in zip(
+            together, inspect_batch(detector, together, smallest=smallest), strict=True
+        ):
+            for sink in sinks:
+                record = sink.put(frame, record, result)
+            yield record
+
+
+def batch_of(detector: Detector, wanted: int) -> tuple[int, int]:
+    """Return the smallest and the largest number of images of one run, as near to a wish as the engine allows.
+
+    Args:
+        detector: The detector, whose engine may have been built for a range of numbers.
+        wanted: The number of images that the caller wants in one run.
+    """
+    smallest, largest = detector.engine.batches or (1, wanted)
+    return smallest, min(max(wanted, smallest), largest)
 
 
 def inspect_images(
@@ -64,8 +108,9 @@ def inspect_images(
     out: Path | None = None,
     style: Style = "overlay",
     sinks: Sequence[Sink] = (),
+    batch: int = 1,
 ) -> Iterator[Inspection]:
-    """Inspect image files in order. The record of each is given before the next file is read.
+    """Inspect image files in order. The record of each is given before the next batch is read.
 
     The record of an image that cannot be read has the verdict ``not_inspected``. The old pictures of this image are
     removed, and the next image follows. Where pictures cannot be written or removed, the image keeps its verdict and
@@ -78,6 +123,7 @@ def inspect_images(
             written.
         style: The style of the pictures, see `flowedge.runtime.render.draw`.
         sinks: Each takes the record after the pictures were written, for instance a report. The caller closes them.
+        batch: The number of images of one run of the engine, see `batch_of`.
 
     Raises:
         FlowEdgeError: The folder ``out`` cannot be made, or a sink can store no record at all.
@@ -89,7 +135,7 @@ def inspect_images(
         pictures: list[Sink] = []
         if out is not None:
             pictures.append(stack.enter_context(contextlib.closing(PictureFolder(out, images, style=style))))
-        yield from inspect_all(detector, source, [*pictures, *sinks])
+        yield from inspect_all(detector, source, [*pictures, *sinks], batch=batch_of(detector, batch))
 
 
 def _record(frame: Frame, result: Result) -> Inspection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -83,7 +84,8 @@ def relative_names(images: Sequence[Path]) -> list[Path]:
     if not images:
         return []
     # A link keeps its own name, so that two links to one file are two images.
-    absolute = [Path(os.path.abspath(path)) for path in images]
+    place_of = functools.cache(os.path.realpath)
+    absolute = [Path(place_of(path.parent), path.name) for path in images]
     root = Path(os.path.commonpath([path.parent for path in absolute]))
     return [path.relative_to(root) for path in absolute]
 

@@ -5,7 +5,7 @@ Each protocol has an implementation in this folder. A program of a user may brin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeAlias
@@ -114,6 +114,14 @@ class Inspects(Protocol):
 
         Raises:
             ImageError: The frame is of another type or shape than the detector takes.
+        """
+        ...
+
+    def detect_batch(self, frames: Sequence[PixelArray]) -> list[Result]:
+        """Inspect several frames in one run of the engine, and give a result for each in their order.
+
+        Raises:
+            ImageError: One of the frames is of another type or shape than the detector takes.
         """
         ...
 

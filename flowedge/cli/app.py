@@ -6,6 +6,7 @@ The exit status is one of these:
 - 1: the command ran and found a problem, such as an image that was not inspected or a gate that did not pass.
 - 2: the command could not run.
 - 3: standard output or standard error cannot be written.
+- 4: an image is anomalous, where ``flowedge run --fail-on anomalous`` asked for a status.
 - 141: the reader of the output has gone.
 - 128 and the number of the signal that ended the command.
 """

@@ -47,7 +47,7 @@ COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
         ),
         "run": Listed(
             "flowedge.cli.run",
-            "Inspect images and print a verdict for each. With --json each image gives one line of JSON.",
+            "Inspect images and print a row with the verdict of each as soon as it is known.",
         ),
         "bench": Listed(
             "flowedge.cli.bench",

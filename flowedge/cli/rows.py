@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from rich.cells import cell_len, chop_cells
+from rich.cells import cell_len
 from rich.text import Text
 
 from flowedge.cli.output import RESULTS, number
@@ -70,19 +70,19 @@ class Totals:
 
     Attributes:
         verdicts: How often each verdict was given.
-        problems: The number of images that were not inspected or whose files could not be written.
+        file_problems: The number of images that were inspected and whose pictures could not be written.
     """
 
     def __init__(self) -> None:
         """Begin to count now."""
         self.verdicts: Counter[Verdict] = Counter()
-        self.problems = 0
+        self.file_problems = 0
         self._begun = time.monotonic()
 
     def add(self, inspection: Inspection) -> None:
         """Count one inspection."""
         self.verdicts[inspection.verdict] += 1
-        self.problems += bool(inspection.problem)
+        self.file_problems += bool(inspection.problem) and inspection.verdict != "not_inspected"
 
     @property
     def images(self) -> int:
@@ -104,10 +104,21 @@ class Totals:
 def _fitting(name: str, numbers: str) -> str:
     """Return a name that fits behind the other columns of a terminal. Outside of a terminal every name stays whole."""
     room = max(_SHORTEST_NAME, RESULTS.width - 15 - len(numbers))
-    if not sys.stdout.isatty() or cell_len(name) <= room:
+    return shortened(name, room) if sys.stdout.isatty() else name
+
+
+def shortened(name: str, room: int) -> str:
+    """Return a name without its beginning where it is too long, since the beginning is mostly the same folder.
+
+    Args:
+        name: The name.
+        room: The number of columns that the name may take. A wide character takes two.
+    """
+    if cell_len(name) <= room:
         return name
-    # The end tells images apart: the beginning is mostly the same folder.
-    return "…" + chop_cells(name[::-1], room - 1)[0][::-1]
+    while cell_len(name) >= room:
+        name = name[1:]
+    return f"…{name}"
 
 
 def _decided_by(thresholds: Thresholds) -> str:

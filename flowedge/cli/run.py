@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 
 import typer
 
@@ -15,7 +15,7 @@ from flowedge.cli.output import (
     MESSAGES,
     Build,
     EngineName,
-    Json,
+    Force,
     PrecisionOption,
     Threads,
     print_json,
@@ -25,6 +25,7 @@ from flowedge.cli.progress import progress_bar
 from flowedge.cli.rows import Rows, Totals
 from flowedge.cli.signals import EndedBySignal
 from flowedge.errors import FlowEdgeError, ImageError
+from flowedge.targets import check_file_target
 from flowedge.text import printable
 
 if TYPE_CHECKING:
@@ -32,15 +33,39 @@ if TYPE_CHECKING:
 
 NAME = "run"
 
-_NAMED = 5
+FOUND_ANOMALOUS: Final = 4
+"""The exit status where an image is anomalous and ``--fail-on anomalous`` was given."""
+
+_CSV_MARK: Final = b"image,verdict,"
+_NAMED: Final = 5
 
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
-    source: Annotated[
-        str,
-        typer.Argument(help="An image, a folder of images, or a quoted glob pattern.", show_default=False),
-    ],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Images, folders of images and patterns. Each image is inspected once, in the order of the names.",
+            show_default=False,
+        ),
+    ] = None,
+    list_file: Annotated[
+        str | None,
+        typer.Option(
+            "--list",
+            metavar="FILE|-",
+            help="Inspect the images that a file or, with -, standard input names, one on each line.",
+        ),
+    ] = None,
+    recursive: Annotated[
+        bool,
+        typer.Option("--recursive/--no-recursive", help="Search folders with their subfolders."),
+    ] = True,
+    batch: Annotated[
+        int,
+        typer.Option("--batch", min=1, metavar="N", help="The number of images in one run of the engine."),
+    ] = 1,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -73,24 +98,58 @@ def command(
             help="The pixels below which a region is not listed. Verdict, score and mask do not depend on it.",
         ),
     ] = 1,
-    json: Json = False,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE|-",
+            help="Write a line of CSV for each image. With - it is all of the output.",
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a report as one HTML page.")
+    ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-on",
+            metavar="VERDICT",
+            help="Let anomalous images end the command with status 4 (anomalous), or let images that were not "
+            "inspected not end it with status 1 (none). May be repeated.",
+            show_default="not_inspected",
+        ),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print a line of JSON for each image and nothing else.")
+    ] = False,
+    force: Force = False,
 ) -> None:
-    """Inspect images and print a verdict for each. With --json each image gives one line of JSON.
+    """Inspect images and print a row with the verdict of each as soon as it is known.
 
-    The exit status is 1 when an image was not inspected or a picture could not be written, and 2 when the only image
-    cannot be read.
+    The exit status is 0 when every image was inspected, 1 when an image was not inspected or a picture could not be
+    written, 2 when the command could not run or its only image cannot be read, and 4 when an image is anomalous and
+    --fail-on anomalous is given.
     """
-    check_bundle(bundle, source)
-    check_images(source)
-    import flowedge
-    from flowedge.runtime.frames.finding import find_images
-    from flowedge.runtime.inspection import inspect_images
-
+    failing = _failing(fail_on or [])
+    csv_is_output = csv is not None and str(csv) == "-"
+    if json and csv_is_output:
+        raise FlowEdgeError("--json and --csv - both fill standard output. Name a file for one of them.")
     if style != "overlay" and out is None:
         raise FlowEdgeError(f"--style {style} draws no picture without a folder. Add --out FOLDER.")
-    images, others = find_images(source)
-    if others:
-        MESSAGES.print(f"left out, since these files are no images: {_names(others)}", soft_wrap=True)
+    check_bundle(bundle, *(sources or ()))
+    for source in sources or ():
+        if source != "-":
+            check_images(source)
+    if csv is not None and not csv_is_output:
+        check_file_target(csv, force=force, mark=_CSV_MARK)
+    if html is not None:
+        check_file_target(html, force=force)
+    import flowedge
+    from flowedge.runtime.csv_file import HEADER, CsvFile, csv_line
+    from flowedge.runtime.inspection import batch_of, inspect_images
+    from flowedge.runtime.report.run_report import RunReport
+
+    images = _images(sources or [], list_file, recursive=recursive)
     if build:
         build_first(bundle, engine, precision)
     totals = Totals()
@@ -106,38 +165,124 @@ def command(
         ) as detector,
         contextlib.ExitStack() as stack,
     ):
+        if failing.anomalous and detector.thresholds.image is None and detector.thresholds.nfa is None:
+            raise FlowEdgeError(
+                f"--fail-on anomalous never fails: {bundle} has no threshold. Run flowedge calibrate first."
+            )
+        at_once = batch_of(detector, batch)[1]
+        if at_once != batch:
+            MESSAGES.print(f"the engine runs {at_once} images at a time, not {batch}")
         # Each file that an option names is a sink. All of them are closed also where a signal ends the command.
         sinks: list[Sink] = []
-        for sink in sinks:
-            stack.callback(sink.close)
+        if csv is not None and not csv_is_output:
+            sinks.append(CsvFile(csv))
+            stack.callback(sinks[-1].close)
+        if html is not None:
+            source = list_file or ", ".join(sources or [])
+            sinks.append(RunReport(html, detector, source=printable(source), images=len(images)))
+            stack.callback(sinks[-1].close)
+        is_table = not json and not csv_is_output
+        if csv_is_output:
+            _write(HEADER)
         try:
-            # JSON on a terminal stays as whole as in a file: no bar is drawn below it.
-            with progress_bar(is_shown=not (json and sys.stdout.isatty())) as display:
+            # JSON and CSV on a terminal stay as whole as in a file: no bar is drawn below them.
+            with progress_bar(is_shown=is_table or not sys.stdout.isatty()) as display:
                 rows = Rows(display, by_nfa=detector.thresholds.nfa is not None)
                 display.step("inspecting", len(images))
-                for inspection in inspect_images(detector, images, out=out, style=style, sinks=sinks):
+                for inspection in inspect_images(
+                    detector, images, out=out, style=style, sinks=sinks, batch=batch
+                ):
                     if json:
                         print_json(inspection)
+                    elif csv_is_output:
+                        _write(csv_line(inspection))
                     # An only image that cannot be read is an error of the command, not one missing result of many.
                     if inspection.latency_ms is None and len(images) == 1:
                         raise ImageError(inspection.problem)
                     # Counted first: a reader who ends the command after a row finds the row in the totals.
                     totals.add(inspection)
                     display.advance()
-                    if not json:
+                    if is_table:
                         rows.add(inspection)
                     if inspection.problem:
                         seen = "not inspected" if inspection.verdict == "not_inspected" else "inspected"
                         display.print_problem(f"{seen}: {inspection.problem}")
         except EndedBySignal:
-            if not json:
+            if is_table:
                 totals.print(detector)
             raise
-        if not json:
+        if is_table:
             totals.print(detector)
     if totals.verdicts["unknown"]:
         MESSAGES.print("No threshold is set: run flowedge calibrate to get verdicts.")
-    raise typer.Exit(1 if totals.problems else 0)
+    raise typer.Exit(failing.status(totals))
+
+
+class _Failing(NamedTuple):
+    """Which verdicts end the command with a status that is not 0."""
+
+    anomalous: bool = False
+    not_inspected: bool = True
+
+    def status(self, totals: Totals) -> int:
+        """Return the exit status. An anomalous image is certain, so it counts more than one that was not inspected."""
+        if self.anomalous and totals.verdicts["anomalous"]:
+            return FOUND_ANOMALOUS
+        if totals.file_problems or (self.not_inspected and totals.verdicts["not_inspected"]):
+            return 1
+        return 0
+
+
+def _failing(words: Sequence[str]) -> _Failing:
+    """Read the values of ``--fail-on``, each of which may hold several with commas between them."""
+    asked = [one.strip() for word in words for one in word.split(",")]
+    unknown = [one for one in asked if one not in ("anomalous", "not_inspected", "none")]
+    if unknown:
+        raise FlowEdgeError(f"--fail-on takes anomalous, not_inspected or none, got {unknown[0]!r}.")
+    if "none" in asked and len(set(asked)) > 1:
+        raise FlowEdgeError("--fail-on none excludes the other values. Give it alone.")
+    # An image that was not inspected may be anomalous, so a script that asks for one wants to know of the other.
+    return _Failing(anomalous="anomalous" in asked, not_inspected="none" not in asked)
+
+
+def _images(sources: Sequence[str], list_file: str | None, *, recursive: bool) -> list[Path]:
+    """Find the images of the command, and print what is left out."""
+    from flowedge.runtime.frames.finding import find_all_images, listed_images
+
+    if "-" in sources:
+        raise FlowEdgeError("- is no image. To read the names of images from standard input, give --list -.")
+    if list_file is not None:
+        if sources:
+            raise FlowEdgeError(
+                "--list names all images. Leave out the other names, or put them into the list."
+            )
+        try:
+            with open(0 if list_file == "-" else list_file, "rb", closefd=list_file != "-") as names:
+                return listed_images(names.read())
+        except OSError as error:
+            raise FlowEdgeError(
+                f"{list_file} cannot be read: {error.strerror}. Name a file with a name on each line."
+            ) from error
+    if not sources:
+        raise FlowEdgeError(
+            "name images, folders or patterns to inspect, or a list of images with --list FILE."
+        )
+    found = find_all_images(sources, recursive=recursive)
+    for reason, paths in (
+        ("since these files are no images", found.others),
+        ("since no image is there", found.empty),
+        ("since --no-recursive was given", found.folders),
+    ):
+        if paths:
+            MESSAGES.print(f"left out, {reason}: {_names(paths)}", soft_wrap=True)
+    if found.repeated:
+        MESSAGES.print(f"{found.repeated} images were named more than once, and are inspected once")
+    return found.images
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(line)
+    sys.stdout.flush()
 
 
 def _names(paths: Sequence[Path]) -> str:

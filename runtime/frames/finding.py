@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import glob
 import os
 import re
@@ -58,20 +59,69 @@ _SIGNATURES: Final = re.compile(
 
 
 class Found(NamedTuple):
-    """The files that a user's word stands for.
+    """The files that one or several words of a user stand for.
 
     Attributes:
         images: At least one file, in natural order: ``part2.png`` before ``part10.png``. The files that look like
             images and cannot be read are among them: a dangling link, a pipe, an image of another format, a folder
             that cannot be listed.
         others: The other files, and pictures that an earlier run wrote (`PICTURES`).
+        folders: The subfolders that were not searched, since only the folders themselves were asked for.
+        empty: The folders and patterns that stand for no image, beside others that do.
+        repeated: The number of images that were found more than once and are in ``images`` once.
     """
 
     images: list[Path]
     others: list[Path]
+    folders: list[Path] = []  # noqa: RUF012, nobody changes it
+    empty: list[Path] = []  # noqa: RUF012, nobody changes it
+    repeated: int = 0
 
 
-def find_images(source: str | Path) -> Found:
+def find_all_images(sources: Sequence[str | Path], *, recursive: bool = True) -> Found:
+    """Find the images that several names stand for, each image once.
+
+    The images are in the order of the names, and those of one name are in natural order. An image that two names stand
+    for is taken where it is found first. Two links to one file are two images.
+
+    Args:
+        sources: Names such as `find_images` takes. Beside other names, a file that looks like no image is left out,
+            since a shell puts all files of a folder in the place of an unquoted pattern.
+        recursive: Search folders with their subfolders.
+
+    Raises:
+        DataError: A name leads nowhere, a folder cannot be listed, or no image is found at all.
+    """
+    if len(sources) == 1:
+        return find_images(sources[0], recursive=recursive)
+    missing = [str(one) for one in sources if not os.path.lexists(one) and not glob.has_magic(str(one))]
+    if missing:
+        more = f" and {len(missing) - 1} other names" if len(missing) > 1 else ""
+        raise DataError(f"{missing[0]}{more} does not exist. Nothing was inspected. Check the names.")
+    images: dict[tuple[str, str], Path] = {}
+    others: dict[Path, None] = {}
+    folders: dict[Path, None] = {}
+    empty: list[Path] = []
+    count = 0
+    place_of = functools.cache(os.path.realpath)
+    for source in sources:
+        if os.path.isfile(source):
+            named = [Path(source)]
+            found = Found(named, []) if _may_be_an_image(Path(source)) else Found([], named)
+        else:
+            found = _search(source, recursive=recursive)
+            empty += [] if found.images else [Path(source)]
+        for path in found.images:
+            images.setdefault((place_of(path.parent), path.name), path)
+        count += len(found.images)
+        others |= dict.fromkeys(found.others)
+        folders |= dict.fromkeys(found.folders)
+    if not images:
+        raise DataError(f"the {len(sources)} names stand for no image. Name images, or folders of images.")
+    return Found([*images.values()], [*others], [*folders], empty, count - len(images))
+
+
+def find_images(source: str | Path, *, recursive: bool = True) -> Found:
     """Find the images that a name stands for.
 
     Args:
@@ -79,29 +129,66 @@ def find_images(source: str | Path) -> Found:
             reported and not followed), or a pattern with ``*``, ``?``, ``[...]`` or ``**``. Hidden files and folders
             are left out. A file that is named outright is an image whatever its name, else the end of its name or its
             first bytes tell.
+        recursive: Search a folder with its subfolders.
 
     Raises:
         DataError: Nothing is there, or the folder itself cannot be listed.
     """
+    found = _search(source, recursive=recursive)
+    if found.images:
+        return found
+    if os.path.isdir(source):
+        where = "The folder and its subfolders hold" if recursive else "The folder itself holds"
+    else:
+        where = "The pattern matches"
+    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+    raise DataError(f"{source} has no images. {where} {len(found.others)} files; images end in {suffixes}.")
+
+
+def _search(source: str | Path, *, recursive: bool) -> Found:
+    """Find the images that a name stands for, which may be none.
+
+    Raises:
+        DataError: Nothing is there, or the folder itself cannot be listed.
+    """
+    folders: list[Path] = []
     if os.path.isdir(source):
         try:
-            os.scandir(source).close()
+            with os.scandir(source) as entries:
+                if not recursive:
+                    folders = [Path(one) for one in entries if one.is_dir() and not one.name.startswith(".")]
         except OSError as error:
             raise DataError(f"{source} cannot be read: {error.strerror}. Check its permissions.") from error
-        entries = list(_below(Path(source)))
-        advice = f"The folder and its subfolders hold {len(entries)} files"
+        below = _below(Path(source)) if recursive else (Path(source, name) for name in os.listdir(source))
+        images, others, *_ = sort_out(path for path in below if path not in set(folders))
     elif os.path.lexists(source):
         return Found([Path(source)], [])
     elif glob.has_magic(str(source)):
-        entries = list(_matching(str(source)))
-        advice = f"The pattern matches {len(entries)} files"
+        images, others, *_ = sort_out(_matching(str(source)))
     else:
         raise DataError(f"{source} does not exist. Name an image, a folder of images or a quoted pattern.")
-    images, others = sort_out(entries)
+    return Found(sorted(images, key=natural_order), others, sorted(folders, key=natural_order))
+
+
+def listed_images(content: bytes) -> list[Path]:
+    """Return the images of a list of names, each once and in the order of the list.
+
+    Args:
+        content: The names, one on each line, or with a zero byte behind each as ``find -print0`` writes them. Empty
+            lines are left out. No name is a pattern.
+
+    Raises:
+        DataError: The list is empty.
+    """
+    names = content.split(b"\0") if b"\0" in content else content.splitlines()
+    images: dict[tuple[str, str], Path] = {}
+    place_of = functools.cache(os.path.realpath)
+    for name in filter(None, names):
+        path = Path(os.fsdecode(name))
+        images.setdefault((place_of(path.parent), path.name), path)
     if not images:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{source} has no images. {advice}; images end in {suffixes}.")
-    return Found(sorted(images, key=natural_order), others)
+        raise DataError("the list names no image. Write one name on each line.")
+    return [*images.values()]
 
 
 def sort_out(entries: Iterable[Path]) -> Found:
@@ -111,9 +198,13 @@ def sort_out(entries: Iterable[Path]) -> Found:
     for path in entries:
         if path.name.startswith("."):
             continue
-        is_picture = path.name.endswith(PICTURES)
-        (images if not is_picture and _looks_like_an_image(path) else others).append(path)
+        (images if _may_be_an_image(path) else others).append(path)
     return Found(images, others)
+
+
+def _may_be_an_image(path: Path) -> bool:
+    """Check that a file looks like an image and is no picture of an earlier run."""
+    return not path.name.endswith(PICTURES) and _looks_like_an_image(path)
 
 
 def natural_order(path: Path) -> tuple[list[list[str | int]], str]:
