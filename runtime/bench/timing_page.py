@@ -1,101 +1,158 @@
-"""Draw a report as one HTML page that opens offline. All text is escaped, since names and errors come from files."""
+"""Draw a benchmark's report as one HTML page that opens offline."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import Final
 
-from flowedge.runtime.bench.plots import accuracy_over_latency, latency_distributions, throughput_over_batch
-from flowedge.runtime.bench.table import (
-    COLUMNS,
-    STAGE_COLUMNS,
-    batch_columns,
-    batch_rows,
-    cells_of,
-    environment_line,
-    remarks_of,
-    shared_columns,
-    shared_rows,
-    stage_rows,
-)
-from flowedge.runtime.bench.timing_report import Report
+from flowedge.runtime.bench.table import COLUMNS, cells_of, environment_line, further_tables, remarks_of
+from flowedge.runtime.bench.timing_report import Report, Row
+from flowedge.runtime.report import shell
+from flowedge.runtime.report.charts import Bar, Series, bars, charts, key, lines, points
+from flowedge.runtime.report.markup import EMPTY, Markup, element, joined
+from flowedge.runtime.report.shell import list_of, notice, paragraph, section
+from flowedge.runtime.report.tables import table
 
-_STYLE: Final = """
-body { margin: 0 auto; max-width: 1280px; padding: 32px 24px 64px; color: #1d2430;
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 28px; margin: 0 0 4px; }
-h2 { font-size: 19px; margin: 40px 0 8px; padding-top: 12px; border-top: 1px solid #dfe3e8; }
-.soft { color: #5c6675; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-nums; font-size: 13px; }
-th, td { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid #dfe3e8; vertical-align: top; }
-th { color: #5c6675; font-weight: 600; }
-.n { text-align: right; white-space: nowrap; }
-tr.wrong td { color: #c22f2f; font-weight: 600; }
-tr.absent td { color: #5c6675; }
-svg { max-width: 100%; height: auto; }
-.key span { margin-right: 16px; white-space: nowrap; font-size: 13px; }
-.key i { display: inline-block; width: 11px; height: 11px; margin-right: 5px; border-radius: 2px; }
-"""
+_COLOURS: Final = 8
+_WRONG: Final = "wrong"
+_SPEED: Final = (
+    *("what", "answers", ">p50 ms", ">p90 ms", ">p99 ms"),
+    *(">images/s", ">overhead ms", ">of peak", ">of bandwidth"),
+)
+_COST: Final = (
+    *("what", ">worst error", ">map corr.", ">cold start ms"),
+    *(">load ms", ">first ms", ">peak MB", ">mJ/image"),
+)
+_ABOUT_SPEED: Final = (
+    "A latency is the time of one inference at the first batch. The overhead is the time that FlowEdge takes beside "
+    'the engine\'s call. "Of peak" is the speed of the multiply-accumulates, divided by the speed of the fastest '
+    'float32 matrix product that was seen. "Of bandwidth" is the share of the machine\'s bandwidth that reading each '
+    "weight once takes."
+)
+_ABOUT_COST: Final = (
+    "The worst error compares the levels of the self-test with those that the fp32 graph gave at export."
+)
+_SMALLEST_ERROR: Final = 1e-9
 
 
 def page_of(report: Report) -> str:
     """Return the HTML of the page."""
-    wrong = ""
-    if report.wrong:
-        names = ", ".join(html.escape(label) for label in report.wrong)
-        wrong = f'<p><strong style="color: #c22f2f">Wrong answers: {names}.</strong></p>'
-    classes = ["wrong" if row.is_wrong else "absent" if row.problem else "" for row in report.rows]
-    plots = (
-        ("Latency", latency_distributions(report)),
-        ("Throughput over batch", throughput_over_batch(report)),
-        ("Accuracy over latency", accuracy_over_latency(report)),
+    sections = [
+        notice("Wrong answers: ", ", ".join(report.wrong), ".") if report.wrong else EMPTY,
+        section(
+            "Speed",
+            _part(report, "Times of each combination", _SPEED),
+            paragraph(_ABOUT_SPEED, soft=True),
+        ),
+        section(
+            "Correctness, start and memory",
+            _part(report, "Errors and costs of each combination", _COST),
+            paragraph(_ABOUT_COST, soft=True),
+        ),
+        _charts(report),
+        _table("Images per second, by batch", "Images per second", batch_columns(report), batch_rows(report)),
+        *(
+            section(one.title, table(one.title, one.columns, one.rows, sortable=True))
+            for one in further_tables(report)
+        ),
+    ]
+    remarks = remarks_of(report)
+    if remarks:
+        sections.append(section("Remarks", list_of(remarks)))
+    lead = joined(
+        paragraph(f"{report.date}, FlowEdge {report.flowedge_version}. {environment_line(report.machine)}."),
+        paragraph(element("code", report.command)),
     )
-    remarks = "".join(f"<li>{html.escape(remark)}</li>" for remark in remarks_of(report))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="FlowEdge">
-<title>FlowEdge bench</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>FlowEdge bench</h1>
-<p class="soft">{html.escape(report.date)}, FlowEdge {html.escape(report.flowedge_version)}.
-{html.escape(environment_line(report.machine))}.<br>{html.escape(report.command)}</p>
-{wrong}
-<div class="wide">{_table(COLUMNS, [cells_of(row) for row in report.rows], classes)}</div>
-<p class="soft">A latency is the time of one inference at the first batch. "Of peak" is the speed of the
-multiply-accumulates, divided by the speed of the fastest float32 matrix product that was seen. "Of bandwidth" is the
-share of the machine's bandwidth that reading each weight once takes. The worst error compares the levels of the
-self-test with those that the fp32 graph gave at export. The overhead is the time that FlowEdge takes beside the
-engine's call.</p>
-{"".join(f"<h2>{title}</h2>{plot}" for title, plot in plots if plot)}
-<h2>Images per second</h2>
-{_table(batch_columns(report), batch_rows(report))}
-<h2>Frames per second of threads that share one detector</h2>
-{_table(shared_columns(report), shared_rows(report))}
-<h2>Where the time of one frame goes</h2>
-{_table(STAGE_COLUMNS, stage_rows(report))}
-{f"<h2>Remarks</h2><ul>{remarks}</ul>" if remarks else ""}
-</body>
-</html>
-"""
+    return shell.page_of("FlowEdge bench", sections, lead=lead)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], classes: Sequence[str] = ()) -> str:
-    kinds = [' class="n"' if column.startswith(">") else "" for column in columns]
-    head = "".join(
-        f"<th{kind}>{html.escape(column.lstrip('>'))}</th>"
-        for kind, column in zip(kinds, columns, strict=True)
+def _part(report: Report, caption: str, columns: Sequence[str]) -> Markup:
+    """Return the main table with some of its columns."""
+    chosen = [COLUMNS.index(column) for column in columns]
+    cells = [cells_of(row) for row in report.rows]
+    styles = [_WRONG if row.is_wrong else "absent" if row.problem else "" for row in report.rows]
+    return table(caption, columns, [[row[n] for n in chosen] for row in cells], styles=styles, sortable=True)
+
+
+def _charts(report: Report) -> Markup:
+    rows = [row for row in report.rows if row.first_timing is not None]
+    if not rows:
+        return EMPTY
+    return section(
+        "Charts",
+        key([(_style(row, rows), row.label) for row in rows]),
+        charts(_latencies(rows), _throughput(rows), _accuracy(rows)),
     )
-    body = "".join(
-        f'<tr class="{style}">'
-        + "".join(f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
-        + "</tr>"
-        for row, style in zip(rows, classes or [""] * len(rows), strict=True)
+
+
+def _latencies(rows: Sequence[Row]) -> Markup:
+    entries = []
+    for row in rows:
+        timing = row.first_timing
+        assert timing is not None
+        p = timing.percentiles_ms
+        entries.append(
+            Bar(
+                name=row.label,
+                value=p[50],
+                shown=f"{p[50]:.2f} ms",
+                style=_style(row, rows),
+                spread=(p[1], p[10], p[90], p[99]),
+                is_wrong=row.is_wrong,
+            )
+        )
+    words = "line from the 1st to the 99th percentile, box from the 10th to the 90th, stroke at the median"
+    return bars("Latency", entries, "ms of one inference", words)
+
+
+def _throughput(rows: Sequence[Row]) -> Markup:
+    series = []
+    for row in rows:
+        measured = [(timing.batch, timing.images_per_s) for timing in row.timings if timing.images_per_s]
+        if measured:
+            batches, rates = zip(*measured, strict=True)
+            series.append(Series(name=row.label, style=_style(row, rows), x=batches, y=rates))
+    return lines(
+        "Throughput over batch",
+        series,
+        "images in a batch",
+        "images per second",
+        x_top=max(max(one.x) for one in series),
+        y_top=max(max(one.y) for one in series),
+        has_legend=False,
+        has_points=True,
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _accuracy(rows: Sequence[Row]) -> Markup:
+    compared = [row for row in rows if row.parity is not None]
+    errors = [row.parity.worst_error for row in compared if row.parity is not None]
+    known = [error for error in errors if error is not None]
+    if not known:
+        return EMPTY
+    # An error that is not a number is drawn beside the worst.
+    worst = max(known)
+    series, names = [], []
+    for row in compared:
+        timing, parity = row.first_timing, row.parity
+        assert timing is not None
+        assert parity is not None
+        error = max(worst if parity.worst_error is None else parity.worst_error, _SMALLEST_ERROR)
+        series.append(Series(name=row.label, style=_style(row, rows), x=[timing.p50_ms or 0.0], y=[error]))
+        names.append([row.label])
+    return points(
+        "Accuracy over latency",
+        series,
+        "median in ms",
+        "worst error of the levels",
+        is_log=True,
+        names=names,
+        has_legend=False,
+    )
+
+
+def _style(row: Row, rows: Sequence[Row]) -> str:
+    """Return the CSS class of a row's colour, which is the same in every chart."""
+    if row.is_wrong:
+        return _WRONG
+    return f"c{next(n for n, one in enumerate(rows) if one is row) % _COLOURS}"

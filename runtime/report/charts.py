@@ -87,7 +87,7 @@ def histogram(title: str, series: Sequence[Series], unit: str, *, limit: float |
     if is_cut:
         parts.append(_text(WIDTH - _RIGHT, _HEIGHT - 22, "and above", "end"))
     parts += _limit(x, limit)
-    return _chart(title, parts, _HEIGHT, f"number of images by {unit}", series if len(series) > 1 else ())
+    return _chart(title, parts, _HEIGHT, f"number of images by {unit}", series)
 
 
 def lines(
@@ -100,6 +100,8 @@ def lines(
     x_top: float = 1.0,
     y_top: float = 1.0,
     is_filled: bool = False,
+    has_points: bool = False,
+    has_legend: bool = True,
 ) -> Markup:
     """Draw curves over axes that begin at 0.
 
@@ -112,6 +114,8 @@ def lines(
         x_top: The largest value of the horizontal axis.
         y_top: The largest value of the vertical axis.
         is_filled: True fills the area below the curves.
+        has_points: True draws a circle at each point of a curve.
+        has_legend: False leaves out the legend, for a page that has one for all charts.
     """
     x_ticks, y_ticks = ticks_to(x_top), ticks_to(y_top)
     x = _linear(0, max(x_top, x_ticks[-2]), _LEFT, WIDTH - _RIGHT)
@@ -126,11 +130,17 @@ def lines(
             closed = f"{_n(x(one.x[0]))},{_n(y(0))} {points} {_n(x(one.x[-1]))},{_n(y(0))}"
             parts.append(element("polygon", points=closed, class_=f"area {one.style}"))
         parts.append(element("polyline", points=points, class_=f"line {one.style}"))
+        if has_points:
+            tip = element("title", one.name)
+            parts += [
+                element("circle", tip, cx=_n(x(a)), cy=_n(y(b)), r=4, class_=one.style)
+                for a, b in zip(one.x, one.y, strict=True)
+            ]
     for a, b, name in marks:
         side = "end" if x(a) > WIDTH * 0.6 else "start"
         parts.append(element("circle", element("title", name), cx=_n(x(a)), cy=_n(y(b)), r=5, class_="bad"))
         parts.append(_text(x(a) + (-9 if side == "end" else 9), y(b) + 16, name, side, "strong"))
-    return _chart(title, parts, _HEIGHT, f"{y_name} over {x_name}", series if len(series) > 1 else (), x_name)
+    return _chart(title, parts, _HEIGHT, f"{y_name} over {x_name}", series if has_legend else (), x_name)
 
 
 def points(
@@ -142,6 +152,7 @@ def points(
     limit: float | None = None,
     is_log: bool = False,
     names: Sequence[Sequence[str]] = (),
+    has_legend: bool = True,
 ) -> Markup:
     """Draw a cloud of points.
 
@@ -153,6 +164,7 @@ def points(
         limit: A threshold of the vertical axis, which is drawn as a dashed line.
         is_log: True draws the powers of ten of the vertical axis at equal distances. Its values are then positive.
         names: A name for each point, which shows under the pointer.
+        has_legend: False leaves out the legend, for a page that has one for all charts.
     """
     every = [value for one in series for value in one.y]
     if not every:
@@ -187,7 +199,7 @@ def points(
         parts.append(
             element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=_n(y(limit)), y2=_n(y(limit)), class_="limit")
         )
-    return _chart(title, parts, _HEIGHT, f"{y_name} over {x_name}", series if len(series) > 1 else (), x_name)
+    return _chart(title, parts, _HEIGHT, f"{y_name} over {x_name}", series if has_legend else (), x_name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,11 +223,17 @@ class Bar:
     is_wrong: bool = False
 
 
-def bars(title: str, entries: Sequence[Bar], x_name: str) -> Markup:
+def bars(title: str, entries: Sequence[Bar], x_name: str, words: str = "") -> Markup:
     """Draw horizontal bars below their names. A value that is not finite gets the longest bar.
 
     A bar with a ``spread`` is a line from the 1st to the 99th percentile, a box from the 10th to the 90th, and the
     median as a stroke.
+
+    Args:
+        title: The chart's title.
+        entries: The bars, from the top.
+        x_name: The name of the horizontal axis.
+        words: A description beside the title. By default the name of the axis stands there.
     """
     if not entries:
         return Markup("")
@@ -255,7 +273,7 @@ def bars(title: str, entries: Sequence[Bar], x_name: str) -> Markup:
                 ),
                 _text(last + 6, y + 28, one.shown, "start"),
             ]
-    return _chart(title, parts, height, x_name, (), x_name)
+    return _chart(title, parts, height, words or x_name, (), x_name)
 
 
 def charts(*drawn: Markup) -> Markup:
@@ -366,7 +384,7 @@ def _chart(
     drawn = element(
         "svg", *parts, name, viewBox=f"0 0 {WIDTH} {height:g}", role="img", aria_label=f"{title}: {words}"
     )
-    legend = key([(one.style, one.name) for one in series]) if series else None
+    legend = key([(one.style, one.name) for one in series]) if len(series) > 1 else None
     return element(
         "figure", element("figcaption", element("b", title), f" ({words})", legend), drawn, class_="chart"
     )

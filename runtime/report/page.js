@@ -72,8 +72,9 @@
   for (const table of document.querySelectorAll("table.sortable")) {
     const body = table.tBodies[0];
     const value = (cell) => {
-      const text = cell.dataset.value ?? cell.textContent.trim();
-      return cell.classList.contains("n") ? (text === "" || isNaN(text) ? null : Number(text)) : text;
+      const text = cell.textContent.trim();
+      const amount = parseFloat(text);
+      return !cell.classList.contains("n") ? text : isNaN(amount) ? null : amount;
     };
     const rows = [...body.rows].map((element) => ({ values: [...element.cells].map(value), element }));
     sortable(table, rows, () => body.append(...rows.map((row) => row.element)));
