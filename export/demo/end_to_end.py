@@ -19,6 +19,7 @@ from flowedge.bundle import Bundle
 from flowedge.calibration.calibrate import calibrate_bundle
 from flowedge.calibration.dataset import Dataset, Sample, read_dataset, read_mask
 from flowedge.calibration.evaluation import evaluate
+from flowedge.calibration.evaluation_report import EvaluationReport
 from flowedge.calibration.masks import mask_on_map
 from flowedge.calibration.precision import add_half_graphs
 from flowedge.calibration.threshold import ThresholdRequest
@@ -32,6 +33,7 @@ from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.progress import SILENT, Reports
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.render import draw, write_png
+from flowedge.runtime.report.pictures import mask_address, pictures_of
 from flowedge.runtime.result import Result
 from flowedge.runtime.verify import verify_bundle
 from flowedge.targets import DEMO_MARK, check_demo_target
@@ -41,8 +43,9 @@ CHECKPOINT: Final = "cflow_demo.ckpt"
 BUNDLE: Final = "cflow_demo.flowedge"
 INSPECTED: Final = "inspected"
 REPORT: Final = "report.html"
+EVALUATION: Final = "evaluation.html"
 
-_MADE: Final = (PHOTOS, CHECKPOINT, BUNDLE, INSPECTED, REPORT)
+_MADE: Final = (PHOTOS, CHECKPOINT, BUNDLE, INSPECTED, REPORT, EVALUATION)
 _PRECISIONS: Final = ("fp32", "fp16")
 _COMPARED_PHOTOS: Final = 8
 
@@ -120,7 +123,10 @@ def run_demo(
             assert graph.thresholds.image is not None
             found.append(f"{graph.precision} image threshold {graph.thresholds.image.value:.4f}")
     with clock.step("test after calibration") as found:
-        after = tuple(_measured(bundle, precision, dataset) for precision in _PRECISIONS)
+        after = tuple(
+            _measured(bundle, precision, dataset, out / EVALUATION if precision == "fp32" else None)
+            for precision in _PRECISIONS
+        )
         found.extend(map(_metrics, after))
     with clock.step("inspection") as found:
         inspected = _inspect(bundle, dataset, out / INSPECTED)
@@ -137,7 +143,8 @@ def run_demo(
         verified=verified,
         measured=before + after,
     )
-    write_report(out / REPORT, result, bundle.manifest, inspected)
+    links = [("Evaluation of every test image", EVALUATION)]
+    write_report(out / REPORT, result, bundle.manifest, inspected, links=links)
     return result
 
 
@@ -193,9 +200,13 @@ def _worst(verified: GraphChecks) -> str:
     return f"{verified.precision} worst difference {max(check.value for check in verified.checks):.1e}"
 
 
-def _measured(bundle: Bundle, precision: str, dataset: Dataset) -> GraphMetrics:
+def _measured(bundle: Bundle, precision: str, dataset: Dataset, page: Path | None = None) -> GraphMetrics:
+    """Measure one graph on the test images, and write a page about it where one is named."""
     with flowedge.load(bundle.path, precision=precision) as detector:
-        evaluation = evaluate(detector, dataset, thresholds=detector.thresholds)
+        report = None if page is None else EvaluationReport(page, detector, dataset)
+        evaluation = evaluate(detector, dataset, thresholds=detector.thresholds, observer=report)
+    if report is not None:
+        report.write(evaluation, links=[("All steps of the demo", REPORT)])
     normalisation = bundle.manifest.graph(precision).scoring.normalisation
     return GraphMetrics(precision=precision, normalisation=normalisation, evaluation=evaluation)
 
@@ -213,33 +224,35 @@ def _metrics(measured: GraphMetrics) -> str:
 
 def _inspect(bundle: Bundle, dataset: Dataset, out: Path) -> list[InspectedPhoto]:
     """Inspect every test image in fp32, and draw its anomalous pixels on the bundle's scale of colours."""
-    with flowedge.load(bundle.path) as detector:
-        found = [(sample, read_image(sample.path)) for sample in dataset.samples]
-        results = [detector(frame) for _, frame in found]
     inspected: list[InspectedPhoto] = []
-    for (sample, frame), result in zip(found, results, strict=True):
-        one = _drawn(sample, frame, result)
-        folder = out / sample.label
-        folder.mkdir(parents=True, exist_ok=True)
-        write_png(folder / f"{sample.path.stem}.overlay.png", one.overlay)
-        inspected.append(one)
+    with flowedge.load(bundle.path) as detector:
+        for sample in dataset.samples:
+            frame = read_image(sample.path)
+            result = detector(frame)
+            # These photographs are smaller than their anomaly maps.
+            height, width = result.network_map.shape
+            photo = np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+            enlarged = replace(result, frame=photo)
+            folder = out / sample.label
+            folder.mkdir(parents=True, exist_ok=True)
+            write_png(folder / f"{sample.path.stem}.overlay.png", draw(enlarged, captions=False))
+            inspected.append(_shown(sample, frame, enlarged))
     return inspected
 
 
-def _drawn(sample: Sample, frame: NDArray[np.uint8], result: Result) -> InspectedPhoto:
-    """Draw one test image at the size of its anomaly map, which is finer than these small photographs."""
-    height, width = result.network_map.shape
-    photo = np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
-    truth = np.zeros((height, width), np.uint8)
+def _shown(sample: Sample, frame: NDArray[np.uint8], enlarged: Result) -> InspectedPhoto:
+    truth = None
     if sample.mask is not None:
-        placed = mask_on_map(read_mask(sample.mask, frame), result.preprocessing, (height, width))
-        truth[placed] = 255
+        height, width = enlarged.network_map.shape
+        truth = mask_address(
+            mask_on_map(read_mask(sample.mask, frame), enlarged.preprocessing, (height, width))
+        )
+    shown = (*pictures_of(enlarged.frame, enlarged), truth)
+    names = ("photograph", "findings", "anomaly map", "painted defect")
     return InspectedPhoto(
         label=sample.label,
         name=sample.path.name,
-        score=result.score,
-        verdict=result.verdict,
-        photo=photo,
-        truth=truth,
-        overlay=draw(replace(result, frame=photo), captions=False),
+        score=enlarged.score,
+        verdict=enlarged.verdict,
+        pictures=[(name, address) for name, address in zip(names, shown, strict=True) if address is not None],
     )

@@ -50,7 +50,6 @@ def page_of(report: Report) -> str:
             paragraph(_ABOUT_COST, soft=True),
         ),
         _charts(report),
-        _table("Images per second, by batch", "Images per second", batch_columns(report), batch_rows(report)),
         *(
             section(one.title, table(one.title, one.columns, one.rows, sortable=True))
             for one in further_tables(report)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from flowedge.runtime.report.markup import Markup, data_block, element, joined, text_of
 from flowedge.text import printable
+
+_LONG: Final = 30  # characters of a cell that may be broken into lines
 
 
 def table(
@@ -28,7 +30,15 @@ def table(
         styles: A CSS class for each row, by default none.
         sortable: True makes each head a button that sorts.
     """
-    kinds = ["n" if column.startswith(">") else None for column in columns]
+    listed = [list(row) for row in rows]
+    # A column without any value would only take room.
+    filled = [n for n in range(len(columns)) if not listed or any(row[n] != "" for row in listed)]
+    columns = [columns[n] for n in filled]
+    listed = [[row[n] for n in filled] for row in listed]
+    kinds = [
+        "n" if column.startswith(">") else "long" if any(len(str(row[n])) > _LONG for row in listed) else None
+        for n, column in enumerate(columns)
+    ]
     names = [column.lstrip(">") for column in columns]
     head = [
         element(
@@ -39,7 +49,6 @@ def table(
         )
         for kind, name in zip(kinds, names, strict=True)
     ]
-    listed = list(rows)
     body = [
         element(
             "tr",

@@ -88,10 +88,9 @@ def test_names_are_text_wherever_they_stand() -> None:
     flat = np.zeros((4, 4), np.float32)
     triple = MapTriple(name=EVIL, frame=frame, fp32=flat, converted=flat)
     page = Read(page_from_gate(EVIL, report_of(passed=True), [block(EVIL, 1.0, EVIL, EVIL)], [triple]))
-    assert "script" not in {tag for tag, _ in page.tags}
-    assert (
-        page.text.count(EVIL) >= 8
-    )  # two titles, one of the words, four of the block and its bar, a caption
+    assert [tag for tag, _ in page.tags].count("script") == 1  # the page's own
+    # Two titles, one of the words, four of the block and its bar, and one caption.
+    assert page.text.count(EVIL) >= 8
     for _, attributes in page.tags:
         assert not any(name.startswith("on") for name in attributes)
 
@@ -131,7 +130,7 @@ def test_bars_are_as_long_as_the_sensitivity() -> None:
     ]
     page = page_from_gate("bottle", report_of(passed=True), blocks, [])
     svg = ET.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
-    bars = [(float(one.attrib["width"]), one.attrib["fill"]) for one in svg.iter("rect")]
+    bars = [(float(one.attrib["width"]), one.attrib["class"]) for one in svg.iter("rect")]
     widths = [width for width, _ in bars]
     assert widths[1] == widths[3] == max(widths) > 0
     assert widths[0] == pytest.approx(widths[1] / 4, abs=0.1)
@@ -139,13 +138,14 @@ def test_bars_are_as_long_as_the_sensitivity() -> None:
     assert bars[0][1] != bars[1][1]
     assert "25.0%" in page
     assert (
-        Read(page_from_gate("bottle", report_of(passed=True), [block("a", 0.0)], [])).text.count("int8") == 2
+        Read(page_from_gate("bottle", report_of(passed=True), [block("a", 0.0)], [])).text.count("int8") == 4
     )
 
 
 def test_a_sensitivity_that_was_not_measured_is_no_number() -> None:
     page = page_from_gate("bottle", report_of(passed=True), [block("a", None), block("b", 2.0)], [])
-    assert page.count("<rect") == 1
+    svg = ET.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
+    assert len(list(svg.iter("rect"))) == 1
     assert "nan" not in Read(page).text
     page = page_from_gate("bottle", report_of(passed=True), [block("a", None)], [])
     assert "Not measured" in page
@@ -185,5 +185,5 @@ def test_large_frames_are_shrunk() -> None:
         )
     )
     assert {picture_of(attributes["src"]).shape for tag, attributes in page.tags if tag == "img"} == {
-        (160, 320, 3)
+        (192, 384, 3)
     }
