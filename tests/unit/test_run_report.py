@@ -46,7 +46,7 @@ def frames(count: int) -> Iterator[Frame]:
 
 
 def filled(report: RunReport, detector: Detector, count: int) -> list[str]:
-    verdicts = []
+    verdicts: list[str] = []
     for frame in frames(count):
         record, result = inspect(detector, frame)
         assert report.put(frame, record, result) == record
