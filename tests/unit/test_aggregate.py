@@ -31,7 +31,7 @@ FAMILIES: list[tuple[Family, Scoring]] = [
 
 
 def random_levels(family: Family, images: int = 3) -> list[NDArray[np.float32]]:
-    """Log-likelihoods around -0.5 or mean squares around 1, with a few strong anomalies."""
+    """Make levels of log-likelihoods around -0.5 or mean squares around 1, with a few strong anomalies."""
     random = np.random.default_rng(7)
     squares = [random.gamma(20, 0.05, (images, 1, *size)).astype(np.float32) for size in LEVEL_SIZES]
     for level in squares:
@@ -42,7 +42,7 @@ def random_levels(family: Family, images: int = 3) -> list[NDArray[np.float32]]:
 def reference_answer(
     levels: Sequence[NDArray[np.float32]], scoring: Scoring, family: Family
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The families' formulas for one image at a time, in torch: map, score, second map."""
+    """Return map, score and second map by the families' formulas in torch, one image at a time."""
     maps, scores, second = [], [], []
     for image in range(len(levels[0])):
         one = [torch.from_numpy(level[image : image + 1]) for level in levels]

@@ -1,4 +1,4 @@
-"""Streamed correlations against SciPy's and NumPy's of all numbers at once."""
+"""Compare streamed correlations with those that SciPy and NumPy compute of all numbers at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--precision auto``: the fastest graph that is right, measured once."""
+"""``--precision auto`` opens the fastest graph that is right, and measures once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three runs are a measurement: these tests ask for the choice, not for the time."""
+    """Let three runs be a measurement, because these tests check the choice and not the time."""
     monkeypatch.setattr(auto, "_WARM_UP_S", 0.0)
     monkeypatch.setattr(auto, "_MEASURED_S", 0.0)
 
@@ -76,9 +76,9 @@ def test_without_a_named_engine_all_that_open_here_are_compared(exported: Bundle
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """What stands in for a built TensorRT, which opens without a device nowhere: by precision, how often it was opened.
+    """Pretend a TensorRT engine for which some precisions are built, and count by precision how often it is opened.
 
-    Only the precisions that it has at first are built; each is computed on ONNX Runtime.
+    ONNX Runtime computes in its place, because TensorRT opens on no machine without an NVIDIA GPU.
     """
     opened = {"fp16": 0}
 

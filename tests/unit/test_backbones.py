@@ -1,4 +1,4 @@
-"""Feature extractors against forward hooks on the original networks, with random weights."""
+"""Compare feature extractors with forward hooks on the original networks, with random weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CLOSE = 2e-5
 
 
 def randomised(network: nn.Module) -> nn.Module:
-    """Every tensor off its initial value, norms' statistics and layer scales included; in evaluation mode."""
+    """Move every tensor off its initial value, and switch to evaluation mode."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and tensor.ndim < 2:
@@ -62,7 +62,7 @@ def image(*size: int) -> Tensor:
 
 
 def hooked(network: nn.Module, taps: Sequence[str], picture: Tensor) -> list[Tensor]:
-    """What forward hooks on the taps see."""
+    """Return the features that forward hooks on the taps receive."""
     seen: dict[str, Tensor] = {}
 
     def keep(tap: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -80,7 +80,7 @@ def hooked(network: nn.Module, taps: Sequence[str], picture: Tensor) -> list[Ten
 
 
 def as_map(tokens: Tensor) -> Tensor:
-    """``(N, prefix + side * side, C)`` to ``(N, C, side, side)``, written out pixel by pixel."""
+    """Turn tokens ``(N, prefix + side * side, C)`` into a map ``(N, C, side, side)``, pixel by pixel."""
     side = math.isqrt(tokens.shape[1])
     first = tokens.shape[1] - side * side
     rows = [
@@ -180,14 +180,14 @@ def test_a_network_that_computes_its_filters_is_not_left_without_them() -> None:
 
 @pytest.fixture(scope="module")
 def efficientnet() -> models.EfficientNet:
-    """Torchvision's B5 with random weights; tests put it back as they found it."""
+    """Make torchvision's EfficientNet-B5 with random weights. A test leaves it as it was."""
     network = randomised(models.efficientnet_b5())
     assert isinstance(network, models.EfficientNet)
     return network
 
 
 def same_padding(version: str) -> dict[str, tuple[int, int]]:
-    """TensorFlow's SAME for a 456 px image; version 0.6 forgets that the maps have shrunk."""
+    """Pad as TensorFlow's SAME does for a 456 px image. Version 0.6 forgets that the maps have shrunk."""
     padding, side = {}, 456
     for name, kernel in (
         ("features.0.0", 3),
@@ -251,7 +251,7 @@ def test_an_image_that_the_pyramid_cannot_halve_twice_is_refused(efficientnet: m
 
 @pytest.fixture(scope="module")
 def official_efficientnet(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """efficientnet_pytorch's state dict of the CS-Flow record."""
+    """Return the state dict of efficientnet_pytorch in the record of CS-Flow."""
     target = tmp_path_factory.mktemp("efficientnet") / "efficientnet-b5.pth"
     packed = shared / "golden" / "csflow_official" / "efficientnet-b5.pth.xz"
     target.write_bytes(lzma.decompress(packed.read_bytes()))
@@ -308,7 +308,7 @@ def test_a_transformers_maps_are_its_tokens_in_the_order_of_the_taps(name: str) 
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[nn.Module, nn.Module]:
-    """U-Flow's two networks, one block each."""
+    """Make the two networks of U-Flow with one block each."""
     return transformer("cait_m48_448", 1), transformer("cait_s24_224", 1)
 
 
@@ -349,7 +349,7 @@ def test_an_image_of_another_size_than_the_transformers_is_refused_with_its_size
 def test_an_image_too_small_for_the_backbone_is_refused_with_the_smallest_that_works(
     padding: Literal["zeros", "reflect"], smallest: int
 ) -> None:
-    """layer2 and layer3 of a resnet18, strides 8 and 16: one position is no map, and reflection needs two pixels."""
+    """The levels are layer2 and layer3 of a resnet18, with strides 8 and 16. Reflection needs a map of two pixels."""
     network = randomised(timm.create_model("resnet18", pretrained=False))
     module = module_from_backbone(backbone("resnet18", ("layer2", "layer3"), network, padding=padding))
     for size in ((8, 8), (smallest - 1, smallest - 1)):
@@ -369,7 +369,7 @@ PLAIN = {
 
 
 class Together(nn.Module):
-    """Several extractors in one graph: tracing one graph is quicker than tracing three."""
+    """Run several extractors in one graph, because tracing one graph is quicker than tracing three."""
 
     def __init__(self, *parts: tuple[nn.Module, int]) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ WRONG = "wrong<b>&|`x`.flowedge"
 
 @dataclass(frozen=True)
 class Benched:
-    """One run of the command over a good bundle, a wrong one, and two peers."""
+    """The files and the output of one run of the command over a good bundle, a wrong one, and two peers."""
 
     done: Finished
     report: dict[str, Any]
@@ -65,7 +65,7 @@ class Benched:
 
 @pytest.fixture(scope="module")
 def benched(small_bundle: Path, small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Benched:
-    """All the files that the command wrote, and what it printed."""
+    """Run the command once for all tests of its files and its output."""
     folder = tmp_path_factory.mktemp("bench")
     good = open_bundle(small_bundle)
     edited = onnx.load(str(good.graph_path("fp32")))
@@ -184,7 +184,7 @@ def test_the_table_is_whole_in_a_pipe(benched: Benched, small_bundle: Path) -> N
 
 
 def worst_error_of(path: Path) -> float:
-    """Of the levels, by ONNX Runtime alone."""
+    """Compute the worst error of the levels by ONNX Runtime alone."""
     bundle = open_bundle(path)
     selftest = read_selftest(bundle)
     session = ort.InferenceSession(str(bundle.graph_path("fp32")), providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""A bundle is believed only when every byte of it fits, and is never half there."""
+"""A bundle opens only when every byte fits its hash, and is never half-written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TESTS = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    """Three small files, one of them in a folder, one of them empty."""
+    """Write a bundle of three small files, one of them in a folder and one of them empty."""
     return write_bundle(tmp_path / "bottle.flowedge", tiny_manifest(), FILES)
 
 
@@ -317,7 +317,7 @@ def test_a_missing_parent_or_source_is_one_clear_error(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def mounted(place: Path, options: str) -> Iterator[Path]:
-    """A memory disk of its own, where this user may mount one."""
+    """Mount a new memory disk, or skip the test where this user may not mount one."""
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
     if (

@@ -1,4 +1,4 @@
-"""Half-precision graphs by the family's rule alone."""
+"""Half-precision graphs are added by the family's rule, without images."""
 
 from __future__ import annotations
 

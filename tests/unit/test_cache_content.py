@@ -1,4 +1,4 @@
-"""The content of the device cache is untrusted: nothing there hangs, ends in a traceback, or is believed too much."""
+"""The content of the device cache is untrusted. No file there makes a command hang or end in a traceback."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CPU = "onnxruntime-cpu"
 
 @pytest.fixture(autouse=True)
 def hang_guard() -> Iterator[None]:
-    """A test that waits for a pipe or a device ends with an error."""
+    """End a test that waits for a pipe or a device with an error."""
 
     def stop(number: int, frame: object) -> None:
         raise TimeoutError("it waits for something in the cache")
@@ -133,7 +133,7 @@ def test_a_link_in_the_place_of_a_folder_leads_nowhere(
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    """The tiny graph in two precisions."""
+    """Write a bundle of the tiny graph in two precisions."""
     return write_tiny_bundle(tmp_path / "tiny.flowedge", precisions=("fp32", "fp16"))
 
 

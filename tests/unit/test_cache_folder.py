@@ -1,4 +1,4 @@
-"""The cache is a convenience: where there is none, what can work without it does, and what cannot says so."""
+"""Commands work without a cache folder where they can, and otherwise say that they need one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ main()
 
 @pytest.fixture
 def somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment that names no cache."""
+    """Set an environment that names no cache folder."""
     for name in ("FLOWEDGE_CACHE_DIR", "FLOWEDGE_CACHE_SIZE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
 

@@ -1,4 +1,4 @@
-"""Calibration: thresholds are those of the graphs that inspect, and no image is inferred more often than it must."""
+"""Calibration fits thresholds on the graphs that inspect, and infers no image more often than necessary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a range is chosen: against NumPy, brute force and a divergence in plain loops."""
+"""Compare the choice of a range with NumPy, with brute force and with a divergence in plain loops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def range_of(values: Values) -> TensorRange:
 
 
 def on_the_bins(values: Values) -> Values:
-    """Each value moved to the middle of its bin, so that a histogram of it loses nothing."""
+    """Move each value to the middle of its bin, so that a histogram loses nothing."""
     return ((values.view(np.uint32) & np.uint32(0xFFFF0000)) | np.uint32(0x8000)).view(np.float32)
 
 
@@ -77,7 +77,7 @@ def test_mse_is_as_good_as_brute_force_on_the_values(levels: int, outlier: float
 
 
 def direct_divergence(counts: list[float], end: int, steps: int) -> float:
-    """The divergence of Migacz's talk, bin by bin; a bin that no step reaches counts as one part in a million."""
+    """Compute the divergence of Migacz's talk bin by bin. A bin that no step reaches gets probability 1e-6."""
     true = counts[:end]
     sums, filled = [0.0] * steps, [0] * steps
     for n, count in enumerate(true):

@@ -194,7 +194,7 @@ HYPER: dict[str, tuple[bytes, str]] = {
 
 @pytest.fixture(scope="module")
 def cflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of anomalib 2.7."""
+    """Write a checkpoint of anomalib 2.7."""
     state = cflow_state(np.random.default_rng(0))
     path = tmp_path_factory.mktemp("cflow") / "model.ckpt"
     return save(path, version_2_7(state, dict(CFLOW_HYPER), described(RESIZE)))

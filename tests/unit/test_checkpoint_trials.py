@@ -1,4 +1,4 @@
-"""Checkpoints of other tools and of other people: each was refused, or cost too much, in a trial."""
+"""Checkpoints of other tools and people are read, which trials found refused or slow."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def test_info_refuses_a_name_that_no_file_can_have_and_options_that_a_bundle_doe
 
 
 def normalize(mean: Any, std: Any) -> v2.Normalize:
-    """Torchvision's step with numbers held in whatever a user gives."""
+    """Make torchvision's Normalize with its numbers in the type that a user gives."""
     return v2.Normalize(mean, std)
 
 

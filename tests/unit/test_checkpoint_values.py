@@ -1,4 +1,4 @@
-"""Values that are no preprocessing and no coupling are refused where they are read, by their name in the file."""
+"""Impossible values of a preprocessing or a coupling are refused by their name in the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""anomalib's containers of every generation, key for key."""
+"""Checkpoints of every generation of anomalib are read, key for key."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def csflow_state(rng: np.random.Generator) -> State:
 
 
 def lightning(state: State, **entries: object) -> dict[str, object]:
-    """A Lightning checkpoint around the model's state dict."""
+    """Put a Lightning checkpoint around the model's state dict."""
     wrapped = prefixed("model.", state)
     extra = entries.pop("extra_state", {})
     assert isinstance(extra, dict)
@@ -105,7 +105,7 @@ def version_2_7(state: State, hyper: dict[str, object], transform: object) -> di
 
 
 def described(*steps: tuple[str, Mapping[str, object]]) -> dict[str, object]:
-    """A Compose in the words of 2.7."""
+    """Describe a Compose as anomalib 2.7 writes it."""
     module = "torchvision.transforms.v2."
     inner = [{"class_path": module + kind, "init_args": args} for kind, args in steps]
     return {"class_path": module + "Compose", "init_args": {"transforms": inner}}
@@ -116,7 +116,7 @@ NORMALIZE = ("Normalize", {"mean": list(MEAN), "std": list(STD), "inplace": Fals
 
 
 def float32(value: float) -> float:
-    """As a scalar of a state dict."""
+    """Make a scalar tensor of a state dict."""
     return float(np.float32(value))
 
 
@@ -344,7 +344,7 @@ def test_version_1_has_a_pickled_transform_and_text_among_its_tensors(
 
 
 def omega(monkeypatch: pytest.MonkeyPatch, value: object) -> object:
-    """A value as OmegaConf's nodes, which are not installed."""
+    """Write a value as nodes of OmegaConf, which is not installed."""
     if isinstance(value, dict):
         kind, content = "DictConfig", {key: omega(monkeypatch, item) for key, item in value.items()}
     elif isinstance(value, list):
@@ -412,7 +412,7 @@ def test_version_0_with_its_own_pipeline_file_asks_for_the_size(
 def test_version_0_without_its_configuration_is_known_by_its_thresholds(
     family: str, tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    """A model made from its class, not by 0.x's ``get_model``: plain hyper-parameters, as 1.x has them."""
+    """A model of 0.x that was made from its class has plain hyper-parameters, as one of 1.x."""
     hyper = {"input_size": (512, 640), "clamp": 3, "cross_conv_hidden_channels": 4}
     state = csflow_state(rng) if family == "csflow" else cflow_state(rng)
     extra = {"image_threshold.value": torch.tensor(0.5), "pixel_threshold.value": torch.tensor(0.5)}

@@ -1,4 +1,4 @@
-"""Files that the original implementations wrote: one trained model and a record of each official repository."""
+"""Files that the original implementations wrote are read: a trained model and a record of each repository."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ BACKBONES = ("resnet18.pth", "efficientnet-b5.pth")
 
 @pytest.fixture(scope="module")
 def unpacked(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for decompressed checkpoints, one sub-folder per record."""
+    """Make a folder for decompressed checkpoints, with a sub-folder for each record."""
     assert shared.is_dir()
     return tmp_path_factory.mktemp("golden")
 
 
 def unpack(shared: Path, unpacked: Path, record: str) -> tuple[Path, dict[str, object], Path | None]:
-    """A record's checkpoint, its meta.json, and the extractor's weights if it has them."""
+    """Return a record's checkpoint, its meta.json, and the extractor's weights if there are any."""
     folder = shared / "golden" / record
     (unpacked / record).mkdir(exist_ok=True)
     files: dict[str, Path] = {}
@@ -42,7 +42,7 @@ def unpack(shared: Path, unpacked: Path, record: str) -> tuple[Path, dict[str, o
 
 
 def blocks(tensors: object, level: int) -> int:
-    """How many blocks a level has."""
+    """Count the blocks of a level."""
     assert isinstance(tensors, dict)
     return sum(name.startswith(f"flow.{level}.") and name.endswith("global_scale") for name in tensors)
 

@@ -1,4 +1,4 @@
-"""The files of the official repositories and of TVTVision, key for key."""
+"""Files of the official repositories and of TVTVision are read, key for key."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def rng() -> np.random.Generator:
 
 
 def assumed(checkpoint: Checkpoint) -> dict[str, tuple[object, bool]]:
-    """Value and whether the user gave it, by name."""
+    """Return each assumed value, and whether the user gave it, by name."""
     return {a.name: (a.value, a.given) for a in checkpoint.assumed}
 
 
 def assert_same(checkpoint: Checkpoint, expected: dict[str, torch.Tensor]) -> None:
-    """The record holds these tensors, up to axes of length 1."""
+    """Check that the record holds these tensors, up to axes of length 1."""
     for name, tensor in expected.items():
         np.testing.assert_array_equal(
             checkpoint.tensors[name], tensor.numpy().reshape(checkpoint.tensors[name].shape)
@@ -262,7 +262,7 @@ def test_a_transformer_is_known_by_its_position_code(
 def uflow_flow(
     rng: np.random.Generator, steps: int, channels: tuple[int, ...]
 ) -> tuple[State, dict[str, int]]:
-    """The graph's tensors, coarsest stage first, and the node of each ``{level}.{k}``."""
+    """Return the tensors of U-Flow's graph, coarsest stage first, and the node of each ``{level}.{k}``."""
     state: State = {}
     nodes: dict[str, int] = {}
     for stage, width in enumerate(channels):
@@ -277,7 +277,7 @@ def uflow_flow(
 
 
 def uflow_norms(rng: np.random.Generator, channels: tuple[int, ...]) -> State:
-    """The norms of each level's features, for stages of these channels, coarsest first; 64x96 pixels."""
+    """Return the norms of each level's features of a 64x96 image, for stages of these channels, coarsest first."""
     state: State = {}
     for stage, width in enumerate(channels):
         level, risen = len(channels) - 1 - stage, channels[stage - 1] // 8 if stage else 0
@@ -290,7 +290,7 @@ def uflow_norms(rng: np.random.Generator, channels: tuple[int, ...]) -> State:
 def uflow_file(
     rng: np.random.Generator, flow: State, channels: tuple[int, ...] = (8, 6)
 ) -> dict[str, object]:
-    """A Lightning checkpoint around the graph, on a ResNet; the stages' channels, coarsest first."""
+    """Write a Lightning checkpoint of U-Flow on a ResNet, for stages of these channels, coarsest first."""
     extractor = prefixed("feature_extractor.extractor.", resnet(rng, (2, 2, 2)))
     return {"state_dict": prefixed("model.", flow | extractor | uflow_norms(rng, channels))}
 
@@ -337,7 +337,7 @@ def test_a_uflow_graph_that_lacks_a_block_is_refused(tmp_path: Path, rng: np.ran
 
 
 def msflow_file(rng: np.random.Generator, order: tuple[int, int, int] = (2, 0, 1)) -> dict[str, object]:
-    """Permutations at nodes 0 to 2 in any order of the levels; widths of a resnet18."""
+    """Write a checkpoint of MSFlow on a resnet18, with the permutations of nodes 0 to 2 in the given order."""
     widths = (64, 128, 256)
     parallel = [
         sequence(rng, width, blocks=blocks, kernel=3, condition=8, layers=("conv1", "ln", "conv2"))
@@ -454,7 +454,7 @@ def csflow_module(
     permutations: list[list[torch.Tensor]],
     clamp: object = 2,
 ) -> object:
-    """The pickled graph: None for inputs, then permutation and coupling in turn, then dummies."""
+    """Make CS-Flow's pickled graph: None for each input, permutations and couplings in turn, and dummies."""
     classes = {
         name: fake_class(monkeypatch, "freia_funcs", name)
         for name in (

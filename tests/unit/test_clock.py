@@ -1,4 +1,4 @@
-"""A clock that is wrong by any amount stops no command: time is for records."""
+"""A clock that is wrong by any amount stops no command."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_self_test_is_written_before_1980(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def clock_shift(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library that shifts the clock, compiled."""
+    """Compile the library that shifts the clock."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("there is no C compiler here")

@@ -1,4 +1,4 @@
-"""Counts of parameters against torch's and FrEIA's own modules, of multiply-accumulates against traced ONNX."""
+"""Compare counts of parameters with torch's and FrEIA's modules, and those of operations with traced ONNX."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _ChannelNorm(nn.Module):
 
 
 def block(channels: int, condition: int, subnet: Callable[[int, int], nn.Module]) -> nn.Module:
-    """FrEIA's block, without the inverse of its permutation, which no inference needs."""
+    """Make FrEIA's block without the inverse of its permutation, which no inference needs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made: nn.Module = AllInOneBlock(

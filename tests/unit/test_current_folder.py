@@ -1,4 +1,4 @@
-"""A folder of pictures may hold any file: nothing in the current folder is run or loaded by a command started there."""
+"""A command runs and loads nothing from the current folder, which may hold any file."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SCRIPT = Path(sys.executable).with_name("flowedge")
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two pictures, a bundle, and planted files that leave a mark when they are run or loaded."""
+    """Make a folder of two pictures, a bundle, and planted files that leave a mark when they are run or loaded."""
     folder = tmp_path_factory.mktemp("pictures")
     write_tiny_bundle(folder / "tiny.flowedge")
     for number in range(2):

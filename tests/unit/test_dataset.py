@@ -1,4 +1,4 @@
-"""Labelled folders: what is listed, what is refused, and how pixels are read."""
+"""Labelled folders are listed or refused, and their pixels are read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write(path: Path, pixels: NDArray[np.uint8] = GREY) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A dataset of 4x6 images: two good, two scratched and one bent, all masks there."""
+    """Write a dataset of 4x6 images: two good, two scratched and one bent, with all masks."""
     for name in ("train/good/000.png", "train/good/001.png", "test/good/000.png", "test/good/001.jpg"):
         write(tmp_path / name)
     for name in ("scratch/000", "scratch/001", "bent/000"):

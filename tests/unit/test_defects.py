@@ -1,4 +1,4 @@
-"""Synthetic defects: what holds for every kind on every frame, and that the frames look as they should."""
+"""Every kind of synthetic defect changes every frame within limits, and looks as it should."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SURFACES = ("flat", "black", "white", "noise", "grey stripes", "checkers")
 
 
 def frame_of(surface: str, height: int, width: int) -> NDArray[np.uint8]:
-    """A frame on which a careless defect would change nothing, or leave the range."""
+    """Make a frame on which a careless defect would change nothing, or leave the range."""
     y, x = np.mgrid[:height, :width]
     plane = {
         "flat": np.full((height, width), 127),

@@ -1,4 +1,4 @@
-"""The demo: an honest dataset, a checkpoint that any reader takes, and a report that opens offline."""
+"""The demo makes an honest dataset, a checkpoint that any reader takes, and a report that opens offline."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ BRIEF_TRAINING = TrainPlan(blocks=2, epochs=(2, 2, 2), rows=(512, 128, 32))
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
-    """The smallest dataset, once for all tests that only read it."""
+    """Make the smallest dataset once for all tests that only read it."""
     return write_photos(tmp_path_factory.mktemp("photos"), FEW_PHOTOS)
 
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoResult, list[str]]:
-    """The whole road in small, in a folder where an earlier demo was, whose name needs escaping in HTML."""
+    """Run a small demo in a folder where an earlier demo was. The name of the folder needs escaping in HTML."""
     out = tmp_path_factory.mktemp("demo") / "out & <b>"
     (out / "photos" / "test" / "good").mkdir(parents=True)
     (out / "photos" / "test" / "good" / "stale.png").touch()
@@ -94,7 +94,7 @@ def test_training_calibration_and_test_share_no_column_of_the_photograph(photos:
 
 
 def columns_of(path: Path) -> set[int]:
-    """Where in the photograph a crop was taken, found by normalised correlation, mirrored or not."""
+    """Find the columns where a crop was taken from a photograph, mirrored or not, by normalised correlation."""
     crop = grey(path)
     whole = np.asarray(skimage.data.brick(), np.uint8)  # type: ignore[no-untyped-call]
     matches = [cv2.matchTemplate(whole, one, cv2.TM_CCOEFF_NORMED) for one in (crop, crop[:, ::-1].copy())]

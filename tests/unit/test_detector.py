@@ -47,7 +47,7 @@ def detector_with(
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    """The tiny bundle: images of 16 x 24, two levels, no thresholds."""
+    """Write the tiny bundle: images of 16 x 24, two levels, no thresholds."""
     return write_tiny_bundle(tmp_path / "tiny.flowedge")
 
 

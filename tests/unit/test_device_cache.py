@@ -1,4 +1,4 @@
-"""The device cache: exact, whole, safe for several processes, and never larger than it may be."""
+"""The device cache returns what was stored, serves several processes, and keeps to its size."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def everything(cache: DeviceCache) -> list[str]:
 
 
 def silent(_: str) -> None:
-    """Nobody listens."""
+    """Ignore the notes of the cache."""
 
 
 def never() -> bytes:

@@ -1,4 +1,4 @@
-"""Engines are opened by name, hold the graph to its contract, and say what they lack."""
+"""Engines are opened by name, check the graph against its contract, and say what they lack."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ON_THE_CPU = [name for name, spec in ENGINES.items() if spec.device == "cpu"]
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    """The tiny bundle: images of 16 x 24, two levels."""
+    """Write the tiny bundle: images of 16 x 24, two levels."""
     return write_tiny_bundle(tmp_path / "tiny.flowedge")
 
 
@@ -503,7 +503,7 @@ def test_an_npu_is_not_given_a_float32_graph(bundle: Bundle) -> None:
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What OpenVINO compiles from now on, for whichever device, and the size of the batch; all of it for the CPU."""
+    """List the devices and batch sizes that OpenVINO is asked to compile for, and compile each for the CPU."""
     module = importlib.import_module(ENGINES[OPENVINO].module)
     compile_it, seen = module._compiled, []
 

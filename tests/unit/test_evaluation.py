@@ -1,4 +1,4 @@
-"""Evaluation with detectors whose answers are known beforehand."""
+"""Evaluation gives the right metrics for detectors whose answers are known beforehand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Answer:
 
 
 def noisy_map(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """A 16x24 map that depends on the image only, higher where the image is bright."""
+    """Return a 16x24 map that depends on the image only, and is higher where the image is bright."""
     small = cv2.resize(image[..., 0], SIZE[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
     noise = np.random.default_rng(int(image.sum())).normal(0, 60, SIZE)
     return (small + noise).astype(np.float32)
@@ -52,7 +52,7 @@ def detect(image: NDArray[np.uint8]) -> Answer:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Twelve good images, eight with a bright square and six with a bright line, of varying size."""
+    """Write twelve good images, eight with a bright square and six with a bright line, of varying size."""
     rng = np.random.default_rng(1)
     for label, count in (("good", 12), ("square", 8), ("line", 6)):
         for index in range(count):
@@ -330,7 +330,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
 
 
 def detect_with_log_nfa(image: NDArray[np.uint8]) -> Answer:
-    """As ``detect``, and a log NFA that is the lower, the brighter the map."""
+    """Detect as ``detect`` does, with a log NFA that is lower where the map is brighter."""
     answer = detect(image)
     return dataclasses.replace(answer, network_log_nfa=100 - answer.network_map.astype(np.float64))
 

@@ -1,4 +1,4 @@
-"""What the graph gives for the number of false alarms, against NumPy on the latents of the unlowered model."""
+"""Compare the graph's counts and energies with NumPy on the latents of the model before the passes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BATCH = 3
 
 
 def larger_csflow(seed: int) -> ir.FlowModel:
-    """Twice as large as random_csflow, whose coarsest level is too small for a window."""
+    """Make a CS-Flow twice as large as ``random_csflow``, whose coarsest level is too small for a window."""
     model = random_csflow(seed)
     levels = tuple(
         dataclasses.replace(one, height=2 * one.height, width=2 * one.width) for one in model.levels
@@ -58,7 +58,7 @@ def features_of(model: ir.FlowModel) -> list[torch.Tensor]:
 
 
 def latents_of(model: ir.FlowModel) -> list[NDArray[np.float64]]:
-    """Per level z as the unlowered model has it, ``(N, C, h, w)``: what its sum of squares is taken of."""
+    """Return the latent z ``(N, C, h, w)`` of each level, from the model before the passes."""
     assert all(level.latent_scale is None for level in model.levels)
     flow = Flow(model).double()
     seen: list[NDArray[np.float64]] = []

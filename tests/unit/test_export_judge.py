@@ -1,4 +1,4 @@
-"""An export is verified on one engine, whatever else the machine has."""
+"""An export is verified on the same engine on every machine."""
 
 from __future__ import annotations
 

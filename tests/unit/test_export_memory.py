@@ -1,4 +1,4 @@
-"""An export holds large models several times on the way; what it has written, it lets go."""
+"""An export frees the weights that it has written, so that a large model is not held several times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An export takes names as long as the system allows, and leaves what another process wrote meanwhile alone."""
+"""An export takes names as long as the system allows, and keeps files that another process wrote meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any answer of a graph is judged without a warning of NumPy's: what is not finite was not inspected."""
+"""Any answer of a graph is judged without a warning of NumPy, and one that is not finite is not inspected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle whose hashes fit what somebody put into it: it is refused by name, at little cost, and says nothing else."""
+"""A bundle with forged content and fitting hashes is refused by name, at little cost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def forged(whole: Path, folder: Path, path: str, content: bytes) -> Path:
-    """A copy of a bundle with another content of one file, and the hashes that belong to it."""
+    """Copy a bundle with another content of one file, and with the hashes of this content."""
     shutil.copytree(whole, folder)
     (folder / path).write_bytes(content)
 

@@ -1,4 +1,4 @@
-"""A frame that no part explains is not inspected, and good frames are stopped no more often than was asked for."""
+"""A frame unlike those of good parts is not inspected, and good frames are stopped as rarely as asked for."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ needs_tiles = pytest.mark.skipif(not TILES.is_dir(), reason="the photographs are
 
 @pytest.fixture(scope="module")
 def tile_statistics() -> dict[str, NDArray[np.float64]]:
-    """By folder of the dataset, a row per photograph."""
+    """Return the statistics of the photographs by the folder of the dataset, a row for each photograph."""
     folders = {
         "train/good": "train",
         "test/good": "good",

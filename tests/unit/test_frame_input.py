@@ -1,4 +1,4 @@
-"""A graph that takes frames must see what the host would have made of them, to the last grey level."""
+"""A graph that takes frames preprocesses them as the host does, to the last grey level."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def preprocessing_of(
 
 
 def frame_of(size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """Noise; its upper half only black and white, where roundings and clipping show."""
+    """Make a frame of noise. Its upper half is only black and white, where rounding and clipping show."""
     frame = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     upper = frame[: size[0] // 2]
     upper[:] = np.where(upper > 127, 255, 0)
@@ -199,7 +199,7 @@ def test_a_frame_of_another_size_is_refused_with_both_sizes(size: tuple[int, int
 
 @pytest.fixture(scope="module")
 def exported(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``small.flowedge``, exported for frames of 90x120 with both precisions, and some frames."""
+    """Make a folder with ``small.flowedge``, exported for frames of 90x120 in two precisions, and some frames."""
     folder = tmp_path_factory.mktemp("frames")
     done = run_flowedge(
         "export", small_checkpoint, "-o", folder / "small.flowedge", "--fp16", "--frame-size", "90x120"

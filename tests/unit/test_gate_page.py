@@ -1,4 +1,4 @@
-"""The gate's page: it opens offline, says what was measured, and takes nobody's name for markup."""
+"""The gate's page opens offline, shows what was measured, and escapes names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVIL = "<script>alert('x')</script>&\"'"
 
 
 class Read(HTMLParser):
-    """Every tag and its attributes, the text, and that each tag which was opened is closed in order."""
+    """Reads every tag with its attributes and the text, and checks that tags are closed in order."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The gate: against direct computations on all answers, and against graphs that are wrong in one way each."""
+"""Compare the gate with direct computations on all answers, and with graphs that are wrong in one way each."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Pair:
-    """The two answers on one image, and what it is."""
+    """The two answers on one image, and the kind of the image."""
 
     kind: str
     mask: NDArray[np.bool_] | None
@@ -57,7 +57,7 @@ class Pair:
 
 
 def pairs_of(noise: float = 10.0) -> list[Pair]:
-    """Thirty images of each kind; defects rise to about a hundred times what good images vary by."""
+    """Make thirty pairs of each kind. Defects rise to a hundred times the spread of good images."""
     rng = np.random.default_rng(0)
     pairs = []
     for index in range(90):
@@ -152,7 +152,7 @@ def test_equal_answers_differ_in_nothing() -> None:
 
 
 def test_an_error_in_proportion_to_a_strong_defect_is_no_error_of_the_good_range() -> None:
-    """CS-Flow's maps rise without bound: a relative error of 1e-3 is many spreads of the good images there."""
+    """CS-Flow's maps rise without bound, so a relative error of 1e-3 there is many spreads of the good images."""
     rng = np.random.default_rng(0)
     gate = Gate(LIMITS)
     for index in range(10):
@@ -312,7 +312,7 @@ WRONG: dict[str, tuple[str, str, list[Any], set[str]]] = {
 
 
 def wrong_graph(output: str, operator: str, constants: list[Any]) -> bytes:
-    """The tiny graph with one node put behind its map or its score; the score is still that of the right map."""
+    """Make the tiny graph with one node after its map or its score. The score is still that of the right map."""
     model = tiny_model(repeats_energies=True)
     for node in model.graph.node:
         node.output[:] = [f"right_{output}" if name == output else name for name in node.output]
@@ -332,7 +332,7 @@ def wrong_graph(output: str, operator: str, constants: list[Any]) -> bytes:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    """Twelve pictures of a smooth surface with a little noise, 48x60."""
+    """Write twelve pictures of a smooth surface with a little noise, 48x60."""
     folder = tmp_path_factory.mktemp("good")
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:48, :60]

@@ -25,7 +25,7 @@ LENGTHS = [(1, 1), (1, 9), (9, 1), (2, 2), (7, 7), (256, 64), (64, 256), (257, 1
 
 
 def torch_matrix(outputs: int, inputs: int, mode: str, **options: Any) -> NDArray[np.float32]:
-    """What torch does to each unit vector along y, ``[outputs, inputs]``."""
+    """Return the matrix ``[outputs, inputs]`` of a resize by torch, from its answer to each unit vector along y."""
     unit = torch.eye(inputs).expand(1, 1, inputs, inputs)
     return F.interpolate(unit, size=(outputs, inputs), mode=mode, **options)[0, 0].numpy()
 

@@ -1,4 +1,4 @@
-"""The half-precision graph: valid, typed as planned, close to fp32, and whole where a weight does not fit."""
+"""A half-precision graph is valid, typed as planned and close to fp32, and keeps weights that do not fit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from support.tiny_bundle import tiny_model
 
 
 class TwoConvolutions(torch.nn.Module):
-    """A backbone of two levels for ``random_cflow``."""
+    """Give features of two levels for ``random_cflow``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ def bf16(values: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def test_float16_is_emulated_with_every_value_rounded_and_overflows_where_a_gpu_would(tmp_path: Path) -> None:
-    """ONNX Runtime's CPU widens float16 and rounds nothing but the weights: it cannot judge a graph for others."""
+    """ONNX Runtime's CPU widens float16 and rounds nothing but the weights, so it cannot judge a graph for GPUs."""
     converter, path = converter_of(block_model(random_layers(2)), IMAGES, tmp_path)
     blocks = list(converter.blocks("fp16"))
     converter.write("fp16", blocks, tmp_path / "real.onnx")

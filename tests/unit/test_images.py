@@ -26,7 +26,7 @@ TILES = Path(__file__).resolve().parents[3] / "shared" / "data" / "magnetic_tile
 
 
 def photograph() -> Image.Image:
-    """97x131 smooth colours, like a photograph's."""
+    """Make 97x131 pixels of smooth colours, like those of a photograph."""
     noise = np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8)
     blurred = cv2.GaussianBlur(noise, (0, 0), 3)
     low, high = int(blurred.min()), int(blurred.max())
@@ -189,7 +189,7 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
 
 
 def huge_headers() -> Iterator[tuple[str, bytes]]:
-    """Files of a few bytes that claim 60000x60000 pixels."""
+    """Write files of a few bytes that claim 60000x60000 pixels."""
     side = 60000
     png = bytearray(FILES["png"])
     png[16:24] = struct.pack(">II", side, side)

@@ -1,4 +1,4 @@
-"""``flowedge info`` says of every source what it is, what was assumed and what is missing."""
+"""``flowedge info`` shows what a source is, which values were assumed and what is missing."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_a_frame_that_the_detector_refuses_is_not_inspected(detector: Detector) 
 
 
 class Given:
-    """A source of given frames."""
+    """Yields given frames."""
 
     def __init__(self, *frames: Frame) -> None:
         self._frames = frames
@@ -68,11 +68,11 @@ class Given:
         yield from self._frames
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing, because nothing is held."""
 
 
 class Marking:
-    """A sink that notes the order of its calls, and completes the record."""
+    """Notes the order of its calls as a sink, and completes the record."""
 
     def __init__(self, name: str, calls: list[str]) -> None:
         self._name, self._calls = name, calls
@@ -82,7 +82,7 @@ class Marking:
         return msgspec.structs.replace(record, problem=record.problem + self._name)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing, because nothing is held."""
 
 
 def test_each_sink_completes_the_record_for_the_next(detector: Detector) -> None:

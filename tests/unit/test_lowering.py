@@ -1,4 +1,4 @@
-"""What a bundle says of its lowering, and what it may not make a reader do."""
+"""A bundle records what the passes did, and a damaged record is refused."""
 
 from __future__ import annotations
 

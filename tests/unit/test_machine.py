@@ -1,4 +1,4 @@
-"""What this machine is, read from trees of files as JetPack 5, 6 and 7 and a PC have them."""
+"""The facts of a machine are read from trees of files, as JetPack 5, 6 and 7 and a PC have them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest's JSON is a contract: what is stored stays readable, and nothing is guessed."""
+"""The manifest's JSON is a contract, so stored manifests stay readable and nothing is guessed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A manifest protects itself: a change of any bit is refused or changes nothing, and no field says the impossible."""
+"""A change of any bit of a manifest is refused or changes nothing, and no field holds an impossible value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The streaming metrics, against scikit-learn and against direct code that keeps everything."""
+"""Compare the streaming metrics with scikit-learn, and with direct code that keeps every value."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def f1_at_best(values: NDArray[np.float64], anomalous: NDArray[np.bool_]) -> flo
 
 
 def connected(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Regions numbered from 1, neighbours by edge or corner."""
+    """Number the connected regions from 1, where pixels are neighbours by an edge or a corner."""
     return np.asarray(label(mask, connectivity=2), np.int64)  # type: ignore[no-untyped-call]
 
 
 def direct_aupro(maps: NDArray[np.float32], masks: NDArray[np.bool_], limit: float = 0.3) -> float:
-    """Every distinct value is a threshold; every region is kept and measured on its own."""
+    """Compute AUPRO with every distinct value as a threshold, and measure every region on its own."""
     normal = np.sort(maps[~masks])
     regions = [
         np.sort(anomaly_map[labels == index])
@@ -68,7 +68,7 @@ def direct_aupro(maps: NDArray[np.float32], masks: NDArray[np.bool_], limit: flo
 
 
 def synthetic(shape_of_values: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Images:
-    """Twelve 96x96 maps of smooth noise with discs and lines that stand out a little, and their masks."""
+    """Make twelve 96x96 maps of smooth noise with discs and lines that stand out a little, and their masks."""
     rng = np.random.default_rng(20)
     maps, masks = [], []
     for index in range(12):

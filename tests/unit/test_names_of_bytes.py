@@ -1,4 +1,4 @@
-"""A name is bytes to Linux: one that is no UTF-8 works for every engine and in every message between processes."""
+"""A file name that is no UTF-8 works for every engine and in every message between processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.tiny_bundle import write_tiny_bundle
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder whose name is no UTF-8."""
+    """Make a folder whose name is no UTF-8."""
     made = tmp_path / os.fsdecode(b"caf\xe9")
     try:
         made.mkdir()

@@ -1,4 +1,4 @@
-"""What surrounds a run on an NVIDIA GPU: the cache, memory, batches, graphs. The GPU itself is pretended."""
+"""Cache, memory, batches and CUDA graphs of a run on an NVIDIA GPU are right, tried on a pretended GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of extractors as people write them, and layers that the trainer left out."""
+"""Names of extractors are read as people write them, and also where the trainer left out the layers."""
 
 from __future__ import annotations
 

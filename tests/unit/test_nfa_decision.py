@@ -1,4 +1,4 @@
-"""With a limit of the number of false alarms, that decides: verdict, mask, regions, and what cannot be judged."""
+"""A limit of the number of false alarms decides the verdict, the mask and the regions where it is set."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def answering(bundle: Bundle, given: Mapping[str, NDArray[Any]]) -> NullEngine:
 
 
 def levels_with(spot: float) -> list[NDArray[np.float32]]:
-    """Mean energies per channel of 0.5, and ``spot`` on 3x4 pixels of the fine level."""
+    """Make mean energies per channel of 0.5, with ``spot`` on 3x4 pixels of the fine level."""
     levels = [np.full(size, 0.5, np.float32) for size in SIZES]
     levels[0][2:5, 4:8] = spot
     return levels
@@ -234,13 +234,13 @@ def test_a_detector_compiles_the_tree_while_it_loads_and_only_then(
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    """The tiny bundle with fitted limits; its answers are one convolution's."""
+    """Write the tiny bundle with fitted limits."""
     return bundle_of(tmp_path, FITTED)
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Three random photographs."""
+    """Make three random photographs."""
     folder = tmp_path / "good"
     folder.mkdir()
     for number in range(3):

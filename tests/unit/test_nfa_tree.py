@@ -41,13 +41,13 @@ MAPS = st.one_of(GREY, FREE)
 
 @pytest.fixture(scope="module", autouse=True)
 def _without_numba() -> Iterator[None]:
-    """Plain Python, whatever is installed; the tests that are about Numba compile for themselves."""
+    """Run plain Python, whether or not Numba is installed. The tests of Numba compile for themselves."""
     with plain_python():
         yield
 
 
 def noise(seed: int, side: int, channels: int) -> NDArray[np.float32]:
-    """``(side, side)`` energies of chi-square noise."""
+    """Make ``(side, side)`` energies of chi-square noise."""
     return np.random.default_rng(seed).chisquare(channels, (side, side)).astype(np.float32)
 
 

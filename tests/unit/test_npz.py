@@ -1,4 +1,4 @@
-"""An archive of arrays is read without trust in what it declares: sizes, types, packing."""
+"""An archive of arrays is read without trust in the sizes, types and compression that it declares."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORM = "{{'descr': '{}', 'fortran_order': False, 'shape': {}, }}\n"
 
 
 def entry(dtype: str, shape: str, content: bytes = b"", form: str = FORM) -> bytes:
-    """The content of an archive's entry: a header as NumPy writes it, and bytes."""
+    """Return the content of an archive's entry: a header as NumPy writes it, and bytes."""
     header = form.format(dtype, shape).encode()
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + content
 

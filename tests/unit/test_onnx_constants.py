@@ -1,4 +1,4 @@
-"""Constants of an ONNX file, read and replaced as the onnx package would."""
+"""Constants of an ONNX file are read and replaced as the onnx package would do it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ARRAYS = st.sampled_from(DTYPES).flatmap(
 
 
 def model_with(*tensors: onnx.TensorProto) -> onnx.ModelProto:
-    """A model that passes its input through, with more or less interesting initializers beside it."""
+    """Make a model that passes its input through, with initializers of many kinds beside it."""
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N"])
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N"])
     node = helper.make_node("Identity", ["x"], ["y"], name="a node", doc_string="a node's words")
@@ -49,7 +49,7 @@ def saved(folder: Path, *tensors: onnx.TensorProto) -> Path:
 
 
 def constants_of(path: Path) -> dict[str, NDArray[Any]]:
-    """All initializers, as the onnx package reads them."""
+    """Return all initializers as the onnx package reads them."""
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -134,7 +134,7 @@ def test_a_value_behind_gigabytes_is_read_without_loading_them(tmp_path: Path) -
 
 
 def varint(value: int) -> bytes:
-    """A number as protobuf writes it."""
+    """Encode a number as protobuf writes it."""
     low, rest = value & 0x7F, value >> 7
     return bytes([low | 0x80]) + varint(rest) if rest else bytes([low])
 
@@ -144,7 +144,7 @@ def field(number: int, content: bytes) -> bytes:
 
 
 def tensor(name: str, *, dims: bytes = b"\x08\x01", raw: bytes = b"\0\0\0\0", data_type: int = 1) -> bytes:
-    """A TensorProto by hand; one float32 unless told otherwise."""
+    """Encode a TensorProto by hand, of one float32 by default."""
     return dims + b"\x10" + varint(data_type) + field(8, name.encode()) + field(9, raw)
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime's GPU providers, without a GPU: never another device than the one asked for, caches where ours are."""
+"""ONNX Runtime's GPU providers use the device that was asked for and our cache folder, tried without a GPU."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(
 
 
 class Sessions:
-    """ONNX Runtime's sessions on the CPU, which leave a file where TensorRT's provider would."""
+    """Opens sessions on the CPU, and leaves a file where TensorRT's provider would."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[onnxrt._Providers] = []

@@ -50,7 +50,7 @@ ZEROS: dict[str, np.integer] = {
 
 
 def quantised_graph(place: str, zero: np.integer, step: float) -> bytes:
-    """A convolution of ``(1, 8, 4, 6)`` to the same shape that reads quantised values, weights as int8."""
+    """Make a convolution of ``(1, 8, 4, 6)`` to the same shape with quantised inputs and int8 weights."""
     rng = np.random.default_rng(3)
     weights = np.rint(rng.normal(0, 90, (CHANNELS, CHANNELS, 1, 1))).clip(-127, 127).astype(np.int8)
     constants = {
@@ -94,7 +94,7 @@ def quantised_graph(place: str, zero: np.integer, step: float) -> bytes:
 
 
 def image(step: float) -> NDArray[np.float32]:
-    """Values of -140 to 140 steps, so that some of them are clipped, none next to the edge between two steps."""
+    """Make values of -140 to 140 steps, so that some are clipped. None is close to the edge between two steps."""
     rng = np.random.default_rng(8)
     whole = rng.integers(-140, 141, (1, CHANNELS, HEIGHT, WIDTH))
     return ((whole + rng.uniform(-0.3, 0.3, whole.shape)) * step).astype(np.float32)
@@ -126,7 +126,7 @@ for file in sorted(folder.glob("*.onnx")):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these instruction sets are x86's")
 @pytest.mark.parametrize("instructions", ["AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"])
 def test_they_do_with_the_instructions_of_other_processors(instructions: str, tmp_path: Path) -> None:
-    """Without VNNI two products of eight bits overflow their sixteen-bit sum, and OpenVINO must compute in float."""
+    """Without VNNI two products of eight bits overflow a sixteen-bit sum, so OpenVINO must compute in float."""
     x, step = image(0.5), 0.5
     expected: dict[str, Any] = {}
     for number, (place, zero) in enumerate(itertools.product(PLACES, ZEROS)):

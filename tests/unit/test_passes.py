@@ -1,4 +1,4 @@
-"""Each pass leaves what the flow computes as it was, on random weights, in float64."""
+"""Each pass leaves the answers of a flow unchanged, on random weights in float64."""
 
 from __future__ import annotations
 

@@ -34,11 +34,11 @@ from support.tiny_bundle import tiny_manifest
 
 SMALL = photograph(20, 30)
 BIG = 20_000
-"""A side whose square is more than `MAX_PIXELS`."""
+"""A side in pixels whose square is more than `MAX_PIXELS`."""
 
 
 def jpeg_of_scans(count: int) -> bytes:
-    """Return a progressive JPEG whose last scan is there again and again."""
+    """Return a progressive JPEG whose last scan is repeated."""
     data = encoded(SMALL, "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * count + data[-2:]

@@ -1,4 +1,4 @@
-"""Comments in PNM files, which Pillow lets join the numbers on both of their sides."""
+"""PNM files with comments are refused where Pillow would join the numbers on both sides of a comment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture that is not whole is refused, wherever it was cut and whatever fills the hole."""
+"""A damaged picture is refused, wherever it was cut and whatever fills the gap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every variant of every format is read as PIL reads it, or refused by name."""
+"""Every variant of every picture format is read as PIL reads it, or refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files a run takes, and that one bad entry never ends it nor is left out unsaid."""
+"""A run takes the right files of a folder, and one bad entry neither ends it nor stays unreported."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def verdicts(done: Finished) -> dict[str, str]:
-    """By the image's name, what the lines of JSON say."""
+    """Return the verdict of each line of JSON, by the image's name."""
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return {Path(line["image"]).name: line["verdict"] for line in lines}
 

@@ -1,4 +1,4 @@
-"""Tags of TIFF files that Pillow takes otherwise than their numbers say."""
+"""Tags of TIFF files are read as Pillow reads them, or refused where Pillow reads them wrongly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lower precisions through the command line: exported, calibrated, verified, run, and refused."""
+"""Commands export, calibrate, verify and run graphs of lower precision, or refuse them."""
 
 from __future__ import annotations
 

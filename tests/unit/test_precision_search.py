@@ -1,4 +1,4 @@
-"""Adding precisions: what is given back, what is refused, and detectors that only one way of planning saves."""
+"""Blocks are reverted until the gate passes, and a precision that cannot pass is refused."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def request_of(*wanted: str, limits: GateLimits = LIMITS, **options: Any) -> Pre
 
 
 def ruined_by_int8(layers: Sequence[Layer], number: int) -> None:
-    """One input channel is always zero, and its weights use up all the steps of the others."""
+    """Change a layer so that a channel that is always zero has weights so large that they use up all steps."""
     before, layer = layers[number - 1], layers[number]
     before.weight[0] = 0
     before.bias[0] = 0
@@ -75,7 +75,7 @@ def ruined_by_int8(layers: Sequence[Layer], number: int) -> None:
 
 
 def listing(folder: Path) -> dict[str, str]:
-    """Every file below a folder, and its hash."""
+    """Return the hash of every file below a folder."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -113,7 +113,7 @@ def test_exactly_the_ruined_blocks_are_given_back(tmp_path: Path, photographs: t
 
 
 class CountingSearch(Search):
-    """A search over blocks that cost what a table says; nothing is run."""
+    """Searches over blocks whose cost a table gives, and runs no graph."""
 
     def __init__(self, costs: dict[str, float], most: float) -> None:
         self._blocks, self._precision, self._limits = tuple(costs), "int8-cpu", LIMITS
@@ -327,7 +327,7 @@ def test_a_second_precision_keeps_the_first_and_its_report(
 def test_weights_beside_the_graph_are_read_and_written_beside_it(
     tmp_path: Path, photographs: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of a large graph; the bundle's files have several hard links while it is planned."""
+    """A large graph has its weights in a file beside it. While it is converted, the file has several hard links."""
     bundle = write_block_bundle(tmp_path / "inside.flowedge", random_layers(1, (64, 64)))
     inside, _ = add_precisions(bundle, photographs[:2], request_of("fp16", "int8"), threads=1)
     monkeypatch.setattr(onnx_files, "EXTERNAL_ABOVE", 1000)
@@ -355,7 +355,7 @@ def test_weights_beside_the_graph_are_read_and_written_beside_it(
 def judged(
     bundle: Bundle, photographs: Sequence[Path], precision: str, ranges: Any, calibrator: Any
 ) -> GateReport:
-    """The gate on a graph of which nothing was given back."""
+    """Judge a graph in which no block was reverted."""
     fp32 = bundle.manifest.graph("fp32")
     converter = PrecisionConverter(bundle.graph_path("fp32"), fp32, ranges, calibrator)
     folder = bundle.path.parent / f"{precision}-{calibrator}-{ranges is None}"
@@ -402,7 +402,7 @@ def test_float16_overflows_without_ranges_and_passes_with_islands(
 def test_an_outlier_ruins_min_max_and_percentile_passes(
     tmp_path: Path, photographs: tuple[Path, ...]
 ) -> None:
-    """One channel is zero but on a white spot, where it is huge, and nothing reads it."""
+    """A channel that no layer reads is zero, except on a white spot where it is huge."""
     layers = random_layers(11)
     layers[0].weight[0] = 400.0
     layers[0].bias[0] = -400.0 * 12 * 2.0

@@ -25,7 +25,7 @@ SIZES = [(64, 64), (33, 50), (1, 7), (256, 256)]
 
 
 def random_frame(size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Noise, some of it black and white, ``(H, W, 3)``: the hardest case for rounding and clipping."""
+    """Make noise ``(H, W, 3)``, in part black and white, which is hardest for rounding and clipping."""
     random = np.random.default_rng(size)
     frame = random.integers(0, 256, (*size, 3), dtype=np.uint8)
     extremes = random.integers(0, 2, frame.shape, dtype=np.uint8) * np.uint8(255)
@@ -33,12 +33,12 @@ def random_frame(size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def without_normalisation(preprocessing: Preprocessing) -> Preprocessing:
-    """So that the result is in [0, 1]."""
+    """Leave out the normalisation, so that the result is in [0, 1]."""
     return msgspec.structs.replace(preprocessing, mean=(0, 0, 0), std=(1, 1, 1))
 
 
 def torch_from_frame(frame: NDArray[np.uint8]) -> torch.Tensor:
-    """``(1, 3, H, W)`` in [0, 1], in torch's own layout; a batch, as its one-pixel-wide layouts are ambiguous."""
+    """Return the frame as ``(1, 3, H, W)`` in [0, 1], in torch's own layout."""
     return torch.from_numpy(frame.transpose(2, 0, 1).astype(np.float32) / 255).contiguous()
 
 
@@ -49,7 +49,7 @@ def pil_levels(
 
 
 def levels_of(preprocessing: Preprocessing, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The grey levels before normalisation, ``(h, w, 3)``, still as floats."""
+    """Return the grey levels before normalisation, ``(h, w, 3)``, as floats."""
     return Preprocessor(without_normalisation(preprocessing))(frame).transpose(1, 2, 0) * np.float32(255)
 
 

@@ -19,7 +19,7 @@ ERASE_LINE = "\x1b[2K"
 
 
 class Screen(io.StringIO):
-    """A terminal that keeps what is drawn on it."""
+    """Keeps what is drawn on it, as a terminal does."""
 
     def isatty(self) -> bool:
         return True
@@ -27,7 +27,7 @@ class Screen(io.StringIO):
 
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
-    """A terminal that the bar is drawn on."""
+    """Draw the bar on a terminal that keeps what is drawn."""
     monkeypatch.setenv("TERM", "xterm")
     console, drawn = EscapingConsole(width=120), Screen()
     console.file, console.is_interactive = drawn, True
@@ -36,7 +36,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
 
 
 class Clock:
-    """A clock that stands still until it is set."""
+    """Stands still until it is set, in place of a clock."""
 
     def __init__(self) -> None:
         self.now = 100.0

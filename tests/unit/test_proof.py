@@ -1,4 +1,4 @@
-"""An engine proves itself before it judges: a graph that is wrong on this machine cannot be opened to inspect with."""
+"""An engine replays the self-test first, so that a graph that is wrong on this machine cannot inspect."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ FRAME = np.full((*IMAGE_SIZE, 3), 90, np.uint8)
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of this test's own."""
+    """Make a cache for one test."""
     monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def replays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The engines that replayed a self-test, in order."""
+    """List the engines that replay a self-test, in order."""
     seen: list[str] = []
 
     def replay(bundle: Bundle, session: Any) -> Any:
@@ -270,7 +270,7 @@ def test_engines_that_facts_do_not_name_whole_prove_themselves_each_time(
 
 
 class FixedBatches:
-    """An engine that takes batches of some sizes only, each image's answer being its mean."""
+    """Takes batches of some sizes only, and answers each image with its mean."""
 
     name, reason, precision = "fixed", "named", "fp32"
     output_names: tuple[str, ...] = ("score",)
@@ -288,7 +288,7 @@ class FixedBatches:
         return {"score": image.mean(axis=(1, 2, 3))}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing, because nothing is held."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The INT8 graphs: valid, in eight bits where they were meant to be, and what quantisation by hand gives."""
+"""INT8 graphs are valid, compute in eight bits where planned, and answer as quantisation by hand does."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Graphs:
 
 
 class Wrapped(torch.nn.Module):
-    """The first stages of a timm network with random weights, as a backbone of one level."""
+    """Runs the first stages of a timm network with random weights, as a backbone of one level."""
 
     def __init__(self, network: str) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Wrapped(torch.nn.Module):
 
 
 def write_detector(network: str, folder: Path) -> Graphs:
-    """A flow of one block a level on a real backbone; 64x64 pixels in."""
+    """Write a flow of one block a level on a real backbone, for images of 64x64 pixels."""
     if network == "resnet18":
         model = random_fastflow(0, sizes=((64, 16, 16),), blocks=1)
     else:
@@ -134,7 +134,7 @@ def constants_of(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
 
 
 def optimised(graph: Path, folder: Path) -> onnx.GraphProto:
-    """What ONNX Runtime makes of a graph before it runs it."""
+    """Return the graph that ONNX Runtime makes of a graph before it runs it."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(folder / "optimised.onnx")
@@ -215,7 +215,7 @@ def test_a_residual_sum_of_the_gpu_layout_is_quantised_on_one_side(
 def test_openvino_answers_the_cpu_layout_as_onnx_runtime_does(
     detector: Callable[[str], Graphs], family_bundle: Callable[[str], FamilyBundle], name: str
 ) -> None:
-    """OpenVINO leaves out the rounding of a convolution that it fuses with a sum: CS-Flow's levels move by 0.009."""
+    """OpenVINO does not round a convolution that it fuses with a sum, which moves CS-Flow's levels by 0.009."""
     graph, images = detector(name).cpu, family_bundle(name).images
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     expected = dict(
@@ -244,7 +244,7 @@ def test_openvino_answers_the_cpu_layout_as_onnx_runtime_does(
 
 
 def two_layers(seed: int) -> tuple[onnx.ModelProto, Layer]:
-    """A convolution on the image, which stays in float, and a product over eight channels: the only block."""
+    """Make a convolution on the image, which stays in float, and a product over eight channels as the only block."""
     layers = random_layers(seed, (8, 8))
     return inferred(layers), layers[1]
 
@@ -270,7 +270,7 @@ def int8_of(
 def run(
     model: onnx.ModelProto, names: Collection[str], images: NDArray[np.float32]
 ) -> dict[str, NDArray[Any]]:
-    """Tensors of a graph on images."""
+    """Return some tensors of a graph that runs on images."""
     seen = onnx.ModelProto()
     seen.CopyFrom(model)
     have = {output.name for output in seen.graph.output}

@@ -1,4 +1,4 @@
-"""Ranges: against the values themselves, in any order and number of passes, and from a damaged store."""
+"""Ranges fit the observed values, in any order and number of passes, and a damaged store is not used."""
 
 from __future__ import annotations
 

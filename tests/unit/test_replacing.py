@@ -1,4 +1,4 @@
-"""A bundle is replaced wherever it can be, also where its folder cannot be renamed. Drafts of killed processes go."""
+"""A bundle is replaced also where its folder cannot be renamed, and drafts of killed processes are removed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILES: dict[str, Path | bytes] = {"model.onnx": b"old", "selftest/0.png": b"pixe
 
 @pytest.fixture
 def bundle() -> Iterator[Bundle]:
-    """A small bundle in a folder of its own, to which other users find the way."""
+    """Write a small bundle in a folder that other users can reach."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         (Path(folder) / "line").mkdir()
@@ -82,7 +82,7 @@ def hidden(folder: Path) -> list[str]:
 
 
 def replace(place: Path) -> str:
-    """Replace files of a bundle, and return how far that came."""
+    """Replace files of a bundle, and return how far the replacement came."""
     said = ""
     try:
         bundle = open_bundle(place)
@@ -228,7 +228,7 @@ def test_nothing_is_moved_through_a_link(bundle: Bundle, tmp_path: Path, link: s
 def test_a_reader_during_replacements_sees_whole_versions(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A version that is not whole yet is refused for its hashes, and never taken for an interrupted one."""
+    """A version that is still being written is refused for its hashes, and not taken for an interrupted one."""
 
     def refuse(one: Path, other: Path) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))

@@ -26,7 +26,7 @@ Levels = dict[str, NDArray[np.float32]]
 
 
 def levels(seed: int, error: float = 0.0) -> Levels:
-    """Two levels ``(3, 1, 6, 5)`` of order 1 and of order 100, each wrong by ``error`` of its size."""
+    """Make two levels ``(3, 1, 6, 5)`` of order 1 and of order 100, each wrong by ``error`` of its size."""
     rng, noise = np.random.default_rng(0), np.random.default_rng(seed)
     made = {f"level_{n}": size * rng.uniform(0, 1, (3, 1, 6, 5)) for n, size in enumerate((1.0, 100.0))}
     return {

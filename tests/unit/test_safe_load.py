@@ -1,4 +1,4 @@
-"""Nothing in a checkpoint runs, and what cannot be read says why."""
+"""No code in a checkpoint runs, and a checkpoint that cannot be read is refused with the reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from support.checkpoint_files import fake_class, save
 
 
 def unpickle(data: bytes, storage: Callable[[torch.dtype, str, int], Storage]) -> tuple[object, int]:
-    """The object of a pickle at the start of a file, and the offset of what follows."""
+    """Read the pickle at the start of a file, and return its object and the offset of its end."""
     file = io.BytesIO(data)
     return unpickle_inert(file, storage, Budget(len(data))), file.tell()
 
@@ -41,7 +41,7 @@ def no_storage(_dtype: torch.dtype, key: str, _count: int) -> Storage:
 
 
 def archive(path: Path, data: bytes, *, extra: dict[str, bytes] | None = None, compression: int = 0) -> Path:
-    """A zip archive as torch.save lays it out, around a pickle."""
+    """Put a pickle into a zip archive as torch.save lays it out."""
     with zipfile.ZipFile(path, "w", compression) as file:
         file.writestr("archive/data.pkl", data)
         file.writestr("archive/version", b"3\n")
@@ -51,18 +51,18 @@ def archive(path: Path, data: bytes, *, extra: dict[str, bytes] | None = None, c
 
 
 def text(value: str) -> bytes:
-    """The opcode that pushes a string."""
+    """Return the opcode that pushes a string."""
     data = value.encode()
     return b"X" + len(data).to_bytes(4, "little") + data
 
 
 def name(module: str, qualname: str) -> bytes:
-    """The opcodes that push ``module.qualname``, as protocol 4 writes them (dots allowed)."""
+    """Return the opcodes that push ``module.qualname``, as protocol 4 writes them (dots allowed)."""
     return text(module) + text(qualname) + b"\x93"
 
 
 class Calls:
-    """Pickles as a call of a function."""
+    """Pickles itself as a call of a function."""
 
     def __init__(self, function: object, *args: object) -> None:
         self.function, self.args = function, args
@@ -75,7 +75,7 @@ SHELL = (b"\x80\x02", b".")
 
 
 def hostile_pickles(marker: str) -> dict[str, bytes]:
-    """Pickles that run something or try to, by what they try; each would leave the marker if it succeeded."""
+    """Return pickles that try to run something, by the name of the attempt. Success would leave the marker."""
     command = text(f"touch {marker}") + b"\x85"
     write = text(f"open({marker!r}, 'w')") + b"\x85"
     system = name("posix", "system")

@@ -1,4 +1,4 @@
-"""Detectors in the format safetensors."""
+"""Detectors in the format safetensors are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The graph's map and score against torch's own operators, for every family and both normalisations."""
+"""Compare the graph's map and score with torch's own operators, for every family and both normalisations."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_families_without_a_maximum_have_no_constants_to_patch() -> None:
 
 
 def test_the_reference_survives_a_level_of_one_position(tmp_path: Path) -> None:
-    """The tracer merges equal constants, and the position code of one position is a one."""
+    """The tracer merges equal constants, and the position code of a level of one position is 1, as a maximum may be."""
 
     class Features(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The fixed reference, against the same maxima taken over all images at once."""
+"""Compare the streamed score maxima with maxima taken over all images at once."""
 
 from __future__ import annotations
 

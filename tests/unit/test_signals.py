@@ -1,4 +1,4 @@
-"""A signal ends a command at once: what was inspected is printed, nothing half-written stays, the status says which."""
+"""A signal ends a command at once, with all finished records, no half-written file and the right status."""
 
 from __future__ import annotations
 

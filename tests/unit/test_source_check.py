@@ -1,4 +1,4 @@
-"""A preprocessing that contradicts the ranges of the source's training is noticed, a right one is not doubted."""
+"""A preprocessing that contradicts the ranges in the checkpoint is reported, and a right one is not."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def scale(tmp_path_factory: pytest.TempPathFactory, photographs: tuple[Path, ...
 def exported(
     folder: Path, scale: SourceScale | None, preprocessing: Preprocessing = RIGHT, **changes: object
 ) -> Bundle:
-    """The source's network with a preprocessing that was assumed."""
+    """Export the source's network with an assumed preprocessing."""
     bundle = write_tiny_bundle(folder / "tiny.flowedge", preprocessing=preprocessing)
     manifest = msgspec.structs.replace(bundle.manifest, source_scale=scale, **changes)
     return replace_in_bundle(bundle, manifest=manifest)

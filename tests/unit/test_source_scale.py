@@ -1,4 +1,4 @@
-"""anomalib's scale against a direct transcription of each version's formulas in torch, float32 as there."""
+"""Compare anomalib's scale with each version's formulas, written out in torch in float32."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def scale_of(rule: SourceRule, image: PartScale, pixel: PartScale | None = None)
 
 
 def tensor(value: float | None) -> Tensor:
-    """As anomalib's buffer: NaN where nothing was fitted."""
+    """Make a buffer of anomalib, which is NaN where no value was fitted."""
     return torch.tensor(NAN if value is None else value)
 
 
@@ -40,7 +40,7 @@ def tensor(value: float | None) -> Tensor:
 
 
 def min_max_before_2(v: Tensor, part: PartScale) -> tuple[Tensor, Tensor]:
-    """Value and label; the label compares what the model gives."""
+    """Return value and label by the rule of anomalib before 2. The label compares the model's own value."""
     threshold, low, high = tensor(part.threshold), tensor(part.minimum), tensor(part.maximum)
     normalised = torch.clamp((v - threshold) / (high - low) + 0.5, 0, 1)
     return normalised, v >= threshold
@@ -53,7 +53,7 @@ def cdf_score(v: Tensor, scale: SourceScale) -> Tensor:
 
 
 def cdf_map(v: Tensor, scale: SourceScale) -> Tensor:
-    """Standardised with the images' mean, and normalised twice, as 0.7 does."""
+    """Standardise a map with the mean of the image scores, and normalise it twice, as anomalib 0.7 does."""
     standard = (torch.log(v) - tensor(scale.image.log_mean)) / tensor(scale.pixel.log_std)
     once = torch.special.ndtr(standard - tensor(scale.pixel.threshold))
     twice: Tensor = torch.special.ndtr(once - tensor(scale.pixel.threshold))
@@ -61,7 +61,7 @@ def cdf_map(v: Tensor, scale: SourceScale) -> Tensor:
 
 
 def since_2(v: Tensor, part: PartScale, *, handles_no_range: bool) -> tuple[Tensor, Tensor | None]:
-    """Value and label; the label compares the normalised value, and equality is not anomalous."""
+    """Return value and label by the rule of anomalib 2, where a normalised value equal to the limit is good."""
     threshold, low, high = tensor(part.threshold), tensor(part.minimum), tensor(part.maximum)
     if torch.isnan(low) or torch.isnan(high):
         normalised = v

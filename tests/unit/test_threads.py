@@ -1,4 +1,4 @@
-"""Threads share a detector: each gets the answer to its own frame, and no frame is lost. Processes do not."""
+"""Threads that share a detector each get the answer to their own frame, and no frame is lost."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ THREADS, CALLS = 6, 25
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    """The tiny bundle."""
+    """Write the tiny bundle."""
     return write_tiny_bundle(tmp_path / "tiny.flowedge")
 
 
 def all_at_once(work: Callable[[int], None], threads: int = THREADS) -> None:
-    """Let each thread begin when all are there. A thread's failure is raised."""
+    """Let all threads begin at one moment, and raise the failure of any thread."""
     gate = threading.Barrier(threads)
 
     def begin(number: int) -> None:
@@ -58,7 +58,7 @@ def all_at_once(work: Callable[[int], None], threads: int = THREADS) -> None:
 
 
 def check_that_each_gets_its_own_answer(engine: Engine, shape: tuple[int, ...] = (3, *IMAGE_SIZE)) -> None:
-    """Mix batches of one to three images from several threads. Alone, each image was answered to the last bit so."""
+    """Mix batches of one to three images from several threads, and compare each answer with that to the image alone."""
     rng = np.random.default_rng(0)
     images = [rng.normal(size=(1 + number % 3, *shape)).astype(np.float32) for number in range(2 * THREADS)]
     alone = [engine.infer(image) for image in images]

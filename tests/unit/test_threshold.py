@@ -1,4 +1,4 @@
-"""Thresholds: what they promise about the good images they were fitted on."""
+"""Thresholds keep their promises about the good images that they were fitted on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training of the benchs' models: the log-determinant is the Jacobian's, and what was learned is in the file."""
+"""The training of the bench's models uses the true log-determinant, and writes the learned weights."""
 
 from __future__ import annotations
 

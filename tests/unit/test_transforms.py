@@ -1,4 +1,4 @@
-"""Transforms of torchvision and anomalib, reproduced on the host, in the graph and on the way back to the frame."""
+"""Transforms of torchvision and anomalib are reproduced on the host, in the graph and back in the frame."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def torch_from_frame(frame: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def assert_reproduced(folder: Path, transform: Any, frame: NDArray[np.uint8], *, apply: Any = None) -> None:
-    """The host and the graph give what the transform gives."""
+    """Check that the host and the graph give the same pixels as the transform."""
     preprocessing = read(folder, transform).preprocessing
     expected = (apply or transform)(torch_from_frame(frame)).numpy()
     found = Preprocessor(preprocessing)(frame)

@@ -1,4 +1,4 @@
-"""Objects of the user's own classes in a checkpoint: they never run, and block only what is needed of them."""
+"""Objects of a user's own classes in a checkpoint never run, and block only values that are needed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ Point = collections.namedtuple("Point", ["x", "y"])
 
 
 class Callback:
-    """Notes whatever an unpickler would run of it."""
+    """Notes whatever code of it an unpickler runs."""
 
     class Inner(enum.Enum):
         A = 1
@@ -91,7 +91,7 @@ class Image(torch.Tensor):
 
 
 class Resize(v2.Resize):  # type: ignore[misc]
-    """A class of the user's own with the name of a known one."""
+    """A user's class that has the name of a known class."""
 
 
 def metric(a: float, b: float) -> float:

@@ -1,4 +1,4 @@
-"""Comparing a bundle with its checkpoint on photographs, of which there may be any number."""
+"""A bundle is compared with its checkpoint on any number of photographs."""
 
 from __future__ import annotations
 

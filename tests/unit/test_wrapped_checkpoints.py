@@ -1,4 +1,4 @@
-"""State dicts of wrapped models, and averaged copies of the weights."""
+"""State dicts of wrapped models and averaged copies of weights are read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lightning(state: Mapping[str, object], **entries: object) -> dict[str, objec
 
 
 def module_of(state: State) -> nn.Module:
-    """A module that has this state dict."""
+    """Make a module that has this state dict."""
     root = nn.Module()
     for name, tensor in state.items():
         *parents, leaf = name.split(".")
@@ -53,7 +53,7 @@ def read(path: Path, value: object, **settings: str) -> Checkpoint:
 
 
 def assert_same(checkpoint: Checkpoint, state: State, tmp_path: Path) -> None:
-    """The checkpoint's tensors are those of the state, and all else is as without wrappers."""
+    """Check that the checkpoint's tensors are those of the state, and all other facts those without wrappers."""
     expected = read(tmp_path / "plain.ckpt", lightning(prefixed("model.", state)))
     assert checkpoint.tensors.keys() == expected.tensors.keys()
     for name, array in expected.tensors.items():
