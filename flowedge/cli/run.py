@@ -269,12 +269,12 @@ def _images(sources: Sequence[str], list_file: str | None, *, recursive: bool) -
         )
     found = find_all_images(sources, recursive=recursive)
     for reason, paths in (
-        ("since these files are no images", found.others),
-        ("since no image is there", found.empty),
-        ("since --no-recursive was given", found.folders),
+        ("these files are no images", found.others),
+        ("no image is there", found.empty),
+        ("--no-recursive was given", found.folders),
     ):
         if paths:
-            MESSAGES.print(f"left out, {reason}: {_names(paths)}", soft_wrap=True)
+            MESSAGES.print(f"left out, since {reason}: {_names(paths)}", soft_wrap=True)
     if found.repeated:
         MESSAGES.print(f"{found.repeated} images were named more than once, and are inspected once")
     return found.images

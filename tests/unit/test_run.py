@@ -40,6 +40,7 @@ from flowedge.runtime.opening.unproven import open_unproven
 from flowedge.runtime.record import Inspection
 from support.command_line import Finished, flowedge
 from support.opened_engine import opened
+from support.pages import REPOSITORY, blocks_of
 from support.tiny_bundle import tiny_manifest, write_tiny_bundle
 
 pytestmark = pytest.mark.usefixtures("without_proof")
@@ -495,6 +496,30 @@ def test_fail_on_anomalous_is_refused_where_nothing_can_be_anomalous(tmp_path: P
     done = flowedge("run", without, photos, "--fail-on", "anomalous")
     assert (done.status, done.stdout) == (2, "")
     assert "has no threshold" in done.stderr
+
+
+def test_the_commands_of_the_guide_run(bundle: Path, photos: Path) -> None:
+    block = next(one for one in blocks_of(REPOSITORY / "docs" / "guide.md") if "--csv today.csv" in one.text)
+    Path("bottle.flowedge").symlink_to(bundle)
+    write_picture(Path("line1/a b.png"))
+    write_picture(Path("line2/c.png"))
+    write_picture(Path("extra.jpg"))
+    Path("stamp").touch()
+    write_picture(photos / "new.jpg")
+    os.utime("stamp", (0, 0))
+    ended = []
+    for line in block.text.replace("| jq .verdict", "").splitlines():
+        script = f'flowedge() {{ {shlex.join(COMMAND)} "$@"; }}; {line}'
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, check=False
+        )
+        ended.append((done.returncode, done.stdout.count("png") + done.stdout.count("jpg")))
+        assert "Traceback" not in done.stderr
+    assert [status for status, _ in ended] == [0, 0, 0, FOUND_ANOMALOUS, 0]
+    assert [count for _, count in ended][:4] == [5, 3, 1, 5]
+    assert len(read_csv(Path("today.csv").read_bytes().decode())) == 1
+    assert Path("today.html").stat().st_size > 1000
+    assert (Path("pictures") / "line1" / "a b.png.overlay.png").is_file()
 
 
 def test_the_help_tells_every_exit_status_of_run() -> None:
