@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
 from typing import Final, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.manifest import ColourScale, NfaThreshold, Threshold
+from flowedge.manifest import ColourScale, NfaForm, NfaThreshold, Threshold
 
-COLOURS: Final[NDArray[np.uint8]] = np.ascontiguousarray(
-    cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)[:, 0, ::-1]
+COLOURS: Final[NDArray[np.uint8]] = np.array(
+    cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)[:, 0, ::-1], np.uint8
 )
 """``(256, 3)`` uint8 RGB, the colours of a scale from its low end to its high one. Their lightness grows evenly, so
 that people with any colour vision, and a print in grey, show the same order."""
 
-NFA_DECADES: Final = 100.0
-"""The powers of ten of the number of false alarms between the limit and each end of the scale of log NFA."""
+NFA_DECADES: Final[Mapping[NfaForm, float]] = MappingProxyType({"tree": 100.0, "block": 10.0})
+"""By the form of the test, the powers of ten of the number of false alarms between the limit and each end of the scale
+of log NFA. The tree multiplies the probabilities of many pixels, and the block those of one window."""
 
 
 class Painted(Protocol):
     """The parts of a result that choose the colours. `flowedge.runtime.result.Result` describes them."""
 
-    @property
+    # A type checker tells a cached property from a plain one.
+    @cached_property
     def anomaly_map(self) -> NDArray[np.float32]: ...
-    @property
+    @cached_property
     def log_nfa_map(self) -> NDArray[np.float32] | None: ...
     @property
     def nfa(self) -> NfaThreshold | None: ...
@@ -65,17 +70,18 @@ class PaintedValues:
 def painted_values(result: Painted) -> PaintedValues:
     """Choose the quantity that decided, and its colour scale.
 
-    1. The number of false alarms decides: minus log NFA is painted, 100 powers of ten to both sides of the limit.
+    1. The number of false alarms decides: minus log NFA is painted, as many powers of ten to both sides of the limit as
+       ``NFA_DECADES`` has for the form.
     2. The bundle has a colour scale: the anomaly map is painted on it. A threshold outside of the lower two thirds
        widens the scale, so that values above the threshold keep different colours.
     3. The bundle has no colour scale: the anomaly map is painted on a scale of the image alone, and the title says so.
     """
     if result.nfa is not None and result.log_nfa_map is not None:
-        limit = -result.nfa.log_nfa
+        limit, decades = -result.nfa.log_nfa, NFA_DECADES[result.nfa.form]
         return PaintedValues(
             values=-result.log_nfa_map,
-            low=limit - NFA_DECADES,
-            high=limit + NFA_DECADES,
+            low=limit - decades,
+            high=limit + decades,
             threshold=limit,
             title="log NFA",
             sign=-1,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal, Protocol, TypeAlias, TypeVar, get_args
 
@@ -58,9 +59,9 @@ class Findings(Painted, Protocol):
     def problem(self) -> str: ...
     @property
     def log_nfa(self) -> float | None: ...
-    @property
+    @cached_property
     def mask(self) -> NDArray[np.bool_] | None: ...
-    @property
+    @cached_property
     def regions(self) -> tuple[Region, ...]: ...
 
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from flowedge.manifest import ColourScale, NfaThreshold, PartScale, SourceScale
+from flowedge.manifest import ColourScale, NfaForm, NfaThreshold, PartScale, SourceScale
 from flowedge.runtime.colours import COLOURS, heatmap, painted_values
 from flowedge.runtime.render import RED
 from flowedge.runtime.source_scale import source_colours
@@ -123,13 +123,14 @@ def test_a_flat_map_without_a_scale_has_one_all_the_same(value: float) -> None:
     assert painted.low < painted.high
 
 
-def test_where_false_alarms_decide_their_number_is_painted() -> None:
+@pytest.mark.parametrize(("form", "low", "high"), [("tree", -98, 102), ("block", -8, 12)])
+def test_where_false_alarms_decide_their_number_is_painted(form: NfaForm, low: float, high: float) -> None:
     log_nfa = np.where(RAMP > 3, -40.0, 60.0)
-    result = made_result(FRAME, RAMP, nfa=NfaThreshold(form="tree", log_nfa=-2.0), network_log_nfa=log_nfa)
+    result = made_result(FRAME, RAMP, nfa=NfaThreshold(form=form, log_nfa=-2.0), network_log_nfa=log_nfa)
     painted = painted_values(result)
     np.testing.assert_array_equal(painted.values, -log_nfa)
-    assert (painted.low, painted.threshold, painted.high) == (-98, 2, 102)
-    assert [painted.text(value) for value in (-98, 2, 102)] == ["98", "-2", "-102"]
+    assert (painted.low, painted.threshold, painted.high) == (low, 2, high)
+    assert [painted.text(value) for value in (low, 2, high)] == [f"{-low}", "-2", f"{-high}"]
     assert result.mask is not None
     np.testing.assert_array_equal(painted.values > 2, result.mask)
 
