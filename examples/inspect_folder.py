@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import flowedge
-from flowedge.runtime.frames.images import read_image
 
 
 def main(bundle: str, folder: str) -> int:
@@ -19,7 +18,7 @@ def main(bundle: str, folder: str) -> int:
     with flowedge.load(bundle) as detector:
         for path in sorted(Path(folder).iterdir()):
             try:
-                result = detector(read_image(path))
+                result = detector(path)
             except flowedge.errors.ImageError as error:
                 # A picture that cannot be read was not inspected. It must never count as a good part.
                 print(f"{path.name}\tnot_inspected\t{error}")

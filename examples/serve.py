@@ -22,7 +22,6 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 
 import flowedge
-from flowedge.runtime.frames.images import read_image
 
 LARGEST_BODY = 20_000_000  # bytes
 AT_A_TIME = 2  # inspections. Further requests wait.
@@ -63,7 +62,7 @@ def make_app(bundle: str) -> FastAPI:
 def answer(detector: flowedge.Detector, path: str) -> dict[str, Any]:
     """Return the findings in an uploaded picture."""
     try:
-        return detector(read_image(path, detector.bundle.manifest.pixel_range)).to_dict()
+        return detector(path).to_dict()
     except flowedge.errors.ImageError as error:
         raise HTTPException(422, str(error).replace(path, "the picture")) from error
 
