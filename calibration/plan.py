@@ -139,7 +139,7 @@ def carry_out(
     added: tuple[PrecisionReport, ...] = ()
     if plan.precisions is not None:
         on_good = request if labelled is None else None
-        with explain_missing("precision"):
+        with explain_missing("calibrate"):
             from flowedge.calibration.precision import add_precisions
         wanted = dataclasses.replace(
             plan.precisions, thresholds=on_good or ThresholdRequest(), frame_rate=plan.frame_rate

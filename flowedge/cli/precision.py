@@ -73,7 +73,7 @@ def precision_request(
         if gate or labelled is not None:
             raise FlowEdgeError("--gate and --labelled go with --fp16, --bf16 or --int8.")
         return None
-    with explain_missing("precision"):
+    with explain_missing("calibrate"):
         from flowedge.calibration.dataset import read_dataset
         from flowedge.calibration.gate_report import DEFAULT_LIMITS
         from flowedge.calibration.precision import PrecisionRequest

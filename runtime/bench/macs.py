@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from flowedge.errors import EngineUnavailableError, MissingPackageError
+from flowedge.packages import pip_install
 
 _PRODUCTS: Final = ("Conv", "MatMul", "Gemm")
 _DTYPES: Final = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8}
@@ -30,7 +31,8 @@ def multiply_accumulates(path: Path) -> int:
         import onnxruntime as _  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingPackageError(
-            f"counting a graph's operations needs the package {error.name}. Install it with: pip install {error.name}"
+            f"counting a graph's operations needs the package {error.name}. "
+            f"Install it with: {pip_install('calibrate')}"
         ) from error
     try:
         model = onnx.load(str(path), load_external_data=False)

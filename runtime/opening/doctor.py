@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from flowedge.packages import installed_version
+from flowedge.packages import installed_version, pip_install
 from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.device.machine import (
     Jetson,
@@ -24,7 +24,7 @@ from flowedge.runtime.device.machine import (
 from flowedge.runtime.opening.engine_status import EngineStatus, available_engines
 from flowedge.version import __version__
 
-_EXPORT_PACKAGES: Final = ("torch", "torchvision", "timm", "FrEIA", "onnx", "onnxscript")
+_EXPORT_PACKAGES: Final = ("torch", "torchvision", "timm", "FrEIA", "onnx", "onnxscript", "safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,32 @@ class Diagnosis:
     compiled: tuple[str, ...]
     export: Mapping[str, str | None]
     numba: str | None
+
+    @property
+    def is_ready(self) -> bool:
+        """True where at least one engine runs bundles on this machine."""
+        return any(status.works for status in self.engines)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence that says whether this machine can run bundles, on what, and what it lacks."""
+        working: dict[str, list[str]] = {"cpu": [], "gpu": [], "npu": []}
+        for status in self.engines:
+            if status.works:
+                working[status.spec.device.rpartition(" ")[2]].append(status.spec.name)
+        places = [
+            f"on the {kind.upper()} with {' or '.join(names)}" for kind, names in working.items() if names
+        ]
+        if not places:
+            return (
+                "This machine cannot run bundles yet, since no engine works here. The smallest one comes with: "
+                f"{pip_install('ort')}"
+            )
+        ready = f"This machine is ready to run bundles {' and '.join(places)}"
+        if self.machine.nvidia.names and not working["gpu"]:
+            gpus = ", ".join(self.machine.nvidia.names)
+            return f"{ready}, but no engine works on its GPU ({gpus}). The reasons are below."
+        return f"{ready}."
 
 
 def doctor() -> Diagnosis:

@@ -115,7 +115,8 @@ def try_wheel(wheel: Path, python: str, folder: Path, expected: dict[str, Any]) 
     run([python, "-m", "venv", environment])
     installed, flowedge = environment / "bin/python", environment / "bin/flowedge"
     run([installed, "-m", "pip", "install", "--quiet", wheel])
-    doctor = json.loads(run([flowedge, "doctor", "--json"], folder))
+    assert "pip install" in run([flowedge, "doctor"], folder, status=1, stream="stdout").splitlines()[0]
+    doctor = json.loads(run([flowedge, "doctor", "--json"], folder, status=1, stream="stdout"))
     assert not any(engine["works"] for engine in doctor["engines"]), "an engine works that was not installed"
     refused = run([flowedge, "run", "small.flowedge", FRAME], folder, status=2)
     assert "pip install 'onnxruntime>=" in refused, refused
@@ -140,8 +141,10 @@ def answer(flowedge: Path, folder: Path) -> dict[str, Any]:
     return result
 
 
-def run(command: Sequence[str | Path], cwd: Path | None = None, *, status: int = 0) -> str:
-    """Run a command away from the checkout and return stdout, or stderr where it should fail."""
+def run(
+    command: Sequence[str | Path], cwd: Path | None = None, *, status: int = 0, stream: str | None = None
+) -> str:
+    """Run a command away from the checkout and return the stream, by default stderr where it should fail."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd or tempfile.gettempdir(),
@@ -151,7 +154,7 @@ def run(command: Sequence[str | Path], cwd: Path | None = None, *, status: int =
     )
     if done.returncode != status:
         sys.exit(f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-    return done.stderr if status else done.stdout
+    return str(getattr(done, stream or ("stderr" if status else "stdout")))
 
 
 def say(line: str) -> None:

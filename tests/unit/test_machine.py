@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+import flowedge.runtime.opening.doctor as doctor_of_runtime
 from flowedge.cli import doctor
 from flowedge.runtime.device.machine import (
     Memory,
@@ -187,6 +189,42 @@ def test_doctor_shows_the_machine_and_every_engine(tmp_path: Path, monkeypatch: 
     if not engines["tensorrt"]["installed"]:
         assert "sudo apt install python3-libnvinfer" in engines["tensorrt"]["problem"]
     assert all(engine["works"] or engine["problem"] for engine in engines.values())
+    assert printed["ready"]
+    assert shown.stdout.splitlines()[0].strip() == printed["verdict"]
+    assert printed["verdict"].startswith(
+        "This machine is ready to run bundles on the CPU with onnxruntime-cpu or"
+    )
+
+
+def test_doctor_says_first_that_a_machine_without_an_engine_is_not_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def absent(spec: object) -> bool:
+        return False
+
+    monkeypatch.setattr("flowedge.runtime.opening.engine.is_installed", absent)
+    monkeypatch.setattr("flowedge.runtime.opening.engine_status.is_installed", absent)
+    monkeypatch.setattr("flowedge.packages.installed_version", lambda name: None)
+    monkeypatch.setattr("flowedge.runtime.opening.doctor.installed_version", lambda name: None)
+    done = flowedge("doctor")
+    assert done.status == 1
+    first, *others = done.stdout.splitlines()
+    assert first.strip().startswith("This machine cannot run bundles yet")
+    assert "pip install 'onnxruntime>=1.18'" in first
+    (lower,) = (line for line in others if line.startswith("adding lower precisions lacks"))
+    assert "onnx>=1.17" in lower
+    assert "torch" not in lower
+
+
+def test_doctor_says_that_no_engine_works_on_the_gpu_of_a_machine() -> None:
+    found = doctor_of_runtime.doctor()
+    driver = NvidiaDriver(version="550", names=("Orin",))
+    with_gpu = dataclasses.replace(found, machine=dataclasses.replace(found.machine, nvidia=driver))
+    assert "no engine works on its GPU (Orin)" in with_gpu.verdict
+    working = tuple(
+        dataclasses.replace(one, works=True) if one.spec.name == "tensorrt" else one for one in found.engines
+    )
+    assert "on the GPU with tensorrt" in dataclasses.replace(with_gpu, engines=working).verdict
 
 
 def test_every_fact_of_the_machine_has_words() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from flowedge.errors import MissingPackageError
 from flowedge.packages import REQUIREMENTS, explain_missing, installed_version, pip_install
@@ -40,20 +42,20 @@ def test_a_hint_leaves_out_what_is_installed(monkeypatch: pytest.MonkeyPatch) ->
         "flowedge.packages.installed_version", lambda name: None if name in ("onnx", "torch") else "1"
     )
     assert pip_install("export") == "pip install 'torch>=2.6' 'onnx>=1.17'"
-    assert pip_install("precision") == "pip install 'onnx>=1.17'"
+    assert pip_install("calibrate") == "pip install 'onnx>=1.17'"
     assert pip_install("ort-gpu").startswith("pip install 'onnxruntime-gpu[cuda,cudnn]"), "all, to be sure"
 
 
 def test_a_missing_package_is_an_error_that_says_what_to_install() -> None:
     with (
         pytest.raises(MissingPackageError, match=r"no_such_package.*pip install"),
-        explain_missing("precision"),
+        explain_missing("calibrate"),
     ):
         import_module("no_such_package")
 
 
 def test_a_missing_module_of_ours_is_a_bug() -> None:
-    with pytest.raises(ModuleNotFoundError), explain_missing("precision"):
+    with pytest.raises(ModuleNotFoundError), explain_missing("calibrate"):
         import_module("flowedge.no_such_module")
 
 
@@ -82,3 +84,24 @@ def test_lower_precision_without_onnx_asks_for_onnx_and_not_for_pytorch(tmp_path
     assert "needs the package onnx," in done.stderr
     assert "pip install 'onnx>=" in done.stderr
     assert "torch" not in done.stderr
+
+
+@pytest.mark.parametrize("extra", REQUIREMENTS)
+def test_every_hint_can_be_typed_as_it_is(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowedge.packages.installed_version", lambda name: None)
+    program, verb, *named = shlex.split(pip_install(extra))
+    assert (program, verb) == ("pip", "install")
+    assert [str(Requirement(one)) for one in named] == [str(Requirement(one)) for one in REQUIREMENTS[extra]]
+
+
+def test_every_command_in_a_message_names_packages_of_an_extra() -> None:
+    known = {Requirement(one).name for needed in REQUIREMENTS.values() for one in needed}
+    found = 0
+    for root in ("flowedge", "runtime", "calibration", "export"):
+        for file in (REPOSITORY / root).rglob("*.py"):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                for package in re.findall(r"pip (?:un)?install '?([^' ]+)", line):
+                    found += 1
+                    assert re.match(r"[\w-]+", package), f"{file}: {line}"
+                    assert re.match(r"[\w-]+", package)[0] in known, f"{file}: {line}"  # type: ignore[index]
+    assert found >= 2
