@@ -55,9 +55,18 @@ _MODULES: Final = MappingProxyType(
 )
 """The module of each class and function of this package."""
 
+
+def _keep_log_for_the_program() -> None:
+    """Let nothing of the log be shown until the program that uses FlowEdge configures `logging`."""
+    import logging  # imported here, since the import fails before the clock is borne
+
+    logging.getLogger("flowedge").addHandler(logging.NullHandler())
+
+
 # Every program that imports a part of FlowEdge runs these lines first.
 telemetry.switch_off()
 clock.bear_late_clock()
+_keep_log_for_the_program()
 
 
 def __getattr__(name: str) -> Any:

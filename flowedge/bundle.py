@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import shlex
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,8 @@ from flowedge.replacing import (
     remove_leftovers,
     sync_folder,
 )
+
+_LOG: Final = logging.getLogger(__name__)
 
 _CHECKPOINTS: Final = (".ckpt", ".pth", ".pt", ".safetensors")
 
@@ -89,7 +93,25 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         BundleError: The folder is not there, the manifest is not valid or of an unknown schema, or a listed
             file is missing, is not a regular file inside the folder, or has another size or hash.
     """
+    begun = time.monotonic()
     folder = Path(path)
+    manifest = peek_bundle(folder)
+    for stored in manifest.files:
+        verify(folder, stored)
+    size = sum(stored.size for stored in manifest.files) / 1e6
+    _LOG.info(
+        "read and verified %s: %.1f MB in %d files, %.2f s",
+        *(folder, size, len(manifest.files), time.monotonic() - begun),
+    )
+    return Bundle(folder, manifest)
+
+
+def peek_bundle(folder: Path) -> Manifest:
+    """Read the manifest of a bundle without verifying the files that it lists.
+
+    Raises:
+        BundleError: The folder is not there, or the manifest is not valid or of an unknown schema.
+    """
     recover(Path(os.path.realpath(folder)))
     try:
         is_bundle = os.path.isdir(folder) and bool(os.lstat(folder / MANIFEST))
@@ -99,10 +121,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         is_bundle = True  # Reading the manifest, next, tells what the system refuses.
     if not is_bundle:
         raise _no_bundle(folder)
-    manifest = read_manifest(folder)
-    for stored in manifest.files:
-        verify(folder, stored)
-    return Bundle(folder, manifest)
+    return read_manifest(folder)
 
 
 def _no_bundle(path: Path) -> BundleError:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
+
+_LOG: Final = logging.getLogger(__name__)
 
 _KINDS: Final = (
     (stat.S_ISDIR, "a folder"),
@@ -86,6 +89,7 @@ def write_whole_file(path: Path, content: bytes) -> None:
     try:
         partial.write_bytes(content)
         partial.replace(target)
+        _LOG.info("wrote %s (%d bytes)", path, len(content))
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

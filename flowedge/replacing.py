@@ -19,6 +19,7 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -31,6 +32,8 @@ from flowedge.bundle_files import MANIFEST, read_manifest, verify
 from flowedge.drafts import draft_folder, remove_abandoned_drafts
 from flowedge.errors import BundleChangedError, BundleError
 from flowedge.manifest import Manifest, StoredFile
+
+_LOG: Final = logging.getLogger(__name__)
 
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
@@ -101,6 +104,7 @@ def put_in_place(draft: Path, place: Path, manifest: Manifest, *, replaced: Mani
             _replace_inside(draft, place, manifest)
         else:
             sync_folder(place.parent)
+        _LOG.info("replaced %s", place)
 
 
 def put_at_free_place(draft: Path, place: Path) -> None:
@@ -120,6 +124,7 @@ def put_at_free_place(draft: Path, place: Path) -> None:
             "Name another place, or remove it and try again."
         ) from error
     sync_folder(place.parent)
+    _LOG.info("wrote %s", place)
 
 
 def recover(place: Path) -> None:

@@ -23,7 +23,7 @@ import typer
 from flowedge.cli import signals
 from flowedge.cli.group import CommandGroup
 from flowedge.cli.streams import on_standard_streams
-from flowedge.cli.verbosity import NORMAL, set_verbosity
+from flowedge.cli.verbosity import NORMAL, set_verbosity, verbosity
 from flowedge.errors import FlowEdgeError, PrecisionError
 from flowedge.text import printable
 from flowedge.version import __version__
@@ -59,7 +59,13 @@ def _options(
 
 def run() -> int:
     """Run the command line and return its exit status."""
-    return on_standard_streams(_status)
+    try:
+        return on_standard_streams(_status)
+    finally:
+        if verbosity() > NORMAL:
+            from flowedge.cli.logs import hide_log
+
+            hide_log()
 
 
 def _status() -> int:

@@ -152,7 +152,10 @@ def _quiet(wanted: bool) -> None:
 
 def _verbose(count: int) -> None:
     if count:
+        from flowedge.cli.logs import show_log
+
         verbosity.set_verbosity(count)
+        show_log(count)
 
 
 def _options_of_all(

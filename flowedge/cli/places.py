@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from flowedge.bundle_files import MANIFEST, read_manifest
-from flowedge.errors import BundleError, CheckpointError, DataError, FlowEdgeError
+from flowedge.bundle import peek_bundle
+from flowedge.bundle_files import MANIFEST
+from flowedge.errors import CheckpointError, DataError, FlowEdgeError
 from flowedge.files import open_regular_file, why_unreadable
-from flowedge.replacing import recover
 from flowedge.text import printable
 
 _OPTION_OF_SECOND: Final[Mapping[str, str]] = {"export": "-o", "calibrate": "--data", "verify": "--against"}
@@ -36,10 +36,7 @@ def check_bundle(bundle: Path, *others: str | Path | None) -> None:
         for other in others:
             if other is not None and _is_bundle(Path(other)):
                 raise _swapped(bundle, other, "a bundle")
-    recover(Path(os.path.realpath(bundle)))
-    if not os.path.isdir(bundle):
-        raise BundleError(f"{bundle} is not a bundle: no such folder. Make one with: flowedge export CKPT.")
-    read_manifest(bundle)
+    peek_bundle(bundle)
 
 
 def check_checkpoint(checkpoint: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ in a folder of other things (``/`` in the worst case) neither walks nor clears t
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -33,6 +34,8 @@ from flowedge.progress import SILENT, Reports
 from flowedge.runtime.device.cache_folder import PARTS, cache_folder, cache_size, why_no_cache
 from flowedge.runtime.device.engine_file import DamagedError, EngineFacts, facts_in, header_bytes, read_engine
 from flowedge.runtime.device.plain_files import cannot_write, lock_file, plain_file
+
+_LOG: Final = logging.getLogger(__name__)
 
 _ENGINES: Final = "engines"
 _LARGEST_EXTRA_BYTES: Final = 256 << 20
@@ -137,11 +140,12 @@ class DeviceCache:
             if found.key == candidate.stem:
                 with contextlib.suppress(OSError):
                     os.utime(candidate)
+                _LOG.info("the cache has %s", candidate)
                 return Found(plan=plan, facts=found, path=candidate, reason="")
             damages.append(f"{candidate} holds another engine than the one of its name")
-        return Found(
-            plan=None, facts=facts, path=path, reason="; ".join(damages) or self._why_none(facts, ignoring)
-        )
+        reason = "; ".join(damages) or self._why_none(facts, ignoring)
+        _LOG.info("the cache has no engine that fits: %s", reason)
+        return Found(plan=None, facts=facts, path=path, reason=reason)
 
     def find_or_build(
         self, facts: EngineFacts, build: Callable[[], bytes], *, reports: Reports = SILENT
@@ -212,8 +216,10 @@ class DeviceCache:
         try:
             with plain_file(self.folder / name) as file:
                 size = os.fstat(file.fileno()).st_size
+                _LOG.debug("the cache has %s", name)
                 return file.read(size) if size <= _LARGEST_EXTRA_BYTES else b""
         except OSError:
+            _LOG.debug("the cache has no %s", name)
             return b""
 
     def write_extra(self, name: str, content: bytes) -> None:

@@ -6,9 +6,10 @@ while it is decoded, so that a small file cannot ask for gigabytes and half an i
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from flowedge.files import open_regular_file
 from flowedge.runtime.device.limits import MAX_BYTES, MAX_PIXELS
 from flowedge.runtime.frames.decoders import DamagedError, RefusedError, decode
 from flowedge.runtime.frames.pixel_range import PixelRange, in_8_bits
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> NDArray[np.uint8]:
@@ -39,7 +42,9 @@ def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> NDArr
         ImageError: The file is missing, empty, damaged, not whole, beyond a limit of `flowedge.runtime.device.limits`,
             of a format or a variant that is not read, or of more than 8 bits without a ``pixel_range``.
     """
-    return in_8_bits_of_file(str(path), read_picture(path), pixel_range)
+    picture = read_picture(path)
+    _LOG.debug("read %s, %s %s", path, picture.shape, picture.dtype)
+    return in_8_bits_of_file(str(path), picture, pixel_range)
 
 
 def in_8_bits_of_file(name: str, picture: NDArray[Any], pixel_range: PixelRange | None) -> NDArray[np.uint8]:

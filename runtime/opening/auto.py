@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
 from typing import Final
@@ -23,6 +24,8 @@ from flowedge.runtime.opening.proof import prove
 from flowedge.runtime.opening.selftest import read_selftest
 from flowedge.runtime.opening.timing import window_of
 from flowedge.runtime.opening.unproven import open_unproven
+
+_LOG: Final = logging.getLogger(__name__)
 
 _WARM_UP_S: Final = 0.3
 _MEASURED_S: Final = 1.0
@@ -85,6 +88,7 @@ def fastest_precision(bundle: Bundle, engine: str | None = None, *, threads: int
     with contextlib.suppress(msgspec.MsgspecError):  # the record is not there, or is damaged
         choice = msgspec.json.decode(content, type=Choice)
         if _is_possible(choice, bundle, engines):
+            _LOG.info("the choice of %s on %s is stored", choice.precision, choice.engine)
             return choice
     return choose_anew(bundle, engine, threads=threads)
 
@@ -134,6 +138,7 @@ def choose_anew(bundle: Bundle, engine: str | None = None, *, threads: int | Non
             f"{'; '.join([*reasons, *not_built, *closed])} Run flowedge verify for the whole report."
         )
     _, precision, fastest = min(right)
+    _LOG.info("measured %s", "; ".join(f"{one} {one.problem}".rstrip() for one in measured))
     choice = Choice(precision=precision, engine=fastest, measured=tuple(measured), not_built=tuple(not_built))
     device_cache().write_extra(_name_of(bundle, engines, threads), msgspec.json.encode(choice))
     return choice

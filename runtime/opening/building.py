@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
+from typing import Final
 
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineUnavailableError
@@ -13,6 +15,8 @@ from flowedge.runtime.device.engine_file import EngineFacts
 from flowedge.runtime.opening.contract import graph_of_bundle
 from flowedge.runtime.opening.engine import ENGINES, engine_module, engine_spec
 from flowedge.runtime.opening.engine_contract import Building, BuildOptions, Built, Opening
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 def build_engine(
@@ -61,5 +65,6 @@ def built_in_cache(
     """Take the engine of these facts from the cache, or compile and store it. Compiling may add to ``notes``."""
     begun = time.monotonic()
     found, was_built = building.cache.find_or_build(facts, compile_it, reports=building.reports)
+    _LOG.info("%s %s, %.1f s", "built" if was_built else "took", found.path, time.monotonic() - begun)
     file = CachedFile(path=found.path, facts=facts, size=found.path.stat().st_size, used=time.time())
     return Built(file=file, was_built=was_built, seconds=time.monotonic() - begun, notes=tuple(notes))

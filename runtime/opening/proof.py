@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import logging
 import os
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,8 @@ from flowedge.runtime.opening.engine import engine_spec, library_version
 from flowedge.runtime.opening.engine_contract import EngineSpec, Opened
 from flowedge.runtime.opening.selftest import ANSWERS, FRAMES, rounded_answers_file
 from flowedge.version import __version__
+
+_LOG: Final = logging.getLogger(__name__)
 
 # Settings of the libraries that may choose another kernel, a math library's instruction set, or another library.
 _SETTINGS: Final = (
@@ -72,6 +75,7 @@ def prove(bundle: Bundle, engine: Opened, *, threads: int | None) -> None:
         record = _facts(bundle, engine.precision, spec, threads)
         name = f"proofs/{hashlib.sha256(record).hexdigest()[:32]}.json"
         if cache.read_extra(name) == record:
+            _LOG.info("%s passed the self-test of %s here before", engine.name, engine.precision)
             return
     try:
         failed = [check for check in verify.replay_selftest(bundle, engine) if not check.passed]
@@ -84,6 +88,7 @@ def prove(bundle: Bundle, engine: Opened, *, threads: int | None) -> None:
             f"this machine ({cpu_name()}), so it judges no part: {numbers}. See all of it with: flowedge verify "
             f"{bundle.path} --engine {engine.name} --precision {engine.precision}. Or name another."
         )
+    _LOG.info("%s passed the self-test of %s", engine.name, engine.precision)
     if cache is not None:
         cache.write_extra(name, record)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Mapping
 from numbers import Integral
+from typing import Final
 
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError, EngineWrongError
 from flowedge.runtime.opening.contract import graph_of_bundle
 from flowedge.runtime.opening.engine import engine_module, engine_spec, engines_in_order
 from flowedge.runtime.opening.engine_contract import EngineSpec, Opened, Opening
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 def open_unproven(
@@ -45,6 +50,7 @@ def open_unproven(
         raise ValueError(f"threads must be at least 1, got {threads}")
 
     def opened(spec: EngineSpec, exact: str, reason: str) -> Opened:
+        begun = time.monotonic()
         source = graph_of_bundle(bundle, exact)
         engine = engine_module(spec).load(Opening(spec=spec, source=source, threads=threads))
         found = Opened(engine=engine, spec=spec, precision=exact, reason=reason)
@@ -54,6 +60,7 @@ def open_unproven(
             except BaseException:
                 engine.close()
                 raise
+        _LOG.info("opened %s on %s (%s), %.2f s", exact, spec.name, reason, time.monotonic() - begun)
         return found
 
     if name is not None:
@@ -74,10 +81,12 @@ def open_unproven(
             problems[spec.name] = EngineUnavailableError(
                 f"{spec.name} needs the {exact} graph, which the bundle does not have."
             )
+            _LOG.info("passed over %s: %s", spec.name, problems[spec.name])
             continue
         try:
             return opened(spec, exact, _reason(problems))
         except EngineUnavailableError as error:
+            _LOG.info("passed over %s: %s", spec.name, error)
             problems[spec.name] = error
     wrong = [problem for problem in problems.values() if isinstance(problem, EngineWrongError)]
     others = [problem for problem in problems.values() if problem not in wrong]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ import typer.main
 from flowedge.cli.app import app
 from flowedge.cli.group import COMMANDS
 from support.command_line import flowedge
+from support.small_dataset import write_dataset
 from support.tiny_bundle import write_tiny_bundle
 
 ROOT: Any = typer.main.get_command(app)
@@ -191,3 +195,106 @@ def test_help_and_version_import_no_large_library(words: tuple[str, ...]) -> Non
         [sys.executable, "-c", BLOCKING, *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("-v", "run"), ("run", "-v")])
+def test_verbose_logs_files_engines_and_times_to_standard_error(
+    bundle: Path, images: Path, arguments: tuple[str, ...]
+) -> None:
+    done = flowedge(*arguments, bundle, images, "--json")
+    assert done.status == 0
+    assert re.search(
+        r"INFO flowedge\.bundle: read and verified .*tiny\.flowedge: .* \d\.\d\d s\n", done.stderr
+    )
+    assert re.search(r"INFO flowedge\.runtime\.opening\.unproven: passed over tensorrt: ", done.stderr)
+    assert re.search(r"unproven: opened fp32 on \S+ \(.*\), \d", done.stderr)
+    assert "DEBUG" not in done.stderr
+    assert json.loads(done.stdout)["image"].endswith("good.png")
+    quiet = flowedge("run", bundle, images)
+    assert "INFO" not in quiet.stderr
+
+
+def test_twice_verbose_logs_each_file_and_escapes_its_name(bundle: Path, images: Path) -> None:
+    (images / "good.png").rename(images / "a\x1b[31m.png")
+    done = flowedge("run", bundle, images, "-vv")
+    assert "DEBUG flowedge.runtime.frames.images: read" in done.stderr
+    assert "a\\x1b[31m.png" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_a_program_sees_the_log_where_it_configures_logging_and_nothing_else(bundle: Path) -> None:
+    code = (
+        "import logging, sys, flowedge.bundle\n"
+        "flowedge.bundle.open_bundle(sys.argv[1])\n"
+        "print('silent', flush=True)\n"
+        "logging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(name)s %(levelname)s')\n"
+        "flowedge.bundle.open_bundle(sys.argv[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, bundle], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["silent", "flowedge.bundle INFO"]
+    assert done.stderr == ""
+
+
+def test_an_error_is_json_where_the_result_would_be(bundle: Path, images: Path) -> None:
+    for arguments, kind in (
+        (("info", "/missing", "--json"), "CheckpointError"),
+        (("verify", images, "--json"), "BundleError"),
+        (("run", bundle, "/missing", "--json"), "DataError"),
+        (("run", "--json"), "UsageError"),
+        (("bench", "--json"), "FlowEdgeError"),
+    ):
+        done = flowedge(*arguments)
+        error = json.loads(done.stdout)["error"]
+        assert (error["kind"], error["status"]) == (kind, done.status)
+        assert error["message"].split("\n")[0] in " ".join(done.stderr.split())
+    assert flowedge("info", "/missing", "--", "--json").stdout == ""
+
+
+JSON_OF = {
+    "export": "export {checkpoint} -o made.flowedge",
+    "info": "info {bundle}",
+    "verify": "verify {bundle}",
+    "calibrate": "calibrate {copy} --data {data}",
+    "eval": "eval {copy} {data}",
+    "run": "run {bundle} {photo}",
+    "bench": "bench {bundle} --engines onnxruntime-cpu --batch 1 --seconds 0",
+    "build": "build {bundle} --engine tensorrt",
+    "doctor": "doctor",
+    "demo": "demo --out {data}",
+    "cache list": "cache list",
+    "cache clear": "cache clear",
+}
+"""A call of every command. Those that cannot work here show that an error is JSON as well."""
+
+
+def test_every_command_has_a_call_for_json() -> None:
+    single = {" ".join(words) for words in all_commands() if not hasattr(command_of(words), "commands")}
+    assert set(JSON_OF) == single
+
+
+@pytest.mark.parametrize("name", JSON_OF)
+def test_json_means_one_object_on_stdout_and_nothing_else(
+    name: str, small_checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
+    write_dataset(tmp_path / "data")
+    shutil.copytree(bundle, tmp_path / "copy.flowedge")
+    words = JSON_OF[name].format(
+        checkpoint=small_checkpoint,
+        bundle=bundle,
+        copy=tmp_path / "copy.flowedge",
+        data=tmp_path / "data",
+        photo=next((tmp_path / "data" / "test" / "good").iterdir()),
+    )
+    done = flowedge(*words.split(), "--json", "-q", cwd=tmp_path)
+    assert done.stdout.count("\n") == 1
+    assert isinstance(json.loads(done.stdout), dict)
+    if done.status == 0:
+        assert done.stderr == ""
+
+
+def command_of(words: tuple[str, ...]) -> Any:
+    command = ROOT
+    for word in words:
+        command = command.commands[word]
+    return command
