@@ -1,4 +1,4 @@
-"""The few fixtures that several suites share."""
+"""Define the fixtures that several suites share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHARED = REPOSITORY.parent / "shared"
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test writes into the user's cache, nor believes what is remembered there."""
+    """Give the tests a cache folder of their own, so that none reads or writes the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -43,13 +43,13 @@ def no_progress_lines() -> Iterator[None]:
 
 @pytest.fixture
 def without_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines need not prove themselves: for bundles without a self-test, and for graphs that are wrong on purpose."""
+    """Open engines without a proof, for bundles without a self-test and graphs that are wrong on purpose."""
     monkeypatch.setattr("flowedge.runtime.opening.opening.prove", lambda bundle, engine, threads: None)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The records and photographs beside the checkout; tests that need them are skipped where they are not."""
+    """Return the folder of records and photographs beside the checkout, or skip the test where it is missing."""
     if not SHARED.is_dir():
         pytest.skip("the shared records (../shared) are not beside this checkout")
     return SHARED
@@ -57,7 +57,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CFLOW of 3 MB for 64x64 pixels with random weights."""
+    """Write a CFLOW of 3 MB for 64x64 pixels with random weights."""
 
     def make(folder: Path) -> None:
         from support.small_cflow import write_small_cflow  # torch and timm, which most tests do without
@@ -69,7 +69,7 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_bundle(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its bundle; copy it before changing it."""
+    """Export the small checkpoint. A test copies the bundle before it changes it."""
 
     def make(folder: Path) -> None:
         done = flowedge("export", small_checkpoint, "-o", folder / "small.flowedge")
@@ -80,7 +80,7 @@ def small_bundle(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def tile_checkpoint(shared: Path) -> Path:
-    """A CFLOW that anomalib trained on photographs of magnetic tiles."""
+    """Return the CFLOW that anomalib trained on photographs of magnetic tiles."""
     checkpoint = shared / "checkpoints" / "cflow_magnetic_tile.ckpt"
     if not checkpoint.is_file():
         pytest.skip("the magnetic tile checkpoint (../shared/checkpoints) is not beside this checkout")
@@ -89,13 +89,13 @@ def tile_checkpoint(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiles(shared: Path) -> Path:
-    """The photographs, in MVTec AD's layout."""
+    """Return the photographs of magnetic tiles, in MVTec AD's layout."""
     return shared / "data" / "magnetic_tile"
 
 
 @pytest.fixture(scope="session")
 def tile_bundle(tile_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its bundle as exported: each image is normalised by its own maximum. Copy it before changing it."""
+    """Export the tile checkpoint without calibration. A test copies the bundle before it changes it."""
 
     def make(folder: Path) -> None:
         done = flowedge("export", tile_checkpoint, "-o", folder / "tile.flowedge")
@@ -106,7 +106,7 @@ def tile_bundle(tile_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def calibrated_tile_bundle(tile_bundle: Path, tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, calibrated on the good training images."""
+    """Calibrate the tile bundle on the good training images."""
 
     def make(folder: Path) -> None:
         bundle = folder / "tile.flowedge"
@@ -119,7 +119,7 @@ def calibrated_tile_bundle(tile_bundle: Path, tiles: Path, tmp_path_factory: pyt
 
 @pytest.fixture(scope="session")
 def family_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], FamilyBundle]:
-    """By family, its small bundle with random weights; copy it before changing it."""
+    """Return the small bundle of a family, with random weights. A test copies the bundle before it changes it."""
     from support.family_graphs import read_family_bundle, write_family_bundle
 
     def of(family: str) -> FamilyBundle:

@@ -1,4 +1,4 @@
-"""FlowEdge's CFLOW graph against anomalib's own ONNX of the same checkpoint: speed, size and agreement.
+"""Compare FlowEdge's CFLOW graph with anomalib's own ONNX of the same checkpoint: speed, size and agreement.
 
     make bench        or: PYTHONPATH=tests python tests/bench/bench_cflow.py --peer .venv-peer/bin/python
 
@@ -41,7 +41,7 @@ MODELS = {"resnet18": "resnet18", "wide_resnet50_2": "wide_resnet50_2", "magneti
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One model's numbers; times in ms, sizes in 10^6 bytes, shares and differences without a unit.
+    """The numbers of one model. Times are in ms, sizes in 10^6 bytes, and shares and differences have no unit.
 
     Attributes:
         peer_ms: What anomalib 2.7.0 exports.
@@ -151,13 +151,13 @@ def measure(name: str, folder: Path, peer_python: Path, rounds: int, peak: float
 
 
 def export_backbone(backbone: torch.nn.Module, path: Path, size: tuple[int, int]) -> None:
-    """The feature extractor alone: what no lowering of the flow can make faster."""
+    """Export the feature extractor alone, which no pass over the flow can make faster."""
     example = (torch.zeros(1, 3, *size),)
     torch.onnx.export(backbone, example, str(path), dynamo=True, opset_version=18, verbose=False)
 
 
 def unit_image(size: tuple[int, int]) -> NDArray[np.float32]:
-    """A textured picture with a blot, ``(1, 3, H, W)`` in [0, 1]."""
+    """Make a textured picture with a blot, ``(1, 3, H, W)`` in [0, 1]."""
     height, width = size
     rng = np.random.default_rng(11)
     rows, columns = np.mgrid[0:height, 0:width] / max(size)
@@ -168,7 +168,7 @@ def unit_image(size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def normalised(image: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """The host's half of what anomalib's graph does itself; the image has the right size already."""
+    """Normalise an image of the right size, which anomalib's graph does itself."""
     mean, std = (np.array(v, np.float32)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
     return np.asarray((image - mean) / std, np.float32)
 
@@ -182,7 +182,7 @@ def answers(graph: Path, image: NDArray[np.float32]) -> dict[str, NDArray[np.flo
 def differences(
     peer: dict[str, NDArray[Any]], ours: dict[str, NDArray[Any]], scale: SourceScale | None
 ) -> tuple[float, float]:
-    """Of the map and the score; ours goes through the 0..1 scaling that anomalib puts into its graph."""
+    """Return the differences of map and score, with ours put through the 0..1 scaling of anomalib's graph."""
     found = []
     pairs = (("anomaly_map", "anomaly_map", scaled_map), ("pred_score", "score", scaled_score))
     for theirs, mine, scaled in pairs:
@@ -194,7 +194,7 @@ def differences(
 
 
 def write_results(out: Path, rows: list[Row], peak: float, rounds: int) -> None:
-    """``bench.json`` with everything, and ``bench.md``, the table of docs/results.md."""
+    """Write ``bench.json`` with everything, and ``bench.md``, the table of docs/results.md."""
     facts = {
         "processor": processor(),
         "python": platform.python_version(),

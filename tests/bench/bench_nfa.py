@@ -1,4 +1,4 @@
-"""The component-tree NFA against its direct implementation, in one run.
+"""Compare the speed of the component-tree NFA with its direct implementation, in one run.
 
     PYTHONPATH=tests python tests/bench/bench_nfa.py        prints the table
     pytest -m bench tests/bench/bench_nfa.py                holds the limits
@@ -29,7 +29,7 @@ MIN_SPEED_UP = 50.0
 
 
 def image(sides: Sequence[int]) -> list[NDArray[np.float32]]:
-    """Per level, ``(side, side)`` energies of chi-square noise with one defect of three times the energy."""
+    """Make ``(side, side)`` energies of each level: chi-square noise, and one defect of three times the energy."""
     rng = np.random.default_rng(7)
     levels = []
     for side, depth in zip(sides, CHANNELS, strict=False):
@@ -40,7 +40,7 @@ def image(sides: Sequence[int]) -> list[NDArray[np.float32]]:
 
 
 def adversarial(side: int) -> dict[str, NDArray[np.float32]]:
-    """Maps that make trees deep, wide or slow to merge; each ``(side, side)`` energies for 84 channels."""
+    """Make ``(side, side)`` energies for 84 channels whose trees are deep, wide or slow to merge."""
     raster = np.arange(side * side).reshape(side, side)
     snake = raster.copy()
     snake[1::2] = snake[1::2, ::-1]
@@ -59,7 +59,7 @@ def adversarial(side: int) -> dict[str, NDArray[np.float32]]:
 
 
 def median_ms(energies: list[NDArray[np.float32]], channels: Sequence[int], repeats: int) -> float:
-    """Milliseconds of ``tree_log_nfa`` per image, after one call that is not counted."""
+    """Return the milliseconds of ``tree_log_nfa`` per image, after one call that is not counted."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -70,13 +70,13 @@ def median_ms(energies: list[NDArray[np.float32]], channels: Sequence[int], repe
 
 @contextmanager
 def plain_python() -> Iterator[None]:
-    """As if Numba were not installed."""
+    """Run as if Numba were not installed."""
     with mock.patch.object(tree, "_compiled_select", return_value=None):
         yield
 
 
 def against_direct(sides: Sequence[int]) -> tuple[float, float, float]:
-    """Milliseconds per image: ours (compiled where Numba is there), ours in plain Python, direct."""
+    """Return the milliseconds per image of our code, of our code in plain Python, and of the direct code."""
     energies, channels = image(sides), CHANNELS[: len(sides)]
     warm_up()
     ours = median_ms(energies, channels, repeats=21)

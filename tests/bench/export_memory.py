@@ -1,4 +1,4 @@
-"""How much memory and time the largest exports take.
+"""Measure the memory and the time of the largest exports.
 
     PYTHONPATH=tests python tests/bench/export_memory.py [--out FOLDER] [NAME ...]
 
@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def cost(command: list[str | Path]) -> tuple[float, float, float]:
-    """Largest resident memory in 10^9 bytes, wall-clock seconds and CPU seconds of a command."""
+    """Return largest resident memory in 10^9 bytes, wall-clock seconds and CPU seconds of a command."""
     start = time.perf_counter()
     child = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)

@@ -1,4 +1,4 @@
-"""Checkpoints of full size with random weights, key for key as their repositories write them.
+"""Write checkpoints of full size with random weights, key for key as their repositories do.
 
 Every model is a row of ``MODELS``; ``write_checkpoint`` makes its file. Nothing is left at a neutral value, and
 everything is scaled as training leaves it, so that float32 can carry the answers.
@@ -51,16 +51,16 @@ class FullSize:
 
     @property
     def name(self) -> str:
-        """Unique, and fit for a file's name."""
+        """A unique name that fits a file."""
         return f"{self.family}-{self.layout}-{self.network}"
 
     @property
     def has_backbone_file(self) -> bool:
-        """Whether the backbone's weights are in a file of their own."""
+        """True where the backbone's weights are in a file of their own."""
         return self.layout == "official" and self.family in ("csflow", "msflow")
 
     def export_options(self, folder: Path) -> list[str]:
-        """What ``flowedge export`` needs besides the checkpoint."""
+        """Return the options of ``flowedge export`` that the checkpoint needs."""
         size = ["--image-size", str(self.size), str(self.size)]
         return [*size, "--backbone-weights", str(folder / BACKBONE)] if self.has_backbone_file else size
 
@@ -89,7 +89,7 @@ MODELS: Mapping[str, FullSize] = {
 
 
 def write_checkpoint(model: FullSize, folder: Path) -> Path:
-    """Write the model's file, and the backbone's where it is apart, into ``folder``; the file's path."""
+    """Write the model's file and, where it is apart, the backbone's into ``folder``, and return the path."""
     torch.manual_seed(SEED)
     folder.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
@@ -216,7 +216,7 @@ _FILES: Mapping[Family, Callable[[FullSize, State], object]] = {
 
 
 def _lightning(state: State, model: FullSize, hyper: Mapping[str, object]) -> object:
-    """The checkpoint of anomalib 2.7 around a state dict."""
+    """Put a checkpoint of anomalib 2.7 around a state dict."""
     module = "torchvision.transforms.v2."
     statistics = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "inplace": False}
     resize = {"size": [model.size] * 2, "interpolation": "bilinear", "max_size": None, "antialias": True}
@@ -245,7 +245,7 @@ def _sequence(channels: int, blocks: int, soft: bool, subnet: Subnet) -> Iterato
 
 
 def _block(channels: int, soft: bool, subnet: State) -> State:
-    """One all-in-one block; on vectors where its subnet has matrices."""
+    """Make one all-in-one block, on vectors where its subnet has matrices."""
     tail = (1,) * (next(iter(subnet.values())).ndim - 2)
     matrix = (
         torch.linalg.qr(torch.randn(channels, channels)).Q
@@ -321,7 +321,7 @@ def _layer_norm(prefix: str, channels: int, side: int) -> State:
 
 
 def _pixel_shuffle(channels: int) -> Tensor:
-    """The constant kernel of FrEIA's ``IRevNetUpsampling`` over ``channels`` of the coarse level."""
+    """Return the constant kernel of FrEIA's ``IRevNetUpsampling`` over ``channels`` of the coarse level."""
     kernel = torch.zeros(channels, 1, 2, 2)
     for place in range(channels):
         kernel[place, 0, place % 4 // 2, place % 2] = 1
@@ -350,11 +350,11 @@ def _backbone(network: str) -> State:
 
 
 def _without_last_layer(backbone: State) -> State:
-    """What FastFlow and U-Flow keep of a ResNet: they do not run its last layer."""
+    """Leave out the last layer of a ResNet, which FastFlow and U-Flow do not run."""
     return {name: tensor for name, tensor in backbone.items() if not name.startswith("layer4.")}
 
 
 def _transformer(network: str) -> State:
-    """With weights that matter: timm starts the branches of a CaiT at a hundred-thousandth."""
+    """Scale up the branches of a CaiT, which timm starts at a hundred-thousandth."""
     state: State = timm.create_model(network, pretrained=False).state_dict()
     return {name: torch.full_like(t, 0.1) if "gamma_" in name else t for name, t in state.items()}

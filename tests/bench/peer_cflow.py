@@ -1,4 +1,4 @@
-"""The peer's side of the benchmark: anomalib writes a CFLOW checkpoint and ONNX files of it.
+"""Write a CFLOW checkpoint and ONNX files of it with anomalib, for the benchmark.
 
     PYTHONPATH=tests .venv-peer/bin/python tests/bench/peer_cflow.py resnet18 FOLDER        a seeded random model
     PYTHONPATH=tests .venv-peer/bin/python tests/bench/peer_cflow.py path/model.ckpt FOLDER  an existing checkpoint
@@ -26,7 +26,7 @@ SEED = 7
 
 
 def random_cflow(network: str) -> Any:
-    """An untrained model with nothing left at a neutral value, whose levels are spread as a trained one's are.
+    """Make an untrained model without neutral values, whose levels are spread as those of a trained one.
 
     The blocks' scales, offsets and biases are moved a little; `settle_batch_norms` does the backbone.
     """

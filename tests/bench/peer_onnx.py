@@ -1,4 +1,4 @@
-"""The peer's side of the parity table: anomalib's own ONNX of a checkpoint that it did not write.
+"""Write anomalib's own ONNX of a checkpoint that anomalib did not write, for the parity table.
 
     PYTHONPATH=tests .venv-peer/bin/python tests/bench/peer_onnx.py FAMILY SIZE CHECKPOINT FOLDER
 
@@ -30,7 +30,7 @@ UNNEEDED = (".backbone.", "num_batches_tracked", "post_processor.")
 
 
 def without_downloads() -> None:
-    """U-Flow and CS-Flow would fetch the weights of their backbones, which the checkpoint replaces anyway."""
+    """Keep U-Flow and CS-Flow from downloading backbone weights, which the checkpoint replaces."""
     create = timm.create_model
     timm.create_model = lambda *args, **kwargs: create(*args, **{**kwargs, "pretrained": False})
     csflow_torch.efficientnet_b5 = lambda weights: torchvision.models.efficientnet_b5(weights=None)

@@ -1,4 +1,4 @@
-"""Random backbones whose features are of ordinary size. Needs torch alone: the peer's environment uses it too."""
+"""Make random backbones whose features are of ordinary size, with torch alone for the peer's environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def settle_batch_norms(network: nn.Module, size: tuple[int, int]) -> None:
     neutral ones the features of a deep network grow or vanish.
 
     Args:
-        network: Taken with any convolutional network on ``(N, 3, H, W)``; left in evaluation mode.
+        network: Any convolutional network on ``(N, 3, H, W)``, which is left in evaluation mode.
         size: ``(height, width)`` of the images, pixels.
     """
     norms = [module for module in network.eval().modules() if isinstance(module, nn.BatchNorm2d)]

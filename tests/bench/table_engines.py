@@ -1,11 +1,11 @@
-"""The five families across engines and precisions on this machine's CPU, beside anomalib's ONNX and PyTorch.
+"""Time the five families on this machine's CPU by engine and precision, beside anomalib's ONNX and PyTorch.
 
     make engines      or: PYTHONPATH=tests python tests/bench/table_engines.py [--peer PYTHON] [--out FOLDER] [NAME ...]
 
-Each model has random weights (``full_size``). Its lower precisions are added on the demo's photographs, with limits
-that let every block have them: what random weights answer says nothing about a gate, and speed is the question here.
+Each model has random weights (``full_size``). Lower precisions are added on the demo's photographs. The
+limits of the gate let every block have them, because the answers of random weights mean nothing and only speed counts.
 Then ``flowedge bench`` times everything in turns, with the checkpoint in PyTorch and, with ``--peer``, anomalib's own
-ONNX of the same weights on ONNX Runtime beside it. Each model is kept in the output folder; remove its folder to
+ONNX of the same weights on ONNX Runtime beside it. Each model is kept in the output folder. Remove its folder to
 compute it again. The table names the command of each model. Nothing here passes or fails.
 """
 
@@ -44,7 +44,7 @@ ROWS: Final[dict[str, FullSize]] = {
     "uflow-paper": MODELS["uflow-official-mcait"],
     "csflow-paper": MODELS["csflow-anomalib-efficientnet_b5"],
 }
-"""By the name of its row; the papers' own configurations take long."""
+"""The models by the name of their row. The papers' own configurations take long."""
 PHOTOS = PhotoPlan(train=1, calibration=2, test_good=1, test_per_defect=1)
 ANY: Final = ("map_correlation=0", "map_error=1e9", "rank_agreement=0", "flips=1")
 REPORT = "bench.json"
@@ -82,7 +82,7 @@ def main() -> None:
 def measure(
     model: FullSize, folder: Path, peer: Path | None, threads: int, engines: str, *, int8: bool
 ) -> None:
-    """Make a model's bundle and time it; the report stays in its folder."""
+    """Make a model's bundle and time it. The report stays in the model's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = write_checkpoint(model, folder)
     bundle = folder / "bundle.flowedge"
@@ -118,7 +118,7 @@ def run(*arguments: str, output: BinaryIO | None = None) -> None:
 
 
 def write_table(out: Path, names: Sequence[str]) -> None:
-    """``engines.md``, from what the models' folders hold."""
+    """Write ``engines.md`` from the reports in the models' folders."""
     lines = [f"{processor()}.", ""]
     lines += [
         "| model | what | answers | map correlation | p50, ms | as fast as fp32 | as fast as the peer | cold start, s "

@@ -1,4 +1,4 @@
-"""What a limit of the number of false alarms decides, beside fitted thresholds, on two trained CFLOWs.
+"""Compare limits of the number of false alarms with fitted thresholds, on two trained CFLOWs.
 
     PYTHONPATH=tests python tests/bench/table_nfa.py [DEMO]      prints two tables in Markdown
 
@@ -42,7 +42,7 @@ class Subject:
 
 
 def decisions(subject: Subject, folder: Path) -> Iterator[Decision]:
-    """Each rule once: fitted quantiles, the best F1 of the test images, and both forms of the NFA at 0 and STRICT."""
+    """Decide by each rule: fitted quantiles, the best F1 of the test images, and both forms of the NFA."""
     exported = export_bundle(subject.checkpoint, folder / "nfa.flowedge", ExportOptions(nfa=True)).bundle
     bundle = calibrate_bundle(exported, subject.good, request=ThresholdRequest()).bundle
     for form in FORMS:

@@ -1,9 +1,9 @@
-"""Every family by source and backbone: how near the graph is to its reference, and what it costs.
+"""Compare the graph of every family, source and backbone with its reference network, and count its cost.
 
     make parity       or: PYTHONPATH=tests python tests/bench/table_parity.py [--peer PYTHON] [--no-time] [NAME ...]
 
 A row is a checkpoint with random weights (``full_size``), or one of the records beside the checkout where they are.
-Each row is computed in a process of its own and kept in the output folder; remove its folder to compute it again.
+Each row is computed in a process of its own and kept in the output folder. Remove its folder to compute it again.
 Timing comes last, all graphs of a row in turns: FlowEdge's, the unlowered graph (the reference in FrEIA's and timm's
 modules, traced by torch.onnx.export) and, with ``--peer``, anomalib's own ONNX of the same weights. Errors are the
 worst difference from the reference over the largest magnitude. Nothing here passes or fails.
@@ -56,7 +56,7 @@ SAME_MAP = 1e-2  # a graph that is timed beside ours must compute the same
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """What an ONNX file costs: sizes in 10^6 bytes, parameters in 10^6, multiply-accumulates in 10^9.
+    """The cost of an ONNX file: sizes in 10^6 bytes, parameters in 10^6, multiply-accumulates in 10^9.
 
     Attributes:
         map_difference: From FlowEdge's map on one image, over that map's largest magnitude.
@@ -71,7 +71,7 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One checkpoint's facts; a graph that could not be made is absent, and ``notes`` says why."""
+    """The facts of one checkpoint. A graph that could not be made is absent, and ``notes`` has the reason."""
 
     name: str
     family: str
@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def known_names() -> list[str]:
-    """The rows that this machine can make."""
+    """Return the rows that this machine can make."""
     golden = [record.folder for record in RECORDS if (SHARED / "golden" / record.folder).is_dir()]
     return [
         *MODELS,
@@ -179,7 +179,7 @@ def compute(name: str, folder: Path, peer: Path | None) -> None:
 
 
 def prepare(name: str, folder: Path) -> tuple[Path, ExportOptions]:
-    """The row's checkpoint, made or unpacked, and how it is exported."""
+    """Make or unpack the row's checkpoint, and return it with its options of the export."""
     if name in MODELS:
         model = MODELS[name]
         weights = folder / BACKBONE if model.has_backbone_file else None
@@ -195,7 +195,7 @@ def prepare(name: str, folder: Path) -> tuple[Path, ExportOptions]:
 
 
 def errors_of(bundle: Bundle, checkpoint: Path, backbone_weights: Path | None) -> dict[str, float]:
-    """Of the score, the map and the levels against the checkpoint in FrEIA's and timm's modules."""
+    """Return the errors of score, map and levels against the checkpoint in FrEIA's and timm's modules."""
     checks = compare_with_checkpoint(bundle, checkpoint, backbone_weights=backbone_weights)
     worst = {
         what: max(check.value for check in checks if check.name.startswith(start))
@@ -206,7 +206,7 @@ def errors_of(bundle: Bundle, checkpoint: Path, backbone_weights: Path | None) -
 
 
 class Unlowered(nn.Module):
-    """The reference as a detector: image to map and score, one image at a time."""
+    """Runs the reference network from an image to map and score, one image at a time."""
 
     def __init__(self, read: ReadModel) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ class Unlowered(nn.Module):
 
 
 def export_unlowered(read: ReadModel, path: Path) -> None:
-    """Trace the reference as it is."""
+    """Trace the reference network as it is."""
     example = torch.zeros(1, 3, *read.model.image_size)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -268,7 +268,7 @@ def measure(folder: Path, rounds: int) -> None:
 
 
 def write_table(out: Path, names: list[str], rounds: int, peak: float | None) -> None:
-    """``parity.md``, from what the rows' folders hold; a row that was not timed has dashes."""
+    """Write ``parity.md`` from the rows' folders, with dashes in a row that was not timed."""
     state = out / "machine.json"
     if peak is not None:
         state.write_text(json.dumps({"peak_gflops": peak, "rounds": rounds}) + "\n", encoding="utf-8")

@@ -1,12 +1,12 @@
-"""What float16, bfloat16 and INT8 cost, for every family, on a trained model and labelled photographs.
+"""Measure the cost of float16, bfloat16 and INT8 for every family, on trained models and labelled photographs.
 
     make precision    or: PYTHONPATH=tests python tests/bench/table_precision.py [--families NAME ...] [--out FOLDER]
 
 Each model is exported, given its lower precisions and calibrated on good images alone, as ``flowedge export --fp16
 --bf16 --int8 --calib-data`` does, and every graph is evaluated on the test images, on ONNX Runtime's CPU (bfloat16,
-which that does not run, on OpenVINO's). The tile checkpoint is that of ``../shared``; the other models are trained
+which that does not run, on OpenVINO's). The tile checkpoint is that of ``../shared``. The other models are trained
 here, in minutes, on the demo's photographs, all but the demo's own on backbones with random weights. Each row is
-computed in a process of its own and kept in the output folder; remove its folder to compute it again. Nothing here
+computed in a process of its own and kept in the output folder. Remove its folder to compute it again. Nothing here
 passes or fails.
 """
 
@@ -65,7 +65,7 @@ SMALL: dict[str, tuple[FullSize, int]] = {
         (FullSize(family="csflow", layout="anomalib", network="efficientnet_b5", size=256, hidden=64), 12),
     )
 }
-"""What is trained here, and for how many epochs."""
+"""The models that are trained here, and the number of epochs of each."""
 PHOTOS = PhotoPlan(test_good=100, test_per_defect=17)
 ROWS = ("cflow-tiles", "cflow-demo", *SMALL)
 
@@ -89,9 +89,9 @@ class Measured:
         flips: The share of the test images whose verdict is not that of fp32, each with its own threshold.
         correlation: With fp32's maps, over all pixels of all test images.
         file: The graph's size over that of fp32.
-        blocks: How many have the precision, and of how many.
-        macs: Their share of the multiply-accumulates.
-        beyond: What is beyond the default limits of the gate, here on the test images.
+        blocks: The number of blocks that have the precision, and the number of all blocks.
+        macs: The share of these blocks in the multiply-accumulates.
+        beyond: The values on the test images that are beyond the default limits of the gate.
     """
 
     precision: str
@@ -181,7 +181,7 @@ def compute(name: str, folder: Path, threads: int) -> None:
 
 
 def prepare(name: str, folder: Path) -> tuple[Subject, str]:
-    """The row's model, trained where it is not there yet, and what its training came to."""
+    """Return the row's model, trained where it is missing, and the result of its training."""
     if name == "cflow-tiles":
         return Subject(checkpoint=TILE, options=ExportOptions(), good=good_images(TILES), dataset=TILES), ""
     photos = write_photos(folder / "photos", PHOTOS)
@@ -207,7 +207,7 @@ def prepare(name: str, folder: Path) -> tuple[Subject, str]:
 def add(
     bundle: Bundle, good: Sequence[Path], threads: int, cache: DeviceCache, told: Reports
 ) -> tuple[Bundle, tuple[PrecisionReport, ...], list[str]]:
-    """All precisions, or those that pass, and why another was refused."""
+    """Add all precisions, or those that pass, and return the reason of each refusal."""
     wanted: tuple[Wanted, ...] = ("fp16", "bf16", "int8")
     refused: list[str] = []
     while wanted:
@@ -227,7 +227,7 @@ def add(
 def measure(
     bundle: Bundle, dataset: Dataset, reports: Sequence[PrecisionReport], threads: int
 ) -> list[Measured]:
-    """Every graph of the bundle on the test images, fp32 first."""
+    """Measure every graph of the bundle on the test images, fp32 first."""
     evaluation, expected = answers(bundle, "fp32", dataset, threads)
     fp32 = Measured(precision="fp32", metrics=_metrics(evaluation))
     measured = [fp32]
@@ -254,7 +254,7 @@ def measure(
 def answers(
     bundle: Bundle, precision: str, dataset: Dataset, threads: int
 ) -> tuple[Evaluation, list[Result]]:
-    """What `flowedge eval` finds with the graph's own thresholds, and every answer in the dataset's order."""
+    """Return the evaluation with the graph's own thresholds, and every answer in the dataset's order."""
     kept: list[Result] = []
     engine = open_unproven(ENGINES.get(precision, "onnxruntime-cpu"), bundle, precision, threads=threads)
     with Detector(bundle, engine) as detector:
@@ -285,7 +285,7 @@ def _beyond(one: Measured, fp32: Measured) -> tuple[str, ...]:
 
 
 def write_table(out: Path, names: Sequence[str]) -> None:
-    """``precision.md``, from what the rows' folders hold."""
+    """Write ``precision.md`` from the rows' folders."""
     rows = [json.loads((out / name / FACTS).read_text(encoding="utf-8")) for name in names]
     lines = [
         f"{processor()}, ONNX Runtime {ort.__version__}; every graph on its CPU engine; bf16 on OpenVINO's.",

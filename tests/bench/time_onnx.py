@@ -24,7 +24,7 @@ PEAK_RUNS = 20
 
 
 def session_of(graph: str) -> Any:
-    """The graph on ONNX Runtime's CPU, set up alike for both sides: the way FlowEdge sets it up."""
+    """Open the graph on ONNX Runtime's CPU with FlowEdge's settings, for both sides of a comparison."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -35,7 +35,7 @@ def session_of(graph: str) -> Any:
 
 
 def seconds_of(work: Callable[[], object], runs: int, at_most: float = math.inf) -> list[float]:
-    """Wall-clock seconds of each run, after one that is not counted; none begins after ``at_most`` seconds."""
+    """Return the wall-clock seconds of each run, after an uncounted one. No run begins after ``at_most`` seconds."""
     work()
     taken: list[float] = []
     while len(taken) < runs and sum(taken) < at_most:
@@ -46,7 +46,7 @@ def seconds_of(work: Callable[[], object], runs: int, at_most: float = math.inf)
 
 
 def serve_turns(graph: str, feed: str) -> None:
-    """A turn of runs at batch 1 for each line of the standard input: their median."""
+    """Do a turn of runs at batch 1 for each line of the standard input, and print their median."""
     session, image = session_of(graph), np.load(feed)
     (entry,) = session.get_inputs()
     print("{}", flush=True)
@@ -56,7 +56,7 @@ def serve_turns(graph: str, feed: str) -> None:
 
 
 def time_peak() -> dict[str, float]:
-    """The best of many products of two square float32 matrices, in 10^9 operations a second.
+    """Return the best speed of many products of two square float32 matrices, in 10^9 operations a second.
 
     By PyTorch (MKL) and by NumPy (OpenBLAS): on AMD's processors MKL stays a tenth or more below OpenBLAS.
     """

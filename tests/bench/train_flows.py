@@ -1,8 +1,8 @@
 """Train the flow of a small FastFlow, U-Flow, MSFlow or CS-Flow in its reference modules, on good photographs.
 
-A checkpoint begins as ``full_size`` writes it, with random weights. Its reference, FrEIA's own modules, is trained by
-maximising the likelihood of the photographs' features, which the frozen backbone gives once. What was trained goes
-back into the file: every tensor of a new file is random, so a weight is found in it by its value.
+A checkpoint begins as ``full_size`` writes it, with random weights. The reference network, of FrEIA's own modules, is
+trained by maximising the likelihood of the photographs' features, which the frozen backbone gives once. Trained weights
+go back into the file. Every tensor of a new file is random, so a weight is found in it by its value.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FROZEN = ("backbone.", "norms.")
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What training came to: mean negative log-likelihood per dimension without its constant, nats."""
+    """The result of training: mean negative log-likelihood per dimension without its constant, in nats."""
 
     steps: int
     first_nll: float
@@ -42,7 +42,7 @@ class Trained:
 
 
 def options_of(model: FullSize, folder: Path) -> ExportOptions:
-    """How a model's file in a folder is exported."""
+    """Return the options with which a model's file in a folder is exported."""
     weights = folder / BACKBONE if model.has_backbone_file else None
     return ExportOptions(image_size=(model.size, model.size), backbone_weights=weights)
 
@@ -50,14 +50,14 @@ def options_of(model: FullSize, folder: Path) -> ExportOptions:
 def train_flow(
     model: FullSize, images: Sequence[Path], folder: Path, *, epochs: int, learning_rate: float = 1e-3
 ) -> Trained:
-    """Write the model's file into the folder, trained.
+    """Train a model, and write its file into the folder.
 
     Args:
-        model: Which; not CFLOW, whose training is `flowedge.export.demo.train`'s.
+        model: The model. CFLOW is trained by `flowedge.export.demo.train` instead.
         images: Good images.
         folder: Where ``full_size`` puts the file, and the backbone's where it is apart.
-        epochs: How often each image is seen.
-        learning_rate: Of Adam, at the start; it falls to zero along a cosine.
+        epochs: The number of times that each image is seen.
+        learning_rate: The learning rate of Adam at the start, which falls to zero along a cosine.
     """
     path = write_checkpoint(model, folder)
     read = read_model(path, options_of(model, folder))
@@ -87,7 +87,7 @@ def train_flow(
 def features_of(
     reference: ReferenceNetwork, images: Sequence[Path], preprocessing: Preprocessing
 ) -> list[Tensor]:
-    """Per level, fine to coarse, ``(len(images), C, h, w)`` float32."""
+    """Return the features of each level, fine to coarse, ``(len(images), C, h, w)`` float32."""
     preprocess = Preprocessor(preprocessing)
     backbone = reference.backbone
     assert isinstance(backbone, nn.Module)
@@ -103,7 +103,7 @@ def _fit(
     epochs: int,
     learning_rate: float,
 ) -> list[float]:
-    """Train in place; the loss of every step."""
+    """Train in place, and return the loss of every step."""
     torch.manual_seed(SEED)
     images = len(features[0])
     order = [rows for _ in range(epochs) for rows in torch.split(torch.randperm(images), ROWS)]
@@ -122,7 +122,7 @@ def _fit(
 
 
 def negative_log_likelihood(reference: ReferenceNetwork, features: list[Tensor]) -> Tensor:
-    """Mean over images and dimensions, nats, without the constant."""
+    """Return the negative log-likelihood, mean over images and dimensions, in nats without the constant."""
     match reference:
         case FastflowReference():
             flowed = [

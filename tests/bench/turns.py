@@ -1,4 +1,4 @@
-"""Several ONNX graphs timed in turns, each in a process of its own, so that a noisy machine hurts all alike."""
+"""Time several ONNX graphs in turns, each in its own process, so that other work slows all alike."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _TIMER: Final = Path(__file__).resolve().parent / "time_onnx.py"
 
 
 def times_in_turns(feeds: dict[Path, Path], rounds: int) -> dict[Path, list[float]]:
-    """Milliseconds of each turn, per graph.
+    """Return the milliseconds of each turn, by graph.
 
     Args:
         feeds: Graph to ``.npy`` file with its input.
-        rounds: How many turns each graph gets.
+        rounds: The number of turns of each graph.
     """
     workers = {
         graph: subprocess.Popen(
@@ -56,12 +56,12 @@ def _answer_of(worker: subprocess.Popen[str]) -> dict[str, float]:
 
 
 def median_ratio(slow: list[float], fast: list[float]) -> float:
-    """How many times faster: the median of the turns' ratios."""
+    """Return how many times faster one graph is, as the median of the turns' ratios."""
     return statistics.median(one / other for one, other in zip(slow, fast, strict=True))
 
 
 def peak_gflops() -> float:
-    """The machine's float32 matrix peak, 10^9 operations a second: the best of three processes."""
+    """Return the machine's float32 matrix peak in 10^9 operations a second, the best of three processes."""
     command = [sys.executable, str(_TIMER), "--peak"]
     as_many = {**os.environ, "OPENBLAS_NUM_THREADS": str(THREADS)}  # read once, when NumPy is imported
     runs = [
@@ -71,7 +71,7 @@ def peak_gflops() -> float:
 
 
 def processor() -> str:
-    """The processor's name, as Linux tells it."""
+    """Return the processor's name, as Linux tells it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,6 +1,6 @@
 """Build the sdist and the wheel, and try the wheel where an edge device would: without torch and onnx.
 
-    python tests/contract/check_wheel.py        from a checkout's environment; minutes, needs the package index
+    python tests/contract/check_wheel.py        from a checkout's environment, in minutes, with the package index
 
 The wheel goes into fresh environments of this Python and of the oldest supported one where that is found. A small
 bundle that the checkout exports must give there the answer that it gives here.
@@ -67,7 +67,7 @@ def build(dist: Path) -> Path:
 
 
 def check_contents(wheel: Path) -> None:
-    """The wheel holds every file of the four folders, under the name it is imported as, and nothing else."""
+    """Check that the wheel holds every file of the four folders, by the name of its import, and nothing else."""
     expected = set()
     for root, package in ROOTS.items():
         for file in (REPOSITORY / root).rglob("*"):  # rglob does not follow the links
@@ -97,7 +97,7 @@ def export_small_bundle(folder: Path) -> dict[str, Any]:
 
 
 def interpreters() -> list[str]:
-    """This Python, and the oldest supported one where it runs (pyenv keeps it off the path)."""
+    """Return this Python, and the oldest supported one where it runs (pyenv keeps it off the path)."""
     candidates = [OLDEST, *map(str, Path.home().glob(f".pyenv/versions/*/bin/{OLDEST}"))]
     for candidate in candidates:
         with contextlib.suppress(OSError):
@@ -108,7 +108,7 @@ def interpreters() -> list[str]:
 
 
 def try_wheel(wheel: Path, python: str, folder: Path, expected: dict[str, Any]) -> None:
-    """Install the wheel alone and use it; then without an engine, which must be said and not crash."""
+    """Install the wheel alone and use it. Then use it without an engine, which must be a clear refusal."""
     version = run([python, "-c", "import platform; print(platform.python_version())"]).strip()
     say(f"installing the wheel alone under Python {version}")
     environment = folder / f"venv-{version}"
@@ -136,7 +136,7 @@ def try_wheel(wheel: Path, python: str, folder: Path, expected: dict[str, Any]) 
 
 
 def answer(flowedge: Path, folder: Path) -> dict[str, Any]:
-    """What ``flowedge run`` says of the frame."""
+    """Return the answer of ``flowedge run`` to the frame."""
     result: dict[str, Any] = json.loads(run([flowedge, "run", "small.flowedge", FRAME, "--json"], folder))
     return result
 

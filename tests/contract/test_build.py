@@ -1,6 +1,6 @@
 """``flowedge build`` with TensorRT for RTX, which builds real engines on a machine without a GPU.
 
-That every family's graph is accepted without a warning is in ``test_tensorrt_rtx.py``.
+The tests in ``test_tensorrt_rtx.py`` check that every family's graph is accepted without a warning.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from flowedge.runtime.engines.nvidia_build import build, parsed, serialized, set
 
 
 def complaints(plan: bytes) -> int:
-    """What TensorRT-RTX holds against an engine's header, but for the device: without a driver there is none."""
+    """Return the complaints of TensorRT-RTX about an engine's header, without those about the missing device."""
     runtime = trt.Runtime(log_of(trt))
     _, diagnostics = runtime.get_engine_validity(plan)
     kinds = trt.EngineInvalidityDiagnostics
@@ -219,7 +219,7 @@ def building_of(bundle: Bundle, cache: DeviceCache, options: BuildOptions, preci
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> cuda.Device:
-    """A pretended GPU: builders need its facts, and these bindings no GPU."""
+    """Pretend a GPU, because builders need its facts and these bindings need none."""
     made = cuda.Device(name="Orin", capability="8.7", driver="12.6", free=4 << 30, total=8 << 30)
     monkeypatch.setattr(cuda, "device", lambda: made)
     return made
@@ -258,7 +258,7 @@ def test_the_accelerator_gets_what_it_can_of_the_backbone_and_the_rest_is_report
     placed: list[str] = []
 
     class Config:
-        """As ``IBuilderConfig`` on a machine with an accelerator that takes convolutions only."""
+        """Stands for ``IBuilderConfig`` on a machine whose accelerator takes convolutions only."""
 
         DLA_core = -1
 

@@ -89,7 +89,7 @@ def test_a_camera_that_is_not_there_is_named(small_bundle: Path, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def port(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of the web service, which runs while the tests of this module do."""
+    """Run the web service for the tests of this module, and return its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         number = free.getsockname()[1]
@@ -181,7 +181,7 @@ HEADERS = (
 
 @pytest.fixture(scope="module")
 def score(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compiled program of examples/cpp, linked to the library in the Python package of ONNX Runtime."""
+    """Compile the program of examples/cpp, linked to the library in the Python package of ONNX Runtime."""
     ort = pytest.importorskip("onnxruntime")
     headers = next((p for p in HEADERS if (p / "onnxruntime_cxx_api.h").is_file()), None)
     if headers is None:

@@ -1,4 +1,4 @@
-"""An edge device has no torch: importing the runtime and the calibration must not need it."""
+"""Importing the runtime and the calibration needs no torch, which edge devices do not have."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENGINE_FILES = "flowedge.runtime.engines."
 
 
 def modules_of(folder: str, package: str) -> list[str]:
-    """A package and all its modules, found on disk without importing any."""
+    """Return the names of a package and all its modules, found on disk without importing any."""
     names = [package]
     for found in pkgutil.iter_modules([str(REPOSITORY / folder)], prefix=f"{package}."):
         below = f"{folder}/{found.name.rpartition('.')[2]}"
@@ -28,7 +28,7 @@ def modules_of(folder: str, package: str) -> list[str]:
 
 
 def loaded_by(modules: list[str]) -> set[str]:
-    """The top-level names in ``sys.modules`` of a fresh interpreter that imported these modules."""
+    """Return the top-level names in ``sys.modules`` of a fresh interpreter that imported these modules."""
     script = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n"
     script += "\n".join(f"import {module}" for module in modules)
     script += "\nimport json; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"

@@ -1,4 +1,4 @@
-"""The repository's folders, the packages in pyproject.toml and the three links say the same."""
+"""The repository's folders, the packages in pyproject.toml and the three links agree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def setuptools_settings() -> dict[str, Any]:
 
 
 def packages_on_disk() -> set[str]:
-    """Every folder with an ``__init__.py``, by the name it is imported as."""
+    """Return every folder with an ``__init__.py``, by the name of its import."""
     found = set()
     for root in ("flowedge", *LINKED):
         for init in (REPOSITORY / root).rglob("__init__.py"):  # rglob does not follow the links

@@ -45,7 +45,7 @@ FROM_TENSORRT_ALONE = {"EXPLICIT_BATCH"}  # 8.6; asked for by getattr
 
 
 def dotted(node: ast.AST) -> str:
-    """``a.b.c`` of an attribute of names, else an empty string."""
+    """Return ``a.b.c`` for an attribute of names, or an empty string."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -74,7 +74,7 @@ USED_OF_TRT = sorted(
 
 
 def used_methods() -> list[tuple[str, str]]:
-    """``(variable, attribute)`` of the objects in ``CLASSES``."""
+    """Return ``(variable, attribute)`` of each use of an object in ``CLASSES``."""
     found: set[tuple[str, str]] = set()
     for tree in SOURCES.values():
         for node in ast.walk(tree):
@@ -109,7 +109,7 @@ def test_the_objects_of_tensorrt_have_it(variable: str, name: str) -> None:
 
 
 def cuda_calls() -> Iterator[tuple[str, int]]:
-    """``cudart.f(a, b)`` and ``call(cudart.f, a, b)`` as the function and the number of its arguments."""
+    """Return the function and the number of arguments of ``cudart.f(a, b)`` and ``call(cudart.f, a, b)``."""
     for node in ast.walk(SOURCES["cuda.py"]):
         if not isinstance(node, ast.Call):
             continue

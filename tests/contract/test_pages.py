@@ -1,4 +1,4 @@
-"""The pages of the documentation: code that runs, commands that exist, links that lead somewhere."""
+"""The code in the pages of the documentation runs, their commands exist and their links have targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users may import, by name; the rest is private."""
+"""The public names are those that users may import, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files around the code: workflows, issue templates, citation and the contents of the sdist."""
+"""Workflows, issue templates, citation and the contents of the sdist fit the repository."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The directions of imports between the folders of the package, lazy and typing-only imports included.
+"""Imports between the folders of the package keep their directions, lazy and typing-only imports included.
 
 Engines are named by strings in a table and imported when they are opened. Such an import is no arrow of the code.
 """

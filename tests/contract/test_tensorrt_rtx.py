@@ -1,6 +1,6 @@
 """TensorRT for RTX parses and builds every family's graph, on a machine without a GPU.
 
-It has TensorRT's own parser and strong typing. What its engines answer needs a GPU and is not tested here.
+TensorRT for RTX has TensorRT's own parser and strong typing. The answers of engines need a GPU and are not tested.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MESSAGES = Messages()  # one for all: TensorRT-RTX warns of a second
 
 
 class Wrapped(nn.Module):
-    """timm's features as FlowEdge's backbones give them."""
+    """Gives timm's features in the form of FlowEdge's backbones."""
 
     def __init__(self, network: str, taps: tuple[int, ...]) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Wrapped(nn.Module):
 
 
 def parsed(graph: Path) -> tuple[Any, Any, Messages]:
-    """Builder, network and messages; the graph is accepted without an error or a warning."""
+    """Parse a graph without an error or a warning, and return builder, network and messages."""
     messages = MESSAGES
     messages.serious.clear()
     builder = trt.Builder(messages)
@@ -72,7 +72,7 @@ def parsed(graph: Path) -> tuple[Any, Any, Messages]:
 
 
 def complaints(plan: bytes) -> int:
-    """What TensorRT-RTX holds against an engine's header, but for the device: without a driver there is none."""
+    """Return the complaints of TensorRT-RTX about an engine's header, without those about the missing device."""
     runtime = trt.Runtime(MESSAGES)
     _, diagnostics = runtime.get_engine_validity(plan)
     kinds = trt.EngineInvalidityDiagnostics

@@ -62,7 +62,7 @@ def run_case(seeds: Seeds, seed: int, number: int, place: Path, ask_for_time: Ca
         seeds: The valid inputs.
         seed: The seed of the whole run.
         number: The number of the case, which decides everything else.
-        place: The current folder of the process. It holds only the case's ``input`` afterwards.
+        place: The current folder of the process. Afterwards the folder holds only the case's ``input``.
         ask_for_time: Called before work that rightly takes long, such as an export.
 
     Raises:

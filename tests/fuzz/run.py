@@ -38,7 +38,7 @@ class Tally:
     """The outcomes and faults of a run's cases.
 
     Attributes:
-        outcomes: How often each outcome was seen.
+        outcomes: The count of each outcome.
         faults: The number of each failed case, and why it failed.
         slowest_s: The longest time of a case, in seconds.
         largest_extra_kb: The most memory of a case above its process's own, in kilobytes.
@@ -147,11 +147,11 @@ def fuzz(
     """Run cases one after the other and return what they came to.
 
     Args:
-        count: How many cases.
+        count: The number of cases.
         first: The number of the first one.
         seed: The seed of the run. Equal seeds and numbers give equal cases.
         seeds: The folder that `fuzz.seeds.write_seeds` filled.
-        folder: A folder for the work. It keeps the inputs of failed cases in ``failed/``.
+        folder: A folder for the work. The inputs of failed cases stay in the subfolder ``failed/``.
         minutes: No case begins after so many minutes.
         say: Print every fault and a line a thousand cases.
     """

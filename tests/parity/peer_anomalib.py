@@ -1,4 +1,4 @@
-"""The peer's side of the parity test: anomalib trains, saves a checkpoint and says what it answers.
+"""Train with anomalib, save a checkpoint and record anomalib's answers, for the parity test.
 
     .venv-peer/bin/python tests/parity/peer_anomalib.py FOLDER cflow fastflow …
 
@@ -40,7 +40,7 @@ ASKED: Final = ((80, 120), (64, 64), (50, 40), (200, 130))
 
 
 def photograph(seed: int, size: tuple[int, int], *, defect: bool = False) -> tuple[Image.Image, Image.Image]:
-    """A soft random texture, with a bright square if it has a defect, and the defect's mask."""
+    """Make a soft random texture, with a bright square if it has a defect, and the defect's mask."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(60, 190, (9, 11, 3), dtype=np.uint8))
     image = np.asarray(coarse.resize(size[::-1], Image.Resampling.BICUBIC)).copy()
@@ -52,7 +52,7 @@ def photograph(seed: int, size: tuple[int, int], *, defect: bool = False) -> tup
 
 
 def write_photographs(folder: Path) -> None:
-    """``good/``, ``good_test/``, ``bad/`` with ``mask/``, and ``asked/``."""
+    """Write ``good/``, ``good_test/``, ``bad/`` with ``mask/``, and ``asked/``."""
     for name in ("good", "good_test", "bad", "mask", "asked"):
         (folder / name).mkdir()
     for n in range(4):
@@ -67,7 +67,7 @@ def write_photographs(folder: Path) -> None:
 
 
 def without_downloads() -> mock._patch[Any]:
-    """Networks of timm with random weights, whatever their callers ask for."""
+    """Give networks of timm random weights, even where the caller asks for trained ones."""
     import timm
 
     return mock.patch("timm.create_model", functools.partial(_untrained, timm.create_model))
@@ -78,7 +78,7 @@ def _untrained(create: Any, *arguments: Any, **named: Any) -> Any:
 
 
 def new_model(family: str) -> Any:
-    """A small model with nothing left at a neutral value."""
+    """Make a small model with nothing left at a neutral value."""
     from anomalib.models import Cflow, Csflow, Fastflow, Uflow
     from anomalib.models.image.csflow import torch_model as csflow
     from anomalib.pre_processing import PreProcessor
@@ -138,7 +138,7 @@ def settle_on_first_call(norm: torch.nn.BatchNorm2d) -> None:
 
 
 def trained(family: str, folder: Path) -> Path:
-    """Train one epoch on the photographs; the checkpoint as the engine saved it."""
+    """Train one epoch on the photographs, and return the checkpoint that the engine saved."""
     from anomalib.data import Folder
     from anomalib.engine import Engine
 
@@ -167,7 +167,7 @@ def trained(family: str, folder: Path) -> Path:
 
 
 def answers(family: str, checkpoint: Path, asked: Path) -> dict[str, Any]:
-    """What the checkpoint's own model answers to each photograph alone; it is saved in its other forms beside it."""
+    """Record the answers of the checkpoint's own model to each photograph alone, and save its other forms."""
     from anomalib.data import PredictDataset
     from anomalib.data.utils import read_image
     from anomalib.engine import Engine

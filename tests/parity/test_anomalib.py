@@ -1,4 +1,4 @@
-"""Checkpoints that anomalib 2.7 trains and saves here and now, exported, against anomalib's own answers.
+"""Compare exports of checkpoints that anomalib 2.7 trains here with anomalib's own answers.
 
 The peer runs in an environment of its own (``make peer``, or ``FLOWEDGE_PEER_PYTHON`` for another one's Python), and
 every answer is to one image alone: anomalib's CFLOW mixes the images of a batch.
@@ -37,7 +37,7 @@ PEER_SCRIPT = Path(__file__).with_name("peer_anomalib.py")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What the peer left, and the bundle of its checkpoint."""
+    """The files of the peer for one family, and the bundle of its checkpoint."""
 
     checkpoint: Path
     photographs: tuple[Path, ...]
@@ -45,13 +45,13 @@ class Trained:
     bundle: Path
 
     def of(self, name: str) -> list[NDArray[Any]]:
-        """One of the peer's answers, photograph by photograph, without axes of length one."""
+        """Return one of the peer's answers, photograph by photograph, without axes of length one."""
         return [self.answers[f"{name}_{n}"].squeeze() for n in range(len(self.photographs))]
 
 
 @pytest.fixture(scope="session")
 def peer_python() -> Path:
-    """The Python of an environment with anomalib."""
+    """Return the Python of an environment with anomalib."""
     python = Path(os.environ.get("FLOWEDGE_PEER_PYTHON", REPOSITORY / ".venv-peer" / "bin" / "python"))
     if not python.is_file():
         pytest.skip(f"anomalib's environment is not there ({python}): make peer")
@@ -82,7 +82,7 @@ def peer_folder(peer_python: Path) -> Path:
 def trained(
     request: pytest.FixtureRequest, peer_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Trained:
-    """One family's."""
+    """Return the peer's files and the bundle of one family."""
     family = str(request.param)
     folder = peer_folder / family
     with np.load(folder / "answers.npz") as archive:
@@ -104,7 +104,7 @@ def detector(trained: Trained) -> Iterator[Detector]:
 
 
 def assert_close(found: NDArray[Any], expected: NDArray[Any]) -> None:
-    """Within the tolerance of the largest magnitude, of something that is not constant."""
+    """Check that a value that is not constant is within the tolerance of the largest magnitude."""
     assert np.ptp(expected) > 0 or expected.ndim == 0
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * float(np.abs(expected).max()))
 
@@ -176,7 +176,7 @@ def test_on_the_sources_scale_score_map_and_label_are_those_that_anomalib_predic
 
 
 def test_the_photographs_are_told_apart_on_the_sources_scale(trained: Trained) -> None:
-    """Otherwise the test above would compare saturated values."""
+    """Saturated values would be equal whatever the bundle answers."""
     scores = np.array(trained.of("score"))
     assert ((scores > 0) & (scores < 1)).any()
     maps = np.concatenate([one.ravel() for one in trained.of("map")])

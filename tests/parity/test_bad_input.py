@@ -1,4 +1,4 @@
-"""Whatever is wrong with the input: exit status 2, one clear message, and nothing left behind."""
+"""Bad input ends every command with status 2 and one clear message, and leaves no file behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.small_cflow import small_cflow_checkpoint
 
 
 def listing(folder: Path) -> dict[str, int]:
-    """Every file and folder below, hidden ones too, with its size."""
+    """Return every file and folder below a folder, hidden ones too, with its size."""
     return {
         str(path.relative_to(folder)): path.stat().st_size if path.is_file() else -1
         for path in folder.rglob("*")
@@ -30,7 +30,7 @@ def listing(folder: Path) -> dict[str, int]:
 
 
 def assert_refused(done: Finished, *words: str) -> None:
-    """Status 2, nothing on stdout, and one message on stderr that holds the words."""
+    """Check status 2, nothing on stdout, and one message on stderr that holds the words."""
     assert done.status == 2, done
     assert done.stdout == ""
     message = done.stderr.strip()
@@ -45,7 +45,7 @@ def assert_refused(done: Finished, *words: str) -> None:
 
 
 def changed(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
-    """A writer of the small CFLOW with something wrong with it."""
+    """Return a function that writes the small CFLOW with a fault in it."""
 
     def write(path: Path) -> None:
         checkpoint = small_cflow_checkpoint()
@@ -203,7 +203,7 @@ def test_a_place_that_cannot_be_written_is_refused(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
+    """Mount a file system of one megabyte."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]

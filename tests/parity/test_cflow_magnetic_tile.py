@@ -1,4 +1,4 @@
-"""A checkpoint that anomalib trained on real photographs, and what anomalib itself answers to each of them."""
+"""Compare the export of a checkpoint trained on real photographs with anomalib's answers to each of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ IMAGE_AUROC, PIXEL_AUROC = 0.834, 0.823
 
 @pytest.fixture(scope="module")
 def expected(tile_checkpoint: Path) -> Recorded:
-    """``names`` and ``score`` ``(240,)``; of the images ``map_index``, the input ``x`` and ``anomaly_map``."""
+    """Read ``names`` and ``score`` ``(240,)``, and the input ``x`` and ``anomaly_map`` of the images ``map_index``."""
     with np.load(tile_checkpoint.with_suffix(".expected.npz")) as archive:
         return dict(archive)
 
@@ -54,7 +54,7 @@ def paths(expected: Recorded, tiles: Path) -> list[Path]:
 
 
 def some_frames(expected: Recorded, tiles: Path) -> list[NDArray[np.uint8]]:
-    """The six images whose maps are recorded; they differ in size."""
+    """Read the six images with recorded maps, which differ in size."""
     files = paths(expected, tiles)
     return [read_image(files[int(index)]) for index in expected["map_index"]]
 
@@ -120,7 +120,7 @@ def test_a_good_frame_passes_and_verdicts_follow_the_threshold(
 
 
 class BlockedError(Exception):
-    """Somebody opened a socket."""
+    """Code under test opened a socket."""
 
 
 def test_reading_a_checkpoint_and_building_its_backbone_opens_no_socket(

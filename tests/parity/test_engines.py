@@ -56,7 +56,7 @@ def rounded_levels(made: FamilyBundle, precision: str) -> dict[str, NDArray[np.f
 
 
 def wrong_levels(made: FamilyBundle, precision: str, got: Mapping[str, NDArray[np.float32]]) -> list[Check]:
-    """The levels that are further from the INT8 graph's own answers than rounding explains."""
+    """Return the levels that differ more from the INT8 graph's own answers than rounding explains."""
     rounded = rounded_levels(made, precision)
     count = len(got["level_0"])
     checks = checks_of_rounding(
@@ -99,7 +99,7 @@ def test_an_engine_gives_what_the_unlowered_network_gives(
 def test_the_networks_are_no_worse_conditioned_than_trained_ones(
     family_bundle: Callable[[str], FamilyBundle],
 ) -> None:
-    """A limit says something about a kernel only where one rounding does not become the answer."""
+    """A limit tests a kernel only where the network does not amplify one rounding into the whole answer."""
     for family in FAMILIES:
         made = family_bundle(family)
         answers = open_unproven("onnxruntime-cpu", made.bundle, "fp16").infer(made.images)
@@ -123,7 +123,7 @@ def test_batches_may_change_in_size_and_order(family_bundle: Callable[[str], Fam
 def test_int8_is_right_with_the_instructions_of_other_processors(
     family_bundle: Callable[[str], FamilyBundle], instructions: str, tmp_path: Path
 ) -> None:
-    """ONNX Runtime has no such setting: it takes what the processor has."""
+    """ONNX Runtime always takes the instructions of the processor, so only OpenVINO is tried."""
     bundles = {family: family_bundle(family) for family in FAMILIES}
     for made in bundles.values():
         np.save(tmp_path / f"{made.bundle.path.stem}.npy", made.images)

@@ -1,4 +1,4 @@
-"""Every generation of FrEIA's block, from the file to the lowered flow, against its formula written out in float64."""
+"""Compare every generation of FrEIA's block, from file to lowered flow, with its formula in float64."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def rng_of(*parts: object) -> np.random.Generator:
 def block_by_formula(
     x: Tensor, state: Mapping[str, Tensor], alpha: float, variant: Variant, code: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One all-in-one block on ``(1, C, H, W)``: its output, and the log-scales summed over channels ``(1, 1, H, W)``.
+    """Compute one block on ``(1, C, H, W)``: its output, and the sum of its log-scales ``(1, 1, H, W)``.
 
     Ardizzone et al., FrEIA: y = W (s v + o), v = (x1, x2 exp(g) + t), g = alpha tanh(a) or alpha tanh(a / alpha).
     """
@@ -76,7 +76,7 @@ def permuted(u: Tensor, state: Mapping[str, Tensor]) -> Tensor:
 
 
 def position_code(length: int, height: int, width: int) -> Tensor:
-    """Sines and cosines of the column in the first half of the channels, of the row in the second."""
+    """Return sines and cosines of the column in the first half of the channels, and of the row in the second."""
     half = length // 2
     code = np.zeros((1, length, height, width))
     for i in range(half // 2):
@@ -111,7 +111,7 @@ def levels_by_formula(
 def lowered_levels(
     path: Path, features: Sequence[Tensor], settings: Mapping[str, str]
 ) -> tuple[dict[str, object], list[Floats]]:
-    """What the exporter makes of a file, run in float64; and the values it decided on."""
+    """Run the export of a file in float64, and return its levels and the values that it assumed."""
     checkpoint = read_checkpoint(path, settings=settings)
     shapes = [(x.shape[1], x.shape[2], x.shape[3]) for x in features]
     backbone = ir.Backbone(network="none", taps=(), padding="zeros", weights={})
@@ -136,7 +136,7 @@ def features_of(rng: np.random.Generator, widths: Sequence[int]) -> list[Tensor]
 
 
 def flow_of(rng: np.random.Generator, channels: int, kind: Kind, **options: Any) -> State:
-    """Two blocks; FrEIA keeps reflections and their start in place of the matrix."""
+    """Make a flow of two blocks. FrEIA keeps reflections and their start in place of the matrix."""
     flow = sequence(rng, channels, kind="soft" if kind == "householder" else kind, **options)
     if kind == "householder":
         for name in [name for name in flow if name.endswith(".w_perm")]:

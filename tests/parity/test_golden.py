@@ -1,4 +1,4 @@
-"""The exported graphs against what the five official implementations answered on two images."""
+"""Compare the exported graphs with the answers of the five official implementations to two images."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_comparison_can_fail(
 def test_a_graph_without_the_outputs_for_false_alarms_is_right_as_well(
     shared: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without them the pass that drops the last rotation acts, and only CFLOW has soft permutations."""
+    """Without these outputs the last rotation is dropped, which only CFLOW has."""
     with_counts = exported_record(RECORDS[0], shared, tmp_path_factory)
     bundle = tmp_path / "plain.flowedge"
     done = flowedge("export", with_counts.checkpoint, "-o", bundle, *with_counts.record.options)

@@ -1,4 +1,4 @@
-"""The graph's energies and counts against the latents of FrEIA's own modules, for the five official records."""
+"""Compare the graph's energies and counts with the latents of FrEIA's modules, for the five official records."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Compared:
     Attributes:
         folder: The record's folder.
         graph: The exported fp32 graph.
-        nfa: What the graph gives for the number of false alarms.
+        nfa: The graph's outputs for the number of false alarms.
         image: ``(2, 3, H, W)`` float32, the network's input.
         latents: Per level ``(2, C, h, w)`` float32, as FrEIA's modules give them.
     """
@@ -47,7 +47,7 @@ class Compared:
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """The windows' sides per level."""
+        """Return the side of the window of each level."""
         return window_sides(self.nfa.window, len(self.latents))
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint exported with --nfa, through every command that knows the number of false alarms."""
+"""A checkpoint exported with --nfa goes through every command that uses the number of false alarms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.command_line import flowedge
 
 @pytest.fixture(scope="module")
 def exported(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small CFLOW with ``--nfa`` in both precisions; copy it before changing it."""
+    """Export the small CFLOW with ``--nfa`` in both precisions. A test copies the bundle before it changes it."""
     bundle = tmp_path_factory.mktemp("nfa") / "small.flowedge"
     done = flowedge("export", small_checkpoint, "--nfa", "--fp16", "-o", bundle)
     assert done.status == 0, done.stderr
@@ -35,7 +35,7 @@ def exported(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def bundle(exported: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
+    """Copy the exported bundle, so that a test can change it."""
     return Path(shutil.copytree(exported, tmp_path / "small.flowedge"))
 
 

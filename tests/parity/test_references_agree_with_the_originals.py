@@ -1,4 +1,4 @@
-"""The references against what each family's original implementation answered on two images.
+"""Compare the reference networks with the answers of each family's original implementation to two images.
 
 The levels and maps of ``golden.npz`` were made by the original code, so nothing of ours stands on both sides.
 """
@@ -47,7 +47,7 @@ PLAIN: Final = Scoring(normalisation="none")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One golden record: the checkpoint's file, what the user gives besides it, and who answers for it."""
+    """One golden record: the checkpoint's file, the user's options for it, and the reference network."""
 
     file: str
     reference: Callable[[Checkpoint, nn.Module, Sequence[tuple[int, int, int]]], nn.Module]
@@ -84,7 +84,7 @@ RECORDS: Final[Mapping[Family, Record]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Answered:
-    """What the original answered (``golden``) and what the reference does; levels are ``(2, 1, h, w)``."""
+    """The answers of the original (``golden``) and of the reference network. Levels are ``(2, 1, h, w)``."""
 
     family: Family
     golden: Mapping[str, Floats]
@@ -94,7 +94,7 @@ class Answered:
 
 
 class Features(nn.Module):
-    """A backbone that gives the same features whatever the image."""
+    """Gives the same features for every image, in place of a backbone."""
 
     def __init__(self, features: Sequence[Floats]) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Features(nn.Module):
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
-        """``(C, h, w)`` of each."""
+        """Return ``(C, h, w)`` of each level."""
         return [(one.shape[1], one.shape[2], one.shape[3]) for one in self.features]
 
     def forward(self, _image: Tensor) -> list[Tensor]:
@@ -111,7 +111,7 @@ class Features(nn.Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """On a busy machine torch's threads wait for each other at every small layer, for ten times the work."""
+    """Let torch use one thread, because several wait for each other at every small layer of a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -120,7 +120,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def golden(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The records with their checkpoints decompressed, one folder each."""
+    """Decompress the checkpoints of the records, one folder each."""
     tool = shared / "tools" / "unpack_golden.py"
     if not tool.is_file() or not (shared / "golden").is_dir():
         pytest.skip("the golden records (../shared/golden) are not beside this checkout")
@@ -131,7 +131,7 @@ def golden(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=RECORDS)
 def answered(request: pytest.FixtureRequest, golden: Path) -> Answered:
-    """Both answers for one family."""
+    """Return both answers for one family."""
     family: Family = request.param
     record = RECORDS[family]
     checkpoint = checkpoint_of(golden, family)
@@ -158,13 +158,13 @@ def checkpoint_of(golden: Path, family: Family) -> Checkpoint:
 
 
 def difference(got: Tensor | Floats, wanted: Floats) -> float:
-    """The worst difference, over the largest magnitude that is wanted."""
+    """Return the worst difference over the largest expected magnitude."""
     got = np.asarray(got, dtype=np.float64).reshape(wanted.shape)
     return float(np.abs(got - wanted).max() / np.abs(wanted).max())
 
 
 def golden_level(arrays: Mapping[str, Floats], level: int) -> Floats:
-    """``(2, h, w)``; U-Flow's record holds z itself."""
+    """Return a level ``(2, h, w)`` of the record. U-Flow's record holds z itself."""
     if f"z_{level}" in arrays:
         z = arrays[f"z_{level}"].astype(np.float64)
         return np.asarray((z * z).mean(1))
@@ -173,7 +173,7 @@ def golden_level(arrays: Mapping[str, Floats], level: int) -> Floats:
 
 
 def enlarged(level: Floats, size: int) -> Floats:
-    """OpenCV's bilinear, half-pixel centres: not torch's code."""
+    """Enlarge bilinearly with half-pixel centres by OpenCV, which shares no code with torch."""
     return np.stack(
         [np.asarray(cv2.resize(one, (size, size), interpolation=cv2.INTER_LINEAR)) for one in level]
     )
@@ -260,7 +260,7 @@ def test_csflow_behind_the_originals_own_features_gives_the_originals_levels(
 
 
 def with_gammas_in_the_weights(checkpoint: Checkpoint, *, kept: bool) -> Checkpoint:
-    """The same flow without use of gammas: with them in the record (``kept``) and switched off, or without them.
+    """Multiply the gammas into the weights, and leave them in the record unused (``kept``) or remove them.
 
     ``conv_scale{l}_1``, ``up_conv{from}{to}`` and ``down_conv{from}{to}`` give level ``l`` or ``to``.
     """
@@ -276,7 +276,7 @@ def with_gammas_in_the_weights(checkpoint: Checkpoint, *, kept: bool) -> Checkpo
 
 
 def averaged(x: Floats) -> Floats:
-    """SciPy's mean of nine, zeros beyond the border, every second pixel."""
+    """Average nine pixels by SciPy, with zeros beyond the border, at every second pixel."""
     return np.asarray(ndimage.uniform_filter(x, (1, 1, 3, 3), mode="constant"))[..., ::2, ::2]
 
 

@@ -1,4 +1,4 @@
-"""Antialiased resampling as a dense matrix, for comparison with torch and PIL."""
+"""Give antialiased resampling as a dense matrix, for comparison with torch and PIL."""
 
 from __future__ import annotations
 

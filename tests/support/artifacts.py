@@ -31,8 +31,8 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 def kept(name: str, sources: Iterable[bytes], make: Callable[[Path], None]) -> Path:
     """Return a folder that is filled once and kept for later runs until one of its sources changes.
 
-    The folders lie in ``FLOWEDGE_TEST_CACHE``, or else in the repository's ``.pytest_cache/flowedge``. Those of earlier
-    sources are removed.
+    The folders lie in ``FLOWEDGE_TEST_CACHE``, or else in the repository's ``.pytest_cache/flowedge``. Folders of
+    earlier sources are removed.
 
     Args:
         name: The folder's name, unique in the repository.

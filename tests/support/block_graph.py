@@ -1,4 +1,4 @@
-"""A bundle whose backbone is a chain of hand-made convolutions, one block each."""
+"""Write a bundle whose backbone is a chain of hand-made convolutions, one block each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZE: Final = (48, 64)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """A convolution without padding, and a ReLU behind all but the last."""
+    """One convolution without padding. A ReLU follows all but the last."""
 
     name: str
     weight: NDArray[np.float32]
@@ -30,7 +30,7 @@ class Layer:
 
 
 def random_layers(seed: int, channels: Sequence[int] = (4, 4, 4, 4)) -> list[Layer]:
-    """Products over the channels behind a first convolution of 2x2 pixels and stride 2."""
+    """Make a first convolution of 2x2 pixels and stride 2, and then products over the channels."""
     rng = np.random.default_rng(seed)
     layers = []
     for number, (inputs, outputs) in enumerate(zip([3, *channels], channels, strict=False)):
@@ -44,7 +44,7 @@ def random_layers(seed: int, channels: Sequence[int] = (4, 4, 4, 4)) -> list[Lay
 
 
 def block_model(layers: Sequence[Layer], image_size: tuple[int, int] = SIZE) -> onnx.ModelProto:
-    """The graph: blocks ``backbone/NAME``, then the mean square over the channels in float32."""
+    """Make a graph of blocks ``backbone/NAME``, followed by the mean square over the channels in float32."""
     height, width = image_size
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, NDArray[Any]] = {
@@ -103,14 +103,14 @@ def block_model(layers: Sequence[Layer], image_size: tuple[int, int] = SIZE) -> 
 
 
 def write_block_bundle(target: Path, layers: Sequence[Layer]) -> Bundle:
-    """A FastFlow by its manifest, so that its map needs no reference."""
+    """Write a bundle that is a FastFlow by its manifest, so that its map needs no score maxima."""
     return write_bundle(
         target, tiny_manifest(image_size=SIZE), {"model.onnx": block_model(layers).SerializeToString()}
     )
 
 
 def write_photographs(folder: Path, count: int, *, seed: int = 0) -> tuple[Path, ...]:
-    """Soft coloured clouds of at most 200 grey levels, which no white pixel is among; at the graph's own size."""
+    """Write pictures of soft coloured clouds at the graph's own size, with grey levels of at most 200."""
     folder.mkdir()
     rng = np.random.default_rng(seed)
     paths = []

@@ -1,4 +1,4 @@
-"""Small checkpoints, key for key as the supported repositories write them, with random weights."""
+"""Write small checkpoints, key for key as the supported repositories do, with random weights."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ State = dict[str, torch.Tensor]
 
 
 def values(rng: np.random.Generator, *shape: int) -> torch.Tensor:
-    """float32 tensor of a shape."""
+    """Make a random float32 tensor of a shape."""
     return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
 
 def prefixed(prefix: str, state: Mapping[str, torch.Tensor]) -> State:
-    """The state under a prefix."""
+    """Return the state dict with a prefix before every name."""
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
 def permutation_tensor(rng: np.random.Generator, channels: int, kind: str) -> torch.Tensor:
-    """``w_perm`` without trailing axes: ``index`` int64 ``(C,)``, ``hard`` or ``soft`` float32 ``(C, C)``."""
+    """Make ``w_perm`` without trailing axes: ``index`` int64 ``(C,)``, ``hard`` or ``soft`` float32 ``(C, C)``."""
     if kind == "index":
         return torch.from_numpy(rng.permutation(channels))
     if kind == "hard":
@@ -47,7 +47,7 @@ def aio_block(
     layers: tuple[str, ...] = ("0", "2"),
     hidden: int = 3,
 ) -> State:
-    """One all-in-one block on vectors (``kernel`` None) or on maps; a third layer name in the middle is a norm."""
+    """Make one all-in-one block on vectors (``kernel`` None) or on maps. A third layer name in the middle is a norm."""
     tail = () if kernel is None else (1, 1)
     square = () if kernel is None else (kernel, kernel)
     inputs, active = channels - channels // 2 + condition, channels // 2
@@ -71,7 +71,7 @@ def aio_block(
 
 
 def sequence(rng: np.random.Generator, channels: int, blocks: int = 2, **options: object) -> State:
-    """FrEIA's ``SequenceINN``: ``module_list.{k}.NAME``."""
+    """Name the blocks as FrEIA's ``SequenceINN`` does: ``module_list.{k}.NAME``."""
     state: State = {}
     for k in range(blocks):
         state |= prefixed(f"module_list.{k}.", aio_block(rng, channels, **options))  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def sequence(rng: np.random.Generator, channels: int, blocks: int = 2, **options
 
 
 def resnet(rng: np.random.Generator, counts: tuple[int, ...] = (2, 2, 2, 2)) -> State:
-    """The names of a ResNet of basic blocks; one channel in place of the real widths."""
+    """Make a state dict with the names of a ResNet of basic blocks, and one channel in place of the real widths."""
     state = {"conv1.weight": values(rng, 1, 3, 7, 7), "bn1.weight": values(rng, 1)}
     for layer, blocks in enumerate(counts, start=1):
         for block in range(blocks):
@@ -90,7 +90,7 @@ def resnet(rng: np.random.Generator, counts: tuple[int, ...] = (2, 2, 2, 2)) -> 
 
 
 def cflow_state(seed: int = 0) -> State:
-    """Anomalib's CFLOW on the first two layers of a ResNet-18, two blocks a level, without its trainer's prefix."""
+    """Make anomalib's CFLOW on the first two layers of a ResNet-18, two blocks a level, without a prefix."""
     rng = np.random.default_rng(seed)
     state = prefixed("encoder.feature_extractor.", resnet(rng, (2, 2)))
     for level, channels in enumerate((64, 128)):
@@ -101,7 +101,7 @@ def cflow_state(seed: int = 0) -> State:
 def cross_net(
     rng: np.random.Generator, inputs: int, outputs: int, *, hidden: int = 4, kernel: int = 3
 ) -> State:
-    """One of CS-Flow's cross-scale nets: ``inputs`` channels in, ``2 * outputs`` out, per scale."""
+    """Make one of CS-Flow's cross-scale nets, with ``inputs`` channels in and ``2 * outputs`` out at each scale."""
     state = {f"gamma{scale}": values(rng, 1) for scale in range(3)}
     shapes = {f"conv_scale{scale}_0": (hidden, inputs) for scale in range(3)}
     shapes |= {f"conv_scale{scale}_1": (2 * outputs, hidden) for scale in range(3)}
@@ -115,14 +115,14 @@ def cross_net(
 def cross_coupling(
     rng: np.random.Generator, nets: tuple[str, str], channels: int = 304, kernel: int = 3
 ) -> State:
-    """One of CS-Flow's couplings, with its nets "1" and "2" under the names given."""
+    """Make one of CS-Flow's couplings, with its nets "1" and "2" under the given names."""
     small, large = channels // 2, channels - channels // 2
     state = prefixed(f"{nets[0]}.", cross_net(rng, small, large, kernel=kernel))
     return state | prefixed(f"{nets[1]}.", cross_net(rng, large, small, kernel=kernel))
 
 
 def fake_class(monkeypatch: pytest.MonkeyPatch, module: str, name: str, bases: tuple[type, ...] = ()) -> type:
-    """An empty class that pickles as ``module.name``, for as long as the test runs; always the same one."""
+    """Return an empty class that pickles as ``module.name`` while the test runs. Each call returns the same class."""
     known_class = getattr(sys.modules.get(module), name, None)
     if isinstance(known_class, type) and "is_fake" in vars(known_class):
         return known_class
@@ -138,13 +138,13 @@ def fake_class(monkeypatch: pytest.MonkeyPatch, module: str, name: str, bases: t
 
 
 def save(path: Path, value: object) -> Path:
-    """``torch.save``, and the path."""
+    """Save by ``torch.save``, and return the path."""
     torch.save(value, path)
     return path
 
 
 def module_tree(kind: type, state: Mapping[str, torch.Tensor], **attributes: object) -> object:
-    """An instance of a fake class, nested like the ``torch.nn.Module`` that has this state dict."""
+    """Make an instance of a fake class, nested like the ``torch.nn.Module`` that has this state dict."""
     parameters = {name: tensor for name, tensor in state.items() if "." not in name}
     children: dict[str, State] = {}
     for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""The command line in this process: what it prints and its exit status."""
+"""Run the command line in this process, and keep its output and exit status."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _get_command = functools.cache(typer.main.get_command)
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a command ended."""
+    """The exit status and the output of a command."""
 
     status: int
     stdout: str
@@ -30,7 +30,7 @@ class Finished:
 
 
 def flowedge(*arguments: str | Path, cwd: Path | None = None) -> Finished:
-    """Run ``flowedge ARGUMENTS`` as the installed command does; an exception that it would show is raised."""
+    """Run ``flowedge ARGUMENTS`` as the installed command does. An exception that would be a traceback is raised."""
     out, err = io.StringIO(), io.StringIO()
     before = Path.cwd()
     arguments_seen = mock.patch.object(sys, "argv", ["flowedge", *map(str, arguments)])

@@ -22,7 +22,7 @@ class Cost:
 
 @contextlib.contextmanager
 def peak_memory_and_seconds() -> Iterator[Cost]:
-    """Measure the block. Linux counts the peak anew after ``clear_refs``."""
+    """Measure the code of a ``with`` block. Linux counts the peak anew after ``clear_refs``."""
     cost = Cost()
     (_SELF / "clear_refs").write_text("5")
     before, start = _resident("VmRSS"), time.process_time()

@@ -1,4 +1,4 @@
-"""The NFA of U-Flow written down step by step, as slow as it is plain: what the fast one is compared with.
+"""Compute the number of false alarms of U-Flow step by step, for comparison with the fast implementation.
 
 The tree is labelled anew at every grey level and then pruned and merged literally, in turns, until nothing
 changes. Nothing is shared with ``flowedge.runtime.nfa``.
@@ -19,7 +19,7 @@ FOUR_CONNECTED = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])
 
 @dataclass(eq=False)
 class Node:
-    """One connected component of one upper level set."""
+    """One connected component of one upper level set, as a node of the tree."""
 
     pixels: NDArray[np.intp]
     level: float
@@ -29,7 +29,7 @@ class Node:
 
 
 def direct_log_tail(energy: NDArray[np.float32], channels: int, *, upstream: bool) -> NDArray[np.float64]:
-    """Log10 tail of each pixel's region, ``(h, w)`` float64, 0 outside the selected regions."""
+    """Return log10 of the tail of each pixel's region, ``(h, w)`` float64, 0 outside of the selected regions."""
     nodes = component_tree(energy / np.float32(channels), channels, guard=not upstream)
     root = nodes[-1]
     while True:
@@ -48,7 +48,7 @@ def direct_log_tail(energy: NDArray[np.float32], channels: int, *, upstream: boo
 
 
 def component_tree(value: NDArray[np.float32], channels: int, *, guard: bool) -> list[Node]:
-    """Every distinct component of every upper level set, highest level first, so the root is the last."""
+    """Return every distinct component of every upper level set, highest level first, so that the root is the last."""
     nodes: list[Node] = []
     flat = value.ravel()
     top = np.full(flat.size, -1)
@@ -83,7 +83,7 @@ def reachable(root: Node) -> list[Node]:
 
 
 def prune(root: Node) -> Node:
-    """Keep one node of each chain from a leaf up to, not including, a branching; the (new) root."""
+    """Keep one node of each chain from a leaf up to the node before a branching, and return the root."""
     for leaf in [node for node in reachable(root) if not node.children]:
         chain = [leaf]
         while (above := chain[-1].parent) is not None and len(above.children) == 1:
@@ -98,7 +98,7 @@ def prune(root: Node) -> Node:
 
 
 def merge(root: Node) -> bool:
-    """Delete children that say no more than their parent does; whether any were deleted."""
+    """Delete children that are no more significant than their parent, and return True where there was one."""
     changed = False
     for node in sorted((n for n in reachable(root) if len(n.children) > 1), key=lambda n: n.level):
         if any(child.children for child in node.children):
@@ -112,7 +112,7 @@ def merge(root: Node) -> bool:
 def direct_tree_log_nfa(
     energies: Sequence[NDArray[np.float32]], channels: Sequence[int], size: tuple[int, int], *, upstream: bool
 ) -> NDArray[np.float64]:
-    """Log10 NFA of each pixel, ``(H, W)`` float64."""
+    """Return log10 of the number of false alarms of each pixel, ``(H, W)`` float64."""
     maps = [
         interpolate(direct_log_tail(energy, depth, upstream=upstream), size)
         for energy, depth in zip(energies, channels, strict=True)
@@ -129,7 +129,7 @@ def direct_tree_log_nfa(
 
 
 def interpolate(level: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Bilinear with half-pixel centres, ``(H, W)`` float64."""
+    """Interpolate bilinearly with half-pixel centres, ``(H, W)`` float64."""
     rows, columns = (
         np.clip((np.arange(to) + 0.5) * of / to - 0.5, 0, of - 1)
         for of, to in zip(level.shape, size, strict=True)
@@ -140,7 +140,7 @@ def interpolate(level: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np
 
 
 def direct_counts(z: NDArray[np.float32], side: int, threshold: float) -> NDArray[np.int64]:
-    """Latents of each window whose square reaches the threshold, ``(h, w)``."""
+    """Count the latents of each window whose square reaches the threshold, ``(h, w)``."""
     half = side // 2
     padded = np.pad(z, ((0, 0), (half, half), (half, half)), mode="reflect")
     counts = np.zeros(z.shape[1:], np.int64)

@@ -1,4 +1,4 @@
-"""The facts of an engine that nobody built."""
+"""Make the facts of an engine that nobody built."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flowedge.runtime.device.engine_file import EngineFacts
 
 
 def facts(**changes: object) -> EngineFacts:
-    """Of one on a Jetson, but for what is named."""
+    """Return the facts of an engine on a Jetson, with other values for the named fields."""
     made = EngineFacts(
         engine="tensorrt",
         version="10.3.0",

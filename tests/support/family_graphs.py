@@ -1,4 +1,4 @@
-"""A small bundle of every family with random weights of a trained flow's size, in every precision, and its answers."""
+"""Make a small bundle of every family in every precision, with random weights of ordinary size, and its answers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PRECISIONS: Final[tuple[PrecisionName, ...]] = ("fp32", "fp16", "bf16", "int8-gp
 
 
 class Features(nn.Module):
-    """Stands in for a backbone: one convolution per level, resized bilinearly."""
+    """Gives features in place of a backbone, by one convolution per level and a bilinear resize."""
 
     def __init__(self, model: ir.FlowModel) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Features(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FamilyBundle:
-    """A bundle, ``images`` ``(N, 3, H, W)``, and per output what the unlowered network gives them in float64."""
+    """A bundle, ``images`` ``(N, 3, H, W)``, and the float64 answers of the network before the passes, by output."""
 
     bundle: Bundle
     images: NDArray[np.float32]
@@ -121,7 +121,7 @@ def converted_graphs(
 
 
 def reference_answers(model: ir.FlowModel, images: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
-    """Levels of the flow as its checkpoint holds it, and maps and scores as the papers write them."""
+    """Compute the levels of the flow before the passes, and maps and scores as the papers write them."""
     backbone = Features(model).double().eval()
     with torch.no_grad():
         levels = Flow(model).double()(backbone(torch.from_numpy(images).double()))

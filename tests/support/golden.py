@@ -15,7 +15,7 @@ from support.command_line import flowedge
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A golden record: its checkpoint, and what the exporter needs besides."""
+    """A golden record: its checkpoint, and the further files that the exporter needs."""
 
     folder: str
     checkpoint: str
@@ -40,7 +40,7 @@ PARAMETERS = tuple(
 
 
 def unpack(record: Record, shared: Path, place: Path) -> Path:
-    """The record's folder below ``place``, laid out; skips the test where the records are not there."""
+    """Lay out the record's folder below ``place``, or skip the test where the records are missing."""
     source = shared / "golden" / record.folder
     if not source.is_dir():
         pytest.skip("the golden records (../shared/golden) are not beside this checkout")
@@ -65,7 +65,7 @@ class ExportedRecord:
 
     @property
     def checkpoint(self) -> Path:
-        """The record's checkpoint."""
+        """The path of the record's checkpoint."""
         return self.folder / self.record.checkpoint
 
     def weights(self) -> tuple[str | Path, ...]:

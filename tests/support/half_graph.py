@@ -1,4 +1,4 @@
-"""A half-precision graph without a bundle around it."""
+"""Write a half-precision graph without a bundle around it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowedge.onnx_files import save_graph
 
 
 def write_half(source: Path, target: Path, half: HalfType) -> dict[str, str]:
-    """Write the graph of ``source`` with its typed nodes in half precision; the nodes that stay, and why."""
+    """Write the graph of ``source`` in half precision, and return the nodes that stay in float32 with the reasons."""
     model = onnx.shape_inference.infer_shapes(onnx.load(str(source)))
     kept = nodes_kept_in_fp32(model, half)
     to_half(model, half, keep=kept)

@@ -1,4 +1,4 @@
-"""What the tensors of a graph hold on a few images."""
+"""Observe the values that the tensors of a graph take on a few images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines of tests, as if they had been opened from the table."""
+"""Present an engine of a test as if it had been opened by its name."""
 
 from __future__ import annotations
 

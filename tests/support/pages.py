@@ -1,4 +1,4 @@
-"""The pages of the repository: their blocks of code, headings and links."""
+"""Read the pages of the repository: their blocks of code, headings and links."""
 
 from __future__ import annotations
 

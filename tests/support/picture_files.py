@@ -1,4 +1,4 @@
-"""Pictures in many formats, made with Pillow and by hand, and what PIL makes of them."""
+"""Write pictures in many formats, with Pillow and by hand, and read them with PIL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The preprocessing of frames as a graph of its own."""
+"""Write the preprocessing of frames as a graph of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowedge.manifest import Preprocessing
 
 
 def write_preprocess(preprocessing: Preprocessing, frame: tuple[int, int], target: Path) -> Path:
-    """From ``frame (N, H, W, 3)`` uint8 to the network's input."""
+    """Write a graph that turns ``frame (N, H, W, 3)`` uint8 into the network's input."""
     torch.onnx.export(
         Preprocess(preprocessing, frame).eval(),
         (torch.zeros(2, *frame, 3, dtype=torch.uint8),),

@@ -1,8 +1,8 @@
-"""A CUDA and a TensorRT that compute on the host, for what surrounds a run: memory, streams, order, graphs.
+"""Pretend CUDA and TensorRT on the host, for tests of memory, streams, order and CUDA graphs.
 
-They have the names and arguments of the real ones (``tests/contract/test_nvidia_names.py`` checks those against the
-real packages), count what is held, and refuse what the real ones refuse: addresses that were freed, other shapes than
-the profile's. The engine is that of ``support.tiny_bundle``.
+The classes have the names and arguments of the real ones, which ``tests/contract/test_nvidia_names.py`` checks against
+the real packages. The classes count what is held. Freed addresses and shapes outside of the profile are refused, as by
+the real libraries. The engine is that of ``support.tiny_bundle``.
 """
 
 # ruff: noqa: N802, N815
@@ -25,7 +25,7 @@ OutOfMemory = SimpleNamespace(name="cudaErrorMemoryAllocation")
 
 
 class Kind(enum.Enum):
-    """As ``cudaMemcpyKind``."""
+    """Stands for ``cudaMemcpyKind``."""
 
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
@@ -33,7 +33,7 @@ class Kind(enum.Enum):
 
 @dataclass
 class PretendCuda:
-    """``cuda.bindings.runtime``, as far as it is used; ``room`` is how many allocations succeed."""
+    """Stands for the used part of ``cuda.bindings.runtime``. ``room`` is the number of allocations that succeed."""
 
     room: int = 1000
     driver: int = 12060
@@ -51,7 +51,7 @@ class PretendCuda:
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
     def put(self, work: Callable[[], None]) -> None:
-        """Onto the stream, or into the graph that is being captured."""
+        """Put work onto the stream, or into the CUDA graph that is being captured."""
         (self.queued if self.capturing is None else self.capturing).append(work)
 
     def cudaGetErrorString(self, status: Any) -> tuple[Any, bytes]:
@@ -152,7 +152,7 @@ SHAPES = {
 
 
 class PretendContext:
-    """As ``IExecutionContext``."""
+    """Stands for ``IExecutionContext``."""
 
     def __init__(self, cuda: PretendCuda, batches: tuple[int, int]) -> None:
         self.cuda, self.batches = cuda, batches
@@ -184,7 +184,7 @@ class PretendContext:
 
 
 class PretendEngine:
-    """As ``ICudaEngine``: the tiny graph's, with an open batch or one of a fixed number."""
+    """Stands for ``ICudaEngine`` of the tiny graph, with an open or a fixed batch."""
 
     num_io_tensors = len(SHAPES)
 
@@ -218,7 +218,7 @@ class PretendEngine:
 
 
 class PretendKernels:
-    """As ``IRuntimeCache``: what has been compiled, in one word."""
+    """Stands for ``IRuntimeCache``, whose content is one word."""
 
     def __init__(self) -> None:
         self.content = b"compiled"
@@ -232,7 +232,7 @@ class PretendKernels:
 
 
 class PretendTrt:
-    """The library; a plan is ``b"MIN MAX"``, after ``b"host code"`` where it carries some, and any other is refused."""
+    """Stands for the library ``tensorrt``. A plan is ``b"MIN MAX"``, perhaps after ``b"host code"``."""
 
     __name__ = "tensorrt"
     __version__ = "10.3.0"

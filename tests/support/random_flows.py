@@ -1,4 +1,4 @@
-"""Random flow models for the property tests: every field away from its neutral value."""
+"""Make random flow models for the property tests, with every field away from its neutral value."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Permutation = Literal["hard", "soft"]
 
 
 def random_orthogonal(rng: np.random.Generator, size: int) -> ir.Array:
-    """A rotation as a checkpoint stores it: float32."""
+    """Make a random rotation as a checkpoint stores it, in float32."""
     return np.linalg.qr(rng.standard_normal((size, size)))[0].astype(np.float32)
 
 
 def random_hard(rng: np.random.Generator, size: int) -> ir.Array:
-    """A permutation matrix as a checkpoint stores it."""
+    """Make a random permutation matrix as a checkpoint stores it."""
     return np.eye(size, dtype=np.float32)[rng.permutation(size)]
 
 
@@ -35,7 +35,7 @@ def random_cflow(
     alpha: float = 1.9,
     inner: float = 1.0,
 ) -> ir.FlowModel:
-    """A CFLOW as its checkpoint holds it. ``sizes``: (channels, height, width) per level."""
+    """Make a CFLOW as its checkpoint holds it. ``sizes`` are (channels, height, width) per level."""
     rng = np.random.default_rng(seed)
     steps: list[ir.Step] = []
     for stream, (channels, _, _) in enumerate(sizes):
@@ -88,7 +88,7 @@ def _block(
 
 
 def random_features(seed: int, model: ir.FlowModel, batch: int = 2) -> list[NDArray[np.float64]]:
-    """Features for each level, ``(batch, C, h, w)``, offset from zero as features behind a ReLU are."""
+    """Make features for each level, ``(batch, C, h, w)``, offset from zero as features after a ReLU are."""
     rng = np.random.default_rng(seed + 1)
     pooled = 2 if model.family == "msflow" else 1
     return [
@@ -104,7 +104,7 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> i
 def random_fastflow(
     seed: int, *, sizes: tuple[tuple[int, int, int], ...] = ((8, 8, 6), (6, 4, 3)), blocks: int = 4
 ) -> ir.FlowModel:
-    """A FastFlow on a convolutional backbone: a layer norm per level, kernels of 3 and 1 in turn."""
+    """Make a FastFlow on a convolutional backbone, with a layer norm per level and kernels of 3 and 1 in turn."""
     rng = np.random.default_rng(seed)
     steps: list[ir.Step] = []
     for stream, shape in enumerate(sizes):
@@ -126,7 +126,7 @@ def random_fastflow(
 
 
 def random_uflow(seed: int, *, fine: int = 3, coarse: int = 11) -> ir.FlowModel:
-    """Two stages joined by split, a mixing matrix, pixel shuffle and concat; layer norms in front."""
+    """Make a U-Flow of two stages, joined by split, matrix, pixel shuffle and concat, with layer norms before them."""
     rng = np.random.default_rng(seed)
     sizes, sent = ((fine, 6, 4), (coarse, 3, 2)), 4 * (coarse // 8)
     steps: list[ir.Step] = [
@@ -157,12 +157,12 @@ def random_uflow(seed: int, *, fine: int = 3, coarse: int = 11) -> ir.FlowModel:
 
 
 def filled_uflow(seed: int) -> ir.FlowModel:
-    """As random_uflow, with subnets of seven channels that lowering fills to eight, in front of a split too."""
+    """Make a U-Flow with subnets of seven channels, which the passes fill to eight, also before a split."""
     return random_uflow(seed, fine=13, coarse=15)
 
 
 def random_msflow(seed: int) -> ir.FlowModel:
-    """Pooling, conditional blocks with padded convolutions and channel norms, then the fusion coupling."""
+    """Make an MSFlow: pooling, conditional blocks with padded convolutions and norms, and the fusion coupling."""
     rng = np.random.default_rng(seed)
     widths, sizes = (6, 5), ((8, 6), (4, 3))
     steps: list[ir.Step] = []
@@ -204,7 +204,7 @@ def random_msflow(seed: int) -> ir.FlowModel:
 
 
 def random_csflow(seed: int, *, hidden: int = 5, kernels: Sequence[int] = (3, 1)) -> ir.FlowModel:
-    """Three scales, permutations, and a cross-scale coupling for each kernel."""
+    """Make a CS-Flow of three scales, with permutations and a cross-scale coupling for each kernel."""
     rng = np.random.default_rng(seed)
     width, sizes = 7, ((8, 4), (4, 2), (2, 1))
     steps: list[ir.Step] = []

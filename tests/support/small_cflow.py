@@ -1,4 +1,4 @@
-"""A small CFLOW checkpoint as anomalib 2.7 writes it, of real FrEIA and timm modules: exported in seconds."""
+"""Write a small CFLOW checkpoint as anomalib 2.7 does, of real FrEIA and timm modules, which exports in seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGE_SIZE = (64, 64)
 
 
 def small_cflow_checkpoint(seed: int = 0) -> dict[str, Any]:
-    """A resnet18 up to its second layer and two blocks on each, with random weights; 64x64 pixels in."""
+    """Make a CFLOW with random weights on two layers of a resnet18, with two blocks on each, for 64x64 pixels."""
     torch.manual_seed(seed)
     np.random.seed(seed)
     encoder = timm.create_model("resnet18", pretrained=False, features_only=True, out_indices=(1, 2))
@@ -57,7 +57,7 @@ def small_cflow_checkpoint(seed: int = 0) -> dict[str, Any]:
 
 
 def write_small_cflow(path: Path, seed: int = 0) -> Path:
-    """The checkpoint in a file."""
+    """Write the checkpoint to a file."""
     torch.save(small_cflow_checkpoint(seed), path)
     return path
 

@@ -1,4 +1,4 @@
-"""A dataset in MVTec AD's layout that takes milliseconds to write."""
+"""Write a dataset in MVTec AD's layout in milliseconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small real bundles: a FastFlow's graph with one convolution for its flow, and what it must answer."""
+"""Write small real bundles of a FastFlow with one convolution as its flow, and compute the expected answers."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def tiny_weight(seed: int = 0) -> NDArray[np.float32]:
-    """The convolution's weight, ``(4, 3, 2, 2)``, stride 2."""
+    """Return the weight of the convolution, ``(4, 3, 2, 2)``, which has stride 2."""
     return np.random.default_rng(seed).normal(size=(CHANNELS, 3, 2, 2)).astype(np.float32)
 
 
 def tiny_answer(image: NDArray[Any], seed: int = 0) -> dict[str, NDArray[Any]]:
-    """What the tiny graph computes, in NumPy and the image's dtype, for ``(N, 3, H, W)``."""
+    """Compute the answers of the tiny graph to ``(N, 3, H, W)`` in NumPy, in the image's dtype."""
     n, _, height, width = image.shape
     patches = image.reshape(n, 3, height // 2, 2, width // 2, 2)
     z = np.einsum("nciajb,ocab->noij", patches, tiny_weight(seed))
@@ -56,7 +56,7 @@ def tiny_answer(image: NDArray[Any], seed: int = 0) -> dict[str, NDArray[Any]]:
 
 
 def _upsampled(level: NDArray[Any], factor: int) -> NDArray[Any]:
-    """Bilinear, with the corners of the pixels aligned."""
+    """Upsample bilinearly by PyTorch's ``align_corners=False``."""
     rows, columns = (
         np.stack(
             [np.interp((np.arange(factor * n) + 0.5) / factor - 0.5, np.arange(n), one) for one in np.eye(n)]
@@ -74,10 +74,10 @@ def tiny_model(
     repeats_energies: bool = False,
     seed: int = 0,
 ) -> onnx.ModelProto:
-    """The graph of ``tiny_answer``. Both sides of ``image_size`` are multiples of 4.
+    """Make the graph that computes ``tiny_answer``. Both sides of ``image_size`` are multiples of 4.
 
-    With ``takes_frames`` it takes uint8 frames of that size and normalises them as ``tiny_manifest`` says. With
-    ``repeats_energies`` its map is no FastFlow's, but each value of the finest level four times, without a limit.
+    With ``takes_frames`` the graph takes uint8 frames of that size and normalises them by ``tiny_manifest``. With
+    ``repeats_energies`` the map repeats each value of the finest level four times, so its values have no limit.
     """
     height, width = image_size
     preprocess = [
@@ -163,7 +163,7 @@ def tiny_manifest(
     takes_frames: bool = False,
     files: tuple[StoredFile, ...] = (),
 ) -> Manifest:
-    """A manifest that fits ``tiny_model``; frames are resized to ``image_size`` unless told otherwise."""
+    """Make a manifest for ``tiny_model``. By default frames are resized to ``image_size``."""
     height, width = image_size
     fixed = ScoreMaxima(level_max=(-0.5, -0.25), map_max=2.0) if family == "cflow" else None
     return Manifest(
@@ -219,7 +219,7 @@ def write_tiny_bundle(
     takes_frames: bool = False,
     seed: int = 0,
 ) -> Bundle:
-    """A whole bundle with the tiny graph (the same one under every precision) and one file in a folder."""
+    """Write a whole bundle with the tiny graph, which is the same for every precision, and one file in a folder."""
     manifest = tiny_manifest(
         image_size=image_size,
         precisions=precisions,
@@ -234,7 +234,7 @@ def write_tiny_bundle(
 
 
 def tiny_selftest(manifest: Manifest, seed: int = 0) -> dict[str, bytes]:
-    """The two files of the self-test that fits ``tiny_manifest``, with the answers of ``tiny_answer``."""
+    """Return the two files of a self-test for ``tiny_manifest``, with the answers of ``tiny_answer``."""
     frames = synthetic_frames(manifest.preprocessing, manifest.frame_size)
     preprocess = Preprocessor(manifest.preprocessing)
     answer = tiny_answer(np.stack([preprocess(frame) for frame in frames]), seed)

@@ -454,7 +454,7 @@ def csflow_module(
     permutations: list[list[torch.Tensor]],
     clamp: object = 2,
 ) -> object:
-    """Make CS-Flow's pickled graph: None for each input, permutations and couplings in turn, and dummies."""
+    """Make CS-Flow's pickled graph with None for each input, permutations and couplings in turn, and dummies."""
     classes = {
         name: fake_class(monkeypatch, "freia_funcs", name)
         for name in (

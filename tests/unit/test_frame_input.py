@@ -60,7 +60,7 @@ def preprocessing_of(
 
 
 def frame_of(size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """Make a frame of noise. Its upper half is only black and white, where rounding and clipping show."""
+    """Make a frame of noise with an upper half of black and white, where rounding and clipping show."""
     frame = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     upper = frame[: size[0] // 2]
     upper[:] = np.where(upper > 127, 255, 0)

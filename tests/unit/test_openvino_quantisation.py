@@ -94,7 +94,7 @@ def quantised_graph(place: str, zero: np.integer, step: float) -> bytes:
 
 
 def image(step: float) -> NDArray[np.float32]:
-    """Make values of -140 to 140 steps, so that some are clipped. None is close to the edge between two steps."""
+    """Make values of -140 to 140 steps, some of them clipped, all far from the edge between two steps."""
     rng = np.random.default_rng(8)
     whole = rng.integers(-140, 141, (1, CHANNELS, HEIGHT, WIDTH))
     return ((whole + rng.uniform(-0.3, 0.3, whole.shape)) * step).astype(np.float32)

@@ -1,8 +1,9 @@
 """Compute U-Flow's number of false alarms as the original implementations do, with their quirks.
 
-The product corrects three quirks. The originals count regions of too little energy as evidence. Of two regions with
-exactly equal tails they lose one. They take the chance of more than ``floor(x)`` exceedances per channel, which is 0
-for a full window. Everything else is the product's own code, so a comparison with recorded answers checks that code.
+The product corrects three quirks. The originals count regions of too little energy as evidence. The originals lose one
+of two regions with exactly equal tails. The originals take the chance of more than ``floor(x)`` exceedances per
+channel, which is 0 for a full window. Everything else is the product's own code, so a comparison with recorded answers
+checks that code.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def original_level_log_tail(energy: NDArray[np.float32], channels: int) -> NDArr
 
 
 def _lose_equals(region: NDArray[np.int64], tail: NDArray[np.float64]) -> None:
-    """Keep, in place, the last one in raster order of all regions with exactly equal tails."""
+    """Keep, in place, the last region in raster order of all regions with exactly equal tails."""
     names, first_pixel = np.unique(region, return_index=True)
     last_first = names[np.argsort(-first_pixel)]
     last_first = last_first[last_first >= 0]
