@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowedge.bundle import Bundle, open_bundle
+from flowedge.cli import completion
 from flowedge.cli.output import (
     RESULTS,
     Json,
@@ -34,6 +35,7 @@ def command(
         str,
         typer.Option(
             "--engine",
+            autocompletion=completion.compiled_engines,
             help="The engine to compile: tensorrt, tensorrt-rtx or onnxruntime-tensorrt.",
             show_default=False,
         ),

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flowedge.cli import completion
 from flowedge.cli.verbosity import is_quiet
 from flowedge.errors import FlowEdgeError
 from flowedge.manifest_bounds import MAX_SIDE
@@ -68,18 +69,28 @@ Force: TypeAlias = Annotated[
     typer.Option("--force", help="Replace what FlowEdge wrote at the same place before, and nothing else."),
 ]
 EngineName: TypeAlias = Annotated[
-    str | None, typer.Option("--engine", help="The engine that computes. flowedge doctor lists the engines.")
+    str | None,
+    typer.Option(
+        "--engine",
+        autocompletion=completion.engines,
+        help="The engine that computes. flowedge doctor lists the engines.",
+    ),
 ]
 PrecisionOption: TypeAlias = Annotated[
     str,
     typer.Option(
         "--precision",
+        autocompletion=completion.precisions_and_auto,
         help="The precision of the graph to run. With auto, the fastest one on this machine is measured once.",
     ),
 ]
 OnePrecision: TypeAlias = Annotated[
     str,
-    typer.Option("--precision", help="The precision of the graph. flowedge info lists those of a bundle."),
+    typer.Option(
+        "--precision",
+        autocompletion=completion.precisions,
+        help="The precision of the graph. flowedge info lists those of a bundle.",
+    ),
 ]
 Threads: TypeAlias = Annotated[
     int | None, typer.Option("--threads", min=1, help="The number of CPU threads of one inference.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
+from flowedge.cli import completion
 from flowedge.cli.output import MESSAGES, RESULTS, number, table
 from flowedge.errors import FlowEdgeError
 from flowedge.packages import explain_missing
@@ -33,7 +34,9 @@ Int8: TypeAlias = Annotated[
 CalibratorOption: TypeAlias = Annotated[
     str,
     typer.Option(
-        "--calibrator", help="The rule for the ranges of INT8: min-max, percentile, entropy or mse."
+        "--calibrator",
+        autocompletion=completion.calibrators,
+        help="The rule for the ranges of INT8: min-max, percentile, entropy or mse.",
     ),
 ]
 GateOption: TypeAlias = Annotated[
