@@ -34,12 +34,11 @@ def outer_contours(detected: NDArray[np.bool_], first_pixels: NDArray[np.integer
     # An edge is a pixel and a side: 0 top, 1 right, 2 bottom, 3 left. Its number is four times the pixel plus the side.
     # Walking along an edge with the region on the right leads to the neighbour on the next side.
     neighbours = (-stride, 1, stride, -1)
-    pixels = np.flatnonzero(inside)
     edges: list[NDArray[np.int64]] = []
     followers: list[NDArray[np.int64]] = []
     for side, outward in enumerate(neighbours):
         along = neighbours[(side + 1) % 4]
-        here = pixels[~inside[pixels + outward]]
+        here = np.flatnonzero(inside & ~np.roll(inside, -outward))
         ahead, beside = here + along, here + along + outward
         edges.append(4 * here + side)
         followers.append(

@@ -66,20 +66,23 @@ def find_regions(
         >>> [region.peak for region in find_regions(anomaly_map > 3, anomaly_map)]
         [9.0, 5.0]
     """
+    if not detected.any():
+        return ()
     count, labels, boxes, centres = cv2.connectedComponentsWithStats(
         detected.astype(np.uint8), connectivity=4
     )
     pixels = np.flatnonzero(detected)
     label_of = labels.ravel()[pixels].astype(np.intp)
     values = anomaly_map.ravel()[pixels]
-    peaks = np.full(count, -np.inf)
+    # One type on both sides is several times as fast for ufunc.at.
+    peaks = np.full(count, -np.inf, values.dtype)
     np.maximum.at(peaks, label_of, values)
     at_peak = values == peaks[label_of]
     peak_pixels = _first_of_each(count, label_of[at_peak], pixels[at_peak])
     first_pixels = _first_of_each(count, label_of, pixels)
     lowest = None
     if log_nfa is not None:
-        lowest = np.full(count, np.inf)
+        lowest = np.full(count, np.inf, log_nfa.dtype)
         np.minimum.at(lowest, label_of, log_nfa.ravel()[pixels])
     # OpenCV's label 0 is the background, so regions are counted from 1.
     kept = 1 + np.flatnonzero(boxes[1:, cv2.CC_STAT_AREA] >= min_area_px)
