@@ -97,7 +97,7 @@ def painted_values(result: Painted) -> PaintedValues:
         low = min(low, threshold)
         high = max(high, threshold + (threshold - low) / 2)
     if not low < high:
-        high = float(np.nextafter(np.float32(low), np.float32(np.inf))) if low else 1.0
+        high = low + max(1.0, abs(low) * 1e-6)
     return PaintedValues(values=result.anomaly_map, low=low, high=high, threshold=threshold, title=title)
 
 
@@ -118,5 +118,10 @@ def heatmap(values: NDArray[np.floating], low: float, high: float) -> NDArray[np
     if not low < high:
         raise ValueError(f"low must be below high, got {low} and {high}")
     # In float64, whose range holds the difference of any two numbers of float32.
-    share = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
-    return COLOURS[np.rint(np.nan_to_num(share, nan=0.0) * 255).astype(np.intp)]
+    share = values.astype(np.float64)
+    share -= low
+    share /= high - low
+    np.clip(share, 0, 1, out=share)
+    np.nan_to_num(share, copy=False, nan=0.0)
+    share *= 255
+    return np.take(COLOURS, np.rint(share, out=share).astype(np.uint8), axis=0)

@@ -197,6 +197,8 @@ class _Panel:
 
     def paint(self, mask: NDArray[np.bool_], painted: PaintedValues) -> None:
         """Mix the colours of the values into the pixels of a mask."""
+        if not mask.any():
+            return
         inside = self._enlarged(mask, self._factor)
         values = (
             painted.values[mask]
@@ -204,8 +206,7 @@ class _Panel:
             else self._enlarged(painted.values, self._factor)[inside]
         )
         colours = heatmap(values, painted.low, painted.high)
-        mixed = (1 - _OPACITY) * self.pixels[inside] + _OPACITY * colours
-        self.pixels[inside] = np.rint(mixed).astype(np.uint8)
+        self.pixels[inside] = cv2.addWeighted(self.pixels[inside], 1 - _OPACITY, colours, _OPACITY, 0)
 
     def outline(self, mask: NDArray[np.bool_]) -> None:
         """Draw the borders of a mask, holes included, in red between white, which is seen on every colour."""
