@@ -129,6 +129,7 @@ def image_table(
                     element("option", "all", value=""),
                     *(element("option", value, value=value) for value in _choices(rows, place)),
                     data_column=place,
+                    aria_label=one.name.capitalize(),
                 ),
             )
             for place, one in enumerate(columns)
