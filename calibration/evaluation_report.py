@@ -19,12 +19,13 @@ from flowedge.calibration.operating_points import OperatingPoint
 from flowedge.calibration.tally import Tally
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.report.markup import Markup, element
-from flowedge.runtime.report.pages import check_writable, write_page
+from flowedge.runtime.report.pages import write_page
 from flowedge.runtime.report.pictures import MostUrgent, mask_address, pictures_of
 from flowedge.runtime.report.provenance import provenance_of
 from flowedge.runtime.report.shell import facts, figures, list_of, notice, page_of, paragraph, section
 from flowedge.runtime.report.tables import Column, image_table, table
 from flowedge.runtime.result import Result
+from flowedge.targets import check_file_target
 from flowedge.text import printable
 
 MOST_ROWS: Final = 10_000
@@ -67,9 +68,9 @@ class EvaluationReport:
             dataset: The labelled images.
 
         Raises:
-            FlowEdgeError: The page cannot be written there.
+            FlowEdgeError: The page cannot be written there, or FlowEdge did not write the file that is there.
         """
-        check_writable(file)
+        check_file_target(file, force=True)
         self._file = file
         self._dataset = dataset
         self._provenance = provenance_of(detector)

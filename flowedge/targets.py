@@ -46,6 +46,10 @@ def check_file_target(file: Path, *, force: bool, mark: bytes = PAGE_MARK) -> No
             raise FlowEdgeError(
                 f"{file} cannot be written: {file.parent} is not a folder. Make it first, or name another file."
             ) from None
+        if not os.access(file.parent, os.W_OK):
+            raise FlowEdgeError(
+                f"{file} cannot be written: {file.parent} is not writable. Name another file."
+            ) from None
         return
     except OSError as error:
         raise FlowEdgeError(f"{file} cannot be written: {error.strerror}. Name another file.") from error

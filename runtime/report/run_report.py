@@ -13,12 +13,13 @@ from flowedge.runtime.protocols import Frame
 from flowedge.runtime.record import Inspection
 from flowedge.runtime.report.charts import Series, charts, histogram, points
 from flowedge.runtime.report.markup import Markup
-from flowedge.runtime.report.pages import check_writable, write_page
+from flowedge.runtime.report.pages import write_page
 from flowedge.runtime.report.pictures import MostUrgent, pictures_of
 from flowedge.runtime.report.provenance import provenance_of
 from flowedge.runtime.report.shell import facts, figures, notice, page_of, paragraph, section
 from flowedge.runtime.report.tables import Column, image_table
 from flowedge.runtime.result import Result
+from flowedge.targets import check_file_target
 
 MOST_ROWS: Final = 20_000
 MOST_PICTURES: Final = 200
@@ -54,9 +55,9 @@ class RunReport:
                 number is None where nobody knows it.
 
         Raises:
-            FlowEdgeError: The page cannot be written there.
+            FlowEdgeError: The page cannot be written there, or FlowEdge did not write the file that is there.
         """
-        check_writable(file)
+        check_file_target(file, force=True)
         self._file = file
         self._source = source
         self._expected = images

@@ -112,7 +112,11 @@ def test_a_run_without_any_image_is_a_page(tmp_path: Path, detector: Detector) -
 def test_a_page_that_could_not_be_written_is_refused_before_the_first_image(
     tmp_path: Path, detector: Detector
 ) -> None:
-    with pytest.raises(FlowEdgeError, match="its folder does not exist"):
+    with pytest.raises(FlowEdgeError, match="no is not a folder"):
         RunReport(tmp_path / "no" / "run.html", detector, source="line")
     with pytest.raises(FlowEdgeError, match=r"is a folder\. Name a file"):
         RunReport(tmp_path, detector, source="line")
+    (tmp_path / "mine.html").write_text("<p>mine</p>")
+    with pytest.raises(FlowEdgeError, match=r"mine\.html"):
+        RunReport(tmp_path / "mine.html", detector, source="line")
+    assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
