@@ -164,34 +164,20 @@ def print_report(report: Report) -> None:
     """Print the tables of a report, and its remarks."""
     from flowedge.runtime.bench.table import (
         COLUMNS,
-        STAGE_COLUMNS,
         TERMINAL_COLUMNS,
-        batch_columns,
-        batch_rows,
         cells_of,
         environment_line,
+        further_tables,
         remarks_of,
-        shared_columns,
-        shared_rows,
-        stage_rows,
     )
 
     shown = [COLUMNS.index(column) for column in TERMINAL_COLUMNS]
     cells = [cells_of(row) for row in report.rows]
     styles = ["bold red" if row.is_wrong else "dim" if row.problem else None for row in report.rows]
     _print_whole(_table(TERMINAL_COLUMNS, [[row[n] for n in shown] for row in cells], styles))
-    for title, columns, body in (
-        ("Images per second", batch_columns(report), batch_rows(report)),
-        (
-            "Frames per second of threads that share one detector",
-            shared_columns(report),
-            shared_rows(report),
-        ),
-        ("Where the time of one frame goes", STAGE_COLUMNS, stage_rows(report)),
-    ):
-        if body:
-            RESULTS.print()
-            _print_whole(_table(columns, body, [None] * len(body), title))
+    for one in further_tables(report):
+        RESULTS.print()
+        _print_whole(_table(one.columns, one.rows, [None] * len(one.rows), one.title))
     RESULTS.print()
     RESULTS.print(environment_line(report.machine), soft_wrap=True)
     for remark in remarks_of(report):

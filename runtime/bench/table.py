@@ -38,7 +38,7 @@ TERMINAL_COLUMNS: tuple[str, ...] = (
 )
 """The columns that fit into a terminal."""
 
-STAGE_COLUMNS: tuple[str, ...] = (
+_STAGE_COLUMNS: tuple[str, ...] = (
     "what",
     "frame",
     ">decode ms",
@@ -68,13 +68,13 @@ class Table(NamedTuple):
 def further_tables(report: Report) -> list[Table]:
     """Return the tables that follow the main table, without those that have no row."""
     tables = [
-        Table("Images per second", batch_columns(report), batch_rows(report)),
+        Table("Images per second", _batch_columns(report), _batch_rows(report)),
         Table(
             "Frames per second of threads that share one detector",
-            shared_columns(report),
-            shared_rows(report),
+            _shared_columns(report),
+            _shared_rows(report),
         ),
-        Table("Where the time of one frame goes", STAGE_COLUMNS, stage_rows(report)),
+        Table("Where the time of one frame goes", _STAGE_COLUMNS, _stage_rows(report)),
     ]
     return [one for one in tables if one.rows]
 
@@ -101,8 +101,8 @@ def cells_of(row: Row) -> tuple[str, ...]:
     )
 
 
-def stage_rows(report: Report) -> list[tuple[str, ...]]:
-    """Return one row of `STAGE_COLUMNS` for each bundle that ran."""
+def _stage_rows(report: Report) -> list[tuple[str, ...]]:
+    """Return one row of `_STAGE_COLUMNS` for each bundle that ran."""
     return [
         (
             _name(row),
@@ -123,12 +123,12 @@ def stage_rows(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
-def batch_columns(report: Report) -> tuple[str, ...]:
-    """Name the columns of `batch_rows`."""
+def _batch_columns(report: Report) -> tuple[str, ...]:
+    """Name the columns of `_batch_rows`."""
     return ("what", *(f">batch {batch}" for batch in _batches(report)))
 
 
-def batch_rows(report: Report) -> list[tuple[str, ...]]:
+def _batch_rows(report: Report) -> list[tuple[str, ...]]:
     """Return the images per second of each row, by batch."""
     found: list[tuple[str, ...]] = []
     for row in report.rows:
@@ -139,12 +139,12 @@ def batch_rows(report: Report) -> list[tuple[str, ...]]:
     return found
 
 
-def shared_columns(report: Report) -> tuple[str, ...]:
-    """Name the columns of `shared_rows`."""
+def _shared_columns(report: Report) -> tuple[str, ...]:
+    """Name the columns of `_shared_rows`."""
     return ("what", *(f">{count} thread{'s' * (count > 1)}" for count in _shared_by(report)))
 
 
-def shared_rows(report: Report) -> list[tuple[str, ...]]:
+def _shared_rows(report: Report) -> list[tuple[str, ...]]:
     """Return the frames per second of the threads that share one detector, by their number."""
     found: list[tuple[str, ...]] = []
     for row in report.rows:
