@@ -11,8 +11,17 @@ from flowedge.calibration.evaluation_result import Evaluation
 from flowedge.calibration.gate_page import MapTriple, page_from_gate
 from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateLimits, GateQuantity, GateReport
 from flowedge.calibration.gates import Gate, compare
+from flowedge.calibration.intervals import fitted_rate_interval, rate_interval
+from flowedge.calibration.operating_points import CountedRate, OperatingPoint
 from flowedge.calibration.plan import CalibrationPlan, PlanResult, carry_out
 from flowedge.calibration.threshold import ThresholdRequest
+from flowedge.calibration.threshold_changes import (
+    NewThresholds,
+    ThresholdFit,
+    fit_thresholds,
+    set_thresholds,
+)
+from flowedge.calibration.threshold_history import ChangeOrigin
 
 __all__ = [
     # fitting
@@ -23,6 +32,12 @@ __all__ = [
     "ThresholdRequest",
     "calibrate_bundle",
     "carry_out",
+    # changing thresholds alone
+    "ChangeOrigin",
+    "NewThresholds",
+    "ThresholdFit",
+    "fit_thresholds",
+    "set_thresholds",
     # defects made from good images
     "DEFECTS",
     "Defect",
@@ -40,9 +55,13 @@ __all__ = [
     "page_from_gate",
     # measuring
     "Dataset",
+    "CountedRate",
     "Evaluation",
+    "OperatingPoint",
     "Sample",
     "evaluate",
+    "fitted_rate_interval",
     "good_images",
+    "rate_interval",
     "read_dataset",
 ]

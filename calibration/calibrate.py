@@ -187,14 +187,14 @@ class _Fit:
                     if precision in self.levels:
                         stored[precision] = self.levels[precision]
                     else:
-                        with self._detector(draft, precision) as detect:
+                        with detector_for_fit(draft, precision, self.engine, self.threads) as detect:
                             stored[precision] = stack.enter_context(
                                 stored_levels(detect, self.images, self.reports)
                             )
                     maxima[precision] = score_maxima_of_bundle(stored[precision], draft.manifest)
                 draft = with_score_maxima(draft, maxima, folder)
             for precision in unknown:
-                with self._detector(draft, precision) as detect:
+                with detector_for_fit(draft, precision, self.engine, self.threads) as detect:
                     engines[detect.engine.name] = None
                     fit = fit_graph_thresholds(
                         detect, self.images, stored.get(precision), self.request, self.labelled, self.reports
@@ -228,17 +228,30 @@ class _Fit:
             count += len(self.images.paths) * len(unknown)
         return count
 
-    def _detector(self, draft: Bundle, precision: str) -> Detector:
-        try:
-            session = open_engine(self.engine, draft, precision, threads=self.threads)
-        except EngineUnavailableError as error:
-            if precision != "bf16":
-                raise
-            raise CalibrationError(
-                "the bf16 graph cannot be calibrated here. Take an engine that runs it (--engine openvino or a GPU's), "
-                f"or add --bf16, which plans it anew and calibrates an emulation. ({error})"
-            ) from error
-        return Detector(draft, session)
+
+def detector_for_fit(draft: Bundle, precision: str, engine: str | None, threads: int | None) -> Detector:
+    """Open the graph of a precision for a fit.
+
+    Args:
+        draft: The bundle, whose frame check is removed so that every frame is judged.
+        precision: The precision of the graph.
+        engine: The name of the engine. The value is None for the default engine.
+        threads: The number of CPU threads of one inference.
+
+    Raises:
+        CalibrationError: The graph is the bfloat16 one, and the engine does not run it on this machine.
+        EngineUnavailableError: The engine cannot run on this machine.
+    """
+    try:
+        session = open_engine(engine, draft, precision, threads=threads)
+    except EngineUnavailableError as error:
+        if precision != "bf16":
+            raise
+        raise CalibrationError(
+            "the bf16 graph cannot be calibrated here. Take an engine that runs it (--engine openvino or a GPU's), "
+            f"or add --bf16, which plans it anew and calibrates an emulation. ({error})"
+        ) from error
+    return Detector(draft, session)
 
 
 def without_frame_check(bundle: Bundle) -> Bundle:

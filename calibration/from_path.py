@@ -5,15 +5,20 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
+import msgspec
+
 from flowedge.bundle import open_bundle
 from flowedge.calibration import evaluation
 from flowedge.calibration.dataset import read_dataset
 from flowedge.calibration.evaluation_result import Evaluation
+from flowedge.calibration.operating_points import with_commands
 from flowedge.calibration.plan import CalibrationPlan, PlanResult, carry_out
+from flowedge.calibration.threshold_history import ChangeOrigin
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.device.device_cache import device_cache
 
 _DEFAULT = CalibrationPlan()
+_ORIGIN = ChangeOrigin(command="flowedge.calibrate")
 
 
 def calibrate(
@@ -21,6 +26,7 @@ def calibrate(
     data: str | PathLike[str] | None = None,
     *,
     plan: CalibrationPlan = _DEFAULT,
+    origin: ChangeOrigin = _ORIGIN,
     engine: str | None = None,
     threads: int | None = None,
 ) -> PlanResult:
@@ -31,6 +37,7 @@ def calibrate(
         data: A folder of images of good parts, or a dataset in MVTec AD's layout, whose ``train/good`` is taken. A plan
             with ``f1`` needs a dataset with labelled test images. A plan that only sets a limit of log NFA needs none.
         plan: The steps. The default fits the quantiles 0.99 of images and 0.9995 of pixels.
+        origin: The author and the reason of the change, for the bundle's history of thresholds.
         engine: A name of ``flowedge.runtime.ENGINES``. By default the first that opens on this machine is taken.
         threads: The number of CPU threads of one inference. By default the engine decides.
 
@@ -52,6 +59,7 @@ def calibrate(
         plan,
         open_bundle(path),
         None if data is None else Path(data),
+        origin=origin,
         engine=engine,
         threads=threads,
         cache=None if plan.precisions is None else device_cache(),
@@ -77,9 +85,11 @@ def evaluate(detector: Detector, data: str | PathLike[str]) -> Evaluation:
         >>> 0 <= evaluation.image_auroc <= 1
         True
     """
-    return evaluation.evaluate(
+    result = evaluation.evaluate(
         detector,
         read_dataset(Path(data)),
         thresholds=detector.thresholds,
         pixel_range=detector.bundle.manifest.pixel_range,
     )
+    points = with_commands(result.operating_points, detector.bundle.path, detector.precision, str(data))
+    return msgspec.structs.replace(result, operating_points=points)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from flowedge.bundle import open_bundle
@@ -32,19 +33,30 @@ from flowedge.cli.precision import (
     print_reports,
 )
 from flowedge.cli.progress import progress_bar
+from flowedge.cli.threshold_options import (
+    FITTED_RULES,
+    NFA_FORMS,
+    By,
+    ImageQuantile,
+    ImageRate,
+    OldImage,
+    OldPixel,
+    PixelQuantile,
+    PixelRate,
+    Reason,
+    origin_of,
+    threshold_request,
+)
+from flowedge.cli.threshold_text import with_graph_commands
 from flowedge.errors import FlowEdgeError
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE
-from flowedge.manifest import Manifest, NfaForm, NfaThreshold
+from flowedge.manifest import Manifest, NfaThreshold
 
 if TYPE_CHECKING:
     from flowedge.calibration.calibration_record import CalibrationRecord
-    from flowedge.calibration.threshold import ThresholdRequest
     from flowedge.runtime.frames.pixel_range import PixelRange
 
 NAME = "calibrate"
-
-_DEFAULTS = {"quantile": (0.99, 0.9995), "target-fpr": (0.01, 0.0005), "f1": (None, None)}
-_NFA_FORMS: dict[str, NfaForm] = {"nfa": "tree", "nfa-tree": "tree", "nfa-block": "block"}
 
 
 def command(
@@ -60,7 +72,7 @@ def command(
     score_maxima: Annotated[
         bool,
         typer.Option(
-            "--reference/--no-reference",
+            "--score-maxima/--no-score-maxima",
             help="Fit the score maxima, by which CFLOW and MSFlow normalise their scores.",
         ),
     ] = True,
@@ -72,22 +84,13 @@ def command(
             "nfa-block, or none.",
         ),
     ] = "quantile",
-    image: Annotated[
-        float | None,
-        typer.Option(
-            "--image",
-            help="The quantile of the scores of good images, or the target rate of false alarms.",
-            show_default="quantile 0.99, rate 0.01",
-        ),
-    ] = None,
-    pixel: Annotated[
-        float | None,
-        typer.Option(
-            "--pixel",
-            help="The quantile of the pixels of good maps, or the target rate of false pixels.",
-            show_default="quantile 0.9995, rate 0.0005",
-        ),
-    ] = None,
+    image_quantile: ImageQuantile = None,
+    pixel_quantile: PixelQuantile = None,
+    image_rate: ImageRate = None,
+    pixel_rate: PixelRate = None,
+    old_image: OldImage = None,
+    old_pixel: OldPixel = None,
+    old_reference: Annotated[bool | None, typer.Option("--reference/--no-reference", hidden=True)] = None,
     log_nfa: Annotated[
         float | None,
         typer.Option(
@@ -119,6 +122,8 @@ def command(
             help="Declare the grey levels that become 0 and 255, for images of more than 8 bits.",
         ),
     ] = None,
+    reason: Reason = "",
+    by: By = None,
     engine: EngineName = None,
     threads: Threads = None,
     json: Json = False,
@@ -133,9 +138,25 @@ def command(
     from flowedge.calibration.plan import CalibrationPlan, carry_out
     from flowedge.runtime.device.device_cache import device_cache
 
+    if old_reference is not None:
+        raise FlowEdgeError(
+            "--reference and --no-reference have other names now: write --score-maxima or --no-score-maxima."
+        )
+    if threshold not in (*FITTED_RULES, *NFA_FORMS, "none"):
+        raise FlowEdgeError(
+            f"--threshold is one of {', '.join((*FITTED_RULES, *NFA_FORMS))} or none, got {threshold!r}."
+        )
     nfa = _nfa_threshold(threshold, log_nfa)
     plan = CalibrationPlan(
-        thresholds=_threshold_request(threshold, image, pixel),
+        thresholds=threshold_request(
+            threshold,
+            image_quantile=image_quantile,
+            pixel_quantile=pixel_quantile,
+            image_rate=image_rate,
+            pixel_rate=pixel_rate,
+            old_image=old_image,
+            old_pixel=old_pixel,
+        ),
         nfa=nfa,
         score_maxima=score_maxima,
         frame_rate=_frame_rate(frame_check),
@@ -159,6 +180,7 @@ def command(
             plan,
             opened,
             data,
+            origin=origin_of("calibrate", by, reason),
             engine=engine,
             threads=threads,
             cache=device_cache() if asked else None,
@@ -169,7 +191,9 @@ def command(
     if nfa is not None:
         _print_nfa(bundle, result.bundle.manifest, nfa, result.record, json=json)
     elif result.record is not None and json:
-        print_json(result.record)
+        print_json(
+            msgspec.structs.replace(result.record, graphs=with_graph_commands(result.record.graphs, bundle))
+        )
     elif result.record is not None:
         print_fitted(result.record, bundle)
 
@@ -191,13 +215,13 @@ def _pixel_range(assignments: Sequence[str]) -> PixelRange | None:
 
 def _nfa_threshold(threshold: str, log_nfa: float | None) -> NfaThreshold | None:
     """Return the limit that ``--threshold nfa`` sets, or None for another rule."""
-    if threshold not in _NFA_FORMS:
+    if threshold not in NFA_FORMS:
         if log_nfa is not None:
             raise FlowEdgeError(f"--log-nfa belongs to --threshold nfa, got --threshold {threshold}.")
         return None
     if log_nfa is not None and not math.isfinite(log_nfa):
         raise FlowEdgeError(f"--log-nfa must be finite, got {log_nfa}.")
-    return NfaThreshold(form=_NFA_FORMS[threshold], log_nfa=log_nfa or 0.0)
+    return NfaThreshold(form=NFA_FORMS[threshold], log_nfa=log_nfa or 0.0)
 
 
 def _frame_rate(option: str) -> float | None:
@@ -213,29 +237,6 @@ def _frame_rate(option: str) -> float | None:
             f"--frame-check takes off or a rate between 0 and 1, such as 0.001, got {option!r}."
         )
     return rate
-
-
-def _threshold_request(threshold: str, image: float | None, pixel: float | None) -> ThresholdRequest | None:
-    """Return the thresholds to fit, or None where none is fitted."""
-    from flowedge.calibration.threshold import ThresholdRequest
-
-    if threshold not in (*_DEFAULTS, *_NFA_FORMS, "none"):
-        raise FlowEdgeError(
-            f"--threshold is one of {', '.join((*_DEFAULTS, *_NFA_FORMS))} or none, got {threshold!r}."
-        )
-    if threshold not in ("quantile", "target-fpr") and (image is not None or pixel is not None):
-        raise FlowEdgeError(f"--threshold {threshold} takes no --image and no --pixel.")
-    if threshold not in _DEFAULTS:
-        return None
-    for name, value in (("--image", image), ("--pixel", pixel)):
-        if value is not None and not 0 < value < 1:
-            raise FlowEdgeError(f"{name} must lie between 0 and 1, got {value}.")
-    image_default, pixel_default = _DEFAULTS[threshold]
-    return ThresholdRequest(
-        method=threshold,  # type: ignore[arg-type]
-        image=image_default if image is None else image,
-        pixel=pixel_default if pixel is None else pixel,
-    )
 
 
 def _print_nfa(
@@ -260,6 +261,11 @@ def _print_nfa(
             rows.add_row(precision, maxima_text(score_maxima))
         RESULTS.print(rows)
         RESULTS.print(f"{bundle}: score maxima fitted on {fitted.images} good images")
+    RESULTS.print(
+        f"{bundle}: {10**nfa.log_nfa:.3g} false alarms are expected in an image of a good part, if its latents are "
+        "standard normal. No image has checked this. flowedge eval counts on a labelled dataset.",
+        soft_wrap=True,
+    )
     RESULTS.print(
         f"{bundle}: a region is anomalous where its log NFA by the {nfa.form} form is below {nfa.log_nfa:g}, in "
         f"{', '.join(graph.precision for graph in manifest.graphs)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from flowedge.cli.build import build_first
@@ -24,6 +25,7 @@ from flowedge.cli.output import (
 )
 from flowedge.cli.places import check_bundle, check_folder
 from flowedge.cli.progress import progress_bar
+from flowedge.cli.threshold_text import print_points
 from flowedge.targets import check_file_target
 
 NAME = "eval"
@@ -59,6 +61,7 @@ def command(
     from flowedge.calibration.dataset import read_dataset
     from flowedge.calibration.evaluation import evaluate
     from flowedge.calibration.evaluation_report import EvaluationReport
+    from flowedge.calibration.operating_points import with_commands
     from flowedge.calibration.source_check import preprocessing_doubt
 
     samples = read_dataset(dataset)
@@ -77,6 +80,8 @@ def command(
             pixel_range=detector.bundle.manifest.pixel_range,
             observer=report,
         )
+        points = with_commands(result.operating_points, bundle, detector.precision, str(dataset))
+        result = msgspec.structs.replace(result, operating_points=points)
         doubt = preprocessing_doubt(detector, [one.path for one in samples.samples if not one.is_anomalous])
     if report is not None:
         report.write(result, doubt=doubt)
@@ -112,6 +117,12 @@ def command(
         rates = (rule.false_alarm_rate, rule.detection_rate, rule.pixel_iou)
         decisions.add_row(rule.rule, limit, *(number(rate) for rate in rates))
     RESULTS.print(decisions)
+    print_points({detector.precision: points})
+    RESULTS.print(
+        "Each threshold but the present one was chosen on these very images, so new images may show more false alarms "
+        "and fewer defects. The intervals hold for images like these.",
+        soft_wrap=True,
+    )
     RESULTS.print(f"{result.good_images} good and {result.anomalous_images} anomalous images inspected")
     if result.not_inspected:
         PROBLEMS.print(

@@ -115,6 +115,7 @@ def command(
         )
         from flowedge.calibration.calibration_record import read_record
         from flowedge.calibration.precision import add_half_graphs, add_precisions
+        from flowedge.calibration.threshold_history import ChangeOrigin
         from flowedge.export.pipeline import ExportOptions, export_bundle
     options = ExportOptions(
         image_size=image_size,
@@ -141,7 +142,12 @@ def command(
                 from flowedge.runtime.device.device_cache import device_cache
 
                 bundle, precisions = add_precisions(
-                    bundle, images, request, cache=device_cache(), reports=reports
+                    bundle,
+                    images,
+                    request,
+                    origin=ChangeOrigin(command="flowedge export"),
+                    cache=device_cache(),
+                    reports=reports,
                 )
             elif halves:
                 bundle = add_half_graphs(bundle, halves, reports=reports)

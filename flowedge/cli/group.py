@@ -45,6 +45,10 @@ COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
             "flowedge.cli.evaluate",
             "Measure a bundle on a labelled dataset: AUROC of images and pixels, AUPRO and F1.",
         ),
+        "threshold": Listed(
+            "flowedge.cli.threshold",
+            "Show, set or fit the thresholds of a bundle, which keeps a history of their changes.",
+        ),
         "run": Listed(
             "flowedge.cli.run",
             "Inspect images and print a row with the verdict of each as soon as it is known.",

@@ -13,6 +13,7 @@ from flowedge.bundle import open_bundle
 from flowedge.cli.output import RESULTS, Json, listed, print_json, table
 from flowedge.cli.places import check_file
 from flowedge.cli.settings import TransformFrom, print_assumed, settings_from
+from flowedge.cli.threshold_text import last_change_text, nfa_text, threshold_text
 from flowedge.errors import BundleError
 from flowedge.lowering import Lowering, read_lowering
 from flowedge.manifest import (
@@ -23,7 +24,6 @@ from flowedge.manifest import (
     NfaThreshold,
     Preprocessing,
     SourceScale,
-    Threshold,
 )
 from flowedge.packages import explain_missing
 from flowedge.text import printable
@@ -110,8 +110,8 @@ def _print_bundle(manifest: Manifest) -> None:
         score = graph.scoring.normalisation.replace("_", " ")
         rows.add_row(
             graph.precision,
-            f"{graph.file}, opset {graph.opset}, score {score}, image threshold {_threshold_text(image)}, "
-            f"pixel threshold {_threshold_text(pixel)}{_nfa_text(graph.thresholds.nfa)}{_precision_text(graph)}",
+            f"{graph.file}, opset {graph.opset}, score {score}, image threshold {threshold_text(image)}, "
+            f"pixel threshold {threshold_text(pixel)}{_nfa_text(graph.thresholds.nfa)}{_precision_text(graph)}",
         )
     if manifest.source_scale is not None:
         _add_source_scale(rows, manifest.source_scale)
@@ -120,6 +120,10 @@ def _print_bundle(manifest: Manifest) -> None:
     if manifest.frame_check is not None:
         check = manifest.frame_check
         rows.add_row("frame check", f"{check.rate:.3g} of good frames outside, {check.images} images")
+    if manifest.threshold_history:
+        rows.add_row(
+            "thresholds", f"{last_change_text(manifest.threshold_history)} (flowedge threshold show)"
+        )
     rows.add_row("written", f"{manifest.created} by FlowEdge {manifest.flowedge_version}")
     rows.add_row(
         "size", f"{sum(file.size for file in manifest.files) / 1e6:.1f} MB in {len(manifest.files)} files"
@@ -258,14 +262,6 @@ def _frame_step_text(step: FrameStep) -> str:
     return f"{words}{border} {step.mode}{fill}"
 
 
-def _threshold_text(threshold: Threshold | None) -> str:
-    """Return a threshold with the method of its fit."""
-    if threshold is None:
-        return "not fitted"
-    parameter = "" if threshold.parameter is None else f" {threshold.parameter:g}"
-    return f"{threshold.value:.6g} ({threshold.method}{parameter}, {threshold.images} images)"
-
-
 def _nfa_text(threshold: NfaThreshold | None) -> str:
     """Return the limit of log NFA as the end of a graph's row, or an empty string where no limit is set."""
-    return "" if threshold is None else f", decided by {threshold.form} log NFA < {threshold.log_nfa:g}"
+    return "" if threshold is None else f", decided by {nfa_text(threshold)}"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 import typer
 
 from flowedge.cli import completion
-from flowedge.cli.output import MESSAGES, RESULTS, number, table
+from flowedge.cli.output import MESSAGES, PROBLEMS, RESULTS, number, table
+from flowedge.cli.threshold_text import print_fitted_points
 from flowedge.errors import FlowEdgeError
 from flowedge.packages import explain_missing
 
@@ -123,8 +124,9 @@ def print_fitted(record: CalibrationRecord, bundle: Path) -> None:
     for sentence in record.frame_notes:
         MESSAGES.print(sentence, soft_wrap=True)
     for note, precisions in notes.items():
-        MESSAGES.print(f"{', '.join(precisions)}: {note}", soft_wrap=True)
+        PROBLEMS.print(f"warning: {', '.join(precisions)}: {note}", soft_wrap=True)
     RESULTS.print(rows)
+    print_fitted_points(record.graphs, bundle)
     RESULTS.print(f"{bundle}: fitted on {record.images} good images")
 
 

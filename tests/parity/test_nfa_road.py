@@ -132,7 +132,7 @@ def test_the_reference_that_is_fitted_beside_it_is_printed(bundle: Path, tmp_pat
     assert [one["reference"]["map_max"] for one in printed] == [
         graph.scoring.score_maxima.map_max for graph in graphs if graph.scoring.score_maxima is not None
     ]
-    assert "score maxima fitted" not in flowedge(*arguments, "--no-reference").stdout
+    assert "score maxima fitted" not in flowedge(*arguments, "--no-score-maxima").stdout
 
 
 def test_a_bundle_exported_without_it_is_refused_by_both_forms(small_bundle: Path) -> None:

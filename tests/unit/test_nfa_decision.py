@@ -289,7 +289,10 @@ def test_fitting_a_quantile_afterwards_decides_again_and_a_reference_alone_does_
         ),
         (("--threshold", "quantile", "--log-nfa", "1"), "--log-nfa belongs to --threshold nfa"),
         (("--threshold", "nfa", "--log-nfa", "nan"), "--log-nfa must be finite, got nan"),
-        (("--threshold", "nfa", "--image", "0.9"), "--threshold nfa takes no --image and no --pixel"),
+        (
+            ("--threshold", "nfa", "--image-quantile", "0.9"),
+            "--image-quantile belongs to --threshold quantile, got --threshold nfa",
+        ),
         (("--threshold", "nfa-bush"), "--threshold is one of .*nfa-tree.*got 'nfa-bush'"),
     ],
 )
