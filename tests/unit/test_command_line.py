@@ -261,6 +261,9 @@ JSON_OF = {
     "build": "build {bundle} --engine tensorrt",
     "doctor": "doctor",
     "demo": "demo --out {data}",
+    "threshold show": "threshold show {bundle}",
+    "threshold set": "threshold set {copy} --image 1 --reason test",
+    "threshold fit": "threshold fit {copy} --data {data}",
     "cache list": "cache list",
     "cache clear": "cache clear",
 }
