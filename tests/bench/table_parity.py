@@ -143,7 +143,7 @@ def compute(name: str, folder: Path, peer: Path | None) -> None:
     notes: list[str] = []
     try:
         export_unlowered(read, folder / UNLOWERED)
-    except Exception as error:  # FrEIA and the tracer may raise anything; the row is worth having without it
+    except Exception as error:  # FrEIA and the tracer may raise anything, and the row is useful without them
         traceback.print_exc()
         notes.append(f"no unlowered graph: {' '.join(str(error).split()):.120}")
     if peer is not None and read.checkpoint.repository == "anomalib" and name in MODELS:

@@ -26,7 +26,7 @@ SOURCES = {
     name: ast.parse((ENGINES / name).read_text()) for name in ("cuda.py", "nvidia.py", "nvidia_build.py")
 }
 
-# What the variables of the source hold.
+# The types of the variables in the source.
 CLASSES = {
     "builder": "Builder",
     "network": "INetworkDefinition",
@@ -41,7 +41,7 @@ CLASSES = {
     "_context": "IExecutionContext",
     "_runtime_cache": "IRuntimeCache",
 }
-FROM_TENSORRT_ALONE = {"EXPLICIT_BATCH"}  # 8.6; asked for by getattr
+FROM_TENSORRT_ALONE = {"EXPLICIT_BATCH"}  # in TensorRT 8.6, read by getattr
 
 
 def dotted(node: ast.AST) -> str:

@@ -33,9 +33,9 @@ import torch
 from PIL import Image
 
 SEED: Final = 7
-# Of the network's input, in pixels; CS-Flow takes multiples of 128.
+# The side of the network's input in pixels. CS-Flow takes multiples of 128.
 SIZES: Final = {"cflow": (64, 96), "fastflow": (64, 64), "uflow": (64, 64), "csflow": (128, 256)}
-# Of the photographs that it is asked about: larger and smaller than the input, square and not.
+# The sizes of the photographs to judge: larger and smaller than the input, square and not.
 ASKED: Final = ((80, 120), (64, 64), (50, 40), (200, 130))
 
 
@@ -181,7 +181,7 @@ def answers(family: str, checkpoint: Path, asked: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"names": names}
     model.eval()  # now with the checkpoint's weights
     for n, (name, predicted) in enumerate(zip(names, predictions, strict=True)):
-        # The transform of the engine; a call of the pre-processor takes the one of its exports, without antialias.
+        # This is the engine's transform. A call of the pre-processor would take that of its exports, without antialias.
         x = model.pre_processor.transform(read_image(asked / name, as_tensor=True)[None])
         with torch.no_grad():
             raw = model.model(x)

@@ -26,9 +26,9 @@ from flowedge.runtime.frames.images import read_image
 from support.artifacts import kept, made_once
 from support.command_line import flowedge as run_flowedge
 
-# Relative to the largest magnitude; both sides compute in float32.
+# The limit is relative to the largest magnitude. Both sides compute in float32.
 TOLERANCE = 1e-4
-# Of values on anomalib's scale from 0 to 1, which divides by a range that validation on six images leaves small.
+# The limit on anomalib's scale from 0 to 1, which divides by the small range of six validation images.
 SCALE_TOLERANCE = 5e-4
 FAMILIES = ("cflow", "fastflow", "uflow", "csflow")
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -328,7 +328,7 @@ def test_a_damaged_bundle_is_refused(command: str, case: str, small_bundle: Path
     assert listing(tmp_path) == before
 
 
-# What must survive
+# Files that must survive
 
 
 def test_a_calibration_that_fails_leaves_the_bundle_as_it_was(small_bundle: Path, tmp_path: Path) -> None:

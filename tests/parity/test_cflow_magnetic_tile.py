@@ -23,10 +23,10 @@ from flowedge.runtime.frames.preprocess import Preprocessor
 from support.command_line import flowedge as run_flowedge
 
 Recorded: TypeAlias = dict[str, NDArray[Any]]
-# Of scores and maps that reach 2.4; both sides compute in float32.
+# The limit of scores and maps that reach 2.4. Both sides compute in float32.
 TOLERANCE = 1e-4
-# What the same network reaches when its levels are normalised by the maxima over good images (paper's way: over
-# the test set: 0.8350 and 0.8247; each image by its own maximum: 0.7999 and 0.7740).
+# AUROCs of the same network with levels normalised by the maxima over good images (the paper's way, over
+# the test set, gives 0.8350 and 0.8247, and each image by its own maximum gives 0.7999 and 0.7740).
 IMAGE_AUROC, PIXEL_AUROC = 0.834, 0.823
 
 

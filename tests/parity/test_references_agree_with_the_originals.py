@@ -38,7 +38,7 @@ from flowedge.manifest import Family, Scoring
 from support.oracles.scores import OracleAnswer, answer_from_levels
 
 Floats: TypeAlias = NDArray[np.floating]
-# Of the quantity's largest magnitude: float32 sums in another order. Measured: 3e-7 at most.
+# The limit is relative to the largest magnitude. Sums of float32 in another order differed by 3e-7 at most.
 LIMIT: Final = 1e-5
 # CS-Flow behind its 36-block extractor: the record's own features are 1.1e-5 from the same network in float64.
 DEEP_LIMIT: Final = 5e-5

@@ -88,7 +88,7 @@ def test_a_precision_that_is_not_there_is_named(bundle: Bundle) -> None:
         bundle.graph_path("int8")
 
 
-# What is refused on open
+# Bundles that are refused on opening
 
 
 def truncate(folder: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_file_that_changed_after_the_opening_is_not_read(bundle: Bundle) -> No
         bundle.read("model.onnx")
 
 
-# What is refused on write, and that nothing is left
+# Bundles that are refused on writing, which leaves nothing behind
 
 
 def test_an_existing_target_is_not_overwritten_unless_asked(bundle: Bundle) -> None:

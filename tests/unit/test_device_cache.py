@@ -156,7 +156,7 @@ def test_of_two_builders_one_builds_and_both_have_the_engine(cache: DeviceCache,
 
 def build_slowly(cache: DeviceCache, begun: Event) -> None:
     def build() -> bytes:
-        # As the middle of a write: a part of the engine is on the disk, without its name.
+        # In the middle of a write, a part of the engine is on the disk, without its name.
         (cache.folder / "engines" / f".{facts().key}.half").write_bytes(PLAN[:100])
         begun.set()
         time.sleep(60)

@@ -353,7 +353,7 @@ def test_each_rules_rates_and_iou_are_those_of_the_whole_dataset_counted_directl
     best = evaluate(detect, read_dataset(root))
     assert best.image_threshold is not None
     assert best.pixel_threshold is not None
-    limits = [  # of the score and of the map; a log NFA below x is a map above 100 - x
+    limits = [  # limits of score and map, where a log NFA below x is a map above 100 - x
         (190.0, 120.0),
         (best.image_threshold.value, best.pixel_threshold.value),
         (100.0, 100.0),

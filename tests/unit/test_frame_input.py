@@ -126,7 +126,7 @@ def test_the_engines_answer_as_the_host_for_a_batch(method: ResizeMethod, tmp_pa
     np.testing.assert_allclose(answer, expected, rtol=0, atol=limit)
     ov = pytest.importorskip("openvino", reason="openvino is not installed")
     compiled = ov.Core().compile_model(str(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    # The same grey levels, of 0.017 each; OpenVINO divides by multiplying with the reciprocal.
+    # The grey levels, of 0.017 each, are the same. OpenVINO divides by a product with the reciprocal.
     np.testing.assert_allclose(compiled(frames)[0], expected, rtol=0, atol=max(limit, 1e-6))
 
 

@@ -135,7 +135,7 @@ def test_placement_is_torchvisions(
     )
     assert place.resized == tuple(resized.shape[1:])
 
-    # Number the pixels, so that the crop shows where it was taken; 0 is padding.
+    # Number the pixels from 1, so that the crop shows where it was taken. 0 is padding.
     rows, columns = place.resized
     numbered = torch.arange(1, rows * columns + 1).reshape(1, rows, columns)
     cropped = v2.functional.center_crop(numbered, list(crop)) if crop else numbered

@@ -229,7 +229,7 @@ def test_each_region_weighs_the_same_in_aupro_and_corners_connect() -> None:
     metrics = PixelMetrics()
     metrics.add(anomaly_map, mask)
     assert metrics.regions == 2
-    # One of two regions is found without a false alarm; the rest is one tie, a straight line to (1, 1).
+    # One of two regions is found without a false alarm. The rest is one tie, a straight line to (1, 1).
     assert metrics.aupro() == pytest.approx(0.5 + 0.5 * 0.3 / 2)
 
 

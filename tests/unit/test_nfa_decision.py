@@ -179,7 +179,7 @@ def test_regions_and_mask_are_in_pixels_of_the_frame_and_not_outside_of_a_crop(t
     cropped = Preprocessing(resize=(32, 48), method="float_bilinear", crop=IMAGE_SIZE, mean=mean, std=std)
     frame = np.zeros(
         (64, 96, 3), np.uint8
-    )  # twice the resized size; the crop is 32x48 of it, from (16, 24) on
+    )  # The frame has twice the resized size. The crop is 32x48 of it, from (16, 24) on.
     given = named("level", levels_with(500.0))
     result = inspected(tmp_path, given, NfaThreshold(form="tree"), frame, preprocessing=cropped)
     assert result.log_nfa_map is not None
@@ -188,7 +188,7 @@ def test_regions_and_mask_are_in_pixels_of_the_frame_and_not_outside_of_a_crop(t
     assert np.isnan(result.log_nfa_map[0, 0])
     (region,) = result.regions
     assert (region.top, region.left, region.height_px, region.width_px) == box_of(result.mask)
-    # Rows 2 to 4 and columns 4 to 7 of the level are 4 pixels each, from the crop's corner on; edges are soft.
+    # Rows 2 to 4 and columns 4 to 7 of the level are 4 pixels each, from the crop's corner on. Edges are soft.
     assert region.centroid == pytest.approx((16 + 4 * 3.5 - 0.5, 24 + 4 * 6 - 0.5), abs=0.6)
 
 

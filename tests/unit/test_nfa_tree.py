@@ -33,7 +33,7 @@ TreeTest = Callable[
 LEVEL_TAILS = ((tree.level_log_tail, False), (original_level_log_tail, True))
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=7)
-# A few grey levels make plateaus and ties; free ones make deep trees. Both straddle the expectation of 1.
+# A few grey levels make plateaus and ties, and free ones make deep trees. Both straddle the expectation of 1.
 GREY = hnp.arrays(np.float32, SHAPES, elements=st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0]))
 FREE = hnp.arrays(np.float32, SHAPES, elements=st.floats(0.125, 8, width=16))
 MAPS = st.one_of(GREY, FREE)
@@ -215,7 +215,7 @@ def test_zero_energy_is_normal_when_corrected() -> None:
 @pytest.mark.parametrize("name", adversarial(8))
 @pytest.mark.parametrize("log_nfa", [nfa.tree_log_nfa, original_tree_log_nfa])
 def test_an_adversarial_map_of_128x128_is_answered_within_a_second(name: str, log_nfa: TreeTest) -> None:
-    # Some 70 ms in plain Python; anything quadratic or recursive takes minutes or overflows the stack.
+    # Plain Python takes some 70 ms. Quadratic code would take minutes, and recursion would overflow the stack.
     energy = adversarial(128)[name]
     start = time.perf_counter()
     log_nfa([energy], [84], (128, 128))

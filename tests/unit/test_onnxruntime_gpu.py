@@ -42,7 +42,7 @@ def test_a_build_without_the_provider_says_which_has_it(bundle: Bundle, name: st
 def test_a_session_that_fell_back_to_the_cpu_is_refused(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As where CUDA's libraries are missing: the provider is listed, and the session has only the CPU.
+    # Where CUDA's libraries are missing, the provider is listed and the session has only the CPU.
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
     with (
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),

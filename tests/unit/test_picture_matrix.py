@@ -174,7 +174,7 @@ def of_jpeg() -> Iterator[tuple[str, bytes]]:
         0x14,
         0x41,
         0x44,
-    ):  # other sampling factors need other data; from a grey file they do not
+    ):  # Other sampling factors need other data, but not in a grey file.
         grey = bytearray(encoded(RGB.convert("L"), "JPEG"))
         grey[grey.index(b"\xff\xc0") + 11] = first
         yield f"grey sampled {first:02x}", bytes(grey)

@@ -349,7 +349,7 @@ def test_weights_beside_the_graph_are_read_and_written_beside_it(
         np.testing.assert_array_equal(one, other)
 
 
-# What only one way of planning saves
+# Detectors that only one way of planning saves
 
 
 def judged(

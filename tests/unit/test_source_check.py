@@ -124,7 +124,7 @@ def test_nothing_is_said_of_few_images_or_without_a_source_scale(
 def test_the_rules_err_as_rarely_as_stated(images: int) -> None:
     source = 10
     outside = -(-3 * images // 4)
-    # Of all orders of new and old images, those with that many new ones at one end; two ends, two ranges.
+    # The share of all orders of new and old images with that many new ones at one end, for two ends and two ranges.
     one_end = comb(images + source - outside, source) / comb(images + source, source)
     assert 4 * one_end < 0.01
     stopped = -(-4 * images // 5)

@@ -16,7 +16,7 @@ import pytest
 
 from flowedge import telemetry
 
-# Commands one after the other in one process; the first that does not end with 0 ends it.
+# Run commands one after the other in one process. The first that does not end with 0 ends the process.
 SEVERAL = """
 import json, sys
 from flowedge.cli import main

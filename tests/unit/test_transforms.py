@@ -325,5 +325,5 @@ def test_the_evaluation_lays_masks_where_their_images_went() -> None:
     mask = np.zeros((60, 80), bool)
     mask[20:30, 0:7] = True
     expected = np.zeros((48, 90), bool)
-    expected[14:24, 5:12] = True  # 10 rows are cut off and 4 added; 5 columns are added
+    expected[14:24, 5:12] = True  # 10 rows are cut off, 4 rows and 5 columns are added
     np.testing.assert_array_equal(mask_on_map(mask, preprocessing, (48, 90)), expected)
