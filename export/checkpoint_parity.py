@@ -14,6 +14,7 @@ from flowedge.errors import CheckpointError
 from flowedge.export.pipeline import ExportOptions, ReadModel, read_model
 from flowedge.export.reference.answers import reference_answers
 from flowedge.manifest import level_outputs
+from flowedge.progress import SILENT, Reports
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.frames.images import read_image
@@ -39,6 +40,7 @@ def compare_with_checkpoint(
     precision: str = "fp32",
     backbone_weights: Path | None = None,
     threads: int | None = None,
+    reports: Reports = SILENT,
 ) -> tuple[Check, ...]:
     """Compare levels, maps and scores of a bundle with those of its checkpoint's reference network.
 
@@ -50,6 +52,7 @@ def compare_with_checkpoint(
         precision: The precision of the graph to run.
         backbone_weights: State dict of the feature extractor, for checkpoints that do not hold it.
         threads: CPU threads of one inference of the bundle, or None for the engine's own number.
+        reports: Receives the progress, one unit for each image.
 
     Returns:
         One check for each level, energy and count, for the map and for the score.
@@ -58,6 +61,7 @@ def compare_with_checkpoint(
         CheckpointError: The bundle was made from another checkpoint.
         ImageError: An image cannot be read, or cannot become the network's input.
     """
+    reports.step("reading the checkpoint")
     manifest = bundle.manifest
     read = model_of_bundle(bundle, checkpoint, backbone_weights=backbone_weights)
     reference = read.reference_network()
@@ -74,6 +78,7 @@ def compare_with_checkpoint(
     count = 0
     session = open_unproven(engine, bundle, precision, threads=threads)
     try:
+        reports.step("comparing with the checkpoint", None if images is None else len(images))
         for frame in frames:  # frames are read one by one, because all may not fit into memory
             network_input = graph_input([frame])  # refuses a frame that the network cannot take
             expected = reference_answers(reference, [preprocess(frame)], manifest.nfa)
@@ -84,6 +89,7 @@ def compare_with_checkpoint(
             for name, one in worst.items():
                 one.add(got[name], expected[name])
             count += 1
+            reports.advance()
     finally:
         session.close()
     against = f"the checkpoint, {count} images"

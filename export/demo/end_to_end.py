@@ -30,7 +30,7 @@ from flowedge.export.demo.demo_result import DemoResult, GraphChecks, GraphMetri
 from flowedge.export.demo.photos import PhotoPlan, write_photos
 from flowedge.export.demo.train import TrainPlan, train_cflow
 from flowedge.export.pipeline import ExportOptions, export_bundle
-from flowedge.progress import SILENT, Reports
+from flowedge.progress import SILENT, Prefixed, Reports
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.render import draw, write_png
 from flowedge.runtime.report.pictures import mask_address, pictures_of
@@ -92,16 +92,18 @@ def run_demo(
         found.append(f"{len(photos.train)} good to train on, {len(photos.calibration)} good to calibrate on")
         found.append(f"{len(dataset.samples) - defective} good and {defective} defective to test on")
     with clock.step("training") as found:
-        training = train_cflow(photos.train, out / CHECKPOINT, plan.training)
+        training = train_cflow(photos.train, out / CHECKPOINT, plan.training, reports=reports)
         found.extend(
             f"{one.layer} {one.first_nll:.2f} to {one.last_nll:.2f} nats/channel" for one in training
         )
     with clock.step("export") as found:
+        told = Prefixed(reports, "export")
         bundle = export_bundle(
             out / CHECKPOINT,
             out / BUNDLE,
             ExportOptions(),
-            extend=lambda bundle: add_half_graphs(bundle, ("fp16",)),
+            extend=lambda bundle: add_half_graphs(bundle, ("fp16",), reports=told),
+            reports=told,
         ).bundle
         found.extend(
             f"{graph.precision} {bundle.graph_path(graph.precision).stat().st_size / 1e6:.1f} MB"
@@ -111,25 +113,27 @@ def run_demo(
         compared = [sample.path for sample in dataset.samples if sample.is_anomalous]
         compared = compared[:: -(-len(compared) // _COMPARED_PHOTOS)]
         verified = tuple(
-            _verified(bundle, out / CHECKPOINT, precision, compared) for precision in _PRECISIONS
+            _verified(bundle, out / CHECKPOINT, precision, compared, reports) for precision in _PRECISIONS
         )
         found.extend(_worst(one) for one in verified)
     with clock.step("test before calibration") as found:
-        before = tuple(_measured(bundle, precision, dataset) for precision in _PRECISIONS)
+        before = tuple(_measured(bundle, precision, dataset, reports) for precision in _PRECISIONS)
         found.extend(map(_metrics, before))
     with clock.step("calibration") as found:
-        bundle = calibrate_bundle(bundle, photos.calibration, request=ThresholdRequest()).bundle
+        bundle = calibrate_bundle(
+            bundle, photos.calibration, request=ThresholdRequest(), reports=reports
+        ).bundle
         for graph in bundle.manifest.graphs:
             assert graph.thresholds.image is not None
             found.append(f"{graph.precision} image threshold {graph.thresholds.image.value:.4f}")
     with clock.step("test after calibration") as found:
         after = tuple(
-            _measured(bundle, precision, dataset, out / EVALUATION if precision == "fp32" else None)
+            _measured(bundle, precision, dataset, reports, out / EVALUATION if precision == "fp32" else None)
             for precision in _PRECISIONS
         )
         found.extend(map(_metrics, after))
     with clock.step("inspection") as found:
-        inspected = _inspect(bundle, dataset, out / INSPECTED)
+        inspected = _inspect(bundle, dataset, out / INSPECTED, reports)
         found.append(f"{len(inspected)} overlays in {out / INSPECTED}")
         wrong = sum(one.is_wrong for one in inspected)
         found.append(f"{wrong} wrong verdicts of {len(inspected)}")
@@ -183,10 +187,14 @@ def _prepare(out: Path) -> None:
         ) from error
 
 
-def _verified(bundle: Bundle, checkpoint: Path, precision: str, photos: Sequence[Path]) -> GraphChecks:
+def _verified(
+    bundle: Bundle, checkpoint: Path, precision: str, photos: Sequence[Path], reports: Reports
+) -> GraphChecks:
     """Run the self-test, and compare the graph with the reference network on test photographs."""
     checks = verify_bundle(bundle, precision=precision)
-    checks += compare_with_checkpoint(bundle, checkpoint, images=photos, precision=precision)
+    checks += compare_with_checkpoint(
+        bundle, checkpoint, images=photos, precision=precision, reports=Prefixed(reports, precision)
+    )
     failed = [check.name for check in checks if not check.passed]
     if failed:
         raise ExportError(
@@ -200,11 +208,19 @@ def _worst(verified: GraphChecks) -> str:
     return f"{verified.precision} worst difference {max(check.value for check in verified.checks):.1e}"
 
 
-def _measured(bundle: Bundle, precision: str, dataset: Dataset, page: Path | None = None) -> GraphMetrics:
+def _measured(
+    bundle: Bundle, precision: str, dataset: Dataset, reports: Reports, page: Path | None = None
+) -> GraphMetrics:
     """Measure one graph on the test images, and write a page about it where one is named."""
     with flowedge.load(bundle.path, precision=precision) as detector:
         report = None if page is None else EvaluationReport(page, detector, dataset)
-        evaluation = evaluate(detector, dataset, thresholds=detector.thresholds, observer=report)
+        evaluation = evaluate(
+            detector,
+            dataset,
+            thresholds=detector.thresholds,
+            reports=Prefixed(reports, precision),
+            observer=report,
+        )
     if report is not None:
         report.write(evaluation, links=[("All steps of the demo", REPORT)])
     normalisation = bundle.manifest.graph(precision).scoring.normalisation
@@ -222,10 +238,11 @@ def _metrics(measured: GraphMetrics) -> str:
     )
 
 
-def _inspect(bundle: Bundle, dataset: Dataset, out: Path) -> list[InspectedPhoto]:
+def _inspect(bundle: Bundle, dataset: Dataset, out: Path, reports: Reports) -> list[InspectedPhoto]:
     """Inspect every test image in fp32, and draw its anomalous pixels on the bundle's scale of colours."""
     inspected: list[InspectedPhoto] = []
     with flowedge.load(bundle.path) as detector:
+        reports.step("inspecting", len(dataset.samples))
         for sample in dataset.samples:
             frame = read_image(sample.path)
             result = detector(frame)
@@ -237,6 +254,7 @@ def _inspect(bundle: Bundle, dataset: Dataset, out: Path) -> list[InspectedPhoto
             folder.mkdir(parents=True, exist_ok=True)
             write_png(folder / f"{sample.path.stem}.overlay.png", draw(enlarged, captions=False))
             inspected.append(_shown(sample, frame, enlarged))
+            reports.advance()
     return inspected
 
 

@@ -11,7 +11,7 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +29,7 @@ from flowedge.errors import CheckpointError
 from flowedge.export.reference.cflow import sinusoids
 from flowedge.files import write_whole_file
 from flowedge.manifest import Preprocessing
+from flowedge.progress import SILENT, Reports
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.frames.preprocess import Preprocessor
 
@@ -86,7 +87,7 @@ def train_cflow(
     target: Path,
     plan: TrainPlan,
     *,
-    on_level: Callable[[LevelTraining], None] = lambda _: None,
+    reports: Reports = SILENT,
 ) -> tuple[LevelTraining, ...]:
     """Train on good images and write the checkpoint.
 
@@ -98,7 +99,7 @@ def train_cflow(
         images: One good image or more.
         target: The checkpoint file to write.
         plan: Length and seed of the training.
-        on_level: A function that is called after the training of each level.
+        reports: Receives the progress, one unit for each step of the optimiser.
 
     Raises:
         ImageError: An image cannot be read.
@@ -116,7 +117,8 @@ def train_cflow(
             rows = feature.permute(0, 2, 3, 1).reshape(-1, channels)
             order = _shuffled(len(rows), epochs, rows_of_step)
             flow = untrained_flow(rows, plan.blocks)
-            losses = _fit(flow, rows, sinusoids(CONDITION, height, width), order, plan.learning_rate)
+            reports.step(f"training the flow on {layer}", len(order))
+            losses = _fit(flow, rows, sinusoids(CONDITION, height, width), order, plan.learning_rate, reports)
             flows.append(flow)
             per_epoch = len(losses) // epochs
             trained.append(
@@ -129,7 +131,6 @@ def train_cflow(
                     last_nll=float(np.mean(losses[-per_epoch:])),
                 )
             )
-            on_level(trained[-1])
     packed = io.BytesIO()
     torch.save(checkpoint_of(backbone, flows, plan), packed)
     write_whole_file(target, packed.getvalue())
@@ -260,7 +261,12 @@ def _shuffled(rows: int, epochs: int, rows_of_step: int) -> list[Tensor]:
 
 
 def _fit(
-    flow: nn.Module, rows: Tensor, code: Tensor, order: Sequence[Tensor], learning_rate: float
+    flow: nn.Module,
+    rows: Tensor,
+    code: Tensor,
+    order: Sequence[Tensor],
+    learning_rate: float,
+    reports: Reports,
 ) -> list[float]:
     """Minimise the mean negative log-likelihood per channel, and return the loss of every step in nats.
 
@@ -270,6 +276,7 @@ def _fit(
         code: The position code ``(positions, CONDITION)`` of one image's columns.
         order: Row numbers of each step.
         learning_rate: The learning rate of the first step. The rate falls to zero along a cosine.
+        reports: Told of each step.
     """
     channels = rows.shape[1]
     optimiser = torch.optim.Adam(flow.parameters(), lr=learning_rate)
@@ -285,6 +292,7 @@ def _fit(
         optimiser.step()
         schedule.step()
         losses.append(loss.item())
+        reports.advance()
     flow.eval()
     return losses
 

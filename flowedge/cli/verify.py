@@ -89,7 +89,7 @@ def command(
         reports.step("replaying the self-test")
         checks = verify_bundle(opened, engine=engine, precision=precision, threads=threads)
         if against is not None:
-            reports.step("comparing with the checkpoint")
+            reports.step("importing PyTorch")
             with explain_missing("export"):
                 from flowedge.export.checkpoint_parity import compare_with_checkpoint
             checks += compare_with_checkpoint(
@@ -100,6 +100,7 @@ def command(
                 precision=precision,
                 backbone_weights=backbone_weights,
                 threads=threads,
+                reports=reports,
             )
     gate = None
     if data is not None and against is None:

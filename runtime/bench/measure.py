@@ -89,13 +89,14 @@ def _measure(
             if run.can(batch):
                 reports.step(f"warming up {run.label}, batch {batch}")
                 run.warm_up(batch, seconds)
-        for number in range(ROUNDS):
-            reports.step(f"batch {batch}, turn {number + 1} of {ROUNDS}")
+        reports.step(f"timing batch {batch} in turns", ROUNDS)
+        for _ in range(ROUNDS):
             peaks.append(machine_worker.ask(Command(do="peak", seconds=seconds), Peak))
             for run in runs:
                 run.turn(batch, seconds, meter)
                 if batch == options.batches[0]:
                     run.turn_stages(seconds / 2)
+            reports.advance()
     # 2. Sharing is not measured in turns, since its numbers are compared within one row.
     for run in runs:
         reports.step(f"sharing {run.label} between threads")

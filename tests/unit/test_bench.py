@@ -34,6 +34,7 @@ from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.opening.selftest import read_selftest
 from flowedge.runtime.opening.timing import LEAST_RUNS, window_of
 from support.command_line import Finished, flowedge
+from support.recorded_reports import RecordedReports
 from support.tiny_bundle import tiny_manifest, tiny_model, write_tiny_bundle
 
 ORT = "onnxruntime-cpu"
@@ -246,7 +247,9 @@ def test_a_report_without_anything_measured_is_a_page_and_status_1(tmp_path: Pat
 def test_a_bundle_that_takes_frames_is_given_frames_of_its_size(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "tiny.flowedge", takes_frames=True)
     options = BenchOptions(engines=(ORT,), batches=(2,), frame_size=(300, 200), seconds=0)
-    (row,) = run_bench([bundle.path], options).rows
+    reports = RecordedReports()
+    (row,) = run_bench([bundle.path], options, reports=reports).rows
+    assert reports.counts == [(turn + 1, ROUNDS) for turn in range(ROUNDS)]
     assert row.problem == ""
     assert row.stages is not None
     assert row.stages.frame_size == bundle.manifest.frame_size

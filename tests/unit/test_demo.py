@@ -47,9 +47,11 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoResult, list[str
     (out / ".flowedge-demo").touch()
     (out / "notes.txt").write_text("mine")
     reports = RecordedReports()
-    return run_demo(
-        out, DemoPlan(photos=FEW_PHOTOS, training=BRIEF_TRAINING), force=True, reports=reports
-    ), reports.notes
+    result = run_demo(out, DemoPlan(photos=FEW_PHOTOS, training=BRIEF_TRAINING), force=True, reports=reports)
+    counted = [done for done, total in reports.counts if done == total]
+    assert len(counted) >= 10, "three levels of the training and most later steps count to their end"
+    assert all(done <= total for done, total in reports.counts)
+    return result, reports.notes
 
 
 def grey(path: Path) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ from flowedge.export.checkpoint_parity import compare_with_checkpoint
 from flowedge.runtime.verify import WorstDifference
 from support.command_line import flowedge
 from support.oracles.relative_difference import relative_difference
+from support.recorded_reports import RecordedReports
 
 SIDE = 512
 
@@ -58,10 +59,14 @@ def test_memory_does_not_grow_with_the_photographs(
     bundle = open_bundle(small_bundle)
     peaks: list[int] = []
     for count in (1, 2, len(photographs)):  # the first call imports
+        reports = RecordedReports()
         tracemalloc.start()
-        checks = compare_with_checkpoint(bundle, small_checkpoint, images=photographs[:count])
+        checks = compare_with_checkpoint(
+            bundle, small_checkpoint, images=photographs[:count], reports=reports
+        )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
+        assert reports.counts == [(done + 1, count) for done in range(count)]
         assert all(check.passed and f"{count} images" in check.name for check in checks)
     assert peaks[2] < peaks[1] + 2 * SIDE**2 * 3
 
