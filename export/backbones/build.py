@@ -82,7 +82,7 @@ def feature_shapes(module: nn.Module, image_size: tuple[int, int]) -> list[tuple
 
 
 def _shapes(module: nn.Module, image_size: tuple[int, int]) -> list[tuple[int, int, int]] | None:
-    """Return the shapes, or None where a padding or a kernel does not fit, or the finest map has one position."""
+    """Return the shapes of the feature maps, or None for an image that is too small for the network."""
     tensors = chain(module.named_parameters(), module.named_buffers())
     shapes_only = {name: tensor.to("meta") for name, tensor in tensors}
     try:

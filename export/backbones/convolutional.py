@@ -1,4 +1,4 @@
-"""Build convolutional extractors: networks that end behind their last tap."""
+"""Build convolutional feature extractors, without the layers after the last one that a flow reads."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def _whole(name: str, naming: str) -> nn.Module:
 
 
 def _stack(network: nn.Module) -> list[str]:
-    """Return the names of the layers that a network runs one after the other, or none if it is no such stack."""
+    """Return the names of the layers of a network that runs them one after the other, or none for another network."""
     match network:
         case EfficientNet():
             return ["conv_stem", "bn1", *(f"blocks.{index}" for index in range(len(network.blocks)))]

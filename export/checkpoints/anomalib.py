@@ -215,7 +215,7 @@ def _module(contents: Contents) -> StandIn | None:
 
 
 def _child(module: StandIn, name: str) -> object:
-    """Return a submodule or an attribute of a pickled module, or None if the module has neither."""
+    """Return a submodule or an attribute of a pickled module by its name, or None if there is neither."""
     return dict(named(module.attributes.get("_modules"))).get(name, module.attributes.get(name))
 
 
@@ -248,7 +248,7 @@ def _post_processor(contents: Contents) -> Mapping[str, object]:
 
 
 def _plain(value: object, seen: dict[int, tuple[object, object]], depth: int) -> object:
-    """Return what OmegaConf's nodes, Lightning's dicts, enumerations of text and NumPy's scalars hold.
+    """Turn nodes of OmegaConf, dicts of Lightning, enumerations of text and scalars of NumPy into plain values.
 
     All other stand-ins stay. A file may share and nest its objects as it likes.
 

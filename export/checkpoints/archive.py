@@ -34,7 +34,7 @@ _ONCE: Final = "Copy the checkpoint again; if that does not help, do not trust t
 
 
 class TensorArchive:
-    """Give the pickle and the arrays of an open archive whose directory and headers were checked."""
+    """Give the pickle and the arrays of an open zip archive whose directory and headers were checked."""
 
     def __init__(self, file: BinaryIO, mapped: memoryview) -> None:
         """Check the archive.
@@ -61,7 +61,7 @@ class TensorArchive:
         return self._read("data.pkl", MAX_PICKLE_BYTES)
 
     def array(self, dtype: torch.dtype, key: str, count: int) -> Storage:
-        """Return a stored array, whose memory is the mapped file's where its offset allows it.
+        """Return a stored array, without a copy where its offset in the mapped file allows it.
 
         Args:
             dtype: The element type.
@@ -107,7 +107,7 @@ class TensorArchive:
 
 
 def _check_directory(mapped: memoryview) -> None:
-    """Check the end of the archive, before `zipfile` reads as many entries as it says that there are.
+    """Check the directory at the end of an archive before `zipfile` reads its entries, whose number may be forged.
 
     Raises:
         CheckpointError: There are too many entries, or bytes outside the archive.

@@ -1,4 +1,4 @@
-"""Recognise a feature extractor by its tensors, and add one to a checkpoint that lacks it."""
+"""Recognise a feature extractor by its tensors, and add its weights to a checkpoint that lacks them."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def with_backbone(checkpoint: Checkpoint, weights: Path | None) -> Checkpoint:
 
 
 def backbone_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, Array]:
-    """Return a file's extractor under ``backbone.`` after a check that its values are finite."""
+    """Return the tensors of a file's feature extractor under ``backbone.``, after a check that they are finite."""
     return dict(arrays_of({f"backbone.{name}": tensor for name, tensor in state.items()}))
 
 

@@ -100,7 +100,7 @@ class Budget:
     """Count what one file's pickle costs and refuse it above a limit."""
 
     def __init__(self, file_bytes: int) -> None:
-        """Open the account of a file of ``file_bytes`` bytes."""
+        """Begin to count the cost of a file of ``file_bytes`` bytes."""
         self._steps = 0
         self._made_bytes = 0
         self._tensors = 0
@@ -124,7 +124,7 @@ class Budget:
             )
 
     def take_copies(self, *values: object) -> None:
-        """Count containers and bytes that a call has made, or that become an object's state.
+        """Count the containers and bytes that a call in the pickle copies, or that become an object's state.
 
         A call may copy what the file holds once, and objects may share one state that is walked for each of them.
 
@@ -169,12 +169,12 @@ class BudgetedReader:
     """Read a file for `pickletools.genops` and refuse a string or a pickle longer than the budget allows."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        """Read ``file`` from where it stands."""
+        """Keep the file, which is read from its current position."""
         self._file = file
         self._left = MAX_PICKLE_BYTES
 
     def read(self, size: int) -> bytes:
-        """Read ``size`` bytes, or what is left of the file.
+        """Read ``size`` bytes, or fewer at the end of the file.
 
         Raises:
             CheckpointError: The size is above the budget.

@@ -122,7 +122,7 @@ def _layers(
 
 
 def _last(names: Mapping[str, object], pattern: str) -> str:
-    """Return the first group of the match whose second group is the largest number."""
+    """Return the name (first group) of the match with the largest number (second group)."""
     found = [match for name in names if (match := re.fullmatch(pattern, name))]
     if not found:
         raise CheckpointError(f"the encoder has no tensor {pattern!r}. Copy the checkpoint again.")
@@ -144,7 +144,7 @@ def _size_of_timm(name: str) -> tuple[int, int] | None:
 
 
 def _statistics(name: str, dataset: str) -> tuple[Triple, Triple]:
-    """Return the data loader's mean and std, with its slip for transformers and EfficientNets."""
+    """Return the mean and std of the official data loader, which has other values for some networks by mistake."""
     if _takes_timms_configuration(name):
         mean = (0.5, 0.5, 0.5) if name.startswith("vit") else IMAGENET_MEAN
         return mean, mean

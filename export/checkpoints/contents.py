@@ -1,4 +1,4 @@
-"""Find the state dict and the other entries of a checkpoint file, whichever repository wrote it."""
+"""Find the state dict and the other entries of a checkpoint file of any repository."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Contents:
         return any(key.startswith("model.") for key in self.entries)
 
     def has(self, *parts: str) -> bool:
-        """Return True when a key of the state dict contains one of the parts."""
+        """Return True when a name in the state dict contains one of the given parts."""
         return any(part in key for key in self.entries for part in parts)
 
 
@@ -172,7 +172,7 @@ def module_state(module: StandIn) -> dict[str, torch.Tensor]:
 
 
 def named(value: object) -> Iterator[tuple[str, object]]:
-    """Yield the items of a dict that have text keys, and nothing for anything else.
+    """Yield the items of a dict that have text keys. Yield nothing for an object that is no dict.
 
     Raises:
         CheckpointError: A key is longer than the budget allows.
@@ -254,12 +254,12 @@ def _items(value: object) -> dict[str, object]:
 
 
 def _tensors(items: Mapping[str, object]) -> dict[str, torch.Tensor]:
-    """Return the tensors among the items, by their names without a trainer's prefix."""
+    """Return those of the named values that are tensors, by their names without a trainer's prefix."""
     return without_trainer(_only_tensors(items))
 
 
 def _only_tensors(items: Mapping[str, object]) -> dict[str, torch.Tensor]:
-    """Return the tensors among the items.
+    """Return those of the named values that are tensors.
 
     Raises:
         CheckpointError: One of the items is a tensor that is not dense.
@@ -274,7 +274,7 @@ def _only_tensors(items: Mapping[str, object]) -> dict[str, torch.Tensor]:
 
 
 def _copies(root: object, inside: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, torch.Tensor]]:
-    """Return the averaged copies of the weights by where they are: in the state dict itself, or under other keys."""
+    """Return the averaged copies of the weights by their place: in the state dict itself, or under other keys."""
     copies = {f"the names {start}.…": _tensors(copy) for start, copy in inside.items()}
     for where, value in copies_in(root):
         weights, nested = without_copies(unwrapped(_items(value)))

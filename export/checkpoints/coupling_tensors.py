@@ -48,7 +48,7 @@ def is_permutation(array: Array, length: int) -> bool:
 
 
 def sequence_tensors(levels: Iterable[State], family: Family) -> dict[str, Array]:
-    """Rename and check the blocks of one FrEIA ``SequenceINN`` per level.
+    """Rename the tensors of the coupling blocks of each level, a FrEIA ``SequenceINN``, and check their shapes.
 
     Args:
         levels: Fine to coarse, names ``module_list.{k}.NAME``.
@@ -79,7 +79,7 @@ def sequence_tensors(levels: Iterable[State], family: Family) -> dict[str, Array
 
 
 def level_tensors(level: int, blocks: list[dict[str, torch.Tensor]], family: Family) -> dict[str, Array]:
-    """Rename and check the blocks of one level in order of application, as `sequence_tensors` does for all."""
+    """Rename the tensors of one level's coupling blocks, in order of application, and check their shapes."""
     tensors: dict[str, Array] = {}
     shapes: set[tuple[int, int]] = set()
     for k, state in enumerate(blocks):
@@ -147,7 +147,7 @@ def _check_condition(what: str, channels: int, inputs: int, family: Family) -> N
 
 
 def _block(prefix: str, state: Mapping[str, torch.Tensor], family: Family) -> dict[str, Array]:
-    """Check one block and return it under its normalised names."""
+    """Check the tensors of one coupling block, and return them by their normalised names."""
     arrays = arrays_of({prefix + name: tensor for name, tensor in state.items() if name != "w_perm_inv"})
     for name, array in arrays.items():
         if array.dtype != np.float32 and name != f"{prefix}w_perm":
@@ -200,7 +200,7 @@ def _permutation(arrays: Tensors, channels: int, prefix: str) -> dict[str, Array
 
 
 def _matrix(array: Array) -> Array:
-    """Return a matrix without the two axes of length one that it has where blocks work on maps."""
+    """Return a permutation matrix without the two axes of length one that convolutional blocks store."""
     return array.reshape(array.shape[:2]) if array.shape[2:] in ((), (1, 1)) else array
 
 

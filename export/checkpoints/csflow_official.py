@@ -92,7 +92,7 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
 
 
 def _nodes(contents: Contents) -> Iterator[StandIn]:
-    """Yield the pickled graph's modules in order, and nothing for a state dict."""
+    """Yield the modules of the pickled flow graph in order, and none for a bare state dict."""
     if isinstance(contents.root, StandIn):
         modules = dict(named(contents.root.attributes.get("_modules"))).get("module_list")
         if isinstance(modules, StandIn):

@@ -176,7 +176,7 @@ def take_network(choices: Choices, model: FamilyTensors, hyper: Mapping[str, obj
 
 
 def check_input_size(choices: Choices, from_shapes: tuple[int, int] | None) -> None:
-    """Refuse an input size that is not ``from_shapes``. The value None allows any size.
+    """Refuse an input size that differs from the size that the tensors imply (``from_shapes``, None for any).
 
     Raises:
         CheckpointError: The chosen size is another.
@@ -226,7 +226,7 @@ def _graph_nodes(state: State) -> tuple[dict[int, dict[str, torch.Tensor]], list
 
 
 def rising_channels(channels: int) -> int:
-    """Return the number of channels of a U-Flow's level that rise to the next finer one, there a quarter as many."""
+    """Return the number of channels that a level of U-Flow sends to the next finer level, at four times the pixels."""
     return 4 * (channels // 8)
 
 
@@ -323,7 +323,7 @@ def _check_coupling(prefix: str, block: Mapping[str, Array]) -> int:
 
 
 def _check_gammas(block: Mapping[str, Array], names: list[str]) -> None:
-    """Check that all three scales have one gamma each, or none has."""
+    """Check that each of CS-Flow's three scales has one factor gamma, or none has one."""
     held = [name for name in names if name in block]
     wrong = [name for name in names if name not in block or block[name].size != 1] if held else []
     if wrong:

@@ -1,4 +1,4 @@
-"""Decide the layers of the extractor that a CFLOW taps."""
+"""Decide the layers of the feature extractor whose outputs a CFLOW reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowedge.text import printable, shown
 
 
 def take_layers(choices: Choices, stored: object, *, network: str, widths: tuple[int, ...]) -> None:
-    """Decide the tapped layers as anomalib's extractor does.
+    """Decide the layers that a CFLOW reads, by the rules of anomalib's feature extractor.
 
     Args:
         choices: The account that keeps the decision.
@@ -47,7 +47,7 @@ def take_layers(choices: Choices, stored: object, *, network: str, widths: tuple
 
 
 def _check_names(stored: Sequence[object]) -> None:
-    """Refuse items of the file's layers that are neither names nor numbers.
+    """Refuse a checkpoint's list of layers with items that are neither names nor numbers.
 
     Raises:
         CheckpointError: An item is neither, or there are more or longer ones than the budget allows.

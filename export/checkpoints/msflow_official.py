@@ -72,7 +72,7 @@ def read(contents: Contents, given: Mapping[str, str]) -> Checkpoint:
 
 
 def _extractor(widths: tuple[int, ...]) -> str:
-    """Return the usual ResNet with these channels in its first layers."""
+    """Return the name of the usual ResNet whose first layers have these channels."""
     for name in ("wide_resnet50_2", "resnet18"):
         if resnet_channels(name)[: len(widths)] == widths and len(widths) == 3:
             return name

@@ -220,7 +220,7 @@ _MAIN_MODULES: Final = ("__main__", "__mp_main__")
 
 
 def may_stand_in(name: Name) -> bool:
-    """Return whether a file may mention a class or a function, as a stand-in that never runs.
+    """Return True when a pickle may name this class or function, for which a stand-in is made that never runs.
 
     The classes of the user's own scripts and of most libraries may be mentioned. From torch and Python's standard
     library only names for data, modules and trainers are allowed. Names that run or fetch something are not.
@@ -246,7 +246,7 @@ def may_stand_in(name: Name) -> bool:
 
 
 def is_foreign(name: Name) -> bool:
-    """Return whether a name is neither Python's nor of a library or a repository that the readers know."""
+    """Return True for a name that is neither Python's nor of a library or repository that the readers know."""
     root = name.module.partition(".")[0]
     return not (_is_standard(root) or root in _KNOWN_LIBRARIES)
 

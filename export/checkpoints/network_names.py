@@ -111,7 +111,7 @@ def _renamed() -> dict[str, str | None]:
 
 
 def _without_old_prefix(architecture: str) -> str | None:
-    """Return the new name of one with an old prefix that is not in timm's table, or None."""
+    """Return today's name of a network with an old prefix that timm's table lacks, or None."""
     import timm
 
     prefix, _, rest = architecture.partition("_")

@@ -29,7 +29,7 @@ _SHARED_START: Final = (
 
 
 def csflow_permutations(scheme: str, tensors: Tensors) -> tuple[tuple[NDArray[np.int64], ...], ...]:
-    """Return the gathers before each block of a flow.
+    """Return the permutations of channels before each coupling of a CS-Flow, as index arrays.
 
     Args:
         scheme: ``per_level`` (the official code, anomalib 0.x) or ``shared`` (anomalib since 1.0).

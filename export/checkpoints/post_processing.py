@@ -82,7 +82,7 @@ def _before_2(state: State) -> SourceScale:
 
 
 def _held(state: State, *names: str) -> float | None:
-    """Return the first of the scalars that is there. The result is None if there is none, or if it was never fitted.
+    """Return the first of several stored scalars that the checkpoint has, or None if it is missing or was not fitted.
 
     Raises:
         CheckpointError: The scalar is beyond what float32 holds, or a standard deviation that is not positive.

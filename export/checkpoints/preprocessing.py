@@ -153,7 +153,7 @@ def transform_steps(transform: object) -> Iterator[tuple[str, dict[str, object]]
 
 
 def _step(transform: object) -> tuple[str, dict[str, object]]:
-    """Return the name and the arguments of one step."""
+    """Return the class name and the arguments of one step of a transform."""
     if isinstance(transform, StandIn):
         return _step_name(str(transform.kind)), dict(transform.attributes)
     described = dict(named(transform))
@@ -175,7 +175,7 @@ def _step_name(path: str) -> str:
 
 
 def _plain(value: object) -> object:
-    """Return an enumeration's value, NumPy's numbers and a tensor's numbers as plain ones, and all else as it is."""
+    """Turn values of enumerations, NumPy and tensors into plain ones, and leave any other value as it is."""
     if isinstance(value, (list, tuple)):
         return [_plain_number(item) for item in value]
     value = _plain_number(value)

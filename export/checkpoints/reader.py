@@ -97,7 +97,7 @@ def _contents(path: Path) -> Contents:
 
 
 def _with_account(checkpoint: Checkpoint, contents: Contents, *, given: bool) -> Checkpoint:
-    """Return the checkpoint with an account of the weights that were taken and of those that were left."""
+    """Add to a checkpoint the record of which weights of its file were taken and which were left."""
     other = (
         f"The file holds others under {printable(contents.copy)}."
         if contents.copy

@@ -93,7 +93,7 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def naming_file(path: Path) -> Iterator[None]:
-    """Begin the message of every CheckpointError with the file's name."""
+    """Put the file's name at the beginning of the message of every CheckpointError."""
     try:
         yield
     except CheckpointError as error:
@@ -158,7 +158,7 @@ def _load_old(file: BinaryIO, mapped: memoryview, budget: Budget) -> object:
 def _old_arrays(
     keys: object, sizes: dict[str, int], mapped: memoryview, start: int
 ) -> dict[str, torch.Tensor]:
-    """Find the arrays behind the pickles. Each is a count of elements and then the elements.
+    """Find the arrays after the pickles of an old file. Each is a count of elements and then the elements.
 
     Args:
         keys: The arrays' keys in order.

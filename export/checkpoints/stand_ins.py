@@ -84,7 +84,7 @@ _KEY_DEPTH: Final = 3  # tuples in tuples that a key may be made of
 
 
 def allowed_name(module: str, qualname: str) -> Name:
-    """Return the token of a name that a pickle mentions.
+    """Return the `Name` of a class or function that a pickle mentions, after a check that it is allowed.
 
     Raises:
         UnsafeCheckpointError: The name is neither a builder's nor one that may become a stand-in.
@@ -119,14 +119,14 @@ def construct(callee: object, args: object, kwargs: object = None) -> object:
 
 
 def key_value_pairs(values: list[object]) -> list[tuple[object, object]]:
-    """Return a list of keys and values in turn as pairs."""
+    """Return a list that holds keys and values alternately as a list of pairs."""
     if len(values) % 2:
         raise ValueError("a key has no value")
     return [(plain_key(k), v) for k, v in zip(values[::2], values[1::2], strict=True)]
 
 
 def plain_key(value: object) -> object:
-    """Return the value, a key of a dict or a member of a set.
+    """Check that a value may be the key of a dict or the member of a set, and return it.
 
     A key is shallow and short, so that hashing it is quick and cannot recurse. Integers in a key have 64 bits at
     most, because larger ones can be chosen to have one hash, and every look-up would compare them all.
@@ -153,14 +153,14 @@ def _is_plain(item: object) -> bool:
 
 
 def integer(value: object) -> int:
-    """Return the value, which must be an integer."""
+    """Check that a value is an integer, and return it."""
     if isinstance(value, int):
         return value
     raise TypeError(f"{type(value).__name__} as a memo index")
 
 
 def numpy_number(value: StandIn) -> object:
-    """Return a number of NumPy's as Python's, and any other stand-in as it is."""
+    """Turn the stand-in of a NumPy number into a Python number, and leave any other stand-in as it is."""
     if value.kind not in _NUMPY_SCALARS:
         return value
     match value.args:
@@ -192,7 +192,7 @@ def _iterable(value: object = ()) -> Iterable[object]:
 
 
 def _attribute(owner: object, attribute: object) -> Name:
-    """Return the name of a method of an object, or of a class's member such as an enumeration's, like other names."""
+    """Return the `Name` of a method, or of a member of a class such as an enumeration."""
     kind = owner.kind if isinstance(owner, StandIn) else owner
     if isinstance(attribute, str) and isinstance(kind, Name) and kind not in _BUILDERS:
         if len(attribute) + len(kind.qualname) > MAX_NAME:
@@ -251,7 +251,7 @@ def _tensor_of_type(
 
 
 def _tensor_of_class(function: object, _class: object, args: object, *_: object) -> object:
-    """Make a tensor of a class of its own as a plain one."""
+    """Make a plain tensor in place of one of a subclass."""
     if isinstance(function, Name) and isinstance(args, tuple):
         if function in ODD_TENSORS:
             return StandIn(kind=function)

@@ -93,7 +93,7 @@ def transform_pipeline(
 
 @dataclass(slots=True)
 class _TransformReader:
-    """Collect the effects of a transform's steps."""
+    """Translate the steps of a transform, one after the other, into fields of `Preprocessing`."""
 
     frame_steps: list[FrameStep] = field(default_factory=list)
     resized: Size | None = None
@@ -108,7 +108,7 @@ class _TransformReader:
     std: Triple = (1.0, 1.0, 1.0)
 
     def read(self, kind: str, args: Mapping[str, object]) -> bool:
-        """Add one step, and return whether the step can be reproduced in its place."""
+        """Add one step of a transform, and return True when FlowEdge can reproduce the step at this place."""
         match kind:
             case "Resize" if self.resized is None:
                 return self._resize(args)

@@ -43,7 +43,7 @@ _TRAINED: Final = "online_model"  # where ema-pytorch keeps the trained weights,
 
 
 def unwrapped(items: Mapping[str, T]) -> dict[str, T]:
-    """Return the items under their names without the wrappers' attributes, wherever these stand in a name.
+    """Return the tensors by their names without the attributes of wrappers, wherever these are in a name.
 
     Raises:
         CheckpointError: Two entries get the same name and differ.
@@ -52,7 +52,7 @@ def unwrapped(items: Mapping[str, T]) -> dict[str, T]:
 
 
 def without_trainer(items: Mapping[str, T]) -> dict[str, T]:
-    """Return the items under their names without the leading ``model.`` of one trainer or of several.
+    """Return the tensors by their names without the leading ``model.`` of one trainer or of several.
 
     Raises:
         CheckpointError: Two entries get the same name and differ.

@@ -99,7 +99,7 @@ def _steps_of_coupling(checkpoint: Checkpoint, prefix: str, stream: int) -> Iter
 
 
 def _subnet(tensors: Tensors, prefix: str) -> Iterator[ir.SubnetLayer]:
-    """Yield the layers that have weights, and a ReLU before every matrix or convolution but the first."""
+    """Yield the layers of a subnet, with a ReLU before every matrix or convolution but the first."""
     number = 0
     while f"{prefix}{number}.weight" in tensors:
         weight = np.asarray(tensors[f"{prefix}{number}.weight"], dtype=np.float32)

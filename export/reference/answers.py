@@ -1,4 +1,4 @@
-"""The reference network's interface, and its answers by the names of the graph's outputs."""
+"""Declare the interface of a reference network, and name its answers as the graph's outputs are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find the folder and the size limit of the device cache, and check that a folder may be one."""
+"""Find the folder and the size limit of the device cache, and check that the folder can be used."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class DeviceCache:
     """A folder of engines, safe for several processes at once."""
 
     def __init__(self, folder: Path, limit: int) -> None:
-        """Name the folder, which is made when something is stored.
+        """Keep the path of the cache folder, which is made when the first file is stored.
 
         Args:
             folder: The folder of the cache.
@@ -310,7 +310,7 @@ class DeviceCache:
                     total -= entry.size
 
     def _why_none(self, facts: EngineFacts, ignoring: tuple[str, ...]) -> str:
-        """Describe the nearest engine of the same graph by the facts in which it differs."""
+        """Explain why there is no engine, by the facts in which the most similar engine of the graph differs."""
         wanted = msgspec.structs.asdict(facts)
         nearest: list[str] = []
         for entry in self.files():

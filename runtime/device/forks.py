@@ -1,4 +1,4 @@
-"""Keep the engines that a forked process inherits, since their threads are not there.
+"""Keep a forked process from destroying the engines that it inherits, whose threads it does not have.
 
 A process that forks is copied with one thread only. An engine of ONNX Runtime or OpenVINO that is used there may wait
 for ever for its other threads, and so may its destructor when the last reference goes or the process ends. CUDA refuses

@@ -16,7 +16,7 @@ from flowedge.progress import Reports
 
 
 def plain_file(path: Path) -> BinaryIO:
-    """Open a file for reading that is a plain one, without waiting for anything.
+    """Open a plain file for reading, and refuse a pipe or a device instead of waiting for it.
 
     Raises:
         OSError: The file is not there, cannot be read, or is a link, a pipe, a device or a folder.
@@ -78,7 +78,7 @@ def _lock(handle: int, reports: Reports) -> None:
 
 
 def _is_still(path: Path, handle: int) -> bool:
-    """Tell whether an open file is the one that has this name now."""
+    """Return True while the path still names the open file, which another process may have replaced."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(handle))
     except FileNotFoundError:

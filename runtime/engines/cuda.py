@@ -65,7 +65,7 @@ def device() -> Device:
 
 
 def _version(number: int) -> str:
-    """Write a version that CUDA gives as a number: 12060 is 12.6."""
+    """Write a version that CUDA gives as a number as text, such as 12.6 for 12060."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
@@ -106,13 +106,13 @@ class Buffer:
         self.host: NDArray[Any] = np.frombuffer(memoryview(content), dtype).reshape(shape)
 
     def to_device(self, images: int, stream: Any) -> None:
-        """Queue the copy of the first ``images`` of the batch."""
+        """Queue the copy of the first ``images`` of the batch from the host to the device."""
         size = self.host[:images].nbytes
         kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         call(cudart.cudaMemcpyAsync, self.device, self._pinned, size, kind, stream)
 
     def to_host(self, images: int, stream: Any) -> None:
-        """Queue the copy of the first ``images`` of the batch."""
+        """Queue the copy of the first ``images`` of the batch from the device to the host."""
         size = self.host[:images].nbytes
         kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         call(cudart.cudaMemcpyAsync, self._pinned, self.device, size, kind, stream)
@@ -129,7 +129,7 @@ def new_stream() -> Any:
 
 
 def captured(stream: Any, queue: Callable[[], None]) -> Any:
-    """Capture the work that ``queue`` puts on the stream, as a graph that one call launches. Nothing is computed yet.
+    """Record the work that ``queue`` puts on the stream as a CUDA graph, which one call can launch later.
 
     Raises:
         EngineUnavailableError: A part of the work cannot be captured.

@@ -80,5 +80,5 @@ def load(opening: Opening) -> Engine:
 
 
 def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Answer zeros in the shape of ``x``."""
+    """Answer zeros in the shape of ``x``, as the test that an engine can run."""
     return np.zeros_like(x)

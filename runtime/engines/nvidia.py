@@ -106,7 +106,7 @@ class Kernels:
         self._runtime_cache: Any = None
 
     def attach(self, config: Any) -> None:
-        """Give the kept kernels to the configuration of a context. The library refuses kernels that do not fit."""
+        """Give a context the kernels of an earlier start. The library refuses those that do not fit."""
         self._runtime_cache = config.create_runtime_cache()
         self._stored = self._cache.read_extra(self._name)
         if self._stored:
@@ -114,7 +114,7 @@ class Kernels:
         config.set_runtime_cache(self._runtime_cache)
 
     def keep(self) -> None:
-        """Store the kernels that were compiled since the start."""
+        """Store the kernels that the library compiled since the start in the device cache."""
         content = bytes(self._runtime_cache.serialize())
         if content != self._stored:
             self._cache.write_extra(self._name, content)

@@ -139,7 +139,7 @@ def serialized(
 
 
 def probe(trt: Any, spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Build and run a graph with one input and one output of the same shape, all of it fixed.
+    """Try the library by building and running a graph with one input and one output of one fixed shape.
 
     Raises:
         EngineUnavailableError: There is no GPU, or the library cannot build or run it.
@@ -174,7 +174,7 @@ def _strongly_typed(trt: Any) -> bool:
 
 
 def set_batches(builder: Any, network: Any, config: Any, batches: tuple[int, int, int]) -> None:
-    """Open the batch of every input between these sizes."""
+    """Let the batch of every input have any size between two sizes."""
     profile = builder.create_optimization_profile()
     for number in range(network.num_inputs):
         taken = network.get_input(number)
@@ -198,7 +198,7 @@ def _set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> N
 
 
 def use_dla(trt: Any, builder: Any, network: Any, config: Any, building: Building) -> list[str]:
-    """Put the backbone's layers on the accelerator, and return a note about the layers that run on the GPU instead.
+    """Put the layers of the backbone on the deep-learning accelerator, and return a note on those that it refused.
 
     Raises:
         EngineUnavailableError: There is no accelerator, or it cannot take this precision or an open batch.

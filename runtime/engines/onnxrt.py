@@ -120,7 +120,7 @@ def build(building: Building) -> Built:
 
 
 def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run a graph with one input and one output of the same shape.
+    """Try ONNX Runtime by running a graph with one input and one output of one shape.
 
     Raises:
         EngineUnavailableError: This ONNX Runtime has no such provider, cannot load it, or cannot run the graph.
@@ -197,7 +197,7 @@ def _engines_of(cache: DeviceCache, facts: EngineFacts) -> Path:
 
 
 def _has_engines(cache: DeviceCache, facts: EngineFacts) -> bool:
-    """Tell whether ONNX Runtime would find engines there, and plain files only, which open without waiting."""
+    """Return True where a folder holds engines for ONNX Runtime, and nothing but plain files."""
     files = list(_engines_of(cache, facts).glob("*"))
     are_plain = all(file.is_file() and not file.is_symlink() for file in files)
     return are_plain and any(file.suffix == ".engine" for file in files)

@@ -76,7 +76,7 @@ def load(opening: Opening) -> Engine:
 
 
 def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run a graph with one input and one output of the same shape.
+    """Try OpenVINO by running a graph with one input and one output of one shape.
 
     Raises:
         EngineUnavailableError: The device is not there or cannot run it.
@@ -162,7 +162,7 @@ class _OpenVino:
             self._sizes.clear()  # a thread that infers holds its graph until it has the answer
 
     def _sized(self, batch: int) -> _Sized:
-        """Find the graph of a batch size, or compile it while other threads wait.
+        """Return the graph that is compiled for a batch size, or compile it while other threads wait.
 
         The graph for single images is always kept. The other sizes keep the `_SIZES_KEPT` graphs that were used last.
         """
@@ -293,7 +293,7 @@ def _model(graph: Path | io.BytesIO) -> ov.Model:
 
 
 def _overflows_in_eight_bits() -> bool:
-    """Tell whether sums of products overflow here, with the instructions that oneDNN's own variable leaves."""
+    """Return True where 8-bit products overflow, on this processor with the instructions that oneDNN may use."""
     allowed = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
     if allowed in _WITHOUT_VNNI:
         return True
@@ -349,7 +349,7 @@ def _specs(ports: list[Any]) -> dict[str, TensorSpec]:
 
 
 def _one_line(error: BaseException) -> str:
-    """The reason, without the places in OpenVINO's source that it came by."""
+    """Return the reason of an error in one line, without places in OpenVINO's source."""
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(("Exception from", "Check '")))
 
