@@ -90,7 +90,20 @@ class _Commands(Mapping[str, Any]):
         return len(COMMANDS)
 
 
-class CommandGroup(typer.core.TyperGroup):
+class _Group(typer.core.TyperGroup):
+    """A group whose own options cost no import of a large library."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options before the command. A flag that is not given is False instead of None."""
+        options: list[Any] = super().get_params(ctx)
+        # Typer's own flags, for help and completion, have no value, and Typer imports pydantic to convert it.
+        for option in options:
+            if getattr(option, "is_flag", False) and option.default is None:
+                option.default = False
+        return options
+
+
+class CommandGroup(_Group):
     """The group of all commands, whose modules are imported one by one when a command is used."""
 
     def __init__(self, **settings: Any) -> None:
@@ -118,6 +131,7 @@ def new_group(name: str, **settings: Any) -> typer.Typer:
     """
     return typer.Typer(
         name=name,
+        cls=_Group,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -154,14 +168,24 @@ def _quiet(wanted: bool) -> None:
         verbosity.set_verbosity(verbosity.QUIET)
 
 
-def _verbose(count: int) -> None:
-    if count:
-        from flowedge.cli.logs import show_log
-
-        verbosity.set_verbosity(count)
-        show_log(count)
+def _verbose(wanted: bool) -> None:
+    if wanted:
+        _log(verbosity.INFO)
 
 
+def _debug(wanted: bool) -> None:
+    if wanted:
+        _log(verbosity.DEBUG)
+
+
+def _log(level: int) -> None:
+    from flowedge.cli.logs import show_log  # imported here, since most commands show no log
+
+    verbosity.set_verbosity(level)
+    show_log(level)
+
+
+# All are flags. Typer imports a large library to convert the value of any other option.
 def _options_of_all(
     quiet: Annotated[
         bool,
@@ -170,16 +194,17 @@ def _options_of_all(
         ),
     ] = False,
     verbose: Annotated[
-        int,
+        bool,
         typer.Option(
             "--verbose",
             "-v",
-            count=True,
             callback=_verbose,
-            show_default=False,
-            help="Log each step to standard error: files, engines, timings. Repeat it for more.",
+            help="Log each step to standard error: files, engines, times.",
         ),
-    ] = 0,
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", "-vv", callback=_debug, help="Log every detail to standard error.")
+    ] = False,
 ) -> None:
     """Declare the options that every command has."""
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import codecs
 import re
 import sys
-from typing import Annotated, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from flowedge.cli import completion
@@ -18,6 +17,9 @@ from flowedge.cli.verbosity import is_quiet
 from flowedge.errors import FlowEdgeError
 from flowedge.manifest_bounds import MAX_SIDE
 from flowedge.text import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 WIDEST: Final = 10_000  # characters: lines are whole in a file or a pipe
 
@@ -146,6 +148,8 @@ def _without_surrogates(value: Any) -> Any:
 
 def table(*columns: str, title: str | None = None) -> Table:
     """Make an empty table in the style of all commands. A column whose name starts with ``>`` is right-aligned."""
+    from rich.table import Table  # imported here, since --help prints no table
+
     made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for column in columns:
         made.add_column(

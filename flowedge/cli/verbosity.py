@@ -29,12 +29,8 @@ def verbosity() -> int:
 
 
 def set_verbosity(level: int) -> None:
-    """Set the level for the command of this process.
-
-    Args:
-        level: ``QUIET``, ``NORMAL``, ``INFO`` or ``DEBUG``. A larger number counts as ``DEBUG``.
-    """
-    _State.level = min(level, DEBUG)
+    """Set the level for the command of this process, to ``QUIET``, ``NORMAL``, ``INFO`` or ``DEBUG``."""
+    _State.level = level
 
 
 def is_quiet() -> bool:
