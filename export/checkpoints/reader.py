@@ -97,7 +97,7 @@ def _contents(path: Path) -> Contents:
 
 
 def _with_account(checkpoint: Checkpoint, contents: Contents, *, given: bool) -> Checkpoint:
-    """Add to a checkpoint the record of which weights of its file were taken and which were left."""
+    """Add to a checkpoint the record of the weights that were taken from its file, and of those that were left."""
     other = (
         f"The file holds others under {printable(contents.copy)}."
         if contents.copy
