@@ -28,7 +28,7 @@ of log NFA. The tree multiplies the probabilities of many pixels, and the block 
 class Painted(Protocol):
     """The parts of a result that choose the colours. `flowedge.runtime.result.Result` describes them."""
 
-    # A type checker tells a cached property from a plain one.
+    # Pyright accepts no cached property of a result where a protocol has a plain one.
     @cached_property
     def anomaly_map(self) -> NDArray[np.float32]: ...
     @cached_property

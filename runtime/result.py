@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,12 +17,6 @@ from flowedge.manifest import ColourScale, NfaThreshold, Preprocessing, Threshol
 from flowedge.runtime.record import Inspection, Verdict
 from flowedge.runtime.regions import Region, find_regions
 from flowedge.runtime.render import Style, draw, write_content, write_jpeg, write_png
-
-if TYPE_CHECKING:
-    # Pyright accepts no functools.cached_property where a protocol, such as that of the renderer, has a property.
-    from builtins import property as cached_property
-else:
-    from functools import cached_property
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
