@@ -3,6 +3,7 @@
 Every name here is imported when it is first used, so that ``import flowedge`` loads neither NumPy nor an engine:
 
 - `load` opens a bundle for inspection and gives a `Detector`. A `Detector` answers a frame with a `Result`.
+- `load_pack` opens a pack of several detectors that share one backbone, and gives a `ProductLine`.
 - `calibrate` fits the thresholds of a bundle.
 - `evaluate` measures a detector on a dataset.
 - `verify` replays the self-test of a bundle.
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
     from flowedge import errors, export
     from flowedge.calibration.from_path import calibrate, evaluate
     from flowedge.runtime.detector import Detector
-    from flowedge.runtime.from_path import load, verify
+    from flowedge.runtime.from_path import load, load_pack, verify
     from flowedge.runtime.opening.doctor import doctor
+    from flowedge.runtime.products import ProductLine
     from flowedge.runtime.result import Result
 
 __all__ = [
     "Detector",
+    "ProductLine",
     "Result",
     "__version__",
     "calibrate",
@@ -39,17 +42,20 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "load_pack",
     "verify",
 ]
 
 _MODULES: Final = MappingProxyType(
     {
         "Detector": "flowedge.runtime.detector",
+        "ProductLine": "flowedge.runtime.products",
         "Result": "flowedge.runtime.result",
         "calibrate": "flowedge.calibration.from_path",
         "doctor": "flowedge.runtime.opening.doctor",
         "evaluate": "flowedge.calibration.from_path",
         "load": "flowedge.runtime.from_path",
+        "load_pack": "flowedge.runtime.from_path",
         "verify": "flowedge.runtime.from_path",
     }
 )

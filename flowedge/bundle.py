@@ -23,7 +23,15 @@ from typing import Final
 
 import msgspec
 
-from flowedge.bundle_files import MANIFEST, check_listing, check_paths, hash_of, read_manifest, verify
+from flowedge.bundle_files import (
+    MANIFEST,
+    check_listing,
+    check_paths,
+    hash_of,
+    pack_around,
+    read_manifest,
+    verify,
+)
 from flowedge.drafts import draft_folder
 from flowedge.errors import BundleChangedError, BundleError
 from flowedge.manifest import SCHEMA, Manifest, StoredFile
@@ -95,6 +103,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     begun = time.monotonic()
     folder = Path(path)
+    refuse_pack(folder)
     manifest = peek_bundle(folder)
     for stored in manifest.files:
         verify(folder, stored)
@@ -122,6 +131,21 @@ def peek_bundle(folder: Path) -> Manifest:
     if not is_bundle:
         raise _no_bundle(folder)
     return read_manifest(folder)
+
+
+def refuse_pack(folder: Path) -> None:
+    """Refuse a pack, or a product in one, where a bundle with its own graphs is needed.
+
+    Raises:
+        BundleError: The folder is a pack or a product in a pack.
+    """
+    pack = pack_around(folder)
+    if pack is not None:
+        what = "is a pack" if pack == folder else f"is a product of the pack {pack}"
+        raise BundleError(
+            f"{folder} {what}, and this works on a bundle. Work on the bundle that was packed, and pack it again with: "
+            f"flowedge pack BUNDLE... -o {pack} --overwrite"
+        )
 
 
 def _no_bundle(path: Path) -> BundleError:

@@ -15,6 +15,7 @@ from flowedge.manifest import Manifest, StoredFile
 from flowedge.manifest_json import MAX_BYTES, manifest_from_json
 
 MANIFEST: Final = "manifest.json"
+PACK_INDEX: Final = "pack.json"
 _CHUNK_BYTES: Final = 1 << 20
 # One allow-list keeps out "..", hidden names, absolute paths, backslashes, drive letters, NUL, look-alikes.
 _SAFE_PATH: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
@@ -39,6 +40,14 @@ def read_manifest(folder: Path) -> Manifest:
     except BundleError as error:
         raise BundleError(f"{folder}: {error}") from error
     return manifest
+
+
+def pack_around(folder: Path) -> Path | None:
+    """Return the pack that a folder is, or that it is a product of. The value is None for any other folder."""
+    for place in (folder, folder.absolute().parent.parent):
+        if os.path.lexists(place / PACK_INDEX):
+            return place
+    return None
 
 
 def check_listing(manifest: Manifest) -> None:

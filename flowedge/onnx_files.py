@@ -37,7 +37,7 @@ def load_graph(source: Path) -> onnx.ModelProto:
 
 
 def save_graph(model: onnx.ModelProto, target: Path, *, check: bool = True) -> None:
-    """Write a graph without its inferred shapes, and check it. Large weights go into a file beside the graph.
+    """Write a graph and check it. Large weights go into a file beside the graph.
 
     Args:
         model: The graph.
@@ -47,7 +47,6 @@ def save_graph(model: onnx.ModelProto, target: Path, *, check: bool = True) -> N
     Raises:
         ExportError: The graph is not valid.
     """
-    del model.graph.value_info[:]
     large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_ABOVE
     onnx.save(
         model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, NoReturn
 
@@ -159,16 +159,12 @@ class Detector:
         return self._detect(frames, color)
 
     def _detect(self, frames: Sequence[Given] | NDArray[Any], color: Color) -> list[Result]:
-        if os.getpid() != self._process:
-            raise self._not_here("cannot be used after a fork: its threads stayed in the other process")
-        if self._is_closed:
-            raise self._closed()
+        self.check_usable()
         check_color(color)
         if len(frames) == 0:
             return []
         start = time.perf_counter()
-        pixels = self._pixels(frames, color)
-        image = self._input(pixels)
+        pixels, image = self.prepare(frames, color)
         preprocessed = time.perf_counter()
         try:
             outputs = self.engine.infer(image)
@@ -176,18 +172,63 @@ class Detector:
             if not self._is_closed:
                 raise
             raise self._closed() from error  # by another thread, since the check above
-        inferred = time.perf_counter()
+        ms = 1000 / len(frames)
+        return self.judge(
+            pixels,
+            outputs,
+            preprocess_ms=(preprocessed - start) * ms,
+            infer_ms=(time.perf_counter() - preprocessed) * ms,
+        )
+
+    def check_usable(self) -> None:
+        """Check that the detector is open, and that this process loaded it.
+
+        Raises:
+            ValueError: The detector was closed.
+            ProcessError: The process was forked after the detector was loaded.
+        """
+        if os.getpid() != self._process:
+            raise self._not_here("cannot be used after a fork: its threads stayed in the other process")
+        if self._is_closed:
+            raise self._closed()
+
+    def prepare(
+        self, frames: Sequence[Given] | NDArray[Any], color: Color = "rgb"
+    ) -> tuple[list[NDArray[np.uint8]], NDArray[Any]]:
+        """Return the frames as 8-bit RGB, and the engine's input that is made of them.
+
+        Raises:
+            ImageError: A frame is of another type or shape, cannot be read, or does not become the graph's input.
+        """
+        pixels = self._pixels(frames, color)
+        return pixels, self._input(pixels)
+
+    def judge(
+        self,
+        pixels: Sequence[NDArray[np.uint8]],
+        outputs: Mapping[str, NDArray[np.float32]],
+        *,
+        preprocess_ms: float,
+        infer_ms: float,
+    ) -> list[Result]:
+        """Decide on frames whose answers an engine has computed.
+
+        Args:
+            pixels: The frames as 8-bit RGB.
+            outputs: The outputs of the engine by name, for as many images as there are frames.
+            preprocess_ms: The time of preparing one frame, in ms.
+            infer_ms: The time of the engine for one frame, in ms.
+        """
+        begun = time.perf_counter()
         decisions = self._decider(outputs)
         problems = [
             self._frame_problem(frame) or (_NOT_FINITE if decision.verdict == "not_inspected" else "")
             for frame, decision in zip(pixels, decisions, strict=True)
         ]
-        decided = time.perf_counter()
-        ms = 1000 / len(frames)
         timings = Timings(
-            preprocess_ms=(preprocessed - start) * ms,
-            infer_ms=(inferred - preprocessed) * ms,
-            decide_ms=(decided - inferred) * ms,
+            preprocess_ms=preprocess_ms,
+            infer_ms=infer_ms,
+            decide_ms=(time.perf_counter() - begun) * 1000 / len(pixels),
         )
         return [
             Result(

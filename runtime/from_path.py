@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
+from pathlib import Path
+from typing import Any
 
 from flowedge.bundle import open_bundle
+from flowedge.bundle_files import pack_around
+from flowedge.errors import BundleError
+from flowedge.pack import Pack, open_pack
 from flowedge.runtime.detector import Detector
+from flowedge.runtime.opening.joined import open_product, open_products
 from flowedge.runtime.opening.opening import open_or_build
+from flowedge.runtime.products import ProductLine, verify_products
 from flowedge.runtime.verify import Check, verify_bundle
 
 
@@ -19,11 +28,11 @@ def load(
     source_scale: bool = False,
     build: bool = False,
     min_region_px: int = 1,
-) -> Detector:
-    """Open a bundle and load one of its graphs, ready to inspect frames.
+) -> Detector | Any:
+    """Open a bundle or a pack and load graphs of one precision, ready to inspect frames.
 
     Args:
-        path: The bundle's folder.
+        path: The folder of a bundle, of a pack, or of one product in a pack (``line.flowedgepack/products/bottle``).
         engine: A name of ``flowedge.runtime.ENGINES``. Without a name, the first that opens on this machine is taken.
         precision: The precision of the graph. ``int8`` means the INT8 graph for the engine's device. ``auto`` means the
             fastest graph that is right here, measured once.
@@ -34,6 +43,10 @@ def load(
             Otherwise nothing is compiled.
         min_region_px: The number of pixels of the frame below which a region is left out of `Result.regions`. Score,
             verdict, map and mask do not depend on it.
+
+    Returns:
+        A `Detector` for a bundle or a product, and a `ProductLine` for a pack. Programs that check types open a pack
+        with `load_pack`.
 
     Raises:
         BundleError: The bundle cannot be trusted, or has no graph of this precision. With ``source_scale``, it holds no
@@ -53,9 +66,76 @@ def load(
         >>> result.anomaly_map.shape
         (480, 640)
     """
+    folder = Path(path)
+    if (around := pack_around(folder)) is not None:
+        pack = open_pack(around)
+        if build:
+            raise BundleError(
+                f"{around} is a pack, and build is for bundles. Take an engine that needs no build."
+            )
+        if around == folder:
+            return _line(pack, pack.names, engine, precision, threads, source_scale, min_region_px)
+        opened = open_product(pack, folder.name, engine, precision, threads=threads)
+        bundle = pack.product(folder.name)
+        return Detector(bundle, opened, source_scale=source_scale, min_region_px=min_region_px)
     bundle = open_bundle(path)
     opened = open_or_build(engine, bundle, precision, threads=threads, build=build)
     return Detector(bundle, opened, source_scale=source_scale, min_region_px=min_region_px)
+
+
+def load_pack(
+    path: str | PathLike[str],
+    *,
+    products: Sequence[str] | None = None,
+    engine: str | None = None,
+    precision: str = "fp32",
+    threads: int | None = None,
+    source_scale: bool = False,
+    min_region_px: int = 1,
+) -> ProductLine:
+    """Open a pack and load its backbone once and a head for each product, ready to inspect frames.
+
+    Args:
+        path: The pack's folder.
+        products: The names of the products to load. Without names, all products are loaded.
+        engine: A name of ``flowedge.runtime.ENGINES``. Without a name, the first that opens on this machine is taken.
+        precision: The precision of the graphs. ``int8`` means the INT8 graphs for the engine's device.
+        threads: The number of CPU threads of one inference. Without a number the engine decides.
+        source_scale: True gives the score and the map that anomalib would give, and decides by anomalib's thresholds.
+        min_region_px: The number of pixels of the frame below which a region is left out of `Result.regions`.
+
+    Raises:
+        BundleError: The pack cannot be trusted, or has no such product or precision.
+        EngineUnavailableError: The engine cannot run on this machine.
+        EngineWrongError: The engine's answers to the self-test of a product are wrong on this machine.
+        ValueError: ``products`` names none, or ``threads`` is below 1.
+
+    Examples:
+        >>> import numpy as np
+        >>> import flowedge
+        >>> with flowedge.load_pack("line.flowedgepack") as line:
+        ...     results = line.detect_products(np.zeros((480, 640, 3), dtype=np.uint8))
+        >>> sorted(results) == sorted(line.products)
+        True
+    """
+    pack = open_pack(path)
+    names = pack.names if products is None else tuple(dict.fromkeys(products))
+    if not names:
+        raise ValueError(f"no product was named. The pack has: {', '.join(pack.names)}.")
+    return _line(pack, names, engine, precision, threads, source_scale, min_region_px)
+
+
+def _line(
+    pack: Pack,
+    products: Sequence[str],
+    engine: str | None,
+    precision: str,
+    threads: int | None,
+    source_scale: bool,
+    min_region_px: int,
+) -> ProductLine:
+    engines = open_products(pack, products, engine, precision, threads=threads)
+    return ProductLine(pack, engines, source_scale=source_scale, min_region_px=min_region_px)
 
 
 def verify(
@@ -68,7 +148,7 @@ def verify(
     """Replay a bundle's self-test on this machine, and compare the answers with those recorded at export.
 
     Args:
-        path: The bundle's folder.
+        path: The folder of a bundle, of a pack, whose products are all verified, or of one product in a pack.
         engine: A name of ``flowedge.runtime.ENGINES``. Without a name, the first that opens on this machine is taken.
         precision: The precision of the graph. ``int8`` is the one for the engine's device.
         threads: The number of CPU threads of one inference. Without a number the engine decides.
@@ -85,4 +165,12 @@ def verify(
         >>> all(check.passed for check in flowedge.verify("bottle.flowedge"))
         True
     """
+    folder = Path(path)
+    if (around := pack_around(folder)) is not None:
+        pack = open_pack(around)
+        names = pack.names if around == folder else (folder.name,)
+        found = verify_products(pack, names, engine=engine, precision=precision, threads=threads)
+        return tuple(
+            replace(check, name=f"{name}: {check.name}") for name, checks in found.items() for check in checks
+        )
     return verify_bundle(open_bundle(path), engine=engine, precision=precision, threads=threads)

@@ -137,6 +137,7 @@ class PrecisionConverter:
                 to_half(model, rest, keep={*keep, *found})
         elif not emulated:
             store_in_half(model)
+        del model.graph.value_info[:]  # the inferred shapes
         save_graph(model, target, check=not emulated)
         graph = GraphFile(
             precision=precision,

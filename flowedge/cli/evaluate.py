@@ -24,6 +24,7 @@ from flowedge.cli.output import (
     table,
 )
 from flowedge.cli.places import check_bundle, check_folder
+from flowedge.cli.products import ProductName, folder_of_product
 from flowedge.cli.progress import progress_bar
 from flowedge.cli.threshold_text import print_points
 from flowedge.targets import check_file_target
@@ -32,10 +33,11 @@ NAME = "eval"
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(help="The bundle, or a pack.", show_default=False)],
     dataset: Annotated[
         Path, typer.Argument(help="A labelled dataset in the layout of MVTec AD.", show_default=False)
     ],
+    product: ProductName = None,
     engine: EngineName = None,
     precision: PrecisionOption = "fp32",
     threads: Threads = None,
@@ -53,6 +55,7 @@ def command(
 
     The exit status is 1 when an image was not inspected.
     """
+    bundle = folder_of_product(bundle, product)
     check_bundle(bundle, dataset)
     check_folder(dataset)
     if html is not None:

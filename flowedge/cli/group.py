@@ -53,6 +53,10 @@ COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
             "flowedge.cli.run",
             "Inspect images and print a row with the verdict of each as soon as it is known.",
         ),
+        "pack": Listed(
+            "flowedge.cli.pack",
+            "Pack bundles that have the same backbone: one graph of the backbone, and a small head for each product.",
+        ),
         "bench": Listed(
             "flowedge.cli.bench",
             "Time bundles on every engine and precision in turns, each in its own process, and check their answers.",

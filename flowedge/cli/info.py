@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from flowedge.bundle import open_bundle
+from flowedge.bundle_files import pack_around
 from flowedge.cli.output import RESULTS, Json, listed, print_json, table
 from flowedge.cli.places import check_file
 from flowedge.cli.settings import TransformFrom, print_assumed, settings_from
@@ -25,6 +26,7 @@ from flowedge.manifest import (
     Preprocessing,
     SourceScale,
 )
+from flowedge.pack import open_pack
 from flowedge.packages import explain_missing
 from flowedge.text import printable
 
@@ -37,7 +39,7 @@ NAME = "info"
 
 
 def command(
-    source: Annotated[Path, typer.Argument(help="A checkpoint or a bundle.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="A checkpoint, a bundle or a pack.", show_default=False)],
     assignments: Annotated[
         list[str] | None,
         typer.Option(
@@ -62,6 +64,9 @@ def command(
             raise BundleError(
                 f"{source} is a bundle. --set and --transform-from are for a checkpoint: leave them out."
             )
+        if pack_around(source) is not None and not graph:
+            _print_pack(source, json=json)
+            return
         bundle = open_bundle(source)
         result = read_lowering(bundle) if graph else bundle.manifest
         if json:
@@ -87,6 +92,42 @@ def command(
         print_json(_json_of_checkpoint(checkpoint))
     else:
         _print_checkpoint(checkpoint)
+
+
+def _print_pack(folder: Path, *, json: bool) -> None:
+    """Print the facts of a pack, or those of one of its products."""
+    around = pack_around(folder)
+    assert around is not None
+    pack = open_pack(around)
+    if around != folder:
+        manifest = pack.product(folder.name).manifest
+        if json:
+            print_json(manifest)
+        else:
+            _print_bundle(manifest)
+        return
+    manifests = {name: bundle.manifest for name, bundle in pack.products.items()}
+    if json:
+        print_json({"pack": pack.index, "products": manifests})
+        return
+    first = next(iter(manifests.values()))
+    facts = table("", "")
+    facts.add_row("backbone", first.backbone)
+    facts.add_row("input", "x".join(map(str, first.image_size)))
+    facts.add_row("preprocessing", _preprocessing_text(first.preprocessing))
+    for backbone in pack.index.backbones:
+        shapes = ", ".join(f"{one.channels}@{one.height}x{one.width}" for one in backbone.features)
+        facts.add_row(backbone.precision, f"features {shapes}, digest {backbone.digest[:12]}…")
+    facts.add_row("written", f"{pack.index.created} by FlowEdge {pack.index.flowedge_version}")
+    size = sum(file.size for file in pack.index.files)
+    facts.add_row("size", f"{size / 1e6:.1f} MB in {len(pack.index.files)} files")
+    RESULTS.print(facts)
+    products = table("product", "family", "checkpoint", "precision", "image threshold", "pixel threshold")
+    for name, manifest in manifests.items():
+        for graph in manifest.graphs:
+            image, pixel = (_threshold_text(one) for one in (graph.thresholds.image, graph.thresholds.pixel))
+            products.add_row(name, manifest.family, manifest.source.file, graph.precision, image, pixel)
+    RESULTS.print(products)
 
 
 def _print_bundle(manifest: Manifest) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from flowedge.bundle import peek_bundle
-from flowedge.bundle_files import MANIFEST
+from flowedge.bundle import peek_bundle, refuse_pack
+from flowedge.bundle_files import MANIFEST, pack_around
 from flowedge.errors import CheckpointError, DataError, FlowEdgeError
 from flowedge.files import open_regular_file, why_unreadable
 from flowedge.text import printable
@@ -36,6 +36,8 @@ def check_bundle(bundle: Path, *others: str | Path | None) -> None:
         for other in others:
             if other is not None and _is_bundle(Path(other)):
                 raise _swapped(bundle, other, "a bundle")
+    if pack_around(bundle) == bundle:
+        refuse_pack(bundle)
     peek_bundle(bundle)
 
 

@@ -21,6 +21,7 @@ from flowedge.cli.output import (
     print_json,
 )
 from flowedge.cli.places import check_bundle, check_images
+from flowedge.cli.products import ProductName, folder_of_product
 from flowedge.cli.progress import progress_bar
 from flowedge.cli.rows import Rows, Totals
 from flowedge.cli.signals import EndedBySignal
@@ -41,7 +42,7 @@ _NAMED: Final = 5
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(help="The bundle, or a pack.", show_default=False)],
     sources: Annotated[
         list[str] | None,
         typer.Argument(
@@ -79,6 +80,7 @@ def command(
             help="The pictures of --out: findings on the frame, the bare frame beside them, or the mask alone.",
         ),
     ] = "overlay",
+    product: ProductName = None,
     engine: EngineName = None,
     precision: PrecisionOption = "fp32",
     threads: Threads = None,
@@ -136,6 +138,7 @@ def command(
         raise FlowEdgeError("--json and --csv - both fill standard output. Name a file for one of them.")
     if style != "overlay" and out is None:
         raise FlowEdgeError(f"--style {style} draws no picture without a folder. Add --out FOLDER.")
+    bundle = folder_of_product(bundle, product)
     check_bundle(bundle, *(sources or ()))
     for source in sources or ():
         if source != "-":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from flowedge.bundle import Bundle, open_bundle
+from flowedge.bundle_files import pack_around
 from flowedge.cli.output import (
     RESULTS,
     EngineName,
@@ -20,6 +21,7 @@ from flowedge.cli.output import (
 )
 from flowedge.cli.places import check_bundle, check_file, check_images
 from flowedge.cli.precision import print_gate
+from flowedge.cli.products import ProductName, folder_of_product
 from flowedge.cli.progress import progress_bar
 from flowedge.errors import FlowEdgeError
 from flowedge.packages import explain_missing
@@ -33,7 +35,7 @@ NAME = "verify"
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(help="The bundle, or a pack.", show_default=False)],
     against: Annotated[
         Path | None,
         typer.Option(
@@ -59,9 +61,12 @@ def command(
     engine: EngineName = None,
     precision: OnePrecision = "fp32",
     threads: Threads = None,
+    product: ProductName = None,
     json: Json = False,
 ) -> None:
     """Replay the self-test of a bundle on this machine.
+
+    Of a pack, the self-test of every product is replayed, or that of one with --product.
 
     The exit status is 1 when a check fails.
     """
@@ -69,6 +74,12 @@ def command(
         raise FlowEdgeError(
             "verify checks one graph: name its precision. The word auto is for run, eval, bench and build."
         )
+    if pack_around(bundle) is not None or product is not None:
+        if against is not None or data is not None:
+            raise FlowEdgeError(
+                "--against and --data are for a bundle, and a pack has the self-tests of its products."
+            )
+        _verify_products(bundle, product, engine, precision, threads, json=json)
     if data is not None and against is None and precision == "fp32":
         raise FlowEdgeError(
             "--data goes with --against CKPT, or with a lower --precision, which is compared with fp32. The self-test "
@@ -120,6 +131,32 @@ def command(
         print_checks(checks, f"{bundle}, {precision}")
         if gate is not None:
             print_gate(gate, f"{precision} against fp32, {gate.good_images} images of {data}")
+    raise typer.Exit(0 if passed else 1)
+
+
+def _verify_products(
+    path: Path, product: str | None, engine: str | None, precision: str, threads: int | None, *, json: bool
+) -> NoReturn:
+    """Replay the self-tests of the products of a pack, and end the command."""
+    is_whole = pack_around(path) == path and product is None
+    folder = path if is_whole else folder_of_product(path, product)
+    around = pack_around(folder)
+    assert around is not None
+    from flowedge.pack import open_pack
+    from flowedge.runtime.products import verify_products
+
+    pack = open_pack(around)
+    names = pack.names if is_whole else (folder.name,)
+    with progress_bar() as reports:
+        reports.step("replaying the self-tests")
+        found = verify_products(pack, names, engine=engine, precision=precision, threads=threads)
+    passed = all(check.passed for checks in found.values() for check in checks)
+    if json:
+        rows = {name: as_rows(checks) for name, checks in found.items()}
+        print_json({"pack": str(around), "precision": precision, "passed": passed, "products": rows})
+    else:
+        for name, checks in found.items():
+            print_checks(checks, f"{around}, {name}, {precision}")
     raise typer.Exit(0 if passed else 1)
 
 

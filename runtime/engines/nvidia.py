@@ -153,13 +153,14 @@ class Native:
         self.output_names: tuple[str, ...] = tuple(outputs)
         self._inputs, self._kernels = inputs, kernels
         sizes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+        batches = (1, 1)
         for tensor in inputs:
-            smallest = largest = tuple(engine.get_tensor_shape(tensor))
-            if -1 in largest:
-                smallest, _, largest = (tuple(one) for one in engine.get_tensor_profile_shape(tensor, 0))
-            sizes[tensor] = (largest, np.dtype(_dtype(engine, tensor)))
-        self.batches: tuple[int, int] | None = (smallest[0], largest[0])
-        self._use_graph = graphs and kernels is None and smallest == largest
+            shape = tuple(engine.get_tensor_shape(tensor))
+            shapes = engine.get_tensor_profile_shape(tensor, 0) if -1 in shape else (shape, shape, shape)
+            sizes[tensor] = (tuple(shapes[2]), np.dtype(_dtype(engine, tensor)))
+            batches = int(shapes[0][0]), int(shapes[2][0])
+        self.batches: tuple[int, int] | None = batches
+        self._use_graph = graphs and kernels is None and batches[0] == batches[1]
         self._graph: Any = None
         self._has_run = False
         with contextlib.ExitStack() as stack:
@@ -173,7 +174,7 @@ class Native:
             stack.callback(cuda.destroy_stream, self._stream)
             self._buffers: dict[str, cuda.Buffer] = {}
             for output, spec in outputs.items():
-                full = tuple(largest[0] if size is None else size for size in spec.shape)
+                full = tuple(batches[1] if size is None else size for size in spec.shape)
                 sizes[output] = (full, np.dtype(spec.dtype))
             for tensor, (full, dtype) in sizes.items():
                 buffer = cuda.Buffer(full, dtype)

@@ -230,7 +230,9 @@ def _tensorrt_version() -> str:
 
 def _checked_session(opening: Opening, providers: _Providers) -> ort.InferenceSession:
     graph = opening.graph
-    session = _session(str(graph), providers, threads=opening.threads, where=str(graph))
+    session = _session(
+        str(graph), providers, threads=opening.threads, takes_turns=opening.takes_turns, where=str(graph)
+    )
     try:
         inputs, outputs = _specs(session.get_inputs()), _specs(session.get_outputs())  # pyright: ignore[reportArgumentType]
     except UnicodeDecodeError as error:
@@ -282,9 +284,12 @@ _WIDER_PRODUCTS: Final = "session.x64quantprecision"
 
 
 def _session(
-    model: str | bytes, providers: _Providers, *, threads: int | None, where: str
+    model: str | bytes, providers: _Providers, *, threads: int | None, where: str, takes_turns: bool = False
 ) -> ort.InferenceSession:
     options = _session_options(providers, threads)
+    if takes_turns:
+        # Idle threads otherwise hold the cores for a while, and the next session computes several times as long.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         name = contextlib.nullcontext(model) if isinstance(model, bytes) else utf8_name(model)
         with flushing_denormals(), name as readable:

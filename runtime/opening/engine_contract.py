@@ -47,11 +47,14 @@ class Opening:
         spec: The engine's facts.
         source: The graph.
         threads: The number of CPU threads of one inference. Without a number the engine decides.
+        takes_turns: True for one of several engines that compute one after the other. Its threads must then leave the
+            processor when a run ends, and must not wait there for the next one.
     """
 
     spec: EngineSpec
     source: GraphSource
     threads: int | None
+    takes_turns: bool = False
 
     @property
     def graph(self) -> Path:

@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -55,13 +56,14 @@ _SETTINGS: Final = (
 )
 
 
-def prove(bundle: Bundle, engine: Opened, *, threads: int | None) -> None:
+def prove(bundle: Bundle, engine: Opened, *, threads: int | None, parts: Sequence[str] = ()) -> None:
     """Replay the bundle's self-test on an engine, unless it once passed under the same circumstances.
 
     Args:
         bundle: A verified bundle.
         engine: An engine that has loaded one of its graphs.
         threads: The number of CPU threads that the engine was opened with.
+        parts: The hashes of the graphs that the engine runs in place of the bundle's own.
 
     Raises:
         EngineWrongError: An answer differs from the recorded one by more than the limit of the precision.
@@ -72,7 +74,7 @@ def prove(bundle: Bundle, engine: Opened, *, threads: int | None) -> None:
     cache = _cache() if _can_be_remembered(spec) else None
     name, record = "", b""
     if cache is not None:
-        record = _facts(bundle, engine.precision, spec, threads)
+        record = _facts(bundle, engine.precision, spec, threads, parts)
         name = f"proofs/{hashlib.sha256(record).hexdigest()[:32]}.json"
         if cache.read_extra(name) == record:
             _LOG.info("%s passed the self-test of %s here before", engine.name, engine.precision)
@@ -105,7 +107,9 @@ def _can_be_remembered(spec: EngineSpec) -> bool:
     return not spec.compiled and not spec.device.startswith("intel")
 
 
-def _facts(bundle: Bundle, precision: str, spec: EngineSpec, threads: int | None) -> bytes:
+def _facts(
+    bundle: Bundle, precision: str, spec: EngineSpec, threads: int | None, parts: Sequence[str] = ()
+) -> bytes:
     """Write down in JSON everything that a passed self-test depends on."""
     manifest = bundle.manifest
     library, module = importlib.import_module(spec.needs), importlib.import_module(spec.module)
@@ -121,6 +125,7 @@ def _facts(bundle: Bundle, precision: str, spec: EngineSpec, threads: int | None
         {
             "what": "this graph passed this self-test under these circumstances",
             "graph": graph_hash(bundle, precision),
+            "parts": list(parts),
             "precision": precision,
             "manifest": hashlib.sha256(described).hexdigest(),
             "self-test": [one.sha256 for one in manifest.files if one.path in self_test],

@@ -13,6 +13,7 @@ from flowedge.errors import EngineNotBuiltError, EngineUnavailableError, EngineW
 from flowedge.runtime.opening.contract import graph_of_bundle
 from flowedge.runtime.opening.engine import engine_module, engine_spec, engines_in_order
 from flowedge.runtime.opening.engine_contract import EngineSpec, Opened, Opening
+from flowedge.runtime.protocols import Engine
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ def open_unproven(
     *,
     threads: int | None = None,
     check: Callable[[Opened], None] | None = None,
+    load: Callable[[EngineSpec, str], Engine] | None = None,
 ) -> Opened:
     """Load one graph of a bundle on an engine whose answers were not checked on this machine.
 
@@ -37,6 +39,7 @@ def open_unproven(
         precision: The precision of the graph. ``int8`` means the INT8 graph for the engine's device.
         threads: The number of CPU threads of one inference. Without a number the engine decides.
         check: A function that raises a `FlowEdgeError` to refuse an opened engine. A refused engine is closed.
+        load: A function that loads the graph of a precision on an engine. Without one, the bundle's graph is loaded.
 
     Raises:
         TypeError: ``threads`` is not a whole number.
@@ -49,10 +52,13 @@ def open_unproven(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
 
+    def load_graph(spec: EngineSpec, exact: str) -> Engine:
+        source = graph_of_bundle(bundle, exact)
+        return engine_module(spec).load(Opening(spec=spec, source=source, threads=threads))
+
     def opened(spec: EngineSpec, exact: str, reason: str) -> Opened:
         begun = time.monotonic()
-        source = graph_of_bundle(bundle, exact)
-        engine = engine_module(spec).load(Opening(spec=spec, source=source, threads=threads))
+        engine = load_graph(spec, exact) if load is None else load(spec, exact)
         found = Opened(engine=engine, spec=spec, precision=exact, reason=reason)
         if check is not None:
             try:

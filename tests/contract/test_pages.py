@@ -17,6 +17,7 @@ import flowedge
 from flowedge.bundle import open_bundle
 from flowedge.calibration.precision import add_half_graphs
 from flowedge.cli.app import app
+from flowedge.export.pack import pack_bundles
 from support.pages import PAGES, REPOSITORY, Block, anchors_of, blocks_of, links_of, prose_of
 from support.small_dataset import write_dataset
 
@@ -63,6 +64,7 @@ def folder(
     """Go to a folder with the files that the pages name."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(bundle_of_pages, "bottle.flowedge")
+    pack_bundles({"bottle": bundle_of_pages, "cable": bundle_of_pages}, Path("line.flowedgepack"))
     shutil.copy(small_checkpoint, "bottle.ckpt")
     write_dataset(Path("datasets/bottle"))
     return tmp_path

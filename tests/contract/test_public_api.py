@@ -40,8 +40,10 @@ def test_all_lists_exactly_what_the_package_offers(name: str) -> None:
 
 
 def test_flowedge_offers_what_a_program_needs() -> None:
-    functions = ["calibrate", "doctor", "evaluate", "load", "verify"]
-    assert flowedge.__all__ == sorted(["Detector", "Result", "__version__", "errors", "export", *functions])
+    functions = ["calibrate", "doctor", "evaluate", "load", "load_pack", "verify"]
+    assert flowedge.__all__ == sorted(
+        ["Detector", "ProductLine", "Result", "__version__", "errors", "export", *functions]
+    )
     assert all(inspect.isfunction(getattr(flowedge, name)) for name in functions)
     assert set(flowedge.__all__) <= set(dir(flowedge))
     with pytest.raises(AttributeError, match="no attribute 'lode'"):

@@ -90,7 +90,7 @@ def test_both_forms_decide_in_both_precisions(bundle: Path, form: str, precision
         for frame, result in zip(frames, batch, strict=True):
             alone = detector(frame)
             assert result.log_nfa == pytest.approx(alone.log_nfa, rel=1e-3)
-            assert result.verdict == ("anomalous" if result.log_nfa < 0 else "ok")  # type: ignore[operator]
+            assert result.verdict == ("anomalous" if result.log_nfa < 0 else "ok")
             assert result.mask is not None
             assert result.mask.shape == (80, 60)
 

@@ -15,5 +15,6 @@ def write_half(source: Path, target: Path, half: HalfType) -> dict[str, str]:
     model = onnx.shape_inference.infer_shapes(onnx.load(str(source)))
     kept = nodes_kept_in_fp32(model, half)
     to_half(model, half, keep=kept)
+    del model.graph.value_info[:]
     save_graph(model, target)
     return kept

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import flowedge
+from flowedge.export.pack import pack_bundles
 from support.small_dataset import write_dataset
 
 FILES_OF_EXAMPLES = {
@@ -21,8 +22,10 @@ FILES_OF_EXAMPLES = {
     "evaluate": ("bottle.flowedge", "bottle"),
     "export": ("bottle.ckpt",),
     "load": ("bottle.flowedge",),
+    "load_pack": ("line.flowedgepack",),
     "verify": ("bottle.flowedge",),
     "Detector": ("bottle.flowedge",),
+    "ProductLine": ("line.flowedgepack",),
     "Result": ("bottle.flowedge",),
 }
 
@@ -37,6 +40,9 @@ def folder(
     def make(name: str) -> None:
         if name == "bottle.flowedge":
             shutil.copytree(request.getfixturevalue("small_bundle"), name)
+        elif name == "line.flowedgepack":
+            bundle = request.getfixturevalue("small_bundle")
+            pack_bundles({"bottle": bundle, "cable": bundle}, Path(name))
         elif name == "bottle.ckpt":
             shutil.copy(request.getfixturevalue("small_checkpoint"), name)
         else:
