@@ -125,7 +125,7 @@ def _print_pack(folder: Path, *, json: bool) -> None:
     products = table("product", "family", "checkpoint", "precision", "image threshold", "pixel threshold")
     for name, manifest in manifests.items():
         for graph in manifest.graphs:
-            image, pixel = (_threshold_text(one) for one in (graph.thresholds.image, graph.thresholds.pixel))
+            image, pixel = (threshold_text(one) for one in (graph.thresholds.image, graph.thresholds.pixel))
             products.add_row(name, manifest.family, manifest.source.file, graph.precision, image, pixel)
     RESULTS.print(products)
 
