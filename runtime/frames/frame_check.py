@@ -121,7 +121,7 @@ def _sharpness(near: NDArray[np.float32], far: NDArray[np.float32]) -> float:
 
 
 def _cell_means(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``(FRAME_CELLS, FRAME_CELLS)`` means of a plane, whose last rows and columns are left out."""
+    """Return the means of ``(FRAME_CELLS, FRAME_CELLS)`` cells of a plane, without the rows and columns left over."""
     side = min(values.shape) // FRAME_CELLS
     used = values[: side * FRAME_CELLS, : side * FRAME_CELLS]
     return np.asarray(used.reshape(FRAME_CELLS, side, FRAME_CELLS, side).mean(axis=(1, 3)))

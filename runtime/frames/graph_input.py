@@ -15,7 +15,7 @@ from flowedge.runtime.frames.preprocess import Preprocessor, check_frame
 
 
 class GraphInput:
-    """Makes the one input of a bundle's graphs. Threads may share one."""
+    """Makes the input of a bundle's graphs from frames. Threads may share one."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._preprocessing = manifest.preprocessing
@@ -24,7 +24,7 @@ class GraphInput:
         self._frame_size = manifest.frame_size
 
     def __call__(self, frames: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[Any]:
-        """Make one input of at least one frame.
+        """Make the graph's input from one frame or from several.
 
         Args:
             frames: The frames, each ``(H, W, 3)`` uint8, RGB, or one array of all frames. The frames are not modified.

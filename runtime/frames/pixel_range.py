@@ -1,4 +1,4 @@
-"""The declared window of images with more than 8 bits: how their levels become the 8 bits that the network knows."""
+"""Map images of more than 8 bits to 8 bits by a declared window of levels, as in the training."""
 
 from __future__ import annotations
 

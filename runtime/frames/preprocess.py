@@ -1,4 +1,4 @@
-"""From a camera's frame to the network's input, exactly as the checkpoint's training did it."""
+"""Turn a camera's frame into the network's input, exactly as the checkpoint's training did it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STRIP_ROWS: Final = 64  # of a frame that are resized along x at once, so that 
 
 
 def check_frame(frame: NDArray[np.uint8]) -> None:
-    """Check what every later step relies on.
+    """Check the shape, the type and the size of a frame, on which every later step relies.
 
     Args:
         frame: The frame, which must be ``(H, W, 3)`` uint8, RGB, at least one pixel.
@@ -119,7 +119,7 @@ class Preprocessor:
     def _make_float_matrices(
         self, frame: Size
     ) -> tuple[list[tuple[slice, slice, BandedMatrix]], BandedMatrix]:
-        """Give each strip's output rows, input rows and matrix, and one matrix for the columns."""
+        """Return output rows, input rows and resize matrix of each strip of rows, and one matrix for the columns."""
         rows, columns = (matrix.astype(np.float32) for matrix in input_matrices(self._preprocessing, frame))
         strips = [
             (outputs, inputs, BandedMatrix(weights, outputs_at_once=4))
@@ -128,7 +128,7 @@ class Preprocessor:
         return strips, BandedMatrix(columns, outputs_at_once=32)
 
     def _make_pil_matrices(self, frame: Size) -> tuple[BandedMatrix, BandedMatrix]:
-        """Give the matrices of the rows and the columns, in units of a grey level."""
+        """Return the resize matrices of the rows and the columns, in units of a grey level."""
         rows, columns = (
             np.ldexp(pil_fixed_point(matrix), -PIL_FRACTION_BITS)
             for matrix in input_matrices(self._preprocessing, frame)
@@ -162,7 +162,7 @@ def _resize_along_x(columns: BandedMatrix, image: NDArray[np.uint8]) -> NDArray[
 
 
 def _grey_levels(exact: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Multiples of ``2 ** -PIL_FRACTION_BITS`` to whole grey levels, halves up, clipped to 0..255.
+    """Round multiples of ``2 ** -PIL_FRACTION_BITS`` to whole grey levels, halves up, clipped to 0..255.
 
     OpenCV saturates, but rounds halves to even: half of the grid's step moves them, and nothing else, up.
     """
@@ -171,5 +171,5 @@ def _grey_levels(exact: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def _planes(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """``(h, w, 3)`` grey levels as ``(3, h, w)`` float32, still in 0..255."""
+    """Return ``(h, w, 3)`` grey levels as ``(3, h, w)`` float32, still in 0..255."""
     return np.stack(cv2.split(image)).astype(np.float32)

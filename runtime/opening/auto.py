@@ -157,7 +157,7 @@ def _compared(engine: str | None) -> list[str]:
 
 
 def _is_possible(choice: Choice, bundle: Bundle, engines: Sequence[str]) -> bool:
-    """Check that a stored choice can have been made here, since the cache may hold anything.
+    """Check that a stored choice could be one of this machine, because the cache is untrusted.
 
     Each graph that the record names must be one that is compared, the chosen one must be among those that were right,
     and its sentences must be of printable characters, since they are shown.
@@ -211,7 +211,7 @@ def _median_ms(bundle: Bundle, session: Opened) -> float:
 
 
 def _name_of(bundle: Bundle, engines: Sequence[str], threads: int | None) -> str:
-    """Name the record of a choice in the cache."""
+    """Return the name of a stored choice in the device cache."""
     digest = hashlib.sha256()
     parts = [cpu_name(), *find_nvidia_driver().names, str(threads)]
     for engine in engines:

@@ -103,7 +103,10 @@ def _cache() -> DeviceCache | None:
 
 
 def _can_be_remembered(spec: EngineSpec) -> bool:
-    """Check that facts can name the whole engine. A compiled file and Intel's driver of a GPU cannot be named."""
+    """Return True where facts name the whole engine, so that its proof can be stored.
+
+    No facts can name a compiled file, or Intel's driver of a GPU.
+    """
     return not spec.compiled and not spec.device.startswith("intel")
 
 
@@ -147,7 +150,7 @@ def _facts(
 
 
 def _place(file: str | None) -> tuple[str, int]:
-    """Give the place and the time of a package's installation, in ns since 1970: two builds may have one version."""
+    """Return place and time (ns since 1970) of a package's installation, because two builds may have one version."""
     if file is None:
         return "", 0
     return ascii(file), Path(file).stat().st_mtime_ns

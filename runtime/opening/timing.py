@@ -1,4 +1,4 @@
-"""Time the same work again and again for a while."""
+"""Time repeated runs of the same work."""
 
 from __future__ import annotations
 
