@@ -85,7 +85,9 @@ def test_a_graph_editor_loads_onnx_and_no_framework(module: str) -> None:
 
 
 def test_flowedge_alone_loads_not_even_numpy() -> None:
-    assert "numpy" not in loaded_by(["flowedge"])
+    # flowedge.telemetry puts an empty entry in the place of the last one.
+    known = {*sys.stdlib_module_names, "flowedge", "openvino_telemetry"}
+    assert loaded_by(["flowedge"]) - loaded_by([]) <= known
 
 
 def test_the_check_itself_sees_a_heavy_package() -> None:
