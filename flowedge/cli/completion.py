@@ -47,7 +47,17 @@ def precisions_and_auto(ctx: typer.Context, incomplete: str) -> list[str]:
     return [name for name in (*_of_bundle(ctx), "auto") if name.startswith(incomplete)]
 
 
+def graphs_and_all(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the exact names of the bundle's graphs, and ``all``."""
+    return [name for name in (*_graphs(ctx), "all") if name.startswith(incomplete)]
+
+
 def _of_bundle(ctx: typer.Context) -> tuple[str, ...]:
+    """Return the precisions as commands that run a graph take them, where INT8 has one name for every device."""
+    return tuple(dict.fromkeys(name.partition("-")[0] for name in _graphs(ctx)))
+
+
+def _graphs(ctx: typer.Context) -> tuple[str, ...]:
     from flowedge.bundle_files import read_manifest
     from flowedge.errors import BundleError
 
@@ -57,4 +67,4 @@ def _of_bundle(ctx: typer.Context) -> tuple[str, ...]:
         graphs = read_manifest(Path(named)).graphs
     except BundleError:  # the bundle is not there, or is not named yet
         return _PRECISIONS
-    return tuple(dict.fromkeys(graph.precision.partition("-")[0] for graph in graphs))
+    return tuple(graph.precision for graph in graphs)

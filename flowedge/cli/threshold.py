@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flowedge.bundle import open_bundle
+from flowedge.cli import completion
 from flowedge.cli.group import new_group
 from flowedge.cli.output import PROBLEMS, RESULTS, EngineName, Json, Threads, print_json, table
 from flowedge.cli.places import check_bundle, check_folder
@@ -111,6 +112,7 @@ def set_values(
             help="The graph that the value belongs to, or all. Scores differ by precision, so a bundle of several "
             "graphs needs it for --image and --pixel.",
             show_default="the only graph, and all graphs for --log-nfa",
+            autocompletion=completion.graphs_and_all,
         ),
     ] = None,
     reason: Reason = "",
@@ -158,7 +160,12 @@ def fit(
     old_image: OldImage = None,
     old_pixel: OldPixel = None,
     precision: Annotated[
-        str, typer.Option("--precision", help="The graph to fit the thresholds of, or all.")
+        str,
+        typer.Option(
+            "--precision",
+            help="The graph to fit the thresholds of, or all.",
+            autocompletion=completion.graphs_and_all,
+        ),
     ] = "all",
     reason: Reason = "",
     by: By = None,

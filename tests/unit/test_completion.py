@@ -54,6 +54,7 @@ def test_a_command_an_option_and_a_value_are_completed(shell: str, bundle: Bundl
         (f"flowedge run {bundle.path} . --engine openvino:G", "openvino:GPU"),
         ("flowedge build b --engine tensorrt-", "tensorrt-rtx"),
         ("flowedge calibrate b --calibrator ent", "entropy"),
+        (f"flowedge threshold set {bundle.path} --precision a", "all"),
     ):
         words = completed(shell, line)
         assert any(expected in word.replace("\\", "") for word in words), (line, words)

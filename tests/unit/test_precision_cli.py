@@ -63,6 +63,9 @@ def test_export_with_images_writes_the_graphs_with_what_was_found(
         verified = flowedge("verify", target, "--precision", "int8", "--engine", engine, "--json")
         assert verified.status == 0, verified.stdout
         assert "against the recorded int8-cpu answers" in verified.stdout
+    (entry,) = bundle.manifest.threshold_history
+    assert (entry.command, entry.images) == ("flowedge export", 3)
+    assert [change.precision for change in entry.changes] == ["fp32", "int8-gpu", "int8-cpu"]
     record = read_record(bundle)
     assert record is not None
     assert [report.calibrator for report in record.lower_precisions] == ["percentile", "percentile"]
@@ -82,6 +85,11 @@ def test_calibrate_adds_int8_and_every_precision_gets_its_own_reference(
         "said once for all precisions"
     )
     opened = open_bundle(bundle)
+    (entry,) = opened.manifest.threshold_history
+    assert entry.command == "flowedge calibrate", "and the rounds of the search leave no entry"
+    assert [change.after for change in entry.changes] == [
+        graph.thresholds for graph in opened.manifest.graphs
+    ]
     references = []
     for graph in opened.manifest.graphs:
         reference = graph.scoring.score_maxima
