@@ -17,6 +17,7 @@ from flowedge.export.graph.channels import fill_channel_groups
 from flowedge.export.graph.counts import totals
 from flowedge.export.graph.cross_scale import mix_channels_before_upsampling
 from flowedge.export.graph.emit import Flow
+from flowedge.export.graph.folding import fold_gain
 from flowedge.export.graph.passes import PASSES, Pass, lower
 from flowedge.export.graph.permutations import absorb_gathers, index_hard_permutations
 from support.random_flows import (
@@ -332,6 +333,14 @@ def test_a_gather_behind_a_coupling_with_idle_channels_reads_the_channels_where_
     with torch.no_grad():
         (one,), (other,) = (Flow(each).double()([features]) for each in (before, after))
     torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_the_gain_stays_in_a_coupling_whose_subnet_ends_with_no_convolution() -> None:
+    model = random_cflow(9, sizes=((6, 3, 3),), blocks=1)
+    coupling = fold_gain(model).steps[0]
+    assert isinstance(coupling, ir.Coupling)
+    assert coupling.gain == 0.1
+    assert isinstance(coupling.subnet[-1], ir.Linear)
 
 
 def test_random_rotations_are_rotations() -> None:
