@@ -170,6 +170,27 @@ def test_nothing_left_is_refused() -> None:
         CountingSearch({"a": 1.0, "b": 2.0, "idle": 0.0}, most=0.5).first_that_passes()
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_calibrated_graph_that_fails_its_gate_reverts_one_more_block_each_time(
+    tmp_path: Path, photographs: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    """The search passes with every block in float16, and the gate on the calibrated graph fails at first."""
+    judge, judged = GateImages.judge, []
+
+    def judge_calibrated(self: GateImages, *arguments: Any, **options: Any) -> GateReport:
+        report = judge(self, *arguments, **options)
+        if len(arguments) < 5:  # The search gives no labelled images and names its reports.
+            return report
+        judged.append(report)
+        return msgspec.structs.replace(report, passed=len(judged) > failures)
+
+    monkeypatch.setattr(GateImages, "judge", judge_calibrated)
+    bundle = write_block_bundle(tmp_path / "blocks.flowedge", random_layers(4, (8,) * 5))
+    _, reports = add_precisions(bundle, photographs[:2], request_of("fp16"), threads=1)
+    assert len(judged) == failures + 1
+    assert len(reverted(reports, "fp16")) == failures
+
+
 @pytest.mark.parametrize("wanted", ["fp16", "bf16", "int8"])
 def test_what_cannot_pass_leaves_nothing_behind(
     tmp_path: Path, photographs: tuple[Path, ...], wanted: str
