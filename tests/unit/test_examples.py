@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -67,8 +68,23 @@ def test_every_public_name_has_an_example() -> None:
 def test_the_example_of_a_public_name_runs(name: str, folder: Callable[[str], None]) -> None:
     for file in FILES_OF_EXAMPLES[name]:
         folder(file)
-    test = doctest.DocTestParser().get_doctest(documented(name).__doc__, {}, name, None, 0)
-    assert test.examples
+    found = documented(name)
+    examples = doctest.DocTestFinder(recurse=inspect.isclass(found)).find(found, name, globs={})
+    assert examples[0].examples
+    check(examples)
+
+
+@pytest.mark.parametrize("name", ["regions", "contours", "frames.pixels"])
+def test_the_examples_of_the_steps_around_a_result_run(name: str) -> None:
+    module = importlib.import_module(f"flowedge.runtime.{name}")
+    check(doctest.DocTestFinder().find(module))
+
+
+def check(examples: list[doctest.DocTest]) -> None:
+    """Run examples, of which there is at least one."""
+    assert any(one.examples for one in examples)
     report: list[str] = []
-    result = doctest.DocTestRunner(verbose=False).run(test, out=report.append)
-    assert result.failed == 0, "".join(report)
+    runner = doctest.DocTestRunner(verbose=False)
+    for one in examples:
+        runner.run(one, out=report.append)
+    assert runner.failures == 0, "".join(report)
