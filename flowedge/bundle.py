@@ -144,7 +144,7 @@ def refuse_pack(folder: Path) -> None:
         what = "is a pack" if pack == folder else f"is a product of the pack {pack}"
         raise BundleError(
             f"{folder} {what}, and this works on a bundle. Work on the bundle that was packed, and pack it again with: "
-            f"flowedge pack BUNDLE... -o {pack} --overwrite"
+            f"flowedge pack BUNDLE... -o {pack} --force"
         )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from flowedge.bundle_files import MANIFEST, read_manifest
+from flowedge.bundle_files import MANIFEST, PACK_INDEX, read_manifest
 from flowedge.errors import BundleError, FlowEdgeError
 from flowedge.manifest import Manifest
+from flowedge.pack import read_index
 from flowedge.replacing import put_at_free_place, put_in_place, recover
 
 PAGE_MARK: Final = b'name="generator" content="FlowEdge'
@@ -90,23 +92,28 @@ def check_bundle_target(target: Path, *, force: bool) -> None:
         BundleError: The target exists and ``force`` is False, or the target is not a bundle and nothing else, or its
             parent is not a folder, or the system cannot have a folder of this name.
     """
-    exists = True
-    try:
-        target.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        exists = False
-    except OSError as error:
-        raise BundleError(
-            f"{target} cannot be a bundle's place: {error.strerror}. Name another one with -o."
-        ) from error
-    if exists:
-        if not force:
-            raise BundleError(
-                f"{target} exists already. Replace it with --force, or name another place with -o."
-            )
+    if _is_taken(target, force=force):
         _check_is_bundle_alone(target)
-    elif not target.parent.is_dir():
-        raise BundleError(f"{target.parent} is not a folder. Make it first or name another place with -o.")
+
+
+def check_pack_target(target: Path, *, force: bool) -> None:
+    """Refuse a place where a new pack could not be put or would replace something else, before any work is done.
+
+    Args:
+        target: The folder of the new pack.
+        force: Replace a pack that is there.
+
+    Raises:
+        BundleError: The target exists and ``force`` is False, or the target is not a pack and nothing else, or its
+            parent is not a folder, or the system cannot have a folder of this name.
+    """
+    if _is_taken(target, force=force):
+        real = Path(os.path.realpath(target))
+        try:
+            listed = [stored.path for stored in read_index(real).files]
+        except BundleError as error:
+            raise _not_ours(target, "a pack") from error
+        _check_holds_only(target, [PACK_INDEX, *listed])
 
 
 def check_demo_target(folder: Path, *, force: bool) -> None:
@@ -158,22 +165,56 @@ def put_bundle(draft: Path, target: Path, manifest: Manifest, *, force: bool) ->
         put_at_free_place(draft, target)
 
 
+def _is_taken(target: Path, *, force: bool) -> bool:
+    """Return True where something is at a place that ``force`` may replace, and False where the place is free.
+
+    Raises:
+        BundleError: The target exists and ``force`` is False, or its parent is not a folder, or the system cannot have
+            a folder of this name.
+    """
+    try:
+        target.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        if not target.parent.is_dir():
+            raise BundleError(
+                f"{target.parent} is not a folder. Make it first or name another place with -o."
+            ) from None
+        return False
+    except OSError as error:
+        raise BundleError(
+            f"{target} cannot be a bundle's place: {error.strerror}. Name another one with -o."
+        ) from error
+    if not force:
+        raise BundleError(f"{target} exists already. Replace it with --force, or name another place with -o.")
+    return True
+
+
 def _check_is_bundle_alone(target: Path) -> None:
     """Raise a `BundleError` unless a folder is a bundle and has no file that the bundle's manifest does not list."""
     real = Path(os.path.realpath(target))
     recover(real)
     try:
-        manifest = read_manifest(real)
+        listed = [stored.path for stored in read_manifest(real).files]
     except BundleError as error:
-        raise BundleError(
-            f"{target} is not a bundle that FlowEdge can read, and --force replaces only what FlowEdge wrote. "
-            "Name another place with -o, or remove it."
-        ) from error
-    listed = {real / MANIFEST, *(real / stored.path for stored in manifest.files)}
+        raise _not_ours(target, "a bundle") from error
+    _check_holds_only(target, [MANIFEST, *listed])
+
+
+def _check_holds_only(target: Path, listed: Sequence[str]) -> None:
+    """Raise a `BundleError` where a folder has a file that is not listed, since its replacement would delete it."""
+    real = Path(os.path.realpath(target))
     for folder, _, names in os.walk(real):
         for name in names:
-            if Path(folder, name) not in listed:
+            path = Path(folder, name).relative_to(real)
+            if path.as_posix() not in listed:
                 raise BundleError(
-                    f"{target} holds a file that FlowEdge did not write, {Path(folder, name).relative_to(real)}, and "
-                    "--force would delete it. Move it away, or name another place with -o."
+                    f"{target} holds a file that FlowEdge did not write, {path}, and --force would delete it. "
+                    "Move it away, or name another place with -o."
                 )
+
+
+def _not_ours(target: Path, kind: str) -> BundleError:
+    return BundleError(
+        f"{target} is not {kind} that FlowEdge can read, and --force replaces only what FlowEdge wrote. "
+        "Name another place with -o, or remove it."
+    )

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowedge.cli.output import RESULTS, Json, print_json, table
+from flowedge.cli.output import RESULTS, Force, Json, print_json, table
+from flowedge.cli.places import check_bundle
 from flowedge.cli.progress import progress_bar
 from flowedge.errors import BundleError
 from flowedge.packages import explain_missing
+from flowedge.targets import check_pack_target
 
 if TYPE_CHECKING:
     from flowedge.export.pack import PackResult
@@ -39,9 +41,7 @@ def command(
             "--name", metavar="NAME=BUNDLE", help="A bundle whose product has another name. May be repeated."
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the pack where it is one already, in one step.")
-    ] = False,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Pack bundles that have the same backbone: one graph of the backbone, and a small head for each product.
@@ -49,11 +49,14 @@ def command(
     The bundles stay as they are. Each head is compared with its bundle before the pack is written. A precision in which
     the backbones differ is left out, and where the fp32 backbones differ nothing is packed.
     """
-    with explain_missing("precision"):
-        from flowedge.export.pack import pack_bundles
     products = _products(bundles or [], named or [])
+    for bundle in products.values():
+        check_bundle(bundle)
+    check_pack_target(output, force=force)
+    with explain_missing("calibrate"):
+        from flowedge.export.pack import pack_bundles
     with progress_bar() as reports:
-        result = pack_bundles(products, output, overwrite=overwrite, reports=reports)
+        result = pack_bundles(products, output, overwrite=force, reports=reports)
     if json:
         print_json(_json(result))
     else:

@@ -120,6 +120,7 @@ def set_values(
     json: Json = False,
 ) -> None:
     """Set thresholds by hand. --reason is needed, because nothing else explains such a value later."""
+    check_bundle(bundle)
     from flowedge.calibration.threshold_changes import NewThresholds, set_thresholds
 
     if not reason.strip():

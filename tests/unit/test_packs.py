@@ -28,6 +28,7 @@ from flowedge.runtime.opening.joined import joined_of
 from flowedge.runtime.products import ProductLine
 from flowedge.runtime.result import Result
 from flowedge.runtime.verify import BATCH_LIMIT
+from flowedge.targets import check_pack_target
 from support.command_line import flowedge as command
 from support.family_graphs import FAMILIES, FamilyBundle
 from support.product_bundles import FRAME_SIZE, changed_graph, write_patches_bundle, write_product
@@ -390,6 +391,18 @@ def test_a_pack_takes_its_place_whole_and_replaces_packs_only(folder: Path) -> N
     with pytest.raises(BundleError, match="is not a pack"):
         pack_bundles({"a": folder / "bottle.flowedge"}, folder / "cable.flowedge", overwrite=True)
     open_bundle(folder / "cable.flowedge")
+
+
+def test_force_replaces_a_pack_and_never_deletes_another_file_in_it(folder: Path) -> None:
+    target = folder / "line.flowedgepack"
+    with pytest.raises(BundleError, match=r"exists already\. Replace it with --force"):
+        check_pack_target(target, force=False)
+    check_pack_target(target, force=True)
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match=r"notes\.txt"):
+        check_pack_target(target, force=True)
+    with pytest.raises(BundleError, match="is not a pack that FlowEdge can read"):
+        check_pack_target(folder / "bottle.flowedge", force=True)
 
 
 # The cut
