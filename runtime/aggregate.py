@@ -1,7 +1,7 @@
 """Compute the anomaly map and the image score from the levels, on the host, in NumPy.
 
-The exported graph computes the same inside. This module is a second, independent way to its answer, and calibration
-fits score maxima with it. Images of a batch share nothing. A NaN in a level gives a NaN in the score of its image, and
+The exported graph computes the same map and score. This module shares no code with the graph, so that tests compare
+the two. Calibration fits score maxima with this module. Images of a batch share nothing. A NaN in a level gives a NaN in the score of its image, and
 never a zero.
 
 Levels are fine to coarse, ``[N, 1, h, w]`` float32: for CFLOW and MSFlow the log-likelihood per dimension without
@@ -197,7 +197,10 @@ def _upsampled(level: Array, *, image_size: Size, align_corners: bool) -> Array:
 
 @lru_cache(maxsize=32)
 def _matrices(image_size: Size, level_size: Size, align_corners: bool) -> tuple[BandedMatrix, BandedMatrix]:
-    """Banded: after a dense product, the threads of BLAS keep the cores from an engine for 30 ms."""
+    """Return the two matrices that resize a level to the size of the image.
+
+    The products are banded, because after a dense product the threads of BLAS keep the cores from an engine for 30 ms.
+    """
     rows, columns = (
         BandedMatrix(bilinear_matrix(outputs, inputs, align_corners=align_corners))
         for outputs, inputs in zip(image_size, level_size, strict=True)
