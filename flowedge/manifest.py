@@ -17,6 +17,7 @@ import msgspec
 from flowedge.errors import BundleError
 from flowedge.manifest_bounds import (
     FileName,
+    ManifestRecord,
     Moment,
     Name,
     NodeNames,
@@ -30,7 +31,6 @@ from flowedge.manifest_bounds import (
     Text,
     Value,
 )
-from flowedge.manifest_bounds import ManifestRecord as _Record
 from flowedge.manifest_frames import FrameCheck as FrameCheck
 from flowedge.manifest_frames import FrameRange as FrameRange
 from flowedge.manifest_frames import FrameStep as FrameStep
@@ -55,7 +55,7 @@ SourceRule: TypeAlias = Literal["0.x-1.x", "0.x-cdf", "2.0-2.6", "2.7"]
 _Level = TypeVar("_Level")
 
 
-class Assumed(_Record, frozen=True, kw_only=True):
+class Assumed(ManifestRecord, frozen=True, kw_only=True):
     """One value that the checkpoint does not hold.
 
     Attributes:
@@ -71,7 +71,7 @@ class Assumed(_Record, frozen=True, kw_only=True):
     why: Text
 
 
-class Source(_Record, frozen=True, kw_only=True):
+class Source(ManifestRecord, frozen=True, kw_only=True):
     """The origin of the checkpoint.
 
     Attributes:
@@ -91,7 +91,7 @@ class Source(_Record, frozen=True, kw_only=True):
     transform_sha256: Sha256 | None = None
 
 
-class ScoreMaxima(_Record, frozen=True, kw_only=True):
+class ScoreMaxima(ManifestRecord, frozen=True, kw_only=True):
     """The maxima over good images by which the scores and maps of ``fixed_reference`` are normalised.
 
     Attributes:
@@ -106,7 +106,7 @@ class ScoreMaxima(_Record, frozen=True, kw_only=True):
     mul_max: Value | None = None
 
 
-class Scoring(_Record, frozen=True, kw_only=True):
+class Scoring(ManifestRecord, frozen=True, kw_only=True):
     """The rule that makes the map and the image score of the levels. The formulas are in `flowedge.families`.
 
     Attributes:
@@ -124,7 +124,7 @@ class Scoring(_Record, frozen=True, kw_only=True):
     top_pixels: PixelCount | None = None
 
 
-class ColourScale(_Record, frozen=True, kw_only=True):
+class ColourScale(ManifestRecord, frozen=True, kw_only=True):
     """The values of the anomaly map between which pictures change their colour.
 
     Both values come from pixels of good parts and from no threshold. A later threshold therefore changes the painted
@@ -145,7 +145,7 @@ class ColourScale(_Record, frozen=True, kw_only=True):
             )
 
 
-class GraphFile(_Record, frozen=True, kw_only=True):
+class GraphFile(ManifestRecord, frozen=True, kw_only=True):
     """One graph of the bundle.
 
     Attributes:
@@ -175,7 +175,7 @@ class GraphFile(_Record, frozen=True, kw_only=True):
     colours: ColourScale | None = None
 
 
-class PartScale(_Record, frozen=True, kw_only=True):
+class PartScale(ManifestRecord, frozen=True, kw_only=True):
     """The numbers that anomalib fitted for the image score or for the map.
 
     A number is None where anomalib did not fit it or was told not to use it.
@@ -197,7 +197,7 @@ class PartScale(_Record, frozen=True, kw_only=True):
     sensitivity: Share | None = None
 
 
-class SourceScale(_Record, frozen=True, kw_only=True):
+class SourceScale(ManifestRecord, frozen=True, kw_only=True):
     """The scale from 0 to 1 that anomalib shows its users, as a checkpoint of it holds it.
 
     Attributes:
@@ -211,7 +211,7 @@ class SourceScale(_Record, frozen=True, kw_only=True):
     pixel: PartScale
 
 
-class StoredFile(_Record, frozen=True, kw_only=True):
+class StoredFile(ManifestRecord, frozen=True, kw_only=True):
     """One file of the bundle, by its path relative to the bundle, with forward slashes."""
 
     path: Name
@@ -219,7 +219,7 @@ class StoredFile(_Record, frozen=True, kw_only=True):
     sha256: Sha256
 
 
-class LevelInfo(_Record, frozen=True, kw_only=True):
+class LevelInfo(ManifestRecord, frozen=True, kw_only=True):
     """One level of the flow: the channels of its latent and the size of its map in pixels."""
 
     channels: PixelCount
@@ -227,7 +227,7 @@ class LevelInfo(_Record, frozen=True, kw_only=True):
     width: Pixels
 
 
-class NfaOutputs(_Record, frozen=True, kw_only=True):
+class NfaOutputs(ManifestRecord, frozen=True, kw_only=True):
     """The further outputs of the graphs, for the number of false alarms (Tailanian et al., JMIV 2024).
 
     Each level has an output ``count_i``: the number of ``z² >= tau`` in a window.
@@ -245,7 +245,7 @@ class NfaOutputs(_Record, frozen=True, kw_only=True):
     probability: Annotated[float, msgspec.Meta(gt=0, lt=1)]
 
 
-class Manifest(_Record, frozen=True, kw_only=True):
+class Manifest(ManifestRecord, frozen=True, kw_only=True):
     """The description of a bundle.
 
     Attributes:

@@ -1,8 +1,8 @@
 """Compute the anomaly map and the image score from the levels, on the host, in NumPy.
 
 The exported graph computes the same map and score. This module shares no code with the graph, so that tests compare
-the two. Calibration fits score maxima with this module. Images of a batch share nothing. A NaN in a level gives a NaN in the score of its image, and
-never a zero.
+the two. Calibration fits score maxima with this module. Images of a batch share nothing. A NaN in a level gives a NaN
+in the score of its image, and never a zero.
 
 Levels are fine to coarse, ``[N, 1, h, w]`` float32: for CFLOW and MSFlow the log-likelihood per dimension without
 its constants, for the others the mean over the channels of the latent's square.

@@ -343,6 +343,13 @@ def test_the_gain_stays_in_a_coupling_whose_subnet_ends_with_no_convolution() ->
     assert isinstance(coupling.subnet[-1], ir.Linear)
 
 
+def test_the_last_rotation_stays_where_each_latent_is_needed() -> None:
+    model = random_cflow(5, permutation="soft", sizes=((6, 3, 3),))
+    dropped, kept = lower(model), lower(model, keep_latents=True)
+    assert not isinstance(dropped.steps[-1], ir.ChannelMap)
+    assert isinstance(kept.steps[-1], ir.ChannelMap)
+
+
 def test_random_rotations_are_rotations() -> None:
     matrix = random_orthogonal(np.random.default_rng(0), 9).astype(np.float64)
     assert np.abs(matrix @ matrix.T - np.eye(9)).max() < 1e-6
