@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from flowedge.calibration.intervals import fitted_rate_interval, rate_interval
 from flowedge.calibration.metrics import Curve, curve_from_scores
 from flowedge.calibration.threshold import FittedMethod
+from flowedge.manifest_bounds import LONGEST_REASON
 
 FALSE_ALARM_RATES: Final = (0.01, 0.05)
 """The false-alarm rates that every table of operating points has."""
@@ -150,7 +151,7 @@ def _with_command(point: OperatingPoint, bundle: Path, precision: str, data: str
     images = point.false_alarms.total + (0 if point.detections is None else point.detections.total)
     reason = f"{point.name} on {images} images of {data}"
     words = ("flowedge", "threshold", "set", str(bundle), option, repr(value), "--precision", precision)
-    return msgspec.structs.replace(point, command=shlex.join((*words, "--reason", reason)))
+    return msgspec.structs.replace(point, command=shlex.join((*words, "--reason", reason[:LONGEST_REASON])))
 
 
 def _point(

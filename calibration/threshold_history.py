@@ -81,10 +81,10 @@ def with_history(
     if changes:
         entry = HistoryEntry(
             moment=utc_now().isoformat(),
-            by=origin.by or _user_and_host(),
+            by=_utf8(origin.by or _user_and_host(), LONGEST_NAME),
             command=origin.command,
             flowedge_version=__version__,
-            reason=origin.reason,
+            reason=_utf8(origin.reason, LONGEST_REASON),
             images=images,
             images_sha256=images_sha256,
             changes=changes,
@@ -117,9 +117,14 @@ def _merged_changes(changes: Sequence[ThresholdChange]) -> tuple[ThresholdChange
     return tuple(merged.values())
 
 
+def _utf8(text: str, length: int) -> str:
+    """Return a text with the bytes of a command line that are no UTF-8 shown escaped, cut to a length."""
+    return text.encode("utf-8", "backslashreplace").decode()[:length]
+
+
 def _user_and_host() -> str:
     """Return the user and the host of this process, such as ``"ann@line-3"``."""
     user = f"uid {os.getuid()}"
     with contextlib.suppress(KeyError, OSError):  # a container may run as a user that has no name
         user = getpass.getuser()
-    return printable(f"{user}@{socket.gethostname()}")[:LONGEST_NAME]
+    return printable(f"{user}@{socket.gethostname()}")

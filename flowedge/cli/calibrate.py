@@ -261,8 +261,10 @@ def _print_nfa(
             rows.add_row(precision, maxima_text(score_maxima))
         RESULTS.print(rows)
         RESULTS.print(f"{bundle}: score maxima fitted on {fitted.images} good images")
+    # A limit far from 0 is no number that a float holds.
+    expected = f"{10**nfa.log_nfa:.3g}" if abs(nfa.log_nfa) <= 3 else f"10^{nfa.log_nfa:g}"
     RESULTS.print(
-        f"{bundle}: {10**nfa.log_nfa:.3g} false alarms are expected in an image of a good part, if its latents are "
+        f"{bundle}: {expected} false alarms are expected in an image of a good part, if its latents are "
         "standard normal. No image has checked this. flowedge eval counts on a labelled dataset.",
         soft_wrap=True,
     )

@@ -394,9 +394,12 @@ def test_eval_offers_limits_of_log_nfa_where_they_decide(single: Path, dataset: 
     assert "log NFA < 0" in done("eval", single, dataset).stdout
 
 
-def test_calibrate_to_log_nfa_says_what_is_expected_and_that_no_image_has_checked_it(single: Path) -> None:
-    text = done("calibrate", single, "--threshold", "nfa", "--log-nfa", "-2").stdout
-    assert "0.01 false alarms are expected in an image of a good part" in text
+@pytest.mark.parametrize(("limit", "expected"), [("-2", "0.01"), ("0", "1"), ("400", "10^400")])
+def test_calibrate_to_log_nfa_says_what_is_expected_and_that_no_image_has_checked_it(
+    single: Path, limit: str, expected: str
+) -> None:
+    text = done("calibrate", single, "--threshold", "nfa", "--log-nfa", limit).stdout
+    assert f"{expected} false alarms are expected in an image of a good part" in text
     assert "No image has checked this" in text
     (entry,) = open_bundle(single).manifest.threshold_history
     assert (entry.command, entry.images) == ("flowedge calibrate", 0)

@@ -109,6 +109,14 @@ def test_a_user_without_a_name_is_known_by_its_number(monkeypatch: pytest.Monkey
     assert entry.by.startswith("uid ")
 
 
+def test_bytes_that_are_no_text_are_kept_escaped() -> None:
+    before = tiny_manifest()
+    origin = ChangeOrigin(by="ann", reason="a\udce4b")  # as Python gives the argument b"a\xe4b"
+    after = with_history(before, before, origin, chosen=["fp32"])
+    assert after.threshold_history[0].reason == r"a\udce4b"
+    assert manifest_from_json(json_from_manifest(after)).threshold_history == after.threshold_history
+
+
 @pytest.mark.parametrize(("by", "reason"), [("", ""), ("a" * 201, ""), (None, "a" * 1001)])
 def test_a_text_that_does_not_fit_into_the_history_is_refused(by: str | None, reason: str) -> None:
     with pytest.raises(CalibrationError, match="characters, got"):
