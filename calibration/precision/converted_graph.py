@@ -78,8 +78,8 @@ class PrecisionConverter:
         Args:
             source: The file of the graph.
             fp32: The manifest's entry of the graph.
-            ranges: The values that the tensors of `tensors_for_conversion` took on images. Without them only half
-                precision by the families' rule is possible.
+            ranges: The values that the tensors of `tensors_for_conversion` took on images. Without ranges only
+                half precision by the families' rule is possible.
             calibrator: The method that chooses an activation's range for INT8.
         """
         self._model = load_graph(source)

@@ -62,7 +62,7 @@ def nodes_kept_in_fp32(
     Args:
         model: The fp32 graph with its weights.
         half: The half precision.
-        ranges: The values that the tensors took on images. Without them only the weights are checked.
+        ranges: The values that the tensors took on images. Without ranges only the weights are checked.
     """
     if half == "bf16":
         return {}

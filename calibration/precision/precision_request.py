@@ -54,5 +54,5 @@ class PrecisionRequest:
         return tuple(name for wanted in self.wanted for name in _GRAPHS[wanted])
 
     def limits_of(self, precision: ConvertedPrecision) -> GateLimits:
-        """Return the limits of one graph. Both graphs of INT8 have the same."""
+        """Return the limits of one graph, which are the same for both graphs of INT8."""
         return self.limits[precision.partition("-")[0]]

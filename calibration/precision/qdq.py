@@ -2,11 +2,11 @@
 
 Engines fuse different patterns of Q/DQ and nodes, so there are two layouts of the same quantised values:
 
-- ``GPU``: Activations are signed with zero point 0, because TensorRT's parser refuses other zero points. There is no
-  Q/DQ after a node whose reader is not INT8. A residual sum has Q/DQ on one side only, so that it fuses with the
+- ``GPU``: Activations are signed with zero point 0, because TensorRT's parser refuses other zero points. No Q/DQ
+  follows a node whose reader is not INT8. A residual sum has Q/DQ on one side only, so that it fuses with the
   convolution on the other side.
-- ``CPU``: Activations are unsigned, so that all 255 steps express the positive values after a ReLU. There is Q/DQ after
-  every INT8 node, because ONNX Runtime runs a convolution in INT8 only if its output is quantised too.
+- ``CPU``: Activations are unsigned, so that all 255 steps express the positive values after a ReLU. Q/DQ follow every
+  INT8 node, because ONNX Runtime runs a convolution in INT8 only if its output is quantised too.
 
 Weights are symmetric int8 per output channel in both layouts. Biases are float32 in the GPU layout, as TensorRT needs
 them. In the CPU layout they are int32 with the product of the two scales, because ONNX Runtime before 1.21 runs a

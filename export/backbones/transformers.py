@@ -66,7 +66,7 @@ class TokenFeatures(nn.Module):
 
 
 class ResizedPair(nn.Module):
-    """Run two transformers, the second on the bicubically shrunk image. This is U-Flow's ``mcait``.
+    """Run two transformers, the second on the bicubically shrunk image. The pair is U-Flow's ``mcait``.
 
     The image is shrunk by a product with a constant matrix from each side. The centres of the corner pixels stay in
     place.

@@ -1,6 +1,6 @@
 """Interpret a pickle without running anything.
 
-Python's own unpickler calls the functions that a file names. This one interprets the opcodes itself and builds only the
+Python's own unpickler calls the functions that a file names. This unpickler interprets the opcodes and builds only the
 objects that `stand_ins` allows.
 """
 

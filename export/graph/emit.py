@@ -260,7 +260,7 @@ class _LayerNorm(nn.Module):
     """Layer normalisation over ``(C, H, W)`` in two passes, with each mean taken over the columns first.
 
     Engines add float32 in one long chain. Over the 262,144 elements of FastFlow's finest level, ONNX Runtime's
-    LayerNormalization and ReduceMean lose four digits. This loss moved the map by 1.5e-4.
+    LayerNormalization and ReduceMean lose four digits. The lost digits moved the map of FastFlow by 1.5e-4.
     """
 
     def __init__(self, step: ir.LayerNorm) -> None:

@@ -268,7 +268,7 @@ def exact_parts(weights: NDArray[np.int32]) -> tuple[list[NDArray[np.float32]], 
 
     Returns:
         The parts, lowest first, and the number of bits of a part. ``weights`` is the sum of
-        ``part_i * 2 ** (bits * i)``. There are as few parts as suffice.
+        ``part_i * 2 ** (bits * i)``. The number of parts is the smallest that suffices.
     """
     for count in range(2, PIL_FRACTION_BITS):
         bits = -(-PIL_FRACTION_BITS // count)

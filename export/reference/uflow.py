@@ -65,7 +65,7 @@ class UflowReference(ReferenceNetwork):
 class _Ascent(nn.Module):
     """Send some channels of one level up to the next finer level.
 
-    Some channels of the coarse level are its latent. The others are upsampled and join the finer features.
+    Some channels of the coarse level are its latent. The other channels are upsampled and join the finer features.
     """
 
     def __init__(self, coarse: Shape, fine: Shape, kernel: Array | None) -> None:

@@ -34,7 +34,8 @@ def find_environment() -> Environment:
 class EnergyMeter:
     """Measure the joules of the device between two moments, by a processor's counters (RAPL) or a Jetson's sensors.
 
-    Neither needs a library. Usually only root may read the counters. A counter that cannot be read reports nothing.
+    Neither the counters nor the sensors need a library. Usually only root may read the counters. A counter that cannot
+    be read reports nothing.
     """
 
     def __init__(self, sys: Path = _SYS) -> None:

@@ -39,7 +39,7 @@ def run_bench(
     """Measure every combination. A combination that cannot run gives a row with the reason.
 
     Args:
-        bundles: The folders of the bundles. There may be none where there are peers.
+        bundles: The folders of the bundles. The list may be empty where there are peers.
         options: The user's choices.
         reports: Told of each step.
 

@@ -33,7 +33,8 @@ class BenchOptions:
         frame_size: The ``(height, width)`` of the synthetic source frames. The default is the bundle's ``frame_size``,
             or 1024x1024 where it has none.
         peers: The paths of foreign ONNX files.
-        checkpoint: The checkpoint of the first bundle, to run in PyTorch beside it. Without it PyTorch does not run.
+        checkpoint: The checkpoint of the first bundle, to run in PyTorch beside it. PyTorch runs only with a
+            checkpoint.
         backbone_weights: The file of the backbone's weights, where the checkpoint has none.
         threads: The number of CPU threads of each process. The default is the choice of the engines.
         seconds: The seconds for which each combination is timed at each batch.

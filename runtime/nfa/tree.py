@@ -134,8 +134,8 @@ def _selected(
     """Select the most significant regions of a level, by compiled code where Numba is installed.
 
     Returns:
-        Two arrays with a value per pixel of the padded map. The first has the region that holds the pixel, named by one
-        of the region's pixels, or -1. The second has the log tail of the region that the pixel names.
+        Two arrays with a value per pixel of the padded map. The first array has the region that holds the pixel, named
+        by one of the region's pixels, or -1. The second array has the log tail of the region that the pixel names.
     """
     n = value.size
     region, best = np.full(n, -1, np.int64), np.full(n, np.inf)
