@@ -73,7 +73,12 @@ def _status() -> int:
     set_verbosity(NORMAL)
     try:
         _check_current_folder()
-        ended = app(prog_name="flowedge", standalone_mode=False)
+        try:
+            ended = app(prog_name="flowedge", standalone_mode=False)
+        except Exception:
+            # A library that caught the exception of a signal may fail a little later, for want of what it did not do.
+            signals.raise_if_ended()
+            raise
         signals.raise_if_ended()
     except _UsageError as error:
         _show_usage_error(error)

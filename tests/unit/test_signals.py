@@ -178,6 +178,27 @@ def test_a_signal_that_a_library_caught_ends_the_command_at_the_next_step() -> N
     assert done.returncode in (100 + signal.SIGTERM, 128 + signal.SIGTERM), done.stderr
 
 
+FAILS_LATER = """
+import contextlib, os, signal
+from flowedge.cli import app, main
+
+def command(**options):
+    with contextlib.suppress(BaseException):  # as an import of a compiled module does
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+    raise AttributeError("the module has no such name, since its import was interrupted")
+
+app.app = command
+main()
+"""
+
+
+def test_an_error_that_a_caught_signal_led_to_is_an_end_by_the_signal() -> None:
+    done = subprocess.run([sys.executable, "-c", FAILS_LATER], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "flowedge: ended by SIGTERM.\n")
+
+
 def test_a_command_without_a_result_says_how_far_it_came(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> None:
         with progress_bar() as reports:
