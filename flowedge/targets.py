@@ -132,7 +132,7 @@ def check_demo_target(folder: Path, *, force: bool) -> None:
         return
     except OSError as error:
         raise FlowEdgeError(
-            f"{folder} cannot be the folder of a demo: {error.strerror}. Name another one with --out."
+            f"{folder} cannot be the folder of a demo: {error.strerror}. Name another folder with --out."
         ) from error
     if names and DEMO_MARK not in names:
         raise FlowEdgeError(
@@ -143,6 +143,8 @@ def check_demo_target(folder: Path, *, force: bool) -> None:
         raise FlowEdgeError(
             f"{folder} holds an earlier demo. Replace it with --force, or name another folder with --out."
         )
+    if names:
+        _check_demo_alone(folder)
 
 
 def put_bundle(draft: Path, target: Path, manifest: Manifest, *, force: bool) -> None:
@@ -163,6 +165,25 @@ def put_bundle(draft: Path, target: Path, manifest: Manifest, *, force: bool) ->
         put_in_place(draft, Path(os.path.realpath(target)), manifest)
     else:
         put_at_free_place(draft, target)
+
+
+def _check_demo_alone(folder: Path) -> None:
+    """Raise a `FlowEdgeError` where a folder that the next demo clears has a file that no demo wrote."""
+    try:
+        written = set((folder / DEMO_MARK).read_text(encoding="utf-8").splitlines()[1:])
+    except (OSError, UnicodeDecodeError) as error:
+        raise FlowEdgeError(f"{folder / DEMO_MARK} cannot be read: {error}. Remove the folder.") from error
+    # A demo that did not end has no list, and all that is in its folders is taken for its own.
+    for inner in sorted({name.partition("/")[0] for name in written}):
+        if (folder / inner / MANIFEST).is_file():
+            _check_is_bundle_alone(folder / inner)
+            continue
+        for path in (folder / inner).rglob("*"):
+            if str(path.relative_to(folder)) not in written:
+                raise FlowEdgeError(
+                    f"{folder} holds a file that no demo wrote, {path.relative_to(folder)}, and --force would delete "
+                    "it. Move it away, or name another folder with --out."
+                )
 
 
 def _is_taken(target: Path, *, force: bool) -> bool:

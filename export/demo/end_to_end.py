@@ -149,6 +149,7 @@ def run_demo(
     )
     links = [("Evaluation of every test image", EVALUATION)]
     write_report(out / REPORT, result, bundle.manifest, inspected, links=links)
+    _mark(out, sorted(path for name in _MADE for path in (out / name, *(out / name).rglob("*"))))
     return result
 
 
@@ -175,7 +176,7 @@ def _prepare(out: Path) -> None:
     """Make the folder, or remove the files of an earlier demo from it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / DEMO_MARK).write_text(f"flowedge demo --force replaces these: {', '.join(_MADE)}\n")
+        _mark(out, [])
         for name in _MADE:
             if (out / name).is_dir() and not (out / name).is_symlink():
                 shutil.rmtree(out / name)
@@ -185,6 +186,12 @@ def _prepare(out: Path) -> None:
         raise FlowEdgeError(
             f"cannot write to {out}: {error.strerror}. Name another folder with --out."
         ) from error
+
+
+def _mark(out: Path, written: Sequence[Path]) -> None:
+    """Write the file that marks the folder of a demo, with a line for each file of a demo that is complete."""
+    lines = ["flowedge demo --force replaces these files.", *(str(path.relative_to(out)) for path in written)]
+    (out / DEMO_MARK).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _verified(

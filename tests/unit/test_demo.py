@@ -26,6 +26,7 @@ from flowedge.export.demo.end_to_end import DemoPlan, run_demo
 from flowedge.export.demo.photos import CROP, PhotoPlan, Photos, write_photos
 from flowedge.export.demo.train import LAYERS, TrainPlan, pretrained_backbone, train_cflow, untrained_flow
 from flowedge.manifest import Preprocessing
+from flowedge.targets import check_demo_target
 from support.recorded_reports import RecordedReports
 
 FEW_PHOTOS = PhotoPlan(train=3, calibration=3, test_good=3, test_per_defect=1)
@@ -199,6 +200,11 @@ def test_a_second_demo_replaces_the_first_ones_files_and_no_others(
     out = Path(road[0].report).parent
     assert (out / "notes.txt").read_text() == "mine"
     assert not (out / "photos" / "test" / "good" / "stale.png").exists()
+    check_demo_target(out, force=True)
+    (out / "inspected" / "mine.png").touch()
+    with pytest.raises(FlowEdgeError, match="mine"):
+        check_demo_target(out, force=True)
+    (out / "inspected" / "mine.png").unlink()
 
 
 def test_the_report_loads_nothing_and_escapes_what_it_prints(road: tuple[DemoResult, list[str]]) -> None:

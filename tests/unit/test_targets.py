@@ -99,6 +99,16 @@ def test_a_demo_is_replaced_on_request_alone(tmp_path: Path) -> None:
     with pytest.raises(FlowEdgeError, match=r"earlier demo\. Replace it with --force"):
         check_demo_target(tmp_path, force=False)
     check_demo_target(tmp_path, force=True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.png").touch()
+    (tmp_path / ".flowedge-demo").write_text(
+        "flowedge demo --force replaces these files.\nphotos\nphotos/1.png\n"
+    )
+    (tmp_path / "notes.txt").write_text("mine, and not in a folder that the demo clears")
+    check_demo_target(tmp_path, force=True)
+    (tmp_path / "photos" / "mine.png").touch()
+    with pytest.raises(FlowEdgeError, match=r"no demo wrote, photos/mine\.png"):
+        check_demo_target(tmp_path, force=True)
 
 
 def test_export_replaces_a_bundle_with_force(
