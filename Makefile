@@ -11,6 +11,7 @@
 #   make precision what float16 and INT8 cost on a trained model of every family, into bench-out/precision/
 #   make engines  every family on every engine and precision of a CPU, into bench-out/engines/
 #   make fuzz     damaged checkpoints, bundles and pictures: N cases (2,000) from FIRST (0) with SEED (0), into fuzz-out/
+#   make screenshots  pictures of all HTML pages for the documentation, from the demo; needs Debian's chromium
 #   make docs     the site, into site/; a warning is an error
 #   make venv     only the environment, .venv
 
@@ -20,7 +21,7 @@ VENV := .venv/.complete
 PEER := .venv-peer/.complete
 DOCS := .venv-docs/.complete
 
-.PHONY: demo test test-all check wheel bench parity memory precision engines fuzz docs venv peer clean
+.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines fuzz docs venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out --force
@@ -28,6 +29,9 @@ demo: $(VENV)
 # With anomalib in an environment of its own, whose answers some tests compare with; they are kept in .pytest_cache. Two
 # processes: most tests wait on one core. A process that has no tests left takes some of the other's.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
+
+screenshots: demo
+	PYTHONPATH=tests $(BIN)/python tests/browser/screenshots.py demo-out
 
 test: $(VENV) $(PEER)
 	$(PYTEST) --durations=15

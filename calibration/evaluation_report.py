@@ -132,7 +132,6 @@ class EvaluationReport:
         found: Evaluation,
         *,
         doubt: str = "",
-        points: Sequence[OperatingPoint] = (),
         links: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Write the page.
@@ -140,7 +139,6 @@ class EvaluationReport:
         Args:
             found: The metrics of the dataset.
             doubt: A sentence on a wrong preprocessing, or an empty text.
-            points: The operating points of the evaluation, with the commands that set them.
             links: The names and relative addresses of the pages beside this one.
 
         Raises:
@@ -159,7 +157,7 @@ class EvaluationReport:
                 "score" if self._nfa is None else "minus log NFA",
             ),
             self._classes(found, limit),
-            self._points(points or found.operating_points),
+            self._points(found.operating_points),
             self._images(limit),
             _pixels(found),
             self._time(),

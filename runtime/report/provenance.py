@@ -7,7 +7,7 @@ import platform
 from flowedge.bundle_files import MANIFEST, hash_of
 from flowedge.clock import utc_now
 from flowedge.files import open_regular_file
-from flowedge.manifest import Threshold
+from flowedge.manifest import Manifest, Threshold
 from flowedge.runtime.detector import Detector
 from flowedge.version import __version__
 
@@ -41,6 +41,15 @@ def provenance_of(detector: Detector) -> list[tuple[str, str]]:
         ("machine", f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"),
         ("written", f"{utc_now():%Y-%m-%d %H:%M} UTC"),
     ]
+
+
+def _last_change(manifest: Manifest) -> str:
+    """Return when, by whom, by which command and why the thresholds were last changed, where that is known."""
+    if not manifest.threshold_history:
+        return ""
+    last = manifest.threshold_history[-1]
+    reason = f": {last.reason}" if last.reason else ""
+    return f"{last.moment} by {last.by}, with {last.command}{reason}"
 
 
 def threshold_words(threshold: Threshold | None) -> str:
