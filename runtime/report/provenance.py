@@ -44,7 +44,7 @@ def provenance_of(detector: Detector) -> list[tuple[str, str]]:
 
 
 def _last_change(manifest: Manifest) -> str:
-    """Return when, by whom, by which command and why the thresholds were last changed, where that is known."""
+    """Describe the last change of the thresholds in one line. The line is empty without a history."""
     if not manifest.threshold_history:
         return ""
     last = manifest.threshold_history[-1]

@@ -36,7 +36,7 @@ def table(
     columns = [columns[n] for n in filled]
     listed = [[row[n] for n in filled] for row in listed]
     kinds = [
-        "n" if column.startswith(">") else "long" if any(len(str(row[n])) > _LONG for row in listed) else None
+        "n" if column.startswith(">") else "long" if any(_is_long(row[n]) for row in listed) else None
         for n, column in enumerate(columns)
     ]
     names = [column.lstrip(">") for column in columns]
@@ -66,6 +66,10 @@ def table(
     )
     # A region that scrolls must be reachable by keyboard.
     return element("div", made, class_="scroll", tabindex=0, role="region", aria_label=caption)
+
+
+def _is_long(cell: object) -> bool:
+    return not isinstance(cell, Markup) and len(str(cell)) > _LONG
 
 
 class Column(msgspec.Struct, frozen=True, kw_only=True):

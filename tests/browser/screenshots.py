@@ -63,12 +63,12 @@ def written(demo: Path, place: Path) -> dict[str, Path]:
             *("bench", bundle, "--engines", "onnxruntime-cpu,openvino", "--precisions", "fp32,fp16"),
             *("--batch", "1,4", "--seconds", "0.3", "--html", pages["bench"]),
         ),
-        ("calibrate", bundle, "--data", good, "--int8"),
+        ("calibrate", bundle, "--data", good, "--fp16"),
     ):
         done = flowedge(*words)
         if done.status:
             raise SystemExit(f"{words[0]} ended with {done.status}: {done.stderr}")
-    shutil.copy(next(bundle.glob("gate.int8*.html")), pages["gate"])
+    shutil.copy(next(bundle.glob("gate.fp16.html")), pages["gate"])
     return pages
 
 
