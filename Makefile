@@ -10,6 +10,7 @@
 #   make memory   peak memory and time of the largest exports, into bench-out/memory/
 #   make precision what float16 and INT8 cost on a trained model of every family, into bench-out/precision/
 #   make engines  every family on every engine and precision of a CPU, into bench-out/engines/
+#   make packs    8 and 32 products as bundles and as a pack: memory, change of product, speed, into bench-out/packs/
 #   make fuzz     damaged checkpoints, bundles and pictures: N cases (2,000) from FIRST (0) with SEED (0), into fuzz-out/
 #   make screenshots  pictures of all HTML pages for the documentation, from the demo; needs Debian's chromium
 #   make docs     the site, into site/; a warning is an error
@@ -21,7 +22,7 @@ VENV := .venv/.complete
 PEER := .venv-peer/.complete
 DOCS := .venv-docs/.complete
 
-.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines fuzz docs venv peer clean
+.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines packs fuzz docs venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out --force
@@ -64,6 +65,9 @@ precision: $(VENV)
 
 engines: $(VENV) $(PEER)
 	PYTHONPATH=tests $(BIN)/python tests/bench/table_engines.py --peer .venv-peer/bin/python --out bench-out/engines
+
+packs: $(VENV)
+	PYTHONPATH=tests $(BIN)/python tests/bench/table_packs.py --out bench-out/packs
 
 N ?= 2000
 FIRST ?= 0

@@ -119,7 +119,7 @@ def changed_graph(path: Path, flow: int, backbone: int) -> bytes:
             and tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
         ):
             weights = numpy_helper.to_array(tensor)
-            changed = (weights * np.float32(1 + seed / 16)).astype(weights.dtype)
+            changed = (weights * np.float32(1 + seed / 64)).astype(weights.dtype)
             tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
     content: bytes = model.SerializeToString()
     return content
