@@ -288,7 +288,7 @@ def _session(
 ) -> ort.InferenceSession:
     options = _session_options(providers, threads)
     if takes_turns:
-        # Idle threads otherwise hold the cores for a while, and the next session computes several times as long.
+        # Idle threads otherwise hold the cores for a while, and the next session waits for them.
         options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         name = contextlib.nullcontext(model) if isinstance(model, bytes) else utf8_name(model)
