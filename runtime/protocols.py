@@ -5,7 +5,7 @@ Each protocol has an implementation in this folder. A program of a user may brin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeAlias
@@ -123,6 +123,37 @@ class Inspects(Protocol):
         Raises:
             ImageError: One of the frames is of another type or shape than the detector takes.
         """
+        ...
+
+
+class InspectsProducts(Protocol):
+    """A detector of several products that share a backbone. `flowedge.runtime.products.ProductLine` is one.
+
+    Threads may share it, as they may share a detector. Changing the product loads nothing.
+    """
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """The names of the products."""
+        ...
+
+    def __call__(self, frame: PixelArray, *, product: str | None = None) -> Result:
+        """Inspect one frame as one product.
+
+        Raises:
+            ValueError: There is no such product.
+            ImageError: The frame is of another type or shape than the products take.
+        """
+        ...
+
+    def detect_products(
+        self, frame: PixelArray, products: Sequence[str] | None = None
+    ) -> Mapping[str, Result]:
+        """Inspect one frame as several products, with one run of the backbone."""
+        ...
+
+    def detector(self, product: str | None = None) -> Inspects:
+        """Give the detector of one product, for code that knows nothing of products."""
         ...
 
 

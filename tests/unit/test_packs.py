@@ -26,6 +26,7 @@ from flowedge.pack import check_alike, open_pack
 from flowedge.runtime.engines import onnxrt
 from flowedge.runtime.opening.joined import joined_of
 from flowedge.runtime.products import ProductLine
+from flowedge.runtime.protocols import Inspects, InspectsProducts
 from flowedge.runtime.result import Result
 from flowedge.runtime.verify import BATCH_LIMIT
 from flowedge.targets import check_pack_target
@@ -265,6 +266,13 @@ def test_closing_a_products_detector_leaves_the_line_open_and_closing_the_line_e
     ):
         with pytest.raises(ValueError, match="closed"):
             use()
+
+
+def test_a_line_and_its_detectors_fit_the_protocols(line: ProductLine) -> None:
+    products: InspectsProducts = line  # the type checker compares them
+    detector: Inspects = products.detector(products.products[0])
+    (frame,) = frames(1)
+    same(detector(frame), products(frame, product="bottle"))
 
 
 def test_a_line_is_not_pickled(line: ProductLine) -> None:
