@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Final
 
 from flowedge.bundle_files import MANIFEST, read_manifest, verify
-from flowedge.drafts import draft_folder, remove_abandoned_drafts
+from flowedge.drafts import PREFIX, draft_folder, remove_abandoned_drafts
 from flowedge.errors import BundleChangedError, BundleError
 from flowedge.manifest import Manifest, StoredFile
 
@@ -96,6 +96,7 @@ def put_in_place(draft: Path, place: Path, manifest: Manifest, *, replaced: Mani
         if draft.is_relative_to(place):
             _replace_inside(draft, place, manifest)
             return
+        _keep_unlisted(place, draft)
         try:
             swap(draft, place)
         except OSError as error:
@@ -184,6 +185,27 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 # Renaming folders
+
+
+def _keep_unlisted(place: Path, draft: Path) -> None:
+    """Give the files that somebody else put into a bundle a second name in the next version, which replaces its folder.
+
+    Symbolic links stay links. Drafts and what an interrupted replacement left are no such files.
+    """
+    listed = {MANIFEST, *_listed(place)}
+    for folder, inner, names in os.walk(place):
+        inner[:] = [name for name in inner if name != _COMMIT and not name.startswith(PREFIX)]
+        links = [name for name in inner if Path(folder, name).is_symlink()]
+        for name in (*names, *links):
+            path = Path(folder, name).relative_to(place)
+            target = draft / path
+            if path.as_posix() in listed or os.path.lexists(target):
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(place / path, target, follow_symlinks=False)
+            except OSError:
+                shutil.copy2(place / path, target, follow_symlinks=False)
 
 
 def _may_rename(place: Path) -> bool:

@@ -360,6 +360,44 @@ def test_the_one_who_comes_second_to_a_place_is_told_so(bundle: Bundle, tmp_path
     assert json.loads((late.path / "manifest.json").read_bytes())
 
 
+@pytest.mark.parametrize("way", ["exchange", "two steps", "inside"])
+def test_a_file_that_somebody_put_into_a_bundle_stays(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The folder is exchanged as a whole, so a note of the user must come along, also beside a file of FlowEdge."""
+    if way == "two steps":
+        monkeypatch.setattr(flowedge.replacing, "_CANNOT_EXCHANGE", {errno.ENOENT, errno.EXDEV, errno.EINVAL})
+        monkeypatch.setattr(
+            flowedge.replacing,
+            "_exchange",
+            lambda one, other: (_ for _ in ()).throw(OSError(errno.EINVAL, "no")),
+        )
+    if way == "inside":
+        monkeypatch.setattr(flowedge.replacing, "_may_rename", lambda place: False)
+    (bundle.path / "README.txt").write_text("camera 3")
+    (bundle.path / "selftest" / "note.txt").write_text("keep")
+    (bundle.path / "photos").mkdir()
+    (bundle.path / "photos" / "one.png").write_bytes(b"pixels")
+    (bundle.path / "latest").symlink_to(tmp_path, target_is_directory=True)
+    replaced = replace_in_bundle(bundle, files={"model.onnx": b"new"})
+    assert replaced.read("model.onnx") == b"new"
+    assert (bundle.path / "README.txt").read_text() == "camera 3"
+    assert (bundle.path / "selftest" / "note.txt").read_text() == "keep"
+    assert (bundle.path / "photos" / "one.png").read_bytes() == b"pixels"
+    assert os.readlink(bundle.path / "latest") == str(tmp_path)
+    assert open_bundle(bundle.path).manifest == replaced.manifest
+
+
+def test_an_old_file_of_flowedge_does_not_come_along(bundle: Bundle) -> None:
+    manifest = tiny_manifest()
+    (bundle.path / "note.txt").write_text("keep")
+    write_bundle(bundle.path, manifest, {"model.onnx": b"new"}, overwrite=True)
+    assert sorted(path.name for path in bundle.path.iterdir() if path.is_file()) == [
+        "manifest.json", "model.onnx", "note.txt",
+    ]  # fmt: skip
+    assert not (bundle.path / "selftest").exists()
+
+
 def test_a_bundle_of_the_longest_name_is_written_and_replaced(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / ("n" * 255), tiny_manifest(), FILES)
     assert replace_in_bundle(bundle, files={"model.onnx": b"new"}) == open_bundle(bundle.path)
