@@ -25,6 +25,7 @@ import msgspec
 
 from flowedge.bundle_files import (
     MANIFEST,
+    PACK_INDEX,
     check_listing,
     check_paths,
     hash_of,
@@ -139,9 +140,10 @@ def refuse_pack(folder: Path) -> None:
     Raises:
         BundleError: The folder is a pack or a product in a pack.
     """
-    pack = pack_around(folder)
-    if pack is not None:
-        what = "is a pack" if pack == folder else f"is a product of the pack {pack}"
+    around = pack_around(folder)
+    if around is not None:
+        pack, product = around
+        what = f"is a product of the pack {pack}" if product else "is a pack"
         raise BundleError(
             f"{folder} {what}, and this works on a bundle. Work on the bundle that was packed, and pack it again with: "
             f"flowedge pack BUNDLE... -o {pack} --force"
@@ -151,7 +153,7 @@ def refuse_pack(folder: Path) -> None:
 def _no_bundle(path: Path) -> BundleError:
     """Return the error of a path that is missing, a file or another folder, with the command that makes a bundle."""
     named = shlex.quote(str(path))
-    made = shlex.quote(str(path.with_suffix(".flowedge")))
+    made = shlex.quote(f"{path.parent / path.stem}.flowedge")
     if os.path.isdir(path):
         inside = sorted(one.parent for one in path.glob(f"*/{MANIFEST}"))
         advice = (
@@ -168,6 +170,8 @@ def _no_bundle(path: Path) -> BundleError:
         return BundleError(
             f"{path} is a file of the bundle {path.parent}. Name the bundle, which is the folder."
         )
+    if os.path.isfile(path.parent / PACK_INDEX):
+        return BundleError(f"{path} is a file of the pack {path.parent}. Name the pack, which is the folder.")
     if path.suffix in _CHECKPOINTS:
         return BundleError(
             f"{path} is a checkpoint, and no bundle. Make a bundle of it with: flowedge export {named} -o {made}"

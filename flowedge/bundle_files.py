@@ -16,6 +16,8 @@ from flowedge.manifest_json import MAX_BYTES, manifest_from_json
 
 MANIFEST: Final = "manifest.json"
 PACK_INDEX: Final = "pack.json"
+PRODUCTS: Final = "products"
+"""The folder of a pack that holds a folder for each product."""
 _CHUNK_BYTES: Final = 1 << 20
 # One allow-list keeps out "..", hidden names, absolute paths, backslashes, drive letters, NUL, look-alikes.
 _SAFE_PATH: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
@@ -42,11 +44,17 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def pack_around(folder: Path) -> Path | None:
-    """Return the pack that a folder is, or that it is a product of. The value is None for any other folder."""
-    for place in (folder, folder.absolute().parent.parent):
-        if os.path.lexists(place / PACK_INDEX):
-            return place
+def pack_around(folder: Path) -> tuple[Path, str] | None:
+    """Return the pack that a folder is or is in, and the product that the folder is. The value is None elsewhere.
+
+    The name of the product is empty where the folder is the pack itself.
+    """
+    if os.path.lexists(folder / PACK_INDEX):
+        return folder, ""
+    place = Path(os.path.realpath(folder))  # the folder may be ".", or a link to a product
+    pack = place.parent.parent
+    if place.parent.name == PRODUCTS and os.path.lexists(pack / PACK_INDEX):
+        return pack, place.name
     return None
 
 

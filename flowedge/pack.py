@@ -25,7 +25,15 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 
 from flowedge.bundle import Bundle, folder_for_next_version, store_file
-from flowedge.bundle_files import MANIFEST, PACK_INDEX, check_paths, open_inside, verify
+from flowedge.bundle_files import (
+    MANIFEST,
+    PACK_INDEX,
+    PRODUCTS,
+    check_paths,
+    open_inside,
+    pack_around,
+    verify,
+)
 from flowedge.errors import BundleError
 from flowedge.manifest import Manifest, PrecisionName, StoredFile
 from flowedge.manifest_bounds import Moment, Name, PixelCount, Pixels, Sha256
@@ -155,7 +163,7 @@ def backbone_file(precision: str) -> str:
 
 def product_folder(product: str) -> str:
     """Name the folder of a product, relative to the pack."""
-    return f"products/{product}"
+    return f"{PRODUCTS}/{product}"
 
 
 def head_file(product: str, precision: str) -> str:
@@ -316,6 +324,8 @@ def read_index(folder: Path) -> PackIndex:
     Raises:
         BundleError: The file is not there, is not valid, or lists what no pack may hold.
     """
+    if not os.path.lexists(folder / PACK_INDEX):
+        raise _no_pack(folder)
     try:
         content = json_content(_content(folder, PACK_INDEX))
         schema = msgspec.convert(content, SchemaOnly).schema
@@ -333,6 +343,26 @@ def read_index(folder: Path) -> PackIndex:
     except BundleError as error:
         raise BundleError(f"{folder / PACK_INDEX} is refused: {error}") from error
     return index
+
+
+def _no_pack(folder: Path) -> BundleError:
+    """Return the error of a path that is no pack, with the next step."""
+    around = pack_around(folder)
+    if around is not None:
+        return BundleError(
+            f"{folder} is a product of the pack {around[0]}, and this takes the pack. Name the pack, or open the "
+            "product with flowedge.load."
+        )
+    if os.path.lexists(folder / MANIFEST):
+        return BundleError(
+            f"{folder} is a bundle, and this takes a pack. Open it with flowedge.load, or make a pack with: flowedge "
+            "pack BUNDLE... -o PACK"
+        )
+    what = f"it has no {PACK_INDEX}" if os.path.isdir(folder) else "no such folder"
+    return BundleError(
+        f"{folder} is not a pack: {what}. Name the folder that flowedge pack made, or make one with: flowedge pack "
+        "BUNDLE... -o PACK"
+    )
 
 
 def _json_of(index: PackIndex) -> bytes:

@@ -15,7 +15,7 @@ from flowedge.pack import Pack, open_pack
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.opening.joined import open_product, open_products
 from flowedge.runtime.opening.opening import open_or_build
-from flowedge.runtime.products import ProductLine, verify_products
+from flowedge.runtime.products import ProductLine, names_of, verify_products
 from flowedge.runtime.verify import Check, verify_bundle
 
 
@@ -68,15 +68,15 @@ def load(
     """
     folder = Path(path)
     if (around := pack_around(folder)) is not None:
-        pack = open_pack(around)
+        pack, product = open_pack(around[0]), around[1]
         if build:
             raise BundleError(
-                f"{around} is a pack, and build is for bundles. Take an engine that needs no build."
+                f"{pack.path} is a pack, and build is for bundles. Take an engine that needs no build."
             )
-        if around == folder:
+        if not product:
             return _line(pack, pack.names, engine, precision, threads, source_scale, min_region_px)
-        opened = open_product(pack, folder.name, engine, precision, threads=threads)
-        bundle = pack.product(folder.name)
+        opened = open_product(pack, product, engine, precision, threads=threads)
+        bundle = pack.product(product)
         return Detector(bundle, opened, source_scale=source_scale, min_region_px=min_region_px)
     bundle = open_bundle(path)
     opened = open_or_build(engine, bundle, precision, threads=threads, build=build)
@@ -86,7 +86,7 @@ def load(
 def load_pack(
     path: str | PathLike[str],
     *,
-    products: Sequence[str] | None = None,
+    products: str | Sequence[str] | None = None,
     engine: str | None = None,
     precision: str = "fp32",
     threads: int | None = None,
@@ -97,7 +97,7 @@ def load_pack(
 
     Args:
         path: The pack's folder.
-        products: The names of the products to load. Without names, all products are loaded.
+        products: The name or the names of the products to load. Without names, all products are loaded.
         engine: A name of ``flowedge.runtime.ENGINES``. Without a name, the first that opens on this machine is taken.
         precision: The precision of the graphs. ``int8`` means the INT8 graphs for the engine's device.
         threads: The number of CPU threads of one inference. Without a number the engine decides.
@@ -119,7 +119,7 @@ def load_pack(
         True
     """
     pack = open_pack(path)
-    names = pack.names if products is None else tuple(dict.fromkeys(products))
+    names = pack.names if products is None else names_of(products)
     if not names:
         raise ValueError(f"no product was named. The pack has: {', '.join(pack.names)}.")
     return _line(pack, names, engine, precision, threads, source_scale, min_region_px)
@@ -167,8 +167,8 @@ def verify(
     """
     folder = Path(path)
     if (around := pack_around(folder)) is not None:
-        pack = open_pack(around)
-        names = pack.names if around == folder else (folder.name,)
+        pack, product = open_pack(around[0]), around[1]
+        names = (product,) if product else pack.names
         found = verify_products(pack, names, engine=engine, precision=precision, threads=threads)
         return tuple(
             replace(check, name=f"{name}: {check.name}") for name, checks in found.items() for check in checks

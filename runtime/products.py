@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn
+from weakref import WeakSet
 
 from numpy.typing import NDArray
 
+from flowedge.errors import ProcessError
 from flowedge.pack import Pack
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.frames.pixels import Color, Given, check_color, several
@@ -65,6 +67,8 @@ class ProductLine:
         self._source_scale, self._min_region_px = source_scale, min_region_px
         self._detectors = {name: self._new_detector(name, opened) for name, opened in engines.items()}
         self._first = next(iter(self._detectors.values()))
+        self._given: WeakSet[Detector] = WeakSet()
+        self._is_closed = False
         self._process = os.getpid()
 
     @property
@@ -96,6 +100,7 @@ class ProductLine:
             EngineUnavailableError: The device stopped.
             ProcessError: The process was forked after the line was loaded.
         """
+        self._check_usable()
         return self._detector(product)(frame, color=color)
 
     def detect_batch(
@@ -121,16 +126,16 @@ class ProductLine:
             EngineUnavailableError: The device stopped.
             ProcessError: The process was forked after the line was loaded.
         """
+        self._check_usable()
         if product is None or isinstance(product, str):
             return self._detector(product).detect_batch(frames, color=color)
         if error := several(frames, color=color, pixel_range=self._first.bundle.manifest.pixel_range):
             raise error
-        if len(product) != len(frames):
-            raise ValueError(
-                f"there are {len(frames)} frames and {len(product)} products: name one for each."
-            )
+        names = list(product)
+        if len(names) != len(frames):
+            raise ValueError(f"there are {len(frames)} frames and {len(names)} products: name one for each.")
         rows: dict[str, list[int]] = {}
-        for row, name in enumerate(product):
+        for row, name in enumerate(names):
             self._detector(name)
             rows.setdefault(name, []).append(row)
         results: dict[int, Result] = {}
@@ -139,13 +144,13 @@ class ProductLine:
         return [results[row] for row in range(len(frames))]
 
     def detect_products(
-        self, frame: Given, products: Sequence[str] | None = None, *, color: Color = "rgb"
+        self, frame: Given, products: str | Sequence[str] | None = None, *, color: Color = "rgb"
     ) -> dict[str, Result]:
         """Inspect one frame as several products, with one run of the backbone.
 
         Args:
             frame: A frame such as `flowedge.Detector` takes.
-            products: Some of ``products``. Without names, all products judge the frame.
+            products: One or some of ``products``. Without names, all products judge the frame.
             color: The channels of an array: ``rgb``, ``bgr`` or ``gray``.
 
         Returns:
@@ -157,7 +162,8 @@ class ProductLine:
             EngineUnavailableError: The device stopped.
             ProcessError: The process was forked after the line was loaded.
         """
-        names = dict.fromkeys(self.products if products is None else products)
+        self._check_usable()
+        names = self.products if products is None else names_of(products)
         for name in names:
             self._detector(name)
         judged = self._judged([frame], {name: [0] for name in names}, color)
@@ -174,14 +180,34 @@ class ProductLine:
         Raises:
             ValueError: There is no such product, none was named, or the line was closed.
         """
+        self._check_usable()
         chosen = self._detector(product)
-        chosen.check_usable()
         view = replace(chosen.engine, engine=joined_of(chosen.engine).view())
-        return self._new_detector(chosen.bundle.path.name, view)
+        detector = self._new_detector(chosen.bundle.path.name, view)
+        self._given.add(detector)
+        return detector
+
+    def warm_up(self, frame_size: tuple[int, int] | None = None, *, batch: int = 1) -> None:
+        """Inspect black frames as each product, so that no first frame waits for what an engine does once.
+
+        Args:
+            frame_size: The height and the width of the frames to come, as `flowedge.Detector.warm_up` takes them.
+            batch: The number of frames at once.
+
+        Raises:
+            ValueError: The line was closed, or a number is below 1.
+            ImageError: A frame of this size does not become the graph's input.
+            EngineUnavailableError: The device stopped.
+            ProcessError: The process was forked after the line was loaded.
+        """
+        self._check_usable()
+        for detector in self._detectors.values():
+            detector.warm_up(frame_size, batch=batch)
 
     def close(self) -> None:
         """Free the memory of the backbone and of all heads. The line cannot be used after it."""
-        for detector in self._detectors.values():
+        self._is_closed = True
+        for detector in (*self._detectors.values(), *self._given):
             detector.close()
         if os.getpid() == self._process:
             close_engines({name: detector.engine for name, detector in self._detectors.items()})
@@ -190,7 +216,24 @@ class ProductLine:
         """Describe the line on one line: pack, products, engine and precision."""
         return (
             f"<ProductLine {str(self.pack.path)!r}: {', '.join(self.products)}, "
-            f"{self.precision} on {self.engine_name}>"
+            f"{self.precision} on {self.engine_name}{', closed' if self._is_closed else ''}>"
+        )
+
+    def _check_usable(self) -> None:
+        """Check that the line is open, and that this process loaded it.
+
+        Raises:
+            ValueError: The line was closed.
+            ProcessError: The process was forked after the line was loaded.
+        """
+        if os.getpid() != self._process:
+            raise self._not_here("cannot be used after a fork: its threads stayed in the other process")
+        if self._is_closed:
+            raise ValueError("this line was closed. Load the pack again, and close it after the last frame.")
+
+    def _not_here(self, reason: str) -> ProcessError:
+        return ProcessError(
+            f"a line {reason}. Load the pack again in each process: flowedge.load({str(self.pack.path)!r})"
         )
 
     def _new_detector(self, product: str, engine: Opened) -> Detector:
@@ -205,7 +248,7 @@ class ProductLine:
         """Find the detector of a product."""
         if product is None and len(self.products) == 1:
             product = self.products[0]
-        if product not in self._detectors:
+        if not isinstance(product, str) or product not in self._detectors:
             problem = "name the product" if product is None else f"there is no product {product!r}"
             raise ValueError(f"{problem}. The pack has: {', '.join(self.products)}.")
         return self._detectors[product]
@@ -214,7 +257,6 @@ class ProductLine:
         self, frames: Sequence[Given] | NDArray[Any], rows: Mapping[str, list[int]], color: Color
     ) -> dict[str, list[Result]]:
         """Run the backbone on all frames, and the head of each product on the rows of its frames."""
-        self._first.check_usable()
         check_color(color)
         if not rows:
             return {}
@@ -246,7 +288,7 @@ class ProductLine:
         Raises:
             ProcessError: A line is always refused.
         """
-        self._first.__reduce_ex__(protocol)
+        raise self._not_here("can be neither pickled nor copied: its engines belong to this process")
 
     def __enter__(self) -> ProductLine:
         return self
@@ -255,6 +297,11 @@ class ProductLine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def names_of(products: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of products, each of them once. A single text is one name, and not a list of letters."""
+    return (products,) if isinstance(products, str) else tuple(dict.fromkeys(products))
 
 
 def verify_products(

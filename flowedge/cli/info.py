@@ -98,9 +98,9 @@ def _print_pack(folder: Path, *, json: bool) -> None:
     """Print the facts of a pack, or those of one of its products."""
     around = pack_around(folder)
     assert around is not None
-    pack = open_pack(around)
-    if around != folder:
-        manifest = pack.product(folder.name).manifest
+    pack, product = open_pack(around[0]), around[1]
+    if product:
+        manifest = pack.product(product).manifest
         if json:
             print_json(manifest)
         else:

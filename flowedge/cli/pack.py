@@ -104,7 +104,9 @@ def _print(result: PackResult) -> None:
             "as the bundles, bit for bit" if difference == 0 else f"differ by {difference:.0e} at most",
         )
     RESULTS.print(rows)
-    RESULTS.print(f"{products} products: {', '.join(result.pack.names)}", soft_wrap=True)
+    RESULTS.print(
+        f"{products} product{'' if products == 1 else 's'}: {', '.join(result.pack.names)}", soft_wrap=True
+    )
 
 
 def _json(result: PackResult) -> dict[str, object]:

@@ -36,7 +36,8 @@ def check_bundle(bundle: Path, *others: str | Path | None) -> None:
         for other in others:
             if other is not None and _is_bundle(Path(other)):
                 raise _swapped(bundle, other, "a bundle")
-    if pack_around(bundle) == bundle:
+    around = pack_around(bundle)
+    if around is not None and not around[1]:
         refuse_pack(bundle)
     peek_bundle(bundle)
 

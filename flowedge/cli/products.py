@@ -25,7 +25,8 @@ def folder_of_product(path: Path, product: str | None) -> Path:
     Raises:
         BundleError: The folder is a pack and no product of it was named, or it is none and a product was named.
     """
-    if pack_around(path) != path:
+    around = pack_around(path)
+    if around is None or around[1]:
         if product is not None:
             raise BundleError(f"{path} is not a pack, and --product names a product of a pack. Leave it out.")
         return path

@@ -138,25 +138,23 @@ def _verify_products(
     path: Path, product: str | None, engine: str | None, precision: str, threads: int | None, *, json: bool
 ) -> NoReturn:
     """Replay the self-tests of the products of a pack, and end the command."""
-    is_whole = pack_around(path) == path and product is None
-    folder = path if is_whole else folder_of_product(path, product)
-    around = pack_around(folder)
+    around = pack_around(path if product is None else folder_of_product(path, product))
     assert around is not None
     from flowedge.pack import open_pack
     from flowedge.runtime.products import verify_products
 
-    pack = open_pack(around)
-    names = pack.names if is_whole else (folder.name,)
+    pack, chosen = open_pack(around[0]), around[1]
+    names = (chosen,) if chosen else pack.names
     with progress_bar() as reports:
         reports.step("replaying the self-tests")
         found = verify_products(pack, names, engine=engine, precision=precision, threads=threads)
     passed = all(check.passed for checks in found.values() for check in checks)
     if json:
         rows = {name: as_rows(checks) for name, checks in found.items()}
-        print_json({"pack": str(around), "precision": precision, "passed": passed, "products": rows})
+        print_json({"pack": str(pack.path), "precision": precision, "passed": passed, "products": rows})
     else:
         for name, checks in found.items():
-            print_checks(checks, f"{around}, {name}, {precision}")
+            print_checks(checks, f"{pack.path}, {name}, {precision}")
     raise typer.Exit(0 if passed else 1)
 
 

@@ -93,7 +93,8 @@ def open_products(
             f"{pack.path}: the precision auto measures the graphs of one bundle. For a pack, name one of "
             f"{', '.join(pack.precisions)}."
         )
-    if precision != "int8":
+    # The name int8 stands for the INT8 graphs of any device, if the pack has some.
+    if precision != "int8" or not any(name.startswith("int8") for name in pack.precisions):
         pack.backbone(precision)
     backbones: dict[tuple[str, str], Engine] = {}
     heads: list[Engine] = []

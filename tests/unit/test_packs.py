@@ -23,6 +23,7 @@ from flowedge.export.graph.split import first_difference, split_graph
 from flowedge.export.pack import PackResult, pack_bundles
 from flowedge.manifest_json import canonical_hash
 from flowedge.pack import check_alike, open_pack
+from flowedge.runtime.detector import Detector
 from flowedge.runtime.engines import onnxrt
 from flowedge.runtime.opening.joined import joined_of
 from flowedge.runtime.products import ProductLine
@@ -275,9 +276,94 @@ def test_a_line_and_its_detectors_fit_the_protocols(line: ProductLine) -> None:
     same(detector(frame), products(frame, product="bottle"))
 
 
-def test_a_line_is_not_pickled(line: ProductLine) -> None:
-    with pytest.raises(ProcessError):
+def test_the_errors_of_a_line_name_the_line_and_its_pack(made: Path, line: ProductLine) -> None:
+    with pytest.raises(ProcessError, match=r"a line .*load\('.*line\.flowedgepack'\)"):
         pickle.dumps(line)
+    held = line.detector("cable")
+    line.close()
+    with pytest.raises(ValueError, match="this line was closed"):
+        line(frames(1)[0], product="bottle")
+    with pytest.raises(ValueError, match="this detector was closed"):
+        held(frames(1)[0])
+    assert repr(line).endswith(", closed>")
+    assert repr(held).endswith(", closed>")
+
+
+def test_one_name_is_not_taken_for_a_list_of_its_letters(cflow: Bundle, tmp_path: Path) -> None:
+    for name in ("a", "b", "ab"):
+        write_product(cflow, tmp_path / f"{name}.flowedge")
+    pack_of(tmp_path, ("a", "b", "ab"))
+    with flowedge.load_pack(tmp_path / "line.flowedgepack", products="ab", engine=CPU) as line:
+        assert line.products == ("ab",)
+        assert list(line.detect_products(frames(1)[0], "ab")) == ["ab"]
+
+
+def test_a_warm_line_has_run_every_head(line: ProductLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(
+        Detector,
+        "warm_up",
+        lambda self, size, *, batch: seen.append(f"{self.bundle.path.name} {size} {batch}"),
+    )
+    line.warm_up((30, 40), batch=2)
+    assert seen == [f"{name} (30, 40) 2" for name in NAMES]
+
+
+def test_products_of_another_type_are_refused(line: ProductLine) -> None:
+    (frame,) = frames(1)
+    wrong: Any
+    for wrong in (["bottle"], 0):
+        with pytest.raises(ValueError, match="there is no product"):
+            line(frame, product=wrong)
+    assert len(line.detect_batch(frames(2), product=np.array(["bottle", "cable"]))) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [".", "../cable", "link"])
+def test_a_product_is_found_by_any_name_of_its_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    products = folder / "line.flowedgepack" / "products"
+    monkeypatch.chdir(products / "cable")
+    (folder / "link").symlink_to(products / "cable")
+    place = folder / "link" if name == "link" else Path(name)
+    with flowedge.load(place, engine=CPU) as one:
+        assert one.bundle.path.name == "cable"
+    assert len(flowedge.verify(place, engine=CPU)) > 0
+    with pytest.raises(BundleError, match="is a product of the pack"):
+        open_bundle(place)
+
+
+def test_a_bundle_two_folders_below_a_pack_index_is_a_bundle(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "pack.json").write_text("{}")
+    inside = tmp_path / "other" / "bottle.flowedge"
+    shutil.copytree(folder / "bottle.flowedge", inside)
+    assert open_bundle(inside).path == inside
+
+
+def test_what_is_no_pack_is_refused_with_what_it_is(folder: Path) -> None:
+    pack = folder / "line.flowedgepack"
+    for path, message in {
+        folder / "bottle.flowedge": r"is a bundle, and this takes a pack",
+        pack / "products" / "cable": r"is a product of the pack .*line\.flowedgepack",
+        folder: r"is not a pack: it has no pack\.json",
+        folder / "missing": r"is not a pack: no such folder",
+        Path("."): r"is not a pack",
+    }.items():
+        with pytest.raises(BundleError, match=message):
+            flowedge.load_pack(path)
+    with pytest.raises(BundleError, match="is a file of the pack"):
+        flowedge.load(pack / "backbone.onnx")
+    with pytest.raises(BundleError, match="has no int8 graphs"):
+        flowedge.load_pack(pack, precision="int8")
+
+
+def test_a_current_folder_without_a_bundle_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("", ".", "..", "/"):
+        with pytest.raises(BundleError, match="is a folder, and no bundle"):
+            flowedge.load(name)
 
 
 @pytest.mark.parametrize("engine", [CPU, "openvino"])
