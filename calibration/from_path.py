@@ -77,6 +77,7 @@ def evaluate(detector: Detector, data: str | PathLike[str]) -> Evaluation:
         DataError: The folder is not a dataset, or a mask has another size than its image.
         ImageError: A mask cannot be read.
         CalibrationError: No image gave a finite score and map.
+        TypeError: ``detector`` is something else, such as the path of a bundle or the line of a pack.
 
     Examples:
         >>> import flowedge
@@ -85,6 +86,11 @@ def evaluate(detector: Detector, data: str | PathLike[str]) -> Evaluation:
         >>> 0 <= evaluation.image_auroc <= 1
         True
     """
+    if not isinstance(detector, Detector):
+        raise TypeError(
+            f"a detector is evaluated, got {type(detector).__name__}. Give flowedge.load(BUNDLE), or "
+            "line.detector(PRODUCT) for a product of a pack."
+        )
     result = evaluation.evaluate(
         detector,
         read_dataset(Path(data)),

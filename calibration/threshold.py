@@ -30,6 +30,8 @@ from flowedge.manifest import Threshold
 FittedMethod: TypeAlias = Literal["quantile", "target-fpr", "f1"]
 GoodMethod: TypeAlias = Literal["quantile", "target-fpr"]
 
+_LARGEST_SHARE: Final = 0.5
+
 FEW_IMAGES: Final = 5
 """A pixel threshold with marked pixels in fewer good images than this gets a note."""
 
@@ -45,6 +47,9 @@ class ThresholdRequest:
         pixel: The quantile of the good images' pixels, or their largest share above the threshold. The value is None to
             fit no pixel threshold. With ``f1`` a pixel threshold is fitted where every class of defects has masks.
 
+    Raises:
+        CalibrationError: The method is unknown, or a number does not fit it. The defaults are those of ``quantile``.
+
     Examples:
         >>> request = ThresholdRequest(method="target-fpr", image=0.01, pixel=0.0005)
     """
@@ -52,6 +57,22 @@ class ThresholdRequest:
     method: FittedMethod = "quantile"
     image: float | None = 0.99
     pixel: float | None = 0.9995
+
+    def __post_init__(self) -> None:
+        for name, number in {"image": self.image, "pixel": self.pixel}.items():
+            if name == "pixel" and number is None:
+                continue
+            try:
+                _check_parameter(self.method, number)
+            except ValueError as error:
+                raise CalibrationError(f"{name}={number} of a threshold request: {error}") from error
+            # A quantile in the place of a share would call nearly every good part anomalous.
+            if self.method == "target-fpr" and number is not None and number > _LARGEST_SHARE:
+                raise CalibrationError(
+                    f"{name}={number} of a threshold request: target-fpr takes the largest share of the good ones that "
+                    f"may be above the threshold, which is at most {_LARGEST_SHARE}. Give {name}={1 - number:.6g}, or "
+                    "take the method quantile."
+                )
 
 
 class FittedThreshold(NamedTuple):
@@ -170,7 +191,7 @@ def fit_f1_threshold(curve: Curve, *, images: int) -> FittedThreshold:
 def _check_parameter(method: str, parameter: float | None) -> None:
     if method == "f1":
         if parameter is not None:
-            raise ValueError(f"f1 takes no parameter, got {parameter}")
+            raise ValueError(f"f1 takes no parameter, got {parameter}. Give None.")
     elif method not in ("quantile", "target-fpr"):
         raise ValueError(f"method must be quantile, target-fpr or f1, got {method!r}")
     elif parameter is None or not 0 <= parameter < 1 or (method == "quantile" and parameter == 0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Final
@@ -59,8 +60,8 @@ class NewThresholds:
                 "no threshold is given. Give an image or pixel threshold or a limit of log NFA."
             )
         for name, value in given.items():
-            if not math.isfinite(value):
-                raise CalibrationError(f"the {name} threshold must be a finite number, got {value}.")
+            if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+                raise CalibrationError(f"the {name} threshold must be a finite number, got {value!r}.")
         if self.log_nfa is not None and len(given) > 1:
             raise CalibrationError(
                 "a limit of log NFA decides in place of image and pixel threshold. Set one or the other."
@@ -72,12 +73,12 @@ class NewThresholds:
         """Return the thresholds of a graph with these values."""
         if self.log_nfa is not None:
             form = self.form or ("tree" if old.nfa is None else old.nfa.form)
-            return msgspec.structs.replace(old, nfa=NfaThreshold(form=form, log_nfa=self.log_nfa))
+            return msgspec.structs.replace(old, nfa=NfaThreshold(form=form, log_nfa=float(self.log_nfa)))
         image, pixel = old.image, old.pixel
         if self.image is not None:
-            image = Threshold(value=self.image, method="manual")
+            image = Threshold(value=float(self.image), method="manual")
         if self.pixel is not None:
-            pixel = Threshold(value=self.pixel, method="manual")
+            pixel = Threshold(value=float(self.pixel), method="manual")
         return Thresholds(image=image, pixel=pixel)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from flowedge.calibration.metrics import ValueHistogram, curve_from_scores
 from flowedge.calibration.threshold import (
     FittedMethod,
     GoodMethod,
+    ThresholdRequest,
     fit_f1_threshold,
     fit_pixel_threshold,
     fit_threshold,
@@ -181,6 +183,28 @@ def test_a_parameter_that_does_not_fit_the_method_is_a_value_error(
 ) -> None:
     with pytest.raises(ValueError, match="parameter"):
         fit_threshold([1.0, 2.0], method=method, parameter=parameter, labels=[False, True])
+
+
+@pytest.mark.parametrize(
+    ("request_of", "message"),
+    [
+        # The defaults are quantiles. Taken for shares, they would call nearly every good part anomalous.
+        ({"method": "target-fpr"}, r"image=0\.99 .* Give image=0\.01,"),
+        ({"method": "target-fpr", "image": 0.01}, r"pixel=0\.9995 .* Give pixel=0\.0005,"),
+        ({"method": "f1"}, r"image=0\.99 .* f1 takes no parameter"),
+        ({"method": "f1", "image": None}, r"pixel=0\.9995 .* f1 takes no parameter"),
+        ({"image": 1.0}, r"quantile takes a parameter in 0\.\.1"),
+        ({"image": None}, r"quantile takes a parameter"),
+        ({"method": "nfa"}, r"method must be"),
+    ],
+)
+def test_a_request_with_numbers_of_another_method_is_refused_before_any_image(
+    request_of: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        ThresholdRequest(**request_of)
+    ThresholdRequest(method="target-fpr", image=0.01, pixel=None)
+    ThresholdRequest(method="f1", image=None, pixel=None)
 
 
 def test_lengths_must_agree() -> None:

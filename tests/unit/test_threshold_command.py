@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -170,6 +171,17 @@ def test_python_sets_a_threshold_and_needs_a_reason_too(single: Path) -> None:
     changed = set_thresholds(single, NewThresholds(image=1.0), reason="a test", by="ann")
     assert changed.manifest == open_bundle(single).manifest
     assert changed.manifest.threshold_history[0].command == "flowedge.calibration.set_thresholds"
+
+
+def test_python_sets_a_number_of_numpy_and_refuses_what_is_no_number(single: Path) -> None:
+    values = NewThresholds(image=np.float32(1.5), pixel=np.int64(2))  # type: ignore[arg-type]
+    thresholds = set_thresholds(single, values, reason="measured").manifest.graph("fp32").thresholds
+    assert thresholds.image == Threshold(value=1.5, method="manual")
+    assert thresholds.pixel == Threshold(value=2.0, method="manual")
+    wrong: Any
+    for wrong in ("1.5", True, [1.5], float("nan")):
+        with pytest.raises(CalibrationError, match="must be a finite number"):
+            NewThresholds(image=wrong)
 
 
 def test_two_processes_at_once_lose_no_entry(single: Path) -> None:
@@ -409,6 +421,8 @@ def test_python_gets_the_same_commands(single: Path, dataset: Path) -> None:
     package.calibrate(single, dataset, origin=ChangeOrigin(by="ann", reason="a new lamp"))
     with package.load(single) as detector:
         points = package.evaluate(detector, dataset).operating_points
+    with pytest.raises(TypeError, match=r"a detector is evaluated, got PosixPath\. Give flowedge\.load"):
+        package.evaluate(single, dataset)  # type: ignore[arg-type]
     assert points[1].command.startswith(f"flowedge threshold set {single} --image ")
     entry = open_bundle(single).manifest.threshold_history[-1]
     assert (entry.by, entry.reason) == ("ann", "a new lamp")
