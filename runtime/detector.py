@@ -15,6 +15,7 @@ from flowedge.bundle import Bundle
 from flowedge.errors import ImageError, ProcessError
 from flowedge.runtime.decide import Decider
 from flowedge.runtime.device.forks import keep_in_children
+from flowedge.runtime.device.limits import check_frame_size
 from flowedge.runtime.frames.frame_check import FrameChecker
 from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.frames.pixels import Color, Given, check_color, pixels_of, several
@@ -109,10 +110,14 @@ class Detector:
         Raises:
             ImageError: A frame of this size does not become the graph's input.
             EngineUnavailableError: The device stopped.
-            ValueError: The detector was closed.
+            ValueError: The detector was closed, or a number is below 1.
             ProcessError: The process was forked after the detector was loaded.
         """
         height, width = frame_size or self.bundle.manifest.frame_size or self.image_size
+        for name, number in {"height": height, "width": width, "batch": batch}.items():
+            if number < 1:
+                raise ValueError(f"{name} must be 1 or more, got {number}")
+        check_frame_size(height, width)
         for result in self.detect_batch(np.zeros((batch, height, width, 3), np.uint8)):
             # The map is laid over the frame on first use, with matrices that are kept for the size.
             _ = result.anomaly_map

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -39,7 +39,7 @@ class Region:
     centroid: tuple[float, float]
     peak: float
     peak_at: tuple[int, int]
-    contour: Contour
+    contour: Contour = field(repr=False)
     log_nfa: float | None = None
 
 

@@ -65,6 +65,16 @@ class Findings(Painted, Protocol):
     def regions(self) -> tuple[Region, ...]: ...
 
 
+def check_style(style: str) -> None:
+    """Check the name of a style.
+
+    Raises:
+        ValueError: The name is another one than those of ``Style``.
+    """
+    if style not in get_args(Style):
+        raise ValueError(f"style must be one of {', '.join(get_args(Style))}, got {style!r}")
+
+
 def draw(
     result: Findings,
     *,
@@ -91,9 +101,9 @@ def draw(
 
     Raises:
         ValueError: The style is unknown, or the frame has another size or type than the judged one.
+        TypeError: The frame is no array.
     """
-    if style not in get_args(Style):
-        raise ValueError(f"style must be one of {', '.join(get_args(Style))}, got {style!r}")
+    check_style(style)
     bare = _as_rgb(result.frame if frame is None else frame)
     _check_same_size(bare, result.anomaly_map)
     factor = -(-_SMALLEST_SIDE // max(bare.shape[:2])) if captions else 1
@@ -249,8 +259,13 @@ def _as_rgb(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a frame as RGB.
 
     Raises:
+        TypeError: The frame is no array.
         ValueError: The frame has another type or shape.
     """
+    if not isinstance(frame, np.ndarray):
+        raise TypeError(
+            f"a frame to draw on is an array (H, W, 3) uint8 RGB or (H, W) uint8 grey, got {type(frame).__name__}"
+        )
     if frame.dtype == np.uint8 and frame.ndim == 2:
         return np.repeat(frame[..., None], 3, axis=2)
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
@@ -327,4 +342,6 @@ def _encoded(image: NDArray[np.uint8], suffix: str, *, jpeg_quality: int | None 
 
 def _check_same_size(frame: NDArray[np.uint8], layer: NDArray[np.generic]) -> None:
     if frame.shape[:2] != layer.shape:
-        raise ValueError(f"the map or mask must have the frame's size {frame.shape[:2]}, got {layer.shape}")
+        raise ValueError(
+            f"a frame to draw on has the size of the judged frame, {layer.shape}, got {frame.shape[:2]}"
+        )

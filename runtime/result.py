@@ -16,7 +16,7 @@ from flowedge.geometry import map_to_frame
 from flowedge.manifest import ColourScale, NfaThreshold, Preprocessing, Threshold
 from flowedge.runtime.record import Inspection, Verdict
 from flowedge.runtime.regions import Region, find_regions
-from flowedge.runtime.render import Style, draw, write_content, write_jpeg, write_png
+from flowedge.runtime.render import Style, check_style, draw, write_content, write_jpeg, write_png
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +201,7 @@ class Result:
 
         Raises:
             ValueError: The style is unknown, or the frame has another size or type than the judged one.
+            TypeError: The frame is no array.
         """
         return draw(self, frame=frame, style=style)
 
@@ -216,6 +217,7 @@ class Result:
             ImageError: The file cannot be written.
             ValueError: The name ends otherwise, or the style is unknown.
         """
+        check_style(style)
         file = Path(fspath(path))
         match file.suffix.lower():
             case ".png":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence, Set, ValuesView
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
@@ -79,6 +79,10 @@ def pixels_of(
     if isinstance(given, Image.Image):
         return _of_pillow(given, pixel_range)
     if isinstance(given, str | PathLike):
+        if "\0" in fspath(given):
+            raise ImageError(
+                f"{fspath(given)!r} is no path of a file: it holds a zero character. Check the name."
+            )
         return read_image(Path(fspath(given)), pixel_range)
     raise ImageError(f"a frame must be an array, a path or a PIL image, got {_problem(given)}")
 
@@ -98,7 +102,7 @@ def several(
             return ImageError(
                 f"frames must be a list of frames or an array (N, H, W, 3), got an array {frames.shape} "
                 f"{frames.dtype}. Put a single frame into a list, or call the detector with it. Grey frames "
-                '(N, H, W) need color="gray".'
+                '(N, H, W) need color="gray", and an array of paths becomes a list with tolist().'
             )
     if isinstance(frames, str | PathLike | Image.Image):
         return ImageError(
@@ -107,7 +111,12 @@ def several(
         )
     if isinstance(frames, Sequence | np.ndarray) and not isinstance(frames, bytes | bytearray | memoryview):
         return None
-    return ImageError(f"frames must be a list of frames or an array (N, H, W, 3), got {_problem(frames)}")
+    what = _problem(frames)
+    if isinstance(frames, Mapping):
+        what = f"{type(frames).__name__}. Give list(frames.values())."
+    elif isinstance(frames, Set | Generator | ValuesView):
+        what = f"{type(frames).__name__}. Give list(frames)."
+    return ImageError(f"frames must be a list of frames or an array (N, H, W, 3), got {what}")
 
 
 def _of_array(frame: NDArray[Any], color: Color, pixel_range: PixelRange | None) -> NDArray[np.uint8]:

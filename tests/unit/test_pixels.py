@@ -133,7 +133,12 @@ def test_what_is_no_frame_is_refused_with_what_to_give(
         (Path("part.png"), "rgb", r"got a single PosixPath"),
         (Image.fromarray(RGB), "rgb", r"got a single Image"),
         (torch.zeros(2, 16, 24, 3), "rgb", r"Give tensor\.cpu\(\)\.numpy\(\)"),
-        (b"\x89PNG", "rgb", r"bytes"),
+        (b"\x89PNG", "rgb", r"bytes\. Give PIL"),
+        ((frame for frame in (RGB, RGB)), "rgb", r"got generator\. Give list\(frames\)"),
+        ({"a": RGB}, "rgb", r"got dict\. Give list\(frames\.values\(\)\)"),
+        ({"a": RGB}.values(), "rgb", r"got dict_values\. Give list\(frames\)"),
+        ({"a.png"}, "rgb", r"got set\. Give list\(frames\)"),
+        (np.array(["a.png", "b.png"]), "rgb", r"an array of paths becomes a list with tolist\(\)"),
         (None, "rgb", r"None"),
     ],
 )
@@ -158,6 +163,8 @@ def test_a_path_that_cannot_be_read_says_what_is_wrong(bundle: Bundle, tmp_path:
         detector(tmp_path / "absent.png")
     with pytest.raises(ImageError, match="is a folder"):
         detector(str(tmp_path))
+    with pytest.raises(ImageError, match=r"'a\\x00b' is no path of a file"):
+        detector("a\0b")
 
 
 # --- PIL images
@@ -281,6 +288,11 @@ def test_warming_up_runs_the_graph_as_a_frame_does(tmp_path: Path, takes_frames:
             detector.warm_up((480, 640))
     else:
         detector.warm_up((480, 640))
+        with pytest.raises(ImageError, match="more than 100 million"):
+            detector.warm_up((100_000, 100_000))
+    for wrong in ({"batch": 0}, {"frame_size": (0, 5)}, {"frame_size": (5, -1)}):
+        with pytest.raises(ValueError, match="must be 1 or more"):
+            detector.warm_up(**wrong)  # type: ignore[arg-type]
 
 
 def test_small_regions_are_left_out_and_nothing_else_changes(bundle: Bundle, tmp_path: Path) -> None:

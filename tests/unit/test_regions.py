@@ -71,6 +71,13 @@ def test_one_pixel_gives_a_square() -> None:
     assert region.contour == ((1, 1), (2, 1), (2, 2), (1, 2))
 
 
+def test_a_region_prints_its_numbers_and_not_each_corner() -> None:
+    mask = np.ones((3, 4), np.bool_)
+    (region,) = find_regions(mask, mask.astype(np.float32))
+    assert "area_px=12" in repr(region)
+    assert "contour" not in repr(region)
+
+
 def test_a_line_gives_a_rectangle_of_four_corners() -> None:
     (region,) = regions_of(["....", "###."])
     assert region.contour == ((0, 1), (3, 1), (3, 2), (0, 2))

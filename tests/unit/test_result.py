@@ -120,6 +120,10 @@ def test_plot_draws_as_the_renderer_does(tmp_path: Path) -> None:
     np.testing.assert_array_equal(result.plot(frame=other), draw(result, frame=other))
     with pytest.raises(ValueError, match="style must be one of"):
         result.plot("heat")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"has the size of the judged frame, \(.*\), got \(2, 3\)"):
+        result.plot(frame=np.zeros((2, 3, 3), np.uint8))
+    with pytest.raises(TypeError, match=r"is an array .* got str"):
+        result.plot(frame="frame.png")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +170,9 @@ def test_a_result_is_saved_as_a_picture(tmp_path: Path, name: str) -> None:
 def test_a_result_is_saved_as_data(tmp_path: Path) -> None:
     result = result_of(tmp_path)
     result.save(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="style must be one of"):
+        result.save(tmp_path / "b.json", "heat")  # type: ignore[arg-type]
+    assert not (tmp_path / "b.json").exists()
     assert json.loads((tmp_path / "a.json").read_text()) == result.to_dict()
 
 
