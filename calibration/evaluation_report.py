@@ -34,8 +34,20 @@ MOST_ROWS: Final = 10_000
 MOST_PICTURES: Final = 120
 """The most good and the most anomalous images with pictures, each."""
 
-RIGHT, MISSED, FALSE_ALARM, NOT_INSPECTED = "right", "missed", "false alarm", "not inspected"
-_STYLES: Final = {RIGHT: "ok", MISSED: "wrong", FALSE_ALARM: "wrong", NOT_INSPECTED: "absent"}
+RIGHT, MISSED, FALSE_ALARM, NOT_INSPECTED, UNKNOWN = (
+    "right",
+    "missed",
+    "false alarm",
+    "not inspected",
+    "unknown",
+)
+_STYLES: Final = {
+    RIGHT: "ok",
+    MISSED: "wrong",
+    FALSE_ALARM: "wrong",
+    NOT_INSPECTED: "absent",
+    UNKNOWN: "absent",
+}
 _PICTURES: Final = ("image", "findings", "anomaly map", "ground truth")
 _STAGES: Final = ("preprocessing", "inference", "decision")
 
@@ -190,15 +202,15 @@ class EvaluationReport:
         for label in labels:
             values = self._values.get(label, array("f"))
             called = sum(one > limit for one in values) if limit is not None else 0
+            verdicts = ("", "") if limit is None else (len(values) - called, called)
             right = len(values) - called if label == GOOD else called
             auroc = metrics[label].image_auroc if label in metrics else None
             rows.append(
                 (
                     label,
-                    len(values) - called,
-                    called,
+                    *verdicts,
                     self._left_out[label],
-                    *rate_words(right, len(values)),
+                    *(("", "") if limit is None else rate_words(right, len(values))),
                     "" if auroc is None else f"{auroc:.3f}",
                 )
             )
@@ -328,12 +340,14 @@ class EvaluationReport:
 
 
 def _headline(found: Evaluation) -> Markup:
+    # Without a threshold in the bundle no image gets a verdict, and the rates are those of another threshold.
+    at = "" if found.is_decided else " at the best F1"
     entries = [
         ("image AUROC", _three(found.image_auroc)),
         ("pixel AUROC", _three(found.pixel_auroc)),
         ("AUPRO to 0.3", _three(found.aupro)),
-        ("false alarms", "-" if found.false_alarm_rate is None else f"{found.false_alarm_rate:.1%}"),
-        ("detected", "-" if found.detection_rate is None else f"{found.detection_rate:.1%}"),
+        (f"false alarms{at}", "-" if found.false_alarm_rate is None else f"{found.false_alarm_rate:.1%}"),
+        (f"detected{at}", "-" if found.detection_rate is None else f"{found.detection_rate:.1%}"),
         ("not inspected", found.not_inspected),
     ]
     return figures(entries)
@@ -360,8 +374,10 @@ def _pixels(found: Evaluation) -> Markup:
 
 
 def _outcome(row: _Row, is_anomalous: bool, limit: float | None) -> str:
-    if limit is None or row.value is None:
+    if row.value is None:
         return NOT_INSPECTED
+    if limit is None:
+        return UNKNOWN
     called = row.value > limit
     return RIGHT if called == is_anomalous else MISSED if is_anomalous else FALSE_ALARM
 
@@ -371,7 +387,7 @@ def _order(outcome: str, row: _Row, limit: float | None) -> tuple[int, float]:
     distance = 0.0 if row.value is None or limit is None else abs(row.value - limit)
     if outcome == RIGHT:
         return 2, distance
-    return (1, 0.0) if outcome == NOT_INSPECTED else (0, -distance)
+    return (1, 0.0) if outcome in (NOT_INSPECTED, UNKNOWN) else (0, -distance)
 
 
 def _three(value: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from flowedge.calibration.operating_points import OperatingPoint
+from flowedge.calibration.operating_points import NOW, OperatingPoint
 from flowedge.manifest import Threshold
 
 
@@ -65,13 +65,14 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         aupro: The mean overlap of the defect regions, over false-alarm shares of 0 to 0.3.
         pixel_f1: The largest F1 of the pixels over all thresholds.
         image_threshold: The image threshold of the rates. The given image threshold is used, or that of ``image_f1``
-            where none is given.
+            where none is given. The value is None where the number of false alarms decides.
         pixel_threshold: The pixel threshold of the rates. The given pixel threshold is used, or that of ``pixel_f1``
-            where none is given.
-        false_alarm_rate: The share of the good images above the image threshold.
-        detection_rate: The share of the anomalous images above the image threshold.
-        pixel_false_alarm_rate: The share of the normal pixels above the pixel threshold.
-        pixel_detection_rate: The share of the defect pixels above the pixel threshold.
+            where none is given. The value is None where the number of false alarms decides.
+        false_alarm_rate: The share of the good images that the deciding rule calls anomalous. The rule is the image
+            threshold, or the limit of log NFA where the number of false alarms decides.
+        detection_rate: The share of the anomalous images that the deciding rule calls anomalous.
+        pixel_false_alarm_rate: The share of the normal pixels that the deciding rule marks.
+        pixel_detection_rate: The share of the defect pixels that the deciding rule marks.
         classes: The kinds of defect, by name.
         decisions: The rules side by side: the fitted thresholds, those of the best F1, the number of false alarms.
         operating_points: The image thresholds to choose from, each with false alarms, detections and their intervals.
@@ -100,3 +101,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     decisions: tuple[Decision, ...]
     operating_points: tuple[OperatingPoint, ...] = ()
     notes: tuple[str, ...]
+
+    @property
+    def is_decided(self) -> bool:
+        """True when the bundle has a rule for images. Without a rule, the rates are those of the best F1."""
+        return any(point.name == NOW for point in self.operating_points)

@@ -10,6 +10,7 @@ from flowedge.calibration.evaluation_result import Evaluation
 from flowedge.calibration.intervals import rate_interval
 from flowedge.runtime.report.markup import Markup
 from flowedge.runtime.report.shell import list_of, paragraph, section
+from flowedge.text import images_words
 
 _FEW_IMAGES: Final = 20
 
@@ -45,7 +46,8 @@ def trust_sentences(found: Evaluation, good: Sequence[float], anomalous: Sequenc
         )
         if alarms == 0:
             sentences.append(
-                f"No false alarm in {found.good_images} images does not mean none: up to {high:.1%} are possible."
+                f"No false alarm in {images_words(found.good_images)} does not mean none: "
+                f"up to {high:.1%} are possible."
             )
     if found.detection_rate is not None:
         hits = round(found.detection_rate * found.anomalous_images)
@@ -69,21 +71,30 @@ def trust_sentences(found: Evaluation, good: Sequence[float], anomalous: Sequenc
             f"Kinds of defects with fewer than {_FEW_IMAGES} images say little by themselves: {', '.join(few)}."
         )
     threshold = found.image_threshold
-    if threshold is not None and threshold.method == "f1":
+    if threshold is not None and not found.is_decided:
         sentences.append(
-            "The image threshold is that of the best F1 of this very dataset, so the rates are optimistic."
+            "The bundle has no image threshold. The rates are those of the best F1 of this very dataset, so they are "
+            "optimistic."
+        )
+    elif threshold is not None and threshold.method == "f1":
+        sentences.append(
+            f"The image threshold was fitted on {images_words(threshold.images)}, with and without defects. Where "
+            "these images are among those of this dataset, the rates are optimistic."
         )
     elif threshold is not None and threshold.images:
         sentences.append(
-            f"The image threshold was fitted on {threshold.images} good images. Where these images are among those "
-            "of this dataset, the false alarms are optimistic."
+            f"The image threshold was fitted on {images_words(threshold.images, 'good ')}. Where these images are "
+            "among those of this dataset, the false alarms are optimistic."
         )
     if found.not_inspected:
-        sentences.append(f"{found.not_inspected} images were not inspected and are in no number.")
+        were = "was" if found.not_inspected == 1 else "were"
+        sentences.append(
+            f"{images_words(found.not_inspected)} {were} not inspected. No number counts such an image."
+        )
     outside = found.good_outside + found.anomalous_outside
     if outside:
         sentences.append(
-            f"The frame check would stop {outside} images on a line. The numbers count these images all the same."
+            f"The frame check would stop {images_words(outside)} on a line. The numbers count them all the same."
         )
     return sentences
 

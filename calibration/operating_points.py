@@ -17,9 +17,13 @@ from flowedge.calibration.intervals import fitted_rate_interval, rate_interval
 from flowedge.calibration.metrics import Curve, curve_from_scores
 from flowedge.calibration.threshold import FittedMethod
 from flowedge.manifest_bounds import LONGEST_REASON
+from flowedge.text import images_words
 
 FALSE_ALARM_RATES: Final = (0.01, 0.05)
-"""The false-alarm rates that every table of operating points has."""
+"""The false-alarm rates that every table of operating points has, where the good images are enough for them."""
+
+NO_FALSE_ALARM: Final = "no false alarm"
+"""The name of the operating point at the largest good score, where fewer good images than 1 / rate were counted."""
 
 NOW: Final = "now"
 """The name of the operating point at the threshold that is in the bundle."""
@@ -54,7 +58,8 @@ class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: ``"now"`` for the threshold of the bundle, ``"1 % false alarms"`` and alike for the smallest threshold
-            that leaves at most this share of the good images above it, or ``"best F1"``.
+            that leaves at most this share of the good images above it, ``"no false alarm"`` for the largest good
+            score where the good images are too few for such a share, or ``"best F1"``.
         threshold: The image threshold. The value is None where the limit of log NFA decides.
         log_nfa: The limit of log NFA. The value is None where the image threshold decides.
         false_alarms: The good images that are called anomalous.
@@ -80,8 +85,9 @@ def operating_points(
     """Return the operating points of image scores: now, at each rate of `FALSE_ALARM_RATES`, and at the best F1.
 
     A point is left out where it is not defined: the present one without a threshold, a rate without good images, and
-    the best F1 without both classes. Each chosen threshold is a short decimal number that calls the same of the counted
-    images anomalous as the exact score does.
+    the best F1 without both classes. Rates below one of the good images have one point in common, `NO_FALSE_ALARM`,
+    because no threshold shows such a rate on so few images. Each chosen threshold is a short decimal number that calls
+    the same of the counted images anomalous as the exact score does.
 
     Args:
         curve: The counts of the good (negative) and of the anomalous (positive) images above each score.
@@ -94,10 +100,12 @@ def operating_points(
         by_rank = fitted_by in ("quantile", "target-fpr")
         points.append(_point(curve, NOW, now, chosen_here=fitted_by is not None, is_order_statistic=by_rank))
     if good:
-        for rate in FALSE_ALARM_RATES:
+        # Rates with the same name have the same threshold, the largest good score.
+        rates = {rate_name(rate) if rate * good >= 1 else NO_FALSE_ALARM: rate for rate in FALSE_ALARM_RATES}
+        for name, rate in rates.items():
             index = int(np.argmax(curve.negatives / good <= rate))
             chosen = _short_threshold(curve, index)
-            points.append(_point(curve, rate_name(rate), chosen, chosen_here=True, is_order_statistic=True))
+            points.append(_point(curve, name, chosen, chosen_here=True, is_order_statistic=True))
     best = curve.best_f1()
     if best is not None:
         chosen = _short_threshold(curve, int(np.searchsorted(curve.thresholds, best[1])))
@@ -149,7 +157,7 @@ def _with_command(point: OperatingPoint, bundle: Path, precision: str, data: str
     value = point.threshold if point.threshold is not None else point.log_nfa
     option = "--image" if point.threshold is not None else "--log-nfa"
     images = point.false_alarms.total + (0 if point.detections is None else point.detections.total)
-    reason = f"{point.name} on {images} images of {data}"
+    reason = f"{point.name} on {images_words(images)} of {data}"
     words = ("flowedge", "threshold", "set", str(bundle), option, repr(value), "--precision", precision)
     return msgspec.structs.replace(point, command=shlex.join((*words, "--reason", reason[:LONGEST_REASON])))
 

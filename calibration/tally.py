@@ -17,7 +17,7 @@ from flowedge.calibration.metrics import Curve, PixelMetrics, ValueHistogram, cu
 from flowedge.calibration.operating_points import OperatingPoint, nfa_operating_points, operating_points
 from flowedge.errors import CalibrationError
 from flowedge.manifest import NfaThreshold, Preprocessing, Threshold, Thresholds
-from flowedge.text import printable
+from flowedge.text import images_words, printable
 
 NAMED_FAILURES: Final = 10
 LARGEST_SCORE: Final = float(np.finfo(np.float32).max)
@@ -141,9 +141,15 @@ class Tally:
         if not curve.has_both_classes:
             missing = "good" if self.good.total == 0 else "anomalous"
             notes.append(f"No image metric: the dataset has no {missing} image that was inspected.")
-        image_f1, image_threshold = _best_or_given(curve, thresholds.image, images, "image", notes)
+        deciding = next(
+            (rule for rule in self.nfa if thresholds.nfa and rule.limit == thresholds.nfa.log_nfa), None
+        )
+        is_by_nfa = deciding is not None
+        image_f1, image_threshold = _best_or_given(
+            curve, thresholds.image, images, "image", notes, is_by_nfa=is_by_nfa
+        )
         pixel_auroc = aupro = pixel_f1 = pixel_false_alarms = pixel_detections = None
-        pixel_threshold = thresholds.pixel
+        pixel_threshold = None if is_by_nfa else thresholds.pixel
         if self.pixels is None:
             notes.append(f"No pixel metric: no masks for {', '.join(dataset.classes_without_masks)}.")
         else:
@@ -152,19 +158,28 @@ class Tally:
                 missing = "normal" if self.pixels.normal.total == 0 else "defect"
                 notes.append(f"No pixel metric: there is no {missing} pixel.")
             pixel_auroc, aupro = pixel_curve.auroc(), self.pixels.aupro()
-            pixel_f1, pixel_threshold = _best_or_given(pixel_curve, thresholds.pixel, images, "pixel", notes)
-            pixel_false_alarms = _share_above(self.pixels.normal, pixel_threshold)
-            pixel_detections = _share_above(self.pixels.defect, pixel_threshold)
+            pixel_f1, pixel_threshold = _best_or_given(
+                pixel_curve, thresholds.pixel, images, "pixel", notes, is_by_nfa=is_by_nfa
+            )
+            pixel_false_alarms, pixel_detections = (
+                deciding.pixel_rates()
+                if deciding is not None
+                else (
+                    _share_above(self.pixels.normal, pixel_threshold),
+                    _share_above(self.pixels.defect, pixel_threshold),
+                )
+            )
         if self.unmarked:
+            have = "has" if self.unmarked == 1 else "have"
             notes.append(
-                f"{self.unmarked} anomalous images have no defect pixel at the network's size; their pixels "
+                f"{images_words(self.unmarked, 'anomalous ')} {have} no defect pixel at the network's size. The pixels "
                 "count as normal."
             )
         if self.not_inspected:
-            notes.append(f"{self.not_inspected} images were not inspected, first: {self.problems[0][1]}")
-        deciding = next(
-            (rule for rule in self.nfa if thresholds.nfa and rule.limit == thresholds.nfa.log_nfa), None
-        )
+            were = "was" if self.not_inspected == 1 else "were"
+            notes.append(
+                f"{images_words(self.not_inspected)} {were} not inspected, first: {self.problems[0][1]}"
+            )
         return Evaluation(
             good_images=int(self.good.total),
             anomalous_images=int(self.anomalous.total),
@@ -185,8 +200,12 @@ class Tally:
             pixel_f1=pixel_f1,
             image_threshold=image_threshold,
             pixel_threshold=pixel_threshold,
-            false_alarm_rate=_share_above(self.good, image_threshold),
-            detection_rate=_share_above(self.anomalous, image_threshold),
+            false_alarm_rate=_share_above(self.good, image_threshold)
+            if deciding is None
+            else deciding.detection_rate(False),
+            detection_rate=_share_above(self.anomalous, image_threshold)
+            if deciding is None
+            else deciding.detection_rate(True),
             pixel_false_alarm_rate=pixel_false_alarms,
             pixel_detection_rate=pixel_detections,
             classes=tuple(
@@ -245,7 +264,7 @@ class _NfaTally:
         self.rule, self.limit = rule, limit
         self.images: Counter[bool | str] = Counter()  # Each image counts by its class and by its label.
         self.detected: Counter[bool | str] = Counter()
-        self.both = self.either = 0
+        self.both = self.either = self.defects = self.pixels = 0
 
     def add(
         self,
@@ -256,18 +275,25 @@ class _NfaTally:
         defects: NDArray[np.bool_] | None,
     ) -> None:
         marked = log_nfa < self.limit
+        self.pixels += marked.size
         for kind in (is_anomalous, label):
             self.images[kind] += 1
             self.detected[kind] += bool(marked.any())
         if defects is None:
             self.either += int(np.count_nonzero(marked))
         else:
+            self.defects += int(np.count_nonzero(defects))
             self.both += int(np.count_nonzero(marked & defects))
             self.either += int(np.count_nonzero(marked | defects))
 
-    def detection_rate(self, label: str) -> float | None:
-        """Return the share of the images of one label that the rule calls anomalous."""
-        return _ratio(self.detected[label], self.images[label])
+    def detection_rate(self, kind: bool | str) -> float | None:
+        """Return the share of the images of one class or of one label that the rule calls anomalous."""
+        return _ratio(self.detected[kind], self.images[kind])
+
+    def pixel_rates(self) -> tuple[float | None, float | None]:
+        """Return the share of the normal and the share of the defect pixels that the rule marks, counted by masks."""
+        false_alarms = self.either - self.defects
+        return _ratio(false_alarms, self.pixels - self.defects), _ratio(self.both, self.defects)
 
     def decision(self, *, has_masks: bool) -> Decision:
         rates = {kind: _ratio(self.detected[kind], self.images[kind]) for kind in (False, True)}
@@ -285,10 +311,12 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 def _best_or_given(
-    curve: Curve, given: Threshold | None, images: int, noun: str, notes: list[str]
+    curve: Curve, given: Threshold | None, images: int, noun: str, notes: list[str], *, is_by_nfa: bool
 ) -> tuple[float | None, Threshold | None]:
-    """Return the best F1, and the threshold to report rates at."""
+    """Return the best F1, and the threshold to report rates at, which is None where the NFA decides."""
     best = curve.best_f1()
+    if is_by_nfa:
+        return (None if best is None else best[0]), None
     if best is None:
         return None, given
     if given is not None:

@@ -12,6 +12,16 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in valid)
 
 
+def images_words(count: int, kind: str = "") -> str:
+    """Count images in words, such as ``"1 image"`` and ``"12 good images"``.
+
+    Args:
+        count: The number of images.
+        kind: A word before ``image`` with a space behind it, such as ``"good "``.
+    """
+    return f"{count} {kind}{'image' if count == 1 else 'images'}"
+
+
 class _ShortRepr(reprlib.Repr):
     """Python's short form, with two levels of nesting in place of six and tensors by their shape."""
 

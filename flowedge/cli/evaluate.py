@@ -28,6 +28,7 @@ from flowedge.cli.products import ProductName, folder_of_product
 from flowedge.cli.progress import progress_bar
 from flowedge.cli.threshold_text import print_points
 from flowedge.targets import check_file_target
+from flowedge.text import images_words
 
 NAME = "eval"
 
@@ -85,6 +86,7 @@ def command(
         )
         points = with_commands(result.operating_points, bundle, detector.precision, str(dataset))
         result = msgspec.structs.replace(result, operating_points=points)
+        thresholds, result_precision = detector.thresholds, detector.precision
         doubt = preprocessing_doubt(detector, [one.path for one in samples.samples if not one.is_anomalous])
     if report is not None:
         report.write(result, doubt=doubt)
@@ -94,19 +96,35 @@ def command(
     if json:
         print_json(result)
         raise typer.Exit(1 if result.not_inspected else 0)
-    rows = table("metric", ">image", ">pixel", title=f"{bundle}, {precision}, on {dataset}")
+    RESULTS.print(f"{bundle}, {result_precision}, on {dataset}", soft_wrap=True)
+    rows = table("metric", ">image", ">pixel")
     rows.add_row("AUROC", number(result.image_auroc), number(result.pixel_auroc))
     rows.add_row("AUPRO (to 0.3)", "", number(result.aupro))
     rows.add_row("best F1", number(result.image_f1), number(result.pixel_f1))
-    limits = [None if t is None else t.value for t in (result.image_threshold, result.pixel_threshold)]
-    rows.add_row("threshold", *(number(limit) for limit in limits))
+    if thresholds.nfa is None:
+        # Without a threshold in the bundle the rates are those of the best F1, which nobody must take for a fit.
+        rows.add_row(
+            "threshold",
+            *(
+                f"{'' if given else 'best F1 '}{number(None if used is None else used.value)}"
+                for used, given in (
+                    (result.image_threshold, thresholds.image),
+                    (result.pixel_threshold, thresholds.pixel),
+                )
+            ),
+        )
+    else:
+        rows.add_row(
+            "limit", f"log NFA < {thresholds.nfa.log_nfa:g}", f"log NFA < {thresholds.nfa.log_nfa:g}"
+        )
     rows.add_row("false alarms", number(result.false_alarm_rate), number(result.pixel_false_alarm_rate))
     rows.add_row("detected", number(result.detection_rate), number(result.pixel_detection_rate))
     RESULTS.print(rows)
-    classes = table("defect", ">images", ">image AUROC", ">detected")
-    for one in result.classes:
-        classes.add_row(one.label, str(one.images), number(one.image_auroc), number(one.detection_rate))
-    RESULTS.print(classes)
+    if result.classes:
+        classes = table("defect", ">images", ">image AUROC", ">detected")
+        for one in result.classes:
+            classes.add_row(one.label, str(one.images), number(one.image_auroc), number(one.detection_rate))
+        RESULTS.print(classes)
     decisions = table(
         "decision",
         ">limit",
@@ -120,16 +138,17 @@ def command(
         rates = (rule.false_alarm_rate, rule.detection_rate, rule.pixel_iou)
         decisions.add_row(rule.rule, limit, *(number(rate) for rate in rates))
     RESULTS.print(decisions)
-    print_points({detector.precision: points})
-    RESULTS.print(
-        "Each threshold but the present one was chosen on these very images, so new images may show more false alarms "
-        "and fewer defects. The intervals hold for images like these.",
-        soft_wrap=True,
-    )
+    print_points({result_precision: points})
+    if any(point.chosen_here for point in points):
+        RESULTS.print(
+            "Each threshold but the present one was chosen on these very images, so new images may show more false "
+            "alarms and fewer defects. The intervals hold for images like these.",
+            soft_wrap=True,
+        )
     RESULTS.print(f"{result.good_images} good and {result.anomalous_images} anomalous images inspected")
     if result.not_inspected:
         PROBLEMS.print(
-            f"{result.not_inspected} images were not inspected: {', '.join(result.not_inspected_files)}",
+            f"not inspected ({images_words(result.not_inspected)}): {', '.join(result.not_inspected_files)}",
             soft_wrap=True,
         )
     if result.good_outside or result.anomalous_outside:

@@ -28,7 +28,7 @@ from flowedge.manifest import (
 )
 from flowedge.pack import open_pack
 from flowedge.packages import explain_missing
-from flowedge.text import printable
+from flowedge.text import images_words, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -160,7 +160,7 @@ def _print_bundle(manifest: Manifest) -> None:
         rows.add_row("NFA outputs", f"window {manifest.nfa.window}, probability {manifest.nfa.probability:g}")
     if manifest.frame_check is not None:
         check = manifest.frame_check
-        rows.add_row("frame check", f"{check.rate:.3g} of good frames outside, {check.images} images")
+        rows.add_row("frame check", f"{check.rate:.3g} of good frames outside, {images_words(check.images)}")
     if manifest.threshold_history:
         rows.add_row(
             "thresholds", f"{last_change_text(manifest.threshold_history)} (flowedge threshold show)"

@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from flowedge.cli.output import RESULTS, number
+from flowedge.text import images_words
 
 if TYPE_CHECKING:
     from flowedge.cli.progress import Display
@@ -95,7 +96,7 @@ class Totals:
         counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(self.verdicts.items()))
         rate = f", {self.images / seconds:.1f} images/s" if self.images and seconds > 0 else ""
         RESULTS.print()
-        RESULTS.print(f"{self.images} images{': ' if counts else ''}{counts}{rate}", soft_wrap=True)
+        RESULTS.print(f"{images_words(self.images)}{': ' if counts else ''}{counts}{rate}", soft_wrap=True)
         RESULTS.print(f"threshold {_decided_by(detector.thresholds)}", soft_wrap=True)
         RESULTS.print(f"precision {detector.precision}", soft_wrap=True)
         RESULTS.print(f"engine {detector.engine.name}: {detector.engine.reason}", soft_wrap=True)
@@ -131,5 +132,6 @@ def _decided_by(thresholds: Thresholds) -> str:
 def _fitted(threshold: Threshold) -> str:
     """Describe a threshold and the method that gave it."""
     parameter = "" if threshold.parameter is None else f" {threshold.parameter:g}"
-    images = f" of {threshold.images} images" if threshold.images else ""
-    return f"score above {threshold.value:.4f} ({threshold.method}{parameter}{images})"
+    images = f" of {images_words(threshold.images)}" if threshold.images else ""
+    method = "set by hand" if threshold.method == "manual" else threshold.method
+    return f"score above {threshold.value:.4f} ({method}{parameter}{images})"

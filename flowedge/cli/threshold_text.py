@@ -11,6 +11,7 @@ import msgspec
 from flowedge.cli.output import RESULTS, table
 from flowedge.manifest import NfaThreshold, Threshold, Thresholds
 from flowedge.manifest_thresholds import HistoryEntry
+from flowedge.text import images_words
 
 if TYPE_CHECKING:
     from flowedge.calibration.calibration_record import FittedGraph
@@ -24,7 +25,7 @@ def threshold_text(threshold: Threshold | None) -> str:
     if threshold.method == "manual":
         return f"{threshold.value:.6g} (set by hand)"
     parameter = "" if threshold.parameter is None else f" {threshold.parameter:g}"
-    return f"{threshold.value:.6g} ({threshold.method}{parameter}, {threshold.images} images)"
+    return f"{threshold.value:.6g} ({threshold.method}{parameter}, {images_words(threshold.images)})"
 
 
 def nfa_text(threshold: NfaThreshold | None) -> str:
@@ -57,7 +58,7 @@ def entry_text(entry: HistoryEntry) -> str:
     reason = f": {entry.reason}" if entry.reason else ""
     images = ""
     if entry.images:
-        images = f" on {entry.images} images"
+        images = f" on {images_words(entry.images)}"
         if entry.images_sha256 is not None:
             images += f" (sha256 {entry.images_sha256[:12]}…)"
     return f"{entry.moment} by {entry.by} with {entry.command}{images}{reason}"

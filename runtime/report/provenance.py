@@ -9,6 +9,7 @@ from flowedge.clock import utc_now
 from flowedge.files import open_regular_file
 from flowedge.manifest import Manifest, Threshold
 from flowedge.runtime.detector import Detector
+from flowedge.text import images_words
 from flowedge.version import __version__
 
 
@@ -57,5 +58,7 @@ def threshold_words(threshold: Threshold | None) -> str:
     if threshold is None:
         return "none was fitted"
     parameter = "" if threshold.parameter is None else f" {threshold.parameter:g}"
-    images = f" of {threshold.images} images" if threshold.images else ""
+    if threshold.method == "manual":
+        return f"{threshold.value:.6g}, set by hand"
+    images = f" of {images_words(threshold.images)}" if threshold.images else ""
     return f"{threshold.value:.6g}, by {threshold.method}{parameter}{images}"

@@ -130,9 +130,7 @@ def test_the_operating_points_count_the_images_above_each_threshold(root: Path) 
     good = every.labels == "good"
     given = Thresholds(image=Threshold(value=float(np.median(every.scores)), method="manual"))
     result = evaluate(detect, read_dataset(root), thresholds=given)
-    assert [point.name for point in result.operating_points] == [
-        *("now", "1 % false alarms", "5 % false alarms", "best F1")
-    ]
+    assert [point.name for point in result.operating_points] == [*("now", "no false alarm", "best F1")]
     for point in result.operating_points:
         assert point.threshold is not None
         assert point.detections is not None
@@ -383,6 +381,14 @@ def test_each_defect_is_counted_by_the_rule_that_decides(root: Path) -> None:
         assert called[all_of.labels != "good"].mean() == 0.5
         (deciding,) = (one for one in found.decisions if one.log_nfa == nfa.log_nfa)
         assert deciding.detection_rate == 0.5
+        # The rates of the evaluation are those of the rule that decides, and no other threshold stands beside them.
+        assert (found.image_threshold, found.pixel_threshold, found.is_decided) == (None, None, True)
+        assert found.detection_rate == 0.5
+        assert found.false_alarm_rate == pytest.approx(called[all_of.labels == "good"].mean())
+        marked = all_of.maps > middle
+        assert found.pixel_detection_rate == pytest.approx(marked[all_of.masks].mean())
+        assert found.pixel_false_alarm_rate == pytest.approx(marked[~all_of.masks].mean())
+        assert not any("threshold" in note for note in found.notes)
 
 
 def test_an_image_without_a_log_nfa_was_not_inspected_where_that_decides(root: Path) -> None:

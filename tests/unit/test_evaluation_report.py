@@ -126,4 +126,25 @@ def test_no_false_alarm_in_few_images_is_said_to_prove_little(tmp_path: Path, de
     )
     assert "No false alarm in 100 images does not mean none: up to 3.6% are possible." in sentences
     assert "square (2)" in sentences
-    assert "1 images were not inspected" in sentences
+    assert "1 image was not inspected" in sentences
+
+
+def test_rates_without_a_threshold_in_the_bundle_are_said_to_be_those_of_the_best_f1(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bare.flowedge", thresholds=Thresholds())
+    with flowedge.load(bundle.path) as bare:
+        found, page = page_of(bare, tmp_path)
+    assert not found.is_decided
+    assert "<span>detected at the best F1</span>" in page
+    assert "The bundle has no image threshold. The rates are those of the best F1" in page
+
+
+def test_a_threshold_that_the_best_f1_of_other_images_gave_is_not_said_to_be_of_this_dataset(
+    tmp_path: Path,
+) -> None:
+    limit = Threshold(value=2.0, method="f1", images=1)
+    bundle = write_tiny_bundle(tmp_path / "f1.flowedge", thresholds=Thresholds(image=limit))
+    with flowedge.load(bundle.path) as detector:
+        found, page = page_of(detector, tmp_path)
+    assert found.is_decided
+    assert "this very dataset, so" not in page
+    assert "The image threshold was fitted on 1 image, with and without defects." in page

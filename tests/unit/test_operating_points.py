@@ -72,11 +72,16 @@ def test_the_points_at_a_rate_are_those_of_a_target_fpr(scored: list[tuple[float
     labels = np.array([label for _, label in scored])
     points = points_of(scores, labels)
     for rate in (0.01, 0.05):
-        if labels.all():
-            assert f"{100 * rate:g} % false alarms" not in points
+        name = f"{100 * rate:g} % false alarms"
+        good = int(np.sum(~labels))
+        if good * rate < 1:
+            assert name not in points
+            name = "no false alarm"
+        if good == 0:
+            assert name not in points
             continue
         fitted = fit_threshold(scores, method="target-fpr", parameter=rate, labels=labels).threshold.value
-        value = points[f"{100 * rate:g} % false alarms"].threshold
+        value = points[name].threshold
         assert value is not None
         assert (scores > value).tolist() == (scores > fitted).tolist()
 
@@ -118,6 +123,24 @@ def test_one_class_alone_gives_the_points_that_it_defines() -> None:
     assert list(anomalous) == [NOW]
     assert anomalous[NOW].false_alarms.rate is None
     assert (anomalous[NOW].false_alarms.low, anomalous[NOW].false_alarms.high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("good", "names"),
+    [
+        (1, ["no false alarm"]),
+        (19, ["no false alarm"]),
+        (20, ["no false alarm", "5 % false alarms"]),
+        (99, ["no false alarm", "5 % false alarms"]),
+        (100, ["1 % false alarms", "5 % false alarms"]),
+    ],
+)
+def test_a_rate_that_the_good_images_cannot_show_is_not_offered(good: int, names: list[str]) -> None:
+    points = points_of(np.arange(float(good)), np.zeros(good, np.bool_))
+    assert list(points) == names
+    assert points[names[0]].false_alarms.hits == (good == 100)
+    for point in with_commands(list(points.values()), Path("b"), "fp32", "photos"):
+        assert f"{point.name} on {good} image" in point.command
 
 
 def test_a_threshold_below_all_scores_calls_every_image_anomalous() -> None:

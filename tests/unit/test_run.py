@@ -311,7 +311,7 @@ def test_rows_are_aligned_and_whole_in_a_pipe_and_totals_come_last(bundle: Path,
     first, *facts = totals.splitlines()
     assert first.startswith("6 images: 1 anomalous, 1 not_inspected, 4 ok, ")
     assert first.endswith(" images/s")
-    assert facts[0] == "threshold score above -0.3000 (manual)"
+    assert facts[0] == "threshold score above -0.3000 (set by hand)"
     assert facts[1] == "precision fp32"
     assert facts[2].startswith("engine onnxruntime-cpu: ")
 

@@ -253,7 +253,7 @@ def test_a_fit_on_labelled_images_takes_the_best_f1(single: Path, dataset: Path)
     assert value == scores[good].max(), "the classes are apart"
     assert result["images"] == result["change"]["images"] == len(tests)
     assert [point["name"] for point in result["fitted"][0]["operating_points"]] == [
-        *("now", "1 % false alarms", "5 % false alarms", "best F1")
+        *("now", "no false alarm", "best F1")
     ]
 
 
@@ -356,11 +356,11 @@ def test_the_json_of_calibrate_has_the_table_its_commands_and_the_warnings(
 ) -> None:
     record = json.loads(done("calibrate", single, "--data", dataset, "--json").stdout)
     (graph,) = record["graphs"]
-    now, one, five = graph["operating_points"]
+    now, one = graph["operating_points"]
     assert now["threshold"] == graph["thresholds"]["image"]["value"]
     assert (now["command"], now["detections"]) == ("", None)
     assert f"--image {one['threshold']!r} --precision fp32" in one["command"]
-    assert five["false_alarms"]["hits"] == 0
+    assert one["false_alarms"]["hits"] == 0
     assert any("too few for a quantile of 0.99" in note for note in graph["notes"])
 
 
@@ -368,7 +368,7 @@ def test_each_command_of_the_table_of_eval_gives_the_numbers_beside_it(single: P
     done("calibrate", single, "--data", dataset, "--frame-check", "off")
     result = json.loads(done("eval", single, dataset, "--json").stdout)
     points = result["operating_points"]
-    assert [point["name"] for point in points] == ["now", "1 % false alarms", "5 % false alarms", "best F1"]
+    assert [point["name"] for point in points] == ["now", "no false alarm", "best F1"]
     table = done("eval", single, dataset).stdout
     for point in points[1:]:
         assert point["command"] in table
@@ -481,3 +481,20 @@ def test_a_bundle_that_is_not_there_is_refused(tmp_path: Path) -> None:
         assert flowedge("threshold", command, tmp_path / "missing", *options).status == 2
     with pytest.raises(BundleError, match="no such folder"):
         fit_thresholds(tmp_path / "missing", tmp_path)
+
+
+def test_the_first_table_of_eval_names_the_best_f1_where_the_bundle_has_no_threshold(
+    tmp_path: Path, dataset: Path
+) -> None:
+    single = write_tiny_bundle(tmp_path / "bare.flowedge").path
+    lines = [line.split() for line in done("eval", single, dataset).stdout.splitlines()]
+    (row,) = (line for line in lines if line[:1] == ["threshold"])
+    assert row[1:3] == ["best", "F1"]
+    done("threshold", "set", single, "--log-nfa", "0", "--reason", "no images")
+    shown = done("eval", single, dataset).stdout
+    assert shown.splitlines()[0] == f"{single}, fp32, on {dataset}"
+    assert "best F1 threshold" not in shown
+    result = json.loads(done("eval", single, dataset, "--json").stdout)
+    (rule,) = (one for one in result["decisions"] if one["rule"] == "nfa-tree")
+    assert result["detection_rate"] == rule["detection_rate"]
+    assert result["image_threshold"] is None
