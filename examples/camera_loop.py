@@ -31,11 +31,11 @@ def main(bundle: str, source: str, folder: str = "anomalous") -> int:
             result = detector(frame, color="bgr")
             print(f"{number}\t{result.verdict}\t{result.score:.4f}", flush=True)
             if result.verdict == "anomalous":
-                cv2.imwrite(f"{folder}/{number:06}.png", result.plot()[..., ::-1])
+                result.save(f"{folder}/{number:06}.png")
             number += 1
     camera.release()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]) if len(sys.argv) in (3, 4) else __doc__)

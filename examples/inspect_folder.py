@@ -24,10 +24,10 @@ def main(bundle: str, folder: str) -> int:
                 print(f"{path.name}\tnot_inspected\t{error}")
                 failures += 1
                 continue
-            print(f"{path.name}\t{result.verdict}\t{result.score:.4f}")
+            print(f"{path.name}\t{result.verdict}\t{result.score:.4f}\t{result.problem}".rstrip())
             failures += result.verdict != "ok"
     return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]) if len(sys.argv) == 3 else __doc__)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,14 @@ def test_the_findings_of_an_anomalous_frame_of_a_video_are_stored(tmp_path: Path
     np.testing.assert_array_equal(read_image(stored), result.plot())
 
 
+@pytest.mark.parametrize("program", ["inspect_folder.py", "camera_loop.py", "serve.py"])
+def test_a_program_without_its_arguments_prints_how_it_is_called(program: str, tmp_path: Path) -> None:
+    done = run(program, cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"python examples/{program} BUNDLE" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_camera_that_is_not_there_is_named(small_bundle: Path, tmp_path: Path) -> None:
     done = run("camera_loop.py", small_bundle, "missing.avi", cwd=tmp_path)
     assert done.returncode == 1
@@ -111,6 +120,18 @@ def port(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         finally:
             server.terminate()
             server.wait(30)
+
+
+def test_clients_at_once_get_the_answers_to_their_own_pictures(port: int, small_bundle: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (40 + 3 * number, 60, 3), dtype=np.uint8) for number in range(8)]
+    with flowedge.load(small_bundle) as detector:
+        expected = [detector(picture).score for picture in pictures]
+    bodies = [cv2.imencode(".png", picture[..., ::-1])[1].tobytes() for picture in pictures]
+    with ThreadPoolExecutor(len(bodies)) as clients:
+        answers = list(clients.map(lambda body: posted(port, body), bodies))
+    assert [status for status, _ in answers] == [200] * len(bodies)
+    assert [answer["score"] for _, answer in answers] == expected
 
 
 def posted(port: int, body: Any, **headers: str) -> tuple[int, dict[str, Any]]:

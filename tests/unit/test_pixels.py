@@ -292,7 +292,7 @@ def test_warming_up_runs_the_graph_as_a_frame_does(tmp_path: Path, takes_frames:
             detector.warm_up((100_000, 100_000))
     for wrong in ({"batch": 0}, {"frame_size": (0, 5)}, {"frame_size": (5, -1)}):
         with pytest.raises(ValueError, match="must be 1 or more"):
-            detector.warm_up(**wrong)  # type: ignore[arg-type]
+            detector.warm_up(**wrong)
 
 
 def test_small_regions_are_left_out_and_nothing_else_changes(bundle: Bundle, tmp_path: Path) -> None:
