@@ -16,7 +16,7 @@ from flowedge.bundle_files import MANIFEST
 from flowedge.errors import BundleError, EngineUnavailableError
 from flowedge.export.graph.split import Halves, first_difference, split_graph
 from flowedge.graph_files import bytes_of_graph, weights_beside
-from flowedge.manifest import PrecisionName
+from flowedge.manifest import PrecisionName, Thresholds
 from flowedge.onnx_files import save_graph
 from flowedge.pack import (
     PRODUCT_NAME,
@@ -84,7 +84,7 @@ def pack_bundles(
         bundles: By the product's name, the bundle's folder.
         target: The folder to make.
         overwrite: Replace ``target`` where it is a pack already.
-        reports: Told of each step and of each precision that is left out.
+        reports: Told of each step, of each precision that is left out, and of a product without thresholds.
 
     Raises:
         BundleError: A bundle cannot be trusted or cut, a name is none that a product may have, the bundles differ in
@@ -96,6 +96,12 @@ def pack_bundles(
     check_free(target, overwrite=overwrite)
     opened = {name: open_bundle(path) for name, path in bundles.items()}
     check_alike(target, {name: bundle.manifest for name, bundle in opened.items()})
+    for name, bundle in opened.items():
+        if all(graph.thresholds == Thresholds() for graph in bundle.manifest.graphs):
+            reports.note(
+                f"the product {name} has no threshold, so its verdicts are unknown. Calibrate {bundle.path}, and pack "
+                "again."
+            )
     names: dict[PrecisionName, None] = {}
     for bundle in opened.values():
         for graph in bundle.manifest.graphs:

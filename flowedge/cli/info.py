@@ -14,7 +14,7 @@ from flowedge.bundle_files import pack_around
 from flowedge.cli.output import RESULTS, Json, listed, print_json, table
 from flowedge.cli.places import check_file
 from flowedge.cli.settings import TransformFrom, print_assumed, settings_from
-from flowedge.cli.threshold_text import last_change_text, nfa_text, threshold_text
+from flowedge.cli.threshold_text import last_change_text, nfa_text, threshold_text, thresholds_text
 from flowedge.errors import BundleError
 from flowedge.lowering import Lowering, read_lowering
 from flowedge.manifest import (
@@ -122,11 +122,11 @@ def _print_pack(folder: Path, *, json: bool) -> None:
     size = sum(file.size for file in pack.index.files)
     facts.add_row("size", f"{size / 1e6:.1f} MB in {len(pack.index.files)} files")
     RESULTS.print(facts)
-    products = table("product", "family", "checkpoint", "precision", "image threshold", "pixel threshold")
+    products = table("product", "family", "checkpoint", "precision", "thresholds")
     for name, manifest in manifests.items():
         for graph in manifest.graphs:
-            image, pixel = (threshold_text(one) for one in (graph.thresholds.image, graph.thresholds.pixel))
-            products.add_row(name, manifest.family, manifest.source.file, graph.precision, image, pixel)
+            limits = thresholds_text(graph.thresholds)
+            products.add_row(name, manifest.family, manifest.source.file, graph.precision, limits)
     RESULTS.print(products)
 
 

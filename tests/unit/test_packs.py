@@ -21,6 +21,7 @@ from flowedge.bundle import Bundle, open_bundle, replace_in_bundle
 from flowedge.errors import BundleError, EngineWrongError, ProcessError
 from flowedge.export.graph.split import first_difference, split_graph
 from flowedge.export.pack import PackResult, pack_bundles
+from flowedge.manifest import NfaThreshold, Thresholds
 from flowedge.manifest_json import canonical_hash
 from flowedge.pack import check_alike, open_pack
 from flowedge.runtime.detector import Detector
@@ -34,6 +35,7 @@ from flowedge.targets import check_pack_target
 from support.command_line import flowedge as command
 from support.family_graphs import FAMILIES, FamilyBundle
 from support.product_bundles import FRAME_SIZE, changed_graph, write_patches_bundle, write_product
+from support.recorded_reports import RecordedReports
 from support.tiny_bundle import write_tiny_bundle
 
 CPU = "onnxruntime-cpu"
@@ -415,6 +417,25 @@ def test_another_network_is_another_backbone(folder: Path, patches: Path) -> Non
         BundleError, match="cannot share a backbone: the fp32 backbones of bottle and nut differ"
     ):
         pack_of(folder, ("bottle", "nut"), overwrite=True)
+
+
+def test_the_limit_that_decides_and_a_product_without_limits_are_shown(folder: Path) -> None:
+    for name, thresholds in (
+        ("bottle", Thresholds(nfa=NfaThreshold(form="tree", log_nfa=-1.5))),
+        ("cable", Thresholds()),
+    ):
+        bundle = open_bundle(folder / f"{name}.flowedge")
+        (graph,) = bundle.manifest.graphs
+        graphs = (msgspec.structs.replace(graph, thresholds=thresholds),)
+        replace_in_bundle(bundle, manifest=msgspec.structs.replace(bundle.manifest, graphs=graphs))
+    reports = RecordedReports()
+    pack_of(folder, overwrite=True, reports=reports)
+    (note,) = reports.notes
+    assert note.startswith("the product cable has no threshold, so its verdicts are unknown. Calibrate ")
+    rows = command("info", folder / "line.flowedgepack").stdout.splitlines()
+    shown = {row.split()[0]: row for row in rows if row.strip()}
+    assert "tree log NFA < -1.5" in shown["bottle"]
+    assert shown["cable"].split()[-1] == "none"
 
 
 def test_a_precision_that_one_bundle_lacks_is_left_out_with_the_reason(cflow: Bundle, folder: Path) -> None:
