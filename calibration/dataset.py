@@ -123,7 +123,8 @@ def good_images(folder: Path) -> tuple[Path, ...]:
     images = _images(chosen)
     if not images:
         raise DataError(
-            f"{chosen} holds no images. Name a folder of good images, or a dataset with {Path('train', GOOD)}. "
+            f"{chosen} holds no images, and its subfolders are not searched. Name a folder of good images, or a "
+            f"dataset with {Path('train', GOOD)}. "
             f"Readable are {_listed(IMAGE_SUFFIXES)}."
         )
     return tuple(images)

@@ -39,8 +39,10 @@ def check_file_target(file: Path, *, force: bool, mark: bytes = PAGE_MARK) -> No
 
     Raises:
         FlowEdgeError: The file exists and ``force`` is False, or FlowEdge did not write it, or it is a folder, or its
-            folder does not exist.
+            folder does not exist, or its name is ``-``.
     """
+    if str(file) == "-":
+        raise FlowEdgeError("- is no name of a file. Name one, or /dev/stdout for standard output.")
     try:
         mode = file.stat().st_mode
     except FileNotFoundError:
@@ -71,6 +73,25 @@ def check_file_target(file: Path, *, force: bool, mark: bytes = PAGE_MARK) -> No
             f"{file} was not written by FlowEdge, and --force replaces only what FlowEdge wrote. "
             "Name another file, or remove this one."
         )
+
+
+def check_separate_targets(*files: Path | None) -> None:
+    """Refuse one place for two files of a command, since the later one would replace the other.
+
+    Args:
+        *files: The files to write. None stands for no file.
+
+    Raises:
+        FlowEdgeError: Two of the files are one.
+    """
+    seen: set[str] = set()
+    for file in files:
+        if file is None:
+            continue
+        place = os.path.realpath(file)
+        if place in seen:
+            raise FlowEdgeError(f"two options name {file}. Name another file for one of them.")
+        seen.add(place)
 
 
 def default_target(checkpoint: Path) -> Path:

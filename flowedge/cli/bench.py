@@ -26,7 +26,7 @@ from flowedge.cli.places import check_bundle, check_file
 from flowedge.cli.progress import progress_bar
 from flowedge.errors import FlowEdgeError
 from flowedge.files import write_whole_file
-from flowedge.targets import PAGE_MARK, check_file_target
+from flowedge.targets import PAGE_MARK, check_file_target, check_separate_targets
 from flowedge.text import printable
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def command(
         _check_bundle(bundle)
     for file in (*(peers or ()), against, backbone_weights):
         check_file(file)
+    check_separate_targets(html, markdown)
     for target, mark in ((html, PAGE_MARK), (markdown, _MARKDOWN_MARK)):
         if target is not None:
             check_file_target(target, force=force, mark=mark)

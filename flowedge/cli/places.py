@@ -79,6 +79,19 @@ def check_folder(folder: Path | None) -> None:
         raise DataError(f"{folder} {what}. Name a folder of images.")
 
 
+def check_output_folder(folder: Path) -> None:
+    """Refuse a place for a folder that is a file or lies below one.
+
+    Raises:
+        DataError: The place is a file, or lies below a file.
+    """
+    nearest = folder
+    while not os.path.lexists(nearest) and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not os.path.isdir(nearest):
+        raise DataError(f"{folder} cannot be a folder: {nearest} is a file. Name another --out.")
+
+
 def check_images(source: str | Path | None) -> None:
     """Refuse a word that stands for no file, no folder and no pattern. None is accepted.
 
@@ -87,7 +100,7 @@ def check_images(source: str | Path | None) -> None:
     """
     if source is not None and not os.path.lexists(source) and not glob.has_magic(os.fspath(source)):
         raise DataError(
-            f"{source} does not exist. Name an image, a folder of images or a quoted glob pattern."
+            f"{source} does not exist. Name an image, a folder of images or a pattern such as 'photos/*.png'."
         )
 
 

@@ -20,13 +20,13 @@ from flowedge.cli.output import (
     Threads,
     print_json,
 )
-from flowedge.cli.places import check_bundle, check_images
+from flowedge.cli.places import check_bundle, check_images, check_output_folder
 from flowedge.cli.products import ProductName, folder_of_product
 from flowedge.cli.progress import progress_bar
 from flowedge.cli.rows import Rows, Totals
 from flowedge.cli.signals import EndedBySignal
 from flowedge.errors import FlowEdgeError, ImageError
-from flowedge.targets import check_file_target
+from flowedge.targets import check_file_target, check_separate_targets
 from flowedge.text import images_words, printable
 
 if TYPE_CHECKING:
@@ -143,10 +143,13 @@ def command(
     for source in sources or ():
         if source != "-":
             check_images(source)
+    check_separate_targets(csv, html)
     if csv is not None and not csv_is_output:
         check_file_target(csv, force=force, mark=_CSV_MARK)
     if html is not None:
         check_file_target(html, force=force)
+    if out is not None:
+        check_output_folder(out)
     import flowedge
     from flowedge.runtime.csv_file import HEADER, CsvFile, csv_line
     from flowedge.runtime.inspection import batch_of, inspect_images

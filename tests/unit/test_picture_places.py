@@ -241,7 +241,7 @@ def test_pictures_that_cannot_be_written_leave_the_verdict_and_say_so(bundle: Pa
     assert "cannot be made" in done.stderr
     refused = flowedge("run", bundle, photos, "--json", "--out", out / "sub")
     assert refused.status == 2
-    assert "cannot be made" in json.loads(refused.stdout)["error"]["message"]
+    assert "is a file" in json.loads(refused.stdout)["error"]["message"]
 
 
 HOSTILE = ["two\nlines.png", "\x1b[31mred.png", "tab\t.png", os.fsdecode(b"\xff\xfe.png"), "\u202egnp.png"]

@@ -125,3 +125,39 @@ def test_export_replaces_a_bundle_with_force(
     assert done.status == 0, done.stderr
     assert open_bundle(target).manifest.source == open_bundle(small_bundle).manifest.source
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old.flowedge", "tiny.flowedge"]
+
+
+def test_a_dash_is_no_file_but_for_csv(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for command in (
+        ("run", bundle.path, tmp_path / "photos", "--html", "-"),
+        ("eval", bundle.path, tmp_path / "photos", "--html", "-"),
+        ("bench", bundle.path, "--markdown", "-"),
+    ):
+        refused = flowedge(*command, cwd=tmp_path)
+        assert refused.status == 2
+        assert "/dev/stdout for standard output" in refused.stderr
+    assert not (tmp_path / "-").exists()
+
+
+def test_two_options_never_write_one_file(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "here").symlink_to(tmp_path)
+    for command in (
+        ("run", bundle.path, tmp_path / "photos", "--csv", "a.out", "--html", "here/a.out"),
+        ("bench", bundle.path, "--html", "a.out", "--markdown", "./a.out"),
+    ):
+        refused = flowedge(*command, cwd=tmp_path)
+        assert refused.status == 2
+        assert "two options name" in refused.stderr
+    assert not (tmp_path / "a.out").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "file/below/it"])
+def test_a_file_is_no_folder_for_pictures(bundle: Bundle, tmp_path: Path, place: str) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "file").write_text("mine")
+    refused = flowedge("run", bundle.path, tmp_path / "photos", "--out", place, cwd=tmp_path)
+    assert refused.status == 2
+    assert f"{place} cannot be a folder: file is a file. Name another --out." in refused.stderr
+    assert (tmp_path / "file").read_text() == "mine"
