@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
+from flowedge.bundle_files import pack_around
 from flowedge.calibration.intervals import fitted_rate_interval, rate_interval
 from flowedge.calibration.metrics import Curve, curve_from_scores
 from flowedge.calibration.threshold import FittedMethod
@@ -139,10 +140,14 @@ def with_commands(
 
     Args:
         points: The operating points.
-        bundle: The bundle's path as the user named it.
+        bundle: The bundle's path as the user named it. A product of a pack stands for the bundle that was packed, which
+            is named after it.
         precision: The precision of the graph that gave the scores.
         data: A word for the images, such as their folder, for the reason in the bundle's history.
     """
+    around = pack_around(bundle)
+    if around is not None and around[1]:
+        bundle = Path(f"{around[1]}.flowedge")
     return tuple(
         point if point.name == NOW else _with_command(point, bundle, precision, data) for point in points
     )

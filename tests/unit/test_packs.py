@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 import flowedge
 from flowedge.bundle import Bundle, open_bundle, replace_in_bundle
+from flowedge.calibration.operating_points import nfa_operating_points, with_commands
 from flowedge.errors import BundleError, EngineWrongError, ProcessError
 from flowedge.export.graph.split import first_difference, split_graph
 from flowedge.export.pack import PackResult, pack_bundles
@@ -417,6 +418,18 @@ def test_another_network_is_another_backbone(folder: Path, patches: Path) -> Non
         BundleError, match="cannot share a backbone: the fp32 backbones of bottle and nut differ"
     ):
         pack_of(folder, ("bottle", "nut"), overwrite=True)
+
+
+def test_thresholds_to_choose_from_are_set_in_the_bundle_that_was_packed(made: Path) -> None:
+    points = nfa_operating_points(np.arange(4.0), np.array([False, False, True, True]), 0.0)
+    commands = [
+        point.command
+        for path in ("line.flowedgepack/products/cable", "cable.flowedge")
+        for point in with_commands(points, made / path, "fp32", "photos")
+        if point.command
+    ]
+    assert "flowedge threshold set cable.flowedge " in commands[0]
+    assert f"flowedge threshold set {made / 'cable.flowedge'} " in commands[-1]
 
 
 def test_the_limit_that_decides_and_a_product_without_limits_are_shown(folder: Path) -> None:
