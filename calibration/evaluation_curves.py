@@ -56,8 +56,12 @@ def curves_section(
                 is_filled=True,
             )
         )
-    words = "The circle is the threshold. AUPRO is the filled area of the overlap, divided by 0.3."
-    return section("Curves", charts(*drawn), paragraph(words, soft=True))
+    words = []
+    if len(good) and len(anomalous) and limit is not None:
+        words.append("The circle is the threshold.")
+    if overlap is not None:
+        words.append("AUPRO is the filled area of the overlap, divided by 0.3.")
+    return section("Curves", charts(*drawn), paragraph(" ".join(words), soft=True) if words else None)
 
 
 def _image_curves(good: Sequence[float], anomalous: Sequence[float], limit: float | None) -> list[Markup]:

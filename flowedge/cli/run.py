@@ -27,7 +27,7 @@ from flowedge.cli.rows import Rows, Totals
 from flowedge.cli.signals import EndedBySignal
 from flowedge.errors import FlowEdgeError, ImageError
 from flowedge.targets import check_file_target, check_separate_targets
-from flowedge.text import images_words, printable
+from flowedge.text import printable
 
 if TYPE_CHECKING:
     from flowedge.runtime.protocols import Sink
@@ -282,9 +282,8 @@ def _images(sources: Sequence[str], list_file: str | None, *, recursive: bool) -
         if paths:
             MESSAGES.print(f"left out, since {reason}: {_names(paths)}", soft_wrap=True)
     if found.repeated:
-        were, are = ("was", "is") if found.repeated == 1 else ("were", "are")
-        repeated = images_words(found.repeated)
-        MESSAGES.print(f"{repeated} {were} named more than once, and {are} inspected once")
+        times = "once" if found.repeated == 1 else f"{found.repeated} times"
+        MESSAGES.print(f"an image was found again {times}. Each image is inspected once.")
     return found.images
 
 

@@ -17,6 +17,7 @@ from flowedge.calibration import evaluation_report
 from flowedge.calibration.auroc_interval import auroc_interval
 from flowedge.calibration.dataset import read_dataset
 from flowedge.calibration.evaluation import evaluate
+from flowedge.calibration.evaluation_curves import curves_section
 from flowedge.calibration.evaluation_report import EvaluationReport
 from flowedge.calibration.evaluation_result import Evaluation
 from flowedge.calibration.evaluation_trust import trust_sentences
@@ -148,3 +149,15 @@ def test_a_threshold_that_the_best_f1_of_other_images_gave_is_not_said_to_be_of_
     assert found.is_decided
     assert "this very dataset, so" not in page
     assert "The image threshold was fitted on 1 image, with and without defects." in page
+
+
+def test_the_words_below_the_curves_name_only_what_is_drawn() -> None:
+    circle, area = "The circle is the threshold", "AUPRO is the filled area"
+    overlap = (np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+    for bad, drawn, seen in (
+        ([], None, (False, False)),
+        ([2.0, 3.0], None, (True, False)),
+        ([2.0, 3.0], overlap, (True, True)),
+    ):
+        page = str(curves_section([1.0, 1.5], bad, 1.7, drawn, "score"))
+        assert (circle in page, area in page) == seen

@@ -97,7 +97,7 @@ def test_several_sources_are_inspected_in_the_order_of_their_names_and_each_imag
 ) -> None:
     done = flowedge("run", bundle, "photos/p10.png", "photos/sub", "./photos", "photos/p*.png", "--json")
     assert images_of(done) == [f"photos/{name}" for name in ("p10.png", "sub/p3.png", "bad.png", "p2.png")]
-    assert "4 images were named more than once, and are inspected once" in done.stderr
+    assert "an image was found again 4 times. Each image is inspected once." in done.stderr
 
 
 def test_a_way_through_a_link_finds_no_image_again_but_two_links_are_two_images(photos: Path) -> None:
