@@ -6,6 +6,7 @@ import ctypes
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Final
 
@@ -154,8 +155,8 @@ def read_model(path: Path, options: ExportOptions) -> ReadModel:
 
 
 def export_bundle(
-    path: Path,
-    target: Path,
+    path: str | PathLike[str],
+    target: str | PathLike[str],
     options: ExportOptions,
     *,
     extend: Callable[[Bundle], Bundle] = lambda bundle: bundle,
@@ -178,6 +179,7 @@ def export_bundle(
         ExportError: The graph could not be made, or differs from the reference network.
         BundleError: The bundle cannot be written there.
     """
+    path, target = Path(path), Path(target)
     check_bundle_target(target, force=force)
     try:
         with draft_folder(target.parent) as draft:

@@ -11,7 +11,7 @@ import pytest
 
 from flowedge.bundle import open_bundle, write_bundle
 from flowedge.drafts import PREFIX
-from flowedge.errors import BundleError
+from flowedge.errors import BundleError, CheckpointError
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.manifest_json import json_from_manifest, manifest_from_json
 from flowedge.targets import check_bundle_target, default_target
@@ -38,6 +38,13 @@ def test_the_default_place_has_a_name_that_a_folder_can_have(stem: str, tmp_path
     check_bundle_target(target, force=False)
     target.mkdir()
     assert target.name.startswith(stem[:50])
+
+
+def test_python_names_checkpoint_and_place_with_texts(small_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        export_bundle("absent.ckpt", str(tmp_path / "a.flowedge"), ExportOptions())
+    made = export_bundle(str(small_checkpoint), str(tmp_path / "b.flowedge"), ExportOptions())
+    assert made.bundle.path == tmp_path / "b.flowedge"
 
 
 def test_a_place_whose_name_is_too_long_is_refused_before_the_work(tmp_path: Path) -> None:
