@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from flowedge.bundle_files import pack_around
 from flowedge.cli.build import build_first
 from flowedge.cli.output import (
     MESSAGES,
@@ -145,6 +146,8 @@ def command(
             "alarms and fewer defects. The intervals hold for images like these.",
             soft_wrap=True,
         )
+    if pack_around(bundle) is not None:
+        RESULTS.print("A threshold is set in the bundle that was packed. Pack it again afterwards.")
     RESULTS.print(f"{result.good_images} good and {result.anomalous_images} anomalous images inspected")
     if result.not_inspected:
         PROBLEMS.print(
