@@ -10,6 +10,7 @@ import msgspec
 from flowedge.runtime.report.markup import Markup, data_block, element, joined, text_of
 from flowedge.text import printable
 
+_NARROW: Final = 3  # columns that fit a telephone
 _LONG: Final = 30  # characters of a cell that may be broken into lines
 
 
@@ -21,7 +22,7 @@ def table(
     styles: Sequence[str] = (),
     sortable: bool = False,
 ) -> Markup:
-    """Return a table that scrolls inside the page where the window is narrow.
+    """Return a table whose rows become cards, or that scrolls inside the page, where the window is narrow.
 
     Args:
         caption: The table's caption.
@@ -52,7 +53,10 @@ def table(
     body = [
         element(
             "tr",
-            *(element("td", one, class_=k) for k, one in zip(kinds, row, strict=True)),
+            *(
+                element("td", one, class_=kind, data_name=name or None)
+                for kind, name, one in zip(kinds, names, row, strict=True)
+            ),
             class_=style or None,
         )
         for row, style in zip(listed, styles or [""] * len(listed), strict=True)
@@ -64,8 +68,10 @@ def table(
         element("tbody", *body),
         class_="sortable" if sortable else None,
     )
+    # Where the window is narrow, each row of many columns becomes a card, since half of a row explains nothing.
+    kind = "scroll cards" if len(columns) > _NARROW else "scroll"
     # A region that scrolls must be reachable by keyboard.
-    return element("div", made, class_="scroll", tabindex=0, role="region", aria_label=caption)
+    return element("div", made, class_=kind, tabindex=0, role="region", aria_label=caption)
 
 
 def _is_long(cell: object) -> bool:

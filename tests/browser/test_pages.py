@@ -68,6 +68,9 @@ def test_a_page_fits_every_window_and_no_name_is_markup(visit: Callable[..., Any
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # On a telephone a row of many columns is a card, of which nothing lies outside.
+    hidden = "[...document.querySelectorAll('.cards')].filter((one) => one.scrollWidth > one.clientWidth)"
+    assert page.evaluate(f"{hidden}.map((one) => one.ariaLabel)") == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
