@@ -19,7 +19,7 @@ from flowedge.cli.output import (
     print_json,
     table,
 )
-from flowedge.cli.places import check_bundle, check_folder
+from flowedge.cli.places import check_bundle, check_folder, print_left_out_subfolders
 from flowedge.cli.precision import (
     Bf16,
     CalibratorOption,
@@ -175,6 +175,7 @@ def command(
             "and without --fp16, --bf16 and --int8 first."
         )
     opened = open_bundle(bundle)
+    print_left_out_subfolders(data)
     with progress_bar() as reports:
         result = carry_out(
             plan,

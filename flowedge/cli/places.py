@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
@@ -13,9 +14,12 @@ from typing import Any, Final
 
 from flowedge.bundle import peek_bundle, refuse_pack
 from flowedge.bundle_files import MANIFEST, pack_around
+from flowedge.cli.output import MESSAGES
 from flowedge.errors import CheckpointError, DataError, FlowEdgeError
 from flowedge.files import open_regular_file, why_unreadable
 from flowedge.text import printable
+
+_NAMED_FOLDERS: Final = 5
 
 _OPTION_OF_SECOND: Final[Mapping[str, str]] = {"export": "-o", "calibrate": "--data", "verify": "--against"}
 """The option that takes the second path of a command that has one argument."""
@@ -77,6 +81,26 @@ def check_folder(folder: Path | None) -> None:
     if folder is not None and not os.path.isdir(folder):
         what = "is not a folder" if os.path.lexists(folder) else "does not exist"
         raise DataError(f"{folder} {what}. Name a folder of images.")
+
+
+def print_left_out_subfolders(data: Path | None) -> None:
+    """Name the subfolders of a folder of good images on standard error, since a fit takes none of their images."""
+    if data is None:
+        return
+    train = data / "train" / "good"
+    chosen = train if train.is_dir() else data
+    inner: list[str] = []
+    with contextlib.suppress(OSError):  # The fit refuses a folder that cannot be listed.
+        inner = sorted(
+            path.name for path in chosen.iterdir() if path.is_dir() and not path.name.startswith(".")
+        )
+    if inner:
+        more = f" and {len(inner) - _NAMED_FOLDERS} more" if len(inner) > _NAMED_FOLDERS else ""
+        names = ", ".join(map(printable, inner[:_NAMED_FOLDERS]))
+        MESSAGES.print(
+            f"left out, since subfolders of {printable(str(chosen))} are not searched: {names}{more}",
+            soft_wrap=True,
+        )
 
 
 def check_output_folder(folder: Path) -> None:

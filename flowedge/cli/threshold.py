@@ -11,7 +11,7 @@ from flowedge.bundle import open_bundle
 from flowedge.cli import completion
 from flowedge.cli.group import new_group
 from flowedge.cli.output import PROBLEMS, RESULTS, EngineName, Json, Threads, print_json, table
-from flowedge.cli.places import check_bundle, check_folder
+from flowedge.cli.places import check_bundle, check_folder, print_left_out_subfolders
 from flowedge.cli.progress import progress_bar
 from flowedge.cli.threshold_options import (
     FITTED_RULES,
@@ -191,6 +191,7 @@ def fit(
         old_pixel=old_pixel,
     )
     assert request is not None, "every rule of this command fits"
+    print_left_out_subfolders(data)
     with progress_bar() as reports:
         done = fit_thresholds(
             bundle,

@@ -498,3 +498,16 @@ def test_the_first_table_of_eval_names_the_best_f1_where_the_bundle_has_no_thres
     (rule,) = (one for one in result["decisions"] if one["rule"] == "nfa-tree")
     assert result["detection_rate"] == rule["detection_rate"]
     assert result["image_threshold"] is None
+
+
+def test_a_fit_names_the_subfolders_whose_images_it_leaves_out(single: Path, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "more")
+    good = tmp_path / "more" / "train" / "good"
+    (good / "night\nshift").mkdir()
+    (good / ".hidden").mkdir()
+    for command in (("calibrate",), ("threshold", "fit")):
+        for data in (good, tmp_path / "more"):
+            finished = done(*command, single, "--data", data)
+            assert (
+                f"left out, since subfolders of {good} are not searched: night\\nshift\n" in finished.stderr
+            )
