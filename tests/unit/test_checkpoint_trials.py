@@ -199,7 +199,7 @@ def test_verify_looks_at_its_files_before_it_opens_an_engine(
     os.mkfifo(pipe)
     good = save(tmp_path / "good.ckpt", {})
     monkeypatch.setattr(
-        "flowedge.cli.verify.verify_bundle", lambda *_, **__: pytest.fail("an engine was opened")
+        "flowedge.runtime.verify.verify_bundle", lambda *_, **__: pytest.fail("an engine was opened")
     )
     against: list[str | Path] = [] if option == "--against" else ["--against", good]
     done = run_flowedge("verify", bundle, *against, option, pipe)
