@@ -131,7 +131,10 @@ def try_wheel(wheel: Path, python: str, folder: Path, expected: dict[str, Any]) 
     got = answer(flowedge, folder)
     assert got["verdict"] == expected["verdict"]
     assert math.isclose(got["score"], expected["score"], rel_tol=1e-5), (got, expected)
-    refused = run([flowedge, "export", "small.ckpt"], folder, status=2)
+    # The page's style and script are files of the wheel.
+    run([flowedge, "run", "small.flowedge", FRAME, "--html", f"page-{version}.html"], folder)
+    assert "<style" in (folder / f"page-{version}.html").read_text()
+    refused = run([flowedge, "export", "small.ckpt", "-o", "other.flowedge"], folder, status=2)
     assert "pip install 'torch>=" in refused, refused
 
 
