@@ -249,8 +249,8 @@ def _note(method: GoodMethod, parameter: float, count: int, noun: str = "image")
     if _rank(method, parameter, count) < count - 1:
         return ""
     rate = _rate(method, parameter)
-    # There is no false alarm among n values. A larger rate than this would have shown one with 95 % probability.
-    shown = 1 - 0.05 ** (1 / count)
+    # There is no false alarm among these values. The limit is that of the table of thresholds to choose from.
+    shown = rate_interval(0, count)[1]
     wanted = (
         f"a quantile of {parameter:g}" if method == "quantile" else f"a false-alarm rate of {parameter:g}"
     )

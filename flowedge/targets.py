@@ -79,7 +79,7 @@ def check_separate_targets(*files: Path | None) -> None:
     """Refuse one place for two files of a command, since the later one would replace the other.
 
     Args:
-        *files: The files to write. None stands for no file.
+        *files: The files to write. A value of None stands for no file.
 
     Raises:
         FlowEdgeError: Two of the files are one.
@@ -141,7 +141,7 @@ def check_demo_target(folder: Path, *, force: bool) -> None:
     """Refuse a folder that the demo could not write to or must not clear, before any work is done.
 
     Args:
-        folder: The folder of the demo. It need not exist.
+        folder: The folder of the demo, which need not exist.
         force: Replace an earlier demo there.
 
     Raises:

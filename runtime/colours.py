@@ -17,8 +17,8 @@ from flowedge.manifest import ColourScale, NfaForm, NfaThreshold, Threshold
 COLOURS: Final[NDArray[np.uint8]] = np.array(
     cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)[:, 0, ::-1], np.uint8
 )
-"""``(256, 3)`` uint8 RGB, the colours of a scale from its low end to its high one. Their lightness grows evenly, so
-that people with any colour vision, and a print in grey, show the same order."""
+"""``(256, 3)`` uint8 RGB, the colours of a scale from its low end to its high one. The lightness grows evenly, so that
+people with any colour vision, and a print in grey, show the same order."""
 
 NFA_DECADES: Final[Mapping[NfaForm, float]] = MappingProxyType({"tree": 100.0, "block": 10.0})
 """By the form of the test, the powers of ten of the number of false alarms between the limit and each end of the scale

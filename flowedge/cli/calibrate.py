@@ -265,8 +265,9 @@ def _print_nfa(
     # A limit far from 0 is no number that a float holds.
     expected = f"{10**nfa.log_nfa:.3g}" if abs(nfa.log_nfa) <= 3 else f"10^{nfa.log_nfa:g}"
     RESULTS.print(
-        f"{bundle}: {expected} false alarms are expected in an image of a good part, if its latents are "
-        "standard normal. No image has checked this. flowedge eval counts on a labelled dataset.",
+        f"{bundle}: {expected} false alarm{' is' if expected == '1' else 's are'} expected in an image of a good "
+        "part, if its latents are standard normal. No image has checked this. "
+        "flowedge eval counts on a labelled dataset.",
         soft_wrap=True,
     )
     RESULTS.print(

@@ -59,7 +59,7 @@ def check_checkpoint(checkpoint: Path, target: Path) -> None:
 
 
 def check_file(file: Path | None) -> None:
-    """Refuse a path that is no readable file. None is accepted.
+    """Refuse a path that is no readable file. A path of None is accepted.
 
     Raises:
         CheckpointError: The path is missing, is no regular file, or may not be read.
@@ -73,7 +73,7 @@ def check_file(file: Path | None) -> None:
 
 
 def check_folder(folder: Path | None) -> None:
-    """Refuse a path that is no folder. None is accepted.
+    """Refuse a path that is no folder. A path of None is accepted.
 
     Raises:
         DataError: The path is missing or is no folder.
@@ -117,7 +117,7 @@ def check_output_folder(folder: Path) -> None:
 
 
 def check_images(source: str | Path | None) -> None:
-    """Refuse a word that stands for no file, no folder and no pattern. None is accepted.
+    """Refuse a word that stands for no file, no folder and no pattern. A path of None is accepted.
 
     Raises:
         DataError: Nothing is there.

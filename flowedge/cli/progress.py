@@ -23,7 +23,7 @@ _ASCII_SPINNER: Final = "line"  # every terminal has its characters
 
 
 class Display:
-    """Reports that nobody sees but for notes. Its subclasses show the present step.
+    """Reports that nobody sees but for notes. The subclasses show the present step.
 
     Each report is also the moment to end where a signal came inside a library that caught it.
     """

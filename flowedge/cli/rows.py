@@ -70,7 +70,7 @@ class Totals:
     """Counts of the inspections by verdict, and the time that all of them took.
 
     Attributes:
-        verdicts: How often each verdict was given.
+        verdicts: The number of images by verdict.
         file_problems: The number of images that were inspected and whose pictures could not be written.
     """
 

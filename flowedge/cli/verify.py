@@ -66,7 +66,7 @@ def command(
 ) -> None:
     """Replay the self-test of a bundle on this machine.
 
-    Of a pack, the self-test of every product is replayed, or that of one with --product.
+    The self-test of every product of a pack is replayed, or that of one with --product.
 
     The exit status is 1 when a check fails.
     """

@@ -68,7 +68,7 @@ class Found(NamedTuple):
         others: The other files, and pictures that an earlier run wrote (`PICTURES`).
         folders: The subfolders that were not searched, since only the folders themselves were asked for.
         empty: The folders and patterns that stand for no image, beside others that do.
-        repeated: The number of times that an image was found again. It is in ``images`` once.
+        repeated: The number of times that an image was found again. The image is in ``images`` once.
     """
 
     images: list[Path]

@@ -34,9 +34,9 @@ def element(tag: str, *children: object, **attributes: object) -> Markup:
 
     Args:
         tag: The name of the element.
-        children: Text or markup. None is left out.
+        children: Text or markup. A value of None is left out.
         attributes: The values by name. An underscore at the end of a name is dropped, and one inside becomes a hyphen.
-            True stands for an attribute without a value. None and False leave the attribute out.
+            True stands for an attribute without a value. The values None and False leave the attribute out.
     """
     written = [tag]
     for name, value in attributes.items():
@@ -51,7 +51,7 @@ def element(tag: str, *children: object, **attributes: object) -> Markup:
 
 
 def joined(*parts: object) -> Markup:
-    """Return several texts or pieces of markup as one. None is left out."""
+    """Return several texts or pieces of markup as one. A value of None is left out."""
     return Markup("".join(text_of(part) for part in parts if part is not None))
 
 
@@ -62,7 +62,7 @@ def data_block(identifier: str, value: Any) -> Markup:
 
     Args:
         identifier: The element's ``id``.
-        value: A value that msgspec can encode. Its texts must be `printable` already.
+        value: A value that msgspec can encode. The value's texts must be `printable` already.
     """
     content = msgspec.json.encode(value).decode()
     for character in "<>&\u2028\u2029":

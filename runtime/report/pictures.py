@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.runtime.colours import heatmap, painted_values
+from flowedge.runtime.colours import PaintedValues, heatmap, painted_values
 from flowedge.runtime.render import data_address, draw
 from flowedge.runtime.report.markup import Markup, element
 from flowedge.runtime.result import Result
@@ -63,15 +63,28 @@ def pictures_of(frame: NDArray[Any], result: Result | None) -> tuple[str | None,
         return shown, None, None
     at_small = dataclasses.replace(result, frame=small)
     findings = None if result.verdict == "ok" else jpeg_address(draw(at_small, captions=False))
-    painted = painted_values(at_small)
-    return shown, findings, jpeg_address(heatmap(painted.values, painted.low, painted.high))
+    return shown, findings, jpeg_address(whole_map(painted_values(at_small)))
+
+
+def whole_map(painted: PaintedValues) -> NDArray[np.uint8]:
+    """Draw a whole map, in grey up to the threshold and in the colours of the scale above it.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB. A map without a threshold has colours everywhere.
+    """
+    coloured = heatmap(painted.values, painted.low, painted.high)
+    if painted.threshold is None:
+        return coloured
+    # The grey has the lightness of the colour, so the order of the values can be seen below the threshold as well.
+    grey = np.asarray(cv2.cvtColor(coloured, cv2.COLOR_RGB2GRAY), np.uint8)
+    return np.where((painted.values > painted.threshold)[..., None], coloured, grey[..., None])
 
 
 def picture_button(name: str, pictures: Sequence[tuple[str, str]], caption: object) -> Markup:
-    """Return pictures side by side with a caption, which open large on a click. They belong into `gallery`.
+    """Return pictures side by side with a caption, which open large on a click. The figure belongs into `gallery`.
 
     Args:
-        name: What is shown, for readers who cannot see it.
+        name: The name of what is shown, for readers who cannot see it.
         pictures: The name and the ``data:`` address of each.
         caption: Text or markup below.
     """

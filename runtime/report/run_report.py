@@ -209,7 +209,7 @@ class RunReport:
 
 
 def common_folder(names: Sequence[str]) -> str:
-    """Return the beginning that all names share, up to a slash. It is empty where they share none."""
+    """Return the beginning that all names share, up to a slash. The beginning may be empty."""
     if len(names) < 2:
         return ""
     first, last = min(names), max(names)  # All other names lie between these two.

@@ -22,7 +22,7 @@ def table(
     styles: Sequence[str] = (),
     sortable: bool = False,
 ) -> Markup:
-    """Return a table whose rows become cards, or that scrolls inside the page, where the window is narrow.
+    """Return a table, whose rows become cards or scroll inside the page where the window is narrow.
 
     Args:
         caption: The table's caption.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import html
 import json
@@ -13,9 +14,10 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
+from flowedge.runtime.colours import PaintedValues, heatmap
 from flowedge.runtime.report.charts import Bar, Series, bars, histogram, lines, points, ticks_to
 from flowedge.runtime.report.markup import Markup, data_block, element
-from flowedge.runtime.report.pictures import MostUrgent, mask_address
+from flowedge.runtime.report.pictures import MostUrgent, mask_address, whole_map
 from flowedge.runtime.report.run_report import common_folder
 from flowedge.runtime.report.shell import page_of, section
 from flowedge.runtime.report.tables import Column, image_table, table
@@ -174,3 +176,14 @@ def test_one_pixel_of_a_large_mask_stays_visible() -> None:
 )
 def test_the_common_folder_of_names_ends_with_a_slash(names: list[str], folder: str) -> None:
     assert common_folder(names) == folder
+
+
+def test_a_whole_map_has_colours_above_the_threshold_alone() -> None:
+    values = np.array([[0.0, 0.9, 1.0, 1.1, np.nan]], np.float32)
+    painted = PaintedValues(values=values, low=0.0, high=2.0, threshold=1.0, title="anomaly map")
+    below, near, at, above, unseen = whole_map(painted)[0].astype(int)
+    assert all(len({*pixel}) == 1 for pixel in (below, near, at, unseen))
+    assert below[0] < near[0] <= at[0]
+    assert len({*above}) == 3
+    without = whole_map(dataclasses.replace(painted, threshold=None))
+    assert np.array_equal(without, heatmap(values, 0.0, 2.0))
