@@ -51,7 +51,11 @@ def pack_around(folder: Path) -> tuple[Path, str] | None:
     """
     if os.path.lexists(folder / PACK_INDEX):
         return folder, ""
-    place = Path(os.path.realpath(folder))  # the folder may be ".", or a link to a product
+    try:
+        place = Path(os.path.realpath(folder))  # the folder may be ".", or a link to a product
+    except FileNotFoundError:
+        # The folder is ".", and a new version of the bundle took its place. Products of packs are never replaced.
+        return None
     pack = place.parent.parent
     if place.parent.name == PRODUCTS and os.path.lexists(pack / PACK_INDEX):
         return pack, place.name

@@ -116,7 +116,7 @@ def test_a_frame_can_be_given_also_a_grey_one(grey: bool) -> None:
 @pytest.mark.parametrize(
     ("frame", "reason"),
     [
-        (FRAME[1:], r"frame's size \(599, 700\), got \(600, 700\)"),
+        (FRAME[1:], r"size of the judged frame, \(600, 700\), got \(599, 700\)"),
         (FRAME.astype(np.float32), "uint8 grey, got .* float32"),
         (FRAME[..., :2], "uint8 RGB"),
     ],
