@@ -177,6 +177,9 @@ def test_a_link_leads_somewhere(path: Path) -> None:
         name, _, anchor = link.partition("#")
         target = (path.parent / name).resolve() if name else path
         assert target.exists(), f"{path.name}: {link}: no such file"
+        # The site holds the pages of docs/ alone.
+        docs = REPOSITORY / "docs"
+        assert docs not in path.parents or docs in target.parents, f"{path.name}: {link}: not on the site"
         assert not anchor or anchor in anchors_of(target), f"{path.name}: {link}: no such heading"
 
 
