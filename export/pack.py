@@ -11,8 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from flowedge.bundle import Bundle, folder_for_next_version, open_bundle
-from flowedge.bundle_files import MANIFEST
+from flowedge.bundle import Bundle, check_free, folder_for_next_version, open_bundle
+from flowedge.bundle_files import MANIFEST, PACK_INDEX
 from flowedge.errors import BundleError, EngineUnavailableError
 from flowedge.export.graph.split import Halves, first_difference, split_graph
 from flowedge.graph_files import bytes_of_graph, weights_beside
@@ -27,7 +27,6 @@ from flowedge.pack import (
     PackIndex,
     backbone_file,
     check_alike,
-    check_free,
     head_file,
     product_folder,
     write_pack,
@@ -93,7 +92,7 @@ def pack_bundles(
         EngineUnavailableError: ONNX Runtime is not there to compare the halves with the bundles.
     """
     check_names(bundles)
-    check_free(target, overwrite=overwrite)
+    check_free(target, "a pack", PACK_INDEX, overwrite=overwrite)
     opened = {name: open_bundle(path) for name, path in bundles.items()}
     check_alike(target, {name: bundle.manifest for name, bundle in opened.items()})
     for name, bundle in opened.items():

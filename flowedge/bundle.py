@@ -205,15 +205,31 @@ def write_bundle(
         BundleError: The target exists, a path is not safe, a graph of the manifest is not among the files, or
             the system refuses (no parent folder, no permission, no space). Nothing is left behind.
     """
-    place = Path(os.path.realpath(target))
-    if os.path.lexists(place) and not (overwrite and (place / MANIFEST).is_file()):
-        advice = "Choose another name or move it away" if overwrite else "Choose another name or overwrite it"
-        what = "exists and is not a bundle" if overwrite else "exists already"
-        raise BundleError(f"{target} {what}. {advice}.")
+    place = check_free(target, "a bundle", MANIFEST, overwrite=overwrite)
     with _new_version(place) as folder:
         manifest = _fill(folder, manifest, files, kept=())
         put_in_place(folder, place, manifest)
     return Bundle(Path(target), manifest)
+
+
+def check_free(target: str | os.PathLike[str], kind: str, mark: str, *, overwrite: bool) -> Path:
+    """Check that a new folder can be written to a place, and return the place without symbolic links.
+
+    Args:
+        target: The place.
+        kind: The name of what is written, for the message: ``a bundle`` or ``a pack``.
+        mark: The file that a folder of this kind holds.
+        overwrite: Allow a folder of this kind at the place.
+
+    Raises:
+        BundleError: Something is there that may not be replaced.
+    """
+    place = Path(os.path.realpath(target))
+    if os.path.lexists(place) and not (overwrite and (place / mark).is_file()):
+        advice = "Choose another name or move it away" if overwrite else "Choose another name or overwrite it"
+        what = f"exists and is not {kind}" if overwrite else "exists already"
+        raise BundleError(f"{target} {what}. {advice}.")
+    return place
 
 
 def replace_in_bundle(

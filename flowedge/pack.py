@@ -24,7 +24,7 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
-from flowedge.bundle import Bundle, folder_for_next_version, store_file
+from flowedge.bundle import Bundle, check_free, folder_for_next_version, store_file
 from flowedge.bundle_files import (
     MANIFEST,
     PACK_INDEX,
@@ -220,8 +220,7 @@ def write_pack(
     Raises:
         BundleError: The target exists, a path is not safe, or the system refuses. Nothing is left behind.
     """
-    place = Path(os.path.realpath(target))
-    check_free(target, overwrite=overwrite)
+    place = check_free(target, "a pack", PACK_INDEX, overwrite=overwrite)
     check_paths(files)
     with folder_for_next_version(place) as draft:
         folder = draft / "pack"
@@ -238,20 +237,6 @@ def write_pack(
         else:
             put_at_free_place(folder, place)
     return open_pack(target)
-
-
-def check_free(target: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Check, before any work, that a pack can be written to a place.
-
-    Raises:
-        BundleError: Something is there that may not be replaced.
-    """
-    place = Path(os.path.realpath(target))
-    if not os.path.lexists(place) or (overwrite and (place / PACK_INDEX).is_file()):
-        return
-    if overwrite:
-        raise BundleError(f"{target} exists and is not a pack. Choose another name or move it away.")
-    raise BundleError(f"{target} exists already. Choose another name or overwrite it.")
 
 
 def check_alike(where: Path, manifests: Mapping[str, Manifest]) -> None:

@@ -50,7 +50,7 @@ def write_pages(folder: Path) -> dict[str, Path]:
 
 
 def write_run(file: Path, bundle: Bundle, images: int = RUN_IMAGES) -> None:
-    """Write the page of a run, of which every 13th frame cannot be read and of which one image is missing."""
+    """Write the page of a run in which every 13th frame cannot be read and one image is missing."""
     with flowedge.load(bundle.path) as detector:
         report = RunReport(file, detector, source=f"line {EVIL}", images=images + 1)
         for frame in frames(images):

@@ -61,7 +61,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_picture(path: Path, *, noisy: bool = False, size: tuple[int, int] = (32, 48)) -> Path:
-    """Write a grey picture, whose score is below ``LIMIT``, or a noisy one, whose score is above."""
+    """Write a grey picture with a score below ``LIMIT``, or a noisy one with a score above."""
     noise = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise if noisy else np.full_like(noise, 110)).save(path)
