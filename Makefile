@@ -87,7 +87,7 @@ peer: $(PEER)
 # pip learned --group in 25.1. pyright runs on Node.js, which its extra brings along.
 $(VENV): pyproject.toml
 	$(call new_environment,.venv)
-	$(BIN)/python -m pip install --quiet --editable '.[demo]' --group test --group check 'pyright[nodejs]'
+	$(BIN)/python -m pip install --quiet --editable '.[demo,genicam]' --group test --group check 'pyright[nodejs]'
 	touch $@
 
 $(PEER):

@@ -24,11 +24,25 @@ MAY_IMPORT = {
     "runtime.frames": {CORE, "runtime.device"},
     "runtime": {CORE, "runtime.device", "runtime.frames"},
     "runtime.bench": {CORE, *RUNTIME},
+    "runtime.sources": {CORE, *RUNTIME},
+    "runtime.area": {CORE, *RUNTIME},
+    "runtime.station": {CORE, *RUNTIME, "runtime.sources", "runtime.area"},
     "calibration": {CORE, *RUNTIME},
     "export": {CORE, *RUNTIME, "runtime.bench"},  # PyTorch is one of the subjects of a benchmark
     DOOR: {CORE, *RUNTIME, "calibration", "export"},
     "export.demo": {CORE, *RUNTIME, "calibration", "export", DOOR},
-    "cli": {CORE, *RUNTIME, "runtime.bench", "calibration", "export", "export.demo", DOOR},
+    "cli": {
+        CORE,
+        *RUNTIME,
+        "runtime.bench",
+        "runtime.sources",
+        "runtime.area",
+        "runtime.station",
+        "calibration",
+        "export",
+        "export.demo",
+        DOOR,
+    },
 }
 
 

@@ -1,0 +1,1 @@
+"""Judge parts of a frame: regions of interest, ignored pixels and tiles."""

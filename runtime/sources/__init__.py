@@ -1,0 +1,1 @@
+"""Take frames from folders, videos, cameras and triggers."""

@@ -1,0 +1,1 @@
+"""Run the inspection station: frames from a source, verdicts, a journal, and sinks that deliver."""

@@ -1,0 +1,1 @@
+"""Deliver the records of the journal to files, brokers, controllers and servers."""

@@ -1,0 +1,1 @@
+"""Watch a station over time: its frames, its scores and the answers of its engine."""
