@@ -12,6 +12,7 @@ FlowEdgeError
 ├── PrecisionError            a graph of lower precision cannot pass its gate
 ├── ProcessError              a detector was taken into another process
 ├── MissingPackageError       an optional package, such as torch or onnx, is not installed
+├── SettingsError             a settings file, such as a station's, has a key or a value that is not allowed
 ├── EngineCacheError          the cache of compiled engines cannot be used
 └── EngineUnavailableError    the requested engine cannot run on this machine
     ├── EngineNotBuiltError   it must be compiled for this machine first
@@ -79,6 +80,10 @@ class ProcessError(FlowEdgeError, TypeError):
 
 class MissingPackageError(FlowEdgeError):
     """An optional package, such as torch or onnx, is not installed."""
+
+
+class SettingsError(FlowEdgeError):
+    """A settings file has a key or a value that is not allowed, or names a secret that is not there."""
 
 
 class EngineCacheError(FlowEdgeError):

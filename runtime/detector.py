@@ -171,12 +171,7 @@ class Detector:
         start = time.perf_counter()
         pixels, image = self.prepare(frames, color)
         preprocessed = time.perf_counter()
-        try:
-            outputs = self.engine.infer(image)
-        except ValueError as error:
-            if not self._is_closed:
-                raise
-            raise self._closed() from error  # by another thread, since the check above
+        outputs = self.infer(image)
         ms = 1000 / len(frames)
         return self.judge(
             pixels,
@@ -207,6 +202,23 @@ class Detector:
         """
         pixels = self._pixels(frames, color)
         return pixels, self._input(pixels)
+
+    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Run the engine on its input.
+
+        Args:
+            image: The input that `prepare` made.
+
+        Raises:
+            EngineUnavailableError: The device stopped.
+            ValueError: The detector was closed.
+        """
+        try:
+            return self.engine.infer(image)
+        except ValueError as error:
+            if not self._is_closed:
+                raise
+            raise self._closed() from error
 
     def judge(
         self,
