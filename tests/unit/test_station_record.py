@@ -1,0 +1,57 @@
+"""A station's record is safe to print, bounded, and never says ok of what nobody saw."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowedge.runtime.station.record import LONGEST_TEXT, Event, Record
+
+
+def record(**fields: Any) -> Record:
+    return Record(
+        **{
+            "station": "line 1",
+            "run": "r",
+            "time": datetime.datetime(2026, 11, 30, tzinfo=datetime.timezone.utc),
+            "monotonic_ns": 5,
+            "source": "camera",
+            "source_id": "7",
+            "verdict": "ok",
+            "signal": "ok",
+            "reason": "the score is low",
+            **fields,
+        }
+    )
+
+
+@given(
+    text=st.text()
+    | st.text(alphabet="\x1b[31m\n\udcff", min_size=LONGEST_TEXT - 5, max_size=2 * LONGEST_TEXT)
+)
+def test_a_text_from_outside_is_printable_and_short_and_survives_json(text: str) -> None:
+    made = record(part=text, source_id=text, problem=text, reason=text)
+    assert made.part is not None
+    assert made.part.isprintable()
+    assert len(made.part) <= LONGEST_TEXT
+    assert made.source_id.isprintable()
+    assert msgspec.json.decode(msgspec.json.encode(made), type=Record) == made
+
+
+def test_a_good_text_stays_as_it_is() -> None:
+    assert record(part="Gehäuse 7 / B").part == "Gehäuse 7 / B"
+
+
+def test_a_frame_that_was_not_inspected_cannot_be_recorded_as_ok() -> None:
+    with pytest.raises(ValueError, match="never ok"):
+        record(verdict="not_inspected", signal="ok")
+
+
+def test_an_event_has_a_time_in_utc() -> None:
+    assert Event(kind="started", text="a\nb").time.utcoffset() == datetime.timedelta(0)
+    assert Event(kind="started", text="a\nb").text == "a\\nb"
