@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
+from flowedge.clock import utc_now
 from flowedge.errors import FlowEdgeError, SettingsError
 from flowedge.files import open_regular_file, write_whole_file
 
@@ -66,7 +66,8 @@ class AreaChange(msgspec.Struct, frozen=True, kw_only=True, tag="area", tag_fiel
         time: The time in UTC, by ISO 8601.
         who: The name of the person.
         why: The reason.
-        inside: Polygons in pixels of the frame. Without a polygon the whole frame is inspected.
+        frame_size: The height and the width in pixels of the frames on which the polygons were drawn.
+        inspect: Polygons in pixels of the frame. Without a polygon the whole frame is inspected.
         ignore: Polygons in pixels of the frame whose inside is left out.
     """
 
@@ -74,7 +75,8 @@ class AreaChange(msgspec.Struct, frozen=True, kw_only=True, tag="area", tag_fiel
     time: str
     who: _Text
     why: _Text
-    inside: Polygons = ()
+    frame_size: tuple[int, int]
+    inspect: Polygons = ()
     ignore: Polygons = ()
 
 
@@ -123,6 +125,23 @@ class Overrides:
                 return change if in_force else None
         return None
 
+    def version(self, product: str = "") -> int:
+        """Return the version of the newest change of a product's limit, 0 without one.
+
+        The version also counts a change that took back an earlier one. So each change has a version of its own.
+
+        Args:
+            product: The name of the product.
+        """
+        return max(
+            (
+                one.version
+                for one in self._changes
+                if isinstance(one, ThresholdChange) and one.product == product
+            ),
+            default=0,
+        )
+
     def area(self) -> AreaChange | None:
         """Return the change of the region of interest that is in force, if there is one."""
         return next((one for one in reversed(self._changes) if isinstance(one, AreaChange)), None)
@@ -148,7 +167,7 @@ class Overrides:
         with self._lock:
             change = ThresholdChange(
                 version=self._next(),
-                time=_now(),
+                time=utc_now().isoformat(),
                 who=_text("who", who),
                 why=_text("why", why),
                 product=product,
@@ -159,22 +178,25 @@ class Overrides:
             self._add(change)
         return change
 
-    def change_area(self, inside: Polygons, ignore: Polygons, *, who: str, why: str) -> AreaChange:
+    def change_area(
+        self, inspect: Polygons, ignore: Polygons, *, frame_size: tuple[int, int], who: str, why: str
+    ) -> AreaChange:
         """Store a change of the region of interest. `AreaChange` describes the arguments.
 
         Raises:
             FlowEdgeError: A polygon has fewer than three corners, a corner is no place in a frame, ``who`` or ``why``
                 is empty or too long, or the file cannot be written. Nothing was changed then.
         """
-        check_polygons(inside)
+        check_polygons(inspect)
         check_polygons(ignore)
         with self._lock:
             change = AreaChange(
                 version=self._next(),
-                time=_now(),
+                time=utc_now().isoformat(),
                 who=_text("who", who),
                 why=_text("why", why),
-                inside=inside,
+                frame_size=frame_size,
+                inspect=inspect,
                 ignore=ignore,
             )
             self._add(change)
@@ -258,7 +280,3 @@ def _text(name: str, text: str) -> str:
     if not 1 <= len(stripped) <= 500:
         raise SettingsError(f"{name} is a text of 1 to 500 characters, got {len(stripped)}.")
     return stripped
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -13,6 +13,7 @@ from flowedge.errors import FlowEdgeError, SettingsError
 from flowedge.runtime.station.overrides import FILE, Overrides, Polygons
 
 BUNDLE = "ab" * 32
+FRAME = (480, 640)
 SQUARE: Polygons = (((0.0, 0.0), (10.0, 0.0), (10.0, 10.0), (0.0, 10.0)),)
 
 
@@ -21,7 +22,7 @@ def test_a_change_outlives_a_restart_and_the_older_ones_are_the_history(tmp_path
     assert overrides.threshold(BUNDLE) is None
     assert overrides.area() is None
     first = overrides.change_threshold(1.5, bundle_sha256=BUNDLE, who="Ada", why="too many  false\nalarms")
-    overrides.change_area(SQUARE, (), who="Bo", why="the camera moved")
+    overrides.change_area(SQUARE, (), frame_size=FRAME, who="Bo", why="the camera moved")
     second = overrides.change_threshold(1.75, bundle_sha256=BUNDLE, who="Ada", why="still too many")
     again = Overrides(tmp_path)
     assert again.changes == overrides.changes
@@ -30,7 +31,7 @@ def test_a_change_outlives_a_restart_and_the_older_ones_are_the_history(tmp_path
     assert first.why == "too many false alarms"
     area = again.area()
     assert area is not None
-    assert area.inside == SQUARE
+    assert area.inspect == SQUARE
 
 
 def test_a_limit_belongs_to_its_product_and_to_the_scores_of_its_bundle(tmp_path: Path) -> None:
@@ -63,13 +64,13 @@ def test_a_limit_is_a_finite_number(tmp_path: Path, value: float) -> None:
 )
 def test_a_polygon_that_no_frame_can_hold_is_refused(tmp_path: Path, polygons: Polygons, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
-        Overrides(tmp_path).change_area(polygons, (), who="Ada", why="a trial")
+        Overrides(tmp_path).change_area(polygons, (), frame_size=FRAME, who="Ada", why="a trial")
 
 
 @pytest.mark.parametrize(("who", "why"), [("", "x"), ("x", " \n"), ("x", "y" * 501)])
 def test_a_change_has_a_name_and_a_reason(tmp_path: Path, who: str, why: str) -> None:
     with pytest.raises(SettingsError, match="1 to 500 characters"):
-        Overrides(tmp_path).change_area(SQUARE, (), who=who, why=why)
+        Overrides(tmp_path).change_area(SQUARE, (), frame_size=FRAME, who=who, why=why)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_a_damaged_file_is_an_error_and_not_no_change(tmp_path: Path, content: s
 
 def test_a_change_that_cannot_be_stored_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = Overrides(tmp_path)
-    overrides.change_area(SQUARE, (), who="Ada", why="a trial")
+    overrides.change_area(SQUARE, (), frame_size=FRAME, who="Ada", why="a trial")
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, os.strerror(28))
@@ -99,7 +100,7 @@ def test_a_change_that_cannot_be_stored_is_not_made(tmp_path: Path, monkeypatch:
 def test_a_long_history_keeps_what_is_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowedge.runtime.station.overrides._MOST_CHANGES", 5)
     overrides = Overrides(tmp_path)
-    overrides.change_area(SQUARE, (), who="Ada", why="the only one")
+    overrides.change_area(SQUARE, (), frame_size=FRAME, who="Ada", why="the only one")
     for value in range(10):
         overrides.change_threshold(value, bundle_sha256=BUNDLE, who="Ada", why="a trial")
     again = Overrides(tmp_path)
