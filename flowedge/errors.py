@@ -8,6 +8,7 @@ FlowEdgeError
 │   └── BundleChangedError    another process replaced the bundle since it was opened
 ├── ImageError                an image or a frame cannot be read, or is not what the bundle takes
 ├── DataError                 a folder of images is not what the command needs
+├── SourceError               a camera, a video or another source of frames cannot be opened
 ├── CalibrationError          a constant or a threshold cannot be fitted on the given images
 ├── PrecisionError            a graph of lower precision cannot pass its gate
 ├── ProcessError              a detector was taken into another process
@@ -64,6 +65,10 @@ class ImageError(FlowEdgeError):
 
 class DataError(FlowEdgeError):
     """A folder of images is not what the command needs."""
+
+
+class SourceError(FlowEdgeError):
+    """A camera, a video or another source of frames cannot be opened."""
 
 
 class CalibrationError(FlowEdgeError):

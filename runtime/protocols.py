@@ -32,6 +32,10 @@ class Frame:
         source: The name of the source. For an image file the name is the folder.
         part: The number or name of the part in the picture. The part is None where nobody knows it.
         problem: The reason why the frame could not be read. The text is empty for a frame that was read.
+        monotonic_ns: The time of capture on the monotonic clock, in ns. The time is 0 where the source does not tell it.
+        dropped_before: The number of frames that the source lost between the frame before and this one.
+        version: The state of the file that the frame was read from, by which a later run recognises a file that it has
+            judged. The text is empty for a frame that is no file.
     """
 
     pixels: PixelArray = field(repr=False)
@@ -40,20 +44,26 @@ class Frame:
     source: str
     part: str | None = None
     problem: str = ""
+    monotonic_ns: int = 0
+    dropped_before: int = 0
+    version: str = ""
 
 
 class Source(Protocol):
     """A source of frames: a folder, a camera, a video. `flowedge.runtime.image_files.ImageFiles` is one."""
 
     def frames(self) -> Iterator[Frame]:
-        """Give the frames in order, until the source ends.
+        """Give the frames in order, until the source ends or is closed.
 
         A frame that cannot be read is given with its ``problem``, and the next one follows.
         """
         ...
 
     def close(self) -> None:
-        """Free the camera or the file that the source holds."""
+        """Free the camera or the file that the source holds.
+
+        Any thread may close a source. An iteration that waits for a frame then ends soon.
+        """
         ...
 
 

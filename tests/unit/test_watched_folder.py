@@ -1,0 +1,158 @@
+"""A watched folder gives each picture once, when it is complete, and goes on where the folder is made again."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.picture_files import encoded, photograph
+
+from flowedge.errors import SourceError
+from flowedge.runtime.protocols import Frame
+from flowedge.runtime.sources import SourceEvent, SourceSettings, open_source
+
+pytest.importorskip("watchdog", reason="the package watchdog is not installed")
+PNG = encoded(photograph(), "PNG")
+
+
+class Watched:
+    """A source whose frames a thread collects, as the station's capture does."""
+
+    def __init__(self, settings: SourceSettings, judged: frozenset[tuple[str, str]] = frozenset()) -> None:
+        self.events: queue.Queue[SourceEvent] = queue.Queue()
+        self._frames: queue.Queue[Frame] = queue.Queue()
+        self._source = open_source(
+            settings, tell=self.events.put, seen=lambda name, version: (name, version) in judged
+        )
+        self._thread = threading.Thread(target=self._collect, daemon=True)
+        self._thread.start()
+
+    def _collect(self) -> None:
+        for frame in self._source.frames():
+            self._frames.put(frame)
+
+    def next(self) -> Frame:
+        return self._frames.get(timeout=20)
+
+    def is_quiet(self, seconds: float = 0.4) -> bool:
+        try:
+            self._frames.get(timeout=seconds)
+        except queue.Empty:
+            return True
+        return False
+
+    def close(self) -> None:
+        self._source.close()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "in"
+    place.mkdir()
+    return place
+
+
+@pytest.fixture
+def watched(folder: Path) -> Iterator[Watched]:
+    source = Watched(SourceSettings(address=str(folder), watch=True))
+    yield source
+    source.close()
+
+
+def test_pictures_that_are_there_come_first_in_natural_order(folder: Path) -> None:
+    for name in ("part10.png", "part2.png", ".hidden.png", "notes.txt", "old.overlay.png"):
+        (folder / name).write_bytes(PNG)
+    source = Watched(SourceSettings(address=str(folder), watch=True))
+    assert [Path(source.next().id).name for _ in range(2)] == ["part2.png", "part10.png"]
+    assert source.is_quiet()
+    source.close()
+
+
+def test_a_file_that_is_written_slowly_comes_once_and_whole(folder: Path, watched: Watched) -> None:
+    with open(folder / "slow.png", "wb", buffering=0) as file:
+        for part in np.array_split(np.frombuffer(PNG, np.uint8), 4):
+            assert watched.is_quiet(0.3)
+            file.write(part.tobytes())
+    frame = watched.next()
+    assert (frame.id, frame.problem, frame.pixels.shape) == (str(folder / "slow.png"), "", (97, 131, 3))
+    assert frame.monotonic_ns > 0
+    assert watched.is_quiet()
+
+
+def test_a_file_that_is_renamed_comes_under_its_last_name(folder: Path, watched: Watched) -> None:
+    (folder / "a.part").write_bytes(PNG)
+    (folder / "a.part").rename(folder / "a.png")
+    (folder.parent / "outside.png").write_bytes(PNG)
+    (folder.parent / "outside.png").rename(folder / "b.png")
+    assert {watched.next().id, watched.next().id} == {str(folder / "a.png"), str(folder / "b.png")}
+    assert watched.is_quiet()
+
+
+def test_a_picture_that_is_written_again_comes_again(folder: Path, watched: Watched) -> None:
+    (folder / "a.png").write_bytes(PNG)
+    first = watched.next()
+    (folder / "a.png").write_bytes(encoded(photograph(50, 60), "PNG"))
+    second = watched.next()
+    assert (first.id, second.pixels.shape) == (second.id, (50, 60, 3))
+    assert first.version != second.version
+
+
+def test_a_file_that_stays_cut_comes_with_its_problem(folder: Path, watched: Watched) -> None:
+    (folder / "cut.png").write_bytes(PNG[: len(PNG) // 2])
+    frame = watched.next()
+    assert "is damaged" in frame.problem
+    assert frame.pixels.size == 0
+
+
+def test_a_folder_that_is_deleted_and_made_again_is_noticed(folder: Path, watched: Watched) -> None:
+    (folder / "a.png").write_bytes(PNG)
+    watched.next()
+    shutil.rmtree(folder)
+    lost = watched.events.get(timeout=20)
+    folder.mkdir()
+    back = watched.events.get(timeout=20)
+    assert (lost.kind, back.kind) == ("source_lost", "source_back")
+    (folder / "b.png").write_bytes(PNG)
+    assert watched.next().id == str(folder / "b.png")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "c.png").write_bytes(PNG)
+    assert watched.next().id == str(folder / "sub" / "c.png")
+
+
+def test_a_picture_that_has_its_record_is_left_out(folder: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(PNG)
+    state = os.stat(folder / "a.png")
+    judged = frozenset({(str(folder / "a.png"), f"{state.st_size}-{state.st_mtime_ns}")})
+    for watch in (True, False):
+        source = Watched(SourceSettings(address=str(folder), watch=watch), judged)
+        assert source.next().id == str(folder / "b.png")
+        assert source.is_quiet()
+        source.close()
+
+
+def test_a_thousand_files_at_once_come_once_each(folder: Path, watched: Watched) -> None:
+    small = encoded(photograph(8, 8), "PNG")
+    for number in range(1000):
+        (folder / f"{number}.png").write_bytes(small)
+    assert len({watched.next().id for _ in range(1000)}) == 1000
+    assert watched.is_quiet()
+
+
+def test_closing_ends_an_iteration_that_waits(watched: Watched) -> None:
+    time.sleep(0.1)
+    watched.close()
+
+
+def test_a_folder_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="does not exist"):
+        open_source(SourceSettings(address=str(tmp_path / "none"), watch=True))
