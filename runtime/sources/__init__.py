@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Protocol, cast
+
+import msgspec
 
 from flowedge.errors import SourceError
 from flowedge.runtime.frames.pixel_range import PixelRange
@@ -40,6 +43,7 @@ class _SourceFile(Protocol):
 def open_source(
     settings: SourceSettings | str,
     *,
+    folder: Path = Path(),
     pixel_range: PixelRange | None = None,
     tell: Tell = ignore,
     seen: Seen = nothing_seen,
@@ -48,6 +52,7 @@ def open_source(
 
     Args:
         settings: The settings, or an address alone.
+        folder: The folder that the path of a file or a folder is relative to.
         pixel_range: The levels that become 0 and 255 in frames of more than 8 bits, where the settings have no
             ``window``.
         tell: Takes the events of the source, such as a camera that is lost and back. Threads of the source call it.
@@ -65,11 +70,13 @@ def open_source(
     if kind not in SOURCES:
         raise SourceError(
             f"{without_password(settings.address)} is of no known kind of source ({kind}). "
-            f"Name a file, a folder, a pattern or an address that begins with one of: rtsp, http, v4l2, gstreamer, csi, "
+            "Name a file, a folder, a pattern or an address that begins with one of: rtsp, http, v4l2, gstreamer, csi, "
             "genicam, aravis."
         )
     if settings.watch and kind != "images":
         raise SourceError(f"watch = true is for folders, and {without_password(settings.address)} is none.")
+    if kind in ("images", "video"):
+        settings = msgspec.structs.replace(settings, address=str(folder / settings.address))
     opening = Opening(
         settings=settings,
         name=settings.name or without_password(settings.address),

@@ -28,7 +28,8 @@ _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*):(?=//)|(gstreamer):", re.IGNOR
 # A password may hold the signs that separate the parts of an address, so all up to the last @ goes.
 _USER: Final = re.compile(r"(://)[^\s\"']*@")
 _SECRET: Final = re.compile(
-    r"((?:pass\w*|pwd|user-pw|proxy-pw|token|secret|auth\w*|\w*key)=)(?:\"[^\"]*\"|[^&;/\s\"]*)", re.IGNORECASE
+    r"((?:pass\w*|pwd|user-pw|proxy-pw|token|secret|auth\w*|\w*key)=)(?:\"[^\"]*\"|[^&;/\s\"]*)",
+    re.IGNORECASE,
 )
 
 

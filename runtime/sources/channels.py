@@ -53,7 +53,9 @@ def rgb_of(
     if channels not in ("rgb", "bgr"):
         array = _single(array, channels)
     elif array.ndim != 3 or array.shape[2] != 3:
-        raise ImageError(f"a frame of shape {array.shape} is not {channels}. Declare its channels with color.")
+        raise ImageError(
+            f"a frame of shape {array.shape} is not {channels}. Declare its channels with color."
+        )
     if channels in _BAYER:
         if array.dtype not in (np.uint8, np.uint16):
             raise ImageError(f"a Bayer frame must have 8 or 16 bits, got {array.dtype}")

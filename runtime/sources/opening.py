@@ -20,7 +20,7 @@ from flowedge.runtime.sources.settings import Channels, SourceSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """What a source is opened with.
+    """The values that a source is opened with.
 
     Attributes:
         settings: The settings.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+
+from flowedge.runtime.settings import Settings
 
 Channels: TypeAlias = Literal[
     "", "rgb", "bgr", "gray", "bayer_rggb", "bayer_bggr", "bayer_grbg", "bayer_gbrg"
@@ -13,9 +16,10 @@ Channels: TypeAlias = Literal[
 """The channels of a source's frames. A Bayer pattern is named by its first four pixels, row by row."""
 
 Option: TypeAlias = str | int | float | bool
+"""The value of an option of the library that opens a source."""
 
 
-class SourceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SourceSettings(Settings, frozen=True, kw_only=True):
     """The settings of one source of frames.
 
     Attributes:
@@ -43,8 +47,8 @@ class SourceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     color: Channels = ""
     window: tuple[float, float] | None = None
     user: Annotated[str, msgspec.Meta(max_length=200)] = ""
-    password_env: str = ""
-    password_file: str = ""
+    password_env: str | None = None
+    password_file: Path | None = None
     options: Mapping[str, Option] = msgspec.field(default_factory=dict)
     timeout_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 5.0
     reconnect_s: Annotated[float, msgspec.Meta(ge=0.01, le=3600)] = 1.0

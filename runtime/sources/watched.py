@@ -25,7 +25,9 @@ from flowedge.runtime.sources.picture_files import read_frame, version_of
 _RESCAN_S: Final = 1.0
 _SHARE_OF_RESCANS: Final = 10  # A rescan of a huge folder takes at most a tenth of the time.
 _QUIET_S: Final = 0.25  # A file that nobody has closed is read once it has not changed for so long.
-_HOPELESS_S: Final = 2.0  # A file that cannot be decoded is given with its problem once it has not changed for so long.
+_HOPELESS_S: Final = (
+    2.0  # A file that cannot be decoded is given with its problem once it has not changed for so long.
+)
 
 
 class _Waiting(NamedTuple):
@@ -61,7 +63,9 @@ class WatchedFolder:
         """
         if not folder.is_dir():
             what = "is not a folder" if os.path.lexists(folder) else "does not exist"
-            raise SourceError(f"{folder} {what}, and watch = true needs one. Make the folder, or correct the address.")
+            raise SourceError(
+                f"{folder} {what}, and watch = true needs one. Make the folder, or correct the address."
+            )
         with explain_missing("station"):
             import watchdog.observers  # noqa: F401
         self._folder = folder
@@ -117,7 +121,7 @@ class WatchedFolder:
             self._waiting[path] = waiting = _Waiting(version, now, is_closed=False)
         quiet = now - waiting.since
         # Each further try waits longer, so that a file that cannot be decoded costs a few readings.
-        if quiet < _QUIET_S * (2**waiting.tries - waiting.is_closed):
+        if quiet < min(_QUIET_S * (2**waiting.tries - waiting.is_closed), _HOPELESS_S):
             return None
         if self._opening.seen(str(path), version):
             self._given[path] = version
@@ -188,7 +192,9 @@ class WatchedFolder:
             self._inode = inode
         if self._is_lost:
             self._is_lost = False
-            self._opening.tell(SourceEvent(kind="source_back", text=f"the folder {self._folder} is there again"))
+            self._opening.tell(
+                SourceEvent(kind="source_back", text=f"the folder {self._folder} is there again")
+            )
 
     def _start(self) -> None:
         from watchdog.events import FileSystemEvent, FileSystemEventHandler

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.picture_files import encoded, photograph
 
 from flowedge.errors import SourceError
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.sources import SourceEvent, SourceSettings, open_source
+from support.picture_files import encoded, photograph
 
 pytest.importorskip("watchdog", reason="the package watchdog is not installed")
 PNG = encoded(photograph(), "PNG")
