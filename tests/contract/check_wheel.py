@@ -55,7 +55,7 @@ def build(dist: Path) -> Path:
         "Makefile",
         "pyproject.toml",
     }
-    folders = ("docs", "examples", "tests")
+    folders = ("deploy", "docs", "examples", "tests")
     parts = {
         path.relative_to(REPOSITORY).as_posix()
         for name in folders

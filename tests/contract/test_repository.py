@@ -83,6 +83,7 @@ def test_the_sdist_takes_what_is_at_the_root() -> None:
     }  # setuptools takes these itself
     for path in REPOSITORY.iterdir():
         if path.suffix in (".md", ".cff") or path.name in (
+            "deploy",
             "docs",
             "tests",
             "examples",
