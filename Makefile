@@ -13,6 +13,7 @@
 #   make packs    8 and 32 products as bundles and as a pack: memory, change of product, speed, into bench-out/packs/
 #   make fuzz     damaged checkpoints, bundles and pictures: N cases (2,000) from FIRST (0) with SEED (0), into fuzz-out/
 #   make screenshots  pictures of all HTML pages for the documentation, from the demo; needs Debian's chromium
+#   make schema   the JSON Schema of what a station's sinks send, into docs/station.schema.json
 #   make docs     the site, into site/; a warning is an error
 #   make venv     only the environment, .venv
 
@@ -22,7 +23,7 @@ VENV := .venv/.complete
 PEER := .venv-peer/.complete
 DOCS := .venv-docs/.complete
 
-.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines packs fuzz docs venv peer clean
+.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines packs fuzz schema docs venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out --force
@@ -75,6 +76,9 @@ SEED ?= 0
 MINUTES ?= inf
 fuzz: $(VENV)
 	PYTHONPATH=tests $(BIN)/python -m fuzz.run $(N) --first $(FIRST) --seed $(SEED) --minutes $(MINUTES) --out fuzz-out
+
+schema: $(VENV)
+	$(BIN)/python -m flowedge.runtime.station.sinks.payload > docs/station.schema.json
 
 # The tools have an environment of their own, so that no test depends on them.
 docs: $(DOCS)
