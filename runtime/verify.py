@@ -236,10 +236,36 @@ def _checks(
     expected: Mapping[str, NDArray[np.float32]],
     precision: str,
 ) -> Iterator[Check]:
-    manifest = bundle.manifest
     limit = PARITY_LIMITS.get(precision, np.inf)
-    scoring = manifest.graph(precision).scoring
     alone = infer_one_by_one(session, images)
+    yield from checks_of_answers(bundle, precision, alone, expected)
+    batch = infer_in_batches(session, images)
+    backwards = infer_in_batches(session, images[::-1])
+    batch_limit = BATCH_LIMIT if limit <= PARITY_LIMITS["fp32"] else limit
+    for name in ("score", "anomaly_map"):
+        value = max(
+            _answer_difference(batch[name], alone[name]),
+            _answer_difference(backwards[name][::-1], alone[name]),
+        )
+        yield Check(name=f"{name}: in a batch against alone", value=value, limit=batch_limit)
+
+
+def checks_of_answers(
+    bundle: Bundle,
+    precision: str,
+    alone: Mapping[str, NDArray[np.float32]],
+    expected: Mapping[str, NDArray[np.float32]],
+) -> Iterator[Check]:
+    """Compare an engine's answers to the frames of the self-test with the expected answers and with the host.
+
+    Args:
+        bundle: The bundle.
+        precision: The precision of the graph that answered.
+        alone: The engine's answers, by the name of the output, to each frame alone.
+        expected: The expected answers of the self-test, by the name of the output.
+    """
+    manifest = bundle.manifest
+    scoring = manifest.graph(precision).scoring
     for name, answer in expected.items():
         worst = WorstDifference()
         worst.add(alone[name], answer)
@@ -252,12 +278,3 @@ def _checks(
     for name, answer in (("anomaly_map", host.anomaly_map), ("score", host.score)):
         value = _answer_difference(alone[name], answer)
         yield Check(name=f"{name}: graph against host", value=value, limit=AGGREGATION_LIMIT)
-    batch = infer_in_batches(session, images)
-    backwards = infer_in_batches(session, images[::-1])
-    batch_limit = BATCH_LIMIT if limit <= PARITY_LIMITS["fp32"] else limit
-    for name in ("score", "anomaly_map"):
-        value = max(
-            _answer_difference(batch[name], alone[name]),
-            _answer_difference(backwards[name][::-1], alone[name]),
-        )
-        yield Check(name=f"{name}: in a batch against alone", value=value, limit=batch_limit)
