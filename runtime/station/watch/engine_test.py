@@ -67,7 +67,9 @@ class EngineTest:
         if checks is None:
             return []
         if failed := [check for check in checks if not check.passed]:
-            worst = max(failed, key=lambda check: check.value / check.limit if check.value == check.value else np.inf)
+            worst = max(
+                failed, key=lambda check: check.value / check.limit if check.value == check.value else np.inf
+            )
             return [
                 self._failed(
                     detector,
@@ -106,10 +108,13 @@ class EngineTest:
         if len(self._answers) < len(self._test.frames):
             return None
         alone = {
-            name: np.concatenate([one[name] for one in self._answers]) for name in detector.engine.output_names
+            name: np.concatenate([one[name] for one in self._answers])
+            for name in detector.engine.output_names
         }
         with np.errstate(all="ignore"):  # NaN fails its check
-            return tuple(checks_of_answers(detector.bundle, detector.engine.precision, alone, self._test.answers))
+            return tuple(
+                checks_of_answers(detector.bundle, detector.engine.precision, alone, self._test.answers)
+            )
 
     @staticmethod
     def _input(detector: Judges, frame: NDArray[np.uint8]) -> NDArray[Any]:

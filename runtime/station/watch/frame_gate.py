@@ -37,11 +37,7 @@ class FrameGate:
             has_ranges: True where the bundle has the ranges of good frames, which the detector checks. Without them
                 only frames that are black or white nearly everywhere are refused here.
         """
-        return (
-            self._frozen(frame)
-            or self._stale(frame)
-            or ("" if has_ranges else _without_content(pixels))
-        )
+        return self._frozen(frame) or self._stale(frame) or ("" if has_ranges else _without_content(pixels))
 
     def _frozen(self, frame: Frame) -> str:
         last = self._last.setdefault(frame.source, _Last())
