@@ -1,0 +1,251 @@
+"""Keep a station's detectors at work: open an engine, and replace one that fails by the next configured one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Protocol
+
+from flowedge.bundle_files import pack_around
+from flowedge.errors import EngineUnavailableError, FlowEdgeError
+from flowedge.runtime.detector import Detector
+from flowedge.runtime.from_path import load
+from flowedge.runtime.opening.engine import ENGINES, library_version
+from flowedge.runtime.protocols import Staged
+from flowedge.runtime.station.settings import InspectSettings, ProductSettings
+
+_LOG: Final = logging.getLogger(__name__)
+_GOOD_RUNS: Final = 100
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """The detector of one product, with the facts that every record of its has.
+
+    Attributes:
+        product: The name of the product.
+        detector: The detector that the stages call.
+        base: The detector of whole frames, whose engine and bundle it has.
+        bundle_sha256: The SHA-256 of the bundle's manifest.
+        engine_version: The version of the engine's library.
+        threshold_version: The number of changes in the bundle's history of thresholds.
+        opening: The number of the opening of engines that the detector belongs to. All of one opening are closed
+            together.
+    """
+
+    product: str
+    detector: Staged
+    base: Detector
+    bundle_sha256: str
+    engine_version: str
+    threshold_version: int
+    opening: int = 0
+
+
+class Tell(Protocol):
+    """A function that takes an event of the station."""
+
+    def __call__(self, kind: str, level: str, text: str, **data: object) -> None: ...
+
+
+Open = Callable[[ProductSettings, "str | None"], Judge]
+"""A function that opens the bundle of a product on an engine. The name None means the first engine that opens."""
+
+
+class Judges:
+    """The detectors of all products of a station, which run on one engine at a time.
+
+    One thread, the one that runs the engine, calls `failed`, `worked` and `revive`. An engine that fails once is opened
+    again. An engine that fails once more within 100 frames is replaced by the next one of the settings.
+    """
+
+    def __init__(
+        self,
+        products: Sequence[ProductSettings],
+        engines: Sequence[str | None],
+        open_judge: Open,
+        tell: Tell,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare to open engines.
+
+        Args:
+            products: The products.
+            engines: The names of the engines in the order of preference.
+            open_judge: Opens a bundle on an engine.
+            tell: Takes the events.
+            clock: The monotonic clock in seconds.
+        """
+        self._products = tuple(products)
+        self._engines = tuple(engines)
+        self._open_judge = open_judge
+        self._tell = tell
+        self._clock = clock
+        self._judges: dict[str, Judge] = {}
+        self._at, self._name, self._openings = 0, "", 0
+        self._good_runs = _GOOD_RUNS
+        self._pause_s = _FIRST_PAUSE_S
+        self._next_try = 0.0
+        self.problem = ""
+
+    @property
+    def judges(self) -> tuple[Judge, ...]:
+        """The open detectors, in the order of the settings. The tuple is empty while no engine is open."""
+        return tuple(self._judges.values())
+
+    def open(self) -> None:
+        """Open the first engine that opens, at the start of the station.
+
+        Raises:
+            FlowEdgeError: No engine opens. The message has the reason of each.
+        """
+        problems = self._open_first_of(range(len(self._engines)))
+        if not self._judges:
+            raise EngineUnavailableError(" ".join(problems))
+
+    def judge_of(self, part: str | None) -> tuple[Judge | None, str]:
+        """Return the detector for a part, or None and the reason why there is none."""
+        judges = self._judges
+        if not judges:
+            return None, f"no engine computes: {self.problem}"
+        for product in self._products:
+            if product.fits(part):
+                return judges.get(product.name), ""
+        return (
+            None,
+            f"no product is for the part {part}"
+            if part
+            else "the frame has no part, and every product needs one",
+        )
+
+    def current(self, judge: Judge) -> Judge | None:
+        """Return a detector that is still open, or else the one that now computes for its product, if any does."""
+        now = self._judges.get(judge.product)
+        return judge if now is not None and now.opening == judge.opening else now
+
+    def worked(self) -> None:
+        """Count a run of the engine that succeeded."""
+        self._good_runs += 1
+
+    def failed(self, error: Exception) -> None:
+        """Replace the engine, since a run of it failed."""
+        name, is_first = self._name, self._good_runs >= _GOOD_RUNS
+        _LOG.exception("the engine %s failed", name, exc_info=error)
+        self._tell("engine_failed", "alarm", f"the engine {name} failed: {error}", engine=name)
+        self._good_runs = 0
+        self.close()
+        self.problem = f"the engine {name} failed: {error}"
+        self._open_again(is_same_first=is_first)
+
+    def revive(self) -> None:
+        """Try to open an engine where none is open and the pause since the last try is over."""
+        if not self._judges and self._clock() >= self._next_try:
+            self._open_again(is_same_first=False)
+
+    def change(self, change: Callable[[Judge], Judge]) -> None:
+        """Put changed detectors in the place of the open ones, for instance with another threshold."""
+        self._judges = {name: change(judge) for name, judge in self._judges.items()}
+
+    def close(self) -> None:
+        """Close the detectors."""
+        judges, self._judges = self._judges, {}
+        for judge in judges.values():
+            with suppress(Exception):  # a broken engine may not even close
+                judge.detector.close()
+
+    def _open_again(self, *, is_same_first: bool) -> None:
+        before = self._name
+        places = [(self._at + step) % len(self._engines) for step in range(len(self._engines))]
+        # The first choice may be an engine that is also named, so names are compared and not places.
+        same = [place for place in places if place == self._at or self._engines[place] == before]
+        others = [place for place in places if place not in same]
+        problems = self._open_first_of([*same, *others] if is_same_first else [*others, *same])
+        if not self._judges:
+            self.problem = " ".join(problems)
+            self._next_try = self._clock() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            text = f"no engine opens, so no frame is inspected: {self.problem}"
+            self._tell("engine_lost", "alarm", text, engine=before)
+            return
+        self._pause_s = _FIRST_PAUSE_S
+        if self._name == before:
+            self._tell("engine_reopened", "warning", f"the engine {before} was opened again", engine=before)
+        else:
+            text = f"the engine {before} was replaced by {self._name}"
+            self._tell("engine_replaced", "alarm", text, engine=self._name, before=before)
+
+    def _open_first_of(self, places: Iterable[int]) -> list[str]:
+        """Open the first engine that opens for all products, and return why those before it did not open."""
+        problems: list[str] = []
+        for place in places:
+            opened: dict[str, Judge] = {}
+            try:
+                for product in self._products:
+                    opened[product.name] = self._open_judge(product, self._engines[place])
+            except Exception as error:
+                for judge in opened.values():
+                    judge.detector.close()
+                if not isinstance(error, FlowEdgeError):
+                    _LOG.exception("%s does not open", self._engines[place])
+                problems.append(f"{self._engines[place] or 'the first choice'}: {error}")
+                continue
+            self._openings += 1
+            self._at = place
+            self._judges = {name: replace(judge, opening=self._openings) for name, judge in opened.items()}
+            self._name = next(iter(opened.values())).detector.engine_name
+            break
+        return problems
+
+
+def open_judge(product: ProductSettings, engine: str | None, inspect: InspectSettings) -> Judge:
+    """Open the bundle of a product on a proven engine.
+
+    Args:
+        product: The product.
+        engine: The name of the engine, or None for the first that opens.
+        inspect: The settings of all products.
+
+    Raises:
+        FlowEdgeError: The bundle cannot be trusted, or the engine cannot run it on this machine.
+    """
+    around = pack_around(product.bundle)
+    if around is not None and not around[1]:
+        raise FlowEdgeError(
+            f"{product.bundle} is a pack. Name one of its products, such as {product.bundle}/products/NAME."
+        )
+    detector: Detector = load(
+        product.bundle,
+        engine=engine,
+        precision=inspect.precision,
+        threads=inspect.threads,
+        min_region_px=inspect.min_region_px,
+    )
+    return Judge(
+        product=product.name,
+        detector=detector,
+        base=detector,
+        bundle_sha256=hash_of_bundle(product.bundle),
+        engine_version=library_version(detector.engine.spec),
+        threshold_version=len(detector.bundle.manifest.threshold_history),
+    )
+
+
+def hash_of_bundle(bundle: Path) -> str:
+    """Return the SHA-256 of a bundle's manifest, which has the hashes of all other files."""
+    return hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+
+
+def engines_of(inspect: InspectSettings) -> tuple[str | None, ...]:
+    """Return the engines in the order of preference. Without a wish it is the first that opens, and then each."""
+    if inspect.engines:
+        return inspect.engines
+    by_order = sorted((spec.order, name) for name, spec in ENGINES.items() if spec.order is not None)
+    return (None, *(name for _, name in by_order))

@@ -1,0 +1,116 @@
+"""Define the settings of a station: the whole of ``station.toml``."""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from flowedge.runtime.settings import Settings, read_settings
+from flowedge.runtime.sources.settings import SourceSettings
+
+Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+
+
+class PlaceSettings(Settings, frozen=True, kw_only=True):
+    """The table ``[station]``: the name of the station and the place of its state.
+
+    Attributes:
+        name: The name of the station in records, 1 to 64 letters, digits, dots, dashes and underscores.
+        state: The folder of the journal, the pictures and all else that the station keeps. It is made where missing.
+    """
+
+    name: Name
+    state: Path
+
+
+class InspectSettings(Settings, frozen=True, kw_only=True):
+    """The table ``[inspect]``: the bundle and the way from a frame to its verdict.
+
+    Attributes:
+        bundle: The bundle, for a station with one product. A station of several products has ``[[products]]``.
+        engines: The engines in the order of preference. Without a name, the first that opens is taken.
+        precision: The precision of the graph, such as ``fp32`` or ``int8``. The word ``auto`` takes the fastest here.
+        threads: The number of CPU threads of one inference. Without a number the engine decides.
+        min_region_px: The number of pixels of the frame below which a region is left out of the record.
+        deadline_ms: The time in ms from capture to verdict, after which a verdict is late. Without it none is late.
+        queue: The number of frames that may wait between the source and the engine.
+        when_full: The policy for a line that is faster than the engine. With ``block`` the source waits. With
+            ``drop_oldest`` the oldest waiting frame is dropped and counted.
+    """
+
+    bundle: Path | None = None
+    engines: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=16)] = ()
+    precision: _Text = "fp32"
+    threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
+    min_region_px: Annotated[int, msgspec.Meta(ge=1)] = 1
+    deadline_ms: Annotated[float, msgspec.Meta(gt=0, le=3_600_000)] | None = None
+    queue: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
+    when_full: Literal["block", "drop_oldest"] = "block"
+
+
+class ProductSettings(Settings, frozen=True, kw_only=True):
+    """A table ``[[products]]``: one product and the parts that it is for.
+
+    Attributes:
+        name: The name of the product in records.
+        bundle: The bundle.
+        parts: A pattern of part ids such as ``bottle-*``. Without a pattern the product is for every frame.
+    """
+
+    name: Annotated[str, msgspec.Meta(max_length=64)]
+    bundle: Path
+    parts: Annotated[str, msgspec.Meta(max_length=200)] = ""
+
+    def fits(self, part: str | None) -> bool:
+        """Return True where the product is for a part."""
+        return not self.parts or (part is not None and fnmatch.fnmatchcase(part, self.parts))
+
+
+class StationSettings(Settings, frozen=True, kw_only=True):
+    """The settings of a station, one attribute for each table of ``station.toml``.
+
+    Attributes:
+        station: The name of the station and the place of its state.
+        inspect: The bundle and the way from a frame to its verdict.
+        source: The source of the frames.
+        products: The products of a station that inspects several. The first one that fits a frame's part judges it.
+    """
+
+    station: PlaceSettings
+    source: SourceSettings
+    inspect: InspectSettings = InspectSettings()
+    products: Annotated[tuple[ProductSettings, ...], msgspec.Meta(max_length=1000)] = ()
+
+    def __post_init__(self) -> None:
+        """Check what no single key shows.
+
+        Raises:
+            ValueError: No bundle is named, or one is named in two ways, or two products or sinks have one name.
+        """
+        if (self.inspect.bundle is None) == (not self.products):
+            raise ValueError(
+                "Name the bundle by [inspect] bundle, or several by [[products]], and not by both"
+            )
+        names = [product.name for product in self.products]
+        if len(set(names)) < len(names):
+            raise ValueError("Two tables [[products]] have the same name")
+
+    @property
+    def all_products(self) -> tuple[ProductSettings, ...]:
+        """The products. A station of one bundle has one product without a name."""
+        if self.inspect.bundle is not None:
+            return (ProductSettings(name="", bundle=self.inspect.bundle),)
+        return self.products
+
+
+def read_station(file: str | Path) -> StationSettings:
+    """Read the settings of a station.
+
+    Raises:
+        SettingsError: The file cannot be read, or has a key or a value that is not allowed.
+    """
+    return read_settings(file, StationSettings)
