@@ -117,6 +117,8 @@ extras=${extras:-$(extras_of_machine)}
 [[ $extras =~ ^[a-z,-]+$ ]] || refuse "--extras is $extras. It is a list of names with commas, such as station,ort,openvino."
 
 [[ $uid =~ ^[0-9]*$ ]] || refuse "--uid is $uid, and a user's number has digits alone."
+[ -z "$uid" ] || ! getent passwd "$ACCOUNT" > /dev/null || [ "$(id -u "$ACCOUNT")" = "$uid" ] ||
+    refuse "The user $ACCOUNT exists with the number $(id -u "$ACCOUNT"), and --uid is $uid."
 
 requirement=''
 pip_options=()
