@@ -94,7 +94,7 @@ def largest_sums(
 
 def _likelihood_deficit(levels: Sequence[Array], scoring: Scoring, up: Upsampling) -> Aggregate:
     anomaly_map = _additive_map(levels, scoring.score_maxima, up)
-    return Aggregate(anomaly_map=anomaly_map, score=_mean_of_largest(anomaly_map, scoring.top_pixels or 1))
+    return Aggregate(anomaly_map=anomaly_map, score=mean_of_largest(anomaly_map, scoring.top_pixels or 1))
 
 
 def _two_likelihoods(levels: Sequence[Array], scoring: Scoring, up: Upsampling) -> Aggregate:
@@ -110,7 +110,7 @@ def _two_likelihoods(levels: Sequence[Array], scoring: Scoring, up: Upsampling) 
     count = max(int(product[0].size * scoring.top_fraction), 1)
     return Aggregate(
         anomaly_map=_additive_map(levels, maxima, up),
-        score=_mean_of_largest(anomaly_map_mul, count),
+        score=mean_of_largest(anomaly_map_mul, count),
         anomaly_map_mul=anomaly_map_mul,
     )
 
@@ -148,8 +148,13 @@ _RULES: Final[Mapping[ScoringRule, Callable[[Sequence[Array], Scoring, Upsamplin
 )
 
 
-def _mean_of_largest(maps: Array, count: int) -> Array:
-    """Compute the mean of each map's ``count`` largest values, ``(N,)``. NaN counts as largest."""
+def mean_of_largest(maps: Array, count: int) -> Array:
+    """Compute the mean of each map's ``count`` largest values, ``(N,)`` float32. NaN counts as largest.
+
+    Args:
+        maps: Maps of any shape, the first axis is the image.
+        count: The number of values. A smaller map has all of its values taken.
+    """
     pixels = maps.reshape(len(maps), -1)
     count = min(count, pixels.shape[1])
     top = np.partition(pixels, pixels.shape[1] - count, axis=1)[:, -count:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,16 +67,45 @@ class Decider:
             if self.thresholds.nfa.form == "tree":
                 warm_up()
 
-    def __call__(self, outputs: Mapping[str, NDArray[np.float32]]) -> list[Decided]:
+    def __call__(
+        self, outputs: Mapping[str, NDArray[np.float32]], inside: NDArray[np.bool_] | None = None
+    ) -> list[Decided]:
         """Decide on each image of a batch.
 
         An image whose score or map is not finite was not inspected, since NaN compares as smaller than any threshold.
 
         Args:
             outputs: The outputs of the graph by name, as an engine gives them.
+            inside: ``(h, w)``, True for the pixels of the map whose number of false alarms decides. By default all do.
         """
-        scores, maps = outputs["score"], outputs["anomaly_map"]
-        log_nfas = [self._log_nfa(outputs, index) for index in range(len(scores))]
+        decided = self.decide(outputs["score"], outputs["anomaly_map"], self.log_nfas(outputs), inside)
+        return [
+            one._replace(
+                levels=tuple(
+                    outputs[f"level_{level}"][index, 0] for level in range(len(self._manifest.levels))
+                )
+            )
+            for index, one in enumerate(decided)
+        ]
+
+    def decide(
+        self,
+        scores: NDArray[np.float32],
+        maps: NDArray[np.float32],
+        log_nfas: Sequence[NDArray[np.float64] | None],
+        inside: NDArray[np.bool_] | None = None,
+    ) -> list[Decided]:
+        """Decide by scores, maps and numbers of false alarms, wherever they come from.
+
+        Args:
+            scores: ``(N,)``, the image scores on the graph's scale.
+            maps: ``(N, 1, h, w)``, the anomaly maps on the graph's scale.
+            log_nfas: For each image what `log_nfas` gives.
+            inside: ``(h, w)``, True for the pixels of the map whose number of false alarms decides. By default all do.
+
+        Returns:
+            The decisions without levels.
+        """
         finite = np.isfinite(scores) & np.isfinite(maps).all(axis=(1, 2, 3))
         limit, nfa = self.thresholds.image, self.thresholds.nfa
         with np.errstate(invalid="ignore"):  # some of the NaNs that a graph may give are signals
@@ -89,7 +118,11 @@ class Decider:
         elif nfa is not None:
             finite &= np.array([log_nfa is not None for log_nfa in log_nfas])
             is_anomalous = np.array(
-                [log_nfa is not None and float(log_nfa.min()) < nfa.log_nfa for log_nfa in log_nfas]
+                [
+                    log_nfa is not None
+                    and float((log_nfa if inside is None else log_nfa[inside]).min()) < nfa.log_nfa
+                    for log_nfa in log_nfas
+                ]
             )
         return [
             Decided(
@@ -97,12 +130,19 @@ class Decider:
                 verdict=_verdict(bool(finite[index]), is_anomalous, index),
                 network_map=maps[index, 0],
                 network_log_nfa=log_nfas[index],
-                levels=tuple(
-                    outputs[f"level_{level}"][index, 0] for level in range(len(self._manifest.levels))
-                ),
+                levels=(),
             )
             for index in range(len(scores))
         ]
+
+    def log_nfas(self, outputs: Mapping[str, NDArray[np.float32]]) -> list[NDArray[np.float64] | None]:
+        """Compute log10 of each pixel's number of false alarms for each image of a batch.
+
+        Returns:
+            For each image ``(h, w)`` float64 over the network's input. A value is None where the number does not
+            decide, and where the answer is not finite.
+        """
+        return [self._log_nfa(outputs, index) for index in range(len(outputs["score"]))]
 
     def _log_nfa(self, outputs: Mapping[str, NDArray[np.float32]], index: int) -> NDArray[np.float64] | None:
         if self.thresholds.nfa is None:

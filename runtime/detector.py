@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
 from flowedge.errors import ImageError, ProcessError
-from flowedge.runtime.decide import Decider
+from flowedge.runtime.decide import Decided, Decider
 from flowedge.runtime.device.forks import keep_in_children
 from flowedge.runtime.device.limits import check_frame_size
 from flowedge.runtime.frames.frame_check import FrameChecker
@@ -72,6 +72,7 @@ class Detector:
         self.bundle = bundle
         self.engine = engine
         self.precision = engine.precision
+        self.source_scale, self.min_region_px = source_scale, min_region_px
         self._decider = Decider(bundle, engine.precision, source_scale=source_scale)
         self.thresholds = self._decider.thresholds
         self._input = GraphInput(bundle.manifest)
@@ -79,7 +80,6 @@ class Detector:
         self._frame_problem: Callable[[NDArray[np.uint8]], str] = (
             (lambda frame: "") if check is None else FrameChecker(check)
         )
-        self._min_region_px = min_region_px
         self._is_closed = False
         self._process = os.getpid()
         keep_in_children(engine.engine)
@@ -237,38 +237,46 @@ class Detector:
             infer_ms: The time of the engine for one frame, in ms.
         """
         begun = time.perf_counter()
-        decisions = self._decider(outputs)
-        problems = [
-            self._frame_problem(frame) or (_NOT_FINITE if decision.verdict == "not_inspected" else "")
-            for frame, decision in zip(pixels, decisions, strict=True)
-        ]
+        decisions = self._decide(pixels, outputs)
+        problems = [self._frame_problem(frame) for frame in pixels]
         timings = Timings(
             preprocess_ms=preprocess_ms,
             infer_ms=infer_ms,
             decide_ms=(time.perf_counter() - begun) * 1000 / len(pixels),
         )
         return [
-            Result(
-                score=decision.score,
-                verdict="not_inspected" if problem else decision.verdict,
-                network_map=decision.network_map,
-                levels=decision.levels,
-                frame=frame,
-                preprocessing=self.bundle.manifest.preprocessing,
-                image_threshold=self.thresholds.image,
-                pixel_threshold=self.thresholds.pixel,
-                colours=self._decider.colours,
-                nfa=self.thresholds.nfa,
-                network_log_nfa=decision.network_log_nfa,
-                precision=self.precision,
-                engine=self.engine.name,
-                engine_reason=self.engine.reason,
-                timings=timings,
-                min_region_px=self._min_region_px,
-                problem=problem,
-            )
+            self._result(frame, decision, problem, timings)
             for frame, decision, problem in zip(pixels, decisions, problems, strict=True)
         ]
+
+    def _decide(
+        self, pixels: Sequence[NDArray[np.uint8]], outputs: Mapping[str, NDArray[np.float32]]
+    ) -> list[Decided]:
+        return self._decider(outputs)
+
+    def _result(self, frame: NDArray[np.uint8], decision: Decided, problem: str, timings: Timings) -> Result:
+        """Make the result of a frame. A frame with a problem was not inspected."""
+        if decision.verdict == "not_inspected":
+            problem = problem or _NOT_FINITE
+        return Result(
+            score=decision.score,
+            verdict="not_inspected" if problem else decision.verdict,
+            network_map=decision.network_map,
+            levels=decision.levels,
+            frame=frame,
+            preprocessing=self.bundle.manifest.preprocessing,
+            image_threshold=self.thresholds.image,
+            pixel_threshold=self.thresholds.pixel,
+            colours=self._decider.colours,
+            nfa=self.thresholds.nfa,
+            network_log_nfa=decision.network_log_nfa,
+            precision=self.precision,
+            engine=self.engine.name,
+            engine_reason=self.engine.reason,
+            timings=timings,
+            min_region_px=self.min_region_px,
+            problem=problem,
+        )
 
     def _pixels(self, frames: Sequence[Given] | NDArray[Any], color: Color) -> list[NDArray[np.uint8]]:
         """Return the frames as 8-bit RGB. An error names the frame's place in a batch."""
