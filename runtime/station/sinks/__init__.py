@@ -1,7 +1,7 @@
 """Deliver the records of the journal to files, brokers, controllers and servers.
 
-``SINKS`` is the only list of kinds of sinks. The module of a kind imports its library where the sink is opened, so a
-station needs only the packages of the sinks that its file names.
+``SINKS`` is the only list of kinds of sinks. The module of a kind imports its library, and is itself imported only when
+a station's file names the kind. So a station needs only the packages of its own sinks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from flowedge.errors import FlowEdgeError
+from flowedge.packages import explain_missing
 from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.sinks.settings import SinkSettings
 
@@ -137,4 +138,5 @@ def probe(settings: SinkSettings, link: StationLink) -> str:
 
 
 def _module_of(settings: SinkSettings) -> Any:
-    return importlib.import_module(SINKS[settings.kind])
+    with explain_missing("station"):
+        return importlib.import_module(SINKS[settings.kind])

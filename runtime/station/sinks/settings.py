@@ -46,6 +46,7 @@ class JsonLinesSettings(AnySink, frozen=True, kw_only=True, tag_field="kind", ta
     """A file with one line of JSON for each record.
 
     Attributes:
+        events: True to write the station's events too, as lines with the key ``kind``.
         path: The file, or ``-`` for the standard output.
         rotate_mib: The size in MiB after which a new file begins. A size of 0 never begins a new one.
         keep: The number of full files that are kept. The oldest is deleted. A number of 0 keeps all.
@@ -55,6 +56,7 @@ class JsonLinesSettings(AnySink, frozen=True, kw_only=True, tag_field="kind", ta
 
     kind: ClassVar[str] = "jsonl"
 
+    events: bool = False
     path: Path
     rotate_mib: Annotated[float, Meta(ge=0, le=65536)] = 64.0
     keep: Annotated[int, Meta(ge=0, le=100000)] = 16
@@ -98,6 +100,13 @@ class MqttSettings(AnySink, frozen=True, kw_only=True, tag_field="kind", tag="mq
     password_file: Path | None = None
     keepalive_s: Annotated[int, Meta(ge=2, le=3600)] = 10
     timeout_s: Seconds = 10.0
+
+    def __post_init__(self) -> None:
+        """Check the keys that depend on one another."""
+        _one_or_none(self.password_env, self.password_file, "password_env", "password_file")
+        _need(self.username, self.password_env or self.password_file, "username", "a password")
+        _both_or_none(self.cert_file, self.key_file, "cert_file", "key_file")
+        _need(self.tls, self.ca_file or self.cert_file, "tls = true", "ca_file or cert_file")
 
 
 class ModbusSettings(AnySink, frozen=True, kw_only=True, tag_field="kind", tag="modbus"):
@@ -159,6 +168,14 @@ class OpcUaSettings(AnySink, frozen=True, kw_only=True, tag_field="kind", tag="o
     stale_after_s: Annotated[float, Meta(ge=0.01, le=86400)] = 10.0
     connections: Annotated[int, Meta(ge=1, le=64)] = 8
 
+    def __post_init__(self) -> None:
+        """Check the keys that depend on one another."""
+        _one_or_none(self.password_env, self.password_file, "password_env", "password_file")
+        _both_or_none(self.certificate, self.private_key, "certificate", "private_key")
+        _both_or_none(self.username, self.password_env or self.password_file, "username", "a password")
+        # A name and a password without encryption could be read and used by anybody in the network.
+        _need(self.certificate, self.username, "certificate", "username")
+
 
 class WebhookSettings(AnySink, frozen=True, kw_only=True, tag_field="kind", tag="webhook"):
     """A server that gets each record by an HTTP POST.
@@ -179,6 +196,25 @@ class WebhookSettings(AnySink, frozen=True, kw_only=True, tag_field="kind", tag=
     ca_file: Path | None = None
     timeout_s: Seconds = 10.0
 
+    def __post_init__(self) -> None:
+        """Check the keys that depend on one another."""
+        _one_or_none(self.secret_env, self.secret_file, "secret_env", "secret_file")
+
 
 SinkSettings: TypeAlias = JsonLinesSettings | MqttSettings | ModbusSettings | OpcUaSettings | WebhookSettings
 """The settings of one sink, told apart by the key ``kind``."""
+
+
+def _need(needed: object, wanted: object, needed_name: str, wanted_name: str) -> None:
+    if wanted and not needed:
+        raise ValueError(f"{wanted_name} needs {needed_name}")
+
+
+def _one_or_none(first: object, second: object, first_name: str, second_name: str) -> None:
+    if first and second:
+        raise ValueError(f"only one of {first_name} and {second_name} is allowed")
+
+
+def _both_or_none(first: object, second: object, first_name: str, second_name: str) -> None:
+    _need(first, second, first_name, second_name)
+    _need(second, first, second_name, first_name)
