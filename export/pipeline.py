@@ -31,6 +31,7 @@ from flowedge.export.graph.counts import lower_and_describe
 from flowedge.export.graph.frame_graph import check_frame_size
 from flowedge.export.graph.onnx_export import DEFAULT_OPSET, OPSETS, FrameInput, onnx_from_model
 from flowedge.export.reference.answers import ReferenceNetwork, reference_answers
+from flowedge.export.stack_room import with_stack_room
 from flowedge.families import TRAITS
 from flowedge.lowering import LOWERING, Lowering, json_from_lowering
 from flowedge.manifest import (
@@ -154,6 +155,7 @@ def read_model(path: Path, options: ExportOptions) -> ReadModel:
     )
 
 
+@with_stack_room
 def export_bundle(
     path: str | PathLike[str],
     target: str | PathLike[str],
