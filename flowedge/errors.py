@@ -14,6 +14,7 @@ FlowEdgeError
 ├── ProcessError              a detector was taken into another process
 ├── MissingPackageError       an optional package, such as torch or onnx, is not installed
 ├── SettingsError             a settings file, such as a station's, has a key or a value that is not allowed
+├── JournalError              a station's journal cannot be opened, read or written
 ├── EngineCacheError          the cache of compiled engines cannot be used
 └── EngineUnavailableError    the requested engine cannot run on this machine
     ├── EngineNotBuiltError   it must be compiled for this machine first
@@ -89,6 +90,10 @@ class MissingPackageError(FlowEdgeError):
 
 class SettingsError(FlowEdgeError):
     """A settings file has a key or a value that is not allowed, or names a secret that is not there."""
+
+
+class JournalError(FlowEdgeError):
+    """A station's journal cannot be opened, read or written."""
 
 
 class EngineCacheError(FlowEdgeError):

@@ -28,6 +28,14 @@ LONGEST_NAME: Final = 6 * 4096  # the longest path of Linux in bytes, each of th
 """The largest number of characters of the name of a frame."""
 
 
+def picture_name(journal: str, number: int, signal: Signal) -> str:
+    """Return the place of a record's picture in the archive's folder.
+
+    The name is made of numbers alone, so no text from outside reaches the file system. Names sort by age.
+    """
+    return f"{journal}/{number // 1000:07d}/{number:010d}-{signal}.jpg"
+
+
 def wall_time() -> datetime.datetime:
     """Return the wall time in UTC, or the nearest that a date can have where the clock is far off."""
     try:

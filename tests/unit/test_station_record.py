@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any
 
 import msgspec
 import pytest
@@ -11,23 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowedge.runtime.station.record import LONGEST_TEXT, Event, Record
-
-
-def record(**fields: Any) -> Record:
-    return Record(
-        **{
-            "station": "line 1",
-            "run": "r",
-            "time": datetime.datetime(2026, 11, 30, tzinfo=datetime.timezone.utc),
-            "monotonic_ns": 5,
-            "source": "camera",
-            "source_id": "7",
-            "verdict": "ok",
-            "signal": "ok",
-            "reason": "the score is low",
-            **fields,
-        }
-    )
+from support.station_records import made_record
 
 
 @given(
@@ -35,7 +18,7 @@ def record(**fields: Any) -> Record:
     | st.text(alphabet="\x1b[31m\n\udcff", min_size=LONGEST_TEXT - 5, max_size=2 * LONGEST_TEXT)
 )
 def test_a_text_from_outside_is_printable_and_short_and_survives_json(text: str) -> None:
-    made = record(part=text, source_id=text, problem=text, reason=text)
+    made = made_record(part=text, source_id=text, problem=text, reason=text)
     assert made.part is not None
     assert made.part.isprintable()
     assert len(made.part) <= LONGEST_TEXT
@@ -44,12 +27,12 @@ def test_a_text_from_outside_is_printable_and_short_and_survives_json(text: str)
 
 
 def test_a_good_text_stays_as_it_is() -> None:
-    assert record(part="Gehäuse 7 / B").part == "Gehäuse 7 / B"
+    assert made_record(part="Gehäuse 7 / B").part == "Gehäuse 7 / B"
 
 
 def test_a_frame_that_was_not_inspected_cannot_be_recorded_as_ok() -> None:
     with pytest.raises(ValueError, match="never ok"):
-        record(verdict="not_inspected", signal="ok")
+        made_record(verdict="not_inspected", signal="ok")
 
 
 def test_an_event_has_a_time_in_utc() -> None:

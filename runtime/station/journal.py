@@ -1,0 +1,261 @@
+"""Keep the journal of a station: every record and event once, numbered, on disk before anybody hears of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from flowedge.runtime.station.journal_file import Reserve, lock, open_for_writing
+from flowedge.runtime.station.journal_reader import JournalReader, Of, sortable
+from flowedge.runtime.station.journal_writer import JournalWriter
+from flowedge.runtime.station.record import Event, Record, picture_name, wall_time
+
+RESERVE_BYTES: Final = 8 << 20
+"""The size of the file that is deleted when the disk is full."""
+
+_CHECK_RECORD: Final = msgspec.json.Decoder(Record)
+
+
+class Appended(NamedTuple):
+    """The records and events that the journal has taken, with their numbers and names."""
+
+    records: tuple[Record, ...]
+    events: tuple[Event, ...]
+
+
+class Journal(JournalReader):
+    """The journal of a running station. One process writes to it, from any of its threads.
+
+    A record that `append` has returned is on disk, and survives the end of the process and a power cut. The order is
+    that of the numbers. No order and no age depends on the wall clock.
+
+    Attributes:
+        run: The name of this run of the station's process, unique over stations and restarts.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        station: str = "",
+        reserve_bytes: int = RESERVE_BYTES,
+        on_full: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Open the journal for writing, and make it where it is not there.
+
+        Args:
+            path: The file. Its folder must exist.
+            station: The name of the station, for events of the journal itself.
+            reserve_bytes: The size of the file beside it that is deleted when the disk is full.
+            on_full: Called from the journal's thread while the disk is full and the reserve is used up, to make room.
+
+        Raises:
+            JournalError: The file cannot be opened, is no journal, is damaged, is of a newer FlowEdge, or is in use by
+                another process.
+        """
+        file = Path(path)
+        self._station = station
+        with contextlib.ExitStack() as stack:
+            handle = lock(file)
+            stack.callback(os.close, handle)
+            connection = open_for_writing(file)
+            stack.callback(connection.close)
+            super().__init__(file)
+            stack.callback(super().close)
+            self._name, self.run = _begin_run(connection)
+            self._lock = handle
+            stack.pop_all()
+        self._cursors: dict[tuple[str, Of], int] = {
+            (sink, of): number for sink, of, number in self._rows("SELECT sink, of, number FROM cursors")
+        }
+        self._stored_cursors = self._storing = dict(self._cursors)
+        self._moving = threading.Lock()
+        self._news = threading.Condition()
+        self._newest = self._inserted = _newest(connection)
+        self._operating_before = self._operating_time()
+        self._opened = time.monotonic()
+        self._writer = JournalWriter(
+            connection,
+            lambda: open_for_writing(file),
+            Reserve(file.with_name(file.name + ".reserve"), reserve_bytes),
+            before_commit=self._before_commit,
+            after_commit=self._after_commit,
+            on_full=on_full,
+            full_note=self._note_full_disk,
+        )
+
+    @property
+    def problem(self) -> str:
+        """The reason why nothing can be written at the moment. The text is empty where all is well."""
+        return self._writer.problem
+
+    def append(self, records: Iterable[Record] = (), events: Iterable[Event] = ()) -> Appended:
+        """Write records and events in one commit, and return them with their numbers when they are on disk.
+
+        Where the disk is full, the call waits until there is room. `problem` tells so meanwhile.
+
+        Raises:
+            JournalError: The journal was closed, perhaps while the disk was full. Nothing was written.
+        """
+        return self.submit(records, events).result()
+
+    def submit(self, records: Iterable[Record] = (), events: Iterable[Event] = ()) -> Future[Appended]:
+        """Queue records and events as `append` does, without waiting for the disk."""
+        records, events = tuple(records), tuple(events)
+        return self._writer.submit(lambda connection: self._insert(connection, records, events))
+
+    def wait(self, after: int, timeout: float, *, events_after: int | None = None) -> bool:
+        """Wait for a record with a larger number, and return True where there is one.
+
+        Args:
+            after: The number.
+            timeout: The longest wait in seconds.
+            events_after: Where it is given, an event with a larger number than this ends the wait as well.
+        """
+
+        def is_there() -> bool:
+            record, event = self._newest
+            return record > after or (events_after is not None and event > events_after)
+
+        with self._news:
+            return self._news.wait_for(is_there, timeout)
+
+    def seen(self, source_id: str, source_key: str) -> bool:
+        """Return True where a file has its record, so that it is not judged again.
+
+        Args:
+            source_id: The name of the file, as it is in the record.
+            source_key: The key of the file's content, see `flowedge.runtime.station.record.key_of_file`.
+        """
+        return bool(
+            self._rows(
+                "SELECT 1 FROM records WHERE source_id = ? AND source_key = ? AND source_key != '' LIMIT 1",
+                (source_id, source_key),
+            )
+        )
+
+    def cursor(self, sink: str, of: Of = "records") -> int:
+        """Return the number of the last record or event that a sink has delivered, 0 for none."""
+        with self._moving:
+            return self._cursors.get((sink, of), 0)
+
+    def move_cursor(self, sink: str, number: int, of: Of = "records") -> None:
+        """Note that a sink has delivered everything up to a number.
+
+        The note is on disk within a second. After a power cut before that, the sink delivers the same records again.
+        """
+        with self._moving:
+            self._cursors[sink, of] = number
+
+    def close(self) -> None:
+        """Write what is left, and free the file for another process."""
+        self._writer.close()
+        super().close()
+        # The last connection to be closed folds the write-ahead log into the file.
+        self._writer.connection.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def _insert(
+        self, connection: sqlite3.Connection, records: Sequence[Record], events: Sequence[Event]
+    ) -> Appended:
+        newest, last_event = _newest(connection)
+        operating_s = self._operating_before + time.monotonic() - self._opened
+        numbered = tuple(
+            msgspec.structs.replace(
+                record,
+                number=number,
+                id=f"{self._name}-{number}",
+                picture=None if record.picture is None else picture_name(self._name, number, record.signal),
+            )
+            for number, record in enumerate(records, newest + 1)
+        )
+        for record in numbered:
+            body = msgspec.json.encode(record)
+            # A record that could not be read again would stop every sink, so it is refused here.
+            _CHECK_RECORD.decode(body)
+            connection.execute(
+                "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    record.number,
+                    sortable(record.time),
+                    operating_s,
+                    record.signal,
+                    record.source_id,
+                    record.source_key,
+                    body.decode(),
+                ),
+            )
+        told = tuple(
+            msgspec.structs.replace(
+                event,
+                number=number,
+                id=f"{self._name}-e{number}",
+                record=newest + len(numbered),
+                station=event.station or self._station,
+                run=event.run or self.run,
+            )
+            for number, event in enumerate(events, last_event + 1)
+        )
+        for event in told:
+            body = msgspec.json.encode(event, enc_hook=str)
+            connection.execute(
+                "INSERT INTO events VALUES (?, ?, ?, ?, ?)",
+                (event.number, sortable(event.time), operating_s, event.kind, body.decode()),
+            )
+        return Appended(numbered, told)
+
+    def _before_commit(self, connection: sqlite3.Connection) -> None:
+        self._inserted = _newest(connection)
+        with self._moving:
+            self._storing = dict(self._cursors)
+        for (sink, of), number in self._storing.items():
+            if self._stored_cursors.get((sink, of)) != number:
+                connection.execute("INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)", (sink, of, number))
+
+    def _after_commit(self) -> None:
+        self._stored_cursors = self._storing
+        with self._news:
+            if self._newest != self._inserted:
+                self._newest = self._inserted
+                self._news.notify_all()
+
+    def _note_full_disk(self, connection: sqlite3.Connection) -> None:
+        text = f"the disk of {self.path} was full, and the reserve beside the journal was freed to go on"
+        self._insert(connection, (), (Event(kind="disk_low", level="alarm", text=text, time=wall_time()),))
+
+    def _operating_time(self) -> float:
+        """Return the time in seconds that all runs have taken together, as the newest record or event tells."""
+        newest = self._rows(
+            "SELECT * FROM (SELECT operating_s FROM records ORDER BY number DESC LIMIT 1) "
+            "UNION ALL SELECT * FROM (SELECT operating_s FROM events ORDER BY number DESC LIMIT 1)"
+        )
+        return max((float(seconds) for (seconds,) in newest), default=0.0)
+
+
+def _newest(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return the numbers of the newest record and of the newest event."""
+    record, event = connection.execute(
+        "SELECT (SELECT coalesce(max(number), 0) FROM records), (SELECT coalesce(max(number), 0) FROM events)"
+    ).fetchone()
+    return record, event
+
+
+def _begin_run(connection: sqlite3.Connection) -> tuple[str, str]:
+    """Count this run, and return the names of the journal and of the run."""
+    connection.execute("UPDATE facts SET value = value + 1 WHERE name = 'runs'")
+    facts: dict[str, Any] = dict(connection.execute("SELECT name, value FROM facts").fetchall())
+    return facts["journal"], f"{facts['journal']}-r{facts['runs']}"

@@ -1,0 +1,153 @@
+"""Read a station's journal, from any thread and beside the station that writes it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import queue
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+
+from flowedge.runtime.station.journal_file import open_for_reading
+from flowedge.runtime.station.record import Event, Record, Signal
+
+Of: TypeAlias = Literal["records", "events"]
+
+_DECODE_RECORD: Final = msgspec.json.Decoder(Record)
+_DECODE_EVENT: Final = msgspec.json.Decoder(Event)
+
+
+class JournalReader:
+    """Read a journal, from any thread and beside the station that writes.
+
+    Examples:
+        >>> from flowedge.runtime.station.journal_reader import JournalReader
+        >>> with JournalReader("state/journal.sqlite") as journal:
+        ...     newest = journal.records(limit=10, newest=True)
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open the journal.
+
+        Raises:
+            JournalError: The file cannot be opened, is no journal, is damaged, or is of a newer FlowEdge.
+        """
+        self.path = Path(path)
+        # Each read borrows a connection, so threads never share one at the same time.
+        self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        self._idle.put(open_for_reading(self.path))
+
+    def records(
+        self,
+        after: int = 0,
+        limit: int = 1000,
+        *,
+        before: int | None = None,
+        signal: Signal | None = None,
+        since: datetime.datetime | None = None,
+        newest: bool = False,
+    ) -> list[Record]:
+        """Read records in the order of their numbers.
+
+        Args:
+            after: Only records with a larger number.
+            limit: The largest number of records.
+            before: Only records with a smaller number.
+            signal: Only records with this signal.
+            since: Only frames that were taken at this time or later, by the wall clock.
+            newest: Where there are more than ``limit``, give the last ones in place of the first.
+        """
+        bounds = ["number > ?"]
+        values: list[Any] = [after]
+        if before is not None:
+            bounds.append("number < ?")
+            values.append(before)
+        if signal is not None:
+            bounds.append("signal = ?")
+            values.append(signal)
+        if since is not None:
+            bounds.append("time >= ?")
+            values.append(sortable(since))
+        rows = self._rows(
+            f"SELECT body FROM records WHERE {' AND '.join(bounds)} "
+            f"ORDER BY number {'DESC' if newest else 'ASC'} LIMIT ?",
+            (*values, limit),
+        )
+        found = [_DECODE_RECORD.decode(body) for (body,) in rows]
+        return found[::-1] if newest else found
+
+    def record(self, number: int) -> Record | None:
+        """Read one record, or None where no record has this number."""
+        rows = self._rows("SELECT body FROM records WHERE number = ?", (number,))
+        return _DECODE_RECORD.decode(rows[0][0]) if rows else None
+
+    def events(self, after: int = 0, limit: int = 1000, *, newest: bool = False) -> list[Event]:
+        """Read events in the order of their numbers.
+
+        Args:
+            after: Only events with a larger number.
+            limit: The largest number of events.
+            newest: Where there are more than ``limit``, give the last ones in place of the first.
+        """
+        rows = self._rows(
+            f"SELECT body FROM events WHERE number > ? ORDER BY number {'DESC' if newest else 'ASC'} LIMIT ?",
+            (after, limit),
+        )
+        found = [_DECODE_EVENT.decode(body) for (body,) in rows]
+        return found[::-1] if newest else found
+
+    def last(self, of: Of = "records") -> int:
+        """Return the number of the newest record or event, which is 0 for an empty journal."""
+        return int(self._rows(f"SELECT coalesce(max(number), 0) FROM {of}")[0][0])
+
+    def first(self, of: Of = "records") -> int:
+        """Return the number of the oldest record or event that is kept, which is 0 for an empty journal."""
+        return int(self._rows(f"SELECT coalesce(min(number), 0) FROM {of}")[0][0])
+
+    def cursors(self, of: Of = "records") -> dict[str, int]:
+        """Return the number of the last delivered record or event by the name of the sink."""
+        return dict(self._rows("SELECT sink, number FROM cursors WHERE of = ?", (of,)))
+
+    def damage(self) -> list[str]:
+        """Check the whole file, which takes a minute for some gigabytes, and describe what is damaged."""
+        return [text for (text,) in self._rows("PRAGMA integrity_check") if text != "ok"]
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait().close()
+
+    def __enter__(self) -> JournalReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._reading() as connection:
+            return connection.execute(statement, values).fetchall()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        try:
+            connection = self._idle.get_nowait()
+        except queue.Empty:
+            connection = open_for_reading(self.path)
+        try:
+            yield connection
+        finally:
+            self._idle.put(connection)
+
+
+def sortable(moment: datetime.datetime) -> str:
+    """Return a time in UTC as text whose order is that of time."""
+    return moment.astimezone(datetime.timezone.utc).isoformat(timespec="microseconds")

@@ -1,0 +1,176 @@
+"""A station's journal loses nothing that it has acknowledged, and gives it back in order."""
+
+from __future__ import annotations
+
+import datetime
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from flowedge.errors import JournalError
+from flowedge.runtime.station import journal_file
+from flowedge.runtime.station.journal import Journal
+from flowedge.runtime.station.journal_reader import JournalReader
+from flowedge.runtime.station.record import Event, key_of_file
+from support.station_records import made_record
+
+SMALL = 1 << 16
+TAKEN = datetime.datetime(2026, 11, 30, 12, tzinfo=datetime.timezone.utc)
+
+
+def opened(folder: Path) -> Journal:
+    return Journal(folder / "journal.sqlite", station="line 1", reserve_bytes=SMALL)
+
+
+def test_records_come_back_as_they_were_with_numbers_and_names(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        given = [made_record(source_id=str(one), signal="nok" if one % 2 else "ok") for one in range(5)]
+        taken = journal.append(given).records
+        assert [one.number for one in taken] == [1, 2, 3, 4, 5]
+        assert len({one.id for one in taken}) == 5
+        assert journal.records() == list(taken)
+        assert journal.records(after=1, limit=2) == list(taken[1:3])
+        assert journal.records(before=4, limit=2, newest=True) == list(taken[1:3])
+        assert journal.records(signal="nok") == [taken[1], taken[3]]
+        assert journal.record(3) == taken[2]
+        assert journal.record(6) is None
+        assert (journal.first(), journal.last()) == (1, 5)
+
+
+def test_numbers_and_names_go_on_after_a_restart_and_differ_between_journals(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        first = journal.append([made_record()]).records[0]
+    with opened(tmp_path) as again:
+        second = again.append([made_record()]).records[0]
+        assert (first.number, second.number) == (1, 2)
+        assert again.run != journal.run
+    (tmp_path / "other").mkdir()
+    with opened(tmp_path / "other") as other:
+        assert other.append([made_record()]).records[0].id != first.id
+
+
+def test_an_event_knows_the_newest_record_and_the_run(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        journal.append(
+            [made_record(), made_record()], [Event(kind="drift", level="alarm", text="the scores rise")]
+        )
+        (event,) = journal.events()
+        assert (event.number, event.record, event.station, event.run) == (1, 2, "line 1", journal.run)
+        assert journal.events(after=1) == []
+
+
+def test_threads_share_commits_and_each_keeps_its_order(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+
+        def write(name: str) -> None:
+            for one in range(20):
+                journal.append([made_record(source=name, source_id=str(one))])
+
+        threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        written = journal.records()
+    assert [one.number for one in written] == list(range(1, 81))
+    for name in "abcd":
+        assert [one.source_id for one in written if one.source == name] == [str(one) for one in range(20)]
+
+
+def test_a_record_that_cannot_be_read_again_is_refused_and_takes_no_other_with_it(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        waiting = [
+            journal.submit([made_record(source_id="a")]),
+            journal.submit([made_record(stages_ms={"infer": "fast"})]),
+            journal.submit([made_record(source_id="b")]),
+        ]
+        assert waiting[0].result().records[0].number == 1
+        with pytest.raises(Exception, match="float"):
+            waiting[1].result()
+        assert waiting[2].result().records[0].number == 2
+        assert [one.source_id for one in journal.records()] == ["a", "b"]
+
+
+def test_the_clock_may_jump_and_the_order_stays(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        hours = (0, 25, -100, 1)
+        times = [TAKEN + datetime.timedelta(hours=hour) for hour in hours]
+        for moment in times:
+            journal.append([made_record(time=moment)])
+        assert [one.time for one in journal.records()] == times
+        assert [one.number for one in journal.records(since=TAKEN)] == [1, 2, 4]
+
+
+def test_a_file_with_its_record_is_known_until_it_changes(tmp_path: Path) -> None:
+    file = tmp_path / "part.png"
+    file.write_bytes(b"1")
+    with opened(tmp_path) as journal:
+        key = key_of_file(file)
+        assert not journal.seen(str(file), key)
+        journal.append([made_record(source_id=str(file), source_key=key)])
+        assert journal.seen(str(file), key)
+        file.write_bytes(b"22")
+        assert not journal.seen(str(file), key_of_file(file))
+        assert not journal.seen("7", "")
+
+
+def test_a_reader_waits_for_news_and_cursors_survive_a_restart(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        assert not journal.wait(0, timeout=0)
+        journal.append([made_record()])
+        assert journal.wait(0, timeout=0)
+        assert not journal.wait(1, timeout=0)
+        journal.append(events=[Event(kind="started", text="the station runs")])
+        assert journal.wait(1, timeout=0, events_after=0)
+        journal.move_cursor("mqtt", 1)
+        journal.move_cursor("mqtt", 7, "events")
+        assert (journal.cursor("mqtt"), journal.cursor("mqtt", "events"), journal.cursor("new")) == (1, 7, 0)
+    with opened(tmp_path) as again:
+        assert (again.cursor("mqtt"), again.cursor("mqtt", "events")) == (1, 7)
+        assert again.cursors() == {"mqtt": 1}
+
+
+def test_two_stations_do_not_write_to_one_journal_and_a_reader_may_look(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        journal.append([made_record()])
+        with pytest.raises(JournalError, match="in use by another station"):
+            opened(tmp_path)
+        with JournalReader(tmp_path / "journal.sqlite") as reader:
+            assert len(reader.records()) == 1
+            assert reader.damage() == []
+    journal.close()  # a second time changes nothing
+    with pytest.raises(JournalError, match="closed"):
+        journal.append([made_record()])
+    opened(tmp_path).close()
+
+
+def test_a_journal_of_a_newer_version_is_refused_in_words(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    connection = sqlite3.connect(tmp_path / "journal.sqlite")
+    connection.execute(f"PRAGMA user_version = {journal_file.VERSION + 1}")
+    connection.close()
+    in_words = f"newer FlowEdge.*up to {journal_file.VERSION}"
+    with pytest.raises(JournalError, match=in_words):
+        opened(tmp_path)
+    with pytest.raises(JournalError, match=in_words):
+        JournalReader(tmp_path / "journal.sqlite")
+
+
+def test_a_file_that_is_no_journal_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "journal.sqlite"
+    with pytest.raises(JournalError, match="does not exist"):
+        JournalReader(file)
+    file.write_bytes(b"no database " * 100)
+    with pytest.raises(JournalError, match="damaged or is no database"):
+        opened(tmp_path)
+    assert file.read_bytes() == b"no database " * 100
+    file.unlink()
+    connection = sqlite3.connect(file)
+    connection.executescript("CREATE TABLE mine (x); PRAGMA user_version = 3;")
+    connection.close()
+    before = file.read_bytes()
+    with pytest.raises(JournalError, match="no station's journal"):
+        opened(tmp_path)
+    assert file.read_bytes() == before
