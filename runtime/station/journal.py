@@ -15,9 +15,10 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from flowedge.runtime.station.journal_file import Reserve, lock, open_for_writing
-from flowedge.runtime.station.journal_reader import JournalReader, Of, sortable
+from flowedge.runtime.station.journal_reader import JournalReader, sortable
 from flowedge.runtime.station.journal_writer import JournalWriter
-from flowedge.runtime.station.record import Event, Record, picture_name, wall_time
+from flowedge.runtime.station.record import Event, Record, picture_name
+from flowedge.text import printable
 
 RESERVE_BYTES: Final = 8 << 20
 """The size of the file that is deleted when the disk is full."""
@@ -56,7 +57,7 @@ class Journal(JournalReader):
             path: The file. Its folder must exist.
             station: The name of the station, for events of the journal itself.
             reserve_bytes: The size of the file beside it that is deleted when the disk is full.
-            on_full: Called from the journal's thread while the disk is full and the reserve is used up, to make room.
+            on_full: Called from the journal's thread where the disk is full and the reserve is used up, to make room.
 
         Raises:
             JournalError: The file cannot be opened, is no journal, is damaged, is of a newer FlowEdge, or is in use by
@@ -74,18 +75,14 @@ class Journal(JournalReader):
             self._name, self.run = _begin_run(connection)
             self._lock = handle
             stack.pop_all()
-        self._cursors: dict[tuple[str, Of], int] = {
-            (sink, of): number for sink, of, number in self._rows("SELECT sink, of, number FROM cursors")
-        }
+        self._cursors = self.cursors()
         self._stored_cursors = self._storing = dict(self._cursors)
         self._moving = threading.Lock()
-        self._news = threading.Condition()
-        self._newest = self._inserted = _newest(connection)
         self._operating_before = self._operating_time()
         self._opened = time.monotonic()
         self._writer = JournalWriter(
+            file,
             connection,
-            lambda: open_for_writing(file),
             Reserve(file.with_name(file.name + ".reserve"), reserve_bytes),
             before_commit=self._before_commit,
             after_commit=self._after_commit,
@@ -101,10 +98,10 @@ class Journal(JournalReader):
     def append(self, records: Iterable[Record] = (), events: Iterable[Event] = ()) -> Appended:
         """Write records and events in one commit, and return them with their numbers when they are on disk.
 
-        Where the disk is full, the call waits until there is room. `problem` tells so meanwhile.
-
         Raises:
-            JournalError: The journal was closed, perhaps while the disk was full. Nothing was written.
+            JournalError: The disk is full, although the reserve was freed and ``on_full`` was called, or it cannot be
+                written for another reason, or the journal was closed. Nothing was written, and the caller may try
+                again.
         """
         return self.submit(records, events).result()
 
@@ -113,48 +110,36 @@ class Journal(JournalReader):
         records, events = tuple(records), tuple(events)
         return self._writer.submit(lambda connection: self._insert(connection, records, events))
 
-    def wait(self, after: int, timeout: float, *, events_after: int | None = None) -> bool:
-        """Wait for a record with a larger number, and return True where there is one.
-
-        Args:
-            after: The number.
-            timeout: The longest wait in seconds.
-            events_after: Where it is given, an event with a larger number than this ends the wait as well.
-        """
-
-        def is_there() -> bool:
-            record, event = self._newest
-            return record > after or (events_after is not None and event > events_after)
-
-        with self._news:
-            return self._news.wait_for(is_there, timeout)
-
     def seen(self, source_id: str, source_key: str) -> bool:
         """Return True where a file has its record, so that it is not judged again.
 
         Args:
-            source_id: The name of the file, as it is in the record.
-            source_key: The key of the file's content, see `flowedge.runtime.station.record.key_of_file`.
+            source_id: The name of the file, see `flowedge.runtime.protocols.Frame.id`.
+            source_key: The state of the file, see `flowedge.runtime.protocols.Frame.version`.
         """
         return bool(
             self._rows(
                 "SELECT 1 FROM records WHERE source_id = ? AND source_key = ? AND source_key != '' LIMIT 1",
-                (source_id, source_key),
+                (printable(source_id), source_key),
             )
         )
 
-    def cursor(self, sink: str, of: Of = "records") -> int:
-        """Return the number of the last record or event that a sink has delivered, 0 for none."""
+    def cursor(self, sink: str) -> int | None:
+        """Return the number of the last record that a sink has. The number is None for a sink that never was here."""
         with self._moving:
-            return self._cursors.get((sink, of), 0)
+            return self._cursors.get(sink)
 
-    def move_cursor(self, sink: str, number: int, of: Of = "records") -> None:
-        """Note that a sink has delivered everything up to a number.
+    def move_cursor(self, sink: str, number: int) -> None:
+        """Note that a sink has everything up to a number.
 
-        The note is on disk within a second. After a power cut before that, the sink delivers the same records again.
+        The note is on disk within a second. After a power cut before that, the sink gets the same records again.
+
+        Args:
+            sink: The name of the sink. A name that ends in ``/events`` stands for the sink's place among the events.
+            number: The number of the last record or event that the sink has.
         """
         with self._moving:
-            self._cursors[sink, of] = number
+            self._cursors[sink] = number
 
     def close(self) -> None:
         """Write what is left, and free the file for another process."""
@@ -219,23 +204,17 @@ class Journal(JournalReader):
         return Appended(numbered, told)
 
     def _before_commit(self, connection: sqlite3.Connection) -> None:
-        self._inserted = _newest(connection)
         with self._moving:
             self._storing = dict(self._cursors)
-        for (sink, of), number in self._storing.items():
-            if self._stored_cursors.get((sink, of)) != number:
-                connection.execute("INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)", (sink, of, number))
+        moved = self._storing.items() - self._stored_cursors.items()
+        connection.executemany("INSERT OR REPLACE INTO cursors VALUES (?, ?)", moved)
 
     def _after_commit(self) -> None:
         self._stored_cursors = self._storing
-        with self._news:
-            if self._newest != self._inserted:
-                self._newest = self._inserted
-                self._news.notify_all()
 
     def _note_full_disk(self, connection: sqlite3.Connection) -> None:
         text = f"the disk of {self.path} was full, and the reserve beside the journal was freed to go on"
-        self._insert(connection, (), (Event(kind="disk_low", level="alarm", text=text, time=wall_time()),))
+        self._insert(connection, (), (Event(kind="disk_low", level="alarm", text=text),))
 
     def _operating_time(self) -> float:
         """Return the time in seconds that all runs have taken together, as the newest record or event tells."""

@@ -40,9 +40,7 @@ MIGRATIONS: Final = (
         kind TEXT NOT NULL,
         body TEXT NOT NULL
     );
-    CREATE TABLE cursors (
-        sink TEXT NOT NULL, of TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (sink, of)
-    ) WITHOUT ROWID;
+    CREATE TABLE cursors (sink TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
     """,
 )
 """The statements that make each version of the schema from the one before. The first makes version 1 of nothing."""

@@ -10,14 +10,12 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 import msgspec
 
 from flowedge.runtime.station.journal_file import open_for_reading
 from flowedge.runtime.station.record import Event, Record, Signal
-
-Of: TypeAlias = Literal["records", "events"]
 
 _DECODE_RECORD: Final = msgspec.json.Decoder(Record)
 _DECODE_EVENT: Final = msgspec.json.Decoder(Event)
@@ -102,17 +100,17 @@ class JournalReader:
         found = [_DECODE_EVENT.decode(body) for (body,) in rows]
         return found[::-1] if newest else found
 
-    def last(self, of: Of = "records") -> int:
-        """Return the number of the newest record or event, which is 0 for an empty journal."""
-        return int(self._rows(f"SELECT coalesce(max(number), 0) FROM {of}")[0][0])
+    def last(self) -> int:
+        """Return the number of the newest record, which is 0 for an empty journal."""
+        return int(self._rows("SELECT coalesce(max(number), 0) FROM records")[0][0])
 
-    def first(self, of: Of = "records") -> int:
-        """Return the number of the oldest record or event that is kept, which is 0 for an empty journal."""
-        return int(self._rows(f"SELECT coalesce(min(number), 0) FROM {of}")[0][0])
+    def last_event(self) -> int:
+        """Return the number of the newest event, which is 0 where there is none."""
+        return int(self._rows("SELECT coalesce(max(number), 0) FROM events")[0][0])
 
-    def cursors(self, of: Of = "records") -> dict[str, int]:
-        """Return the number of the last delivered record or event by the name of the sink."""
-        return dict(self._rows("SELECT sink, number FROM cursors WHERE of = ?", (of,)))
+    def cursors(self) -> dict[str, int]:
+        """Return the stored cursors by name, see `flowedge.runtime.station.journal.Journal.move_cursor`."""
+        return dict(self._rows("SELECT sink, number FROM cursors"))
 
     def damage(self) -> list[str]:
         """Check the whole file, which takes a minute for some gigabytes, and describe what is damaged."""

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from flowedge.errors import JournalError
-from flowedge.runtime.station.journal_file import Reserve
+from flowedge.runtime.station.journal_file import Reserve, open_for_writing
 
 _LOG: Final = logging.getLogger(__name__)
 _LARGEST_GROUP: Final = 256
 _IDLE_S: Final = 0.5
-_RETRY_S: Final = 0.5
-
-# SQLite's messages for what can pass without a change of the program. Python 3.10 gives no error codes.
-_PASSING: Final = ("full", "I/O", "readonly", "unable to open", "locked")
 
 Made = TypeVar("Made")
 Job = Callable[[sqlite3.Connection], Any]
@@ -34,8 +32,7 @@ class _Queued(NamedTuple):
 class JournalWriter:
     """The thread that owns the writing connection. Jobs that wait at the same time share one commit.
 
-    A commit waits for the disk, which takes milliseconds. Where the disk is full, or cannot be written for another
-    reason that may pass, the jobs wait and are tried again until the writer is closed. Nothing is lost meanwhile.
+    A commit waits for the disk, which takes milliseconds. Where the disk is full, the reserve is freed.
 
     Attributes:
         connection: The writing connection. The caller closes it after the writer.
@@ -44,8 +41,8 @@ class JournalWriter:
 
     def __init__(
         self,
+        path: Path,
         connection: sqlite3.Connection,
-        connect: Callable[[], sqlite3.Connection],
         reserve: Reserve,
         *,
         before_commit: Job,
@@ -56,16 +53,16 @@ class JournalWriter:
         """Start the thread.
 
         Args:
+            path: The file of the journal.
             connection: The writing connection.
-            connect: Opens another one where this one fails.
             reserve: The space that is freed when the disk is full.
             before_commit: A job that is run at the end of every transaction, and where the queue is idle.
             after_commit: Called after every commit, before anybody gets the answer of a job.
-            on_full: Called in the writer's thread while the disk is full, to make room.
+            on_full: Called in the writer's thread where the disk is full and the reserve is used up, to make room.
             full_note: A job that records that the reserve had to be used.
         """
         self.problem = ""
-        self._connect = connect
+        self._path = path
         self.connection = connection
         self._reserve = reserve
         self._before_commit = before_commit
@@ -73,7 +70,7 @@ class JournalWriter:
         self._on_full = on_full
         self._full_note = full_note
         self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
-        self._stopping = threading.Event()
+        self._is_closed = False
         self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
@@ -89,16 +86,16 @@ class JournalWriter:
         """
         done: Future[Made] = Future()
         with self._closing:
-            if self._stopping.is_set():
-                raise _closed()
+            if self._is_closed:
+                raise JournalError("the journal was closed. Open it again.")
             self._queue.put(_Queued(job, done))
         return done
 
     def close(self) -> None:
-        """Commit what is queued, and end the thread. Where the disk is full, the queued jobs fail."""
+        """Commit what is queued, and end the thread."""
         with self._closing:
-            if not self._stopping.is_set():
-                self._stopping.set()
+            if not self._is_closed:
+                self._is_closed = True
                 self._queue.put(None)
         self._thread.join()
 
@@ -111,6 +108,7 @@ class JournalWriter:
                 self._write(group)
             else:
                 self._write_idle()
+            self._reserve.take()
 
     def _next_group(self) -> tuple[list[_Queued], bool]:
         """Wait for a job, and take with it all that have arrived. The second value is True at the end."""
@@ -127,38 +125,62 @@ class JournalWriter:
         return group, True
 
     def _write_idle(self) -> None:
-        """Write what waits for an idle moment, and take the reserve back where there is room again."""
+        """Write what waits for an idle moment."""
         try:
             self._transaction([])
         except sqlite3.Error as error:
             # The next group meets the same error, and makes room.
             _LOG.debug("the journal's idle work waits: %s", error)
-        self._reserve.take()
 
     def _write(self, group: Sequence[_Queued]) -> None:
-        jobs = [one.job for one in group]
-        while True:
-            try:
-                answers = self._transaction(jobs)
-            except sqlite3.OperationalError as error:
-                if not any(word in str(error) for word in _PASSING):
-                    self._fail(group, error)
-                    return
-                if self._stopping.is_set():
-                    reason = JournalError(f"the journal was closed while it could not be written: {error}")
-                    for one in group:
-                        one.done.set_exception(reason)
-                    return
-                if self._make_room(error) and self._full_note not in jobs:
-                    jobs.append(self._full_note)
-            except Exception as error:
-                self._fail(group, error)
-                return
-            else:
-                break
-        self.problem = ""
-        for one, answer in zip(group, answers, strict=False):  # a note may be the last job
-            one.done.set_result(answer)
+        try:
+            answers = self._commit([one.job for one in group])
+        except sqlite3.OperationalError as error:
+            self._note(error)
+            refused = JournalError(self.problem)
+            refused.__cause__ = error
+            for one in group:
+                one.done.set_exception(refused)
+        except Exception as error:
+            self._fail(group, error)
+        else:
+            self.problem = ""
+            for one, answer in zip(
+                group, answers, strict=False
+            ):  # the last job may be a note of the full disk
+                one.done.set_result(answer)
+
+    def _commit(self, jobs: Sequence[Job]) -> list[Any]:
+        """Run jobs in a transaction, and try again after what may help.
+
+        Raises:
+            sqlite3.OperationalError: The disk stays full, or the file cannot be written.
+        """
+        try:
+            return self._transaction(jobs)
+        except sqlite3.OperationalError as error:
+            self._note(error)
+            if "full" not in str(error):
+                # A connection may not recover from an error of the disk.
+                self._reconnect()
+                return self._transaction(jobs)
+        if self._reserve.free():
+            with contextlib.suppress(sqlite3.OperationalError):
+                # The pages of the write-ahead log go into the file, so that the log begins again at its start.
+                self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                return self._transaction([*jobs, self._full_note])
+        try:
+            self._on_full()
+        except Exception:
+            _LOG.exception("making room on the full disk failed")
+        return self._transaction(jobs)
+
+    def _note(self, error: sqlite3.OperationalError) -> None:
+        if not self.problem:
+            _LOG.warning("%s cannot be written: %s", self._path, error)
+        self.problem = (
+            f"{self._path} cannot be written: {error}. Make room on its disk, or check its permissions."
+        )
 
     def _fail(self, group: Sequence[_Queued], error: Exception) -> None:
         """Give an error to the job that has caused it. Of several jobs, each is tried alone."""
@@ -183,34 +205,11 @@ class JournalWriter:
         self._after_commit()
         return answers
 
-    def _make_room(self, error: sqlite3.OperationalError) -> bool:
-        """Do what can be done about a failed commit, and return True where the reserve was freed."""
-        if not self.problem:
-            _LOG.warning("the journal cannot be written: %s", error)
-        self.problem = f"the journal cannot be written: {error}"
-        if "full" not in str(error):
-            self._stopping.wait(_RETRY_S)
-            self._reconnect()
-            return False
-        if self._reserve.free():
-            return True
-        try:
-            self._on_full()
-        except Exception:
-            _LOG.exception("making room on the full disk failed")
-        self._stopping.wait(_RETRY_S)
-        return False
-
     def _reconnect(self) -> None:
-        """Open the file anew, since a connection may not recover from an error of the disk."""
         try:
-            connection = self._connect()
+            connection = open_for_writing(self._path)
         except JournalError as error:
-            self.problem = str(error)
+            _LOG.warning("%s", error)
             return
         self.connection.close()
         self.connection = connection
-
-
-def _closed() -> JournalError:
-    return JournalError("the journal was closed. Open it again.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -91,7 +90,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             machine, in ns.
         source: The name of the source.
         source_id: The name of the frame in its source. For an image file the name is its absolute path.
-        source_key: The key of a file's content, see `key_of_file`. The key is empty for a frame of a camera.
+        source_key: The state of the file, see `flowedge.runtime.protocols.Frame.version`. The text is empty for a frame
+            that is no file.
         part: The number or name of the part in the picture. The part is None where nobody knows it.
         product: The product that the frame was judged as. The product is empty for a bundle of one product.
         bundle_sha256: The SHA-256 of the bundle's manifest, which has those of all its files.
@@ -218,16 +218,6 @@ def recorded_region(region: Region, *, length_px: float, mm_per_px: float | None
         area_mm2=None if mm_per_px is None else region.area_px * mm_per_px**2,
         length_mm=None if mm_per_px is None else length_px * mm_per_px,
     )
-
-
-def key_of_file(path: str | os.PathLike[str]) -> str:
-    """Return a key of a file's content: its size in bytes and the time of its last change in ns.
-
-    Raises:
-        OSError: The file cannot be looked at.
-    """
-    facts = os.stat(path)
-    return f"{facts.st_size}-{facts.st_mtime_ns}"
 
 
 def _tidy(struct: msgspec.Struct, name: str, longest: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import sqlite3
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from flowedge.errors import JournalError
 from flowedge.runtime.station import journal_file
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.journal_reader import JournalReader
-from flowedge.runtime.station.record import Event, key_of_file
+from flowedge.runtime.station.record import Event
 from support.station_records import made_record
 
 SMALL = 1 << 16
@@ -36,7 +38,7 @@ def test_records_come_back_as_they_were_with_numbers_and_names(tmp_path: Path) -
         assert journal.records(signal="nok") == [taken[1], taken[3]]
         assert journal.record(3) == taken[2]
         assert journal.record(6) is None
-        assert (journal.first(), journal.last()) == (1, 5)
+        assert (journal.last(), journal.last_event()) == (5, 0)
 
 
 def test_numbers_and_names_go_on_after_a_restart_and_differ_between_journals(tmp_path: Path) -> None:
@@ -104,32 +106,23 @@ def test_the_clock_may_jump_and_the_order_stays(tmp_path: Path) -> None:
 
 
 def test_a_file_with_its_record_is_known_until_it_changes(tmp_path: Path) -> None:
-    file = tmp_path / "part.png"
-    file.write_bytes(b"1")
     with opened(tmp_path) as journal:
-        key = key_of_file(file)
-        assert not journal.seen(str(file), key)
-        journal.append([made_record(source_id=str(file), source_key=key)])
-        assert journal.seen(str(file), key)
-        file.write_bytes(b"22")
-        assert not journal.seen(str(file), key_of_file(file))
+        assert not journal.seen("/in/a\nb.png", "9-1")
+        journal.append([made_record(source_id="/in/a\nb.png", source_key="9-1"), made_record(source_id="7")])
+        assert journal.seen("/in/a\nb.png", "9-1")
+        assert not journal.seen("/in/a\nb.png", "9-2")
         assert not journal.seen("7", "")
 
 
-def test_a_reader_waits_for_news_and_cursors_survive_a_restart(tmp_path: Path) -> None:
+def test_cursors_survive_a_restart(tmp_path: Path) -> None:
     with opened(tmp_path) as journal:
-        assert not journal.wait(0, timeout=0)
-        journal.append([made_record()])
-        assert journal.wait(0, timeout=0)
-        assert not journal.wait(1, timeout=0)
-        journal.append(events=[Event(kind="started", text="the station runs")])
-        assert journal.wait(1, timeout=0, events_after=0)
+        assert journal.cursor("mqtt") is None
         journal.move_cursor("mqtt", 1)
-        journal.move_cursor("mqtt", 7, "events")
-        assert (journal.cursor("mqtt"), journal.cursor("mqtt", "events"), journal.cursor("new")) == (1, 7, 0)
+        journal.move_cursor("mqtt/events", 7)
+        assert journal.cursor("mqtt") == 1
     with opened(tmp_path) as again:
-        assert (again.cursor("mqtt"), again.cursor("mqtt", "events")) == (1, 7)
-        assert again.cursors() == {"mqtt": 1}
+        assert again.cursors() == {"mqtt": 1, "mqtt/events": 7}
+        assert again.cursor("mqtt/events") == 7
 
 
 def test_two_stations_do_not_write_to_one_journal_and_a_reader_may_look(tmp_path: Path) -> None:
@@ -174,3 +167,38 @@ def test_a_file_that_is_no_journal_is_refused_and_stays_as_it_is(tmp_path: Path)
     with pytest.raises(JournalError, match="no station's journal"):
         opened(tmp_path)
     assert file.read_bytes() == before
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 24 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here: that needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_on_a_full_disk_the_reserve_is_freed_and_nothing_acknowledged_is_lost(small_disk: Path) -> None:
+    filler = small_disk / "filler"
+    made_room: list[int] = []
+    with Journal(small_disk / "journal.sqlite", on_full=lambda: made_room.append(1)) as journal:
+        filler.write_bytes(bytes(8 << 20))
+        acknowledged = 0
+        with pytest.raises(JournalError, match=r"journal\.sqlite cannot be written: .*full.*Make room"):
+            while True:
+                acknowledged = journal.append([made_record(source_id="x" * 2000)] * 20).records[-1].number
+        assert made_room
+        assert "full" in journal.problem
+        assert [event.kind for event in journal.events()] == ["disk_low"]
+        assert journal.last() == acknowledged
+        with pytest.raises(JournalError):
+            journal.append([made_record(source_id="x" * 2000)] * 20)
+        filler.unlink()
+        assert journal.append([made_record()]).records[0].number == acknowledged + 1
+        assert journal.problem == ""
+        assert journal.damage() == []
+    with Journal(small_disk / "journal.sqlite") as again:
+        assert again.last() == acknowledged + 1
