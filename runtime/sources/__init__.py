@@ -27,6 +27,9 @@ __all__ = ["SOURCES", "SourceEvent", "SourceSettings", "open_source"]
 SOURCES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "images": "flowedge.runtime.sources.images",
+        "video": "flowedge.runtime.sources.videos",
+        "stream": "flowedge.runtime.sources.streams",
+        "device": "flowedge.runtime.sources.streams",
     }
 )
 """The file of each kind of source, by the name that `flowedge.runtime.sources.addresses.kind_of` gives."""

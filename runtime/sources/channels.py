@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
-from flowedge.runtime.device.limits import check_frame_size
+from flowedge.runtime.device.limits import size_problem
 from flowedge.runtime.frames.pixel_range import PixelRange, in_8_bits
 from flowedge.runtime.frames.pixels import pixels_of
 from flowedge.runtime.sources.settings import Channels
@@ -40,32 +40,34 @@ def rgb_of(
 
     Raises:
         ImageError: Nobody declares the channels, the array has another number of them, it exceeds a limit, or it has
-            more than 8 bits and there is no window.
+            more than 8 bits and there is no window. The text is the end of a sentence that begins with the frame's
+            name.
     """
     channels = declared or own
     if not channels:
         raise ImageError(
-            "the source does not tell the channels of its frames. Declare them with color, such as rgb or bayer_rggb."
+            "has channels that nobody declares. Declare them with color, such as rgb or bayer_rggb."
         )
     if array.ndim not in (2, 3) or array.size == 0:
-        raise ImageError(f"a frame must be (H, W) or (H, W, 3) with at least one pixel, got {array.shape}")
-    check_frame_size(*array.shape[:2])
+        raise ImageError(f"has the shape {array.shape}, and (H, W) or (H, W, 3) is read")
+    if problem := size_problem(*array.shape[:2]):
+        raise ImageError(problem)
     if channels not in ("rgb", "bgr"):
         array = _single(array, channels)
     elif array.ndim != 3 or array.shape[2] != 3:
         raise ImageError(
-            f"a frame of shape {array.shape} is not {channels}. Declare its channels with color."
+            f"has the shape {array.shape}, which is not {channels}. Declare its channels with color."
         )
     if channels in _BAYER:
         if array.dtype not in (np.uint8, np.uint16):
-            raise ImageError(f"a Bayer frame must have 8 or 16 bits, got {array.dtype}")
+            raise ImageError(f"has {array.dtype} pixels, and a Bayer frame must have uint8 or uint16.")
         array = cv2.cvtColor(np.ascontiguousarray(array), _BAYER[channels])
         channels = "rgb"
     if array.dtype == np.uint8:
         return pixels_of(array, color="gray" if channels == "gray" else "bgr" if channels == "bgr" else "rgb")
     if window is None:
         raise ImageError(
-            f"the frames have {array.dtype} pixels, and nobody declares which levels become 0 and 255. "
+            f"has {array.dtype} pixels, and nobody declares which levels become 0 and 255. "
             "Declare them with window = [LOW, HIGH]."
         )
     levels = in_8_bits(array, window)
@@ -82,5 +84,5 @@ def _single(array: NDArray[Any], channels: str) -> NDArray[Any]:
         return array
     first: NDArray[Any] = array[..., 0]
     if any(not np.array_equal(first, array[..., n]) for n in range(1, array.shape[2])):
-        raise ImageError(f"a frame with colours of its own is not {channels}. Check the setting color.")
+        raise ImageError(f"has colours, so it is not {channels}. Check the setting color.")
     return first

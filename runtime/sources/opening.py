@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -37,34 +37,36 @@ class Opening:
     seen: Seen = nothing_seen
 
     def frame(
-        self, array: NDArray[Any], own: Channels, frame_id: str, *, monotonic_ns: int, dropped_before: int = 0
+        self,
+        frame_id: str,
+        pixels: Callable[[], tuple[NDArray[Any], Channels]],
+        *,
+        monotonic_ns: int,
+        dropped_before: int = 0,
+        version: str = "",
     ) -> Frame:
-        """Make a frame of an array. The frame has a problem where the array is not what is declared."""
-        try:
-            pixels = rgb_of(array, own, self.settings.color, self.window)
-        except ImageError as error:
-            return self.problem(
-                f"{frame_id}: {error}", frame_id, monotonic_ns=monotonic_ns, dropped_before=dropped_before
-            )
-        return Frame(
-            pixels=pixels,
-            id=frame_id,
-            time=datetime.now(timezone.utc),
-            source=self.name,
-            monotonic_ns=monotonic_ns,
-            dropped_before=dropped_before,
-        )
+        """Make a frame, with a problem where its pixels cannot be made or are not what is declared.
 
-    def problem(
-        self, problem: str, frame_id: str, *, monotonic_ns: int = 0, dropped_before: int = 0
-    ) -> Frame:
-        """Make the frame that stands for one that could not be read."""
+        Args:
+            frame_id: The id of the frame, with which the text of a problem begins.
+            pixels: Gives an array and the channels that the source declares for it, or raises `ImageError`.
+            monotonic_ns: The time of capture.
+            dropped_before: The number of frames that were lost before this one.
+            version: The state of the file that the frame is from.
+        """
+        problem = ""
+        try:
+            array, own = pixels()
+            rgb = rgb_of(array, own, self.settings.color, self.window)
+        except ImageError as error:
+            rgb, problem = np.zeros((0, 0, 3), np.uint8), f"{frame_id} {error}"
         return Frame(
-            pixels=np.zeros((0, 0, 3), np.uint8),
+            pixels=rgb,
             id=frame_id,
             time=datetime.now(timezone.utc),
             source=self.name,
             problem=problem,
-            monotonic_ns=monotonic_ns or time.monotonic_ns(),
+            monotonic_ns=monotonic_ns,
             dropped_before=dropped_before,
+            version=version,
         )

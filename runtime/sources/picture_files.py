@@ -52,4 +52,4 @@ def _pixels(path: Path, opening: Opening) -> NDArray[np.uint8]:
     try:
         return rgb_of(picture, "rgb", declared, opening.window)
     except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
+        raise ImageError(f"{path} {error}") from error

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import queue
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,44 +12,19 @@ import numpy as np
 import pytest
 
 from flowedge.errors import SourceError
-from flowedge.runtime.protocols import Frame
-from flowedge.runtime.sources import SourceEvent, SourceSettings, open_source
+from flowedge.runtime.sources import SourceSettings, open_source
 from support.picture_files import encoded, photograph
+from support.source_reader import SourceReader
 
 pytest.importorskip("watchdog", reason="the package watchdog is not installed")
 PNG = encoded(photograph(), "PNG")
 
 
-class Watched:
-    """A source whose frames a thread collects, as the station's capture does."""
-
-    def __init__(self, settings: SourceSettings, judged: frozenset[tuple[str, str]] = frozenset()) -> None:
-        self.events: queue.Queue[SourceEvent] = queue.Queue()
-        self._frames: queue.Queue[Frame] = queue.Queue()
-        self._source = open_source(
-            settings, tell=self.events.put, seen=lambda name, version: (name, version) in judged
-        )
-        self._thread = threading.Thread(target=self._collect, daemon=True)
-        self._thread.start()
-
-    def _collect(self) -> None:
-        for frame in self._source.frames():
-            self._frames.put(frame)
-
-    def next(self) -> Frame:
-        return self._frames.get(timeout=20)
-
-    def is_quiet(self, seconds: float = 0.4) -> bool:
-        try:
-            self._frames.get(timeout=seconds)
-        except queue.Empty:
-            return True
-        return False
-
-    def close(self) -> None:
-        self._source.close()
-        self._thread.join(20)
-        assert not self._thread.is_alive()
+def read(
+    folder: Path, *, watch: bool = True, judged: frozenset[tuple[str, str]] = frozenset()
+) -> SourceReader:
+    settings = SourceSettings(address=str(folder), watch=watch)
+    return SourceReader(lambda tell: open_source(settings, tell=tell, seen=lambda *key: key in judged))
 
 
 @pytest.fixture
@@ -62,22 +35,20 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def watched(folder: Path) -> Iterator[Watched]:
-    source = Watched(SourceSettings(address=str(folder), watch=True))
-    yield source
-    source.close()
+def watched(folder: Path) -> Iterator[SourceReader]:
+    with read(folder) as source:
+        yield source
 
 
 def test_pictures_that_are_there_come_first_in_natural_order(folder: Path) -> None:
     for name in ("part10.png", "part2.png", ".hidden.png", "notes.txt", "old.overlay.png"):
         (folder / name).write_bytes(PNG)
-    source = Watched(SourceSettings(address=str(folder), watch=True))
-    assert [Path(source.next().id).name for _ in range(2)] == ["part2.png", "part10.png"]
-    assert source.is_quiet()
-    source.close()
+    with read(folder) as source:
+        assert [Path(source.next().id).name for _ in range(2)] == ["part2.png", "part10.png"]
+        assert source.is_quiet()
 
 
-def test_a_file_that_is_written_slowly_comes_once_and_whole(folder: Path, watched: Watched) -> None:
+def test_a_file_that_is_written_slowly_comes_once_and_whole(folder: Path, watched: SourceReader) -> None:
     with open(folder / "slow.png", "wb", buffering=0) as file:
         for part in np.array_split(np.frombuffer(PNG, np.uint8), 4):
             assert watched.is_quiet(0.3)
@@ -88,7 +59,7 @@ def test_a_file_that_is_written_slowly_comes_once_and_whole(folder: Path, watche
     assert watched.is_quiet()
 
 
-def test_a_file_that_is_renamed_comes_under_its_last_name(folder: Path, watched: Watched) -> None:
+def test_a_file_that_is_renamed_comes_under_its_last_name(folder: Path, watched: SourceReader) -> None:
     (folder / "a.part").write_bytes(PNG)
     (folder / "a.part").rename(folder / "a.png")
     (folder.parent / "outside.png").write_bytes(PNG)
@@ -97,7 +68,7 @@ def test_a_file_that_is_renamed_comes_under_its_last_name(folder: Path, watched:
     assert watched.is_quiet()
 
 
-def test_a_picture_that_is_written_again_comes_again(folder: Path, watched: Watched) -> None:
+def test_a_picture_that_is_written_again_comes_again(folder: Path, watched: SourceReader) -> None:
     (folder / "a.png").write_bytes(PNG)
     first = watched.next()
     (folder / "a.png").write_bytes(encoded(photograph(50, 60), "PNG"))
@@ -106,20 +77,20 @@ def test_a_picture_that_is_written_again_comes_again(folder: Path, watched: Watc
     assert first.version != second.version
 
 
-def test_a_file_that_stays_cut_comes_with_its_problem(folder: Path, watched: Watched) -> None:
+def test_a_file_that_stays_cut_comes_with_its_problem(folder: Path, watched: SourceReader) -> None:
     (folder / "cut.png").write_bytes(PNG[: len(PNG) // 2])
     frame = watched.next()
     assert "is damaged" in frame.problem
     assert frame.pixels.size == 0
 
 
-def test_a_folder_that_is_deleted_and_made_again_is_noticed(folder: Path, watched: Watched) -> None:
+def test_a_folder_that_is_deleted_and_made_again_is_noticed(folder: Path, watched: SourceReader) -> None:
     (folder / "a.png").write_bytes(PNG)
     watched.next()
     shutil.rmtree(folder)
-    lost = watched.events.get(timeout=20)
+    lost = watched.event()
     folder.mkdir()
-    back = watched.events.get(timeout=20)
+    back = watched.event()
     assert (lost.kind, back.kind) == ("source_lost", "source_back")
     (folder / "b.png").write_bytes(PNG)
     assert watched.next().id == str(folder / "b.png")
@@ -134,13 +105,12 @@ def test_a_picture_that_has_its_record_is_left_out(folder: Path) -> None:
     state = os.stat(folder / "a.png")
     judged = frozenset({(str(folder / "a.png"), f"{state.st_size}-{state.st_mtime_ns}")})
     for watch in (True, False):
-        source = Watched(SourceSettings(address=str(folder), watch=watch), judged)
-        assert source.next().id == str(folder / "b.png")
-        assert source.is_quiet()
-        source.close()
+        with read(folder, watch=watch, judged=judged) as source:
+            assert source.next().id == str(folder / "b.png")
+            assert source.is_quiet()
 
 
-def test_a_thousand_files_at_once_come_once_each(folder: Path, watched: Watched) -> None:
+def test_a_thousand_files_at_once_come_once_each(folder: Path, watched: SourceReader) -> None:
     small = encoded(photograph(8, 8), "PNG")
     for number in range(1000):
         (folder / f"{number}.png").write_bytes(small)
@@ -148,7 +118,7 @@ def test_a_thousand_files_at_once_come_once_each(folder: Path, watched: Watched)
     assert watched.is_quiet()
 
 
-def test_closing_ends_an_iteration_that_waits(watched: Watched) -> None:
+def test_closing_ends_an_iteration_that_waits(watched: SourceReader) -> None:
     time.sleep(0.1)
     watched.close()
 
