@@ -53,6 +53,10 @@ COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
             "flowedge.cli.run",
             "Inspect images and print a row with the verdict of each as soon as it is known.",
         ),
+        "station": Listed(
+            "flowedge.cli.station",
+            "Run an inspection station: from a camera to a verdict, a journal and a PLC.",
+        ),
         "pack": Listed(
             "flowedge.cli.pack",
             "Pack bundles that have the same backbone: one graph of the backbone, and a small head for each product.",

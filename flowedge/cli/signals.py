@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Final
 
@@ -44,6 +45,30 @@ def raise_on_signals() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:
             with contextlib.suppress(ValueError):  # not in the main thread
                 signal.signal(number, _handle)
+
+
+@contextlib.contextmanager
+def call_on_signals(ask_to_end: Callable[[], None]) -> Iterator[None]:
+    """Let the signals that end a command ask for its end instead, for a command that ends in good order by itself.
+
+    A second signal raises `EndedBySignal`.
+
+    Args:
+        ask_to_end: A function that returns at once.
+    """
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        raise_on_signals()
+        ask_to_end()
+
+    replaced = [number for number in _ENDING if signal.getsignal(number) == _handle]
+    for number in replaced:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number in replaced:
+            signal.signal(number, _handle)
 
 
 def raise_if_ended() -> None:

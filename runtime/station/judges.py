@@ -17,6 +17,7 @@ from flowedge.runtime.detector import Detector
 from flowedge.runtime.from_path import load
 from flowedge.runtime.opening.engine import ENGINES, library_version
 from flowedge.runtime.protocols import Staged
+from flowedge.runtime.station.record import Level
 from flowedge.runtime.station.settings import InspectSettings, ProductSettings
 
 _LOG: Final = logging.getLogger(__name__)
@@ -52,7 +53,9 @@ class Judge:
 class Tell(Protocol):
     """A function that takes an event of the station."""
 
-    def __call__(self, kind: str, level: str, text: str, **data: object) -> None: ...
+    def __call__(self, kind: str, level: Level, text: str, **data: object) -> None:
+        """Take an event, whose attributes these are."""
+        ...
 
 
 Open = Callable[[ProductSettings, "str | None"], Judge]

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+import msgspec
+
 from flowedge.errors import FlowEdgeError
 from flowedge.runtime.protocols import Source
 from flowedge.runtime.station.hand_over import Queue, Throttle, frame_queue
@@ -28,7 +30,10 @@ _DROP_EVENT_S: Final = 60.0
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
 
-Action: TypeAlias = Callable[[], None]
+_BAD_RECORD: Final = (ValueError, TypeError, msgspec.MsgspecError)
+"""The errors of a record that no journal would take. Every other error is one of the journal or the disk."""
+
+Action: TypeAlias = Callable[[], object]
 Written: TypeAlias = tuple[Record, Work]
 
 
@@ -46,7 +51,11 @@ class LoopParts:
             ``write`` calls it.
         publish: Hands over records that were committed, with their work, and does not wait. The stage ``write`` calls
             it.
+        test: Tests the engine where this is due, and returns the reason why it must judge nothing, or an empty text.
+            The stage ``infer`` calls it.
+        tell: Takes events. Any stage calls it.
         working: Marks that a stage is busy with one piece of work.
+        on_end: Called when everything is written, after the source has ended or the loop was stopped.
     """
 
     source: Source
@@ -55,7 +64,10 @@ class LoopParts:
     record: Callable[[Work], Record]
     append: Callable[[Sequence[Record], Sequence[Event]], Sequence[Record]]
     publish: Callable[[Sequence[Written]], None]
+    test: Callable[[Judge], str]
+    tell: Callable[[Event], None]
     working: Callable[[str], AbstractContextManager[None]]
+    on_end: Callable[[], None] = lambda: None
 
 
 class Loop:
@@ -128,11 +140,13 @@ class Loop:
         return not writer.is_alive()
 
     def tell(self, kind: str, level: Level, text: str, **data: object) -> None:
+        """Tell an event."""
+        self._parts.tell(Event(kind=kind, level=level, text=text, data=data))
+
+    def put_event(self, event: Event) -> None:
         """Put an event into the journal with the next records. Any thread may call this, and none waits in it."""
-        event = Event(kind=kind, level=level, text=text, data=data)
-        _LOG.log(logging.INFO if level == "info" else logging.WARNING, "%s: %s", kind, printable(text))
         if not self._to_write.offer(event, more=_MOST_EVENTS):
-            _LOG.warning("the event %s is not in the journal, which takes no more", kind)
+            _LOG.warning("an event is not in the journal, which takes no more: %s", event.text)
 
     def between_frames(self, action: Action) -> bool:
         """Let the thread of the engine do something between two frames. Return False where too much waits for it."""
@@ -218,6 +232,9 @@ class Loop:
             # What one detector has prepared is not for another one.
             work.judge = judge
             work.pixels, work.image = judge.detector.prepare([work.frame.pixels])
+        if problem := self._parts.test(judge):
+            work.give_up(problem)
+            return
         try:
             work.outputs = judge.detector.infer(work.image)
         except Exception as error:
@@ -261,27 +278,56 @@ class Loop:
                 works = [item for item in items if isinstance(item, Work)]
                 events = [item for item in items if not isinstance(item, Work)]
                 written = self._append(works, events)
-                if written is not None:
-                    self._parts.publish(list(zip(written, works, strict=True)))
+                try:
+                    self._parts.publish(written)
+                except Exception:
+                    _LOG.exception("what follows a record failed")
+        self._parts.on_end()
 
-    def _append(self, works: Sequence[Work], events: Sequence[Event]) -> Sequence[Record] | None:
+    def _append(self, works: Sequence[Work], events: Sequence[Event]) -> list[Written]:
         """Commit records and events, and try again until the journal takes them."""
         pause = _FIRST_PAUSE_S
-        records = [self._parts.record(work) for work in works]
+        records = [self._record(work) for work in works]
         while True:
             try:
                 written = self._parts.append(records, events)
+            except _BAD_RECORD as error:
+                _LOG.exception("a record or an event cannot be stored")
+                return self._append_singly(works, events, error)
             except Exception as error:
                 if not self.write_problem:
                     _LOG.exception("the journal takes no records")
                 self.write_problem = str(error) or type(error).__name__
             else:
                 self.write_problem = ""
-                return written
+                return list(zip(written, works, strict=True))
             if self._gives_up.wait(pause):
                 self.unwritten += len(works)
-                return None
+                return []
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _append_singly(
+        self, works: Sequence[Work], events: Sequence[Event], error: Exception
+    ) -> list[Written]:
+        """Commit records and events one by one, since one of them cannot be stored as it is."""
+        if len(works) + len(events) > 1:
+            each: list[tuple[list[Work], list[Event]]] = [([], [event]) for event in events]
+            each += [([work], []) for work in works]
+            return [written for one in each for written in self._append(*one)]
+        for work in works:
+            if work.is_bare:
+                self.unwritten += 1
+                return []
+            work.make_bare(f"the record could not be stored: {error}")
+        return self._append(works, ())
+
+    def _record(self, work: Work) -> Record:
+        try:
+            return self._parts.record(work)
+        except Exception as error:
+            _LOG.exception("the record of %s cannot be made", printable(work.frame.id))
+            work.make_bare(f"the record could not be made: {error}")
+            return self._parts.record(work)
 
 
 class _EngineError(Exception):

@@ -10,6 +10,8 @@ import msgspec
 
 from flowedge.runtime.settings import Settings, read_settings
 from flowedge.runtime.sources.settings import SourceSettings
+from flowedge.runtime.station.sinks.settings import SinkSettings
+from flowedge.runtime.station.watch.settings import WatchSettings
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -77,12 +79,16 @@ class StationSettings(Settings, frozen=True, kw_only=True):
         station: The name of the station and the place of its state.
         inspect: The bundle and the way from a frame to its verdict.
         source: The source of the frames.
+        sinks: The receivers of the records.
+        watch: The checks of frames, engine and drift.
         products: The products of a station that inspects several. The first one that fits a frame's part judges it.
     """
 
     station: PlaceSettings
     source: SourceSettings
     inspect: InspectSettings = InspectSettings()
+    sinks: Annotated[tuple[SinkSettings, ...], msgspec.Meta(max_length=100)] = ()
+    watch: WatchSettings = WatchSettings()
     products: Annotated[tuple[ProductSettings, ...], msgspec.Meta(max_length=1000)] = ()
 
     def __post_init__(self) -> None:
@@ -98,6 +104,9 @@ class StationSettings(Settings, frozen=True, kw_only=True):
         names = [product.name for product in self.products]
         if len(set(names)) < len(names):
             raise ValueError("Two tables [[products]] have the same name")
+        sinks = [sink.cursor for sink in self.sinks]
+        if len(set(sinks)) < len(sinks):
+            raise ValueError("Two tables [[sinks]] have the same name. Give each a name of its own")
 
     @property
     def all_products(self) -> tuple[ProductSettings, ...]:

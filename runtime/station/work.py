@@ -30,6 +30,7 @@ class Work:
         outputs: The engine's answers.
         result: The findings. The value is None for a frame that was not judged.
         stages_ms: The time of each stage, in ms.
+        is_bare: True after `make_bare`.
     """
 
     frame: Frame
@@ -42,6 +43,7 @@ class Work:
     outputs: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     result: Result | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
+    is_bare: bool = False
     _since_ns: int = field(default_factory=time.monotonic_ns)
 
     def begin(self) -> None:
@@ -58,6 +60,11 @@ class Work:
         self.image, self.outputs = None, {}
         if self.result is None:
             self.pixels = []
+
+    def make_bare(self, problem: str) -> None:
+        """Leave nothing but the frame's name and a problem, since the record of what was found cannot be stored."""
+        self.is_bare, self.problem, self.judge, self.result = True, "", None, None
+        self.give_up(problem)
 
     def _count(self, name: str) -> None:
         now = time.monotonic_ns()

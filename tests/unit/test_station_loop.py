@@ -331,3 +331,20 @@ def test_an_action_runs_between_two_frames(bundle: Bundle) -> None:
     assert loop.join(20)
     assert done.is_set()
     assert len(notes.records) == 2
+
+
+def test_a_record_that_cannot_be_stored_leaves_a_bare_one_and_takes_no_other_with_it(bundle: Bundle) -> None:
+    notes = Notes()
+    append = notes.append
+
+    def choosy(records: Sequence[Record], events: Sequence[Event]) -> Sequence[Record]:
+        if any(record.score is not None and record.source_id == "frame-2" for record in records):
+            raise ValueError("this score is no JSON")
+        return append(records, events)
+
+    notes.append = choosy  # type: ignore[method-assign]
+    judge = judge_on(bundle, ScriptedEngine(bundle, score=1.0))
+    run(loop_of(FrameList([frame(n) for n in range(5)]), lambda *_: judge, notes))
+    assert [record.source_id for record in notes.records] == [f"frame-{n}" for n in range(5)]
+    assert [record.verdict for record in notes.records] == ["ok", "ok", "not_inspected", "ok", "ok"]
+    assert notes.records[2].problem == "the record could not be stored: this score is no JSON"

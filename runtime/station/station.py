@@ -1,0 +1,322 @@
+"""Put the parts of a station together, start them in order, and stop them without losing a verdict."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from flowedge.errors import FlowEdgeError
+from flowedge.runtime.sources import SourceEvent, open_source
+from flowedge.runtime.station.delivery import Deliveries
+from flowedge.runtime.station.journal import Journal
+from flowedge.runtime.station.judges import Judge, Judges, engines_of, open_judge
+from flowedge.runtime.station.live import Live
+from flowedge.runtime.station.loop import Loop, LoopParts, Written
+from flowedge.runtime.station.notify import Notifier, Watchdog
+from flowedge.runtime.station.record import Event, Level, Record
+from flowedge.runtime.station.recording import Recorder
+from flowedge.runtime.station.settings import StationSettings
+from flowedge.runtime.station.sinks import StationLink
+from flowedge.runtime.station.status import StatusServer
+from flowedge.runtime.station.watch import Watch
+from flowedge.runtime.station.work import Work
+
+JOURNAL: Final = "journal.sqlite"
+"""The name of the journal in the state folder."""
+
+_LOG: Final = logging.getLogger(__name__)
+_TICK_S: Final = 1.0
+_DRAIN_LOOP_S: Final = 30.0
+_DRAIN_SINKS_S: Final = 5.0
+
+
+class Station:
+    """A station that runs in this process.
+
+    Examples:
+        >>> from flowedge.runtime.station.settings import read_station
+        >>> from flowedge.runtime.station.station import Station
+        >>> with Station(read_station("station.toml"), folder=Path(".")) as station:  # doctest: +SKIP
+        ...     station.run(until_end=True)
+    """
+
+    def __init__(
+        self,
+        settings: StationSettings,
+        *,
+        folder: Path,
+        until_end: bool = False,
+        on_event: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        """Open all parts, test the engine, and begin to take frames.
+
+        Args:
+            settings: The settings.
+            folder: The folder of the settings file, which the source's path is relative to.
+            until_end: True ends the station where its source ends or fails.
+            on_event: Called with each event that is told, for instance to print it. Any thread may call it.
+
+        Raises:
+            FlowEdgeError: A part cannot be opened. Those that were opened are closed.
+        """
+        self.settings = settings
+        self._on_event = on_event
+        self._started = time.monotonic()
+        self._is_asked_to_stop = False
+        self._wake = threading.Event()
+        self._loop: Loop | None = None
+        self._early: list[Event] = []
+        self._final: dict[str, Any] = {}
+        self._until_end = until_end
+        self.live = Live()
+        self._notifier = Notifier()
+        with ExitStack() as stack:
+            self._open(stack, folder)
+            self._stack = stack.pop_all()
+
+    def _open(self, stack: ExitStack, folder: Path) -> None:
+        settings, state = self.settings, self.settings.station.state
+        make_state_folder(state)
+        # The journal's lock refuses a second station on the same folder, so it comes first.
+        self.journal = Journal(state / JOURNAL, station=settings.station.name)
+        stack.callback(self.journal.close)
+        self._judges = Judges(
+            settings.all_products,
+            engines_of(settings.inspect),
+            partial(open_judge, inspect=settings.inspect),
+            self.tell,
+        )
+        self._judges.open()
+        stack.callback(self._judges.close)
+        bundles = {judge.product: judge.base.bundle for judge in self._judges.judges}
+        self._watch = Watch(settings.watch, state, bundles)
+        stack.callback(self._watch.close)
+        for judge in self._judges.judges:
+            self._test(judge)
+        self._watchdog = Watchdog(self._notifier, self._status_line)
+        first = next(iter(bundles.values()))
+        self._source = open_source(
+            settings.source,
+            folder=folder,
+            pixel_range=first.manifest.pixel_range,
+            tell=self._tell_source,
+            seen=self.journal.seen,
+        )
+        stack.callback(self._source.close)
+        loop = self._new_loop()
+        link = StationLink(
+            station=settings.station.name,
+            run=self.journal.run,
+            alive=lambda: not self._watchdog.hanging(),
+        )
+        self._deliveries = Deliveries.of(settings.sinks, self.journal, link, self._tell_event)
+        server = StatusServer(state, self.status)
+        stack.callback(server.close)
+        self._loop = loop
+        for event in self._early:
+            loop.put_event(event)
+        stack.callback(self._end)
+        self._deliveries.start()
+        self._watchdog.start()
+        stack.callback(self._watchdog.stop)
+        engine = self._judges.judges[0].detector
+        self.tell(
+            "started",
+            "info",
+            f"the station {settings.station.name} has started on {engine.engine_name} ({engine.precision})",
+            engine=engine.engine_name,
+            precision=engine.precision,
+            run=self.journal.run,
+        )
+        loop.start()
+        self._notifier.ready(self._status_line())
+
+    def _new_loop(self) -> Loop:
+        inspect = self.settings.inspect
+        parts = LoopParts(
+            source=self._source,
+            judges=self._judges,
+            check=self._check,
+            test=self._test,
+            record=Recorder(
+                station=self.settings.station.name, run=self.journal.run, deadline_ms=inspect.deadline_ms
+            ),
+            append=self._append,
+            tell=self._tell_event,
+            publish=self._publish,
+            working=self._watchdog.working,
+            on_end=self._wake.set,
+        )
+        return Loop(parts, inspect, retries_source=not self._until_end)
+
+    def run(self) -> bool:
+        """Run until `stop` is called or, with ``until_end``, until the source has ended and everything is delivered.
+
+        Returns:
+            True where every captured frame has its record, and the source did not fail.
+        """
+        loop = self._running_loop
+        while not self._is_asked_to_stop:
+            has_ended = self._until_end and loop.join(0)
+            if has_ended and self._deliveries.wait_drained(_TICK_S):
+                break
+            if not has_ended:
+                self._wake.wait(_TICK_S)
+            self._wake.clear()
+            self._tick()
+        return not loop.source_problem and not loop.unwritten
+
+    def stop(self) -> None:
+        """Ask `run` to return. Any thread and any signal handler may call this."""
+        self._is_asked_to_stop = True
+        self._wake.set()
+
+    def close(self) -> None:
+        """Judge, write and deliver what was captured, and close all parts in the reverse order of their opening."""
+        self._stack.close()
+
+    @property
+    def final(self) -> dict[str, Any]:
+        """The last status of a station that was closed."""
+        return self._final
+
+    def __enter__(self) -> Station:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def tell(self, kind: str, level: Level, text: str, **data: object) -> None:
+        """Put an event into the journal. Any thread may call this, and none waits in it."""
+        self._tell_event(Event(kind=kind, level=level, text=text, data=data))
+
+    def status(self) -> dict[str, Any]:
+        """Return what the station does, as JSON's own types."""
+        loop, live = self._running_loop, self.live
+        judges = self._judges.judges
+        counts, rates = live.counts, live.rates
+        return {
+            "station": self.settings.station.name,
+            "run": self.journal.run,
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "source": {"address": self._source_name(), "problem": loop.source_problem},
+            "engine": {
+                "name": judges[0].detector.engine_name if judges else None,
+                "precision": judges[0].detector.precision if judges else None,
+                "reason": judges[0].detector.engine_reason if judges else None,
+                "problem": "" if judges else self._judges.problem,
+            },
+            "products": [judge.product for judge in judges],
+            "records": {
+                "all": counts.total,
+                "ok": counts.of_signal("ok"),
+                "nok": counts.of_signal("nok"),
+                "not_inspected": sum(
+                    count for (verdict, _), count in counts.records.items() if verdict == "not_inspected"
+                ),
+                "late": counts.late,
+                "last": self.journal.last(),
+            },
+            "dropped": counts.dropped,
+            "waiting": loop.queues,
+            "per_second": round(rates.records / rates.seconds, 2),
+            "stages_ms": {
+                name: {"p50": round(times.quantile_ms(0.5), 3), "p99": round(times.quantile_ms(0.99), 3)}
+                for name, times in live.stages.items()
+            },
+            "journal": {"problem": self.journal.problem or loop.write_problem},
+            "sinks": [msgspec.to_builtins(one) for one in self._deliveries.status],
+        }
+
+    @property
+    def _running_loop(self) -> Loop:
+        assert self._loop is not None  # a station that is open has its loop
+        return self._loop
+
+    def _source_name(self) -> str:
+        from flowedge.runtime.sources.addresses import without_password
+
+        return self.settings.source.name or without_password(self.settings.source.address)
+
+    def _check(self, work: Work) -> str:
+        assert work.judge is not None
+        return self._watch.check(work.frame, work.pixels[0], product=work.judge.product)
+
+    def _test(self, judge: Judge) -> str:
+        """Do the next part of the engine's self-test where one is due, and return why nothing may be inspected."""
+        if self._watch.due(judge.base, product=judge.product):
+            for event in self._watch.test(judge.base, product=judge.product):
+                self._tell_event(event)
+        return self._watch.problem(product=judge.product)
+
+    def _append(self, records: Sequence[Record], events: Sequence[Event]) -> Sequence[Record]:
+        return self.journal.append(records, events).records
+
+    def _publish(self, written: Sequence[Written]) -> None:
+        for record, work in written:
+            self.live.publish(record, work.result)
+            for event in self._watch.seen(record, work.pixels[0] if work.pixels else None):
+                self._tell_event(event)
+        self._deliveries.wake()
+
+    def _tell_source(self, event: SourceEvent) -> None:
+        level: Level = (
+            "info" if event.kind == "source_back" else "alarm" if event.kind == "source_lost" else "warning"
+        )
+        self.tell(event.kind, level, event.text, **event.data)
+
+    def _tell_event(self, event: Event) -> None:
+        self._on_event(event)
+        if self._loop is None:
+            self._early.append(event)
+        else:
+            self._loop.put_event(event)
+
+    def _tick(self) -> None:
+        """Do what is due also while no frame comes."""
+        if not self._watchdog.hanging():
+            self.live.beat()
+        for judge in self._judges.judges:
+            if self._watch.due(judge.base, product=judge.product):
+                self._running_loop.between_frames(partial(self._test, judge))
+
+    def _status_line(self) -> str:
+        counts = self.live.counts
+        return f"{counts.total} frames, {counts.of_signal('nok')} NOK, {counts.dropped} dropped"
+
+    def _end(self) -> None:
+        self._notifier.stopping()
+        loop = self._running_loop
+        loop.stop()
+        if not loop.join(_DRAIN_LOOP_S):
+            loop.give_up()
+            loop.join(_DRAIN_SINKS_S)
+        text = f"the station {self.settings.station.name} has stopped"
+        event = Event(kind="stopped", level="info", text=text, data={"unwritten": loop.unwritten})
+        self._on_event(event)
+        if loop.join(0) and not self.journal.problem:
+            self.journal.append(events=[event])
+        self._deliveries.stop(_DRAIN_SINKS_S)
+        self._final = self.status()
+
+
+def make_state_folder(folder: Path) -> None:
+    """Make the state folder where it is missing, readable by its owner and group.
+
+    Raises:
+        FlowEdgeError: It cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FlowEdgeError(
+            f"{folder} cannot be made: {error.strerror}. Name another folder as state in [station], or make it."
+        ) from error
