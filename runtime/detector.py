@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, NoReturn
 
@@ -77,9 +77,7 @@ class Detector:
         self.thresholds = self._decider.thresholds
         self._input = GraphInput(bundle.manifest)
         check = bundle.manifest.frame_check
-        self._frame_problem: Callable[[NDArray[np.uint8]], str] = (
-            (lambda frame: "") if check is None else FrameChecker(check)
-        )
+        self._frame_checker = None if check is None else FrameChecker(check)
         self._is_closed = False
         self._process = os.getpid()
         keep_in_children(engine.engine)
@@ -253,6 +251,10 @@ class Detector:
         self, pixels: Sequence[NDArray[np.uint8]], outputs: Mapping[str, NDArray[np.float32]]
     ) -> list[Decided]:
         return self._decider(outputs)
+
+    def _frame_problem(self, frame: NDArray[np.uint8]) -> str:
+        """Name what is unlike the good frames of the calibration, or return an empty text."""
+        return "" if self._frame_checker is None else self._frame_checker(frame)
 
     def _result(self, frame: NDArray[np.uint8], decision: Decided, problem: str, timings: Timings) -> Result:
         """Make the result of a frame. A frame with a problem was not inspected."""

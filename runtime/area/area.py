@@ -114,11 +114,8 @@ def area_of(settings: AreaSettings, frame: Size) -> Area:
         ImageError: The frames have another size than those that the area was drawn on.
     """
     known = drawn_size(settings)
-    if known is not None and known != frame:
-        raise ImageError(
-            f"the frame is {_size(frame)} pixels, and the area was drawn on frames of {_size(known)} (height x width). "
-            "Give frames of that size, or draw the area again."
-        )
+    if known is not None:
+        check_drawn_size(known, frame)
     for key, polygons in (("inspect", settings.inspect), ("ignore", settings.ignore)):
         for number, polygon in enumerate(polygons, start=1):
             _check_corners(f"[area] {key}, polygon {number}", polygon, frame)
@@ -155,6 +152,19 @@ def drawn_size(settings: AreaSettings) -> Size | None:
             "frames on which they were drawn: frame_size = [480, 640]."
         )
     return size
+
+
+def check_drawn_size(drawn: Size, frame: Size) -> None:
+    """Check the size of a frame against that of the frames that an area was drawn on.
+
+    Raises:
+        ImageError: The sizes differ.
+    """
+    if drawn != frame:
+        raise ImageError(
+            f"the frame is {_size(frame)} pixels, and the area was drawn on frames of {_size(drawn)} (height x width). "
+            "Give frames of that size, or draw the area again."
+        )
 
 
 def _check_corners(name: str, polygon: Polygon, frame: Size) -> None:

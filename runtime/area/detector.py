@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,10 +14,11 @@ from flowedge.errors import ImageError, SettingsError
 from flowedge.framing import Size
 from flowedge.geometry import map_to_frame
 from flowedge.manifest import Preprocessing
-from flowedge.runtime.area.area import Area, area_of, drawn_size
+from flowedge.runtime.area.area import Area, area_of, check_drawn_size, drawn_size
 from flowedge.runtime.area.result import in_area
-from flowedge.runtime.area.score import score_inside
-from flowedge.runtime.area.settings import AreaSettings
+from flowedge.runtime.area.score import is_largest_value, score_inside
+from flowedge.runtime.area.settings import AreaSettings, TileSettings
+from flowedge.runtime.area.tiles import Grid, Tile, grid_of
 from flowedge.runtime.decide import Decided
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.frames.pixels import Color, Given
@@ -28,6 +30,10 @@ class AreaDetector(Detector):
 
     The score is the family's own score of the cells inside, see `flowedge.runtime.area.score`. It is on the scale of
     the threshold. The results are `flowedge.runtime.area.result.AreaResult`.
+
+    With tiles, each tile is a frame of its own for the network. `TileSettings.decide` says which score is compared with
+    the threshold. A number of false alarms of the frame is the lowest of its tiles, times the number of tiles where the
+    frame decides.
 
     The detector that is given belongs to this one, which closes its engine.
 
@@ -62,11 +68,14 @@ class AreaDetector(Detector):
         )
         self.settings = settings
         self._scoring = self.bundle.manifest.graph(self.precision).scoring
+        self._tiles = None if settings.tiles is None else self._checked(settings.tiles)
         self._of = lru_cache(maxsize=4)(self._find)
-        frame_size = drawn_size(settings) or self.bundle.manifest.frame_size
-        if frame_size is not None:
+        self._drawn = drawn_size(settings)
+        if self._drawn is None and self._tiles is None:
+            self._drawn = self.bundle.manifest.frame_size
+        if self._drawn is not None:
             try:
-                self._of(frame_size)
+                self._of(self._drawn)
             except ImageError as error:
                 raise SettingsError(f"the area does not suit {self.bundle.path}: {error}") from error
 
@@ -82,24 +91,47 @@ class AreaDetector(Detector):
         """
         return self._of(frame_size).area
 
+    def warm_up(self, frame_size: Size | None = None, *, batch: int = 1) -> None:
+        """Inspect black frames, see `flowedge.Detector.warm_up`. By default they have the size of the area's frames."""
+        super().warm_up(frame_size or self._drawn or self._tile_size, batch=batch)
+
     def prepare(
         self, frames: Sequence[Given] | NDArray[Any], color: Color = "rgb"
-    ) -> tuple[list[NDArray[np.uint8]], NDArray[Any]]:
-        """Return the frames as 8-bit RGB, and the engine's input that is made of them.
+    ) -> tuple[list[NDArray[np.uint8]], Any]:
+        """Return the frames as 8-bit RGB, and what `infer` takes. Tiles are prepared later, a few at a time.
 
         Raises:
             ImageError: A frame has another size than those that the area was drawn on, is of another type or shape,
-                cannot be read, or does not become the graph's input.
+                cannot be read, or does not become the graph's input. Or the frames of a batch differ in size.
         """
         pixels = self._pixels(frames, color)
-        sizes = {_size(frame) for frame in pixels}
+        sizes = sorted({_size(frame) for frame in pixels})
         if len(sizes) > 1:
-            raise ImageError(
-                f"the frames of a batch must have one size, got {sorted(sizes)}. Give them one by one."
-            )
-        for size in sizes:
-            self._of(size)
-        return pixels, self._input(pixels)
+            raise ImageError(f"the frames of a batch must have one size, got {sizes}. Give them one by one.")
+        if self._drawn is None:
+            try:
+                self._of(sizes[0])
+            except SettingsError as error:
+                raise ImageError(f"the frame does not suit the area: {error}") from error
+        else:
+            check_drawn_size(self._drawn, sizes[0])
+        return pixels, pixels if self._tiles is not None else self._input(pixels)
+
+    def infer(self, image: Any) -> dict[str, NDArray[np.float32]]:
+        """Run the engine on what `prepare` returned.
+
+        Returns:
+            The outputs of the graph by name. For tiles: ``score`` ``(N, T)``, the scores of the tiles, and
+            ``anomaly_map`` ``(N, 1, H, W)``, the map put together, and ``log_nfa`` likewise where this number decides.
+
+        Raises:
+            EngineUnavailableError: The device stopped.
+            ValueError: The detector was closed.
+        """
+        if self._tiles is None:
+            return super().infer(image)
+        found = [self._infer_tiles(frame, self._tiles) for frame in image]
+        return {name: np.stack([one[name] for one in found]) for name in found[0]}
 
     def judge(
         self,
@@ -113,25 +145,124 @@ class AreaDetector(Detector):
 
         Args:
             pixels: The frames as 8-bit RGB.
-            outputs: The outputs of the engine by name, for as many images as there are frames.
+            outputs: What `infer` returned.
             preprocess_ms: The time of preparing one frame, in ms.
             infer_ms: The time of the engine for one frame, in ms.
         """
         found = self._of(_size(pixels[0]))
         results = super().judge(pixels, outputs, preprocess_ms=preprocess_ms, infer_ms=infer_ms)
-        return [in_area(result, found.area, found.cells) for result in results]
+        return [in_area(result, found.area, found.cells, is_stitched=bool(found.grid)) for result in results]
 
     def __enter__(self) -> AreaDetector:
         return self
+
+    @property
+    def _tile_size(self) -> Size | None:
+        """The height and the width of a tile in pixels of the frame, where there are tiles."""
+        if self._tiles is None:
+            return None
+        return self._tiles.size or self.bundle.manifest.frame_size or self.image_size
+
+    def _infer_tiles(self, frame: NDArray[np.uint8], tiles: TileSettings) -> dict[str, NDArray[np.float32]]:
+        """Run the engine on the tiles of one frame, a few at a time, and put their maps together."""
+        found = self._of(_size(frame))
+        assert found.grid is not None
+        smallest, largest = self.engine.batches or (1, tiles.at_once)
+        stitched = np.zeros((1, *_size(frame)), np.float32)
+        lowest = np.full_like(stitched, np.inf) if self.thresholds.nfa is not None else None
+        scores: list[np.float32] = []
+        for chunk in found.grid.in_chunks(min(max(tiles.at_once, smallest), largest)):
+            cut = [tile.cut(frame) for tile in chunk]
+            outputs = super().infer(self._input(cut + cut[-1:] * (smallest - len(cut))))
+            log_nfas = self._decider.log_nfas(outputs)
+            for number, tile in enumerate(chunk):
+                scores.append(self._score_of_tile(tile, outputs, number))
+                found.grid.add_map(stitched[0], tile, outputs["anomaly_map"][number, 0])
+                if lowest is not None:
+                    log_nfa = log_nfas[number]
+                    one = np.full((1, 1), np.nan) if log_nfa is None else log_nfa
+                    found.grid.keep_lowest(lowest[0], tile, one.astype(np.float32))
+        given = {"score": np.array(scores, np.float32), "anomaly_map": stitched}
+        return given if lowest is None else {**given, "log_nfa": lowest}
+
+    def _score_of_tile(
+        self, tile: Tile, outputs: Mapping[str, NDArray[np.float32]], number: int
+    ) -> np.float32:
+        """Compute the score of the area inside of one tile."""
+        if tile.part.inside.all():
+            return np.float32(outputs["score"][number])
+        manifest = self.bundle.manifest
+        cells, *level_cells = (
+            tile.part.cells(manifest.preprocessing, size)
+            for size in (self.image_size, *((one.height, one.width) for one in manifest.levels))
+        )
+        of_tile = {name: value[number : number + 1] for name, value in outputs.items()}
+        return np.float32(score_inside(of_tile, self._scoring, manifest.family, cells, level_cells)[0])
 
     def _decide(
         self, pixels: Sequence[NDArray[np.uint8]], outputs: Mapping[str, NDArray[np.float32]]
     ) -> list[Decided]:
         found = self._of(_size(pixels[0]))
-        score = score_inside(
-            outputs, self._scoring, self.bundle.manifest.family, found.cells, found.level_cells
-        )
-        return self._decider({**outputs, "score": score}, found.cells)
+        if found.grid is None or self._tiles is None:
+            family = self.bundle.manifest.family
+            score = score_inside(outputs, self._scoring, family, found.cells, found.level_cells)
+            return self._decider({**outputs, "score": score}, found.cells)
+        maps = outputs["anomaly_map"]
+        of_area = maps[:, 0, found.cells]
+        by_tile = self._tiles.decide == "tile"
+        scores = outputs["score"].max(axis=1) if by_tile else of_area.max(axis=1)
+        # Outside of the area only some of the tiles were computed, or none.
+        maps = np.where(found.cells, maps, of_area.min(axis=1)[:, None, None, None])
+        log_nfas: list[NDArray[np.float64] | None] = [None] * len(maps)
+        if "log_nfa" in outputs:
+            # The expected number of false alarms in a frame is the sum over its tiles.
+            more = 0.0 if by_tile else math.log10(len(found.grid.tiles))
+            log_nfas = [_finite(one[0].astype(np.float64) + more, found.cells) for one in outputs["log_nfa"]]
+        return self._decider.decide(scores, maps, log_nfas, found.cells)
+
+    def _frame_problem(self, frame: NDArray[np.uint8]) -> str:
+        found = self._of(_size(frame))
+        if found.grid is None:
+            return super()._frame_problem(frame)
+        for tile in found.grid.tiles:
+            if problem := super()._frame_problem(tile.cut(frame)):
+                return f"the tile at x {tile.columns.start}, y {tile.rows.start}: {problem}"
+        return ""
+
+    def _checked(self, tiles: TileSettings) -> TileSettings:
+        """Check that the bundle can inspect tiles.
+
+        Raises:
+            SettingsError: It cannot, or the tiles have no size that suits it.
+        """
+        manifest = self.bundle.manifest
+        size = tiles.size or manifest.frame_size or manifest.image_size
+        if self._scoring.normalisation == "per_image":
+            raise SettingsError(
+                f"{self.bundle.path} normalises each image by its own maximum, so the tiles of a frame share no scale. "
+                "Run flowedge calibrate on good tiles first."
+            )
+        if tiles.overlap >= min(size):
+            raise SettingsError(
+                f"[area.tiles] overlap is {tiles.overlap} pixels, and a tile has {size[0]}x{size[1]} (height x width). "
+                "Make overlap smaller than both sides."
+            )
+        if (
+            tiles.decide == "frame"
+            and self.thresholds.nfa is None
+            and not is_largest_value(self._scoring, manifest.family)
+        ):
+            raise SettingsError(
+                '[area.tiles] decide = "frame" compares the largest value of the frame\'s map with the image '
+                f'threshold, and the score of {self.bundle.path} is no largest value. Use decide = "tile".'
+            )
+        try:
+            self._input([np.zeros((*size, 3), np.uint8)])
+        except ImageError as error:
+            raise SettingsError(
+                f"a tile of {size[0]}x{size[1]} pixels does not suit {self.bundle.path}: {error}"
+            ) from error
+        return tiles
 
     def _find(self, frame_size: Size) -> _Found:
         """Find the area of frames of a size, and check that the network sees it.
@@ -142,21 +273,35 @@ class AreaDetector(Detector):
         """
         area = area_of(self.settings, frame_size)
         preprocessing, levels = self.bundle.manifest.preprocessing, self.bundle.manifest.levels
+        if self._tiles is not None and self._tile_size is not None:
+            grid = grid_of(area, self._tile_size, self._tiles.overlap, preprocessing)
+            return _Found(area, area.inside, [], grid)
         is_named = bool(self.settings.inspect) or self.settings.mask is not None
         if is_named and (problem := _unseen_problem(area, preprocessing)):
             raise SettingsError(problem)
         cells = area.cells(preprocessing, self.image_size)
         if not cells.any():
             raise SettingsError("the area is empty: the network's input leaves all of its pixels out.")
-        return _Found(area, cells, [area.cells(preprocessing, (one.height, one.width)) for one in levels])
+        return _Found(
+            area, cells, [area.cells(preprocessing, (one.height, one.width)) for one in levels], None
+        )
 
 
 class _Found(NamedTuple):
-    """The area of frames of one size, and its cells in the anomaly map and in each level."""
+    """The area of frames of one size, its cells in the map and in each level, and its tiles where there are some."""
 
     area: Area
     cells: NDArray[np.bool_]
     level_cells: list[NDArray[np.bool_]]
+    grid: Grid | None
+
+
+def _finite(log_nfa: NDArray[np.float64], inside: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+    """Return a map with its largest value outside of the area, or None where it is not finite inside."""
+    values = log_nfa[inside]
+    if np.isnan(values).any():
+        return None
+    return np.where(inside, log_nfa, values.max())
 
 
 def _unseen_problem(area: Area, preprocessing: Preprocessing) -> str:

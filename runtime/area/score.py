@@ -42,6 +42,12 @@ def score_inside(
         return _RULES[TRAITS[family].scoring_rule](outputs, scoring, cells, level_cells)
 
 
+def is_largest_value(scoring: Scoring, family: Family) -> bool:
+    """Return True where the image score is the largest value of the anomaly map."""
+    rule = TRAITS[family].scoring_rule
+    return _RULES[rule] is _largest or (_RULES[rule] is _largest_deficits and (scoring.top_pixels or 1) == 1)
+
+
 def _largest(
     outputs: Outputs, scoring: Scoring, cells: Cells, levels: Sequence[Cells]
 ) -> NDArray[np.float32]:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from skimage.draw import polygon2mask
 
 import flowedge
+from flowedge.bundle import Bundle
 from flowedge.errors import ImageError, SettingsError
-from flowedge.manifest import Preprocessing, Scoring, Threshold, Thresholds
+from flowedge.manifest import NfaThreshold, Preprocessing, Scoring, Threshold, Thresholds
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.area.area import Area, area_of, covered_pixels
 from flowedge.runtime.area.detector import AreaDetector
@@ -23,8 +24,11 @@ from flowedge.runtime.area.polygons import pixels_in_any, pixels_in_polygon
 from flowedge.runtime.area.result import AreaResult
 from flowedge.runtime.area.score import score_inside
 from flowedge.runtime.area.settings import AreaSettings
+from flowedge.runtime.detector import Detector
+from flowedge.runtime.engines.null import NullEngine
 from flowedge.runtime.regions import find_regions
 from flowedge.runtime.settings import read_settings
+from support.opened_engine import opened
 from support.tiny_bundle import IMAGENET, tiny_manifest, write_tiny_bundle
 
 FRAME = (32, 48)
@@ -53,7 +57,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("seed", range(20))
 def test_pixels_of_a_polygon_are_those_of_scikit_image(seed: int) -> None:
     corners = np.random.default_rng(seed).uniform(0, 30, (7, 2))  # most of them cross themselves
-    theirs = polygon2mask((30, 30), corners[:, ::-1] - 0.5)
+    theirs: Any = polygon2mask((30, 30), corners[:, ::-1] - 0.5)  # type: ignore[no-untyped-call]
     np.testing.assert_array_equal(pixels_in_polygon(corners.tolist(), (30, 30)), theirs)
 
 
@@ -224,6 +228,22 @@ def test_a_result_keeps_its_pictures_and_its_data(bundle: Path, tmp_path: Path) 
     assert result.mask is not None
     assert data["anomalous_share"] == result.mask.mean()
     assert "Result(verdict=" in repr(result)
+
+
+def test_the_number_of_false_alarms_is_that_of_the_area(tmp_path: Path) -> None:
+    manifest = tiny_manifest(thresholds=Thresholds(nfa=NfaThreshold(form="tree")))
+    level = np.full((8, 12), 0.5, np.float32)
+    level[2:5, 8:11] = 500
+    answers: dict[str, Any] = {"anomaly_map": 0.25, "level_0": level, "level_1": 0.5}
+    whole = Detector(Bundle(tmp_path, manifest), opened(NullEngine(manifest, answers)))
+    full = whole(a_frame())
+    left = AreaDetector(whole, AreaSettings(frame_size=FRAME, inspect=(LEFT,)))(a_frame())
+    assert (full.verdict, left.verdict) == ("anomalous", "ok")
+    assert full.log_nfa is not None
+    assert left.log_nfa is not None
+    assert left.log_nfa > 0 > full.log_nfa
+    assert left.regions == ()
+    assert left.record("a.png").log_nfa == left.log_nfa
 
 
 def test_the_three_steps_give_what_a_call_gives(bundle: Path) -> None:
