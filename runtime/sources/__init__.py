@@ -21,6 +21,7 @@ from flowedge.runtime.sources.addresses import kind_of, without_password
 from flowedge.runtime.sources.events import Seen, SourceEvent, Tell, ignore, nothing_seen
 from flowedge.runtime.sources.opening import Opening
 from flowedge.runtime.sources.settings import SourceSettings
+from flowedge.runtime.sources.triggers import with_trigger
 
 __all__ = ["SOURCES", "SourceEvent", "SourceSettings", "open_source"]
 
@@ -87,4 +88,5 @@ def open_source(
         tell=tell,
         seen=seen,
     )
-    return cast(_SourceFile, importlib.import_module(SOURCES[kind])).open_it(opening)
+    source = cast(_SourceFile, importlib.import_module(SOURCES[kind])).open_it(opening)
+    return with_trigger(source, opening, settings)

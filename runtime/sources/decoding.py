@@ -72,8 +72,7 @@ class Decoding:
             if packet.size:
                 yield _picture(packet)
             return
-        import av
-
+        av = ffmpeg()
         try:
             frames = packet.decode()
         except av.error.FFmpegError as error:

@@ -17,7 +17,7 @@ class SourceEvent:
         data: Numbers and names that belong to the event.
     """
 
-    kind: Literal["source_lost", "source_back", "trigger_refused", "trigger_dropped"]
+    kind: Literal["source_lost", "source_back", "trigger_lost", "trigger_back", "trigger_refused"]
     text: str
     data: Mapping[str, str | int | float] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -56,6 +56,15 @@ class Connection(Protocol):
         ...
 
 
+@runtime_checkable
+class Fires(Protocol):
+    """A source or a connection whose camera has a software trigger."""
+
+    def fire(self) -> None:
+        """Let the camera take one frame."""
+        ...
+
+
 Connect: TypeAlias = Callable[[], Connection]
 """A function that connects to a camera, or raises an error that says why it cannot."""
 
@@ -75,6 +84,7 @@ class _Reading:
     """
 
     thread: threading.Thread | None = None
+    connection: Connection | None = None
     last: float = field(default_factory=time.monotonic)
     frames: int = 0
     ended: str = ""
@@ -138,6 +148,12 @@ class LiveSource:
             if thread is not None and thread is not threading.current_thread():
                 thread.join(_END_S)
 
+    def fire(self) -> None:
+        """Fire the software trigger of the camera, where it is connected and has one."""
+        connection = self._reading.connection
+        if isinstance(connection, Fires):
+            connection.fire()
+
     def _watch(self) -> None:
         """Open one connection after the other."""
         settings = self._opening.settings
@@ -198,7 +214,7 @@ class LiveSource:
         ended = "the camera ended the stream"
         connection: Connection | None = None
         try:
-            connection = self._connect()
+            connection = reading.connection = self._connect()
             for grab in connection.grabs():
                 if not self._take(reading, grab):
                     break
@@ -207,6 +223,7 @@ class LiveSource:
         except Exception as error:
             ended = self._explain(error)
         finally:
+            reading.connection = None
             if connection is not None:
                 try:
                     connection.close()

@@ -19,6 +19,82 @@ Option: TypeAlias = str | int | float | bool
 """The value of an option of the library that opens a source."""
 
 
+class _Trigger(Settings, frozen=True, kw_only=True):
+    """The keys that every kind of trigger has.
+
+    Attributes:
+        wait_s: The time that a part waits for its frame, in seconds. After it the part gets a frame with a problem.
+        queue: The number of parts that wait at once. A further message is refused.
+        per_second: The most messages in a second. A further message is refused.
+        untriggered: The treatment of a frame for which no part waits: ``inspect`` it without a part, or ``skip`` it.
+        fires: True lets each message fire the software trigger of a GenICam camera.
+    """
+
+    wait_s: Annotated[float, msgspec.Meta(ge=0.01, le=3600)] = 2.0
+    queue: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 16
+    per_second: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    untriggered: Literal["inspect", "skip"] = "inspect"
+    fires: bool = False
+
+
+class SoftwareTrigger(_Trigger, frozen=True, kw_only=True, tag_field="kind", tag="software"):
+    """A trigger by a call of Python, see `flowedge.runtime.sources.triggers.Triggered.trigger`."""
+
+
+class TcpTrigger(_Trigger, frozen=True, kw_only=True, tag_field="kind", tag="tcp"):
+    """A trigger by lines of text over TCP, each of them the id of a part.
+
+    Attributes:
+        host: The address that the station listens at.
+        port: The port that the station listens at.
+        clients: The most clients at once.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+    clients: Annotated[int, msgspec.Meta(ge=1, le=100)] = 4
+
+
+class MqttTrigger(_Trigger, frozen=True, kw_only=True, tag_field="kind", tag="mqtt"):
+    """A trigger by messages of an MQTT broker, each of them the id of a part or a JSON object with the key ``part``.
+
+    Attributes:
+        host: The address of the broker.
+        port: The port of the broker.
+        topic: The topic of the messages, which may have wildcards.
+        user: The user's name.
+        password_env: The environment variable that holds the password.
+        password_file: The file that holds the password.
+        tls: True encrypts the connection, with the authorities of the system.
+        ca_file: The file of the authority that signed the broker's certificate, with which TLS is used.
+    """
+
+    host: Annotated[str, msgspec.Meta(min_length=1)]
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
+    topic: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+    user: str = ""
+    password_env: str | None = None
+    password_file: Path | None = None
+    tls: bool = False
+    ca_file: Path | None = None
+
+
+class ModbusTrigger(_Trigger, frozen=True, kw_only=True, tag_field="kind", tag="modbus"):
+    """A trigger by a PLC that writes registers over Modbus TCP: the part's id, and then a counter.
+
+    Attributes:
+        host: The address that the station listens at.
+        port: The port that the station listens at.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+
+
+TriggerSettings: TypeAlias = SoftwareTrigger | TcpTrigger | MqttTrigger | ModbusTrigger
+"""The settings of a trigger, by the key ``kind``."""
+
+
 class SourceSettings(Settings, frozen=True, kw_only=True):
     """The settings of one source of frames.
 
@@ -35,6 +111,7 @@ class SourceSettings(Settings, frozen=True, kw_only=True):
         password_file: The file that holds the password.
         options: Options of the library that opens the source: FFmpeg's for streams and devices, the names of features
             for GenICam cameras.
+        trigger: The trigger that names the part in the next frame.
         timeout_s: The time without a frame after which a camera counts as lost, in seconds.
         reconnect_s: The pause before the first try to connect again, in seconds. Each further pause is twice as long.
         reconnect_most_s: The longest pause before a try to connect again, in seconds.
@@ -50,6 +127,7 @@ class SourceSettings(Settings, frozen=True, kw_only=True):
     password_env: str | None = None
     password_file: Path | None = None
     options: Mapping[str, Option] = msgspec.field(default_factory=dict)
+    trigger: TriggerSettings | None = None
     timeout_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 5.0
     reconnect_s: Annotated[float, msgspec.Meta(ge=0.01, le=3600)] = 1.0
     reconnect_most_s: Annotated[float, msgspec.Meta(ge=0.01, le=3600)] = 30.0

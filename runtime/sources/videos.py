@@ -16,8 +16,8 @@ from flowedge.runtime.sources.opening import Opening
 from flowedge.runtime.sources.picture_files import version_of
 
 if TYPE_CHECKING:
-    import av.container
-    import av.video.stream
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 # A file may be of these formats alone. A playlist, which names other files and addresses, is none of them.
 _FORMATS: Final = (
@@ -104,7 +104,7 @@ class Video:
         )
 
 
-def _open(path: Path) -> av.container.InputContainer:
+def _open(path: Path) -> InputContainer:
     """Open a file by FFmpeg, which may open no other file for it.
 
     Raises:
@@ -116,7 +116,7 @@ def _open(path: Path) -> av.container.InputContainer:
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}. Name a video file.") from error
     try:
-        container: av.container.InputContainer = av.open(
+        container: InputContainer = av.open(
             f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": _FORMATS}
         )
     except av.error.FFmpegError as error:
@@ -129,9 +129,7 @@ def _open(path: Path) -> av.container.InputContainer:
     return container
 
 
-def _decoded(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream
-) -> Iterator[Decoded]:
+def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[Decoded]:
     """Decode all packets of a stream."""
     av = ffmpeg()
     try:
@@ -146,7 +144,7 @@ def _decoded(
         yield Decoded(None, f"cannot be read: {error.strerror}")
 
 
-def _declared_s(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> float:
+def _declared_s(container: InputContainer, stream: VideoStream) -> float:
     """Return the duration that a file declares in seconds, or 0 where it declares none."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
