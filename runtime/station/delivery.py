@@ -22,8 +22,6 @@ from flowedge.text import printable
 
 _BATCH: Final = 100
 _FIRST_PAUSE_S: Final = 0.25
-# A cursor that lags costs repeats after a crash, and each move costs a commit of the journal.
-_CURSOR_EVERY_S: Final = 0.2
 _REFUSED_IN_A_ROW: Final = 3
 
 
@@ -51,7 +49,7 @@ class Outbox(Protocol):
         ...
 
     def move_cursor(self, sink: str, number: int) -> None:
-        """Store the number of the last record that a sink has."""
+        """Note the number of the last record that a sink has. The note is on disk with the next records, or soon."""
         ...
 
 
@@ -168,12 +166,7 @@ class Delivery:
             else:
                 self._worked()
                 if is_idle:
-                    is_saved = self._records.is_saved and self._events.is_saved
-                    longest = self._settings.heartbeat_s
-                    self._wake.wait(longest if is_saved else min(longest, _CURSOR_EVERY_S))
-        for place in (self._records, self._events):
-            with contextlib.suppress(Exception):
-                place.save()
+                    self._wake.wait(self._settings.heartbeat_s)
         with contextlib.suppress(Exception):
             self._sink.close()
 
@@ -192,8 +185,6 @@ class Delivery:
             except RefusedError as error:
                 self._skipped(f"event {event.number}", error, event.number)
             self._events.move(event.number)
-        self._records.save_when_due()
-        self._events.save_when_due()
         return not records and not events
 
     def _deliver(self, records: Sequence[Record]) -> None:
@@ -323,29 +314,14 @@ class Deliveries:
 
 
 class _Place:
-    """The number up to which a sink has records or events, and its copy in the journal."""
+    """Keep the number up to which a sink has records or events, here and in the journal."""
 
     def __init__(self, journal: Outbox, name: str, first: int) -> None:
         self._journal, self._name = journal, name
         stored = journal.cursor(name)
-        self.number = first if stored is None else stored
-        self._stored, self._stored_at = self.number, time.monotonic()
         # The first place of a new sink is stored at once, so that a crash does not move it to a later record.
-        if stored is None:
-            journal.move_cursor(name, first)
-
-    @property
-    def is_saved(self) -> bool:
-        return self.number == self._stored
+        self.move(first if stored is None else stored)
 
     def move(self, number: int) -> None:
         self.number = number
-
-    def save_when_due(self) -> None:
-        if time.monotonic() - self._stored_at >= _CURSOR_EVERY_S:
-            self.save()
-
-    def save(self) -> None:
-        if not self.is_saved:
-            self._journal.move_cursor(self._name, self.number)
-            self._stored, self._stored_at = self.number, time.monotonic()
+        self._journal.move_cursor(self._name, number)
