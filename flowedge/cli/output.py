@@ -75,7 +75,8 @@ EngineName: TypeAlias = Annotated[
     typer.Option(
         "--engine",
         autocompletion=completion.engines,
-        help="The engine that computes. flowedge doctor lists the engines.",
+        help="The engine that computes. flowedge doctor lists the engines. An engine on NVIDIA GPUs may be followed "
+        "by the number of a GPU, such as tensorrt:1.",
     ),
 ]
 PrecisionOption: TypeAlias = Annotated[

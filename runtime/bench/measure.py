@@ -15,7 +15,6 @@ from typing import Final
 import msgspec
 
 from flowedge.clock import utc_now
-from flowedge.errors import EngineUnavailableError
 from flowedge.progress import SILENT, Reports
 from flowedge.runtime.bench.combination import Combination
 from flowedge.runtime.bench.environment import EnergyMeter, find_environment
@@ -23,7 +22,7 @@ from flowedge.runtime.bench.plan import BenchOptions, combinations_of
 from flowedge.runtime.bench.process import Worker
 from flowedge.runtime.bench.protocol import Command, Job, Peak
 from flowedge.runtime.bench.timing_report import SCHEMA, Environment, Report
-from flowedge.runtime.opening.engine import ENGINES
+from flowedge.runtime.opening.engine import engine_spec
 from flowedge.version import __version__
 
 ROUNDS: Final = 6
@@ -49,8 +48,7 @@ def run_bench(
     """
     # An unknown name ends the run at once. An engine that is known but missing here becomes a row with the reason.
     for name in options.engines or ():
-        if name not in ENGINES:
-            raise EngineUnavailableError(f"there is no engine {name!r}. Choose one of: {', '.join(ENGINES)}.")
+        engine_spec(name)
     date = utc_now().isoformat()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flowedge-bench-")))

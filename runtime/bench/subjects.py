@@ -114,9 +114,9 @@ class _Bundle(_Timed):
         self._detector(frame)
         verdict = time.perf_counter()
         from flowedge.runtime.frames.graph_input import GraphInput
-        from flowedge.runtime.opening.engine import ENGINES, library_version
+        from flowedge.runtime.opening.engine import engine_spec, library_version
 
-        spec = ENGINES[job.engine]
+        spec = engine_spec(job.engine)
         self.started = Started(
             engine=spec.name,
             version=library_version(spec),

@@ -32,7 +32,14 @@ import msgspec
 from flowedge.errors import EngineCacheError
 from flowedge.progress import SILENT, Reports
 from flowedge.runtime.device.cache_folder import PARTS, cache_folder, cache_size, why_no_cache
-from flowedge.runtime.device.engine_file import DamagedError, EngineFacts, facts_in, header_bytes, read_engine
+from flowedge.runtime.device.engine_file import (
+    IGNORED_FACTS,
+    DamagedError,
+    EngineFacts,
+    facts_in,
+    header_bytes,
+    read_engine,
+)
 from flowedge.runtime.device.plain_files import cannot_write, lock_file, plain_file
 
 _LOG: Final = logging.getLogger(__name__)
@@ -110,12 +117,19 @@ class DeviceCache:
             raise cannot_write(folder, error) from error
         return folder
 
-    def find(self, facts: EngineFacts, *, ignoring: tuple[str, ...] = ()) -> Found:
+    def find(
+        self,
+        facts: EngineFacts,
+        *,
+        ignoring: tuple[str, ...] = (),
+        fits: Callable[[EngineFacts], bool] = lambda facts: True,
+    ) -> Found:
         """Look for a whole engine of exactly these facts.
 
         Args:
             facts: The facts that it must have been built from.
             ignoring: The fields that may differ. Among the engines that fit, the one built or used last is taken.
+            fits: A further condition on the facts of an engine, where fields may differ.
         """
         path = self._path(facts)
         candidates = [path]
@@ -123,7 +137,9 @@ class DeviceCache:
             fitting = [
                 entry
                 for entry in self.files()
-                if entry.facts is not None and _without(entry.facts, ignoring) == _without(facts, ignoring)
+                if entry.facts is not None
+                and _without(entry.facts, ignoring) == _without(facts, ignoring)
+                and fits(entry.facts)
             ]
             candidates = [
                 entry.path for entry in sorted(fitting, key=lambda entry: -entry.used)
@@ -143,7 +159,9 @@ class DeviceCache:
                 _LOG.info("the cache has %s", candidate)
                 return Found(plan=plan, facts=found, path=candidate, reason="")
             damages.append(f"{candidate} holds another engine than the one of its name")
-        reason = "; ".join(damages) or self._why_none(facts, ignoring)
+        # A field that may differ, within a condition, is a reason where the condition is not met.
+        never_a_reason = tuple(name for name in ignoring if name in IGNORED_FACTS)
+        reason = "; ".join(damages) or self._why_none(facts, never_a_reason)
         _LOG.info("the cache has no engine that fits: %s", reason)
         return Found(plan=None, facts=facts, path=path, reason=reason)
 

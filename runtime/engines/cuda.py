@@ -17,9 +17,10 @@ from flowedge.errors import EngineUnavailableError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """The GPU that is used, which is the first GPU that CUDA shows.
+    """One GPU of this machine.
 
     Attributes:
+        index: The number of the GPU among those that CUDA shows, from 0 on.
         name: The name that NVIDIA gives to the GPU.
         capability: The compute capability of the GPU, such as 8.7.
         driver: The CUDA version that the GPU's driver supports, such as 12.6.
@@ -27,6 +28,7 @@ class Device:
         total: The whole memory in bytes.
     """
 
+    index: int = 0
     name: str
     capability: str
     driver: str
@@ -34,11 +36,14 @@ class Device:
     total: int
 
 
-def device() -> Device:
-    """Find the GPU and its free memory.
+def device(index: int = 0) -> Device:
+    """Find a GPU and its free memory, and make it the GPU of the calling thread.
+
+    Args:
+        index: The number of the GPU among those that CUDA shows.
 
     Raises:
-        EngineUnavailableError: There is no GPU, no driver for it, or one that is older than the CUDA binding.
+        EngineUnavailableError: There is no such GPU, no driver for it, or one that is older than the CUDA binding.
     """
     driver = call(cudart.cudaDriverGetVersion)
     if driver == 0:
@@ -51,17 +56,43 @@ def device() -> Device:
             f"the NVIDIA driver supports CUDA {_version(driver)}, the installed cuda-bindings is of "
             f"{_version(binding)}. Install the one that fits: pip install 'cuda-bindings=={driver // 1000}.*'"
         )
-    if call(cudart.cudaGetDeviceCount) < 1:
+    count = _device_count()
+    if count < 1:
         raise EngineUnavailableError("CUDA shows no GPU. Check CUDA_VISIBLE_DEVICES.")
-    properties = call(cudart.cudaGetDeviceProperties, 0)
+    if index >= count:
+        raise EngineUnavailableError(
+            f"there is no GPU {index}: CUDA shows {count}, numbered from 0. Check CUDA_VISIBLE_DEVICES."
+        )
+    use(index)
+    properties = call(cudart.cudaGetDeviceProperties, index)
     free, total = call(cudart.cudaMemGetInfo)
     return Device(
+        index=index,
         name=properties.name.split(b"\0")[0].decode(errors="replace"),
         capability=f"{properties.major}.{properties.minor}",
         driver=_version(driver),
         free=free,
         total=total,
     )
+
+
+def _device_count() -> int:
+    """Count the GPUs that CUDA shows. CUDA reports an error where it shows none, and the count is then 0."""
+    status, count = cudart.cudaGetDeviceCount()
+    if status == cudart.cudaError_t.cudaErrorNoDevice:
+        return 0
+    if status != cudart.cudaError_t.cudaSuccess:
+        return int(call(cudart.cudaGetDeviceCount))  # which raises the error in words
+    return int(count)
+
+
+def use(index: int) -> None:
+    """Make a GPU the one of the calling thread. CUDA keeps a current GPU for each thread, which is 0 at first.
+
+    Raises:
+        EngineUnavailableError: The GPU cannot be used.
+    """
+    call(cudart.cudaSetDevice, index)
 
 
 def _version(number: int) -> str:
@@ -138,7 +169,10 @@ def captured(stream: Any, queue: Callable[[], None]) -> Any:
     try:
         queue()
     except BaseException:
-        cudart.cudaStreamEndCapture(stream)
+        # The stream leaves its capturing state, and CUDA may give the part of the graph that was recorded.
+        _, part = cudart.cudaStreamEndCapture(stream)
+        if part is not None and int(part):
+            cudart.cudaGraphDestroy(part)
         raise
     graph = call(cudart.cudaStreamEndCapture, stream)
     try:

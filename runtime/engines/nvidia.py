@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import threading
 import weakref
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ from flowedge.runtime.opening.engine_contract import Opening
 from flowedge.runtime.protocols import Engine
 
 RTX: Final = "tensorrt-rtx"
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 def facts_of(
@@ -42,7 +45,7 @@ def facts_of(
     An engine of TensorRT for RTX fits several devices, so ``device`` is None for it.
     """
     return EngineFacts(
-        engine=opening.spec.name,
+        engine=opening.spec.listed,
         version=trt.__version__,
         graph=opening.source.sha256,
         precision=opening.precision,
@@ -58,19 +61,30 @@ def load(trt: Any, opening: Opening) -> Engine:
     """Load the engine that was built for this graph and device.
 
     Raises:
-        EngineNotBuiltError: The cache has no such engine, or one that this library refuses. A refused one is deleted.
-        EngineUnavailableError: There is no GPU, or it has not enough memory.
+        EngineNotBuiltError: The cache has no such engine, or one that this library refuses. A refused one is deleted
+            where no GPU could use it.
+        EngineUnavailableError: There is no such GPU, the library does not support it, or it has not enough memory.
         BundleError: The engine is not what the manifest says.
     """
-    device = cuda.device()
+    device = cuda.device(opening.spec.index)
     cache = device_cache()
-    is_rtx = opening.spec.name == RTX
-    # An engine of TensorRT for RTX fits several devices, whatever capabilities it was built for.
-    ignoring = (*IGNORED_FACTS, "capability") if is_rtx else IGNORED_FACTS
-    found = cache.find(facts_of(trt, opening, None if is_rtx else device), ignoring=ignoring)
+    is_rtx = opening.spec.listed == RTX
+    if is_rtx:
+        check_supported(trt, device)
+    found = cache.find(
+        facts_of(trt, opening, None if is_rtx else device, capability=device.capability),
+        # An engine of TensorRT for RTX fits several devices, namely those of the capabilities it was built for.
+        ignoring=(*IGNORED_FACTS, "capability") if is_rtx else IGNORED_FACTS,
+        fits=lambda facts: not is_rtx or _is_built_for(facts, device),
+    )
     if found.plan is None:
         raise _not_built(opening, found.reason)
-    engine, complaints = deserialized(trt, found.plan)
+    problem = validity_problem(trt, found.plan, device)
+    if problem.reason and not problem.is_of_engine:
+        raise EngineUnavailableError(
+            f"{opening.spec.name} cannot use {found.path} on {device.name}: {problem.reason}"
+        )
+    engine, complaints = (None, problem.reason) if problem.reason else deserialized(trt, found.plan)
     if engine is None:
         cache.drop(found.path)
         raise _not_built(opening, f"{found.path} was refused and deleted: {complaints}")
@@ -94,6 +108,71 @@ def load(trt: Any, opening: Opening) -> Engine:
         outputs={name: specs[name] for name in outputs},
         kernels=kernels,
         graphs="dla" not in found.facts.options,
+        device=device.index,
+    )
+
+
+def check_supported(trt: Any, device: cuda.Device) -> None:
+    """Check that TensorRT for RTX computes on a GPU of this compute capability, before anything is built or loaded.
+
+    Raises:
+        EngineUnavailableError: The library lists other capabilities. The message names them.
+    """
+    supported = capabilities_of(trt)
+    if device.capability not in supported:
+        raise EngineUnavailableError(
+            f"{RTX} {trt.__version__} does not support {device.name}, which has the compute capability "
+            f"{device.capability}. It supports {', '.join(supported)}. Take tensorrt or onnxruntime-cuda."
+        )
+
+
+def capabilities_of(trt: Any) -> dict[str, Any]:
+    """Return the compute capabilities that TensorRT for RTX supports, such as 8.9, with the library's constants."""
+    members = trt.ComputeCapability.__members__
+    return {f"{name[2:-1]}.{name[-1]}": member for name, member in members.items() if name.startswith("SM")}
+
+
+def _is_built_for(facts: EngineFacts, device: cuda.Device) -> bool:
+    return not facts.capability or device.capability in facts.capability.split(",")
+
+
+class Validity(NamedTuple):
+    """The reason why a library would refuse an engine before it is loaded.
+
+    Attributes:
+        reason: The reason. The text is empty where nothing speaks against the engine.
+        is_of_engine: True where the engine itself is at fault, so that no GPU of this machine can use it.
+    """
+
+    reason: str
+    is_of_engine: bool
+
+
+def validity_problem(trt: Any, plan: bytes, device: cuda.Device) -> Validity:
+    """Ask the library whether an engine fits a GPU, where the library can tell (TensorRT for RTX can)."""
+    runtime = trt.Runtime(log_of(trt))
+    if not hasattr(runtime, "get_engine_validity"):
+        return Validity("", is_of_engine=False)
+    validity, diagnostics = runtime.get_engine_validity(plan)
+    if validity != trt.EngineValidity.INVALID:
+        return Validity("", is_of_engine=False)
+    found = int(diagnostics)
+    kinds = trt.EngineInvalidityDiagnostics
+    of_engine = {
+        kinds.MALFORMED_ENGINE: "the engine is damaged",
+        kinds.VERSION_MISMATCH: f"the engine is of another version than {trt.__version__}",
+    }
+    of_machine = {
+        kinds.UNSUPPORTED_CC: f"it does not compute on the capability {device.capability}",
+        kinds.OLD_CUDA_DRIVER: f"the driver, of CUDA {device.driver}, is too old",
+        kinds.OLD_CUDA_RUNTIME: "the CUDA runtime is too old",
+        kinds.INSUFFICIENT_GPU_MEMORY: f"the GPU has {device.free >> 20} MiB of free memory, which is too little",
+        kinds.CUDA_ERROR: "CUDA reports an error. Check the GPU with nvidia-smi",
+    }
+    reasons = {kind: text for kind, text in (of_engine | of_machine).items() if found & int(kind)}
+    return Validity(
+        "; ".join(reasons.values()) or "the library gives no reason",
+        is_of_engine=any(kind in of_engine for kind in reasons),
     )
 
 
@@ -134,6 +213,7 @@ class Native:
         outputs: dict[str, TensorSpec],
         kernels: Kernels | None,
         graphs: bool,
+        device: int = 0,
     ) -> None:
         """Allocate the buffers and the stream of a run.
 
@@ -145,13 +225,14 @@ class Native:
             outputs: The outputs in order. An open dimension is the batch.
             kernels: The kept kernels of TensorRT for RTX. The kernels are None for TensorRT.
             graphs: True replays runs as a CUDA graph where the engine has one batch size only.
+            device: The number of the GPU, which is the current one of the calling thread.
 
         Raises:
-            EngineUnavailableError: The device has not enough memory.
+            EngineUnavailableError: The device has not enough memory, or the library refuses a buffer.
         """
         self.name = name
         self.output_names: tuple[str, ...] = tuple(outputs)
-        self._inputs, self._kernels = inputs, kernels
+        self._inputs, self._kernels, self._device = inputs, kernels, device
         sizes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         batches = (1, 1)
         for tensor in inputs:
@@ -164,8 +245,9 @@ class Native:
         self._graph: Any = None
         self._has_run = False
         with contextlib.ExitStack() as stack:
-            self._context: Any = _context(trt, engine, kernels)
-            if self._context is None:
+            # The exit stack frees in reverse order: a captured graph, then the context, its buffers and the stream.
+            context = _context(trt, engine, kernels)
+            if context is None:
                 raise EngineUnavailableError(
                     f"{name} cannot start the engine: {'; '.join(log_of(trt).lines)}. "
                     "Check how much memory of the GPU is free (nvidia-smi)."
@@ -180,11 +262,18 @@ class Native:
                 buffer = cuda.Buffer(full, dtype)
                 stack.callback(buffer.free)
                 self._buffers[tensor] = buffer
-                self._context.set_tensor_address(tensor, buffer.device)
+                if not context.set_tensor_address(tensor, buffer.device):
+                    raise EngineUnavailableError(
+                        f"{name} refuses the buffer of {tensor}: {'; '.join(log_of(trt).lines)}. "
+                        "Build the engine again with: flowedge build"
+                    )
+            # Nothing else refers to the context and its engine, so that clearing this list destroys them.
+            self._native = [context, engine]
+            stack.callback(self._native.clear)
             self._resources = stack.pop_all()
-        self._trt, self._engine = trt, engine
+        self._trt = trt
         self._lock = threading.Lock()
-        self._finalizer = weakref.finalize(self, _release, self._resources, os.getpid())
+        self._finalizer = weakref.finalize(self, _release, self._resources, os.getpid(), device)
 
     def infer(self, *inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         # There is one context, one stream and one buffer for each tensor. So a thread has all of them from the copy of
@@ -198,7 +287,6 @@ class Native:
                 if self._kernels is not None:
                     self._kernels.keep()
                 self._finalizer()
-                self._context = self._engine = None
 
     def _infer(self, inputs: tuple[NDArray[Any], ...]) -> dict[str, NDArray[np.float32]]:
         if not self._finalizer.alive:
@@ -211,31 +299,54 @@ class Native:
                 f"the engine was built for {smallest} to {largest} images at a time, got {images}. "
                 f"Build one for more with: flowedge build BUNDLE --engine {self.name} --batch 1,1,{images}"
             )
+        cuda.use(
+            self._device
+        )  # of this thread, which may be another one than the thread that loaded the engine
         for name, array in zip(self._inputs, inputs, strict=True):
             self._buffers[name].host[:images] = array
-        if self._graph is not None:
-            cuda.launch(self._graph, self._stream)
-        else:
-            for name, array in zip(self._inputs, inputs, strict=True):
-                if not self._context.set_input_shape(name, array.shape):
-                    raise self._stopped(inputs)
-            self._queue(inputs)
+        try:
+            if self._graph is not None:
+                cuda.launch(self._graph, self._stream)
+            else:
+                self._set_shapes(inputs)
+                self._queue(inputs)
+        except BaseException:
+            # A copy that was queued before the failure still reads the host's buffer, which the next run overwrites.
+            with contextlib.suppress(EngineUnavailableError):
+                cuda.wait(self._stream)
+            raise
         cuda.wait(self._stream)
+        answers = {name: self._buffers[name].host[:images].copy() for name in self.output_names}
         # The first run has compiled the missing kernels, and has allocated what a capture may not allocate.
         if not self._has_run:
             self._has_run = True
             if self._kernels is not None:
                 self._kernels.keep()
             if self._use_graph:
-                self._graph = cuda.captured(self._stream, lambda: self._queue(inputs))
-                self._resources.callback(cuda.destroy_graph, self._graph)
-        return {name: self._buffers[name].host[:images].copy() for name in self.output_names}
+                self._capture(inputs)
+        return answers
+
+    def _set_shapes(self, inputs: tuple[NDArray[Any], ...]) -> None:
+        context = self._native[0]
+        for name, array in zip(self._inputs, inputs, strict=True):
+            if not context.set_input_shape(name, array.shape):
+                raise self._stopped(inputs)
+
+    def _capture(self, inputs: tuple[NDArray[Any], ...]) -> None:
+        """Capture the work of a run as a CUDA graph. Where that fails, runs go on without a graph."""
+        try:
+            self._graph = cuda.captured(self._stream, lambda: self._queue(inputs))
+        except EngineUnavailableError as error:
+            self._use_graph = False
+            _LOG.warning("%s runs without a CUDA graph, which costs time: %s", self.name, error)
+            return
+        self._resources.callback(cuda.destroy_graph, self._graph)
 
     def _queue(self, inputs: tuple[NDArray[Any], ...]) -> None:
-        images = len(inputs[0])
+        images, context = len(inputs[0]), self._native[0]
         for name in self._inputs:
             self._buffers[name].to_device(images, self._stream)
-        if not self._context.execute_async_v3(int(self._stream)):
+        if not context.execute_async_v3(int(self._stream)):
             raise self._stopped(inputs)
         for name in self.output_names:
             self._buffers[name].to_host(images, self._stream)
@@ -248,9 +359,11 @@ class Native:
         )
 
 
-def _release(resources: contextlib.ExitStack, process: int) -> None:
+def _release(resources: contextlib.ExitStack, process: int, device: int) -> None:
     """Free memory and streams, but not at the end of a forked process, where CUDA refuses every call."""
     if os.getpid() == process:
+        with contextlib.suppress(EngineUnavailableError):
+            cuda.use(device)
         resources.close()
 
 

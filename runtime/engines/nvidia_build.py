@@ -18,13 +18,26 @@ from flowedge.errors import EngineUnavailableError
 from flowedge.files import utf8_name
 from flowedge.progress import Reports
 from flowedge.runtime.engines import cuda
-from flowedge.runtime.engines.nvidia import RTX, Native, deserialized, facts_of, log_of, tensor_spec
+from flowedge.runtime.engines.nvidia import (
+    RTX,
+    Native,
+    capabilities_of,
+    check_supported,
+    deserialized,
+    facts_of,
+    log_of,
+    tensor_spec,
+    validity_problem,
+)
 from flowedge.runtime.opening.building import built_in_cache
 from flowedge.runtime.opening.engine_contract import Building, Built, EngineSpec
 
 
 def build(trt: Any, building: Building) -> Built:
     """Build the graph's engine. TensorRT builds for this device, TensorRT for RTX for every device that it fits.
+
+    TensorRT for RTX also builds on a machine without a GPU. Where there is a GPU and nobody names capabilities, the
+    engine must fit this GPU.
 
     Raises:
         EngineUnavailableError: The library, the device or its accelerator cannot build the graph. The message holds
@@ -33,7 +46,7 @@ def build(trt: Any, building: Building) -> Built:
     """
     opening, options = building.opening, building.options
     name, precision = opening.spec.name, opening.precision
-    is_rtx = name == RTX
+    is_rtx = opening.spec.listed == RTX
     if options.capabilities and not is_rtx:
         raise EngineUnavailableError(
             f"compute capabilities are chosen for {RTX} only: {name} builds for the GPU of this machine."
@@ -43,7 +56,11 @@ def build(trt: Any, building: Building) -> Built:
             f"TensorRT {trt.__version__} has no strongly typed networks: it would choose where to compute in half "
             f"precision by itself. Take --precision fp32, or --engine onnxruntime-cuda for {precision}."
         )
-    device = None if is_rtx else cuda.device()
+    device = None if is_rtx else cuda.device(opening.spec.index)
+    # The GPU that TensorRT for RTX builds for, unless there is none here or somebody builds for others.
+    here = _device_here(opening.spec.index) if is_rtx and not options.capabilities else None
+    if here is not None:
+        check_supported(trt, here)
     facts = facts_of(
         trt,
         opening,
@@ -67,8 +84,11 @@ def build(trt: Any, building: Building) -> Built:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, device.free // 2)
             timing = f"timing/{trt.__version__}-{device.name.replace('/', ' ')}-{device.capability}.cache"
             times = config.create_timing_cache(building.cache.read_extra(timing))  # empty where it is damaged
-            config.set_timing_cache(times, ignore_mismatch=False)
+            if not config.set_timing_cache(times, ignore_mismatch=False):
+                notes.append("the stored timings are of another machine, so every kernel is timed again")
         plan = serialized(trt, builder, network, config, building.reports)
+        if here is not None and (problem := validity_problem(trt, plan, here)).reason:
+            raise EngineUnavailableError(f"{name} built an engine that this GPU cannot use: {problem.reason}")
         if timing:
             building.cache.write_extra(timing, bytes(config.get_timing_cache().serialize()))
         return plan
@@ -144,7 +164,9 @@ def probe(trt: Any, spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> N
     Raises:
         EngineUnavailableError: There is no GPU, or the library cannot build or run it.
     """
-    cuda.device()
+    device = cuda.device(spec.index)
+    if spec.listed == RTX:
+        check_supported(trt, device)
     builder, network = parsed(trt, graph, spec.name)
     plan = serialized(trt, builder, network, builder.create_builder_config())
     engine, complaints = deserialized(trt, plan)
@@ -162,6 +184,7 @@ def probe(trt: Any, spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> N
         outputs={given: tensor_spec(engine, given)},
         kernels=None,
         graphs=False,
+        device=device.index,
     )
     try:
         return native.infer(x)[given]
@@ -174,27 +197,40 @@ def _strongly_typed(trt: Any) -> bool:
 
 
 def set_batches(builder: Any, network: Any, config: Any, batches: tuple[int, int, int]) -> None:
-    """Let the batch of every input have any size between two sizes."""
+    """Let the batch of every input have any size between two sizes.
+
+    Raises:
+        EngineUnavailableError: The library refuses the sizes.
+    """
     profile = builder.create_optimization_profile()
     for number in range(network.num_inputs):
         taken = network.get_input(number)
         rest = tuple(taken.shape)[1:]
         profile.set_shape(taken.name, *((batch, *rest) for batch in batches))
-    config.add_optimization_profile(profile)
+    if config.add_optimization_profile(profile) < 0:
+        raise EngineUnavailableError(
+            f"TensorRT refuses a batch of {batches[0]} to {batches[2]} images. Choose other sizes with --batch."
+        )
 
 
 def _set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> None:
-    known = trt.ComputeCapability.__members__
+    supported = capabilities_of(trt)
     config.num_compute_capabilities = len(capabilities)
     for number, capability in enumerate(capabilities):
-        member = known.get(f"SM{capability.replace('.', '')}")
-        if member is None:
-            fitting = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in known if n.startswith("SM"))
+        member = supported.get(capability)
+        if member is None or not config.set_compute_capability(member, number):
             raise EngineUnavailableError(
                 f"{RTX} {trt.__version__} does not build for the compute capability {capability!r}. "
-                f"Choose of: {fitting}."
+                f"Choose of: {', '.join(supported)}."
             )
-        config.set_compute_capability(member, number)
+
+
+def _device_here(index: int) -> cuda.Device | None:
+    """Return the GPU of this machine, or None where CUDA shows none."""
+    try:
+        return cuda.device(index)
+    except EngineUnavailableError:
+        return None
 
 
 def use_dla(trt: Any, builder: Any, network: Any, config: Any, building: Building) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import io
+import logging
 import os
 import shutil
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -27,6 +28,8 @@ from flowedge.runtime.opening.building import built_in_cache
 from flowedge.runtime.opening.contract import TensorSpec, check_contract
 from flowedge.runtime.opening.engine_contract import DEFAULT_BATCHES, Building, Built, EngineSpec, Opening
 from flowedge.runtime.protocols import Engine
+
+_LOG: Final = logging.getLogger(__name__)
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
@@ -63,8 +66,8 @@ def load(opening: Opening) -> Engine:
         EngineUnavailableError: This ONNX Runtime has no such provider, cannot load it, or cannot run the graph.
     """
     name, largest = opening.spec.name, None
-    providers = _providers(name)
-    if name == "onnxruntime-tensorrt":
+    providers = _providers(opening.spec)
+    if opening.spec.listed == "onnxruntime-tensorrt":
         cache = device_cache()
         found = cache.find(_facts(opening, DEFAULT_BATCHES), ignoring=IGNORED_FACTS)
         if found.plan is None or not _has_engines(cache, found.facts):
@@ -97,7 +100,7 @@ def build(building: Building) -> Built:
             f"{name} is built for the precision fp32, for the GPU of this machine, without --dla. "
             "For other precisions take --engine tensorrt, or run onnxruntime-cuda, which needs no build."
         )
-    providers = _providers(name)
+    providers = _providers(opening.spec)
     facts = _facts(opening, options.batches)
     known = building.cache.find(facts)
     if known.plan is not None and not _has_engines(building.cache, facts):
@@ -126,20 +129,21 @@ def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.
         EngineUnavailableError: This ONNX Runtime has no such provider, cannot load it, or cannot run the graph.
     """
     try:
-        session = _session(graph, _providers(spec.name), threads=1, where="the probe graph")
+        session = _session(graph, _providers(spec), threads=1, where="the probe graph")
     except BundleError as error:
         raise EngineUnavailableError(str(error)) from error
     (answer,) = _run(session, None, {session.get_inputs()[0].name: x})
     return answer
 
 
-def _providers(name: str) -> _Providers:
+def _providers(spec: EngineSpec) -> _Providers:
     """Return the provider of an engine, and the providers that run the few nodes that it leaves.
 
     Raises:
-        EngineUnavailableError: This build of ONNX Runtime has no such provider.
+        EngineUnavailableError: This build of ONNX Runtime has no such provider, or the process lets TensorRT compute
+            float32 in lower precision.
     """
-    wanted = _PROVIDER[name]
+    wanted = _PROVIDER[spec.listed]
     if wanted not in ort.get_available_providers():
         raise EngineUnavailableError(
             f"ONNX Runtime {ort.__version__} is installed without {wanted}. Its GPU build has it, and takes the same "
@@ -147,24 +151,45 @@ def _providers(name: str) -> _Providers:
         )
     if wanted == _CPU:
         return [(_CPU, {})]
+    if wanted == _TENSORRT and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0":
+        # The provider has no option for it, and a library may not change the environment of its process.
+        raise EngineUnavailableError(
+            f"{spec.name} would compute float32 as TensorFloat-32, with 10 bits in place of 23. Start the process with "
+            "NVIDIA_TF32_OVERRIDE=0 in its environment, or take onnxruntime-cuda."
+        )
     _preload_cuda()
-    on_the_gpu: _Providers = [(_CUDA, {"use_tf32": "0"}), (_CPU, {})]
-    if wanted == _CUDA:
-        return on_the_gpu
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # the provider has no such option
-    return [(_TENSORRT, {}), *on_the_gpu]
+    device = {"device_id": str(spec.index)}
+    on_the_gpu: _Providers = [(_CUDA, _CUDA_OPTIONS | device), (_CPU, {})]
+    return on_the_gpu if wanted == _CUDA else [(_TENSORRT, device), *on_the_gpu]
+
+
+# 1. TensorFloat-32 would lose 13 of the 23 bits of float32, and an fp32 graph is compared with limits of float32.
+# 2. An exhaustive search times every algorithm of cuDNN once for each shape of input. A line has few shapes, and
+#    `Detector.warm_up` runs them before the first part comes.
+# 3. The arena grows by what is asked for instead of doubling, since a Jetson shares its memory with the CPU.
+_CUDA_OPTIONS: Final = {
+    "use_tf32": "0",
+    "cudnn_conv_algo_search": "EXHAUSTIVE",
+    "cudnn_conv_use_max_workspace": "1",
+    "arena_extend_strategy": "kSameAsRequested",
+}
 
 
 @functools.cache
 def _preload_cuda() -> None:
     """Load CUDA and cuDNN from pip's folders, once in a process.
 
-    ONNX Runtime prints the libraries that it does not find. To catch that, the standard output of every thread is
-    redirected, so it is done once only.
+    ONNX Runtime prints the libraries that it does not find. A copy of its function writes them to the log instead, so
+    that no other thread's standard output is redirected.
     """
-    if hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):
-            ort.preload_dlls()
+    preload = getattr(ort, "preload_dlls", None)
+    if isinstance(preload, FunctionType):
+        named = {"print": lambda *words, **options: _LOG.info("ONNX Runtime: %s", " ".join(map(str, words)))}
+        copied = FunctionType(
+            preload.__code__, preload.__globals__ | named, preload.__name__, preload.__defaults__
+        )
+        copied.__kwdefaults__ = preload.__kwdefaults__
+        copied()
 
 
 def _with_engines(
@@ -189,7 +214,7 @@ def _with_engines(
         "trt_profile_opt_shapes": sizes[1],
         "trt_profile_max_shapes": sizes[2],
     }
-    return [(name, options if name == _TENSORRT else own) for name, own in providers]
+    return [(name, own | options if name == _TENSORRT else own) for name, own in providers]
 
 
 def _engines_of(cache: DeviceCache, facts: EngineFacts) -> Path:
@@ -207,7 +232,7 @@ def _facts(opening: Opening, batches: tuple[int, int, int]) -> EngineFacts:
     jetson = find_jetson()
     gpu = find_nvidia_driver()
     return EngineFacts(
-        engine=opening.spec.name,
+        engine=opening.spec.listed,
         version=f"{ort.__version__} with TensorRT {_tensorrt_version()}",
         graph=opening.source.sha256,
         precision=opening.precision,

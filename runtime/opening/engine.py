@@ -10,7 +10,9 @@ import contextlib
 import importlib
 import importlib.util
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, cast
 
@@ -18,6 +20,11 @@ from flowedge.errors import EngineUnavailableError
 from flowedge.packages import pip_install
 from flowedge.runtime.device.machine import find_jetson
 from flowedge.runtime.opening.engine_contract import EngineModule, EngineSpec
+
+NVIDIA_GPU: Final = "nvidia gpu"
+"""The kind of device of the engines that take the number of a GPU."""
+
+_NUMBER: Final = re.compile(r"[0-9]{1,3}")
 
 ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
     {
@@ -44,7 +51,7 @@ ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
                 module="flowedge.runtime.engines.tensorrt",
                 needs="tensorrt",
                 extra="tensorrt",
-                device="nvidia gpu",
+                device=NVIDIA_GPU,
                 order=0,
                 compiled=True,
             ),
@@ -53,7 +60,7 @@ ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
                 module="flowedge.runtime.engines.tensorrt_rtx",
                 needs="tensorrt_rtx",
                 extra="rtx",
-                device="nvidia gpu",
+                device=NVIDIA_GPU,
                 order=1,
                 compiled=True,
             ),
@@ -62,7 +69,7 @@ ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
                 module="flowedge.runtime.engines.onnxrt",
                 needs="onnxruntime",
                 extra="ort-gpu",
-                device="nvidia gpu",
+                device=NVIDIA_GPU,
                 order=2,
             ),
             EngineSpec(
@@ -70,7 +77,7 @@ ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
                 module="flowedge.runtime.engines.onnxrt",
                 needs="onnxruntime",
                 extra="ort-gpu",
-                device="nvidia gpu",
+                device=NVIDIA_GPU,
                 order=None,
                 compiled=True,
             ),
@@ -144,15 +151,23 @@ def engine_spec(name: str) -> EngineSpec:
     """Find the facts of an engine.
 
     Args:
-        name: A name of ``ENGINES``, or the name of ``NULL``.
+        name: A name of ``ENGINES``, or the name of ``NULL``. The name of an engine on NVIDIA GPUs may end in the number
+            of the GPU, such as ``tensorrt:1``. The first GPU has the number 0, which is the default.
 
     Raises:
         EngineUnavailableError: There is no engine of this name.
     """
     spec = NULL if name == NULL.name else ENGINES.get(name)
-    if spec is None:
-        raise EngineUnavailableError(f"there is no engine {name!r}. Choose one of: {', '.join(ENGINES)}.")
-    return spec
+    if spec is not None:
+        return spec
+    listed, _, number = name.rpartition(":")
+    spec = ENGINES.get(listed)
+    if spec is not None and spec.device == NVIDIA_GPU and _NUMBER.fullmatch(number):
+        return replace(spec, name=f"{listed}:{int(number)}", index=int(number)) if int(number) else spec
+    raise EngineUnavailableError(
+        f"there is no engine {name!r}. Choose one of: {', '.join(ENGINES)}. "
+        "An engine on NVIDIA GPUs takes the number of a GPU, such as tensorrt:1."
+    )
 
 
 def engine_module(spec: EngineSpec) -> EngineModule:
@@ -183,7 +198,7 @@ def engine_module(spec: EngineSpec) -> EngineModule:
 
 def how_to_install(spec: EngineSpec) -> str:
     """Give the command that installs an engine's package. On a Jetson, TensorRT comes with JetPack."""
-    if spec.name == "tensorrt" and find_jetson() is not None:
+    if spec.listed == "tensorrt" and find_jetson() is not None:
         return (
             "On a Jetson it comes with JetPack: sudo apt install python3-libnvinfer, and give the virtual environment "
             "the system's packages (python3 -m venv --system-site-packages). Its CUDA binding, of JetPack's CUDA: "

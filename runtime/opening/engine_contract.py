@@ -28,6 +28,7 @@ class EngineSpec:
         order: Without a name, the first engine by this number that opens is taken. An engine with the value None must
             be named.
         compiled: True for an engine that opens only graphs that ``flowedge build`` has compiled for this machine.
+        index: The number of the device among the devices of this kind that the machine shows.
     """
 
     name: str
@@ -37,6 +38,12 @@ class EngineSpec:
     device: str
     order: int | None
     compiled: bool = False
+    index: int = 0
+
+    @property
+    def listed(self) -> str:
+        """The name of the engine in ``ENGINES``, without the number of a device."""
+        return self.name.removesuffix(f":{self.index}") if self.index else self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

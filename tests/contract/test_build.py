@@ -221,8 +221,21 @@ def building_of(bundle: Bundle, cache: DeviceCache, options: BuildOptions, preci
 def device(monkeypatch: pytest.MonkeyPatch) -> cuda.Device:
     """Pretend a GPU, because builders need its facts and these bindings need none."""
     made = cuda.Device(name="Orin", capability="8.7", driver="12.6", free=4 << 30, total=8 << 30)
-    monkeypatch.setattr(cuda, "device", lambda: made)
+    monkeypatch.setattr(cuda, "device", lambda index=0: made)
     return made
+
+
+def test_a_gpu_that_the_library_does_not_support_is_refused_before_a_build(
+    tmp_path: Path, cache: DeviceCache, device: cuda.Device
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny.flowedge")
+    with pytest.raises(
+        EngineUnavailableError, match=r"does not support Orin, .*8\.7\. It supports 7\.5, 8\.0, .*12\.0"
+    ):
+        build_engine(bundle, RTX)
+    assert cache.files() == []
+    # A machine may build for the GPUs of other machines.
+    assert build_engine(bundle, RTX, options=BuildOptions(capabilities=("8.9",))).was_built
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")

@@ -38,7 +38,7 @@ CLASSES = {
     "layer": "ILayer",
     "image": "ITensor",
     "times": "ITimingCache",
-    "_context": "IExecutionContext",
+    "context": "IExecutionContext",
     "_runtime_cache": "IRuntimeCache",
 }
 FROM_TENSORRT_ALONE = {"EXPLICIT_BATCH"}  # in TensorRT 8.6, read by getattr
@@ -88,7 +88,7 @@ def used_methods() -> list[tuple[str, str]]:
 def test_the_walk_finds_what_is_used() -> None:
     assert {"cudaMemcpyAsync", "cudaGraphLaunch", "cudaError_t.cudaSuccess"} <= set(USED_OF_CUDA)
     assert {"BuilderFlag.TF32", "Runtime", "IProgressMonitor"} <= set(USED_OF_TRT)
-    assert {("_context", "execute_async_v3"), ("config", "clear_flag")} <= set(used_methods())
+    assert {("context", "execute_async_v3"), ("config", "clear_flag")} <= set(used_methods())
 
 
 @pytest.mark.parametrize("path", USED_OF_CUDA)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -22,6 +24,14 @@ from support.tiny_bundle import IMAGE_SIZE, tiny_answer
 
 Success = SimpleNamespace(name="cudaSuccess")
 OutOfMemory = SimpleNamespace(name="cudaErrorMemoryAllocation")
+NoDevice = SimpleNamespace(name="cudaErrorNoDevice")
+
+
+class PretendGraph(list[Callable[[], None]]):
+    """Stands for ``cudaGraph_t``, whose number is 0 where CUDA gave no graph."""
+
+    def __int__(self) -> int:
+        return 7
 
 
 class Kind(enum.Enum):
@@ -33,7 +43,18 @@ class Kind(enum.Enum):
 
 @dataclass
 class PretendCuda:
-    """Stands for the used part of ``cuda.bindings.runtime``. ``room`` is the number of allocations that succeed."""
+    """Stands for the used part of ``cuda.bindings.runtime``.
+
+    Attributes:
+        room: The number of allocations that succeed.
+        captures: False where an engine refuses to run while a graph is captured.
+        fails: True where an engine refuses every run.
+        refused: The tensor whose buffer the context refuses.
+        captured: The number of captured graphs that are held and not instantiated.
+        current: The current device of each thread, by the number of the thread.
+        used: The devices on which memory was allocated or work was queued.
+        order: The names of the calls that free something, and of contexts that end, in their order.
+    """
 
     room: int = 1000
     driver: int = 12060
@@ -42,16 +63,25 @@ class PretendCuda:
     streams: int = 0
     graphs: int = 0
     launches: int = 0
-    capturing: list[Callable[[], None]] | None = None
+    capturing: PretendGraph | None = None
     queued: list[Callable[[], None]] = field(default_factory=list)
 
-    cudaError_t = SimpleNamespace(cudaSuccess=Success)
+    captures: bool = True
+    fails: bool = False
+    refused: str = ""
+    captured: int = 0
+    current: dict[int, int] = field(default_factory=dict)
+    used: set[int] = field(default_factory=set)
+    order: list[str] = field(default_factory=list)
+
+    cudaError_t = SimpleNamespace(cudaSuccess=Success, cudaErrorNoDevice=NoDevice)
     cudaMemcpyKind = Kind
     cudaStreamNonBlocking = 1
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
     def put(self, work: Callable[[], None]) -> None:
         """Put work onto the stream, or into the CUDA graph that is being captured."""
+        self.used.add(self.current.get(threading.get_ident(), 0))
         (self.queued if self.capturing is None else self.capturing).append(work)
 
     def cudaGetErrorString(self, status: Any) -> tuple[Any, bytes]:
@@ -63,19 +93,26 @@ class PretendCuda:
     def cudaRuntimeGetVersion(self) -> tuple[Any, int]:
         return Success, 12060
 
-    def cudaGetDeviceCount(self) -> tuple[Any, int]:
-        return Success, self.devices
+    def cudaGetDeviceCount(self) -> tuple[Any, int | None]:
+        return (Success, self.devices) if self.devices else (NoDevice, None)
+
+    def cudaSetDevice(self, device: int) -> tuple[Any]:
+        assert 0 <= device < self.devices
+        self.current[threading.get_ident()] = device
+        return (Success,)
 
     def cudaMemGetInfo(self) -> tuple[Any, int, int]:
         return Success, 4 << 30, 8 << 30
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Any, Any]:
+        assert 0 <= device < self.devices
         return Success, SimpleNamespace(name=b"Orin" + bytes(60), major=8, minor=7)
 
     def _allocated(self, size: int) -> tuple[Any, ...]:
         if self.room == 0:
             return OutOfMemory, None
         self.room -= 1
+        self.used.add(self.current.get(threading.get_ident(), 0))
         memory = ctypes.create_string_buffer(b"\xff" * size, size)  # NaN, as nobody promises zeros
         self.held[ctypes.addressof(memory)] = memory
         return Success, ctypes.addressof(memory)
@@ -88,6 +125,7 @@ class PretendCuda:
 
     def cudaFree(self, address: int) -> tuple[Any]:
         del self.held[address]
+        self.order.append("free")
         return (Success,)
 
     cudaFreeHost = cudaFree
@@ -108,6 +146,7 @@ class PretendCuda:
 
     def cudaStreamDestroy(self, stream: int) -> tuple[Any]:
         self.streams -= 1
+        self.order.append("stream")
         return (Success,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any]:
@@ -118,11 +157,12 @@ class PretendCuda:
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Any]:
         assert not self.queued, "what is queued would not be in the graph"
-        self.capturing = []
+        self.capturing = PretendGraph()
         return (Success,)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[Any, Any]:
         graph, self.capturing = self.capturing, None
+        self.captured += 1
         return Success, graph
 
     def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any, Any]:
@@ -130,10 +170,12 @@ class PretendCuda:
         return Success, list(graph)
 
     def cudaGraphDestroy(self, graph: Any) -> tuple[Any]:
+        self.captured -= 1
         return (Success,)
 
     def cudaGraphExecDestroy(self, graph: Any) -> tuple[Any]:
         self.graphs -= 1
+        self.order.append("graph")
         return (Success,)
 
     def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[Any]:
@@ -158,10 +200,11 @@ class PretendContext:
         self.cuda, self.batches = cuda, batches
         self.addresses: dict[str, int] = {}
         self.images = 0
+        weakref.finalize(self, cuda.order.append, "context")
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self.addresses[name] = memory
-        return memory in self.cuda.held
+        return memory in self.cuda.held and name != self.cuda.refused
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert (name, shape[1:]) == ("image", SHAPES["image"])
@@ -170,17 +213,24 @@ class PretendContext:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         images = self.images
-        self.cuda.put(lambda: self._compute(images))
+        if self.cuda.fails or (self.cuda.capturing is not None and not self.cuda.captures):
+            return False
+        # As on a GPU, work that is queued or captured does not keep the context alive.
+        cuda, addresses = self.cuda, dict(self.addresses)
+        self.cuda.put(lambda: compute(cuda, addresses, images))
         return self.addresses.keys() == SHAPES.keys()
 
-    def _compute(self, images: int) -> None:
-        def tensor(name: str) -> np.ndarray[Any, Any]:
-            memory = self.cuda.held[self.addresses[name]]
-            shape = (images, *SHAPES[name])
-            return np.frombuffer(memory, np.float32, count=int(np.prod(shape))).reshape(shape)
 
-        for name, value in tiny_answer(tensor("image")).items():
-            tensor(name)[...] = value
+def compute(cuda: PretendCuda, addresses: dict[str, int], images: int) -> None:
+    """Write the answers of the tiny graph into the buffers of the outputs."""
+
+    def tensor(name: str) -> np.ndarray[Any, Any]:
+        memory = cuda.held[addresses[name]]
+        shape = (images, *SHAPES[name])
+        return np.frombuffer(memory, np.float32, count=int(np.prod(shape))).reshape(shape)
+
+    for name, value in tiny_answer(tensor("image")).items():
+        tensor(name)[...] = value
 
 
 class PretendEngine:
@@ -234,6 +284,10 @@ class PretendKernels:
 class PretendTrt:
     """Stands for the library ``tensorrt``. A plan is ``b"MIN MAX"``, perhaps after ``b"host code"``."""
 
+    ComputeCapability = SimpleNamespace(
+        __members__={"NONE": 0, "CURRENT": 1, "SM86": 86, "SM87": 87, "SM120": 120}
+    )
+
     __name__ = "tensorrt"
     __version__ = "10.3.0"
     TensorIOMode = SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT")
@@ -263,4 +317,41 @@ class PretendTrt:
             return PretendEngine(self.cuda, (smallest, largest))
 
         runtime = SimpleNamespace(deserialize_cuda_engine=deserialize, engine_host_code_allowed=True)
+        return runtime
+
+
+class Validity(enum.Enum):
+    """Stands for ``EngineValidity``."""
+
+    VALID = 0
+    INVALID = 2
+
+
+class Invalidity(enum.IntFlag):
+    """Stands for ``EngineInvalidityDiagnostics``."""
+
+    VERSION_MISMATCH = 1
+    UNSUPPORTED_CC = 2
+    OLD_CUDA_DRIVER = 4
+    OLD_CUDA_RUNTIME = 8
+    INSUFFICIENT_GPU_MEMORY = 16
+    MALFORMED_ENGINE = 32
+    CUDA_ERROR = 64
+
+
+class PretendRtx(PretendTrt):
+    """Stands for the library ``tensorrt_rtx``, which can tell whether an engine fits. ``invalid`` is its answer."""
+
+    __name__ = "tensorrt_rtx"
+    EngineValidity = Validity
+    EngineInvalidityDiagnostics = Invalidity
+
+    def __init__(self, cuda: PretendCuda, invalid: int = 0) -> None:
+        super().__init__(cuda)
+        self.invalid = invalid
+
+    def Runtime(self, logger: Any) -> Any:
+        runtime = super().Runtime(logger)
+        answer = (Validity.INVALID if self.invalid else Validity.VALID), self.invalid
+        runtime.get_engine_validity = lambda plan: answer
         return runtime

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,11 +19,11 @@ from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.device.engine_file import EngineFacts
 from flowedge.runtime.opening.contract import graph_of_bundle
-from flowedge.runtime.opening.engine import ENGINES
+from flowedge.runtime.opening.engine import engine_spec
 from flowedge.runtime.opening.engine_contract import Opening
 from flowedge.runtime.opening.opening import open_engine, open_or_build
 from flowedge.runtime.protocols import Engine
-from support.pretend_gpu import PretendCuda, PretendTrt
+from support.pretend_gpu import Invalidity, PretendCuda, PretendRtx, PretendTrt
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
 
 pytest.importorskip(
@@ -42,12 +45,12 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
 def pretended(monkeypatch: pytest.MonkeyPatch) -> PretendCuda:
     made = PretendCuda()
     monkeypatch.setattr(cuda, "cudart", made)
-    monkeypatch.setattr(cuda, "device", lambda: DEVICE)
+    monkeypatch.setattr(cuda, "device", lambda index=0: replace(DEVICE, index=index))
     return made
 
 
 def opening_of(bundle: Bundle, name: str = "tensorrt") -> Opening:
-    return Opening(spec=ENGINES[name], source=graph_of_bundle(bundle, "fp32"), threads=None)
+    return Opening(spec=engine_spec(name), source=graph_of_bundle(bundle, "fp32"), threads=None)
 
 
 def stored(trt: PretendTrt, bundle: Bundle, plan: bytes, name: str = "tensorrt") -> EngineFacts:
@@ -58,7 +61,7 @@ def stored(trt: PretendTrt, bundle: Bundle, plan: bytes, name: str = "tensorrt")
 
 
 def loaded(pretended: PretendCuda, bundle: Bundle, plan: bytes, name: str = "tensorrt") -> Engine:
-    trt = PretendTrt(pretended)
+    trt = PretendRtx(pretended) if name == nvidia.RTX else PretendTrt(pretended)
     stored(trt, bundle, plan, name)
     return nvidia.load(trt, opening_of(bundle, name))
 
@@ -171,6 +174,7 @@ def test_an_engine_that_only_has_to_be_built_is_part_of_the_reason(
     pretended: PretendCuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(cuda, "device", lambda index=0: replace(DEVICE, name="RTX 4000", capability="8.9"))
     engine = open_engine(None, bundle, "fp32")
     assert engine.name not in ("tensorrt", "tensorrt-rtx")
     assert f"flowedge build {bundle.path} --engine tensorrt-rtx --precision fp32" in engine.reason
@@ -206,7 +210,7 @@ def test_the_kernels_of_an_rtx_engine_are_kept_for_the_next_start(
     (kernels,) = (entry.path for entry in device_cache().files() if entry.facts is None)
     assert kernels.read_bytes() == b"compiled"  # before it is closed, as nobody may close it
     kernels.write_bytes(b"compiled before")
-    again = nvidia.load(PretendTrt(pretended), opening_of(bundle, nvidia.RTX))
+    again = nvidia.load(PretendRtx(pretended), opening_of(bundle, nvidia.RTX))
     again.close()
     assert kernels.read_bytes() == b"compiled before"
 
@@ -226,6 +230,132 @@ def test_why_there_is_no_device_is_told_apart(
     pretended.driver, pretended.devices = driver, devices
     with pytest.raises(EngineUnavailableError, match=reason):
         REAL_DEVICE()
+
+
+def test_everything_is_freed_before_what_it_needs(pretended: PretendCuda, bundle: Bundle) -> None:
+    engine = loaded(pretended, bundle, b"2 2")
+    check(engine, images(2))
+    engine.close()
+    # A context reads its buffers and its stream until it ends.
+    assert pretended.order == ["graph", "context", *["free"] * 10, "stream"]
+
+
+def test_an_engine_that_cannot_be_captured_runs_without_a_graph(
+    pretended: PretendCuda, bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretended.captures = False
+    engine = loaded(pretended, bundle, b"2 2")
+    with caplog.at_level(logging.WARNING, logger="flowedge"):
+        for seed in range(3):
+            check(engine, images(2, seed=seed))
+    assert (pretended.launches, pretended.graphs, pretended.captured) == (0, 0, 0)
+    assert ["without a CUDA graph" in record.message for record in caplog.records] == [True]
+    engine.close()
+    assert (len(pretended.held), pretended.streams) == (0, 0)
+
+
+def test_a_run_that_fails_leaves_no_copy_in_flight(pretended: PretendCuda, bundle: Bundle) -> None:
+    engine = loaded(pretended, bundle, b"1 4")
+    pretended.fails = True
+    with pytest.raises(EngineUnavailableError, match=r"stopped on an input of \(1, 3, "):
+        engine.infer(images(1))
+    assert pretended.queued == []
+    pretended.fails = False
+    check(engine, images(2, seed=3))
+
+
+def test_a_buffer_that_the_library_refuses_is_an_error(pretended: PretendCuda, bundle: Bundle) -> None:
+    pretended.refused = "level_1"
+    with pytest.raises(EngineUnavailableError, match="refuses the buffer of level_1"):
+        loaded(pretended, bundle, b"1 4")
+    assert (len(pretended.held), pretended.streams) == (0, 0)
+
+
+def test_every_thread_uses_the_gpu_that_the_name_of_the_engine_numbers(
+    pretended: PretendCuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "device", REAL_DEVICE)
+    pretended.devices = 2
+    engine = loaded(pretended, bundle, b"1 4", "tensorrt:1")
+    assert engine.name == "tensorrt:1"
+    other = threading.Thread(target=lambda: check(engine, images(2)))
+    other.start()
+    other.join()
+    check(engine, images(1))
+    pretended.current.clear()  # a thread begins with the first GPU
+    engine.close()
+    assert pretended.used == {1}
+    assert set(pretended.current.values()) == {1}
+
+
+def test_a_gpu_that_is_not_there_is_named(pretended: PretendCuda, bundle: Bundle) -> None:
+    pretended.devices = 2
+    with pytest.raises(EngineUnavailableError, match="there is no GPU 2: CUDA shows 2, numbered from 0"):
+        REAL_DEVICE(2)
+
+
+# TensorRT for RTX
+
+
+@pytest.fixture
+def rtx(bundle: Bundle) -> Opening:
+    return opening_of(bundle, nvidia.RTX)
+
+
+def stored_for(rtx: Opening, pretended: PretendCuda, capability: str) -> None:
+    facts = nvidia.facts_of(PretendRtx(pretended), rtx, None, batches=(1, 1, 4), capability=capability)
+    device_cache().store(facts, b"1 4")
+
+
+@pytest.mark.parametrize("capability", ["", "8.7", "12.0,8.7"])
+def test_an_engine_for_this_capability_is_taken(
+    pretended: PretendCuda, rtx: Opening, capability: str
+) -> None:
+    stored_for(rtx, pretended, capability)
+    check(nvidia.load(PretendRtx(pretended), rtx), images(2))
+
+
+def test_an_engine_for_other_capabilities_alone_is_left_to_its_gpu(
+    pretended: PretendCuda, rtx: Opening
+) -> None:
+    stored_for(rtx, pretended, "12.0,8.6")
+    with pytest.raises(EngineNotBuiltError, match=r"with capability 12\.0,8\.6 instead of 8\.7"):
+        nvidia.load(PretendRtx(pretended), rtx)
+    assert len(device_cache().files()) == 1
+
+
+def test_a_gpu_that_the_library_does_not_support_is_refused_with_the_list(
+    pretended: PretendCuda, rtx: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopper = replace(DEVICE, name="H100", capability="9.0")
+    monkeypatch.setattr(cuda, "device", lambda index=0: hopper)
+    stored_for(rtx, pretended, "")
+    with pytest.raises(
+        EngineUnavailableError, match=r"does not support H100.*9\.0.* supports 8\.6, 8\.7, 12\.0"
+    ) as caught:
+        nvidia.load(PretendRtx(pretended), rtx)
+    assert not isinstance(caught.value, EngineNotBuiltError), "building it again would not help"
+    assert len(device_cache().files()) == 1
+
+
+@pytest.mark.parametrize(
+    ("invalid", "words", "kept"),
+    [
+        (Invalidity.MALFORMED_ENGINE, "the engine is damaged", 0),
+        (Invalidity.VERSION_MISMATCH, "of another version than 10.3.0", 0),
+        (Invalidity.UNSUPPORTED_CC, "does not compute on the capability 8.7", 1),
+        (Invalidity.OLD_CUDA_DRIVER, "the driver, of CUDA 12.6, is too old", 1),
+        (Invalidity.INSUFFICIENT_GPU_MEMORY, "4096 MiB of free memory", 1),
+        (Invalidity.VERSION_MISMATCH | Invalidity.OLD_CUDA_DRIVER, "is too old", 0),
+    ],
+)
+def test_an_engine_is_deleted_only_where_no_gpu_could_use_it(
+    pretended: PretendCuda, rtx: Opening, invalid: int, words: str, kept: int
+) -> None:
+    stored_for(rtx, pretended, "")
+    with pytest.raises(EngineUnavailableError, match=words):
+        nvidia.load(PretendRtx(pretended, int(invalid)), rtx)
+    assert len(device_cache().files()) == kept
 
 
 # On a machine without a GPU

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ PROVIDERS = {CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # so that what is set is taken back
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     return write_tiny_bundle(tmp_path / "tiny.flowedge", precisions=("fp32", "fp16"))
 
 
@@ -84,9 +86,49 @@ def images(count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def test_cuda_computes_float32_in_full(bundle: Bundle, sessions: Sessions) -> None:
     engine = open_unproven(CUDA, bundle, "fp16")
-    assert sessions.asked == [[("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {})]]
+    (((provider, options), *others),) = sessions.asked
+    assert (provider, others) == ("CUDAExecutionProvider", [("CPUExecutionProvider", {})])
+    assert (options["use_tf32"], options["device_id"]) == ("0", "0")
     assert engine.name == CUDA
     np.testing.assert_allclose(engine.infer(images(2))["score"], tiny_answer(images(2))["score"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_the_number_of_a_gpu_reaches_every_provider_of_it(
+    bundle: Bundle, sessions: Sessions, name: str
+) -> None:
+    if name == TENSORRT:
+        build_engine(bundle, f"{name}:1")
+    engine = open_unproven(f"{name}:1", bundle, "fp32")
+    assert engine.name == f"{name}:1"
+    on_gpus = [options for provider, options in sessions.asked[-1] if provider in PROVIDERS.values()]
+    assert len(on_gpus) == list(PROVIDERS).index(name) + 1
+    assert {options["device_id"] for options in on_gpus} == {"1"}
+
+
+def test_float32_in_tensorrt_needs_the_environment_that_keeps_it(
+    bundle: Bundle, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    with pytest.raises(EngineUnavailableError, match="Start the process with NVIDIA_TF32_OVERRIDE=0"):
+        build_engine(bundle, TENSORRT)
+    assert "NVIDIA_TF32_OVERRIDE" not in os.environ
+    assert open_unproven(CUDA, bundle, "fp32").name == CUDA
+
+
+def test_what_onnxruntime_prints_while_it_looks_for_libraries_goes_to_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def preload_dlls(cuda: bool = True, *, directory: str | None = None) -> None:
+        print("Failed to load libcudnn.so", cuda, directory)
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload_dlls)
+    with caplog.at_level(logging.INFO, logger="flowedge"):
+        onnxrt._preload_cuda.__wrapped__()
+    assert capsys.readouterr().out == ""
+    assert [record.message for record in caplog.records] == [
+        "ONNX Runtime: Failed to load libcudnn.so True None"
+    ]
 
 
 def test_tensorrts_engines_are_built_on_request_and_kept_in_our_cache(
