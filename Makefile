@@ -12,6 +12,8 @@
 #   make engines  every family on every engine and precision of a CPU, into bench-out/engines/
 #   make packs    8 and 32 products as bundles and as a pack: memory, change of product, speed, into bench-out/packs/
 #   make fuzz     damaged checkpoints, bundles and pictures: N cases (2,000) from FIRST (0) with SEED (0), into fuzz-out/
+#   make soak     a station at full speed for ten minutes (SECONDS=600) while all around it breaks, into soak-out/
+#   make station-cost  what a station costs beside the bare engine and beside anomalib, into bench-out/station/
 #   make screenshots  pictures of all HTML pages for the documentation, from the demo; needs Debian's chromium
 #   make schema   the JSON Schema of what a station's sinks send, into docs/station.schema.json
 #   make docs     the site, into site/; a warning is an error
@@ -23,7 +25,7 @@ VENV := .venv/.complete
 PEER := .venv-peer/.complete
 DOCS := .venv-docs/.complete
 
-.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines packs fuzz schema docs venv peer clean
+.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines packs fuzz soak station-cost schema docs venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out --force
@@ -80,6 +82,13 @@ fuzz: $(VENV)
 schema: $(VENV)
 	$(BIN)/python -m flowedge.runtime.station.sinks.payload > docs/station.schema.json
 
+SECONDS ?= 600
+soak: $(VENV)
+	PYTHONPATH=tests $(BIN)/python -m soak.run --seconds $(SECONDS) --out soak-out
+
+station-cost: $(VENV) $(PEER)
+	PYTHONPATH=tests $(BIN)/python tests/bench/station_cost.py --peer .venv-peer/bin/python --out bench-out/station
+
 # The tools have an environment of their own, so that no test depends on them.
 docs: $(DOCS)
 	.venv-docs/bin/zensical build --strict --clean
@@ -112,4 +121,4 @@ $(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 endef
 
 clean:
-	rm -rf .venv .venv-peer .venv-docs site .pytest_cache build dist demo-out bench-out fuzz-out *.egg-info
+	rm -rf .venv .venv-peer .venv-docs site .pytest_cache build dist demo-out bench-out fuzz-out soak-out *.egg-info
