@@ -17,6 +17,7 @@ from flowedge.calibration.calibration_record import (
     CalibrationRecord,
     FittedGraph,
     bytes_of_record,
+    kept_values,
     read_record,
 )
 from flowedge.calibration.dataset import Dataset
@@ -131,7 +132,11 @@ def calibrate_bundle(
         before = read_record(opened)
         if before is not None:
             record = msgspec.structs.replace(record, lower_precisions=before.lower_precisions)
-        record = msgspec.structs.replace(record, frame_notes=() if checked is None else checked.notes)
+        record = msgspec.structs.replace(
+            record,
+            frame_notes=() if checked is None else checked.notes,
+            good_frames={} if checked is None else good.frame_values(),
+        )
         files: dict[str, Path | bytes] = {RECORD: bytes_of_record(record)}
         if draft is not start:
             files |= {graph.file: draft.path / graph.file for graph in draft.manifest.graphs}
@@ -206,6 +211,7 @@ class _Fit:
                     notes=fit.notes,
                     colours=fit.colours,
                     operating_points=fit.points,
+                    good_scores=kept_values(fit.good_scores),
                 )
         record = CalibrationRecord(
             date=utc_now().isoformat(),

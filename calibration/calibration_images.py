@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from flowedge.calibration.calibration_record import kept_values
 from flowedge.calibration.frame_range import FittedFrameCheck, fit_frame_check
 from flowedge.calibration.score_maxima import StoredLevels
 from flowedge.errors import CalibrationError
+from flowedge.frame_quantities import FRAME_QUANTITIES
 from flowedge.progress import Reports
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.frames.frame_check import frame_statistics
@@ -74,6 +76,14 @@ class GoodImages:
                 self._read(path)
         statistics = np.array([self._statistics[path] for path in self.paths])
         return fit_frame_check(statistics, rate=rate, names=self.names)
+
+    def frame_values(self) -> dict[str, tuple[float, ...]]:
+        """Return the statistics that a record keeps of the measured images, by the name of the quantity."""
+        columns = np.array([self._statistics[path] for path in self.paths if path in self._statistics]).T
+        return {
+            name: kept_values(column)
+            for name, column in zip(FRAME_QUANTITIES, columns, strict=bool(len(columns)))
+        }
 
     def _read(self, path: Path) -> NDArray[np.uint8]:
         """Read an image, and measure it the first time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -13,6 +14,8 @@ from flowedge.errors import BundleError
 from flowedge.manifest import ColourScale, ScoreMaxima, Thresholds
 
 RECORD: Final = "calibration.json"
+MOST_GOOD_VALUES: Final = 256
+"""The largest number of good images whose values a record holds. They are spread evenly over all images."""
 
 
 class FittedGraph(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +28,7 @@ class FittedGraph(msgspec.Struct, frozen=True, kw_only=True):
         notes: Sentences about weaknesses of a threshold, for instance too few images.
         colours: The fitted colour scale of pictures. The value is None where none was fitted.
         operating_points: The image thresholds to choose from, counted on the images of the fit.
+        good_scores: The scores of at most ``MOST_GOOD_VALUES`` good images, with which a station compares its scores.
     """
 
     precision: str
@@ -33,6 +37,7 @@ class FittedGraph(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     colours: ColourScale | None = None
     operating_points: tuple[OperatingPoint, ...] = ()
+    good_scores: tuple[float, ...] = ()
 
 
 class BlockChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +96,8 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
         graphs: The fitted numbers of each precision.
         lower_precisions: The reports on the graphs of lower precision. The JSON calls them ``typed``.
         frame_notes: One sentence for each good image outside the frame check's ranges.
+        good_frames: The statistics of at most ``MOST_GOOD_VALUES`` good images, by a name of
+            `flowedge.frame_quantities`, with which a station compares its frames.
     """
 
     date: str
@@ -101,6 +108,13 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     graphs: tuple[FittedGraph, ...]
     lower_precisions: tuple[PrecisionReport, ...] = msgspec.field(default=(), name="typed")
     frame_notes: tuple[str, ...] = ()
+    good_frames: dict[str, tuple[float, ...]] = {}
+
+
+def kept_values(values: Sequence[float]) -> tuple[float, ...]:
+    """Return the values of the images that a record keeps, rounded to six digits."""
+    kept = min(len(values), MOST_GOOD_VALUES)
+    return tuple(float(f"{values[n * len(values) // kept]:.6g}") for n in range(kept))
 
 
 def read_record(bundle: Bundle) -> CalibrationRecord | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -31,7 +31,9 @@ from flowedge.runtime.detector import Detector
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.verify import AGGREGATION_LIMIT
 
-_Fitted: TypeAlias = tuple[FittedThreshold, FittedThreshold | None, tuple[OperatingPoint, ...]]
+_Fitted: TypeAlias = tuple[
+    FittedThreshold, FittedThreshold | None, tuple[OperatingPoint, ...], Sequence[float]
+]
 
 
 class GraphFit(NamedTuple):
@@ -42,12 +44,14 @@ class GraphFit(NamedTuple):
         colours: The colour scale of pictures. The value is None where the good pixels are all alike.
         notes: Sentences on what weakens the thresholds.
         points: The image thresholds to choose from, counted on the images of the fit.
+        good_scores: The scores of the good images of the fit. The tuple is empty where none were computed.
     """
 
     thresholds: Thresholds
     colours: ColourScale | None
     notes: tuple[str, ...]
     points: tuple[OperatingPoint, ...] = ()
+    good_scores: tuple[float, ...] = ()
 
 
 def fit_graph_thresholds(
@@ -77,18 +81,20 @@ def fit_graph_thresholds(
         # Images without stored levels are not inferred for the colours alone.
         if stored is None:
             return GraphFit(detect.thresholds, detect.bundle.manifest.graph(detect.precision).colours, ())
-        for _, anomaly_map in _answers(detect, images, stored, reports):
+        unfitted: list[float] = []
+        for score, anomaly_map in _answers(detect, images, stored, reports):
+            unfitted.append(score)
             pixels.add(anomaly_map)
-        return GraphFit(detect.thresholds, fit_colour_scale(pixels), ())
+        return GraphFit(detect.thresholds, fit_colour_scale(pixels), (), good_scores=tuple(unfitted))
     if request.method == "f1":
         assert labelled is not None
         fitted = _fit_f1(detect, labelled, pixels, reports)
     else:
         fitted = _fit_good(detect, images, stored, request, request.method, pixels, reports)
-    image, pixel, points = fitted
+    image, pixel, points, scores = fitted
     notes = tuple(fit.note for fit in (image, pixel) if fit is not None and fit.note)
     thresholds = Thresholds(image=image.threshold, pixel=None if pixel is None else pixel.threshold)
-    return GraphFit(thresholds, fit_colour_scale(pixels), notes, points)
+    return GraphFit(thresholds, fit_colour_scale(pixels), notes, points, tuple(scores))
 
 
 def _fit_good(
@@ -134,12 +140,12 @@ def _fit_good(
             inferred |= near
             image, points = fitted()
     if request.pixel is None:
-        return image, None, points
+        return image, None, points, scores
     pixel = fit_pixel_threshold(pixels, method=method, parameter=request.pixel, images=len(images.paths))
     if not pixel.note:
         note = pixel_note(pixel.threshold, largest, method=method, parameter=request.pixel)
         pixel = FittedThreshold(pixel.threshold, note)
-    return image, pixel, points
+    return image, pixel, points, scores
 
 
 def _answers(
@@ -176,6 +182,7 @@ def _fit_f1(detect: Detector, labelled: Dataset, pixels: ValueHistogram, reports
     curve = curve_from_scores(scores, [sample.is_anomalous for sample in labelled.samples])
     image = fit_f1_threshold(curve, images=len(scores))
     points = operating_points(curve, image.threshold.value, fitted_by="f1")
+    good = [score for score, sample in zip(scores, labelled.samples, strict=True) if not sample.is_anomalous]
     if labelled.classes_without_masks:
-        return image, None, points
-    return image, fit_f1_threshold(metrics.curve(), images=len(scores)), points
+        return image, None, points, good
+    return image, fit_f1_threshold(metrics.curve(), images=len(scores)), points, good

@@ -108,10 +108,10 @@ def add_precisions(
         )
     opened = Bundle(Path(os.path.realpath(bundle.path)), bundle.manifest)
     checked = None
+    good_frames: dict[str, tuple[float, ...]] = {}
     if request.frame_rate is not None:
-        checked = GoodImages(images, opened.manifest.pixel_range, measures=True).frame_check(
-            request.frame_rate
-        )
+        good = GoodImages(images, opened.manifest.pixel_range, measures=True)
+        checked, good_frames = good.frame_check(request.frame_rate), good.frame_values()
     with folder_for_next_version(opened.path) as folder:
         start = without_frame_check(opened)
         work = _Work(start, folder, images, request, threads, cache, reports)
@@ -123,7 +123,10 @@ def add_precisions(
         renewed = {report.precision for report in found}
         lower = (*(report for report in record.lower_precisions if report.precision not in renewed), *found)
         record = msgspec.structs.replace(
-            record, lower_precisions=lower, frame_notes=() if checked is None else checked.notes
+            record,
+            lower_precisions=lower,
+            frame_notes=() if checked is None else checked.notes,
+            good_frames=good_frames,
         )
         files |= files_of_rounded_answers(calibrated, threads=threads)
         files |= {**pages, RECORD: bytes_of_record(record)}

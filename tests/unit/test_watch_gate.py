@@ -17,6 +17,7 @@ from flowedge.errors import EngineUnavailableError
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.protocols import Frame
+from flowedge.runtime.station.record import Event
 from flowedge.runtime.station.watch import Watch, WatchSettings
 from support.tiny_bundle import write_tiny_bundle
 
@@ -130,7 +131,7 @@ def test_a_different_answer_stops_verdicts_until_another_engine_answers_right(
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 3601)
     engine.added, engine.calls = 0.01, 0
-    events = []
+    events: list[Event] = []
     while watch.due(detector) and not events:
         before = engine.calls
         events += watch.test(detector)

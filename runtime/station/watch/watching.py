@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from flowedge.bundle import Bundle
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.station.record import Event, Record
+from flowedge.runtime.station.watch.drift_keeper import DriftKeeper
 from flowedge.runtime.station.watch.engine_test import EngineTest, Judges
 from flowedge.runtime.station.watch.frame_gate import FrameGate
 from flowedge.runtime.station.watch.settings import WatchSettings
@@ -45,6 +46,7 @@ class Watch:
         self._bundles = dict(bundles)
         self._gate = FrameGate(settings)
         self._tests = {product: EngineTest(settings.self_test_hours) for product in bundles}
+        self._drift = DriftKeeper(settings, folder, self._bundles, whole_frames=whole_frames)
 
     def check(self, frame: Frame, pixels: NDArray[np.uint8], *, product: str = "") -> str:
         """Return the reason why a frame must not be judged, as a clause, or an empty string.
@@ -88,11 +90,20 @@ class Watch:
             record: The record.
             pixels: ``(H, W, 3)`` uint8, RGB, the pixels that were judged. The value is None where nothing was.
         """
-        return []
+        return () if pixels is None else self._drift.seen(record, pixels)
 
     def status(self) -> Mapping[str, Any]:
-        """Return the state of the watch by product, as JSON's own types, for the page and the metrics."""
-        return {}
+        """Return the state of the watch by product, as JSON's own types, for the page and the metrics.
+
+        Each product has ``self_test`` (the reason why no frame may be inspected, or an empty string) and ``drift``,
+        which `flowedge.runtime.station.watch.drift.DriftWatch.status` makes. Without frames ``drift`` is None.
+        """
+        drift = self._drift.status()
+        return {
+            product: {"self_test": test.problem, "drift": drift.get(product)}
+            for product, test in self._tests.items()
+        }
 
     def close(self) -> None:
         """Write the state."""
+        self._drift.close()
