@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from flowedge.calibration.calibrate import calibrate_bundle
 from flowedge.calibration.threshold import ThresholdRequest
