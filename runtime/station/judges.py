@@ -13,10 +13,11 @@ from typing import Final, Protocol
 
 from flowedge.bundle_files import pack_around
 from flowedge.errors import EngineUnavailableError, FlowEdgeError
+from flowedge.runtime.area.detector import AreaDetector
+from flowedge.runtime.area.settings import AreaSettings
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.from_path import load
 from flowedge.runtime.opening.engine import ENGINES, library_version
-from flowedge.runtime.protocols import Staged
 from flowedge.runtime.station.record import Level
 from flowedge.runtime.station.settings import InspectSettings, ProductSettings
 
@@ -32,8 +33,7 @@ class Judge:
 
     Attributes:
         product: The name of the product.
-        detector: The detector that the stages call.
-        base: The detector of whole frames, whose engine and bundle it has.
+        detector: The detector.
         bundle_sha256: The SHA-256 of the bundle's manifest.
         engine_version: The version of the engine's library.
         threshold_version: The number of changes in the bundle's history of thresholds.
@@ -42,8 +42,7 @@ class Judge:
     """
 
     product: str
-    detector: Staged
-    base: Detector
+    detector: Detector
     bundle_sha256: str
     engine_version: str
     threshold_version: int
@@ -208,13 +207,16 @@ class Judges:
         return problems
 
 
-def open_judge(product: ProductSettings, engine: str | None, inspect: InspectSettings) -> Judge:
+def open_judge(
+    product: ProductSettings, engine: str | None, inspect: InspectSettings, area: AreaSettings
+) -> Judge:
     """Open the bundle of a product on a proven engine.
 
     Args:
         product: The product.
         engine: The name of the engine, or None for the first that opens.
         inspect: The settings of all products.
+        area: The area of the frame that is judged.
 
     Raises:
         FlowEdgeError: The bundle cannot be trusted, or the engine cannot run it on this machine.
@@ -231,10 +233,15 @@ def open_judge(product: ProductSettings, engine: str | None, inspect: InspectSet
         threads=inspect.threads,
         min_region_px=inspect.min_region_px,
     )
+    if area != AreaSettings():
+        try:
+            detector = AreaDetector(detector, area)
+        except BaseException:
+            detector.close()
+            raise
     return Judge(
         product=product.name,
         detector=detector,
-        base=detector,
         bundle_sha256=hash_of_bundle(product.bundle),
         engine_version=library_version(detector.engine.spec),
         threshold_version=len(detector.bundle.manifest.threshold_history),

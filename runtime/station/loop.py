@@ -46,7 +46,8 @@ class LoopParts:
         judges: The detectors.
         check: Returns the reason why a prepared frame must not be judged, or an empty text. The stage ``prepare`` calls
             it.
-        record: Makes the record of a frame. The stage ``write`` calls it.
+        record: Makes the record of a frame. The stage ``decide`` calls it.
+        stamp: Returns a record as it is committed, which may be late by then. The stage ``write`` calls it.
         append: Commits records and events to the journal, and returns the records with their numbers. The stage
             ``write`` calls it.
         publish: Hands over records that were committed, with their work, and does not wait. The stage ``write`` calls
@@ -62,6 +63,7 @@ class LoopParts:
     judges: Judges
     check: Callable[[Work], str]
     record: Callable[[Work], Record]
+    stamp: Callable[[Record], Record]
     append: Callable[[Sequence[Record], Sequence[Event]], Sequence[Record]]
     publish: Callable[[Sequence[Written]], None]
     test: Callable[[Judge], str]
@@ -245,6 +247,7 @@ class Loop:
     def _decide(self) -> None:
         while (work := self._inferred.get()) is not None:
             self._do("decide", work, _judge)
+            self._record(work)
             self._to_write.put(work)
         self._to_write.close()
 
@@ -287,8 +290,8 @@ class Loop:
     def _append(self, works: Sequence[Work], events: Sequence[Event]) -> list[Written]:
         """Commit records and events, and try again until the journal takes them."""
         pause = _FIRST_PAUSE_S
-        records = [self._record(work) for work in works]
         while True:
+            records = [self._parts.stamp(work.record or self._record(work)) for work in works]
             try:
                 written = self._parts.append(records, events)
             except _BAD_RECORD as error:
@@ -323,11 +326,12 @@ class Loop:
 
     def _record(self, work: Work) -> Record:
         try:
-            return self._parts.record(work)
+            work.record = self._parts.record(work)
         except Exception as error:
             _LOG.exception("the record of %s cannot be made", printable(work.frame.id))
             work.make_bare(f"the record could not be made: {error}")
-            return self._parts.record(work)
+            work.record = self._parts.record(work)
+        return work.record
 
 
 class _EngineError(Exception):
@@ -349,5 +353,3 @@ def _judge(work: Work) -> None:
         infer_ms=stages.get("infer", 0.0),
     )
     work.outputs = {}
-    # The regions are found here, and not in the thread that writes.
-    _ = work.result.regions

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from flowedge.manifest import Thresholds
 from flowedge.runtime.record import Verdict
 from flowedge.runtime.station.record import MOST_REGIONS, Record, recorded_region
@@ -37,8 +39,7 @@ class Recorder:
             verdict, problem = result.verdict, result.problem
         if result is not None and verdict != "not_inspected":
             score, log_nfa = result.score, result.log_nfa
-        total_ms = (self.clock() - work.begun_ns) / 1e6
-        late = self.deadline_ms is not None and total_ms > self.deadline_ms
+        late = self._is_late(work.begun_ns)
         threshold, log_nfa_limit = limits_of(judge.detector.thresholds) if judge else (None, None)
         is_ok = verdict == "ok" and not late
         regions = () if result is None or verdict == "not_inspected" else result.regions
@@ -71,10 +72,22 @@ class Recorder:
             ),
             regions_left_out=max(0, len(regions) - MOST_REGIONS),
             late=late,
-            stages_ms={**stages, "total": round(total_ms, 3)},
+            stages_ms=stages,
             dropped_before=work.dropped_before,
             problem=problem,
         )
+
+    def stamp(self, record: Record) -> Record:
+        """Return a record as it is at the moment of its commit: with its whole time, and perhaps late."""
+        total_ms = round((self.clock() - record.monotonic_ns) / 1e6, 3)
+        stages = {**record.stages_ms, "total": total_ms}
+        if record.late or not self._is_late(record.monotonic_ns):
+            return msgspec.structs.replace(record, stages_ms=stages)
+        reason = f"late: the verdict came after its deadline ({record.reason})"
+        return msgspec.structs.replace(record, stages_ms=stages, late=True, signal="nok", reason=reason)
+
+    def _is_late(self, begun_ns: int) -> bool:
+        return self.deadline_ms is not None and self.clock() - begun_ns > self.deadline_ms * 1e6
 
 
 def limits_of(thresholds: Thresholds) -> tuple[float | None, float | None]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from flowedge.runtime.area.settings import AreaSettings
 from flowedge.runtime.settings import Settings, read_settings
 from flowedge.runtime.sources.settings import SourceSettings
 from flowedge.runtime.station.sinks.settings import SinkSettings
@@ -81,12 +82,14 @@ class StationSettings(Settings, frozen=True, kw_only=True):
         source: The source of the frames.
         sinks: The receivers of the records.
         watch: The checks of frames, engine and drift.
+        area: The area of the frame that is judged.
         products: The products of a station that inspects several. The first one that fits a frame's part judges it.
     """
 
     station: PlaceSettings
     source: SourceSettings
     inspect: InspectSettings = InspectSettings()
+    area: AreaSettings = AreaSettings()
     sinks: Annotated[tuple[SinkSettings, ...], msgspec.Meta(max_length=100)] = ()
     watch: WatchSettings = WatchSettings()
     products: Annotated[tuple[ProductSettings, ...], msgspec.Meta(max_length=1000)] = ()

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from flowedge.errors import FlowEdgeError
+from flowedge.runtime.area.settings import AreaSettings
 from flowedge.runtime.sources import SourceEvent, open_source
 from flowedge.runtime.station.delivery import Deliveries
 from flowedge.runtime.station.journal import Journal
@@ -91,13 +92,13 @@ class Station:
         self._judges = Judges(
             settings.all_products,
             engines_of(settings.inspect),
-            partial(open_judge, inspect=settings.inspect),
+            partial(open_judge, inspect=settings.inspect, area=settings.area),
             self.tell,
         )
         self._judges.open()
         stack.callback(self._judges.close)
-        bundles = {judge.product: judge.base.bundle for judge in self._judges.judges}
-        self._watch = Watch(settings.watch, state, bundles)
+        bundles = {judge.product: judge.detector.bundle for judge in self._judges.judges}
+        self._watch = Watch(settings.watch, state, bundles, whole_frames=settings.area == AreaSettings())
         stack.callback(self._watch.close)
         for judge in self._judges.judges:
             self._test(judge)
@@ -141,14 +142,16 @@ class Station:
 
     def _new_loop(self) -> Loop:
         inspect = self.settings.inspect
+        record = Recorder(
+            station=self.settings.station.name, run=self.journal.run, deadline_ms=inspect.deadline_ms
+        )
         parts = LoopParts(
             source=self._source,
             judges=self._judges,
             check=self._check,
             test=self._test,
-            record=Recorder(
-                station=self.settings.station.name, run=self.journal.run, deadline_ms=inspect.deadline_ms
-            ),
+            record=record,
+            stamp=record.stamp,
             append=self._append,
             tell=self._tell_event,
             publish=self._publish,
@@ -252,8 +255,8 @@ class Station:
 
     def _test(self, judge: Judge) -> str:
         """Do the next part of the engine's self-test where one is due, and return why nothing may be inspected."""
-        if self._watch.due(judge.base, product=judge.product):
-            for event in self._watch.test(judge.base, product=judge.product):
+        if self._watch.due(judge.detector, product=judge.product):
+            for event in self._watch.test(judge.detector, product=judge.product):
                 self._tell_event(event)
         return self._watch.problem(product=judge.product)
 
@@ -285,7 +288,7 @@ class Station:
         if not self._watchdog.hanging():
             self.live.beat()
         for judge in self._judges.judges:
-            if self._watch.due(judge.base, product=judge.product):
+            if self._watch.due(judge.detector, product=judge.product):
                 self._running_loop.between_frames(partial(self._test, judge))
 
     def _status_line(self) -> str:

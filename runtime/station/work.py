@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.result import Result
 from flowedge.runtime.station.judges import Judge
+from flowedge.runtime.station.record import Record
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +30,7 @@ class Work:
         image: The engine's input.
         outputs: The engine's answers.
         result: The findings. The value is None for a frame that was not judged.
+        record: The record, once it was made.
         stages_ms: The time of each stage, in ms.
         is_bare: True after `make_bare`.
     """
@@ -42,6 +44,7 @@ class Work:
     image: Any = None
     outputs: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     result: Result | None = None
+    record: Record | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
     is_bare: bool = False
     _since_ns: int = field(default_factory=time.monotonic_ns)
@@ -63,7 +66,8 @@ class Work:
 
     def make_bare(self, problem: str) -> None:
         """Leave nothing but the frame's name and a problem, since the record of what was found cannot be stored."""
-        self.is_bare, self.problem, self.judge, self.result = True, "", None, None
+        self.is_bare, self.problem = True, ""
+        self.judge = self.result = self.record = None
         self.give_up(problem)
 
     def _count(self, name: str) -> None:

@@ -90,7 +90,6 @@ def judge_on(bundle: Bundle, engine: NullEngine, name: str = "null", product: st
     return Judge(
         product=product,
         detector=detector,
-        base=detector,
         bundle_sha256="0" * 64,
         engine_version="0",
         threshold_version=0,
@@ -146,11 +145,13 @@ def loop_of(
         products, engines, open_judge, lambda *told, **data: made[0].tell(*told, **data), clock=clock
     )
     judges.open()
+    record = Recorder(station="s", run="r", deadline_ms=inspect.deadline_ms)
     parts = LoopParts(
         source=source,
         judges=judges,
         check=check,
-        record=Recorder(station="s", run="r", deadline_ms=inspect.deadline_ms),
+        record=record,
+        stamp=record.stamp,
         append=notes.append,
         test=lambda judge: "",
         tell=lambda event: made[0].put_event(event),
