@@ -61,14 +61,31 @@ def read_settings(file: str | os.PathLike[str], kind: type[Read]) -> Read:
             f"{path} has more than {_MOST_BYTES} bytes, the most that a settings file may have."
         )
     try:
-        table = _toml(content.decode())
+        text = content.decode()
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path} is not UTF-8 at byte {error.start}. Save the file as UTF-8.") from error
+    return parse_settings(text, kind, name=str(path), folder=path.absolute().parent)
+
+
+def parse_settings(text: str, kind: type[Read], *, name: str, folder: Path) -> Read:
+    """Read settings from the text of a settings file.
+
+    Args:
+        text: The text.
+        kind: The class of the whole file.
+        name: The name of the file for messages.
+        folder: The folder that attributes of the type `Path` are relative to.
+
+    Raises:
+        SettingsError: The text is no TOML, or has a key or a value that is not allowed.
+    """
+    try:
+        table = _toml(text)
     except RecursionError as error:
-        raise SettingsError(f"{path} has too many tables or lists in one another.") from error
+        raise SettingsError(f"{name} has too many tables or lists in one another.") from error
     except ValueError as error:  # of every reader of TOML
-        raise SettingsError(f"{path} is no TOML: {printable(str(error))}.") from error
-    return settings_from(table, kind, name=str(path), folder=path.absolute().parent)
+        raise SettingsError(f"{name} is no TOML: {printable(str(error))}.") from error
+    return settings_from(table, kind, name=name, folder=folder)
 
 
 def settings_from(table: Mapping[str, Any], kind: type[Read], *, name: str, folder: Path) -> Read:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from flowedge.cli.group import new_group
-from flowedge.cli.output import MESSAGES, PROBLEMS, RESULTS, Json, print_json, table
+from flowedge.cli.output import MESSAGES, PROBLEMS, RESULTS, Force, Json, print_json, table
 from flowedge.cli.signals import call_on_signals
+from flowedge.errors import FlowEdgeError
+from flowedge.targets import check_file_target
 
 if TYPE_CHECKING:
     from flowedge.runtime.station.record import Event
@@ -21,6 +25,85 @@ app = new_group(NAME, help="Run an inspection station: from a camera to a verdic
 StationFile: TypeAlias = Annotated[
     Path, typer.Argument(metavar="FILE", help="The station's file.", show_default=False)
 ]
+
+
+@app.command("init")
+def init(
+    bundle: Annotated[Path, typer.Argument(help="The bundle, or one product of a pack.", show_default=False)],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="The file to write.")] = Path(
+        "station.toml"
+    ),
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            metavar="SOURCE",
+            help="The source of the frames: a folder, a pattern, a video or the address of a camera.",
+            show_default="the folder incoming beside the file, which is watched",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="The name of the station in records.", show_default="that of the bundle"),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write the file of a new station, which has every setting with its description and runs as it is."""
+    from flowedge.cli.places import check_bundle
+    from flowedge.files import write_whole_file
+    from flowedge.runtime.sources.addresses import kind_of, without_password
+    from flowedge.runtime.station.settings import parse_station
+    from flowedge.runtime.station.template import MARK, station_file
+
+    check_bundle(bundle)
+    check_file_target(out, force=force, mark=MARK.encode())
+    folder = out.absolute().parent
+    given: dict[str, dict[str, Any]] = {
+        "station": {"name": name or _name_from(bundle), "state": "state"},
+        "inspect": {"bundle": _seen_from(folder, bundle)},
+        "source": {"address": "incoming", "watch": True},
+    }
+    if source is None:
+        (folder / "incoming").mkdir(exist_ok=True)
+    elif kind_of(source) in ("images", "video"):
+        given["source"] = {"address": _seen_from(folder, Path(source))}
+    else:
+        if without_password(source) != source:
+            raise FlowEdgeError(
+                "an address with a password does not belong into a file. Leave the user and the password out, and "
+                "name them in the file as user and password_env."
+            )
+        given["source"] = {"address": source}
+        # A camera does not wait, and its newest frame is worth more than its oldest.
+        given["inspect"]["when_full"] = "drop_oldest"
+    text = station_file(given, [{"kind": "jsonl", "path": "verdicts.jsonl"}])
+    try:
+        parse_station(text, name=str(out), folder=folder)
+        write_whole_file(out, text.encode())
+    except OSError as error:
+        raise FlowEdgeError(f"{out} cannot be written: {error.strerror}. Name another file.") from error
+    MESSAGES.print(f"wrote {out}. Check it with: flowedge station check {out}", soft_wrap=True)
+
+
+@app.command("check")
+def check(file: StationFile, json: Json = False) -> None:
+    """Open everything that a station's file names, and tell what is wrong with each, without starting.
+
+    The exit status is 1 where something is wrong.
+    """
+    from flowedge.runtime.station.check import check_station
+    from flowedge.runtime.station.settings import read_station
+
+    settings = read_station(file)
+    items = []
+    for item in check_station(settings, folder=file.absolute().parent):
+        items.append(item)
+        if not json:
+            RESULTS.print(f"{item.state:8}{item.name}: {item.text}", soft_wrap=True)
+    if json:
+        print_json({"file": str(file), "items": items})
+    if any(item.state == "wrong" for item in items):
+        raise typer.Exit(1)
 
 
 @app.command("run")
@@ -77,6 +160,16 @@ def status(file: StationFile, json: Json = False) -> None:
         print_json(told | {"running": True})
     else:
         _print_status(told)
+
+
+def _name_from(bundle: Path) -> str:
+    """Make a station's name of a bundle's."""
+    return re.sub(r"[^A-Za-z0-9._-]+|^[._-]+", "-", bundle.absolute().stem).strip("-._")[:64] or "station"
+
+
+def _seen_from(folder: Path, path: Path) -> str:
+    """Return a path as a file in a folder names it: an absolute one stays, another one is relative to the folder."""
+    return str(path) if path.is_absolute() else os.path.relpath(path.absolute(), folder)
 
 
 def _print_event(event: Event) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from flowedge.runtime.area.settings import AreaSettings
-from flowedge.runtime.settings import Settings, read_settings
+from flowedge.runtime.settings import Settings, parse_settings, read_settings
 from flowedge.runtime.sources.settings import SourceSettings
 from flowedge.runtime.station.sinks.settings import SinkSettings
 from flowedge.runtime.station.watch.settings import WatchSettings
@@ -126,3 +126,17 @@ def read_station(file: str | Path) -> StationSettings:
         SettingsError: The file cannot be read, or has a key or a value that is not allowed.
     """
     return read_settings(file, StationSettings)
+
+
+def parse_station(text: str, *, name: str, folder: Path) -> StationSettings:
+    """Read the settings of a station from the text of its file.
+
+    Args:
+        text: The text.
+        name: The name of the file for messages.
+        folder: The folder that paths are relative to.
+
+    Raises:
+        SettingsError: The text has a key or a value that is not allowed.
+    """
+    return parse_settings(text, StationSettings, name=name, folder=folder)
