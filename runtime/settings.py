@@ -189,6 +189,8 @@ def _explained(message: str, table: Mapping[str, Any], kind: type[Settings]) -> 
         return f"{where}unknown key {printable(unknown[1])}. {nearest(unknown[1], known)}"
     if missing := re.fullmatch(r"Object missing required field `(.*)`", problem, re.DOTALL):
         return f"{where}the key {missing[1]} is missing."
+    if not problem.startswith(("Expected", "Invalid", "Object")):  # one of our own checks of a whole table
+        return f"{where}{printable(problem)}."
     problem = re.sub(r", got `.*`$| '.*'$", "", problem, flags=re.DOTALL).replace("`", "")
     text = f"{where}{printable(problem[:1].lower() + problem[1:])}, got {shown(value)}."
     return f"{text} {nearest(value, known)}" if isinstance(value, str) and known else text

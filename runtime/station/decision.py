@@ -171,8 +171,8 @@ class Decision:
         rejected, reason = self._answer(result, regions, total_mm2)
         window.append(rejected)
         signal, reason = self._with_window(window, rejected, reason)
-        if facts.late and self._settings.late == "nok":
-            signal, reason = "nok", f"late: the verdict came after its deadline ({reason})"
+        if facts.late:
+            signal, reason = self.late_answer(signal, reason)
         is_bad = signal == "nok" or result.verdict == "anomalous"
         return Outcome(
             signal=signal,
@@ -181,6 +181,12 @@ class Decision:
             regions=regions,
             regions_left_out=len(found) - len(regions),
         )
+
+    def late_answer(self, signal: Signal, reason: str) -> tuple[Signal, str]:
+        """Return the signal and its reason for an answer that came after its deadline."""
+        if self._settings.late == "verdict":
+            return signal, reason
+        return "nok", f"late: the verdict came after its deadline ({reason})"
 
     def remember(self, records: Iterable[Record]) -> None:
         """Take the newest records of the journal, oldest first, so that a restart does not forget rejected frames."""

@@ -11,6 +11,7 @@ import msgspec
 from flowedge.runtime.area.settings import AreaSettings
 from flowedge.runtime.settings import Settings, parse_settings, read_settings
 from flowedge.runtime.sources.settings import SourceSettings
+from flowedge.runtime.station.decision import DecisionSettings
 from flowedge.runtime.station.sinks.settings import SinkSettings
 from flowedge.runtime.station.watch.settings import WatchSettings
 
@@ -83,6 +84,7 @@ class StationSettings(Settings, frozen=True, kw_only=True):
         sinks: The receivers of the records.
         watch: The checks of frames, engine and drift.
         area: The area of the frame that is judged.
+        decision: The rule by which a verdict becomes ok or nok.
         products: The products of a station that inspects several. The first one that fits a frame's part judges it.
     """
 
@@ -90,6 +92,7 @@ class StationSettings(Settings, frozen=True, kw_only=True):
     source: SourceSettings
     inspect: InspectSettings = InspectSettings()
     area: AreaSettings = AreaSettings()
+    decision: DecisionSettings = DecisionSettings()
     sinks: Annotated[tuple[SinkSettings, ...], msgspec.Meta(max_length=100)] = ()
     watch: WatchSettings = WatchSettings()
     products: Annotated[tuple[ProductSettings, ...], msgspec.Meta(max_length=1000)] = ()

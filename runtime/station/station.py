@@ -16,6 +16,8 @@ import msgspec
 from flowedge.errors import FlowEdgeError
 from flowedge.runtime.area.settings import AreaSettings
 from flowedge.runtime.sources import SourceEvent, open_source
+from flowedge.runtime.sources.triggers import Triggered
+from flowedge.runtime.station.decision import Decision
 from flowedge.runtime.station.delivery import Deliveries
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.judges import Judge, Judges, engines_of, open_judge
@@ -34,6 +36,7 @@ JOURNAL: Final = "journal.sqlite"
 """The name of the journal in the state folder."""
 
 _LOG: Final = logging.getLogger(__name__)
+_REMEMBERED: Final = 1000
 _TICK_S: Final = 1.0
 _DRAIN_LOOP_S: Final = 30.0
 _DRAIN_SINKS_S: Final = 5.0
@@ -57,7 +60,7 @@ class Station:
         until_end: bool = False,
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        """Open all parts, test the engine, and begin to take frames.
+        """Open all parts and test the engine. Frames are taken by `run`.
 
         Args:
             settings: The settings.
@@ -117,6 +120,7 @@ class Station:
             station=settings.station.name,
             run=self.journal.run,
             alive=lambda: not self._watchdog.hanging(),
+            trigger=self._trigger,
         )
         self._deliveries = Deliveries.of(settings.sinks, self.journal, link, self._tell_event)
         server = StatusServer(state, self.status)
@@ -124,26 +128,16 @@ class Station:
         self._loop = loop
         for event in self._early:
             loop.put_event(event)
-        stack.callback(self._end)
-        self._deliveries.start()
-        self._watchdog.start()
-        stack.callback(self._watchdog.stop)
-        engine = self._judges.judges[0].detector
-        self.tell(
-            "started",
-            "info",
-            f"the station {settings.station.name} has started on {engine.engine_name} ({engine.precision})",
-            engine=engine.engine_name,
-            precision=engine.precision,
-            run=self.journal.run,
-        )
-        loop.start()
-        self._notifier.ready(self._status_line())
 
     def _new_loop(self) -> Loop:
         inspect = self.settings.inspect
+        decision = Decision(self.settings.decision)
+        decision.remember(self.journal.records(limit=_REMEMBERED, newest=True))
         record = Recorder(
-            station=self.settings.station.name, run=self.journal.run, deadline_ms=inspect.deadline_ms
+            decision,
+            station=self.settings.station.name,
+            run=self.journal.run,
+            deadline_ms=inspect.deadline_ms,
         )
         parts = LoopParts(
             source=self._source,
@@ -163,9 +157,21 @@ class Station:
     def run(self) -> bool:
         """Run until `stop` is called or, with ``until_end``, until the source has ended and everything is delivered.
 
+        What was captured is then judged, written and delivered. A station runs once.
+
         Returns:
             True where every captured frame has its record, and the source did not fail.
         """
+        loop = self._running_loop
+        self._begin()
+        try:
+            self._wait()
+        finally:
+            self._end()
+        return not loop.source_problem and not loop.unwritten
+
+    def _wait(self) -> None:
+        """Wait until the station is to stop, and do meanwhile what is due."""
         loop = self._running_loop
         while not self._is_asked_to_stop:
             has_ended = self._until_end and loop.join(0)
@@ -175,7 +181,6 @@ class Station:
                 self._wake.wait(_TICK_S)
             self._wake.clear()
             self._tick()
-        return not loop.source_problem and not loop.unwritten
 
     def stop(self) -> None:
         """Ask `run` to return. Any thread and any signal handler may call this."""
@@ -183,12 +188,12 @@ class Station:
         self._wake.set()
 
     def close(self) -> None:
-        """Judge, write and deliver what was captured, and close all parts in the reverse order of their opening."""
+        """Close all parts in the reverse order of their opening."""
         self._stack.close()
 
     @property
     def final(self) -> dict[str, Any]:
-        """The last status of a station that was closed."""
+        """The status at the end of `run`."""
         return self._final
 
     def __enter__(self) -> Station:
@@ -276,6 +281,11 @@ class Station:
         )
         self.tell(event.kind, level, event.text, **event.data)
 
+    def _trigger(self, part: str | None) -> None:
+        """Take a trigger of a controller that a sink serves."""
+        if isinstance(self._source, Triggered) and part is not None:
+            self._source.trigger(part)
+
     def _tell_event(self, event: Event) -> None:
         self._on_event(event)
         if self._loop is None:
@@ -295,6 +305,20 @@ class Station:
         counts = self.live.counts
         return f"{counts.total} frames, {counts.of_signal('nok')} NOK, {counts.dropped} dropped"
 
+    def _begin(self) -> None:
+        self._deliveries.start()
+        self._watchdog.start()
+        engine = self._judges.judges[0].detector
+        self.tell(
+            "started",
+            "info",
+            f"the station {self.settings.station.name} has started on {engine.engine_name} ({engine.precision})",
+            engine=engine.engine_name,
+            precision=engine.precision,
+        )
+        self._running_loop.start()
+        self._notifier.ready(self._status_line())
+
     def _end(self) -> None:
         self._notifier.stopping()
         loop = self._running_loop
@@ -308,6 +332,7 @@ class Station:
         if loop.join(0) and not self.journal.problem:
             self.journal.append(events=[event])
         self._deliveries.stop(_DRAIN_SINKS_S)
+        self._watchdog.stop()
         self._final = self.status()
 
 

@@ -68,7 +68,7 @@ def _table(heading: str, name: str, kind: type[Settings], values: Mapping[str, A
     for field in msgspec.structs.fields(kind):
         tables = _tables_in(field.type)
         if tables:
-            inner.append((field, tables[0]))
+            inner += [(field, table) for table in tables]
             continue
         yield from _comment(texts.get(field.name, ""))
         if values is not None and field.encode_name in values:
@@ -79,7 +79,10 @@ def _table(heading: str, name: str, kind: type[Settings], values: Mapping[str, A
     for field, table in inner:
         path = f"{name}.{field.encode_name}"
         heading = f"[[{path}]]" if _is_list(field.type) else f"[{path}]"
-        yield from _table(heading, path, table, (values or {}).get(field.encode_name))
+        given = (values or {}).get(field.encode_name)
+        if given is None and values is not None and isinstance(field.default, Settings):
+            given = {}
+        yield from _table(heading, path, table, given)
 
 
 def texts_of(kind: type[Settings]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from flowedge.runtime.engines.null import NullEngine
 from flowedge.runtime.opening.engine import NULL
 from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.protocols import Frame
+from flowedge.runtime.station.decision import Decision, DecisionSettings
 from flowedge.runtime.station.judges import Judge, Judges
 from flowedge.runtime.station.loop import Loop, LoopParts
 from flowedge.runtime.station.record import Event, Record
@@ -145,7 +146,7 @@ def loop_of(
         products, engines, open_judge, lambda *told, **data: made[0].tell(*told, **data), clock=clock
     )
     judges.open()
-    record = Recorder(station="s", run="r", deadline_ms=inspect.deadline_ms)
+    record = Recorder(Decision(DecisionSettings()), station="s", run="r", deadline_ms=inspect.deadline_ms)
     parts = LoopParts(
         source=source,
         judges=judges,
