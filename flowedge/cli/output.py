@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import msgspec
@@ -94,6 +95,9 @@ OnePrecision: TypeAlias = Annotated[
         autocompletion=completion.precisions,
         help="The precision of the graph. flowedge info lists those of a bundle.",
     ),
+]
+StationFile: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="FILE", help="The station's file.", show_default=False)
 ]
 Threads: TypeAlias = Annotated[
     int | None, typer.Option("--threads", min=1, help="The number of CPU threads of one inference.")

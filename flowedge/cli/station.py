@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flowedge.cli.group import new_group
-from flowedge.cli.output import MESSAGES, PROBLEMS, RESULTS, Force, Json, print_json, table
+from flowedge.cli.output import MESSAGES, PROBLEMS, RESULTS, Force, Json, StationFile, print_json, table
 from flowedge.cli.signals import call_on_signals
+from flowedge.cli.station_records import export, records
 from flowedge.errors import FlowEdgeError
 from flowedge.targets import check_file_target
 
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 NAME = "station"
 
 app = new_group(NAME, help="Run an inspection station: from a camera to a verdict, a journal and a PLC.")
-
-StationFile: TypeAlias = Annotated[
-    Path, typer.Argument(metavar="FILE", help="The station's file.", show_default=False)
-]
 
 
 @app.command("init")
@@ -160,6 +157,10 @@ def status(file: StationFile, json: Json = False) -> None:
         print_json(told | {"running": True})
     else:
         _print_status(told)
+
+
+app.command("records")(records)
+app.command("export")(export)
 
 
 def _name_from(bundle: Path) -> str:
