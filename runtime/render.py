@@ -285,7 +285,7 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     Raises:
         ImageError: The file cannot be written.
     """
-    write_content(path, _encoded(image, ".png"))
+    write_content(path, encoded(image, ".png"))
 
 
 def write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
@@ -303,7 +303,7 @@ def write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
             f"{path} would have {image.shape[1]}x{image.shape[0]} pixels. The longest side of a JPEG may be "
             f"{_LONGEST_OF_JPEG}. Save a PNG."
         )
-    write_content(path, _encoded(image, ".jpg", jpeg_quality=95))
+    write_content(path, encoded(image, ".jpg", jpeg_quality=95))
 
 
 def write_content(path: Path, content: bytes) -> None:
@@ -328,11 +328,18 @@ def data_address(image: NDArray[np.uint8], *, jpeg_quality: int | None = None) -
         jpeg_quality: The quality of a JPEG, 0 to 100. Without it the picture is a PNG, which loses nothing.
     """
     kind = "png" if jpeg_quality is None else "jpeg"
-    data = _encoded(image, f".{kind}", jpeg_quality=jpeg_quality)
+    data = encoded(image, f".{kind}", jpeg_quality=jpeg_quality)
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _encoded(image: NDArray[np.uint8], suffix: str, *, jpeg_quality: int | None = None) -> bytes:
+def encoded(image: NDArray[np.uint8], suffix: str, *, jpeg_quality: int | None = None) -> bytes:
+    """Return the content of a picture's file.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB or ``(H, W)`` uint8 grey.
+        suffix: The end of a file's name, ``.png`` or ``.jpg``.
+        jpeg_quality: The quality of a JPEG, 0 to 100, 95 by default.
+    """
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     options = [] if jpeg_quality is None else [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
     encoded, data = cv2.imencode(suffix, bgr, options)

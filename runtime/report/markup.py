@@ -17,7 +17,7 @@ class Markup(str):
 
 
 EMPTY = Markup("")
-_VOID = frozenset({"meta", "img", "input", "br"})
+_VOID = frozenset({"meta", "img", "input", "br", "link"})
 
 
 def text_of(value: object) -> Markup:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from flowedge.runtime.record import Verdict
 from flowedge.runtime.station.journal_file import open_for_reading
 from flowedge.runtime.station.record import Event, Record, Signal
 
@@ -48,6 +49,8 @@ class JournalReader:
         *,
         before: int | None = None,
         signal: Signal | None = None,
+        verdict: Verdict | None = None,
+        part: str | None = None,
         since: datetime.datetime | None = None,
         newest: bool = False,
     ) -> list[Record]:
@@ -58,6 +61,8 @@ class JournalReader:
             limit: The largest number of records.
             before: Only records with a smaller number.
             signal: Only records with this signal.
+            verdict: Only records with this verdict.
+            part: Only records of this part.
             since: Only frames that were taken at this time or later, by the wall clock.
             newest: Where there are more than ``limit``, give the last ones in place of the first.
         """
@@ -67,8 +72,12 @@ class JournalReader:
             bounds.append("number < ?")
             values.append(before)
         if signal is not None:
-            bounds.append("signal = ?")
-            values.append(signal)
+            # SQLite takes the index of rejected records only where the statement has the word itself.
+            bounds.append("signal = 'nok'" if signal == "nok" else "signal = 'ok'")
+        for name, wanted in (("verdict", verdict), ("part", part)):
+            if wanted is not None:
+                bounds.append(f"json_extract(body, '$.{name}') = ?")
+                values.append(wanted)
         if since is not None:
             bounds.append("time >= ?")
             values.append(sortable(since))
@@ -103,6 +112,10 @@ class JournalReader:
     def last(self) -> int:
         """Return the number of the newest record, which is 0 for an empty journal."""
         return int(self._rows("SELECT coalesce(max(number), 0) FROM records")[0][0])
+
+    def first(self) -> int:
+        """Return the number of the oldest record, which is 0 for an empty journal."""
+        return int(self._rows("SELECT coalesce(min(number), 0) FROM records")[0][0])
 
     def last_event(self) -> int:
         """Return the number of the newest event, which is 0 where there is none."""

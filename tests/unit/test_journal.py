@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -208,3 +209,31 @@ def test_on_a_full_disk_the_reserve_is_freed_and_nothing_acknowledged_is_lost(sm
         assert journal.damage() == []
     with Journal(small_disk / "journal.sqlite") as again:
         assert again.last() == acknowledged[-1] + 1
+
+
+def test_records_are_found_by_signal_verdict_and_part(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        journal.append(
+            [
+                made_record(part="a'\" OR 1=1 --", verdict="ok", signal="ok"),
+                made_record(part="b", verdict="ok", signal="nok", reason="late"),
+                made_record(part="b", verdict="not_inspected", signal="nok", score=None),
+                made_record(part=None, verdict="anomalous", signal="nok"),
+            ]
+        )
+
+        def numbers(**wanted: Any) -> list[int]:
+            return [one.number for one in journal.records(**wanted)]
+
+        assert numbers(signal="ok") == [1]
+        assert numbers(signal="nok") == [2, 3, 4]
+        assert numbers(verdict="ok") == [1, 2]
+        assert numbers(part="b") == [2, 3]
+        assert numbers(part="a'\" OR 1=1 --") == [1]
+        assert numbers(part="b", verdict="not_inspected", signal="nok", newest=True, limit=1) == [3]
+        assert (journal.first(), journal.last()) == (1, 4)
+        # Without the index, the newest rejected record of a long journal of good ones is found by reading all.
+        plan = journal._rows(
+            "EXPLAIN QUERY PLAN SELECT body FROM records WHERE number > 0 AND signal = 'nok' ORDER BY number DESC"
+        )
+        assert "records_nok" in str(plan)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from flowedge.runtime.station.overrides import Polygons
+from flowedge.runtime.station.overrides import Change, Polygons
 from flowedge.runtime.station.record import Record
 
 
@@ -70,6 +70,11 @@ class Controls(Protocol):
     @property
     def area(self) -> Area:
         """The region of interest."""
+        ...
+
+    @property
+    def changes(self) -> Sequence[Change]:
+        """All changes that people have made on this station, the oldest first."""
         ...
 
     def picture_of(self, record: Record) -> Path | None:

@@ -1,0 +1,453 @@
+"""The page of a station answers real requests: what it shows, what it refuses, and what it tells programs."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import cv2
+import numpy as np
+import pytest
+
+from flowedge.errors import FlowEdgeError, SettingsError
+from flowedge.runtime.station.journal import Journal
+from flowedge.runtime.station.live import Live
+from flowedge.runtime.station.page.guard import MOST_BODY_BYTES, POLICY
+from flowedge.runtime.station.page.page import Page
+from flowedge.runtime.station.page.settings import PageSettings
+from support.station_page import HOSTILE, TOKEN, PretendLine, PretendStation, tell_health
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+CHANGE = {"value": "1.75", "who": "Ada", "why": "too many misses", "token": TOKEN}
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Served(NamedTuple):
+    """A page that answers, and what is behind it."""
+
+    page: Page
+    live: Live
+    line: PretendLine
+    station: PretendStation
+    journal: Journal
+
+    def get(self, path: str, method: str = "GET", body: str = "", **headers: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.page.port, timeout=20)
+        try:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body.encode() if body else None, named)
+            answer = connection.getresponse()
+            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        finally:
+            connection.close()
+
+    def post(self, path: str, fields: dict[str, str], **headers: str) -> Answer:
+        return self.get(path, "POST", urlencode(fields), **{**FORM, **headers})
+
+
+def serve(folder: Path, **settings: Any) -> Iterator[Served]:
+    (folder / "token").write_text(f"{TOKEN}\n")
+    journal, live = Journal(folder / "journal.sqlite", station="line 3", reserve_bytes=1 << 16), Live()
+    station = PretendStation(folder, journal)
+    wanted = {"port": 0, "token_file": folder / "token"} | settings
+    with journal, Page(PageSettings(**wanted), journal, live, station) as page:
+        yield Served(page, live, PretendLine(journal, live), station, journal)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    yield from serve(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A page with one part, for tests that change nothing."""
+    for served in serve(tmp_path_factory.mktemp("station")):
+        served.line.part()
+        yield served
+
+
+def test_a_station_without_any_part_has_pages(served: Served) -> None:
+    for path in ("/", "/records", "/events", "/changes", "/status", "/live.json", "/live.jpg", "/metrics"):
+        assert served.get(path).status == 200, path
+    assert "No part was judged yet" in served.get("/").text
+    assert served.get("/live.jpg").headers["content-type"] == "image/svg+xml"
+
+
+def test_the_live_picture_is_that_of_the_record_that_is_shown(served: Served) -> None:
+    served.line.part(is_nok=True)
+    state = served.get("/live.json").json
+    assert (state["look"], state["word"], state["number"]) == ("nok", "NOK", 1)
+    for view in ("findings", "camera", "map"):
+        answer = served.get(f"/live.jpg?number=1&view={view}")
+        assert answer.headers["content-type"] == "image/jpeg"
+        picture = cv2.imdecode(np.frombuffer(answer.body, np.uint8), cv2.IMREAD_COLOR)
+        assert picture is not None
+        assert picture.shape == (240, 320, 3)
+    assert len({served.get(f"/live.jpg?view={view}").body for view in ("findings", "camera", "map")}) == 3
+
+
+def test_a_frame_that_nobody_judged_is_shown_as_rejected_and_without_a_picture(served: Served) -> None:
+    served.line.part(
+        verdict="not_inspected", signal="nok", score=None, reason="the file is cut", has_result=False
+    )
+    state = served.get("/live.json").json
+    assert (state["look"], state["picture"], state["reason"]) == ("nok", False, "the file is cut")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/records/0",
+        "/records/-1",
+        "/records/7",
+        "/records/99999999999999999999",
+        f"/records/{'9' * 1500}",
+        "/records/%D9%A1",
+        "/records/1.5/picture",
+        "/records/../../etc/passwd",
+        "/records/%2e%2e%2f%2e%2e%2fetc%2fpasswd/picture",
+        "/static/../page.py",
+        "/static/%2e%2e%2fpage.py",
+        "/static/settings.py",
+        "/nothing",
+    ],
+)
+def test_an_address_leads_to_a_record_of_the_journal_or_nowhere(quiet: Served, path: str) -> None:
+    answer = quiet.get(path)
+    assert answer.status == 404
+    assert b"root:" not in answer.body
+
+
+def test_every_answer_has_the_headers_of_security(quiet: Served) -> None:
+    for path in ("/", "/records/1", "/live.jpg", "/metrics", "/static/page.js", "/nothing"):
+        headers = quiet.get(path).headers
+        assert headers["content-security-policy"] == POLICY
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "server" not in headers
+    assert "'unsafe" not in POLICY
+    assert quiet.get("/").headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:1", 200),
+        ("[::1]:8080", 200),
+        ("192.168.1.20", 200),
+        ("LOCALHOST:8080", 200),
+        ("localhost.", 200),
+        (socket.gethostname(), 200),
+        ("evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("evil.example:127", 421),
+        ("user@127.0.0.1", 421),
+        ("127.0.0.1/../evil", 421),
+        ("", 421),
+        ("[::1", 421),
+    ],
+)
+def test_only_a_name_of_this_station_is_answered(quiet: Served, host: str, status: int) -> None:
+    assert quiet.get("/healthz", Host=host).status in ({status} if status == 421 else {200, 503})
+
+
+def test_a_name_of_the_settings_is_answered(tmp_path: Path) -> None:
+    for served in serve(tmp_path, hosts=("station.plant.example",)):
+        assert served.get("/live.json", Host="Station.Plant.example:443").status == 200
+        assert served.get("/live.json", Host="other.example").status == 421
+
+
+def test_a_hostile_name_is_text_everywhere(served: Served) -> None:
+    served.line.part(
+        is_nok=True, part=HOSTILE, source=HOSTILE, source_id=HOSTILE, product=HOSTILE, reason=HOSTILE
+    )
+    served.live.tell(HOSTILE, "warning", HOSTILE, kind="sink", value=1, unit=HOSTILE)
+    for path in (
+        "/",
+        "/status",
+        "/records",
+        "/records/1",
+        "/events",
+        f"/records?{urlencode({'part': HOSTILE})}",
+    ):
+        text = served.get(path).text
+        assert "<script>" not in text
+        assert "<img src=x" not in text
+        assert "\u202e" not in text
+    assert "&lt;img src=x" in served.get("/records/1").text
+
+
+def test_records_are_listed_by_slices_and_filters(served: Served) -> None:
+    for number in range(1, 121):
+        served.line.part(is_nok=number % 40 == 0, has_result=False)
+
+    def listed(query: str) -> list[int]:
+        found = re.findall(
+            r'data-name="record"><a href="/records/(\d+)"', served.get(f"/records?{query}").text
+        )
+        return [int(one) for one in found]
+
+    assert listed("") == list(range(120, 70, -1))
+    assert listed("before=71") == list(range(70, 20, -1))
+    assert listed("before=21") == list(range(20, 0, -1))
+    assert listed("after=20") == list(range(70, 20, -1))
+    assert listed("signal=nok") == [120, 80, 40]
+    assert listed("verdict=anomalous&before=120") == [80, 40]
+    assert listed("part=T-4007") == [7]
+    assert listed("part=T-4007&signal=nok") == []
+    assert listed("signal=%27+OR+1%3D1&before=-3") == []
+    assert "before=71" in served.get("/records").text
+    assert "before=" not in served.get("/records?before=21").text
+
+
+def test_a_change_by_form_is_stored_told_and_shown(served: Served) -> None:
+    answer = served.post("/changes/threshold", CHANGE)
+    assert (answer.status, answer.headers["location"]) == (303, "/changes?done=threshold")
+    assert served.station.limits[0].value == 1.75
+    assert [one.kind for one in served.journal.events()] == ["threshold_changed"]
+    text = served.get("/changes").text
+    assert "too many misses" in text
+    assert TOKEN not in text
+    back = served.post("/changes/threshold", CHANGE | {"value": ""})
+    assert back.status == 303
+    assert (served.station.limits[0].value, served.station.limits[0].version) == (2.5, 2)
+
+
+def test_a_change_by_json_needs_the_token_in_its_header(served: Served) -> None:
+    body = json.dumps({"value": 1.5, "who": "MES", "why": "recipe 7"})
+    headers = {"Content-Type": "application/json"}
+    assert served.get("/changes/threshold", "POST", body, **headers).status == 403
+    allowed = headers | {"Authorization": f"Bearer {TOKEN}"}
+    assert served.get("/changes/threshold", "POST", body, **allowed).json == {"version": 1}
+    wrong = json.dumps({"value": "1.5", "who": "MES", "why": "recipe 7", "size": 1})
+    answer = served.get("/changes/threshold", "POST", wrong, **allowed)
+    assert (answer.status, "Nothing was changed" in answer.json["error"]) == (400, True)
+    area = json.dumps(
+        {"frame_size": [240, 320], "inspect": [[[0, 0], [9, 0], [9, 9]]], "who": "MES", "why": "recipe 7"}
+    )
+    assert served.get("/changes/area", "POST", area, **allowed).json == {"version": 2}
+    assert served.station.area.inspect == (((0, 0), (9, 0), (9, 9)),)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "words"),
+    [
+        ("threshold", {"value": "high"}, "is no number"),
+        ("threshold", {"value": "nan"}, "finite"),
+        ("threshold", {"why": " "}, "why is a text"),
+        ("area", {"points": "inspect 1,1 2,2", "frame": "240x320"}, "3 to 512 corners"),
+        ("area", {"points": "outside 1,1 2,2 1,2", "frame": "240x320"}, "begins with"),
+        ("area", {"points": "inspect 1,1 2;2 9,1", "frame": "240x320"}, "the corner"),
+        ("area", {"points": "inspect 1,1 nan,2 9,1", "frame": "240x320"}, "has a corner"),
+        ("area", {"points": ""}, "size of the frame"),
+    ],
+)
+def test_a_change_that_is_wrong_keeps_what_was_typed(
+    quiet: Served, path: str, fields: dict[str, str], words: str
+) -> None:
+    answer = quiet.post(f"/changes/{path}", CHANGE | fields)
+    assert answer.status == 400
+    assert words in answer.text
+    assert 'value="Ada"' in answer.text
+    assert TOKEN not in answer.text
+    assert "<script>alert" not in answer.text
+    assert quiet.station.changes == ()
+
+
+def test_a_product_that_is_not_there_is_named_as_text(served: Served) -> None:
+    answer = served.post("/changes/threshold", CHANGE | {"product": HOSTILE})
+    assert (answer.status, "no product &lt;img" in answer.text) == (400, True)
+
+
+def test_wrong_tokens_are_limited_and_change_nothing(served: Served) -> None:
+    for _ in range(5):
+        assert served.post("/changes/threshold", CHANGE | {"token": "wrong"}).status == 403
+    answer = served.post("/changes/threshold", CHANGE)
+    assert (answer.status, answer.headers["retry-after"]) == (429, "60")
+    assert served.station.changes == ()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+    ],
+)
+def test_a_change_from_another_site_is_refused(quiet: Served, headers: dict[str, str], status: int) -> None:
+    assert quiet.post("/changes/threshold", CHANGE, **headers).status == status
+
+
+def test_a_page_of_this_station_may_send_a_change(served: Served) -> None:
+    origin = f"http://127.0.0.1:{served.page.port}"
+    headers = {"Origin": origin, "Sec-Fetch-Site": "same-origin"}
+    assert served.post("/changes/threshold", CHANGE, **headers).status == 303
+
+
+def test_nobody_changes_anything_without_a_token(tmp_path: Path) -> None:
+    for served in serve(tmp_path, token_file=None):
+        served.line.part()
+        assert "<form" not in served.get("/changes").text
+        assert served.post("/changes/threshold", CHANGE).status == 403
+        assert served.post("/changes/threshold", CHANGE | {"token": ""}).status == 403
+        assert served.station.changes == ()
+
+
+def test_requests_that_are_too_large_or_of_another_kind_are_refused(served: Served) -> None:
+    assert served.post("/changes/threshold", CHANGE | {"why": "x" * MOST_BODY_BYTES}).status == 413
+    assert served.get(f"/records?part={'x' * 3000}").status == 414
+    assert served.get("/", "PUT").status == 405
+    assert served.get("/changes/threshold", "DELETE").status == 405
+    many = urlencode([("value", "1")] * 5000)
+    assert served.get("/changes/threshold", "POST", many, **FORM).status == 400
+    assert served.get("/changes/threshold", "POST", "value=1", **{"Content-Type": "text/plain"}).status == 400
+    assert served.station.changes == ()
+
+
+def test_an_address_in_use_a_short_token_and_half_a_certificate_are_errors(
+    served: Served, tmp_path: Path
+) -> None:
+    (tmp_path / "short").write_text("secret\n")
+    for wanted, kind, words in (
+        ({"port": served.page.port}, FlowEdgeError, "cannot listen"),
+        ({"port": 0, "token_file": tmp_path / "short"}, SettingsError, "at least 12"),
+        ({"port": 0, "tls_key": tmp_path / "key.pem"}, SettingsError, "belong together"),
+        ({"port": 0, "address": "no.such.host.invalid"}, FlowEdgeError, "cannot listen"),
+    ):
+        with pytest.raises(kind, match=words):
+            Page(PageSettings(**wanted), served.journal, served.live, served.station)
+
+
+def test_another_address_is_warned_about(served: Served, tmp_path: Path) -> None:
+    def warning(**wanted: Any) -> str:
+        page = Page(PageSettings(port=0, **wanted), served.journal, served.live, served.station)
+        page.stop()
+        return page.warning
+
+    assert warning() == ""
+    assert "Nobody can change anything" in warning(address="0.0.0.0")
+    assert "plain text" in warning(address="0.0.0.0", token_file=tmp_path / "token")
+
+
+def test_health_has_reasons(served: Served) -> None:
+    assert served.get("/healthz").status == 200
+    answer = served.get("/readyz")
+    assert (answer.status, answer.json["reasons"]) == (503, ["the loop has not started yet"])
+    tell_health(served.live)
+    answer = served.get("/readyz")
+    assert (answer.status, answer.json["status"]) == (200, "ok")
+    assert answer.json["parts"]["mqtt"]["state"] == "down"
+    served.live.tell("camera 1", "down", "no frame for 5 s", kind="source", is_needed=True)
+    served.line.part()
+    answer = served.get("/readyz")
+    assert (answer.status, answer.json["reasons"]) == (503, ["camera 1 is down: no frame for 5 s"])
+    state = served.get("/live.json").json
+    assert (state["look"], state["word"]) == ("stopped", "STOPPED")
+
+
+def test_a_loop_that_hangs_is_not_alive(tmp_path: Path) -> None:
+    from flowedge.runtime.station.page.health import liveness, readiness
+
+    now = 0.0
+    live = Live(clock=lambda: now)
+    live.beat()
+    now = 31.0
+    assert not liveness(live).is_good
+    assert readiness(live).reasons == ("the loop has given no sign of life for 31 s",)
+
+
+def test_prometheus_reads_the_metrics(served: Served) -> None:
+    parser = pytest.importorskip("prometheus_client.parser", reason="prometheus-client is not installed")
+    tell_health(served.live)
+    served.live.tell(HOSTILE + "\n\\", "ok", kind="drift", value=0.5, limit=1.0)
+    for number in range(1, 21):
+        served.line.part(is_nok=number % 5 == 0, dropped_before=1)
+    answer = served.get("/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    families = {one.name: one for one in parser.text_string_to_metric_families(answer.text)}
+    kinds = {name: one.type for name, one in families.items()}
+    assert kinds["flowedge_records"] == "counter"
+    assert kinds["flowedge_stage_seconds"] == "histogram"
+    assert kinds["flowedge_limit"] == "gauge"
+    counted = {
+        (one.labels["verdict"], one.labels["signal"]): one.value
+        for one in families["flowedge_records"].samples
+    }
+    assert counted == {("ok", "ok"): 16, ("anomalous", "nok"): 4}
+    assert families["flowedge_frames_dropped"].samples[0].value == 20
+    stages = families["flowedge_stage_seconds"].samples
+    infer = [one for one in stages if one.labels["stage"] == "infer"]
+    buckets = [one.value for one in infer if one.name.endswith("_bucket")]
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == 20
+    assert next(one.value for one in infer if one.name.endswith("_count")) == 20
+    parts = {one.labels["part"] for one in families["flowedge_part_state"].samples}
+    assert HOSTILE + "\n\\" in parts
+
+
+def test_streams_are_limited_and_end_with_the_page(tmp_path: Path) -> None:
+    for served in serve(tmp_path, streams=2):
+        served.line.part()
+        open_ones = []
+        for _ in range(2):
+            one = http.client.HTTPConnection("127.0.0.1", served.page.port, timeout=20)
+            one.request("GET", "/live")
+            answer = one.getresponse()
+            assert answer.status == 200
+            assert answer.readline().startswith(b'data: {"look":"ok"')
+            open_ones.append((one, answer))
+        assert served.get("/live").status == 503
+    for one, answer in open_ones:
+        answer.read()  # ends, since the page has ended
+        one.close()
+
+
+def test_nothing_is_drawn_while_nobody_looks(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[object] = []
+    monkeypatch.setattr(
+        "flowedge.runtime.station.page.pictures.small_findings", lambda *given: drawn.append(given)
+    )
+    for _ in range(5):
+        served.line.part()
+    served.get("/metrics")
+    served.get("/")
+    assert drawn == []
+
+
+def test_many_browsers_cost_one_drawing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flowedge.runtime.station.page import pictures
+
+    drawn: list[object] = []
+    real = pictures.small_findings
+
+    def counted(*given: Any) -> Any:
+        drawn.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(pictures, "small_findings", counted)
+    served.line.part()
+    for _ in range(10):
+        assert served.get("/live.jpg?number=1").status == 200
+        assert served.get("/records/1/thumbnail").status == 200
+    assert len(drawn) == 2
