@@ -18,11 +18,14 @@ from typing import Final, cast
 
 from flowedge.errors import EngineUnavailableError
 from flowedge.packages import pip_install
-from flowedge.runtime.device.machine import find_jetson
+from flowedge.runtime.device.machine import find_jetson, find_nvidia_driver
 from flowedge.runtime.opening.engine_contract import EngineModule, EngineSpec
 
 NVIDIA_GPU: Final = "nvidia gpu"
 """The kind of device of the engines that take the number of a GPU."""
+
+_DRIVER_OF_CUDA_13: Final = 580
+_JETPACK_OF_CUDA_13: Final = 7
 
 _NUMBER: Final = re.compile(r"[0-9]{1,3}")
 
@@ -50,7 +53,7 @@ ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
                 name="tensorrt",
                 module="flowedge.runtime.engines.tensorrt",
                 needs="tensorrt",
-                extra="tensorrt",
+                extra="tensorrt-cu12",
                 device=NVIDIA_GPU,
                 order=0,
                 compiled=True,
@@ -186,7 +189,7 @@ def engine_module(spec: EngineSpec) -> EngineModule:
         raise EngineUnavailableError(
             f"the engine {spec.name} needs the package {spec.needs}, which is installed but cannot be imported: "
             f"{type(error).__name__}: {error}. "
-            f"Reinstall it with: {pip_install(spec.extra)} --force-reinstall"
+            f"Reinstall it with: {pip_install(extra_of(spec))} --force-reinstall"
         ) from error
     try:
         return cast(EngineModule, importlib.import_module(spec.module))
@@ -198,10 +201,24 @@ def engine_module(spec: EngineSpec) -> EngineModule:
 
 def how_to_install(spec: EngineSpec) -> str:
     """Give the command that installs an engine's package. On a Jetson, TensorRT comes with JetPack."""
-    if spec.listed == "tensorrt" and find_jetson() is not None:
+    jetson = find_jetson() if spec.listed == "tensorrt" else None
+    if jetson is not None:
+        cuda = 13 if _major(jetson.jetpack) >= _JETPACK_OF_CUDA_13 else 12
         return (
             "On a Jetson it comes with JetPack: sudo apt install python3-libnvinfer, and give the virtual environment "
-            "the system's packages (python3 -m venv --system-site-packages). Its CUDA binding, of JetPack's CUDA: "
-            "pip install 'cuda-bindings==12.*' (13 from JetPack 7 on)"
+            "the system's packages (python3 -m venv --system-site-packages). Its CUDA binding is the one of "
+            f"JetPack's CUDA: pip install 'cuda-bindings=={cuda}.*'"
         )
-    return f"Install it with: {pip_install(spec.extra)}"
+    return f"Install it with: {pip_install(extra_of(spec))}"
+
+
+def extra_of(spec: EngineSpec) -> str:
+    """Give the extra that installs an engine's package. TensorRT's depends on the CUDA that the driver supports."""
+    if spec.listed == "tensorrt" and _major(find_nvidia_driver().version) >= _DRIVER_OF_CUDA_13:
+        return "tensorrt-cu13"
+    return spec.extra
+
+
+def _major(version: str) -> int:
+    number = version.partition(".")[0]
+    return int(number) if number.isdecimal() else 0

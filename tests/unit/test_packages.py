@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 
 from flowedge.errors import MissingPackageError
 from flowedge.packages import REQUIREMENTS, explain_missing, installed_version, pip_install
+from flowedge.runtime.device.machine import Jetson, NvidiaDriver
+from flowedge.runtime.opening import engine
 from support.tiny_bundle import write_tiny_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -105,3 +107,25 @@ def test_every_command_in_a_message_names_packages_of_an_extra() -> None:
                     assert re.match(r"[\w-]+", package), f"{file}: {line}"
                     assert re.match(r"[\w-]+", package)[0] in known, f"{file}: {line}"  # type: ignore[index]
     assert found >= 2
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda"), [("", 12), ("570.86.10", 12), ("580.65.06", 13), ("unknown", 12)]
+)
+def test_tensorrt_is_installed_for_the_cuda_of_the_driver(
+    monkeypatch: pytest.MonkeyPatch, driver: str, cuda: int
+) -> None:
+    monkeypatch.setattr(engine, "find_jetson", lambda: None)
+    monkeypatch.setattr(engine, "find_nvidia_driver", lambda: NvidiaDriver(version=driver, names=()))
+    hint = engine.how_to_install(engine.ENGINES["tensorrt"])
+    assert f"tensorrt-cu{cuda}>=" in hint
+    assert f"tensorrt-cu{25 - cuda}" not in hint
+
+
+@pytest.mark.parametrize(("jetpack", "cuda"), [("6.2", 12), ("7.0", 13)])
+def test_a_jetson_gets_the_binding_of_its_jetpack(
+    monkeypatch: pytest.MonkeyPatch, jetpack: str, cuda: int
+) -> None:
+    jetson = Jetson(model="Orin", l4t="", jetpack=jetpack, power_mode="", power_modes=())
+    monkeypatch.setattr(engine, "find_jetson", lambda: jetson)
+    assert f"'cuda-bindings=={cuda}.*'" in engine.how_to_install(engine.ENGINES["tensorrt"])
