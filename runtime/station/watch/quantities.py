@@ -22,8 +22,16 @@ of the picture, so a moved camera changes it and a lamp that fades evenly does n
 
 QUANTITIES: Final = (SCORE, *PICTURE)
 
-_PLACE: Final = {name: FRAME_QUANTITIES.index(name) for name in FRAME_QUANTITIES}
-_CHANNELS: Final = ("red", "green", "blue")
+_SOURCES: Final = (
+    *(tuple(f"{channel} {kind}" for channel in ("red", "green", "blue")) for kind in ("mean", "contrast")),
+    ("sharpness",),
+    *((f"cell {cell} mean",) for cell in _CELLS),
+)
+"""The statistics of a frame whose mean each quantity of a picture is."""
+
+_MEANS: Final = np.array(
+    [[name in sources and 1 / len(sources) for sources in _SOURCES] for name in FRAME_QUANTITIES], np.float64
+)
 
 
 class _Floor(NamedTuple):
@@ -54,12 +62,9 @@ def picture_values(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
     Returns:
         ``(..., P)`` float64, a value for each name of ``PICTURE``, in that order.
     """
-    brightness, contrast = (
-        np.mean([statistics[..., _PLACE[f"{channel} {kind}"]] for channel in _CHANNELS], axis=0)
-        for kind in ("mean", "contrast")
-    )
-    cells = [statistics[..., _PLACE[f"cell {cell} mean"]] / np.maximum(brightness, 1.0) for cell in _CELLS]
-    return np.stack([brightness, contrast, statistics[..., _PLACE["sharpness"]], *cells], axis=-1)
+    values = np.asarray(statistics @ _MEANS)
+    values[..., len(PICTURE) - len(_CELLS) :] /= np.maximum(values[..., :1], 1.0)
+    return values
 
 
 def spread_of(name: str, values: Sequence[float] | NDArray[np.float64]) -> float:
