@@ -30,7 +30,7 @@ SINKS: Final[Mapping[str, str]] = MappingProxyType(
 
 
 class SinkError(FlowEdgeError):
-    """The receiver does not have the records yet. They stay in the journal, and the delivery tries again.
+    """The receiver does not have the records yet. The journal keeps these records, and the delivery tries again.
 
     Attributes:
         delivered: The number of records of the call that the receiver has, counted from the first one.

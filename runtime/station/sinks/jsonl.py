@@ -28,7 +28,7 @@ class JsonLinesSink:
     """
 
     def __init__(self, settings: JsonLinesSettings) -> None:
-        """Name the file. It is opened by `open`."""
+        """Name the file, without opening it."""
         self._settings, self.name = settings, settings.cursor
         self._is_stdout = settings.path.name == "-"
         self._file: FileIO | None = None
@@ -57,7 +57,7 @@ class JsonLinesSink:
             raise SinkError(_words(self._settings.path, error), delivered=len(records)) from error
 
     def event(self, event: Event) -> None:
-        """Append a line for the event. It has the key ``kind``, which no record has."""
+        """Append a line for the event. An event has the key ``kind``, and no record has it."""
         self._append(payload_of(event) + b"\n")
 
     def beat(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from msgspec import Meta
 
@@ -145,7 +146,7 @@ class OpcUaSettings(AnySink, frozen=True, kw_only=True, tag_field="kind", tag="o
         port: The port to listen on.
         certificate: The server's certificate in DER or PEM. With it, every client must sign and encrypt.
         private_key: The private key of ``certificate``.
-        username: The only user's name. Without it, clients are anonymous. It needs ``certificate``.
+        username: The only user's name. Without it, clients are anonymous. A name needs ``certificate``.
         password_env: The environment variable with the user's password.
         password_file: The file with the user's password.
         handshake: True to hold the next verdict until a client has acknowledged this one.
@@ -184,6 +185,8 @@ class WebhookSettings(AnySink, frozen=True, kw_only=True, tag_field="kind", tag=
         url: The address, ``https://`` or ``http://``. A redirect is not followed.
         secret_env: The environment variable with the secret that signs each message.
         secret_file: The file with the secret that signs each message.
+        token_env: The environment variable with a token that is sent as ``Authorization: Bearer``.
+        token_file: The file with a token that is sent as ``Authorization: Bearer``.
         ca_file: The certificates to trust in place of the system's.
         timeout_s: The longest time in seconds of one request.
     """
@@ -193,12 +196,27 @@ class WebhookSettings(AnySink, frozen=True, kw_only=True, tag_field="kind", tag=
     url: Annotated[str, Meta(pattern=r"\Ahttps?://[!-~]{1,2000}\Z")]
     secret_env: str | None = None
     secret_file: Path | None = None
+    token_env: str | None = None
+    token_file: Path | None = None
     ca_file: Path | None = None
     timeout_s: Seconds = 10.0
 
     def __post_init__(self) -> None:
-        """Check the keys that depend on one another."""
+        """Check the address, and the keys that depend on one another.
+
+        Raises:
+            ValueError: The address has no host or has parts that no message can carry.
+        """
         _one_or_none(self.secret_env, self.secret_file, "secret_env", "secret_file")
+        _one_or_none(self.token_env, self.token_file, "token_env", "token_file")
+        parts = urlsplit(self.url)  # raises a ValueError for a wrong port
+        if not parts.hostname or parts.port == 0:
+            raise ValueError("url needs a host")
+        if parts.username or parts.password or parts.fragment:
+            raise ValueError("url may have no user, no password and no fragment. A token has a key of its own")
+        is_private = parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
+        _need(is_private, self.token_env or self.token_file, "https or localhost", "a token")
+        _need(parts.scheme == "https", self.ca_file, "https", "ca_file")
 
 
 SinkSettings: TypeAlias = JsonLinesSettings | MqttSettings | ModbusSettings | OpcUaSettings | WebhookSettings

@@ -1,0 +1,50 @@
+"""Write the keys of a table of settings as rows of a table in a page."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import msgspec
+
+from flowedge.runtime.settings import Settings
+
+
+def rows_of(kind: type[Settings], *, without: type[Settings] | None = None) -> list[str]:
+    """Return a row with key, default and meaning for each key.
+
+    Args:
+        kind: The class of the settings.
+        without: A base class whose keys are left out, unless the default differs.
+    """
+    texts = _texts_of(kind)
+    left_out = {} if without is None else {one.name: one.default for one in msgspec.structs.fields(without)}
+    return [
+        f"| `{one.name}` | {_shown(one.default)} | {texts[one.name]} |"
+        for one in msgspec.structs.fields(kind)
+        if one.name not in left_out or left_out[one.name] != one.default
+    ]
+
+
+def _texts_of(kind: type) -> dict[str, str]:
+    """Return the texts of the attributes from the docstrings of a class and its bases."""
+    texts: dict[str, str] = {}
+    for one in reversed(kind.__mro__):
+        key = ""
+        for line in inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")[2].splitlines():
+            if begun := re.fullmatch(r" {4}(\w+): (.*)", line):
+                key, texts[begun[1]] = begun[1], begun[2]
+            elif key and line.startswith("        "):
+                texts[key] += f" {line.strip()}"
+    return {key: text.replace("``", "`") for key, text in texts.items()}
+
+
+def _shown(default: Any) -> str:
+    if default is msgspec.NODEFAULT:
+        return "needed"
+    if default is None:
+        return ""
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return f"`{default:g}`" if isinstance(default, int | float) else f"`{default}`"
