@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.certificates import Authority
-from support.station_records import MemoryJournal, made_record, wait_until
 
 from flowedge.errors import SettingsError
 from flowedge.runtime.settings import settings_from
@@ -25,6 +23,9 @@ from flowedge.runtime.station.delivery import Deliveries
 from flowedge.runtime.station.record import Event
 from flowedge.runtime.station.sinks import RecordSink, RefusedError, SinkError, StationLink, make_sink, probe
 from flowedge.runtime.station.sinks.settings import WebhookSettings
+from support.certificates import Authority
+from support.pages import blocks_of
+from support.station_records import MemoryJournal, made_record, wait_until
 
 LINK = StationLink(station="line-1", run="run-1")
 SECRET = "whsec_" + base64.b64encode(b"a secret of twenty-four!").decode()
@@ -61,7 +62,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         super().setup()
         self.server.connections += 1
 
-    def do_POST(self) -> None:  # noqa: N802, the name is the base class's
+    def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.got.append((dict(self.headers.items()), body))
         if self.server.drips:
@@ -137,14 +138,16 @@ def test_the_signature_is_that_of_standard_webhooks(server: Server, sink_of: Mak
 def test_the_check_of_the_documentation_accepts_it(server: Server, sink_of: Make) -> None:
     sink_of(server, secret_env="HOOK_SECRET").deliver([made_record(1)])
     headers, body = server.got[0]
-    page = (Path(__file__).parents[2] / "docs" / "station.md").read_text(encoding="utf-8")
-    code = page.split("<!-- the check of a signature -->\n\n```python\n")[1].split("```")[0]
-    names: dict[str, Any] = {"secret": SECRET, "headers": headers, "body": body}
-    exec(code, names)
-    with pytest.raises(AssertionError):
-        exec(code, {**names, "body": body + b" "})
-    with pytest.raises(AssertionError):
-        exec(code, {**names, "headers": {**headers, "webhook-timestamp": "1"}})
+    page = Path(__file__).parents[2] / "docs" / "station.md"
+    (block,) = (one for one in blocks_of(page) if "def is_genuine" in one.text)
+    names: dict[str, Any] = {}
+    exec(block.text, names)
+    is_genuine = names["is_genuine"]
+    assert is_genuine(SECRET, headers, body)
+    assert not is_genuine(SECRET, headers, body + b" ")
+    assert not is_genuine(SECRET.replace("_", "_AAAA"), headers, body)
+    old = {**headers, "webhook-timestamp": str(int(time.time()) - 3600)}
+    assert not is_genuine(SECRET, old, body)
 
 
 def test_a_secret_that_is_any_text_is_its_bytes(
@@ -177,11 +180,10 @@ def test_any_other_failure_keeps_the_record(server: Server, sink_of: Make, statu
 
 
 @pytest.mark.parametrize(
-    ("value", "seconds"), [("", 0), ("-5", 0), ("9" * 30, 0), ("99999", 3600), ("Wed, 21 Oct 2026 07:28 GMT", 0)]
+    ("value", "seconds"),
+    [("", 0), ("-5", 0), ("9" * 30, 0), ("99999", 3600), ("Wed, 21 Oct 2026 07:28 GMT", 0)],
 )
-def test_a_strange_time_to_wait_is_bounded(
-    server: Server, sink_of: Make, value: str, seconds: float
-) -> None:
+def test_a_strange_time_to_wait_is_bounded(server: Server, sink_of: Make, value: str, seconds: float) -> None:
     server.answers = [(429, {"Retry-After": value}, b"")]
     with pytest.raises(SinkError) as raised:
         sink_of(server).deliver([made_record(1)])
@@ -247,9 +249,7 @@ def test_a_server_that_is_none_is_told(garbage: bytes, sink_of: Make) -> None:
         thread.join()
 
 
-def test_a_server_that_fails_for_a_while_gets_every_record_in_order(
-    server: Server, sink_of: Make
-) -> None:
+def test_a_server_that_fails_for_a_while_gets_every_record_in_order(server: Server, sink_of: Make) -> None:
     failures = [(500, {}, b""), (429, {}, b""), (503, {}, b""), (410, {}, b"")]
     server.answers = [(200, {}, b""), *failures, (200, {}, b""), (422, {}, b"no"), (200, {}, b"")]
     journal = MemoryJournal()

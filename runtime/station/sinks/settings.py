@@ -213,7 +213,9 @@ class WebhookSettings(AnySink, frozen=True, kw_only=True, tag_field="kind", tag=
         if not parts.hostname or parts.port == 0:
             raise ValueError("url needs a host")
         if parts.username or parts.password or parts.fragment:
-            raise ValueError("url may have no user, no password and no fragment. A token has a key of its own")
+            raise ValueError(
+                "url may have no user, no password and no fragment. A token has a key of its own"
+            )
         is_private = parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
         _need(is_private, self.token_env or self.token_file, "https or localhost", "a token")
         _need(parts.scheme == "https", self.ca_file, "https", "ca_file")

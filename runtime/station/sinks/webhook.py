@@ -165,7 +165,9 @@ class WebhookSink:
             raise RefusedError(f"{words}.")
         if 300 <= status < 400:
             target = printable(answer.getheader("Location", ""))[:200]
-            raise SinkError(f"{words}. A redirect to {target or 'elsewhere'} is not followed: correct the url.")
+            raise SinkError(
+                f"{words}. A redirect to {target or 'elsewhere'} is not followed: correct the url."
+            )
         raise SinkError(f"{words}.", retry_after_s=_retry_after(answer.getheader("Retry-After", "")))
 
     def _no_answer(self, error: Exception) -> SinkError:
@@ -215,7 +217,9 @@ def make(settings: WebhookSettings, link: StationLink) -> WebhookSink:
     secret = secret_of(settings.secret_env, settings.secret_file)
     token = secret_of(settings.token_env, settings.token_file)
     if token is not None and not re.fullmatch(r"[!-~]+", token):
-        raise SettingsError(f"the token of the sink {settings.cursor} has characters that no header may have.")
+        raise SettingsError(
+            f"the token of the sink {settings.cursor} has characters that no header may have."
+        )
     return WebhookSink(
         settings,
         secret=None if secret is None else _key_of(secret, settings.cursor),
