@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, NoReturn
 
@@ -20,7 +20,10 @@ from flowedge.runtime.frames.frame_check import FrameChecker
 from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.frames.pixels import Color, Given, check_color, pixels_of, several
 from flowedge.runtime.opening.engine_contract import Opened
+from flowedge.runtime.protocols import Frame, Source
 from flowedge.runtime.result import Result, Timings
+from flowedge.runtime.settings import Settings
+from flowedge.runtime.streaming import stream
 
 _NOT_FINITE: Final = "the network's answer is not finite"
 
@@ -160,6 +163,33 @@ class Detector:
         if error := several(frames, color=color, pixel_range=self.bundle.manifest.pixel_range):
             raise error
         return self._detect(frames, color)
+
+    def stream(
+        self, source: Source | Settings | str | os.PathLike[str]
+    ) -> Iterator[tuple[Frame, Result | None]]:
+        """Inspect the frames of a folder, a video or a camera as they come.
+
+        Args:
+            source: The address of the frames: an image, a folder, a pattern, a video file, ``rtsp://…``, ``http://…``
+                (Motion JPEG), ``v4l2:///dev/video0``, ``csi://0`` (Jetson), ``gstreamer:PIPELINE``, ``genicam://…`` or
+                ``aravis://…``. More is told by `flowedge.runtime.sources.settings.SourceSettings`. A source that is
+                already open is closed at the end.
+
+        Returns:
+            Each frame with its result. The result is None for a frame that was not inspected, whose ``problem`` is the
+            reason. A camera that is lost is connected again without an end, and a folder or a video ends.
+
+        Raises:
+            FlowEdgeError: The source cannot be opened.
+
+        Examples:
+            >>> import flowedge
+            >>> with flowedge.load("bottle.flowedge") as detector:
+            ...     for frame, result in detector.stream("photos"):
+            ...         verdict = "not_inspected" if result is None else result.verdict
+            ...         print(frame.id, verdict, frame.problem)  # doctest: +SKIP
+        """
+        return stream(self, source, pixel_range=self.bundle.manifest.pixel_range)
 
     def _detect(self, frames: Sequence[Given] | NDArray[Any], color: Color) -> list[Result]:
         self.check_usable()

@@ -66,7 +66,12 @@ def inspect_batch(
 
 
 def inspect_all(
-    detector: Inspects, source: Source, sinks: Sequence[Sink] = (), *, batch: tuple[int, int] = (1, 1)
+    detector: Inspects,
+    source: Source,
+    sinks: Sequence[Sink] = (),
+    *,
+    batch: tuple[int, int] = (1, 1),
+    limit: int | None = None,
 ) -> Iterator[Inspection]:
     """Inspect the frames of a source in order, and give the record of each after all sinks have taken it.
 
@@ -75,12 +80,13 @@ def inspect_all(
         source: The source of the frames. The caller closes it.
         sinks: Each completes the record for the next one. The caller closes them.
         batch: The smallest and the largest number of images of one run of the engine.
+        limit: The number of frames after which the inspection ends.
 
     Raises:
         FlowEdgeError: A sink can store no record at all, or the detector cannot go on.
     """
     smallest, largest = batch
-    frames = source.frames()
+    frames = itertools.islice(source.frames(), limit)
     while together := list(itertools.islice(frames, largest)):
         for frame, (record, result) in zip(
             together, inspect_batch(detector, together, smallest=smallest), strict=True
@@ -128,14 +134,44 @@ def inspect_images(
     Raises:
         FlowEdgeError: The folder ``out`` cannot be made, or a sink can store no record at all.
     """
+    source = ImageFiles(images, detector.bundle.manifest.pixel_range)
+    yield from inspect_source(detector, source, images, out=out, style=style, sinks=sinks, batch=batch)
+
+
+def inspect_source(
+    detector: Detector,
+    source: Source,
+    images: Sequence[Path] = (),
+    *,
+    out: Path | None = None,
+    style: Style = "overlay",
+    sinks: Sequence[Sink] = (),
+    batch: int = 1,
+    limit: int | None = None,
+) -> Iterator[Inspection]:
+    """Inspect the frames of a source in order, as `inspect_images` does for image files, and close the source.
+
+    Args:
+        detector: The detector.
+        source: The source.
+        images: The files that the frames come from, where they do, for the names of the pictures.
+        out: The folder of the pictures.
+        style: The style of the pictures.
+        sinks: Each takes the record after the pictures were written.
+        batch: The number of images of one run of the engine.
+        limit: The number of frames after which the inspection ends.
+
+    Raises:
+        FlowEdgeError: The folder ``out`` cannot be made, or a sink can store no record at all.
+    """
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(
-            contextlib.closing(ImageFiles(images, detector.bundle.manifest.pixel_range))
-        )
+        stack.callback(source.close)
         pictures: list[Sink] = []
         if out is not None:
             pictures.append(stack.enter_context(contextlib.closing(PictureFolder(out, images, style=style))))
-        yield from inspect_all(detector, source, [*pictures, *sinks], batch=batch_of(detector, batch))
+        yield from inspect_all(
+            detector, source, [*pictures, *sinks], batch=batch_of(detector, batch), limit=limit
+        )
 
 
 def _record(frame: Frame, result: Result) -> Inspection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -26,14 +27,14 @@ _LONGEST_NAME: Final = 255  # bytes of a file's name on Linux
 class PictureFolder:
     """A folder of pictures. A new picture of an image takes the place of an old one, and no old one stays."""
 
-    def __init__(self, folder: Path, images: Sequence[Path], *, style: Style = "overlay") -> None:
+    def __init__(self, folder: Path, images: Sequence[Path] = (), *, style: Style = "overlay") -> None:
         """Name the folder, which is made with the first picture.
 
         Args:
             folder: The folder of ``NAME.overlay.png`` and, with a threshold for pixels, ``NAME.mask.png``. A name that
                 leaves no room for these ends is shortened.
             images: The files that frames will come from. The names of the pictures are those of the files without
-                their common folder.
+                their common folder. A frame of a video or a camera has the name of `frame_name`.
             style: The style of ``NAME.overlay.png``, see `flowedge.runtime.render.draw`. ``NAME.mask.png`` has the
                 frame's size, 255 for an anomalous pixel and 0 elsewhere, in every style.
         """
@@ -53,7 +54,7 @@ class PictureFolder:
         Raises:
             ImageError: The folder cannot be made.
         """
-        target = self._targets[frame.id]
+        target = self._targets.get(frame.id) or self._folder / frame_name(frame.id)
         if result is None:
             return _with_problems(record, _remove_pictures(target))
         # The folder is made with the first picture. Where it cannot be made, no image has pictures.
@@ -77,6 +78,23 @@ class PictureFolder:
 
     def close(self) -> None:
         """Do nothing, since every picture is whole when `put` returns."""
+
+
+def frame_name(frame_id: str) -> str:
+    """Return the name of a file for a frame of a video or a camera, whose id ends in ``#`` and its number.
+
+    Only letters, digits and a few signs of the last part of the id come into the name, so that it leads to no other
+    folder.
+
+    Examples:
+        >>> frame_name("videos/line 1.mp4#12")
+        'line_1.mp4-000012'
+    """
+    name, _, number = frame_id.rpartition("#")
+    last = re.sub(r"[^\w.-]", "_", (name or number).rstrip("/").rpartition("/")[2]).lstrip(".")
+    if not name or not number.isascii() or not number.isdigit():
+        return last or "frame"
+    return f"{last or 'frame'}-{number:0>6}"
 
 
 def relative_names(images: Sequence[Path]) -> list[Path]:

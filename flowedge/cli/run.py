@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +27,14 @@ from flowedge.cli.progress import progress_bar
 from flowedge.cli.rows import Rows, Totals
 from flowedge.cli.signals import EndedBySignal
 from flowedge.errors import FlowEdgeError, ImageError
+from flowedge.source_addresses import is_camera, kind_of, without_password
 from flowedge.targets import check_file_target, check_separate_targets
 from flowedge.text import printable
 
 if TYPE_CHECKING:
-    from flowedge.runtime.protocols import Sink
+    from flowedge.cli.progress import Display
+    from flowedge.runtime.detector import Detector
+    from flowedge.runtime.protocols import Sink, Source
 
 NAME = "run"
 
@@ -47,7 +51,8 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="SOURCE...",
-            help="Images, folders of images and patterns. Each image is inspected once, in the order of the names.",
+            help="Images, folders of images and patterns. Each image is inspected once, in the order of the names. "
+            "A video file or a camera, such as rtsp://HOST/PATH or v4l2:///dev/video0, is named alone.",
             show_default=False,
         ),
     ] = None,
@@ -63,6 +68,10 @@ def command(
         bool,
         typer.Option("--recursive/--no-recursive", help="Search folders with their subfolders."),
     ] = True,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, metavar="N", help="End after so many images or frames."),
+    ] = None,
     batch: Annotated[
         int,
         typer.Option("--batch", min=1, metavar="N", help="The number of images in one run of the engine."),
@@ -140,8 +149,9 @@ def command(
         raise FlowEdgeError(f"--style {style} draws no picture without a folder. Add --out FOLDER.")
     bundle = folder_of_product(bundle, product)
     check_bundle(bundle, *(sources or ()))
+    camera = _camera(sources or [], list_file)
     for source in sources or ():
-        if source != "-":
+        if source != "-" and not is_camera(source):
             check_images(source)
     check_separate_targets(csv, html)
     if csv is not None and not csv_is_output:
@@ -152,10 +162,11 @@ def command(
         check_output_folder(out)
     import flowedge
     from flowedge.runtime.csv_file import HEADER, CsvFile, csv_line
-    from flowedge.runtime.inspection import batch_of, inspect_images
+    from flowedge.runtime.inspection import batch_of, inspect_source
     from flowedge.runtime.report.run_report import RunReport
 
-    images = _images(sources or [], list_file, recursive=recursive)
+    images = [] if camera else _images(sources or [], list_file, recursive=recursive)[:limit]
+    count = limit if camera else len(images)
     if build:
         build_first(bundle, engine, precision)
     totals = Totals()
@@ -184,8 +195,8 @@ def command(
             sinks.append(CsvFile(csv))
             stack.callback(sinks[-1].close)
         if html is not None:
-            source = list_file or ", ".join(sources or [])
-            sinks.append(RunReport(html, detector, source=printable(source), images=len(images)))
+            name = list_file or ", ".join(without_password(source) for source in sources or [])
+            sinks.append(RunReport(html, detector, source=printable(name), images=count))
             stack.callback(sinks[-1].close)
         is_table = not json and not csv_is_output
         if csv_is_output:
@@ -194,16 +205,17 @@ def command(
             # JSON and CSV on a terminal stay as whole as in a file: no bar is drawn below them.
             with progress_bar(is_shown=is_table or not sys.stdout.isatty()) as display:
                 rows = Rows(display, by_nfa=detector.thresholds.nfa is not None)
-                display.step("inspecting", len(images))
-                for inspection in inspect_images(
-                    detector, images, out=out, style=style, sinks=sinks, batch=batch
+                display.step("inspecting", count)
+                opened = _opened(camera, images, detector, display)
+                for inspection in inspect_source(
+                    detector, opened, images, out=out, style=style, sinks=sinks, batch=batch, limit=limit
                 ):
                     if json:
                         print_json(inspection)
                     elif csv_is_output:
                         _write(csv_line(inspection))
                     # An only image that cannot be read is an error of the command, not one missing result of many.
-                    if inspection.latency_ms is None and len(images) == 1:
+                    if inspection.latency_ms is None and len(images) == 1 and not camera:
                         raise ImageError(inspection.problem)
                     # Counted first: a reader who ends the command after a row finds the row in the totals.
                     totals.add(inspection)
@@ -249,6 +261,37 @@ def _failing(words: Sequence[str]) -> _Failing:
         raise FlowEdgeError("--fail-on none excludes the other values. Give it alone.")
     # An image that was not inspected may be anomalous, so a script that asks for one wants to know of the other.
     return _Failing(anomalous="anomalous" in asked, not_inspected="none" not in asked)
+
+
+def _camera(sources: Sequence[str], list_file: str | None) -> str:
+    """Return the address of the one camera or video that is named, or an empty text where images are named."""
+    cameras = [source for source in sources if is_camera(source)]
+    if cameras and (len(sources) > 1 or list_file is not None):
+        raise FlowEdgeError(
+            f"{without_password(cameras[0])} is a camera, and a camera is inspected alone. Leave out the other names."
+        )
+    if (
+        len(sources) == 1
+        and list_file is None
+        and kind_of(sources[0]) == "video"
+        and not os.path.isdir(sources[0])
+    ):
+        return sources[0]
+    return cameras[0] if cameras else ""
+
+
+def _opened(camera: str, images: Sequence[Path], detector: Detector, display: Display) -> Source:
+    """Open the camera or the video, or else the images."""
+    pixel_range = detector.bundle.manifest.pixel_range
+    if not camera:
+        from flowedge.runtime.image_files import ImageFiles
+
+        return ImageFiles(images, pixel_range)
+    from flowedge.runtime.sources import open_source
+
+    return open_source(
+        camera, pixel_range=pixel_range, tell=lambda event: display.print_problem(printable(event.text))
+    )
 
 
 def _images(sources: Sequence[str], list_file: str | None, *, recursive: bool) -> list[Path]:

@@ -48,9 +48,9 @@ def init(
     """Write the file of a new station, which has every setting with its description and runs as it is."""
     from flowedge.cli.places import check_bundle
     from flowedge.files import write_whole_file
-    from flowedge.runtime.sources.addresses import kind_of, without_password
     from flowedge.runtime.station.settings import parse_station
     from flowedge.runtime.station.template import MARK, station_file
+    from flowedge.source_addresses import kind_of, without_password
 
     check_bundle(bundle)
     check_file_target(out, force=force, mark=MARK.encode())

@@ -17,11 +17,11 @@ import msgspec
 from flowedge.errors import SourceError
 from flowedge.runtime.frames.pixel_range import PixelRange
 from flowedge.runtime.protocols import Source
-from flowedge.runtime.sources.addresses import kind_of, without_password
 from flowedge.runtime.sources.events import Seen, SourceEvent, Tell, ignore, nothing_seen
 from flowedge.runtime.sources.opening import Opening
 from flowedge.runtime.sources.settings import SourceSettings
 from flowedge.runtime.sources.triggers import with_trigger
+from flowedge.source_addresses import kind_of, without_password
 
 __all__ = ["SOURCES", "SourceEvent", "SourceSettings", "open_source"]
 
@@ -33,7 +33,7 @@ SOURCES: Final[Mapping[str, str]] = MappingProxyType(
         "device": "flowedge.runtime.sources.streams",
     }
 )
-"""The file of each kind of source, by the name that `flowedge.runtime.sources.addresses.kind_of` gives."""
+"""The file of each kind of source, by the name that `flowedge.source_addresses.kind_of` gives."""
 
 
 class _SourceFile(Protocol):

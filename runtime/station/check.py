@@ -16,11 +16,11 @@ from flowedge.errors import FlowEdgeError
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.sources import SourceEvent, open_source
-from flowedge.runtime.sources.addresses import without_password
 from flowedge.runtime.station.judges import engines_of, open_judge
 from flowedge.runtime.station.settings import ProductSettings, StationSettings
 from flowedge.runtime.station.sinks import StationLink, probe
 from flowedge.runtime.station.status import NoStationError, ask_station
+from flowedge.source_addresses import without_password
 from flowedge.text import printable
 
 State: TypeAlias = Literal["ok", "warning", "wrong"]

@@ -250,7 +250,7 @@ class Station:
         return self._loop
 
     def _source_name(self) -> str:
-        from flowedge.runtime.sources.addresses import without_password
+        from flowedge.source_addresses import without_password
 
         return self.settings.source.name or without_password(self.settings.source.address)
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from flowedge.errors import DataError, ImageError, SourceError
 from flowedge.runtime.sources import SourceSettings, open_source
-from flowedge.runtime.sources.addresses import kind_of, without_password
 from flowedge.runtime.sources.channels import rgb_of
 from flowedge.runtime.sources.settings import Channels
+from flowedge.source_addresses import kind_of, without_password
 
 COLOUR = (200, 90, 30)
 

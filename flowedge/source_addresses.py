@@ -41,6 +41,11 @@ def kind_of(address: str) -> str:
     return "video" if PurePath(address).suffix.lower() in VIDEO_SUFFIXES else "images"
 
 
+def is_camera(address: str) -> bool:
+    """Return True for an address of a camera or a stream, and False for the path of a file or a folder."""
+    return kind_of(address) not in ("images", "video")
+
+
 def without_password(address: str) -> str:
     """Return an address without the user's name, the password and other secrets, for records, logs and pages.
 
