@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from flowedge.runtime.report.markup import EMPTY, Markup, element, joined
+from flowedge.runtime.report.markup import EMPTY, Markup, element, joined, text_of
 from flowedge.runtime.report.shell import notice, paragraph, section
 from flowedge.runtime.report.tables import table
 from flowedge.runtime.station.overrides import Change, ThresholdChange
@@ -210,7 +210,7 @@ def _area(
             "Corners: inspect or ignore, then column,row of each corner",
             element(
                 "textarea",
-                kept.get("points", text_of_area(area)),
+                _lines(kept.get("points", text_of_area(area))),
                 name="points",
                 rows=5,
                 spellcheck="false",
@@ -226,6 +226,11 @@ def _area(
         class_="change",
     )
     return section("Region of interest", words, tools, stage, form, identifier="area")
+
+
+def _lines(text: str) -> Markup:
+    """Return a text of several lines, whose ends stay as they are."""
+    return Markup("\n".join(text_of(line) for line in text.splitlines()))
 
 
 def _history(changes: Sequence[Change]) -> Markup:

@@ -6,10 +6,13 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from flowedge.runtime.station.live import Live, Seen
+from flowedge.runtime.station.live import Live, PartState, Seen
 from flowedge.runtime.station.page.layout import ago, number
 from flowedge.runtime.station.record import Record
+from flowedge.text import printable
 
+_MOST_NOTES: Final = 6
+_LONGEST_NOTE: Final = 300
 WORDS: Final = {"ok": "OK", "nok": "NOK", "old": "WAITING", "none": "WAITING", "stopped": "STOPPED"}
 
 
@@ -52,17 +55,10 @@ def state_of(live: Live, seen: Seen | None, stale_after_s: float) -> LiveState:
         seen: The record that is shown.
         stale_after_s: The seconds after which a verdict counts as old.
     """
-    parts = live.parts
-    problems = [
-        f"{one.name} is down{': ' if one.text else ''}{one.text}"
-        for one in parts
-        if one.state == "down" and one.is_needed
-    ]
-    notes = tuple(
-        f"{one.name} {'is down' if one.state == 'down' else 'needs a look'}{': ' if one.text else ''}{one.text}"
-        for one in parts
-        if one.state != "ok" and not (one.state == "down" and one.is_needed)
-    )
+    failing = [one for one in live.parts if one.state != "ok"]
+    problems = [_told(one) for one in failing if one.state == "down" and one.is_needed]
+    others = [_told(one) for one in failing if not (one.state == "down" and one.is_needed)]
+    notes = tuple(others[:_MOST_NOTES])
     if seen is None:
         if problems:
             return LiveState(
@@ -96,6 +92,11 @@ def state_of(live: Live, seen: Seen | None, stale_after_s: float) -> LiveState:
     return LiveState(
         look=record.signal, word=WORDS[record.signal], title=part_of(record), reason=record.reason, **common
     )
+
+
+def _told(part: PartState) -> str:
+    verb = "is down" if part.state == "down" else "needs a look"
+    return printable(f"{part.name} {verb}{': ' if part.text else ''}{part.text}"[:_LONGEST_NOTE])
 
 
 def part_of(record: Record) -> str:

@@ -122,6 +122,8 @@
       for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
       return made;
     };
+    // The whole frame is seen at once, also one that is higher than wide.
+    editor.style.maxWidth = `min(860px, ${Math.round(70 * width / height)}vh)`;
     const svg = make("svg", { viewBox: `0 0 ${width} ${height}` });
     editor.querySelector("svg")?.remove();
     editor.append(svg);
