@@ -16,7 +16,9 @@ from flowedge.errors import FlowEdgeError
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.sources import SourceEvent, open_source
+from flowedge.runtime.station.fitting import Fitting
 from flowedge.runtime.station.judges import engines_of, open_judge
+from flowedge.runtime.station.overrides import Overrides
 from flowedge.runtime.station.settings import ProductSettings, StationSettings
 from flowedge.runtime.station.sinks import StationLink, probe
 from flowedge.runtime.station.status import NoStationError, ask_station
@@ -61,8 +63,13 @@ def check_station(settings: StationSettings, *, folder: Path) -> Iterator[Item]:
             text="this station runs at the moment, so its camera and its ports may be taken",
         )
     detectors: list[Detector] = []
+    try:
+        fit = Fitting(settings.area, Overrides(settings.station.state))
+    except FlowEdgeError as error:
+        yield Item(name="[station] state", state="wrong", text=printable(str(error)))
+        return
     for product in settings.all_products:
-        yield from _check_product(product, settings, detectors)
+        yield from _check_product(product, settings, fit, detectors)
     frame, item = _check_source(settings, folder, detectors)
     yield item
     if frame is not None and detectors:
@@ -112,7 +119,7 @@ def _is_running(state: Path) -> bool:
 
 
 def _check_product(
-    product: ProductSettings, settings: StationSettings, detectors: list[Detector]
+    product: ProductSettings, settings: StationSettings, fit: Fitting, detectors: list[Detector]
 ) -> Iterator[Item]:
     """Open a product on each of its engines, and keep the detector of the first one that opens."""
     prefix = f"[[products]] {product.name}, " if product.name else "[inspect] "
@@ -122,7 +129,7 @@ def _check_product(
     for engine in engines:
         name = f"{prefix}engine {engine}" if engine else f"{prefix}bundle"
         try:
-            judge = open_judge(product, engine, settings.inspect, settings.area)
+            judge = open_judge(product, engine, settings.inspect, fit)
         except FlowEdgeError as error:
             yield Item(name=name, state="wrong", text=printable(str(error)))
             continue

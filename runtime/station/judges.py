@@ -13,8 +13,6 @@ from typing import Final, Protocol
 
 from flowedge.bundle_files import pack_around
 from flowedge.errors import EngineUnavailableError, FlowEdgeError
-from flowedge.runtime.area.detector import AreaDetector
-from flowedge.runtime.area.settings import AreaSettings
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.from_path import load
 from flowedge.runtime.opening.engine import ENGINES, library_version
@@ -33,7 +31,8 @@ class Judge:
 
     Attributes:
         product: The name of the product.
-        detector: The detector.
+        base: The detector of whole frames, as its bundle gives it.
+        detector: The detector that judges, which has the engine of ``base``.
         bundle_sha256: The SHA-256 of the bundle's manifest.
         engine_version: The version of the engine's library.
         threshold_version: The number of changes in the bundle's history of thresholds.
@@ -42,6 +41,7 @@ class Judge:
     """
 
     product: str
+    base: Detector
     detector: Detector
     bundle_sha256: str
     engine_version: str
@@ -208,7 +208,10 @@ class Judges:
 
 
 def open_judge(
-    product: ProductSettings, engine: str | None, inspect: InspectSettings, area: AreaSettings
+    product: ProductSettings,
+    engine: str | None,
+    inspect: InspectSettings,
+    fit: Callable[[Judge], Judge],
 ) -> Judge:
     """Open the bundle of a product on a proven engine.
 
@@ -216,7 +219,7 @@ def open_judge(
         product: The product.
         engine: The name of the engine, or None for the first that opens.
         inspect: The settings of all products.
-        area: The area of the frame that is judged.
+        fit: Gives a judge the limit and the area that are in force at the station.
 
     Raises:
         FlowEdgeError: The bundle cannot be trusted, or the engine cannot run it on this machine.
@@ -233,19 +236,19 @@ def open_judge(
         threads=inspect.threads,
         min_region_px=inspect.min_region_px,
     )
-    if area != AreaSettings():
-        try:
-            detector = AreaDetector(detector, area)
-        except BaseException:
-            detector.close()
-            raise
-    return Judge(
+    judge = Judge(
         product=product.name,
+        base=detector,
         detector=detector,
         bundle_sha256=hash_of_bundle(product.bundle),
         engine_version=library_version(detector.engine.spec),
         threshold_version=len(detector.bundle.manifest.threshold_history),
     )
+    try:
+        return fit(judge)
+    except BaseException:
+        detector.close()
+        raise
 
 
 def hash_of_bundle(bundle: Path) -> str:

@@ -19,11 +19,13 @@ from flowedge.runtime.sources import SourceEvent, open_source
 from flowedge.runtime.sources.triggers import Triggered
 from flowedge.runtime.station.decision import Decision
 from flowedge.runtime.station.delivery import Deliveries
+from flowedge.runtime.station.fitting import Fitting
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.judges import Judge, Judges, engines_of, open_judge
 from flowedge.runtime.station.live import Live
 from flowedge.runtime.station.loop import Loop, LoopParts, Written
 from flowedge.runtime.station.notify import Notifier, Watchdog
+from flowedge.runtime.station.overrides import Overrides
 from flowedge.runtime.station.record import Event, Level, Record
 from flowedge.runtime.station.recording import Recorder
 from flowedge.runtime.station.settings import StationSettings
@@ -92,16 +94,19 @@ class Station:
         # The journal's lock refuses a second station on the same folder, so it comes first.
         self.journal = Journal(state / JOURNAL, station=settings.station.name)
         stack.callback(self.journal.close)
+        fitting = Fitting(settings.area, Overrides(state))
         self._judges = Judges(
             settings.all_products,
             engines_of(settings.inspect),
-            partial(open_judge, inspect=settings.inspect, area=settings.area),
+            partial(open_judge, inspect=settings.inspect, fit=fitting),
             self.tell,
         )
         self._judges.open()
         stack.callback(self._judges.close)
         bundles = {judge.product: judge.detector.bundle for judge in self._judges.judges}
-        self._watch = Watch(settings.watch, state, bundles, whole_frames=settings.area == AreaSettings())
+        self._watch = Watch(
+            settings.watch, state, bundles, whole_frames=fitting.current_area == AreaSettings()
+        )
         stack.callback(self._watch.close)
         for judge in self._judges.judges:
             self._test(judge)

@@ -90,6 +90,7 @@ def judge_on(bundle: Bundle, engine: NullEngine, name: str = "null", product: st
     detector = Detector(bundle, opened)
     return Judge(
         product=product,
+        base=detector,
         detector=detector,
         bundle_sha256="0" * 64,
         engine_version="0",
