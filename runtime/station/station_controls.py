@@ -97,7 +97,11 @@ class StationControls:
             "threshold_changed",
             "warning",
             f"{change.who} changed the limit{f' of {product}' if product else ''} to {limit}: {change.why}",
-            value=value, product=product, who=change.who, why=change.why, change=change.version,
+            value=value,
+            product=product,
+            who=change.who,
+            why=change.why,
+            change=change.version,
         )
         return len(judge.base.bundle.manifest.threshold_history) + change.version
 
@@ -123,7 +127,9 @@ class StationControls:
             "area_changed",
             "warning",
             f"{change.who} changed the region of interest: {change.why}",
-            who=change.who, why=change.why, change=change.version,
+            who=change.who,
+            why=change.why,
+            change=change.version,
         )
         return change.version
 
