@@ -71,7 +71,7 @@ def visit(browser: Any, shown: Shown) -> Iterator[Callable[..., Any]]:
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+        page.on("dialog", lambda dialog: said.append(dialog.message))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"{shown.page.url}{path[1:]}")
         return page

@@ -68,7 +68,7 @@ def serve(folder: Path, **settings: Any) -> Iterator[Served]:
     (folder / "token").write_text(f"{TOKEN}\n")
     journal, live = Journal(folder / "journal.sqlite", station="line 3", reserve_bytes=1 << 16), Live()
     station = PretendStation(folder, journal)
-    wanted = {"port": 0, "token_file": folder / "token"} | settings
+    wanted: dict[str, Any] = {"port": 0, "token_file": folder / "token"} | settings
     with journal, Page(PageSettings(**wanted), journal, live, station) as page:
         yield Served(page, live, PretendLine(journal, live), station, journal)
 
@@ -436,10 +436,10 @@ def test_nothing_is_drawn_while_nobody_looks(served: Served, monkeypatch: pytest
 
 
 def test_many_browsers_cost_one_drawing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flowedge.runtime.station.page import pictures
+    from flowedge.runtime.station.page import findings, pictures
 
     drawn: list[object] = []
-    real = pictures.small_findings
+    real = findings.small_findings
 
     def counted(*given: Any) -> Any:
         drawn.append(given)
