@@ -150,6 +150,7 @@ def points(
     y_name: str,
     *,
     limit: float | None = None,
+    limits: Sequence[tuple[float, float]] = (),
     is_log: bool = False,
     names: Sequence[Sequence[str]] = (),
     has_legend: bool = True,
@@ -162,11 +163,12 @@ def points(
         x_name: The name of the horizontal axis.
         y_name: The name of the vertical axis.
         limit: A threshold of the vertical axis, which is drawn as a dashed line.
+        limits: The corners of a threshold that changes, in place of ``limit``. Such a line is not for ``is_log``.
         is_log: True draws the powers of ten of the vertical axis at equal distances. Its values are then positive.
         names: A name for each point, which shows under the pointer.
         has_legend: False leaves out the legend, for a page that has one for all charts.
     """
-    every = [value for one in series for value in one.y]
+    every = [value for one in series for value in one.y] + [value for _, value in limits]
     if not every:
         return Markup("")
     x_ticks = ticks_to(max(value for one in series for value in one.x))
@@ -195,6 +197,9 @@ def points(
                     class_=one.style,
                 )
             )
+    if limits:
+        corners = " ".join(f"{_n(x(a))},{_n(y(b))}" for a, b in limits)
+        parts.append(element("polyline", points=corners, class_="limit"))
     if limit is not None:
         parts.append(
             element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=_n(y(limit)), y2=_n(y(limit)), class_="limit")

@@ -5,7 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import shutil
 import socket
+import ssl
+import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +23,11 @@ from flowedge.errors import FlowEdgeError, SettingsError
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.live import Live
 from flowedge.runtime.station.page.guard import MOST_BODY_BYTES, POLICY
+from flowedge.runtime.station.page.history import score_history
 from flowedge.runtime.station.page.page import Page
 from flowedge.runtime.station.page.settings import PageSettings
 from support.station_page import HOSTILE, TOKEN, PretendLine, PretendStation, tell_health
+from support.station_records import made_record
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 CHANGE = {"value": "1.75", "who": "Ada", "why": "too many misses", "token": TOKEN}
@@ -451,3 +457,69 @@ def test_many_browsers_cost_one_drawing(served: Served, monkeypatch: pytest.Monk
         assert served.get("/live.jpg?number=1").status == 200
         assert served.get("/records/1/thumbnail").status == 200
     assert len(drawn) == 2
+
+
+def test_the_limit_of_the_history_jumps_where_it_was_changed() -> None:
+    records = [
+        made_record(number, score=1.0, threshold=2.0 if number < 4 else 3.0 if number < 6 else 2.5)
+        for number in range(1, 9)
+    ]
+    drawn = score_history(records)
+    line = re.search(r'<polyline points="([^"]+)" class="limit">', drawn)
+    assert line is not None
+    heights = [float(one.split(",")[1]) for one in line[1].split()]
+    assert len(set(heights)) == 3
+    assert len(heights) == 6  # two corners for each limit
+    assert score_history([made_record(1, verdict="not_inspected", signal="nok", score=None)]) == ""
+
+
+def test_a_client_that_is_slow_loses_its_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowedge.runtime.station.page.guard._REQUEST_SECONDS", 0.3)
+    for served in serve(tmp_path, connections=4):
+        idle = [socket.create_connection(("127.0.0.1", served.page.port), timeout=20) for _ in range(4)]
+        idle[0].sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        idle[1].sendall(b"GET /live.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        answers = []
+        for one in idle:
+            answer = b""
+            while part := one.recv(1 << 16):
+                answer += part
+            answers.append(answer[:12])
+            one.close()
+        assert answers[0] == answers[2] == b""
+        assert served.get("/live.json").status == 200
+        body = socket.create_connection(("127.0.0.1", served.page.port), timeout=20)
+        body.sendall(
+            b"POST /changes/threshold HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50\r\n\r\nvalue=1"
+        )
+        assert body.recv(1 << 16).startswith(b"HTTP/1.1 408")
+        body.close()
+
+
+def test_the_page_is_served_by_https(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl, which makes the certificate of the test")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            *(
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+            ),
+            *("-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    for served in serve(tmp_path, tls_certificate=certificate, tls_key=key):
+        assert served.page.url.startswith("https://127.0.0.1:")
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        with urllib.request.urlopen(f"{served.page.url}live.json", context=trusted, timeout=20) as answer:
+            assert answer.status == 200

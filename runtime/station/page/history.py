@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from flowedge.runtime.report.charts import Series, points
@@ -34,11 +35,27 @@ def score_history(records: Sequence[Record]) -> Markup:
                     name=words, style=style, x=[place for place, _ in known], y=[value for _, value in known]
                 )
             )
-    limit = quantity_of(judged[-1])[2]
+    limits = [
+        (float(place), quantity_of(one)[2])
+        for place, one in enumerate(records)
+        if quantity_of(one)[0] == name
+    ]
     return points(
-        f"{name.capitalize() if name == 'score' else name} of the last {len(records)} parts",
+        f"{name[:1].upper()}{name[1:]} of the last {len(records)} parts",
         series,
         "part, the newest at the right",
         name,
-        limit=limit,
+        limits=_steps([(place, limit) for place, limit in limits if limit is not None]),
     )
+
+
+def _steps(limits: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the corners of a line that jumps between two parts where the limit was changed."""
+    corners: list[tuple[float, float]] = []
+    for limit, run in itertools.groupby(limits, key=lambda one: one[1]):
+        places = [place for place, _ in run]
+        corners += [
+            (max(places[0] - 0.5, limits[0][0]), limit),
+            (min(places[-1] + 0.5, limits[-1][0]), limit),
+        ]
+    return corners
