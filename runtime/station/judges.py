@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flowedge.bundle_files import pack_around
 from flowedge.errors import EngineUnavailableError, FlowEdgeError
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.from_path import load
 from flowedge.runtime.opening.engine import ENGINES, library_version
+from flowedge.runtime.protocols import PixelArray
 from flowedge.runtime.station.record import Level
 from flowedge.runtime.station.settings import InspectSettings, ProductSettings
 
@@ -36,6 +40,7 @@ class Judge:
         bundle_sha256: The SHA-256 of the bundle's manifest.
         engine_version: The version of the engine's library.
         threshold_version: The number of changes in the bundle's history of thresholds.
+        copies: The smallest number of images of one run of the engine. A frame fills it by itself.
         opening: The number of the opening of engines that the detector belongs to. All of one opening are closed
             together.
     """
@@ -46,7 +51,16 @@ class Judge:
     bundle_sha256: str
     engine_version: str
     threshold_version: int
+    copies: int = 1
     opening: int = 0
+
+    def prepare(self, pixels: PixelArray) -> tuple[list[NDArray[np.uint8]], Any]:
+        """Make the engine's input of one frame, and return it with the frame as 8-bit RGB.
+
+        Raises:
+            ImageError: The frame is not such as the detector takes.
+        """
+        return self.detector.prepare([pixels] * self.copies)
 
 
 class Tell(Protocol):
@@ -92,7 +106,8 @@ class Judges:
         self._tell = tell
         self._clock = clock
         self._judges: dict[str, Judge] = {}
-        self._at, self._name, self._openings = 0, "", 0
+        self._at = self._first = self._openings = 0
+        self._name = ""
         self._good_runs = _GOOD_RUNS
         self._pause_s = _FIRST_PAUSE_S
         self._next_try = 0.0
@@ -103,6 +118,11 @@ class Judges:
         """The open detectors, in the order of the settings. The tuple is empty while no engine is open."""
         return tuple(self._judges.values())
 
+    @property
+    def is_first_choice(self) -> bool:
+        """True while the engine computes that opened at the start."""
+        return self._at == self._first
+
     def open(self) -> None:
         """Open the first engine that opens, at the start of the station.
 
@@ -110,6 +130,7 @@ class Judges:
             FlowEdgeError: No engine opens. The message has the reason of each.
         """
         problems = self._open_first_of(range(len(self._engines)))
+        self._first = self._at
         if not self._judges:
             raise EngineUnavailableError(" ".join(problems))
 
@@ -243,6 +264,7 @@ def open_judge(
         bundle_sha256=hash_of_bundle(product.bundle),
         engine_version=library_version(detector.engine.spec),
         threshold_version=len(detector.bundle.manifest.threshold_history),
+        copies=(detector.engine.batches or (1, 1))[0],
     )
     try:
         return fit(judge)

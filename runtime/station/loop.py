@@ -206,7 +206,7 @@ class Loop:
             work.give_up(problem)
             return
         work.judge = judge
-        work.pixels, work.image = judge.detector.prepare([work.frame.pixels])
+        work.pixels, work.image = judge.prepare(work.frame.pixels)
         if problem := self._parts.check(work):
             work.give_up(problem)
 
@@ -233,7 +233,7 @@ class Loop:
         if judge is not work.judge:
             # What one detector has prepared is not for another one.
             work.judge = judge
-            work.pixels, work.image = judge.detector.prepare([work.frame.pixels])
+            work.pixels, work.image = judge.prepare(work.frame.pixels)
         if problem := self._parts.test(judge):
             work.give_up(problem)
             return
@@ -346,7 +346,7 @@ def _judge(work: Work) -> None:
     if work.problem or work.judge is None:
         return
     stages = work.stages_ms
-    (work.result,) = work.judge.detector.judge(
+    work.result, *_ = work.judge.detector.judge(
         work.pixels,
         work.outputs,
         preprocess_ms=stages.get("prepare", 0.0),

@@ -12,6 +12,7 @@ from flowedge.runtime.area.settings import AreaSettings
 from flowedge.runtime.settings import Settings, parse_settings, read_settings
 from flowedge.runtime.sources.settings import SourceSettings
 from flowedge.runtime.station.decision import DecisionSettings
+from flowedge.runtime.station.page.settings import PageSettings
 from flowedge.runtime.station.sinks.settings import SinkSettings
 from flowedge.runtime.station.watch.settings import WatchSettings
 
@@ -82,6 +83,7 @@ class StationSettings(Settings, frozen=True, kw_only=True):
         inspect: The bundle and the way from a frame to its verdict.
         source: The source of the frames.
         sinks: The receivers of the records.
+        page: The page that shows the station in a browser.
         watch: The checks of frames, engine and drift.
         area: The area of the frame that is judged.
         decision: The rule by which a verdict becomes ok or nok.
@@ -94,6 +96,7 @@ class StationSettings(Settings, frozen=True, kw_only=True):
     area: AreaSettings = AreaSettings()
     decision: DecisionSettings = DecisionSettings()
     sinks: Annotated[tuple[SinkSettings, ...], msgspec.Meta(max_length=100)] = ()
+    page: PageSettings = PageSettings()
     watch: WatchSettings = WatchSettings()
     products: Annotated[tuple[ProductSettings, ...], msgspec.Meta(max_length=1000)] = ()
 

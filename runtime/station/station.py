@@ -9,17 +9,16 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
-from flowedge.errors import FlowEdgeError
+from flowedge.errors import FlowEdgeError, SettingsError
 from flowedge.runtime.area.settings import AreaSettings
 from flowedge.runtime.sources import SourceEvent, open_source
 from flowedge.runtime.sources.triggers import Triggered
 from flowedge.runtime.station.decision import Decision
 from flowedge.runtime.station.delivery import Deliveries
 from flowedge.runtime.station.fitting import Fitting
+from flowedge.runtime.station.health_report import HealthReport
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.judges import Judge, Judges, engines_of, open_judge
 from flowedge.runtime.station.live import Live
@@ -30,9 +29,15 @@ from flowedge.runtime.station.record import Event, Level, Record
 from flowedge.runtime.station.recording import Recorder
 from flowedge.runtime.station.settings import StationSettings
 from flowedge.runtime.station.sinks import StationLink
+from flowedge.runtime.station.station_controls import StationControls
 from flowedge.runtime.station.status import StatusServer
+from flowedge.runtime.station.summary import summary
 from flowedge.runtime.station.watch import Watch
 from flowedge.runtime.station.work import Work
+from flowedge.source_addresses import without_password
+
+if TYPE_CHECKING:
+    from flowedge.runtime.station.page.page import Page
 
 JOURNAL: Final = "journal.sqlite"
 """The name of the journal in the state folder."""
@@ -81,8 +86,11 @@ class Station:
         self._loop: Loop | None = None
         self._early: list[Event] = []
         self._final: dict[str, Any] = {}
+        self._source_problem = ""
+        self.page: Page | None = None
         self._until_end = until_end
         self.live = Live()
+        self._health = HealthReport(self.live, settings.station.state)
         self._notifier = Notifier()
         with ExitStack() as stack:
             self._open(stack, folder)
@@ -128,11 +136,35 @@ class Station:
             trigger=self._trigger,
         )
         self._deliveries = Deliveries.of(settings.sinks, self.journal, link, self._tell_event)
-        server = StatusServer(state, self.status)
-        stack.callback(server.close)
         self._loop = loop
         for event in self._early:
             loop.put_event(event)
+        if settings.page.enabled:
+            self._open_page(stack, fitting)
+        stack.callback(StatusServer(state, self.status).close)
+        self._tell_health()
+
+    def _open_page(self, stack: ExitStack, fitting: Fitting) -> None:
+        """Serve the page. Where its address is taken, the station goes on without it, since parts must be judged."""
+        from flowedge.runtime.station.page.page import Page  # imported here, since many stations have no page
+
+        controls = StationControls(
+            self.settings.station.name,
+            self._judges,
+            fitting,
+            self.tell,
+            between_frames=self._running_loop.between_frames,
+        )
+        try:
+            page = Page(self.settings.page, self.journal, self.live, controls)
+            stack.callback(page.stop)
+            page.start()
+        except SettingsError:
+            raise
+        except FlowEdgeError as error:
+            self.tell("page_down", "alarm", f"the page is not served: {error}")
+        else:
+            self.page = page
 
     def _new_loop(self) -> Loop:
         inspect = self.settings.inspect
@@ -213,50 +245,25 @@ class Station:
 
     def status(self) -> dict[str, Any]:
         """Return what the station does, as JSON's own types."""
-        loop, live = self._running_loop, self.live
-        judges = self._judges.judges
-        counts, rates = live.counts, live.rates
-        return {
-            "station": self.settings.station.name,
-            "run": self.journal.run,
-            "uptime_s": round(time.monotonic() - self._started, 1),
-            "source": {"address": self._source_name(), "problem": loop.source_problem},
-            "engine": {
-                "name": judges[0].detector.engine_name if judges else None,
-                "precision": judges[0].detector.precision if judges else None,
-                "reason": judges[0].detector.engine_reason if judges else None,
-                "problem": "" if judges else self._judges.problem,
-            },
-            "products": [judge.product for judge in judges],
-            "records": {
-                "all": counts.total,
-                "ok": counts.of_signal("ok"),
-                "nok": counts.of_signal("nok"),
-                "not_inspected": sum(
-                    count for (verdict, _), count in counts.records.items() if verdict == "not_inspected"
-                ),
-                "late": counts.late,
-                "last": self.journal.last(),
-            },
-            "dropped": counts.dropped,
-            "waiting": loop.queues,
-            "per_second": round(rates.records / rates.seconds, 2),
-            "stages_ms": {
-                name: {"p50": round(times.quantile_ms(0.5), 3), "p99": round(times.quantile_ms(0.99), 3)}
-                for name, times in live.stages.items()
-            },
-            "journal": {"problem": self.journal.problem or loop.write_problem},
-            "sinks": [msgspec.to_builtins(one) for one in self._deliveries.status],
-        }
+        return summary(
+            name=self.settings.station.name,
+            source=self._source_name,
+            source_problem=self._source_problem or self._running_loop.source_problem,
+            journal=self.journal,
+            judges=self._judges,
+            loop=self._running_loop,
+            live=self.live,
+            sinks=self._deliveries.status,
+            page="" if self.page is None else self.page.url,
+        )
 
     @property
     def _running_loop(self) -> Loop:
         assert self._loop is not None  # a station that is open has its loop
         return self._loop
 
+    @property
     def _source_name(self) -> str:
-        from flowedge.source_addresses import without_password
-
         return self.settings.source.name or without_password(self.settings.source.address)
 
     def _check(self, work: Work) -> str:
@@ -284,6 +291,8 @@ class Station:
         level: Level = (
             "info" if event.kind == "source_back" else "alarm" if event.kind == "source_lost" else "warning"
         )
+        if event.kind in ("source_lost", "source_back"):
+            self._source_problem = event.text if event.kind == "source_lost" else ""
         self.tell(event.kind, level, event.text, **event.data)
 
     def _trigger(self, part: str | None) -> None:
@@ -302,9 +311,21 @@ class Station:
         """Do what is due also while no frame comes."""
         if not self._watchdog.hanging():
             self.live.beat()
+        try:
+            self._tell_health()
+        except Exception:
+            _LOG.exception("the states of the parts cannot be told")
         for judge in self._judges.judges:
             if self._watch.due(judge.detector, product=judge.product):
                 self._running_loop.between_frames(partial(self._test, judge))
+
+    def _tell_health(self) -> None:
+        loop = self._running_loop
+        self._health.source(self._source_problem or loop.source_problem, self._source_name)
+        self._health.engine(self._judges)
+        self._health.watch(self._watch.status())
+        self._health.journal(self.journal.problem or loop.write_problem)
+        self._health.sinks(self._deliveries.status)
 
     def _status_line(self) -> str:
         counts = self.live.counts
@@ -321,7 +342,10 @@ class Station:
             engine=engine.engine_name,
             precision=engine.precision,
         )
+        if self.page is not None:
+            self.tell("page", "info", f"the page is at {self.page.url}")
         self._running_loop.start()
+        self.live.beat()
         self._notifier.ready(self._status_line())
 
     def _end(self) -> None:

@@ -44,7 +44,9 @@ def write_station(folder: Path, *, photos: int = 8, tables: str = "", **inspect:
         '[station]\nname = "line-3"\nstate = "state"\n'
         f'[inspect]\nbundle = "tiny.flowedge"\n{more}\n'
         '[source]\naddress = "photos"\n'
-        '[[sinks]]\nkind = "jsonl"\npath = "verdicts.jsonl"\nbegin = "oldest"\n' + tables,
+        + ("" if "[page]" in tables else "[page]\nenabled = false\n")
+        + '[[sinks]]\nkind = "jsonl"\npath = "verdicts.jsonl"\nbegin = "oldest"\n'
+        + tables,
         encoding="utf-8",
     )
     return file

@@ -1,0 +1,75 @@
+"""Sum up what a running station does, for ``flowedge station status``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from flowedge.runtime.station.delivery import DeliveryStatus
+from flowedge.runtime.station.journal import Journal
+from flowedge.runtime.station.judges import Judges
+from flowedge.runtime.station.live import Live
+from flowedge.runtime.station.loop import Loop
+
+
+def summary(
+    *,
+    name: str,
+    source: str,
+    source_problem: str,
+    journal: Journal,
+    judges: Judges,
+    loop: Loop,
+    live: Live,
+    sinks: Iterable[DeliveryStatus],
+    page: str,
+) -> dict[str, Any]:
+    """Return what a station does, as JSON's own types.
+
+    Args:
+        name: The name of the station.
+        source: The name of the source without secrets.
+        source_problem: The reason why no frame comes. The text is empty where all is well.
+        journal: The journal.
+        judges: The detectors.
+        loop: The loop.
+        live: The counters.
+        sinks: The states of the sinks.
+        page: The address of the page. The text is empty where there is none.
+    """
+    counts, rates = live.counts, live.rates
+    detector = judges.judges[0].detector if judges.judges else None
+    not_inspected = sum(count for (verdict, _), count in counts.records.items() if verdict == "not_inspected")
+    return {
+        "station": name,
+        "run": journal.run,
+        "uptime_s": round(live.uptime_s, 1),
+        "page": page,
+        "source": {"address": source, "problem": source_problem},
+        "engine": {
+            "name": detector.engine_name if detector else None,
+            "precision": detector.precision if detector else None,
+            "reason": detector.engine_reason if detector else None,
+            "problem": "" if detector else judges.problem,
+        },
+        "products": [judge.product for judge in judges.judges],
+        "records": {
+            "all": counts.total,
+            "ok": counts.of_signal("ok"),
+            "nok": counts.of_signal("nok"),
+            "not_inspected": not_inspected,
+            "late": counts.late,
+            "last": journal.last(),
+        },
+        "dropped": counts.dropped,
+        "waiting": loop.queues,
+        "per_second": round(rates.records / rates.seconds, 2),
+        "stages_ms": {
+            stage: {"p50": round(times.quantile_ms(0.5), 3), "p99": round(times.quantile_ms(0.99), 3)}
+            for stage, times in live.stages.items()
+        },
+        "journal": {"problem": journal.problem or loop.write_problem},
+        "sinks": [msgspec.to_builtins(one) for one in sinks],
+    }
