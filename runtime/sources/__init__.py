@@ -31,6 +31,9 @@ SOURCES: Final[Mapping[str, str]] = MappingProxyType(
         "video": "flowedge.runtime.sources.videos",
         "stream": "flowedge.runtime.sources.streams",
         "device": "flowedge.runtime.sources.streams",
+        "gstreamer": "flowedge.runtime.sources.pipelines",
+        "genicam": "flowedge.runtime.sources.genicam_cameras",
+        "aravis": "flowedge.runtime.sources.aravis_cameras",
     }
 )
 """The file of each kind of source, by the name that `flowedge.source_addresses.kind_of` gives."""

@@ -47,8 +47,12 @@ class Grab:
 class Connection(Protocol):
     """One connection to a camera, used by one thread."""
 
-    def grabs(self) -> Iterator[Grab]:
-        """Give frames until the camera is lost, by an end or by an error."""
+    def grabs(self) -> Iterator[Grab | None]:
+        """Give frames until the camera is lost, by an end or by an error.
+
+        The value None tells that no frame has come yet. A connection that can wait for a short time gives it, so that
+        it is closed soon where the source is.
+        """
         ...
 
     def close(self) -> None:
@@ -190,8 +194,8 @@ class LiveSource:
         timeout = self._opening.settings.timeout_s
         with self._change:
             while not (self._closed or reading.ended):
-                left = reading.last + timeout - time.monotonic()
-                if left <= 0:
+                left = reading.last + timeout - time.monotonic() if timeout else None
+                if left is not None and left <= 0:
                     reading.is_over = True
                     assert reading.thread is not None
                     self._stuck.append(reading.thread)
@@ -233,11 +237,13 @@ class LiveSource:
                 reading.ended = ended
                 self._change.notify_all()
 
-    def _take(self, reading: _Reading, grab: Grab) -> bool:
+    def _take(self, reading: _Reading, grab: Grab | None) -> bool:
         """Hand a frame over, and return False where nobody waits for this connection any more."""
         with self._change:
             if reading.is_over or self._closed:
                 return False
+            if grab is None:
+                return True
             reading.last = time.monotonic()
             reading.frames += 1
             is_back, self._is_lost = self._is_lost, False

@@ -112,7 +112,8 @@ class SourceSettings(Settings, frozen=True, kw_only=True):
         options: Options of the library that opens the source: FFmpeg's for streams and devices, the names of features
             for GenICam cameras.
         trigger: The trigger that names the part in the next frame.
-        timeout_s: The time without a frame after which a camera counts as lost, in seconds.
+        timeout_s: The time without a frame after which a camera counts as lost, in seconds. With 0 it never does, for a
+            camera that waits for a trigger.
         reconnect_s: The pause before the first try to connect again, in seconds. Each further pause is twice as long.
         reconnect_most_s: The longest pause before a try to connect again, in seconds.
     """
@@ -128,6 +129,6 @@ class SourceSettings(Settings, frozen=True, kw_only=True):
     password_file: Path | None = None
     options: Mapping[str, Option] = msgspec.field(default_factory=dict)
     trigger: TriggerSettings | None = None
-    timeout_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 5.0
+    timeout_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
     reconnect_s: Annotated[float, msgspec.Meta(ge=0.01, le=3600)] = 1.0
     reconnect_most_s: Annotated[float, msgspec.Meta(ge=0.01, le=3600)] = 30.0

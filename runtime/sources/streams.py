@@ -33,10 +33,10 @@ def open_it(opening: Opening) -> Source:
     settings = opening.settings
     file, form, options = _opened_as(settings)
 
+    limit = settings.timeout_s or None
+
     def connect() -> _Stream:
-        return _Stream(
-            av.open(file, format=form, options=options, timeout=(settings.timeout_s, settings.timeout_s))
-        )
+        return _Stream(av.open(file, format=form, options=options, timeout=(limit, limit)))
 
     def explain(error: Exception) -> str:
         # FFmpeg's own text holds the address with its password.
