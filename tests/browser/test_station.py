@@ -115,9 +115,7 @@ def test_the_page_follows_the_line_and_shows_a_hostile_part_as_text(
     waits_for(page, "#word", "NOK")
     waits_for(page, "#title", "<img src=x onerror=alert(1)>")
     number = shown.line.count
-    page.wait_for_function(
-        "(number) => document.getElementById('picture').src.endsWith(`number=${number}`)", arg=number
-    )
+    page.locator(f"#picture[src$='number={number}']").wait_for()
     assert page.locator("#picture").evaluate("(one) => one.naturalWidth") == 320
     waits_for(page, "#recent .thumbnail span", "<img src=x")  # by the next look at the sections below
     assert page.locator("#word").evaluate("(one) => parseFloat(getComputedStyle(one).fontSize)") >= 100
@@ -163,7 +161,7 @@ def test_the_views_are_chosen_without_leaving_the_page(visit: Callable[..., Any]
     page = visit("/")
     waits_for(page, "#word", "NOK")
     page.get_by_role("link", name="Map", exact=True).click()
-    page.wait_for_function("document.getElementById('picture').src.includes('view=map')")
+    page.locator("#picture[src*='view=map']").wait_for()
     assert page.url.endswith("/?view=map")
     assert page.locator("[data-view=map][aria-current]").count() == 1
 
@@ -245,6 +243,7 @@ def test_a_region_is_drawn_with_the_mouse_and_changed_by_the_token(
     form.get_by_role("button", name="Change the region").click()
     waits_for(page, "[role=alert]", "The token is wrong")
     assert [one[0] for one in corners(page)] == ["inspect", "ignore"]
+    page.locator("#editor polygon.ignore").wait_for(state="attached")
     assert page.locator("#editor polygon").count() == 2
     form.get_by_label("Token").fill(TOKEN)
     form.get_by_role("button", name="Change the region").click()
