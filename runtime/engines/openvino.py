@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import queue
@@ -14,13 +15,15 @@ from typing import Any, Final
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset13
 from openvino.frontend import FrontEndManager, OpConversionFailure
 
 from flowedge.errors import BundleError, EngineCacheError, EngineUnavailableError
 from flowedge.runtime.device.denormals import flushing_denormals
 from flowedge.runtime.device.device_cache import device_cache
+from flowedge.runtime.device.engine_file import EngineFacts
 from flowedge.runtime.device.machine import cpu_extensions, overflows_in_eight_bits
+from flowedge.runtime.engines.openvino_cache import facts_of_compiled, find_compiled, store_compiled
+from flowedge.runtime.engines.openvino_forms import join_signed_quantisation, multiply_small_permutations
 from flowedge.runtime.opening.contract import TensorSpec, check_contract
 from flowedge.runtime.opening.engine_contract import EngineSpec, Opening
 from flowedge.runtime.protocols import Engine
@@ -31,10 +34,6 @@ _PRECISION: Final = {"CPU": "f32", "GPU": "f32", "NPU": "f16"}
 
 # Values of oneDNN's ONEDNN_MAX_CPU_ISA that forbid VNNI, whatever the processor has.
 _WITHOUT_VNNI: Final = frozenset({"SSE41", "AVX", "AVX2", "AVX512_CORE"})
-
-# Up to this number of channels a product with a matrix costs less than the two changes of layout around a gather:
-# 0.2 ms instead of 1 ms for 64 channels of 64x64.
-_MOST_CHANNELS: Final = 64
 
 # The most requests of one compiled graph. Further threads wait for one. OpenVINO runs the requests one after the other
 # on the same cores, so that two or three keep it busy. Each request holds the inputs and outputs of its batch.
@@ -63,16 +62,15 @@ def load(opening: Opening) -> Engine:
         raise EngineUnavailableError(
             f"{opening.spec.name} computes in float16, got the precision fp32. Take --precision fp16."
         )
-    model = _model(graph)
+    source = _Graph(opening, device)
     try:
-        inputs, outputs = _specs(model.inputs), _specs(model.outputs)
+        inputs, outputs = source.specs()
     except (UnicodeDecodeError, RuntimeError) as error:  # a name that is no text, or none at all
         raise BundleError(
             f"the inputs and outputs of {graph} cannot be read: {_one_line(error)}. Export the bundle again."
         ) from error
     check_contract(opening.source, inputs, outputs)
-    taken = tuple(opening.source.inputs)
-    return _OpenVino(opening.spec.name, model, taken, device, opening.threads)
+    return _OpenVino(opening.spec.name, source, tuple(opening.source.inputs), device)
 
 
 def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -85,9 +83,70 @@ def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.
         model = _model(io.BytesIO(graph))
     except BundleError as error:
         raise EngineUnavailableError(str(error)) from error
-    request = _compiled(model, _device(spec), threads=1).create_infer_request()
+    request = _compiled(model, _device(spec), _options(_device(spec), threads=1)).create_infer_request()
     (answer,) = _run(request, {0: x})
     return answer
+
+
+class _Graph:
+    """The graph on disk, which is read only where the device cache does not hold it compiled."""
+
+    def __init__(self, opening: Opening, device: str) -> None:
+        self._opening, self._device = opening, device
+        self._options = _options(device, opening.threads)
+        self._stored = self._find(1)
+
+    def specs(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+        """Return the types of the inputs and outputs. The number of images is open in both."""
+        if self._stored is None:
+            return _specs(self._model.inputs), _specs(self._model.outputs)
+        inputs, outputs = _specs(self._stored.inputs), _specs(self._stored.outputs)
+        return tuple(  # type: ignore[return-value]
+            {name: TensorSpec(spec.dtype, (None, *spec.shape[1:])) for name, spec in specs.items()}
+            for specs in (inputs, outputs)
+        )
+
+    def compiled(self, batch: int) -> ov.CompiledModel:
+        """Return the graph compiled for a number of images, from the device cache where it is there.
+
+        Raises:
+            BundleError: The graph is damaged.
+            EngineUnavailableError: The device cannot run the graph.
+        """
+        stored = self._stored if batch == 1 else self._find(batch)
+        if stored is not None:
+            self._stored = None if batch == 1 else self._stored
+            return stored
+        compiled = _compiled(self._of_size(batch), self._device, self._options)
+        if self._device == "CPU":
+            store_compiled(self._facts(batch), compiled)
+        return compiled
+
+    @functools.cached_property
+    def _model(self) -> ov.Model:
+        return _model(self._opening.graph)
+
+    def _find(self, batch: int) -> ov.CompiledModel | None:
+        # On a GPU or an NPU, OpenVINO keeps compiled graphs itself, and checks which device they fit.
+        return find_compiled(self._facts(batch), self._options) if self._device == "CPU" else None
+
+    def _facts(self, batch: int) -> EngineFacts:
+        return facts_of_compiled(self._opening, self._options, batch)
+
+    def _of_size(self, batch: int) -> ov.Model:
+        model = self._model
+        try:
+            sized = model.clone()
+            inputs = self._opening.source.inputs
+            sized.reshape({name: [batch, *model.input(name).partial_shape[1:]] for name in inputs})
+            if self._device == "CPU":
+                multiply_small_permutations(sized)
+        except Exception as error:  # its failures have no base class of their own
+            raise EngineUnavailableError(
+                f"OpenVINO {_VERSION} cannot run the graph with {batch} images: {_one_line(error)}. "
+                "Export the bundle again, or take another engine."
+            ) from error
+        return sized
 
 
 class _Sized:
@@ -131,17 +190,14 @@ class _OpenVino:
     then gave wrong answers for one image.
     """
 
-    def __init__(
-        self, name: str, model: ov.Model, inputs: tuple[str, ...], device: str, threads: int | None
-    ) -> None:
+    def __init__(self, name: str, graph: _Graph, inputs: tuple[str, ...], device: str) -> None:
         self.name = name
-        self.output_names: tuple[str, ...] = tuple(output.get_any_name() for output in model.outputs)
+        self.output_names: tuple[str, ...] = tuple(graph.specs()[1])
         self.batches: tuple[int, int] | None = None
-        self._model: ov.Model | None = model
-        self._inputs = inputs
-        self._device, self._threads = device, threads
+        self._graph: _Graph | None = graph
+        self._inputs, self._device = inputs, device
         self._sizes: dict[int, _Sized] = {}  # by batch size, in the order of their last use
-        self._lock = threading.Lock()  # guards the model and the sizes
+        self._lock = threading.Lock()  # guards the graph and the sizes
         self._sized(1)
 
     def infer(self, *inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -158,7 +214,7 @@ class _OpenVino:
 
     def close(self) -> None:
         with self._lock:
-            self._model = None
+            self._graph = None
             self._sizes.clear()  # a thread that infers holds its graph until it has the answer
 
     def _sized(self, batch: int) -> _Sized:
@@ -167,106 +223,14 @@ class _OpenVino:
         The graph for single images is always kept. The other sizes keep the `_SIZES_KEPT` graphs that were used last.
         """
         with self._lock:
-            if self._model is None:
+            if self._graph is None:
                 raise ValueError("the engine is closed")
-            sized = self._sizes.pop(batch, None) or self._compiled_for(self._model, batch)
+            sized = self._sizes.pop(batch, None) or _Sized(self._graph.compiled(batch))
             self._sizes[batch] = sized
             others = [size for size in self._sizes if size != 1]
             for size in others[:-_SIZES_KEPT]:
                 del self._sizes[size]
             return sized
-
-    def _compiled_for(self, model: ov.Model, batch: int) -> _Sized:
-        try:
-            sized = model.clone()
-            sized.reshape({name: [batch, *model.input(name).partial_shape[1:]] for name in self._inputs})
-            if self._device == "CPU":
-                _multiply_small_permutations(sized)
-        except Exception as error:  # its failures have no base class of their own
-            raise EngineUnavailableError(
-                f"OpenVINO {_VERSION} cannot run the graph with {batch} images: {_one_line(error)}. "
-                "Export the bundle again, or take another engine."
-            ) from error
-        return _Sized(_compiled(sized, self._device, self._threads))
-
-
-def _join_signed_quantisation(model: ov.Model) -> None:
-    """Replace each signed quantisation and its dequantisation by one FakeQuantize, which gives the same values.
-
-    OpenVINO 2026.4 moves a quantisation that follows a Concat in front of the Concat, and is wrong where the integers
-    are signed: the Concat then holds the tensor's values rounded to whole numbers and clipped to -128..127, as if the
-    step were 1. A Concat of dequantised tensors is wrong for the same reason. A FakeQuantize, which OpenVINO's own
-    tools write, is moved rightly, and its convolutions still run in eight bits.
-    """
-    for node in model.get_ordered_ops():
-        found = _signed_steps(node)
-        if found is None:
-            continue
-        steps, zero, step = found
-        ends = [(steps.input_value(place).get_node().data - zero) * step for place in (3, 4)]
-        joined = opset13.fake_quantize(
-            *(steps.input_value(place) for place in (0, 1, 2)),
-            *(opset13.constant(end.astype(np.float32)) for end in ends),
-            steps.get_attributes()["levels"],
-        )
-        for reader in node.output(0).get_target_inputs():
-            reader.replace_source_output(joined.output(0))
-
-
-def _signed_steps(node: ov.Node) -> tuple[ov.Node, float, float] | None:
-    """Return the FakeQuantize, the zero and the step of a dequantisation of signed integers.
-
-    Args:
-        node: The last node of FakeQuantize, Convert to int8, Convert, Subtract of the zero (there may be none),
-            Multiply by the step. Any other node gives None.
-    """
-    if node.get_type_name() != "Multiply":
-        return None
-    step, source, zero = _scalar(node.input_value(1)), node.input_value(0).get_node(), 0.0
-    if source.get_type_name() == "Subtract":
-        subtracted, source = _scalar(source.input_value(1)), source.input_value(0).get_node()
-        zero = np.nan if subtracted is None else subtracted
-    if step is None or np.isnan(zero) or source.get_type_name() != "Convert":
-        return None
-    integers = source.input_value(0)
-    if integers.get_node().get_type_name() != "Convert" or integers.get_element_type() != ov.Type.i8:
-        return None
-    steps = integers.get_node().input_value(0).get_node()
-    ends = steps.get_type_name() == "FakeQuantize" and all(
-        steps.input_value(place).get_node().get_type_name() == "Constant" for place in (3, 4)
-    )
-    return (steps, zero, step) if ends else None
-
-
-def _scalar(output: ov.Output) -> float | None:
-    """Return the value of a constant with one element, converted or not, and None for any other output."""
-    node = output.get_node()
-    if node.get_type_name() == "Convert":
-        node = node.input_value(0).get_node()
-    return float(node.data.item()) if node.get_type_name() == "Constant" and node.data.size == 1 else None
-
-
-def _multiply_small_permutations(model: ov.Model) -> None:
-    """Replace each gather of few channels by a product with zeros and ones, which gives exactly the same values.
-
-    The CPU keeps maps with their channels last around a convolution, and gathers from channels first.
-    """
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "Gather":
-            continue
-        source = node.input_value(0)
-        chosen, axis = (node.input_value(place).get_node() for place in (1, 2))
-        shape = source.get_partial_shape()
-        constants = chosen.get_type_name() == axis.get_type_name() == "Constant"
-        if not constants or len(shape) != 4 or source.get_element_type() != ov.Type.f32:
-            continue
-        channels = shape[1].get_length()
-        if axis.data.ravel().tolist() != [1] or chosen.data.ndim != 1 or channels > _MOST_CHANNELS:
-            continue
-        ones = np.eye(channels, dtype=np.float32)[chosen.data][:, :, None, None]
-        product = opset13.convolution(source, opset13.constant(ones), [1, 1], [0, 0], [0, 0], [1, 1])
-        for reader in node.output(0).get_target_inputs():
-            reader.replace_source_output(product.output(0))
 
 
 def _device(spec: EngineSpec) -> str:
@@ -279,7 +243,7 @@ def _model(graph: Path | io.BytesIO) -> ov.Model:
     where = "the probe graph" if isinstance(graph, io.BytesIO) else str(graph)
     try:
         model: ov.Model = front_end.convert(front_end.load(str(graph) if isinstance(graph, Path) else graph))
-        _join_signed_quantisation(model)
+        join_signed_quantisation(model)
     except OpConversionFailure as error:
         raise EngineUnavailableError(
             f"OpenVINO {_VERSION} cannot run {where}: {_one_line(error)}. "
@@ -302,7 +266,8 @@ def _overflows_in_eight_bits() -> bool:
     return overflows_in_eight_bits()
 
 
-def _compiled(model: ov.Model, device: str, threads: int | None) -> ov.CompiledModel:
+def _options(device: str, threads: int | None) -> dict[str, Any]:
+    """Return the options of a compilation for a device."""
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _PRECISION[device], "PERFORMANCE_HINT": "LATENCY"}
     if device == "CPU":
         options["CPU_DENORMALS_OPTIMIZATION"] = True
@@ -315,6 +280,10 @@ def _compiled(model: ov.Model, device: str, threads: int | None) -> ov.CompiledM
         # Compiling for a GPU or an NPU takes long. OpenVINO itself checks which device a stored graph fits.
         with contextlib.suppress(EngineCacheError):  # without a cache, OpenVINO compiles every time
             options["CACHE_DIR"] = str(device_cache().make_folder("openvino"))
+    return options
+
+
+def _compiled(model: ov.Model, device: str, options: dict[str, Any]) -> ov.CompiledModel:
     try:
         # The option for denormals changes the mode of the calling thread. The context restores that mode.
         with flushing_denormals():

@@ -18,6 +18,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 import cv2
@@ -136,7 +137,7 @@ def _facts(
             "library": [spec.needs, library_version(spec), *_place(library.__file__)],
             "numpy": np.__version__,
             "opencv": cv2.__version__,
-            "flowedge": [__version__, *(_hash_of(file) for file in (verify.__file__, module.__file__))],
+            "flowedge": [__version__, *(_hash_of(file) for file in (verify.__file__, *_files_of(module)))],
             "processor": [cpu_name(), hashlib.sha256(" ".join(cpu_flags()).encode()).hexdigest()],
             "gpu": [driver.version, *driver.names],
             "settings": {
@@ -156,5 +157,11 @@ def _place(file: str | None) -> tuple[str, int]:
     return ascii(file), Path(file).stat().st_mtime_ns
 
 
-def _hash_of(file: str | None) -> str:
-    return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+def _files_of(engine: ModuleType) -> list[str]:
+    """Return the file of an engine and the files beside it whose names begin as its name does."""
+    file = Path(str(engine.__file__))
+    return sorted(map(str, file.parent.glob(f"{file.stem}*.py")))
+
+
+def _hash_of(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()

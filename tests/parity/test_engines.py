@@ -145,10 +145,16 @@ def test_int8_is_right_with_the_instructions_of_other_processors(
 @pytest.mark.skipif(not openvino.__version__.startswith("2026.4."), reason="another OpenVINO may be right")
 @pytest.mark.parametrize("family", ["msflow", "csflow"])
 def test_the_limit_catches_the_wrong_kernel_that_was_seen(
-    family_bundle: Callable[[str], FamilyBundle], family: str, monkeypatch: pytest.MonkeyPatch
+    family_bundle: Callable[[str], FamilyBundle],
+    family: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without its own form of signed quantisation, OpenVINO takes a Concat's quantised values for whole numbers."""
-    monkeypatch.setattr("flowedge.runtime.engines.openvino._join_signed_quantisation", lambda model: None)
+    monkeypatch.setattr("flowedge.runtime.engines.openvino.join_signed_quantisation", lambda model: None)
+    monkeypatch.setenv(
+        "FLOWEDGE_CACHE_DIR", str(tmp_path / "cache")
+    )  # so that nothing compiled before is taken
     made = family_bundle(family)
     session = open_unproven("openvino", made.bundle, "int8-gpu")
     assert wrong_levels(made, "int8-gpu", session.infer(made.images))

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ import flowedge.runtime.opening.engine_status as engine_status
 from flowedge.bundle import Bundle, write_bundle
 from flowedge.errors import BundleError, EngineUnavailableError, EngineWrongError
 from flowedge.manifest import NfaOutputs
+from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.engines.null import NullEngine
+from flowedge.runtime.opening.contract import graph_of_bundle
 from flowedge.runtime.opening.engine import ENGINES, choosable_engines
-from flowedge.runtime.opening.engine_contract import EngineSpec
+from flowedge.runtime.opening.engine_contract import EngineSpec, Opening
 from flowedge.runtime.opening.engine_status import PROBE_GRAPH, EngineStatus, available_engines
 from flowedge.runtime.opening.unproven import open_unproven
 from support.tiny_bundle import (
@@ -475,7 +478,7 @@ def test_weights_outside_of_the_bundle_are_refused(tmp_path: Path, name: str) ->
 def test_openvino_computes_in_float32_with_as_many_threads_as_asked(bundle: Bundle) -> None:
     graph = bundle.graph_path("fp32")
     module = importlib.import_module(ENGINES[OPENVINO].module)
-    compiled = module._compiled(module._model(graph), "CPU", 2)
+    compiled = module._compiled(module._model(graph), "CPU", module._options("CPU", 2))
     options = {name: compiled.get_property(name) for name in compiled.get_property("SUPPORTED_PROPERTIES")}
     assert options["INFERENCE_PRECISION_HINT"].get_type_name() == "f32"
     assert options["INFERENCE_NUM_THREADS"] == 2
@@ -502,16 +505,20 @@ def test_an_npu_is_not_given_a_float32_graph(bundle: Bundle) -> None:
 
 
 @pytest.fixture
-def compilations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """List the devices and batch sizes that OpenVINO is asked to compile for, and compile each for the CPU."""
+def compilations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, int]]:
+    """List the devices and batch sizes that OpenVINO is asked to compile for, and compile each for the CPU.
+
+    The device cache is empty at first.
+    """
     module = importlib.import_module(ENGINES[OPENVINO].module)
     compile_it, seen = module._compiled, []
 
-    def compiled_for_the_cpu(model: Any, device: str, threads: int | None) -> Any:
+    def compiled_for_the_cpu(model: Any, device: str, options: dict[str, Any]) -> Any:
         seen.append((device, model.input(0).shape[0]))
-        return compile_it(model, "CPU", threads)
+        return compile_it(model, "CPU", options if device == "CPU" else module._options("CPU", None))
 
     monkeypatch.setattr(module, "_compiled", compiled_for_the_cpu)
+    monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
     return seen
 
 
@@ -519,13 +526,60 @@ def test_a_device_that_takes_one_image_at_a_time_gives_a_batch_in_order(
     bundle: Bundle, compilations: list[tuple[str, int]]
 ) -> None:
     module = importlib.import_module(ENGINES[OPENVINO].module)
-    engine = module._OpenVino(
-        "openvino:NPU", module._model(bundle.graph_path("fp32")), ("image",), "NPU", None
+    opening = Opening(
+        spec=ENGINES["openvino:NPU"],
+        source=replace(graph_of_bundle(bundle, "fp32"), precision="fp16"),
+        threads=None,
     )
+    engine = module.load(opening)
     found, wanted = engine.infer(images(3)), tiny_answer(images(3))
     for output, value in wanted.items():
         np.testing.assert_allclose(found[output], value, rtol=1e-5, atol=1e-6)
     assert compilations == [("NPU", 1)]
+
+
+def test_a_second_start_compiles_nothing_and_answers_bit_for_bit(
+    bundle: Bundle, compilations: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_unproven(OPENVINO, bundle, "fp32", threads=2)
+    compiled = [first.infer(images(size)) for size in (1, 3)]
+    compilations.clear()
+    monkeypatch.setattr(f"{ENGINES[OPENVINO].module}._model", lambda graph: pytest.fail("the graph was read"))
+    second = open_unproven(OPENVINO, bundle, "fp32", threads=2)
+    assert second.engine._sizes[1]._compiled.get_property("INFERENCE_NUM_THREADS") == 2  # type: ignore[attr-defined]
+    assert second.engine._sizes[1]._compiled.get_property("CPU_DENORMALS_OPTIMIZATION") is True  # type: ignore[attr-defined]
+    for size, wanted in zip((1, 3), compiled, strict=True):
+        for name, value in second.infer(images(size)).items():
+            np.testing.assert_array_equal(value, wanted[name])
+    assert compilations == []
+    assert second.output_names == first.output_names
+
+
+@pytest.mark.parametrize("change", ["threads", "settings", "damage"])
+def test_a_start_under_other_circumstances_compiles_again(
+    bundle: Bundle, compilations: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    open_unproven(OPENVINO, bundle, "fp32")
+    compilations.clear()
+    if change == "settings":
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    if change == "damage":
+        (stored,) = (entry for entry in device_cache().files() if entry.facts is not None)
+        assert stored.facts is not None
+        device_cache().store(stored.facts, b"a compiled graph of nobody")
+    engine = open_unproven(OPENVINO, bundle, "fp32", threads=1 if change == "threads" else None)
+    np.testing.assert_allclose(engine.infer(images(1))["score"], tiny_answer(images(1))["score"], rtol=1e-5)
+    assert compilations == [("CPU", 1)]
+
+
+def test_without_a_cache_openvino_compiles_at_every_start(
+    bundle: Bundle, compilations: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "file"))
+    for _ in range(2):
+        open_unproven(OPENVINO, bundle, "fp32")
+    assert compilations == [("CPU", 1), ("CPU", 1)]
 
 
 def test_each_size_of_batch_is_compiled_when_it_comes_and_two_are_kept_beside_one_image(
@@ -536,7 +590,8 @@ def test_each_size_of_batch_is_compiled_when_it_comes_and_two_are_kept_beside_on
         np.testing.assert_allclose(
             engine.infer(images(size))["score"], tiny_answer(images(size))["score"], rtol=1e-5, atol=1e-6
         )
-    assert compilations == [("CPU", size) for size in (1, 3, 2, 4, 2)]
+    assert compilations == [("CPU", size) for size in (1, 3, 2, 4)]  # the 2 came from the device cache again
+    assert set(engine.engine._sizes) == {1, 3, 2}  # type: ignore[attr-defined]
 
 
 def test_an_operator_that_openvino_does_not_know_makes_it_unavailable(tmp_path: Path) -> None:

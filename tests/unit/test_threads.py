@@ -90,7 +90,7 @@ def test_each_thread_gets_its_own_answers_of_an_nvidia_engine(
 
     monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
     device = cuda.Device(name="Orin", capability="8.7", driver="12.6", free=4 << 30, total=8 << 30)
-    monkeypatch.setattr(cuda, "device", lambda: device)
+    monkeypatch.setattr(cuda, "device", lambda index=0: device)
     monkeypatch.setattr(cuda, "cudart", made := PretendCuda())
     opening = Opening(spec=ENGINES["tensorrt"], source=graph_of_bundle(bundle, "fp32"), threads=None)
     device_cache().store(nvidia.facts_of(PretendTrt(made), opening, device), plan)
