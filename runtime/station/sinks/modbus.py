@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -22,6 +21,7 @@ from pymodbus.simulator.simcore import SimCore
 
 from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.sinks import SinkError, StationLink
+from flowedge.runtime.station.sinks.controllers import Acknowledgement, Shown
 from flowedge.runtime.station.sinks.loop_thread import LoopThread, check_address
 from flowedge.runtime.station.sinks.modbus_map import (
     ACKNOWLEDGE,
@@ -34,7 +34,6 @@ from flowedge.runtime.station.sinks.modbus_map import (
     registers_of,
 )
 from flowedge.runtime.station.sinks.settings import ModbusSettings
-from flowedge.runtime.station.sinks.shown import Shown
 
 # The function codes by which pymodbus chooses one of its four tables.
 _COILS, _DISCRETE_INPUTS, _HOLDING, _INPUTS = 15, 2, 16, 4
@@ -50,8 +49,7 @@ class ModbusSink:
         self._thread: LoopThread | None = None
         self._server: _Server | None = None
         self._shown: Shown | None = None
-        self._heartbeat, self._acknowledged, self._is_ours = 0, 0, False
-        self._changed = threading.Condition()
+        self._acknowledgement, self._heartbeat, self._is_ours = Acknowledgement(), 0, False
 
     def open(self) -> None:
         """Listen."""
@@ -75,10 +73,12 @@ class ModbusSink:
         for place, record in enumerate(records):
             # A record that still waits for its acknowledgement keeps its place.
             if self._shown is None or self._shown.record.id != record.id:
-                self._acknowledged = 0
+                self._acknowledgement.set(0)
                 self._shown = Shown(record, self._link, self._settings.stale_after_s)
                 self._show()
-            if self._settings.handshake and not self._wait_for_acknowledgement():
+            if self._settings.handshake and not self._acknowledgement.wait(
+                self._shown.sequence, self._settings.ack_timeout_s, self._settings.heartbeat_s, self.beat
+            ):
                 raise SinkError(
                     f"the PLC has not acknowledged record {record.number} (sequence {self._shown.sequence}) within "
                     f"{self._settings.ack_timeout_s:g} s.",
@@ -108,24 +108,12 @@ class ModbusSink:
             self._thread.stop()
         self._thread = self._server = None
 
-    def _wait_for_acknowledgement(self) -> bool:
-        assert self._shown is not None  # it was shown before
-        until = time.monotonic() + self._settings.ack_timeout_s
-        while (left := until - time.monotonic()) > 0:
-            with self._changed:
-                wait_s = min(left, self._settings.heartbeat_s)
-                if self._changed.wait_for(self._is_acknowledged, wait_s):
-                    return True
-            self.beat()
-        return False
-
-    def _is_acknowledged(self) -> bool:
-        return self._shown is None or self._acknowledged == self._shown.sequence
-
     def _show(self) -> None:
         """Write all registers and bits in one step, so that no request sees a part of it."""
         assert self._thread is not None  # the sink is open
-        is_waiting = self._settings.handshake and not self._is_acknowledged()
+        is_waiting = self._settings.handshake and not (
+            self._shown is None or self._acknowledgement.has(self._shown.sequence)
+        )
         bits = bits_of(self._shown, is_ready=self._link.alive(), is_waiting=is_waiting)
         self._thread.call(self._write(registers_of(self._shown, bits, self._heartbeat), bits))
 
@@ -170,9 +158,7 @@ class ModbusSink:
         before = own[TRIGGER - ACKNOWLEDGE]
         own[address - ACKNOWLEDGE : address - ACKNOWLEDGE + count] = values
         if own[0]:
-            with self._changed:
-                self._acknowledged = own[0]
-                self._changed.notify_all()
+            self._acknowledgement.set(own[0])
         trigger = own[TRIGGER - ACKNOWLEDGE]
         if trigger not in (0, before) and self._link.trigger is not None:
             self._link.trigger(part_from(own[TRIGGER_PART - ACKNOWLEDGE :]))

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from flowedge.runtime.station.sinks.shown import Shown
+from flowedge.runtime.station.sinks.controllers import Shown
 from flowedge.text import printable
 
 LAYOUT: Final = 1
