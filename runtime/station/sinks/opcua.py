@@ -314,8 +314,8 @@ def _application_uri(certificate: Path | None, station: str) -> str:
         raise SettingsError(f"{certificate} cannot be read: {error.strerror}.") from error
     except (ValueError, x509.ExtensionNotFound) as error:
         raise SettingsError(
-            f"{certificate} is no certificate with an application URI in its alternative names (URI:urn:...), which OPC "
-            "UA clients ask for."
+            f"{certificate} is no certificate with an application URI in its alternative names (URI:urn:...), "
+            "which OPC UA clients ask for."
         ) from error
     return uri
 
