@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ from flowedge.text import printable
 RESERVE_BYTES: Final = 8 << 20
 """The size of the file that is deleted when the disk is full."""
 
+Written = TypeVar("Written")
 _CHECK_RECORD: Final = msgspec.json.Decoder(Record)
 
 
@@ -40,6 +41,7 @@ class Journal(JournalReader):
     that of the numbers. No order and no age depends on the wall clock.
 
     Attributes:
+        name: The name of the journal, 8 hexadecimal digits. The ids of its records begin with it.
         run: The name of this run of the station's process, unique over stations and restarts.
     """
 
@@ -72,7 +74,7 @@ class Journal(JournalReader):
             stack.callback(connection.close)
             super().__init__(file)
             stack.callback(super().close)
-            self._name, self.run = _begin_run(connection)
+            self.name, self.run = _begin_run(connection)
             self._lock = handle
             stack.pop_all()
         self._cursors = self.cursors()
@@ -118,8 +120,9 @@ class Journal(JournalReader):
             source_key: The state of the file, see `flowedge.runtime.protocols.Frame.version`.
         """
         return bool(
-            self._rows(
-                "SELECT 1 FROM records WHERE source_id = ? AND source_key = ? AND source_key != '' LIMIT 1",
+            self.rows(
+                "SELECT 1 FROM records WHERE source_id = ?1 AND source_key = ?2 AND source_key != '' "
+                "UNION ALL SELECT 1 FROM kept_files WHERE source_id = ?1 AND source_key = ?2 LIMIT 1",
                 (printable(source_id), source_key),
             )
         )
@@ -141,6 +144,19 @@ class Journal(JournalReader):
         with self._moving:
             self._cursors[sink] = number
 
+    @property
+    def operating_s(self) -> float:
+        """The time in seconds that all runs of the station have taken together. Ages are measured by it."""
+        return self._operating_before + time.monotonic() - self._opened
+
+    def write(self, job: Callable[[sqlite3.Connection], Written]) -> Written:
+        """Run a job in the journal's thread, in one transaction with what else is written at the time.
+
+        Raises:
+            JournalError: Nothing was written, as `append` tells.
+        """
+        return self._writer.submit(job).result()
+
     def close(self) -> None:
         """Write what is left, and free the file for another process."""
         self._writer.close()
@@ -158,13 +174,13 @@ class Journal(JournalReader):
         self, connection: sqlite3.Connection, records: Sequence[Record], events: Sequence[Event]
     ) -> Appended:
         newest, last_event = _newest(connection)
-        operating_s = self._operating_before + time.monotonic() - self._opened
+        operating_s = self.operating_s
         numbered = tuple(
             msgspec.structs.replace(
                 record,
                 number=number,
-                id=f"{self._name}-{number}",
-                picture=None if record.picture is None else picture_name(self._name, number, record.signal),
+                id=f"{self.name}-{number}",
+                picture=None if record.picture is None else picture_name(self.name, number, record.signal),
             )
             for number, record in enumerate(records, newest + 1)
         )
@@ -188,7 +204,7 @@ class Journal(JournalReader):
             msgspec.structs.replace(
                 event,
                 number=number,
-                id=f"{self._name}-e{number}",
+                id=f"{self.name}-e{number}",
                 record=newest + len(numbered),
                 station=event.station or self._station,
                 run=event.run or self.run,
@@ -218,11 +234,10 @@ class Journal(JournalReader):
 
     def _operating_time(self) -> float:
         """Return the time in seconds that all runs have taken together, as the newest record or event tells."""
-        newest = self._rows(
-            "SELECT * FROM (SELECT operating_s FROM records ORDER BY number DESC LIMIT 1) "
-            "UNION ALL SELECT * FROM (SELECT operating_s FROM events ORDER BY number DESC LIMIT 1)"
-        )
-        return max((float(seconds) for (seconds,) in newest), default=0.0)
+        times = [
+            self.operating_at(last, table) for table in ("records", "events") if (last := self.span(table)[1])
+        ]
+        return max(times, default=0.0)
 
 
 def _newest(connection: sqlite3.Connection) -> tuple[int, int]:

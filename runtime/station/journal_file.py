@@ -42,6 +42,9 @@ MIGRATIONS: Final = (
     );
     CREATE TABLE cursors (sink TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE kept_files (source_id TEXT, source_key TEXT, PRIMARY KEY (source_id, source_key)) WITHOUT ROWID;
+    """,
 )
 """The statements that make each version of the schema from the one before. The first makes version 1 of nothing."""
 

@@ -10,13 +10,15 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
 from flowedge.runtime.record import Verdict
 from flowedge.runtime.station.journal_file import open_for_reading
 from flowedge.runtime.station.record import Event, Record, Signal
+
+Table: TypeAlias = Literal["records", "events"]
 
 _DECODE_RECORD: Final = msgspec.json.Decoder(Record)
 _DECODE_EVENT: Final = msgspec.json.Decoder(Event)
@@ -81,7 +83,7 @@ class JournalReader:
         if since is not None:
             bounds.append("time >= ?")
             values.append(sortable(since))
-        rows = self._rows(
+        rows = self.rows(
             f"SELECT body FROM records WHERE {' AND '.join(bounds)} "
             f"ORDER BY number {'DESC' if newest else 'ASC'} LIMIT ?",
             (*values, limit),
@@ -91,7 +93,7 @@ class JournalReader:
 
     def record(self, number: int) -> Record | None:
         """Read one record, or None where no record has this number."""
-        rows = self._rows("SELECT body FROM records WHERE number = ?", (number,))
+        rows = self.rows("SELECT body FROM records WHERE number = ?", (number,))
         return _DECODE_RECORD.decode(rows[0][0]) if rows else None
 
     def events(self, after: int = 0, limit: int = 1000, *, newest: bool = False) -> list[Event]:
@@ -102,7 +104,7 @@ class JournalReader:
             limit: The largest number of events.
             newest: Where there are more than ``limit``, give the last ones in place of the first.
         """
-        rows = self._rows(
+        rows = self.rows(
             f"SELECT body FROM events WHERE number > ? ORDER BY number {'DESC' if newest else 'ASC'} LIMIT ?",
             (after, limit),
         )
@@ -111,7 +113,7 @@ class JournalReader:
 
     def last(self) -> int:
         """Return the number of the newest record, which is 0 for an empty journal."""
-        return int(self._rows("SELECT coalesce(max(number), 0) FROM records")[0][0])
+        return int(self.rows("SELECT coalesce(max(number), 0) FROM records")[0][0])
 
     def first(self) -> int:
         """Return the number of the oldest record, which is 0 for an empty journal."""
@@ -119,15 +121,31 @@ class JournalReader:
 
     def last_event(self) -> int:
         """Return the number of the newest event, which is 0 where there is none."""
-        return int(self._rows("SELECT coalesce(max(number), 0) FROM events")[0][0])
+        return int(self.rows("SELECT coalesce(max(number), 0) FROM events")[0][0])
+
+    def span(self, table: Table) -> tuple[int, int]:
+        """Return the numbers of the oldest and of the newest record or event, ``(1, 0)`` where there is none."""
+        return tuple(self.rows(f"SELECT coalesce(min(number), 1), coalesce(max(number), 0) FROM {table}")[0])
+
+    def operating_at(self, number: int, table: Table) -> float:
+        """Return the station's time of operation in seconds at which a record or an event was written."""
+        return float(self.rows(f"SELECT operating_s FROM {table} WHERE number = ?", (number,))[0][0])
+
+    @property
+    def used_bytes(self) -> int:
+        """The bytes of the file that are in use."""
+        (pages,), (free,), (size,) = (
+            self.rows(f"PRAGMA {name}")[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
 
     def cursors(self) -> dict[str, int]:
         """Return the stored cursors by name, see `flowedge.runtime.station.journal.Journal.move_cursor`."""
-        return dict(self._rows("SELECT sink, number FROM cursors"))
+        return dict(self.rows("SELECT sink, number FROM cursors"))
 
     def damage(self) -> list[str]:
         """Check the whole file, which takes a minute for some gigabytes, and describe what is damaged."""
-        return [text for (text,) in self._rows("PRAGMA integrity_check") if text != "ok"]
+        return [text for (text,) in self.rows("PRAGMA integrity_check") if text != "ok"]
 
     def close(self) -> None:
         """Close the file."""
@@ -143,7 +161,8 @@ class JournalReader:
     ) -> None:
         self.close()
 
-    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+    def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Run a statement that reads, and return all of its rows."""
         with self._reading() as connection:
             return connection.execute(statement, values).fetchall()
 
