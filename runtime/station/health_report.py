@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from flowedge.runtime.station.archive import ArchiveStatus
 from flowedge.runtime.station.delivery import DeliveryStatus
 from flowedge.runtime.station.judges import Judges
 from flowedge.runtime.station.live import Health, Live
@@ -82,6 +83,18 @@ class HealthReport:
             kind="disk",
             value=float(free),
             limit=float(_LOW_DISK_BYTES),
+            unit="bytes",
+        )
+
+    def archive(self, status: ArchiveStatus) -> None:
+        """Tell the state of the archive."""
+        dropped = f"{status.dropped} pictures were not kept" if status.dropped else ""
+        self._live.tell(
+            "archive",
+            "warning" if status.problem or dropped else "ok",
+            status.problem or dropped,
+            kind="archive",
+            value=float(status.size),
             unit="bytes",
         )
 

@@ -9,16 +9,14 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, Final
-
-import msgspec
+from typing import Any, Final
 
 from flowedge.errors import JournalError
-from flowedge.runtime.settings import Settings
 from flowedge.runtime.station.archive import Archive
 from flowedge.runtime.station.hand_over import Throttle
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.journal_reader import Table
+from flowedge.runtime.station.keeping_settings import JournalSettings
 from flowedge.runtime.station.record import Event
 from flowedge.runtime.station.sinks.settings import AnySink
 
@@ -30,18 +28,6 @@ _WARN_S: Final = 6 * 3600.0
 _LOOK_S: Final = 3600.0
 _ROWS_AT_ONCE: Final = 500
 _PAGES_AT_ONCE: Final = 500
-
-
-class JournalSettings(Settings, frozen=True, kw_only=True):
-    """The table ``[journal]``: how long records are kept. A record that a sink still needs is kept longer.
-
-    Attributes:
-        keep_days: The age in days of operation after which records and events are removed.
-        max_gib: The size of the journal in GiB beyond which the oldest records are removed.
-    """
-
-    keep_days: Annotated[float, msgspec.Meta(gt=0, le=1e5)] = 400.0
-    max_gib: Annotated[float, msgspec.Meta(ge=0.01, le=1e5)] = 10.0
 
 
 class Housekeeper:

@@ -44,6 +44,8 @@ MIGRATIONS: Final = (
     """,
     """
     CREATE TABLE kept_files (source_id TEXT, source_key TEXT, PRIMARY KEY (source_id, source_key)) WITHOUT ROWID;
+    CREATE INDEX records_of_parts ON records (json_extract(body, '$.part'))
+        WHERE json_extract(body, '$.part') IS NOT NULL;
     """,
 )
 """The statements that make each version of the schema from the one before. The first makes version 1 of nothing."""

@@ -117,7 +117,7 @@ class JournalReader:
 
     def first(self) -> int:
         """Return the number of the oldest record, which is 0 for an empty journal."""
-        return int(self._rows("SELECT coalesce(min(number), 0) FROM records")[0][0])
+        return int(self.rows("SELECT coalesce(min(number), 0) FROM records")[0][0])
 
     def last_event(self) -> int:
         """Return the number of the newest event, which is 0 where there is none."""

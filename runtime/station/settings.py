@@ -12,6 +12,7 @@ from flowedge.runtime.area.settings import AreaSettings
 from flowedge.runtime.settings import Settings, parse_settings, read_settings
 from flowedge.runtime.sources.settings import SourceSettings
 from flowedge.runtime.station.decision import DecisionSettings
+from flowedge.runtime.station.keeping_settings import ArchiveSettings, JournalSettings
 from flowedge.runtime.station.page.settings import PageSettings
 from flowedge.runtime.station.sinks.settings import SinkSettings
 from flowedge.runtime.station.watch.settings import WatchSettings
@@ -87,6 +88,8 @@ class StationSettings(Settings, frozen=True, kw_only=True):
         watch: The checks of frames, engine and drift.
         area: The area of the frame that is judged.
         decision: The rule by which a verdict becomes ok or nok.
+        archive: The pictures that are kept as evidence, and for how long.
+        journal: The time for which records are kept.
         products: The products of a station that inspects several. The first one that fits a frame's part judges it.
     """
 
@@ -95,6 +98,8 @@ class StationSettings(Settings, frozen=True, kw_only=True):
     inspect: InspectSettings = InspectSettings()
     area: AreaSettings = AreaSettings()
     decision: DecisionSettings = DecisionSettings()
+    archive: ArchiveSettings = ArchiveSettings()
+    journal: JournalSettings = JournalSettings()
     sinks: Annotated[tuple[SinkSettings, ...], msgspec.Meta(max_length=100)] = ()
     page: PageSettings = PageSettings()
     watch: WatchSettings = WatchSettings()

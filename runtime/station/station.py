@@ -11,20 +11,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from flowedge.errors import FlowEdgeError, SettingsError
 from flowedge.runtime.area.settings import AreaSettings
 from flowedge.runtime.sources import SourceEvent, open_source
 from flowedge.runtime.sources.triggers import Triggered
+from flowedge.runtime.station import journal_file
+from flowedge.runtime.station.archive import Archive
 from flowedge.runtime.station.decision import Decision
 from flowedge.runtime.station.delivery import Deliveries
 from flowedge.runtime.station.fitting import Fitting
 from flowedge.runtime.station.health_report import HealthReport
+from flowedge.runtime.station.housekeeping import Housekeeper
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.judges import Judge, Judges, engines_of, open_judge
 from flowedge.runtime.station.live import Live
 from flowedge.runtime.station.loop import Loop, LoopParts, Written
 from flowedge.runtime.station.notify import Notifier, Watchdog
 from flowedge.runtime.station.overrides import Overrides
+from flowedge.runtime.station.picture_store import PictureStore
 from flowedge.runtime.station.record import Event, Level, Record
 from flowedge.runtime.station.recording import Recorder
 from flowedge.runtime.station.settings import StationSettings
@@ -38,9 +44,6 @@ from flowedge.source_addresses import without_password
 
 if TYPE_CHECKING:
     from flowedge.runtime.station.page.page import Page
-
-JOURNAL: Final = "journal.sqlite"
-"""The name of the journal in the state folder."""
 
 _LOG: Final = logging.getLogger(__name__)
 _REMEMBERED: Final = 1000
@@ -100,8 +103,15 @@ class Station:
         settings, state = self.settings, self.settings.station.state
         make_state_folder(state)
         # The journal's lock refuses a second station on the same folder, so it comes first.
-        self.journal = Journal(state / JOURNAL, station=settings.station.name)
+        self.journal = Journal(
+            state / journal_file.NAME,
+            station=settings.station.name,
+            on_full=lambda: self._archive.make_room(),
+        )
         stack.callback(self.journal.close)
+        store = PictureStore(settings.archive.folder or state / "archive", self.journal.name)
+        self._archive = Archive(settings.archive, store, self._tell_event)
+        stack.callback(self._archive.close)
         fitting = Fitting(settings.area, Overrides(state))
         self._judges = Judges(
             settings.all_products,
@@ -136,6 +146,10 @@ class Station:
             trigger=self._trigger,
         )
         self._deliveries = Deliveries.of(settings.sinks, self.journal, link, self._tell_event)
+        self._housekeeper = Housekeeper(
+            self.journal, settings.journal, settings.sinks, self._archive, self._tell_event
+        )
+        stack.callback(self._housekeeper.close)
         self._loop = loop
         for event in self._early:
             loop.put_event(event)
@@ -154,6 +168,7 @@ class Station:
             fitting,
             self.tell,
             between_frames=self._running_loop.between_frames,
+            picture_of=self._archive.find,
         )
         try:
             page = Page(self.settings.page, self.journal, self.live, controls)
@@ -254,6 +269,7 @@ class Station:
             loop=self._running_loop,
             live=self.live,
             sinks=self._deliveries.status,
+            archive=self._archive.status,
             page="" if self.page is None else self.page.url,
         )
 
@@ -278,11 +294,17 @@ class Station:
         return self._watch.problem(product=judge.product)
 
     def _append(self, records: Sequence[Record], events: Sequence[Event]) -> Sequence[Record]:
-        return self.journal.append(records, events).records
+        # The signal is final only now, and the journal gives the name of the picture with the number.
+        chosen = [
+            msgspec.structs.replace(record, picture="") if self._archive.wants(record.signal) else record
+            for record in records
+        ]
+        return self.journal.append(chosen, events).records
 
     def _publish(self, written: Sequence[Written]) -> None:
         for record, work in written:
             self.live.publish(record, work.result)
+            self._archive.put(record, work.result, work.pixels[0] if work.pixels else None)
             for event in self._watch.seen(record, work.pixels[0] if work.pixels else None):
                 self._tell_event(event)
         self._deliveries.wake()
@@ -302,6 +324,7 @@ class Station:
 
     def _tell_event(self, event: Event) -> None:
         self._on_event(event)
+        self._archive.event(event)
         if self._loop is None:
             self._early.append(event)
         else:
@@ -325,6 +348,7 @@ class Station:
         self._health.engine(self._judges)
         self._health.watch(self._watch.status())
         self._health.journal(self.journal.problem or loop.write_problem)
+        self._health.archive(self._archive.status)
         self._health.sinks(self._deliveries.status)
 
     def _status_line(self) -> str:
@@ -333,6 +357,7 @@ class Station:
 
     def _begin(self) -> None:
         self._deliveries.start()
+        self._housekeeper.start()
         self._watchdog.start()
         engine = self._judges.judges[0].detector
         self.tell(

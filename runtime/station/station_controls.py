@@ -26,7 +26,7 @@ class StationControls:
         tell: Tell,
         *,
         between_frames: Callable[[Callable[[], object]], bool],
-        pictures: Path | None = None,
+        picture_of: Callable[[Record], Path | None] = lambda record: None,
     ) -> None:
         """Take the parts of a station.
 
@@ -36,12 +36,12 @@ class StationControls:
             fitting: The limit and the area that are in force.
             tell: Takes the events.
             between_frames: Lets the thread of the engine do something between two frames.
-            pictures: The folder of the archive, if there is one.
+            picture_of: Finds the picture of a record in the archive.
         """
         self.name = name
         self._judges, self._fitting, self._tell = judges, fitting, tell
         self._between_frames = between_frames
-        self._pictures = pictures
+        self._picture_of = picture_of
 
     @property
     def limits(self) -> Sequence[Limit]:
@@ -67,10 +67,7 @@ class StationControls:
 
     def picture_of(self, record: Record) -> Path | None:
         """Return the file of a record's evidence picture in the archive, if there is one."""
-        if record.picture is None or self._pictures is None:
-            return None
-        file = self._pictures / record.picture
-        return file if file.is_file() else None
+        return self._picture_of(record)
 
     def change_threshold(
         self, value: float | None, *, product: str = "", is_log_nfa: bool = False, who: str, why: str

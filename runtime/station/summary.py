@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from flowedge.runtime.station.archive import ArchiveStatus
 from flowedge.runtime.station.delivery import DeliveryStatus
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.judges import Judges
@@ -24,6 +25,7 @@ def summary(
     loop: Loop,
     live: Live,
     sinks: Iterable[DeliveryStatus],
+    archive: ArchiveStatus,
     page: str,
 ) -> dict[str, Any]:
     """Return what a station does, as JSON's own types.
@@ -37,6 +39,7 @@ def summary(
         loop: The loop.
         live: The counters.
         sinks: The states of the sinks.
+        archive: The state of the archive.
         page: The address of the page. The text is empty where there is none.
     """
     counts, rates = live.counts, live.rates
@@ -71,5 +74,6 @@ def summary(
             for stage, times in live.stages.items()
         },
         "journal": {"problem": journal.problem or loop.write_problem},
+        "archive": msgspec.to_builtins(archive),
         "sinks": [msgspec.to_builtins(one) for one in sinks],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 from PIL import Image
 
 from flowedge.runtime.render import draw
-from flowedge.runtime.station import picture_store
-from flowedge.runtime.station.archive import Archive, ArchiveSettings
+from flowedge.runtime.station.archive import Archive
 from flowedge.runtime.station.journal import Journal
+from flowedge.runtime.station.keeping_settings import ArchiveSettings
 from flowedge.runtime.station.picture_store import PictureStore
 from flowedge.runtime.station.record import Event, Record, Signal, picture_name
 from support.made_result import made_result
@@ -206,7 +207,7 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_and_the_next_is_kept(
         if len(calls) == 1:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(picture_store.os, "fsync", failing)
+    monkeypatch.setattr(os, "fsync", failing)
     archive.put(written(1), RESULT)
     archive.put(written(2), RESULT)
     assert kept(archive, tmp_path) == [f"{NAME}/0000000/0000000002-nok.jpg"]

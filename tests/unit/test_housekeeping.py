@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowedge.runtime.station import journal as journal_module
-from flowedge.runtime.station.archive import Archive, ArchiveSettings
-from flowedge.runtime.station.housekeeping import Housekeeper, JournalSettings
+from flowedge.runtime.station.archive import Archive
+from flowedge.runtime.station.housekeeping import Housekeeper
 from flowedge.runtime.station.journal import Journal
+from flowedge.runtime.station.keeping_settings import ArchiveSettings, JournalSettings
 from flowedge.runtime.station.picture_store import PictureStore
 from flowedge.runtime.station.record import Event, Signal, picture_name
 from flowedge.runtime.station.sinks.settings import JsonLinesSettings
@@ -160,7 +161,7 @@ def test_no_picture_is_left_where_deleting_the_records_fails(
 
 def test_the_size_of_the_journal_is_limited(tmp_path: Path, clock: Clock) -> None:
     place = Place(tmp_path, max_gib=0.01)
-    big = {"reason": "x" * 900, "source_id": "y" * 4000, "problem": "z" * 900}
+    big: dict[str, Any] = {"reason": "x" * 900, "source_id": "y" * 4000, "problem": "z" * 900}
     place.journal.append([made_record(**big)] * 2500)
     used = place.journal.used_bytes
     assert used > 0.01 * 2**30

@@ -233,7 +233,11 @@ def test_records_are_found_by_signal_verdict_and_part(tmp_path: Path) -> None:
         assert numbers(part="b", verdict="not_inspected", signal="nok", newest=True, limit=1) == [3]
         assert (journal.first(), journal.last()) == (1, 4)
         # Without the index, the newest rejected record of a long journal of good ones is found by reading all.
-        plan = journal._rows(
+        plan = journal.rows(
             "EXPLAIN QUERY PLAN SELECT body FROM records WHERE number > 0 AND signal = 'nok' ORDER BY number DESC"
         )
         assert "records_nok" in str(plan)
+        plan = journal.rows(
+            "EXPLAIN QUERY PLAN SELECT body FROM records WHERE number > 0 AND json_extract(body, '$.part') = 'b'"
+        )
+        assert "records_of_parts" in str(plan)

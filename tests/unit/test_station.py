@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from flowedge.errors import SettingsError
+from flowedge.runtime.station import journal_file
 from flowedge.runtime.station.journal_reader import JournalReader
 from flowedge.runtime.station.settings import parse_station, read_station
-from flowedge.runtime.station.station import JOURNAL, Station
+from flowedge.runtime.station.station import Station
 from flowedge.runtime.station.status import SOCKET, NoStationError, StatusServer, ask_station
 from support.command_line import flowedge
 from support.station_files import lines_of, running, write_photos, write_station
@@ -45,7 +46,7 @@ def test_a_folder_becomes_records_and_lines_and_no_picture_is_judged_twice(tmp_p
     lines = lines_of(tmp_path / "verdicts.jsonl")
     assert [line["source_id"] for line in lines] == [str(tmp_path / f"photos/{n:04d}.png") for n in range(8)]
     assert {line["verdict"] for line in lines} <= {"ok", "anomalous"}
-    with JournalReader(tmp_path / "state" / JOURNAL) as journal:
+    with JournalReader(tmp_path / "state" / journal_file.NAME) as journal:
         assert [record.id for record in journal.records()] == [line["id"] for line in lines]
         assert [event.kind for event in journal.events()] == ["self_test_passed", "started", "stopped"]
 
@@ -84,7 +85,7 @@ def test_sigterm_drains_and_ends_with_status_0(tmp_path: Path) -> None:
         wait_for_line(process, "has started")
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-    with JournalReader(tmp_path / "state" / JOURNAL) as journal:
+    with JournalReader(tmp_path / "state" / journal_file.NAME) as journal:
         records = journal.records()
         assert [event.kind for event in journal.events()][-1] == "stopped"
     assert [line["number"] for line in lines_of(tmp_path / "verdicts.jsonl")] == [
