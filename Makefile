@@ -105,7 +105,7 @@ $(VENV): pyproject.toml
 
 $(PEER):
 	$(call new_environment,.venv-peer)
-	.venv-peer/bin/python -m pip install --quiet 'anomalib==2.7.*' onnx onnxscript onnxruntime
+	.venv-peer/bin/python -m pip install --quiet 'anomalib==2.7.*' onnx onnxscript onnxruntime openvino
 	touch $@
 
 $(DOCS): pyproject.toml

@@ -277,10 +277,10 @@ class Loop:
 
     def _write(self) -> None:
         while items := self._to_write.get_all():
+            works = [item for item in items if isinstance(item, Work)]
+            events = [item for item in items if not isinstance(item, Work)]
+            written = self._append(works, events)
             with self._parts.working("write"):
-                works = [item for item in items if isinstance(item, Work)]
-                events = [item for item in items if not isinstance(item, Work)]
-                written = self._append(works, events)
                 try:
                     self._parts.publish(written)
                 except Exception:
@@ -291,9 +291,11 @@ class Loop:
         """Commit records and events, and try again until the journal takes them."""
         pause = _FIRST_PAUSE_S
         while True:
-            records = [self._parts.stamp(work.record or self._record(work)) for work in works]
             try:
-                written = self._parts.append(records, events)
+                # The pause before the next try is outside of the mark: a full disk is no reason to start again.
+                with self._parts.working("write"):
+                    records = [self._parts.stamp(work.record or self._record(work)) for work in works]
+                    written = self._parts.append(records, events)
             except _BAD_RECORD as error:
                 _LOG.exception("a record or an event cannot be stored")
                 return self._append_singly(works, events, error)

@@ -152,7 +152,7 @@ class Watchdog:
         try:
             yield
         finally:
-            del self._busy_since[key]
+            self._busy_since.pop(key, None)
 
     def hanging(self) -> dict[str, float]:
         """Return the stages that have been busy for longer than the limit, with their time in seconds."""

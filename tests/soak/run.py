@@ -218,7 +218,7 @@ def faults_of(
 
     def fill_disk() -> None:
         disk.fill()
-        time.sleep(2 * pause)
+        time.sleep(4 * pause)  # in ten minutes longer than the watchdog waits
         disk.empty()
 
     def jump(offset: float) -> Callable[[], None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -138,6 +138,7 @@ def loop_of(
     products: Sequence[ProductSettings] = (ProductSettings(name="", bundle=Path("b")),),
     check: Callable[[Work], str] = lambda work: "",
     clock: Callable[[], float] = time.monotonic,
+    working: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
     **settings: Any,
 ) -> Loop:
     """Make a loop over parts of a test, with open engines."""
@@ -158,7 +159,7 @@ def loop_of(
         test=lambda judge: "",
         tell=lambda event: made[0].put_event(event),
         publish=notes.publish,
-        working=lambda stage: nullcontext(),
+        working=working,
     )
     made.append(Loop(parts, inspect, retries_source=False))
     return made[0]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -277,6 +278,33 @@ def test_records_are_kept_until_the_journal_takes_them(bundle: Bundle) -> None:
     )
     assert [record.source_id for record in notes.records] == ["frame-0", "frame-1", "frame-2"]
     assert notes.published == [1, 2, 3]
+
+
+def test_each_try_to_write_is_a_piece_of_work_so_that_a_full_disk_does_not_look_like_a_hang(
+    bundle: Bundle,
+) -> None:
+    notes = Notes()
+    append, fails = notes.append, _Failing(1, 2, error=OSError("disk full"))
+    marks: list[str] = []
+
+    def failing(records: Sequence[Record], events: Sequence[Event]) -> Sequence[Record]:
+        marks.append("try")
+        fails()
+        return append(records, events)
+
+    @contextmanager
+    def working(stage: str) -> Iterator[None]:
+        marks.append(stage)
+        try:
+            yield
+        finally:
+            marks.append(f"{stage} is over")
+
+    notes.append = failing  # type: ignore[method-assign]
+    judge = judge_on(bundle, ScriptedEngine(bundle))
+    run(loop_of(FrameList([frame(0)]), lambda *_: judge, notes, working=working))
+    writing = [mark for mark in marks if mark == "try" or mark.startswith("write")]
+    assert writing[:9] == ["write", "try", "write is over"] * 3
 
 
 def test_a_source_that_raises_ends_the_loop_with_its_problem(bundle: Bundle) -> None:
