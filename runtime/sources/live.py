@@ -176,7 +176,7 @@ class LiveSource:
                 pause = settings.reconnect_s
             with self._change:
                 self._change.wait_for(lambda: self._closed, pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, settings.reconnect_most_s)
+            pause = min(2 * pause, settings.reconnect_max_s)
             self._wait_for_stuck()
 
     def _begin(self) -> _Reading:

@@ -54,9 +54,9 @@ class _Subscriber:
         self._is_lost = self._closed = False
         self._client: Any = paho.Client(CallbackAPIVersion.VERSION2)
         password = secret_of(settings.password_env, settings.password_file)
-        if settings.user:
-            self._client.username_pw_set(settings.user, password)
-        if settings.tls or settings.ca_file is not None:
+        if settings.username is not None:
+            self._client.username_pw_set(settings.username, password)
+        if settings.tls:
             try:
                 context = ssl.create_default_context(
                     cafile=None if settings.ca_file is None else str(settings.ca_file)

@@ -69,10 +69,10 @@ def _opened_as(settings: SourceSettings) -> tuple[str, str | None, dict[str, str
 def _with_user(settings: SourceSettings) -> str:
     """Return the address with the user's name and the password of the settings."""
     password = secret_of(settings.password_env, settings.password_file)
-    if not settings.user and password is None:
+    if settings.username is None:
         return settings.address
     address = urlsplit(settings.address)
-    user = quote(settings.user, safe="") + ("" if password is None else f":{quote(password, safe='')}")
+    user = quote(settings.username, safe="") + ("" if password is None else f":{quote(password, safe='')}")
     return urlunsplit(address._replace(netloc=f"{user}@{address.netloc.rpartition('@')[2]}"))
 
 

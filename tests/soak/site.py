@@ -70,7 +70,7 @@ threads = 1
 address = "{source}"
 timeout_s = 5
 reconnect_s = 0.2
-reconnect_most_s = 1
+reconnect_max_s = 1
 
 [[sinks]]
 kind = "jsonl"

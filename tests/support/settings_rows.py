@@ -21,10 +21,17 @@ def rows_of(kind: type[Settings], *, without: type[Settings] | None = None) -> l
     texts = _texts_of(kind)
     left_out = {} if without is None else {one.name: one.default for one in msgspec.structs.fields(without)}
     return [
-        f"| `{one.name}` | {_shown(one.default)} | {texts[one.name]} |"
+        f"| `{one.name}` | {_default_of(one)} | {texts[one.name]} |"
         for one in msgspec.structs.fields(kind)
         if one.name not in left_out or left_out[one.name] != one.default
     ]
+
+
+def _default_of(one: msgspec.structs.FieldInfo) -> str:
+    """Return the default of a key in words. An empty table or text is none."""
+    if one.default_factory is not msgspec.NODEFAULT or one.default == "":
+        return ""
+    return _shown(one.default)
 
 
 def _texts_of(kind: type) -> dict[str, str]:

@@ -63,7 +63,7 @@ def rtsp(tmp_path: Path) -> Iterator[RtspServer]:
 
 
 def read(address: str, **more: object) -> SourceReader:
-    settings = {"timeout_s": 0.6, "reconnect_s": 0.05, "reconnect_most_s": 0.2, **more}
+    settings = {"timeout_s": 0.6, "reconnect_s": 0.05, "reconnect_max_s": 0.2, **more}
     made = SourceSettings(address=address, **settings)  # type: ignore[arg-type]
     return SourceReader(lambda tell: open_source(made, tell=tell))
 
@@ -161,7 +161,7 @@ def test_motion_jpeg_has_the_pixels_of_its_pictures_and_a_damaged_one_is_not_ok(
     pictures: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAMERA_PASSWORD", "s/ecr:t@")
-    with read(pictures, user="inspector", password_env="CAMERA_PASSWORD") as source:
+    with read(pictures, username="inspector", password_env="CAMERA_PASSWORD") as source:
         good, damaged, again = source.next(), source.next(), source.next()
     expected = pil_pixels(encoded(photograph(), "JPEG", quality=95))
     assert np.array_equal(good.pixels, expected)

@@ -30,7 +30,7 @@ SYSTEM = "/usr/lib/python3/dist-packages"
 
 
 def read(address: str, **more: object) -> SourceReader:
-    settings = {"timeout_s": 1.0, "reconnect_s": 0.05, "reconnect_most_s": 0.2, **more}
+    settings = {"timeout_s": 1.0, "reconnect_s": 0.05, "reconnect_max_s": 0.2, **more}
     made = SourceSettings(address=address, **settings)  # type: ignore[arg-type]
     return SourceReader(lambda tell: open_source(made, tell=tell))
 

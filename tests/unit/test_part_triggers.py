@@ -214,7 +214,8 @@ def test_messages_of_a_broker_name_parts_also_after_it_was_lost(shutter: Shutter
         port=broker.tls_port,
         ca_file=broker.authority.file,
         topic="line/part",
-        user=USER,
+        username=USER,
+        tls=True,
         password_file=tmp_path / "password",
         wait_s=60,
     )
