@@ -107,7 +107,7 @@ class Subscriber:
         self._client.on_connect = lambda client, *_: client.subscribe(topics, qos=1)
         self._client.on_subscribe = lambda *_: self._ready.set()
         self._client.on_message = lambda _client, _data, message: self.messages.append(
-            (message.topic, message.payload, message.retain)
+            (message.topic, bytes(message.payload), message.retain)
         )
         self._client.connect("127.0.0.1", broker.port)
         self._client.loop_start()

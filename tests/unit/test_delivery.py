@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,10 +71,9 @@ def started(journal: MemoryJournal) -> Iterator[Started]:
     """Start a delivery that pauses for milliseconds only, and stop it at the end."""
     running: list[Delivery] = []
 
-    def start(receiver: Receiver, **settings: object) -> Delivery:
-        made = JsonLinesSettings(
-            **{"path": Path("-"), "name": receiver.name, "heartbeat_s": 0.1, "events": True, **settings}
-        )
+    def start(receiver: Receiver, **fields: Any) -> Delivery:
+        defaults = {"path": Path("-"), "name": receiver.name, "heartbeat_s": 0.1, "events": True}
+        made = JsonLinesSettings(**{**defaults, **fields})
         one = Delivery(receiver, made, journal, LINK, journal.tell, pause=lambda _longest: 0.01)
         running.append(one)
         one.start()

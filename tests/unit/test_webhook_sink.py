@@ -250,7 +250,12 @@ def test_a_server_that_is_none_is_told(garbage: bytes, sink_of: Make) -> None:
 
 
 def test_a_server_that_fails_for_a_while_gets_every_record_in_order(server: Server, sink_of: Make) -> None:
-    failures = [(500, {}, b""), (429, {}, b""), (503, {}, b""), (410, {}, b"")]
+    failures: list[tuple[int, dict[str, str], bytes]] = [
+        (500, {}, b""),
+        (429, {}, b""),
+        (503, {}, b""),
+        (410, {}, b""),
+    ]
     server.answers = [(200, {}, b""), *failures, (200, {}, b""), (422, {}, b"no"), (200, {}, b"")]
     journal = MemoryJournal()
     journal.add(*(made_record(number) for number in range(1, 5)))

@@ -100,7 +100,7 @@ class ModbusSink:
         """Stop listening and disconnect all clients."""
         if self._thread is not None and self._server is not None:
             with contextlib.suppress(SinkError):
-                self._thread.call(self._server.shutdown())
+                self._thread.call(self._server.shutdown())  # type: ignore[no-untyped-call,unused-ignore]
         self._stop()
 
     def _stop(self) -> None:
@@ -174,7 +174,9 @@ class _Server(ModbusTcpServer):  # type: ignore[misc,unused-ignore]
         self.settings = settings
 
     def callback_new_connection(self) -> _Client:
-        client = _Client(self, self.trace_packet, self.trace_pdu, self.trace_connect)
+        client = _Client(  # type: ignore[no-untyped-call,unused-ignore]
+            self, self.trace_packet, self.trace_pdu, self.trace_connect
+        )
         client.is_one_too_many = len(self.active_connections) >= self.settings.connections
         return client
 

@@ -100,7 +100,7 @@ class MqttSink:
                 settings.host,
                 _port_of(settings),
                 keepalive=settings.keepalive_s,
-                **({"clean_start": True} if version_5 else {}),
+                clean_start=True if version_5 else paho.MQTT_CLEAN_START_FIRST_ONLY,
             )
         except (OSError, ValueError) as error:
             self.disconnect()

@@ -38,6 +38,7 @@ _MOST_SUBSCRIPTIONS: Final = 100
 _ACTIVATION_S: Final = 10.0
 _LONGEST_PART: Final = 1000
 _PEM: Final = b"-----BEGIN"
+_NodeId: Any = ua.NodeId  # asyncua's types are those of the wire, and its values are Python's
 _SECURE: Final = [
     ua.SecurityPolicyType.Basic256Sha256_SignAndEncrypt,
     ua.SecurityPolicyType.Aes128Sha256RsaOaep_SignAndEncrypt,
@@ -254,10 +255,10 @@ class _StationServer:
         """Take over an acknowledgement. The library has refused what is no number of 32 bits."""
         for written in event.request_params.NodesToWrite if event.is_external else ():
             if written.NodeId == self._nodes["AcknowledgedNumber"][0]:
-                value = self._server.iserver.aspace.read_attribute_value(
+                stored = self._server.iserver.aspace.read_attribute_value(
                     written.NodeId, ua.AttributeIds.Value
-                ).Value.Value
-                self._acknowledgement.set(value or 0)
+                )
+                self._acknowledgement.set(stored.Value.Value or 0 if stored.Value is not None else 0)
 
     async def _on_trigger(self, _parent: ua.NodeId, part: ua.Variant) -> list[ua.Variant]:
         text = str(part.Value or "")[:_LONGEST_PART]
@@ -333,7 +334,8 @@ def _no_collection() -> Iterator[None]:
 
 
 def _id(index: int, name: str) -> ua.NodeId:
-    return ua.NodeId(name, index)
+    made: ua.NodeId = _NodeId(name, index)
+    return made
 
 
 def _name(index: int, name: str) -> ua.QualifiedName:
