@@ -219,13 +219,17 @@ class _Client(ServerRequestHandler):  # type: ignore[misc,unused-ignore]
 class _Units(SimCore):  # type: ignore[misc,unused-ignore]
     """The registers by unit id. pymodbus logs a traceback for a unit id that it does not know."""
 
-    async def async_getValues(self, device_id: int, *request: Any) -> Any:  # noqa: N802, pymodbus has the name
+    async def async_getValues(  # noqa: N802, pymodbus has the name
+        self, device_id: int, func_code: int, address: int, count: int = 1
+    ) -> list[int] | list[bool] | ExcCodes:
         self._check(device_id)
-        return await super().async_getValues(device_id, *request)
+        return await super().async_getValues(device_id, func_code, address, count)
 
-    async def async_setValues(self, device_id: int, *request: Any) -> Any:  # noqa: N802, pymodbus has the name
+    async def async_setValues(  # noqa: N802, pymodbus has the name
+        self, device_id: int, func_code: int, address: int, values: list[int] | list[bool]
+    ) -> ExcCodes | None:
         self._check(device_id)
-        return await super().async_setValues(device_id, *request)
+        return await super().async_setValues(device_id, func_code, address, values)
 
     def _check(self, device_id: int) -> None:
         if device_id not in self.devices and _ALL_UNITS not in self.devices:

@@ -14,10 +14,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
-from asyncua import Server, ua
+from asyncua import ua
 from asyncua.common.callback import CallbackType
 from asyncua.crypto.permission_rules import User, UserRole
+from asyncua.server.server import Server
 from asyncua.server.user_managers import UserManager
+from asyncua.ua.attribute_ids import AttributeIds
+from asyncua.ua.object_ids import ObjectIds
 from cryptography import x509
 
 from flowedge.errors import SettingsError
@@ -237,7 +240,7 @@ class _StationServer:
                 _id(index, "Trigger"), _name(index, "Trigger"), self._on_trigger, [ua.VariantType.String], []
             )
         kind = await self._server.create_custom_event_type(
-            index, RESULT_READY, ua.ObjectIds.BaseEventType, list(RESULT.items())
+            index, RESULT_READY, ObjectIds.BaseEventType, list(RESULT.items())
         )
         self._ready_event = await self._server.get_event_generator(kind, system.nodeid)
         self._ready_event.event.Severity = 500
@@ -255,9 +258,7 @@ class _StationServer:
         """Take over an acknowledgement. The library has refused what is no number of 32 bits."""
         for written in event.request_params.NodesToWrite if event.is_external else ():
             if written.NodeId == self._nodes["AcknowledgedNumber"][0]:
-                stored = self._server.iserver.aspace.read_attribute_value(
-                    written.NodeId, ua.AttributeIds.Value
-                )
+                stored = self._server.iserver.aspace.read_attribute_value(written.NodeId, AttributeIds.Value)
                 self._acknowledgement.set(stored.Value.Value or 0 if stored.Value is not None else 0)
 
     async def _on_trigger(self, _parent: ua.NodeId, part: ua.Variant) -> list[ua.Variant]:
