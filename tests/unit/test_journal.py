@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import resource
 import sqlite3
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +244,123 @@ def test_records_are_found_by_signal_verdict_and_part(tmp_path: Path) -> None:
             "EXPLAIN QUERY PLAN SELECT body FROM records WHERE number > 0 AND json_extract(body, '$.part') = 'b'"
         )
         assert "records_of_parts" in str(plan)
+
+
+# Three threads write, and each tells its number only when the journal has acknowledged it.
+WRITER = """
+import sys, threading
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from flowedge.runtime.station.journal import Journal
+from support.station_records import made_record
+
+journal = Journal(Path(sys.argv[1]), reserve_bytes=1 << 16)
+telling = threading.Lock()
+
+def write(name):
+    count = 0
+    while True:
+        (record,) = journal.append([made_record(source=name, source_id=str(count))]).records
+        journal.move_cursor("sink", record.number)
+        count += 1
+        with telling:
+            sys.stdout.write(f"{record.number} {record.id} {name} {record.source_id}\\n")
+            sys.stdout.flush()
+
+for name in "abc":
+    threading.Thread(target=write, args=(name,)).start()
+"""
+
+
+def test_a_writer_that_is_killed_loses_nothing_that_it_was_told_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "journal.sqlite"
+    support = str(Path(__file__).parents[1])
+    told: list[list[str]] = []
+    for count in (30, 57):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(file), support], stdout=subprocess.PIPE, text=True
+        ) as writer:
+            assert writer.stdout is not None
+            told += [writer.stdout.readline().split() for _ in range(count)]
+            writer.kill()
+            # What was in the pipe was acknowledged as well. The last line may be cut.
+            told += [line.split() for line in writer.stdout.read().splitlines() if line.count(" ") == 3][:-1]
+        with opened(tmp_path) as journal:
+            assert journal.damage() == []
+            records = journal.records(limit=10**6)
+            assert [one.number for one in records] == list(range(1, len(records) + 1))
+            assert len({one.id for one in records}) == len(records)
+            written = {(str(one.number), one.id, one.source, one.source_id) for one in records}
+            assert {tuple(line) for line in told} <= written
+            # A cursor may be behind, which repeats a delivery, and never ahead, which would lose one.
+            assert 0 <= (journal.cursor("sink") or 0) <= len(records)
+            for name in "abc":
+                order = [
+                    int(one.source_id)
+                    for one in records
+                    if one.source == name and one.id in {t[1] for t in told}
+                ]
+                assert all(later == earlier + 1 or later == 0 for earlier, later in pairwise(order))
+
+
+def test_a_journal_of_an_older_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    file = tmp_path / "journal.sqlite"
+    with opened(tmp_path) as journal:
+        journal.append([made_record(source_id="/in/a.png", source_key="1-1", part="7")])
+        before = journal.records()
+    connection = sqlite3.connect(file)
+    connection.executescript("DROP INDEX records_of_parts; DROP TABLE kept_files; PRAGMA user_version = 1;")
+    older = schema_of(connection)
+    connection.close()
+    # The tables that are left are those that version 1 had.
+    first = sqlite3.connect(":memory:")
+    first.executescript(journal_file.MIGRATIONS[0])
+    assert older == schema_of(first)
+    first.close()
+    with JournalReader(file) as reader:  # a reader changes nothing
+        assert reader.records() == before
+    with opened(tmp_path) as again:
+        assert again.records() == before
+        assert again.seen("/in/a.png", "1-1")
+        assert again.append([made_record()]).records[0].number == 2
+    connection = sqlite3.connect(file)
+    assert connection.execute("PRAGMA user_version").fetchone() == (journal_file.VERSION,)
+    connection.close()
+
+
+def schema_of(connection: sqlite3.Connection) -> list[tuple[str]]:
+    return connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
+
+
+def test_a_migration_that_is_cut_off_leaves_the_old_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(tmp_path).close()
+    broken = (*journal_file.MIGRATIONS, "CREATE TABLE new_one (x); INSERT INTO no_such_table VALUES (1);")
+    monkeypatch.setattr(journal_file, "MIGRATIONS", broken)
+    monkeypatch.setattr(journal_file, "VERSION", len(broken))
+    with pytest.raises(JournalError, match="cannot be opened"):
+        opened(tmp_path)
+    monkeypatch.undo()
+    with opened(tmp_path) as journal:
+        assert journal.append([made_record()]).records[0].number == 1
+        assert journal.rows("SELECT count(*) FROM sqlite_master WHERE name = 'new_one'") == [(0,)]
+
+
+def test_a_disk_that_fails_for_a_while_is_told_and_the_journal_goes_on_when_it_is_back(
+    tmp_path: Path,
+) -> None:
+    with opened(tmp_path) as journal:
+        journal.append([made_record()])
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # every write beyond it fails
+        try:
+            with pytest.raises(JournalError, match=r"cannot be written: disk I/O error"):
+                journal.append([made_record()])
+            assert journal.problem
+            assert len(journal.records()) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert journal.append([made_record()]).records[0].number == 2
+        assert journal.problem == ""
+        assert journal.damage() == []
