@@ -89,6 +89,8 @@ class Preprocessor:
         """Resize with antialiasing in float32, as torchvision resizes a float tensor, to ``(3, h, w)`` in 0..255."""
         height, width, _ = frame.shape
         strips, columns = self._float_matrices((height, width))
+        if not strips:
+            return _planes(frame)
         flat = frame.reshape(height, width * 3)
         planes = np.empty((3, strips[-1][0].stop, columns.shape[0]), np.float32)
         for outputs, inputs, rows in strips:
@@ -119,8 +121,14 @@ class Preprocessor:
     def _make_float_matrices(
         self, frame: Size
     ) -> tuple[list[tuple[slice, slice, BandedMatrix]], BandedMatrix]:
-        """Return output rows, input rows and resize matrix of each strip of rows, and one matrix for the columns."""
+        """Return output rows, input rows and resize matrix of each strip of rows, and one matrix for the columns.
+
+        There is no strip for frames of the network's own size, which are taken as they are.
+        """
         rows, columns = (matrix.astype(np.float32) for matrix in input_matrices(self._preprocessing, frame))
+        # A product with 1 and zeros is exact, so the answer is the same to the last bit.
+        if all(np.array_equal(matrix, np.eye(*matrix.shape)) for matrix in (rows, columns)):
+            return [], BandedMatrix(columns)
         strips = [
             (outputs, inputs, BandedMatrix(weights, outputs_at_once=4))
             for outputs, inputs, weights in BandedMatrix(rows, outputs_at_once=16).bands

@@ -1,0 +1,158 @@
+"""``flowedge station init`` writes a file that runs as it is, and ``flowedge station check`` finds what is wrong."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowedge.runtime.station.settings import StationSettings, parse_station, read_station
+from flowedge.runtime.station.template import station_file
+from support.command_line import flowedge
+from support.station_files import write_station
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "station": {"name": "line-3", "state": "state"},
+    "inspect": {"bundle": "tiny.flowedge"},
+    "source": {"address": "photos"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "station-cache"))
+
+
+def check(file: Path) -> dict[str, tuple[str, str]]:
+    done = flowedge("station", "check", file, "--json")
+    items = json.loads(done.stdout)["items"]
+    assert done.status == int(any(item["state"] == "wrong" for item in items))
+    return {item["name"]: (item["state"], item["text"]) for item in items}
+
+
+def test_a_new_file_runs_as_it_is(tmp_path: Path) -> None:
+    write_station(tmp_path)
+    done = flowedge(
+        "station",
+        "init",
+        tmp_path / "tiny.flowedge",
+        "-o",
+        tmp_path / "new.toml",
+        "--source",
+        tmp_path / "photos",
+    )
+    assert done.status == 0, done.stderr
+    # The page's usual port may be taken on this machine.
+    text = (tmp_path / "new.toml").read_text().replace("#port = 8080", "port = 0")
+    (tmp_path / "new.toml").write_text(text)
+    ran = flowedge("station", "run", tmp_path / "new.toml", "--until-end", "--json")
+    assert ran.status == 0, ran.stderr
+    assert json.loads(ran.stdout)["records"]["all"] == 8
+    assert len((tmp_path / "verdicts.jsonl").read_bytes().splitlines()) == 8
+
+
+def test_without_a_source_a_folder_is_watched_and_a_camera_drops_its_oldest_frame(tmp_path: Path) -> None:
+    write_station(tmp_path)
+    assert flowedge("station", "init", "tiny.flowedge", "-o", "a.toml", cwd=tmp_path).status == 0
+    settings = read_station(tmp_path / "a.toml")
+    assert (settings.source.address, settings.source.watch) == ("incoming", True)
+    assert (tmp_path / "incoming").is_dir()
+    assert settings.station.name == "tiny"
+    assert settings.inspect.bundle == tmp_path / "tiny.flowedge"
+    camera = ("--source", "rtsp://camera.local/live")
+    assert flowedge("station", "init", "tiny.flowedge", "-o", "b.toml", *camera, cwd=tmp_path).status == 0
+    settings = read_station(tmp_path / "b.toml")
+    assert settings.source.address == "rtsp://camera.local/live"
+    assert settings.inspect.when_full == "drop_oldest"
+
+
+def test_init_replaces_no_file_and_takes_no_password(tmp_path: Path) -> None:
+    file = write_station(tmp_path)
+    before = file.read_bytes()
+    done = flowedge("station", "init", tmp_path / "tiny.flowedge", "-o", file)
+    assert done.status == 2
+    assert "exists already" in done.stderr
+    forced = flowedge("station", "init", tmp_path / "tiny.flowedge", "-o", file, "--force")
+    assert forced.status == 2  # the file is not one that init wrote
+    assert file.read_bytes() == before
+    done = flowedge(
+        "station",
+        "init",
+        tmp_path / "tiny.flowedge",
+        "-o",
+        tmp_path / "b.toml",
+        "--source",
+        "rtsp://me:pw@cam/live",
+    )
+    assert done.status == 2
+    assert "password_env" in done.stderr
+    assert not (tmp_path / "b.toml").exists()
+
+
+def test_each_key_of_a_new_file_has_a_description_and_its_default() -> None:
+    text = station_file(GIVEN, [{"kind": "jsonl", "path": "verdicts.jsonl"}])
+    plain = parse_station(
+        '[station]\nname = "line-3"\nstate = "state"\n[inspect]\nbundle = "tiny.flowedge"\n'
+        '[source]\naddress = "photos"\n[[sinks]]\nkind = "jsonl"\npath = "verdicts.jsonl"',
+        name="plain.toml",
+        folder=Path("/f"),
+    )
+    assert parse_station(text, name="new.toml", folder=Path("/f")) == plain
+    keys = re.compile(r"#?\w+ = ?|#?\w+ =$")
+    lines = text.splitlines()
+    for before, line in itertools.pairwise(lines):
+        if keys.match(line) and not re.match(r"#?kind = ", line):
+            assert before.startswith("# "), f"{line} has no description"
+    # Each default is one that the file takes: the keys of the tables that are there are uncommented.
+    tables = text.split("#[[")[0]
+    with_defaults = re.sub(
+        r"(?m)^#(\w+ = .+)$", r"\1", re.sub(r"(?ms)^#\[.*?(?=^\[)", "", tables + "\n[page]\n")
+    )
+    read: StationSettings = parse_station(
+        with_defaults.removesuffix("[page]\n"), name="defaults.toml", folder=Path("/f")
+    )
+    assert read.inspect == plain.inspect
+
+
+def test_check_opens_everything_and_starts_nothing(tmp_path: Path) -> None:
+    file = write_station(tmp_path)
+    items = check(file)
+    assert items["[inspect] bundle"][0] == "ok"
+    assert "onnxruntime-cpu" in items["[inspect] bundle"][1]
+    assert items["[source] photos"] == ("ok", "gives frames of 40x60")
+    assert items["[[sinks]] jsonl"][0] == "ok"
+    assert "verdict" in items["[area]"][1]
+    assert not (tmp_path / "state").exists()
+    assert not (tmp_path / "verdicts.jsonl").exists()
+
+
+def test_check_tells_each_fault_and_goes_on(tmp_path: Path) -> None:
+    file = write_station(
+        tmp_path,
+        engines=["openvino:NPU", "onnxruntime-cpu", "no-such-engine"],
+        tables='[[sinks]]\nkind = "jsonl"\nname = "other"\npath = "missing/verdicts.jsonl"\n'
+        '[[sinks]]\nkind = "webhook"\nurl = "https://localhost:1"\nsecret_env = "NO_SUCH_SECRET"\n',
+    )
+    file.write_text(file.read_text().replace('address = "photos"', 'address = "phots"'))
+    items = check(file)
+    assert items["[inspect] engine openvino:NPU"][0] == "wrong"
+    assert items["[inspect] engine onnxruntime-cpu"][0] == "ok"
+    assert "no-such-engine" in items["[inspect] engine no-such-engine"][1]
+    assert items["[source] phots"][0] == "wrong"
+    assert items["[[sinks]] other"][0] == "wrong"
+    assert "NO_SUCH_SECRET" in items["[[sinks]] webhook"][1]
+
+
+def test_check_tells_that_nothing_is_ever_ok_without_a_threshold(tmp_path: Path) -> None:
+    from support.tiny_bundle import write_tiny_bundle
+
+    file = write_station(tmp_path)
+    write_tiny_bundle(tmp_path / "plain.flowedge")
+    file.write_text(file.read_text().replace("tiny.flowedge", "plain.flowedge"))
+    state, text = check(file)["[inspect] threshold"]
+    assert state == "warning"
+    assert "flowedge calibrate" in text
