@@ -280,6 +280,9 @@ precision = "{precision}"
 address = "{source}"
 watch = {str(watch).lower()}
 
+[page]
+port = 0
+
 [[sinks]]
 kind = "jsonl"
 path = "-"

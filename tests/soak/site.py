@@ -72,6 +72,9 @@ timeout_s = 5
 reconnect_s = 0.2
 reconnect_max_s = 1
 
+[page]
+port = 0
+
 [[sinks]]
 kind = "jsonl"
 path = "{site.lines}"

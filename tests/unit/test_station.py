@@ -59,6 +59,15 @@ def test_a_folder_becomes_records_and_lines_and_no_picture_is_judged_twice(tmp_p
     assert len({line["run"] for line in lines}) == 2
 
 
+def test_verdicts_go_to_the_standard_output_of_the_command(tmp_path: Path) -> None:
+    more = '[[sinks]]\nkind = "jsonl"\nname = "screen"\npath = "-"\nbegin = "oldest"\n'
+    file = write_station(tmp_path, photos=2, tables=more)
+    with running(file, "--until-end", "--json") as process:
+        out, _ = process.communicate(timeout=60)
+    *lines, _ = map(json.loads, out.splitlines())
+    assert lines == lines_of(tmp_path / "verdicts.jsonl")
+
+
 def test_a_station_that_was_killed_goes_on_and_loses_no_verdict(tmp_path: Path) -> None:
     file = write_station(tmp_path, photos=300)
     with running(file, "--until-end") as process:

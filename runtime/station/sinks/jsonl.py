@@ -73,8 +73,9 @@ class JsonLinesSink:
     def _append(self, lines: bytes) -> None:
         if self._is_stdout:
             try:
-                sys.stdout.buffer.write(lines)
-                sys.stdout.buffer.flush()
+                # The command line wraps the stream, which takes text alone.
+                with FileIO(sys.stdout.fileno(), "w", closefd=False) as stream:
+                    _write_all(stream, lines)
             except (OSError, ValueError) as error:
                 raise SinkError(f"the standard output takes no line: {error}.") from error
             return
