@@ -24,6 +24,7 @@ from flowedge.runtime.sources.settings import Channels
 
 _KEPT: Final = 4  # frames that wait for the caller; a further one takes the place of the oldest
 _MOST_STUCK: Final = 3  # connections that hang inside of a library at once; no more are opened beside them
+_CONNECT_S: Final = 10.0
 _END_S: Final = 1.0  # the time that closing waits for a thread that reads
 
 
@@ -95,6 +96,14 @@ class _Reading:
     is_over: bool = False
 
 
+def connect_limit(timeout_s: float) -> float:
+    """Return the time until the first frame of a connection, in seconds, which a camera may take longer for.
+
+    A camera sends nothing that can be decoded before its next key frame. The value 0 stands for no limit.
+    """
+    return max(timeout_s, _CONNECT_S) if timeout_s else 0.0
+
+
 class LiveSource:
     """A camera as a source of frames that does not end.
 
@@ -104,7 +113,7 @@ class LiveSource:
     """
 
     def __init__(self, opening: Opening, connect: Connect, explain: Explain = str) -> None:
-        """Connect from now on, in a thread.
+        """Prepare to connect, which begins with the first iteration.
 
         Args:
             opening: The values that the source is opened with.
@@ -120,11 +129,13 @@ class LiveSource:
         self._stuck: list[threading.Thread] = []
         self._closed = False
         self._is_lost = False
-        self._watchdog = threading.Thread(target=self._watch, name="flowedge source", daemon=True)
-        self._watchdog.start()
+        self._watchdog: threading.Thread | None = None
 
     def frames(self) -> Iterator[Frame]:
         """Give the frames as they come, until the source is closed."""
+        if self._watchdog is None and not self._closed:
+            self._watchdog = threading.Thread(target=self._watch, name="flowedge source", daemon=True)
+            self._watchdog.start()
         number = 0
         while True:
             with self._change:
@@ -191,9 +202,10 @@ class LiveSource:
 
     def _wait_for_end(self, reading: _Reading) -> str:
         """Wait until a connection has ended or gives no more frames, and return the reason."""
-        timeout = self._opening.settings.timeout_s
+        wanted = self._opening.settings.timeout_s
         with self._change:
             while not (self._closed or reading.ended):
+                timeout = wanted if reading.frames else connect_limit(wanted)
                 left = reading.last + timeout - time.monotonic() if timeout else None
                 if left is not None and left <= 0:
                     reading.is_over = True

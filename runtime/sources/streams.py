@@ -10,7 +10,7 @@ from flowedge.errors import ImageError, SourceError
 from flowedge.runtime.protocols import Source
 from flowedge.runtime.settings import secret_of
 from flowedge.runtime.sources.decoding import Decoding, ffmpeg
-from flowedge.runtime.sources.live import Grab, LiveSource
+from flowedge.runtime.sources.live import Grab, LiveSource, connect_limit
 from flowedge.runtime.sources.opening import Opening
 from flowedge.runtime.sources.settings import SourceSettings
 
@@ -33,10 +33,10 @@ def open_it(opening: Opening) -> Source:
     settings = opening.settings
     file, form, options = _opened_as(settings)
 
-    limit = settings.timeout_s or None
+    limits = (connect_limit(settings.timeout_s) or None, settings.timeout_s or None)
 
     def connect() -> _Stream:
-        return _Stream(av.open(file, format=form, options=options, timeout=(limit, limit)))
+        return _Stream(av.open(file, format=form, options=options, timeout=limits))
 
     def explain(error: Exception) -> str:
         # FFmpeg's own text holds the address with its password.
