@@ -1,7 +1,8 @@
-"""Define the table ``[watch]`` of a station's file: self-test, frozen and stale frames, and drift."""
+"""Define the tables ``[watch]`` and ``[shadow]`` of a station's file."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -39,3 +40,25 @@ class WatchSettings(Settings, frozen=True, kw_only=True):
     every: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1
     frames_per_false_alarm: Annotated[int, msgspec.Meta(ge=100, le=1_000_000_000)] = 10_000_000
     smallest_shift: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.5
+
+
+class ShadowSettings(Settings, frozen=True, kw_only=True):
+    """The settings of a second bundle that judges the same frames beside the first, and decides nothing.
+
+    Attributes:
+        bundle: The second bundle.
+        product: The product whose frames the second bundle judges, for a station of several products.
+        engine: The engine of the second bundle. Without a name, the first that opens is taken.
+        precision: The precision of the second bundle's graph.
+        threads: The number of CPU threads of one inference of the second bundle.
+        most_frames: The comparison ends after this many frames.
+        most_pictures: The number of flipped verdicts whose pictures are kept.
+    """
+
+    bundle: Path
+    product: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    engine: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
+    precision: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "fp32"
+    threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
+    most_frames: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 100_000
+    most_pictures: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 500

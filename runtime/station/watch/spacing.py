@@ -15,6 +15,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from flowedge.runtime.station.watch.ranks import ranks_of
+
 LARGEST_SPACING: Final = 64
 """The largest factor by which the spacing grows."""
 
@@ -31,9 +33,8 @@ def autocorrelation(values: NDArray[np.float64]) -> float:
     values = values[np.isfinite(values)]
     if len(values) < 3:
         return 0.0
-    # Ranks are used since a few outliers would otherwise hide the correlation of the others. Equal values share a rank.
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    # Ranks are used since a few outliers would otherwise hide the correlation of the others.
+    ranks = ranks_of(values)
     ranks = ranks - ranks.mean()
     square = float((ranks**2).sum())
     return float((ranks[1:] * ranks[:-1]).sum()) / square if square else 0.0
