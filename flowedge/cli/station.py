@@ -13,6 +13,7 @@ from flowedge.cli.group import new_group
 from flowedge.cli.output import MESSAGES, PROBLEMS, RESULTS, Force, Json, StationFile, print_json, table
 from flowedge.cli.signals import call_on_signals
 from flowedge.cli.station_records import export, records
+from flowedge.cli.station_shadow import shadow
 from flowedge.errors import FlowEdgeError
 from flowedge.targets import check_file_target
 
@@ -160,6 +161,7 @@ def status(file: StationFile, json: Json = False) -> None:
 
 
 app.command("records")(records)
+app.command("shadow")(shadow)
 app.command("export")(export)
 
 

@@ -15,7 +15,7 @@ from flowedge.runtime.station.decision import DecisionSettings
 from flowedge.runtime.station.keeping_settings import ArchiveSettings, JournalSettings
 from flowedge.runtime.station.page.settings import PageSettings
 from flowedge.runtime.station.sinks.settings import SinkSettings
-from flowedge.runtime.station.watch.settings import WatchSettings
+from flowedge.runtime.station.watch.settings import ShadowSettings, WatchSettings
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -86,6 +86,7 @@ class StationSettings(Settings, frozen=True, kw_only=True):
         sinks: The receivers of the records.
         page: The page that shows the station in a browser.
         watch: The checks of frames, engine and drift.
+        shadow: A second bundle that judges the same frames and decides nothing.
         area: The area of the frame that is judged.
         decision: The rule by which a verdict becomes ok or nok.
         archive: The pictures that are kept as evidence, and for how long.
@@ -103,6 +104,7 @@ class StationSettings(Settings, frozen=True, kw_only=True):
     sinks: Annotated[tuple[SinkSettings, ...], msgspec.Meta(max_length=100)] = ()
     page: PageSettings = PageSettings()
     watch: WatchSettings = WatchSettings()
+    shadow: ShadowSettings | None = None
     products: Annotated[tuple[ProductSettings, ...], msgspec.Meta(max_length=1000)] = ()
 
     def __post_init__(self) -> None:
@@ -118,6 +120,8 @@ class StationSettings(Settings, frozen=True, kw_only=True):
         names = [product.name for product in self.products]
         if len(set(names)) < len(names):
             raise ValueError("Two tables [[products]] have the same name")
+        if self.shadow is not None and self.shadow.product not in {one.name for one in self.all_products}:
+            raise ValueError("[shadow] product names no product of this station")
         sinks = [sink.cursor for sink in self.sinks]
         if len(set(sinks)) < len(sinks):
             raise ValueError("Two tables [[sinks]] have the same name. Give each a name of its own")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -27,6 +27,8 @@ def summary(
     sinks: Iterable[DeliveryStatus],
     archive: ArchiveStatus,
     page: str,
+    watch: Mapping[str, Any],
+    shadow: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return what a station does, as JSON's own types.
 
@@ -41,6 +43,8 @@ def summary(
         sinks: The states of the sinks.
         archive: The state of the archive.
         page: The address of the page. The text is empty where there is none.
+        watch: The state of the watch.
+        shadow: The state of the second bundle. The value is None where there is none.
     """
     counts, rates = live.counts, live.rates
     detector = judges.judges[0].detector if judges.judges else None
@@ -74,6 +78,5 @@ def summary(
             for stage, times in live.stages.items()
         },
         "journal": {"problem": journal.problem or loop.write_problem},
-        "archive": msgspec.to_builtins(archive),
-        "sinks": [msgspec.to_builtins(one) for one in sinks],
-    }
+        "watch": watch,
+        "shadow": shadow,

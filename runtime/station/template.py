@@ -49,9 +49,10 @@ def station_file(given: Mapping[str, Mapping[str, Any]], sinks: list[Mapping[str
                 for values in tables:
                     lines += _table(f"[[{field.encode_name}]]", field.encode_name, kind, values)
         else:
-            lines += _table(
-                f"[{field.encode_name}]", field.encode_name, kinds[0], given.get(field.encode_name, {})
-            )
+            # A table that may be missing stands behind "#".
+            absent = None if field.default is None else {}
+            values = given.get(field.encode_name, absent)
+            lines += _table(f"[{field.encode_name}]", field.encode_name, kinds[0], values)
     return "\n".join(lines) + "\n"
 
 

@@ -18,6 +18,8 @@ from flowedge.files import write_whole_file
 from flowedge.runtime.record import Verdict
 from flowedge.runtime.report.pictures import pictures_of
 from flowedge.runtime.result import Result
+from flowedge.runtime.station.judges import Judge
+from flowedge.runtime.station.recording import limits_of
 from flowedge.runtime.station.watch.ranks import rank_correlation
 
 PICTURES: Final = ("image", "map of the first", "map of the second")
@@ -124,6 +126,18 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     rank_correlation: float | None
 
 
+def subject_of(judge: Judge) -> Subject:
+    """Describe the bundle of a detector for a comparison."""
+    threshold, log_nfa_limit = limits_of(judge.detector.thresholds)
+    return Subject(
+        bundle_sha256=judge.bundle_sha256,
+        precision=judge.detector.precision,
+        engine=judge.detector.engine_name,
+        threshold=threshold,
+        log_nfa_limit=log_nfa_limit,
+    )
+
+
 def side_of(result: Result) -> Side:
     """Return what a comparison keeps of a result."""
     is_inspected = result.verdict != "not_inspected"
@@ -197,13 +211,15 @@ class ComparisonFolder:
         self.frames = len(compared)
         self.pictures = sum(one.has_pictures for one in compared)
 
-    def add(self, compared: Compared, first: Result, second: Result, *, most_pictures: int) -> None:
+    def add(
+        self, compared: Compared, first: Result, second: Result | str | None, *, most_pictures: int
+    ) -> None:
         """Write a frame, with its pictures where the verdicts differ and there is room.
 
         Args:
             compared: The frame.
             first: The result of the first bundle.
-            second: The result of the second bundle.
+            second: The result of the second bundle, or the picture of its anomaly map as a ``data:`` address.
             most_pictures: The number of frames whose pictures are kept.
 
         Raises:
@@ -211,7 +227,7 @@ class ComparisonFolder:
         """
         if compared.is_flipped and self.pictures < most_pictures:
             frame, _, first_map = pictures_of(first.frame, first)
-            _, _, second_map = pictures_of(second.frame, second)
+            second_map = pictures_of(second.frame, second)[2] if isinstance(second, Result) else second
             for ending, picture in zip(_ENDINGS, (frame, first_map, second_map), strict=True):
                 if picture is not None:
                     content = base64.b64decode(picture.partition(",")[2])
@@ -241,6 +257,15 @@ def read_pair(folder: Path) -> Pair:
         return msgspec.json.decode((folder / _ABOUT).read_bytes(), type=Pair)
     except (OSError, msgspec.MsgspecError) as error:
         raise DataError(f"{folder} holds no comparison of two bundles: {error}") from error
+
+
+def comparisons_in(parent: Path) -> list[tuple[Path, Pair]]:
+    """Return the comparisons in a folder with their bundles, the one that was changed last at the end."""
+    found = []
+    for folder in parent.glob("*-beside-*"):
+        with contextlib.suppress(DataError, OSError):
+            found.append(((folder / _FILE).stat().st_mtime_ns, folder, read_pair(folder)))
+    return [(folder, pair) for _, folder, pair in sorted(found, key=lambda one: one[:2])]
 
 
 def read_compared(folder: Path) -> Iterator[Compared]:

@@ -3,49 +3,63 @@
 from __future__ import annotations
 
 import logging
-import os
+import subprocess
+import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+import numpy as np
+
+from flowedge.children import clean_environment, python_command
+from flowedge.errors import EngineUnavailableError
 from flowedge.runtime.protocols import PixelArray
 from flowedge.runtime.result import Result
-from flowedge.runtime.station.judges import Judge, Tell
+from flowedge.runtime.station.judges import Tell
 from flowedge.runtime.station.record import Record
-from flowedge.runtime.station.recording import limits_of
-from flowedge.runtime.station.watch.comparison import Compared, ComparisonFolder, Pair, Subject, side_of
+from flowedge.runtime.station.settings import ProductSettings, StationSettings
+from flowedge.runtime.station.watch.comparison import (
+    Compared,
+    ComparisonFolder,
+    Pair,
+    Side,
+    Subject,
+    side_of,
+)
 from flowedge.runtime.station.watch.settings import ShadowSettings
+from flowedge.runtime.station.watch.shadow_worker import Answer, Asked, Work, work_for
+from flowedge.text import printable
 
 FOLDER: Final = "shadow"
 
 _LOG: Final = logging.getLogger(__name__)
-_NICEST: Final = 19  # the lowest priority of Linux
+_WORKER: Final = "flowedge.runtime.station.watch.shadow_worker"
 _JOIN_S: Final = 5.0
 
 
 class Shadow:
-    """Judges frames with a second bundle, in a thread of the lowest priority.
+    """Judges frames with a second bundle, in a process of the lowest priority, and keeps what it found.
 
-    The thread always takes the newest frame, and all frames that come meanwhile are left out. The engine is opened in
-    this thread, so that its own threads inherit the priority. The two bundles still share memory and caches.
+    The newest frame is always taken, and all frames that come meanwhile are left out. So the second bundle never delays
+    the first one by waiting, and a second bundle that fails ends nothing but the comparison. Processor, memory and
+    caches are still shared.
     """
 
-    def __init__(
-        self, settings: ShadowSettings, folder: Path, open_second: Callable[[], Judge], tell: Tell
-    ) -> None:
-        """Start the thread, which opens the second bundle.
+    def __init__(self, settings: ShadowSettings, folder: Path, work: Work, tell: Tell) -> None:
+        """Start the process, in a thread that asks it.
 
         Args:
             settings: The settings.
             folder: The station's folder for its state.
-            open_second: Opens the second bundle on its engine.
+            work: The bundle and the settings, for the process.
             tell: Takes the events.
         """
         self._settings = settings
         self._folder = folder
-        self._open_second = open_second
+        self._work = work
         self._tell = tell
         self._newest: tuple[Record, PixelArray, Result] | None = None
         self._changed = threading.Condition()
@@ -90,49 +104,46 @@ class Shadow:
         self._thread.join(_JOIN_S)
 
     def _run(self) -> None:
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICEST)
         try:
-            judge = self._open_second()
+            with SecondBundle(self._work) as second:
+                self._state = "comparing"
+                self._judge_all(second)
         except Exception as error:
-            self._fail(f"the second bundle does not open: {error}", error)
-            return
-        try:
-            self._judge_all(judge)
-        except Exception as error:
-            self._fail(f"the second bundle has stopped: {error}", error)
-        finally:
-            judge.detector.close()
+            if not self._is_closed:
+                self._fail(f"the second bundle {self._settings.bundle} cannot judge: {error}", error)
 
-    def _judge_all(self, judge: Judge) -> None:
+    def _judge_all(self, second: SecondBundle) -> None:
         kept: ComparisonFolder | None = None
-        second_bundle = subject_of(judge)
-        self._state = "comparing"
-        while kept is None or kept.frames < self._settings.most_frames:
-            with self._changed:
-                while self._newest is None and not self._is_closed:
-                    self._changed.wait()
-                if self._is_closed:
-                    return
-                assert self._newest is not None
-                (record, pixels, first), self._newest = self._newest, None
-            pair = Pair(first=_subject_of_record(record), second=second_bundle)
+        while (taken := self._next()) is not None:
+            record, pixels, first = taken
+            pair = Pair(first=_subject_of_record(record), second=second.subject)
             if kept is None or kept.pair != pair:
                 kept = ComparisonFolder(self._folder / FOLDER, pair)
-                if kept.frames >= self._settings.most_frames:
-                    break
-            (second,) = judge.detector.detect_batch([pixels])
+            if kept.frames >= self._settings.most_frames:
+                self._finish(kept)
+                return
+            side, picture = second.judge(pixels, first.verdict)
             compared = Compared(
                 number=record.number,
                 source_id=record.source_id,
                 time=record.time.isoformat(),
                 part=record.part,
                 first=side_of(first),
-                second=side_of(second),
+                second=side,
             )
-            kept.add(compared, first, second, most_pictures=self._settings.most_pictures)
+            kept.add(compared, first, picture, most_pictures=self._settings.most_pictures)
             self._compared += 1
             self._flipped += compared.is_flipped
+
+    def _next(self) -> tuple[Record, PixelArray, Result] | None:
+        """Wait for the newest frame. The value is None where the shadow was closed."""
+        with self._changed:
+            while self._newest is None and not self._is_closed:
+                self._changed.wait()
+            taken, self._newest = self._newest, None
+            return None if self._is_closed else taken
+
+    def _finish(self, kept: ComparisonFolder) -> None:
         self._state = "done"
         self._tell(
             "shadow_done",
@@ -149,16 +160,105 @@ class Shadow:
         self._tell("shadow_failed", "warning", text, bundle=str(self._settings.bundle))
 
 
-def subject_of(judge: Judge) -> Subject:
-    """Describe the bundle of a detector for a comparison."""
-    threshold, log_nfa_limit = limits_of(judge.detector.thresholds)
-    return Subject(
-        bundle_sha256=judge.bundle_sha256,
-        precision=judge.detector.precision,
-        engine=judge.detector.engine_name,
-        threshold=threshold,
-        log_nfa_limit=log_nfa_limit,
+def work_of_shadow(settings: StationSettings, shadow: ShadowSettings) -> Work:
+    """Describe the second bundle, which judges the same area as the first one."""
+    return work_for(
+        ProductSettings(name=shadow.product, bundle=shadow.bundle),
+        shadow.engine,
+        msgspec.structs.replace(settings.inspect, precision=shadow.precision, threads=shadow.threads),
+        settings.area,
     )
+
+
+class SecondBundle:
+    """A second bundle in a process of its own, which is asked by pipes.
+
+    Attributes:
+        subject: The bundle.
+    """
+
+    def __init__(self, work: Work) -> None:
+        """Start the process, and wait until its engine is open.
+
+        Raises:
+            EngineUnavailableError: The bundle does not open, or the process ended.
+        """
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._process = subprocess.Popen(
+            python_command(_WORKER),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=clean_environment(),
+        )
+        try:
+            self.subject = self._open(work)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, work: Work) -> Subject:
+        answer = self._exchange(msgspec.json.encode(work) + b"\n")
+        if answer.subject is None:
+            raise EngineUnavailableError(answer.problem)
+        return answer.subject
+
+    def judge(self, pixels: PixelArray, verdict: str) -> tuple[Side, str | None]:
+        """Judge a frame, and draw the anomaly map where the verdict is another one.
+
+        Args:
+            pixels: The frame as its source gave it.
+            verdict: The verdict of the first bundle.
+
+        Returns:
+            The answer, and the picture as a ``data:`` address. A frame that the bundle does not take is not inspected.
+
+        Raises:
+            EngineUnavailableError: The process ended.
+        """
+        pixels = np.ascontiguousarray(pixels)
+        asked = Asked(shape=pixels.shape, dtype=pixels.dtype.str, verdict=verdict)
+        answer = self._exchange(msgspec.json.encode(asked) + b"\n", pixels.data.cast("B"))
+        if answer.side is None:
+            return Side(verdict="not_inspected", problem=answer.problem), None
+        return answer.side, answer.picture
+
+    def close(self) -> None:
+        """End the process."""
+        # The process keeps nothing that it would have to tidy up.
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+
+    def __enter__(self) -> SecondBundle:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _exchange(self, *said: bytes | memoryview) -> Answer:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            for part in said:
+                self._process.stdin.write(part)
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line.endswith(b"\n"):
+            raise EngineUnavailableError(self._how_it_ended())
+        return msgspec.json.decode(line, type=Answer)
+
+    def _how_it_ended(self) -> str:
+        status = self._process.wait()
+        self._errors.seek(0)
+        said = self._errors.read().decode("utf-8", "replace").splitlines()
+        last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
+        return f"its process ended with status {status}: {printable(last)}"
 
 
 def _subject_of_record(record: Record) -> Subject:
