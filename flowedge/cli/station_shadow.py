@@ -128,7 +128,9 @@ def _judge_pictures(
 
     from flowedge.runtime.frames.finding import find_images
     from flowedge.runtime.frames.images import read_image
+    from flowedge.runtime.station.fitting import Fitting
     from flowedge.runtime.station.judges import engines_of, open_judge
+    from flowedge.runtime.station.overrides import Overrides
     from flowedge.runtime.station.settings import ProductSettings
     from flowedge.runtime.station.watch.comparison import (
         Compared,
@@ -149,9 +151,10 @@ def _judge_pictures(
     second = ProductSettings(name=name, bundle=bundle)
     other = msgspec.structs.replace(inspect, precision=precision or inspect.precision)
     engine = engines_of(inspect)[0]
-    first_judge = open_judge(products[name], engine, inspect, settings.area)
+    fit = Fitting(settings.area, Overrides(settings.station.state))
+    first_judge = open_judge(products[name], engine, inspect, fit)
     try:
-        second_judge = open_judge(second, engine, other, settings.area)
+        second_judge = open_judge(second, engine, other, fit)
     except BaseException:
         first_judge.detector.close()
         raise

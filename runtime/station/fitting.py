@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import msgspec
@@ -27,11 +28,20 @@ class Fitting:
     def __init__(self, area: AreaSettings, overrides: Overrides) -> None:
         self.area = area
         self.overrides = overrides
+        self._digest = hashlib.sha256(repr(area).encode()).hexdigest()[:12]
 
     @property
     def current_area(self) -> AreaSettings:
         """The area that is in force: that of the settings, or the newest change of it."""
         return changed_area(self.area, self.overrides.area())
+
+    @property
+    def area_name(self) -> str:
+        """A name that no other area has. Whole frames have an empty name."""
+        if self.current_area == AreaSettings():
+            return ""
+        change = self.overrides.area()
+        return f"{self._digest}-{change.version if change else 0}"
 
     def __call__(self, judge: Judge) -> Judge:
         """Return a judge whose detector has the limit and the area that are in force.

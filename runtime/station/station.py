@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from flowedge.errors import FlowEdgeError, SettingsError
-from flowedge.runtime.area.settings import AreaSettings
 from flowedge.runtime.sources import SourceEvent, open_source
 from flowedge.runtime.sources.triggers import Triggered
 from flowedge.runtime.station import journal_file
@@ -123,9 +122,7 @@ class Station:
         self._judges.open()
         stack.callback(self._judges.close)
         bundles = {judge.product: judge.detector.bundle for judge in self._judges.judges}
-        self._watch = Watch(
-            settings.watch, state, bundles, whole_frames=fitting.current_area == AreaSettings()
-        )
+        self._watch = Watch(settings.watch, state, bundles, area=lambda: fitting.area_name)
         stack.callback(self._watch.close)
         for judge in self._judges.judges:
             self._test(judge)

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +37,7 @@ class DriftKeeper:
     """
 
     def __init__(
-        self, settings: WatchSettings, folder: Path, bundles: Mapping[str, Bundle], *, whole_frames: bool
+        self, settings: WatchSettings, folder: Path, bundles: Mapping[str, Bundle], *, area: Callable[[], str]
     ) -> None:
         """Take the settings. Files are read when the first frame of a bundle comes.
 
@@ -45,12 +45,12 @@ class DriftKeeper:
             settings: The settings.
             folder: The station's folder for its state.
             bundles: The bundle of each product.
-            whole_frames: False where a station judges regions or tiles.
+            area: Gives a name of the area that is judged, empty for whole frames.
         """
         self._settings = settings
         self._folder = folder / FOLDER
         self._bundles = bundles
-        self._whole_frames = whole_frames
+        self._area = area
         self._watches: dict[tuple[str, str], DriftWatch] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -94,7 +94,7 @@ class DriftKeeper:
         one = self._settings
         return (
             f"{record.product} {record.bundle_sha256} {record.precision} {record.threshold} {record.log_nfa_limit} "
-            f"{one.reference} {one.learn} {one.every} {self._whole_frames}"
+            f"{one.reference} {one.learn} {one.every} {self._area()}"
         )
 
     def _opened(self, record: Record, basis: str, events: list[Event]) -> DriftWatch:
@@ -108,7 +108,7 @@ class DriftKeeper:
                 self._bundles[record.product],
                 record.precision,
                 accepted_below=record.threshold if record.log_nfa_limit is None else None,
-                whole_frames=self._whole_frames,
+                whole_frames=not self._area(),
             )
         state = self._read(self._file(record.product, record.precision), events)
         if state is not None and state.basis != basis:

@@ -161,12 +161,13 @@ class Shadow:
 
 
 def work_of_shadow(settings: StationSettings, shadow: ShadowSettings) -> Work:
-    """Describe the second bundle, which judges the same area as the first one."""
+    """Describe the second bundle, which judges the area that is in force when it opens."""
     return work_for(
         ProductSettings(name=shadow.product, bundle=shadow.bundle),
         shadow.engine,
         msgspec.structs.replace(settings.inspect, precision=shadow.precision, threads=shadow.threads),
         settings.area,
+        settings.station.state,
     )
 
 

@@ -33,12 +33,14 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
         engine: The name of the engine, or None for the first that opens.
         inspect: The settings of the inspection, with absolute paths.
         area: The settings of the area, with absolute paths.
+        state: The station's folder for its state, with the changes that people have made.
     """
 
     product: dict[str, Any]
     engine: str | None
     inspect: dict[str, Any]
     area: dict[str, Any]
+    state: str
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,11 +74,11 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def work_for(
-    product: ProductSettings, engine: str | None, inspect: InspectSettings, area: AreaSettings
+    product: ProductSettings, engine: str | None, inspect: InspectSettings, area: AreaSettings, state: Path
 ) -> Work:
     """Describe a bundle and its settings for the process."""
     plain = [msgspec.to_builtins(one, enc_hook=_text_of_path) for one in (product, inspect, area)]
-    return Work(product=plain[0], engine=engine, inspect=plain[1], area=plain[2])
+    return Work(product=plain[0], engine=engine, inspect=plain[1], area=plain[2], state=str(state.absolute()))
 
 
 def main() -> None:
@@ -97,16 +99,19 @@ def main() -> None:
         judges: list[Any] = []
 
         def start() -> Answer:
+            from flowedge.runtime.station.fitting import Fitting
             from flowedge.runtime.station.judges import open_judge
+            from flowedge.runtime.station.overrides import Overrides
             from flowedge.runtime.station.watch.comparison import subject_of
 
             work = msgspec.json.decode(frames.readline(), type=Work)
             root = Path("/")
+            area = settings_from(work.area, AreaSettings, name="the shadow's area", folder=root)
             judge = open_judge(
                 settings_from(work.product, ProductSettings, name="the shadow's product", folder=root),
                 work.engine,
                 settings_from(work.inspect, InspectSettings, name="the shadow's inspection", folder=root),
-                settings_from(work.area, AreaSettings, name="the shadow's area", folder=root),
+                Fitting(area, Overrides(Path(work.state))),
             )
             judges.append(judge)
             return Answer(subject=subject_of(judge))

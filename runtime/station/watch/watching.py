@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Watch:
         folder: Path,
         bundles: Mapping[str, Bundle],
         *,
-        whole_frames: bool = True,
+        area: Callable[[], str] = str,
     ) -> None:
         """Read the state that an earlier run left.
 
@@ -39,14 +39,14 @@ class Watch:
             settings: The settings.
             folder: The station's folder for its state, in which the watch has a folder of its own.
             bundles: The bundle of each product. A station of one product calls it by an empty text.
-            whole_frames: False where only a region of a frame is judged, or a frame is judged in tiles. The scores are
-                then not compared with those of the calibration, which judged whole frames.
+            area: Gives a name of the area that is judged, empty for whole frames. Scores of an area are not compared
+                with those of the calibration, which judged whole frames, and another area begins anew.
         """
         self._settings = settings
         self._bundles = dict(bundles)
         self._gate = FrameGate(settings)
         self._tests = {product: EngineTest(settings.self_test_hours) for product in bundles}
-        self._drift = DriftKeeper(settings, folder, self._bundles, whole_frames=whole_frames)
+        self._drift = DriftKeeper(settings, folder, self._bundles, area=area)
 
     def check(self, frame: Frame, pixels: NDArray[np.uint8], *, product: str = "") -> str:
         """Return the reason why a frame must not be judged, as a clause, or an empty string.
