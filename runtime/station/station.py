@@ -315,5 +315,103 @@ class Station:
     def _publish(self, written: Sequence[Written]) -> None:
         for record, work in written:
             self.live.publish(record, work.result)
+            self._archive.put(record, work.result, work.pixels[0] if work.pixels else None)
             if self._shadow is not None:
                 self._shadow.offer(record, work.frame.pixels, work.result)
+            for event in self._watch.seen(record, work.pixels[0] if work.pixels else None):
+                self._tell_event(event)
+        self._deliveries.wake()
+
+    def _tell_source(self, event: SourceEvent) -> None:
+        level: Level = (
+            "info" if event.kind == "source_back" else "alarm" if event.kind == "source_lost" else "warning"
+        )
+        if event.kind in ("source_lost", "source_back"):
+            self._source_problem = event.text if event.kind == "source_lost" else ""
+        self.tell(event.kind, level, event.text, **event.data)
+
+    def _trigger(self, part: str | None) -> None:
+        """Take a trigger of a controller that a sink serves."""
+        if isinstance(self._source, Triggered) and part is not None:
+            self._source.trigger(part)
+
+    def _tell_event(self, event: Event) -> None:
+        self._on_event(event)
+        self._archive.event(event)
+        if self._loop is None:
+            self._early.append(event)
+        else:
+            self._loop.put_event(event)
+
+    def _tick(self) -> None:
+        """Do what is due also while no frame comes."""
+        if not self._watchdog.hanging():
+            self.live.beat()
+        try:
+            self._tell_health()
+        except Exception:
+            _LOG.exception("the states of the parts cannot be told")
+        for judge in self._judges.judges:
+            if self._watch.due(judge.detector, product=judge.product):
+                self._running_loop.between_frames(partial(self._test, judge))
+
+    def _tell_health(self) -> None:
+        loop = self._running_loop
+        self._health.source(self._source_problem or loop.source_problem, self._source_name)
+        self._health.engine(self._judges)
+        self._health.watch(self._watch.status())
+        self._health.journal(self.journal.problem or loop.write_problem)
+        self._health.archive(self._archive.status)
+        self._health.sinks(self._deliveries.status)
+
+    def _status_line(self) -> str:
+        counts = self.live.counts
+        return f"{counts.total} frames, {counts.of_signal('nok')} NOK, {counts.dropped} dropped"
+
+    def _begin(self) -> None:
+        self._deliveries.start()
+        self._housekeeper.start()
+        self._watchdog.start()
+        engine = self._judges.judges[0].detector
+        self.tell(
+            "started",
+            "info",
+            f"the station {self.settings.station.name} has started on {engine.engine_name} ({engine.precision})",
+            engine=engine.engine_name,
+            precision=engine.precision,
+        )
+        if self.page is not None:
+            self.tell("page", "info", f"the page is at {self.page.url}")
+        self._running_loop.start()
+        self.live.beat()
+        self._notifier.ready(self._status_line())
+
+    def _end(self) -> None:
+        self._notifier.stopping()
+        loop = self._running_loop
+        loop.stop()
+        if not loop.join(_DRAIN_LOOP_S):
+            loop.give_up()
+            loop.join(_DRAIN_SINKS_S)
+        text = f"the station {self.settings.station.name} has stopped"
+        event = Event(kind="stopped", level="info", text=text, data={"unwritten": loop.unwritten})
+        self._on_event(event)
+        if loop.join(0) and not self.journal.problem:
+            self.journal.append(events=[event])
+        self._deliveries.stop(_DRAIN_SINKS_S)
+        self._watchdog.stop()
+        self._final = self.status()
+
+
+def make_state_folder(folder: Path) -> None:
+    """Make the state folder where it is missing, readable by its owner and group.
+
+    Raises:
+        FlowEdgeError: It cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FlowEdgeError(
+            f"{folder} cannot be made: {error.strerror}. Name another folder as state in [station], or make it."
+        ) from error

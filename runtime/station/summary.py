@@ -78,5 +78,8 @@ def summary(
             for stage, times in live.stages.items()
         },
         "journal": {"problem": journal.problem or loop.write_problem},
+        "archive": msgspec.to_builtins(archive),
         "watch": watch,
         "shadow": shadow,
+        "sinks": [msgspec.to_builtins(one) for one in sinks],
+    }
