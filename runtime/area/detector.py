@@ -15,13 +15,16 @@ from flowedge.framing import Size
 from flowedge.geometry import map_to_frame
 from flowedge.manifest import Preprocessing
 from flowedge.runtime.area.area import Area, area_of, check_drawn_size, drawn_size
+from flowedge.runtime.area.inside import open_inside
 from flowedge.runtime.area.result import in_area
 from flowedge.runtime.area.score import is_largest_value, score_inside
 from flowedge.runtime.area.settings import AreaSettings, TileSettings
 from flowedge.runtime.area.tiles import Grid, Tile, grid_of
 from flowedge.runtime.decide import Decided
 from flowedge.runtime.detector import Detector
+from flowedge.runtime.device.forks import keep_in_children
 from flowedge.runtime.frames.pixels import Color, Given
+from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.result import Result
 
 
@@ -49,16 +52,20 @@ class AreaDetector(Detector):
         np.True_
     """
 
-    def __init__(self, detector: Detector, settings: AreaSettings) -> None:
+    def __init__(self, detector: Detector, settings: AreaSettings, *, threads: int | None = None) -> None:
         """Take a detector over and restrict it to an area.
 
         Args:
             detector: A detector of the whole frame.
             settings: The area.
+            threads: With ``only_inside``, the number of CPU threads of one inference. Without a number the engine
+                decides.
 
         Raises:
             SettingsError: The area does not lie in the frame, is empty, holds pixels that the network does not see, or
                 does not suit the bundle.
+            EngineWrongError: With ``only_inside``, the answers inside of the area differ from those of the whole frame.
+            EngineUnavailableError: With ``only_inside``, the engine cannot run the graph of the area.
         """
         super().__init__(
             detector.bundle,
@@ -78,6 +85,10 @@ class AreaDetector(Detector):
                 self._of(self._drawn)
             except ImageError as error:
                 raise SettingsError(f"the area does not suit {self.bundle.path}: {error}") from error
+        if settings.only_inside:
+            self.engine = self._open_inside(detector, threads)
+            keep_in_children(self.engine.engine)
+            detector.engine.close()
 
     def area(self, frame_size: Size) -> Area:
         """Find the judged pixels of frames of a size.
@@ -263,6 +274,20 @@ class AreaDetector(Detector):
                 f"a tile of {size[0]}x{size[1]} pixels does not suit {self.bundle.path}: {error}"
             ) from error
         return tiles
+
+    def _open_inside(self, detector: Detector, threads: int | None) -> Opened:
+        """Open an engine that computes the area alone.
+
+        Raises:
+            SettingsError: The area is not known beforehand, or there are tiles.
+        """
+        if self._tiles is not None or self._drawn is None:
+            raise SettingsError(
+                "[area] only_inside needs inspect, ignore or a mask, and no tiles. Tiles without a judged pixel are "
+                "never computed. Leave the key out."
+            )
+        found = self._of(self._drawn)
+        return open_inside(detector, found.cells, found.level_cells, threads)
 
     def _find(self, frame_size: Size) -> _Found:
         """Find the area of frames of a size, and check that the network sees it.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from flowedge.framing import Size
 from flowedge.geometry import map_to_frame
 from flowedge.manifest import Preprocessing
 from flowedge.runtime.area.area import Area
+
+Number = TypeVar("Number", bound=np.generic)
 
 MOST_TILES: Final = 4096
 """The most tiles of one frame."""
@@ -43,8 +45,8 @@ class Tile(NamedTuple):
     column_weights: NDArray[np.float32]
     part: Area
 
-    def cut(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the pixels of the tile, a view of the frame."""
+    def cut(self, frame: NDArray[Number]) -> NDArray[Number]:
+        """Return the pixels of the tile, a view of the frame or of a map over it."""
         return frame[self.rows, self.columns]
 
 
@@ -82,7 +84,8 @@ class Grid:
         over_tile = map_to_frame(network_map, self.preprocessing, self.tile_size)[rows, columns]
         over_tile *= tile.row_weights[rows]
         over_tile *= tile.column_weights[columns]
-        tile.cut(stitched)[rows, columns] += over_tile
+        there = tile.cut(stitched)[rows, columns]
+        there += over_tile
 
     def keep_lowest(
         self, stitched: NDArray[np.float32], tile: Tile, network_map: NDArray[np.float32]
@@ -126,7 +129,7 @@ def grid_of(area: Area, tile_size: Size, overlap: int, preprocessing: Preprocess
             "[area.tiles] size larger or overlap smaller."
         )
     seen_pixels = np.isfinite(map_to_frame(np.zeros((1, 1), np.float32), preprocessing, tile_size))
-    seen = [seen_pixels.any(axis=axis) for axis in (1, 0)]
+    seen: list[NDArray[np.bool_]] = [np.asarray(seen_pixels.any(axis=axis)) for axis in (1, 0)]
     weights = [
         _weights(whole, part, overlap, first, visible)
         for whole, part, first, visible in zip(frame, tile_size, starts, seen, strict=True)
