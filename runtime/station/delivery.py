@@ -22,6 +22,7 @@ from flowedge.text import printable
 
 _BATCH: Final = 100
 _FIRST_PAUSE_S: Final = 0.25
+_FAILURES_THAT_TELL: Final = 2
 _REFUSED_IN_A_ROW: Final = 3
 
 
@@ -180,10 +181,12 @@ class Delivery:
             self._deliver(records)
         events = self._journal.events(self._events.number, limit=_BATCH) if self._settings.events else ()
         for event in events:
-            try:
-                self._sink.event(event)
-            except RefusedError as error:
-                self._skipped(f"event {event.number}", error, event.number)
+            # A sink that fails often would feed itself by the events about its failures.
+            if event.data.get("sink") != self._sink.name:
+                try:
+                    self._sink.event(event)
+                except RefusedError as error:
+                    self._skipped(f"event {event.number}", error, event.number)
             self._events.move(event.number)
         return not records and not events
 
@@ -219,12 +222,13 @@ class Delivery:
     def _failed(self, error: Exception) -> None:
         problem = str(error) if isinstance(error, SinkError) else f"{type(error).__name__}: {error}"
         problem = printable(problem)[:500]
-        is_new, self._problem = not self._problem, problem
-        if is_new:
-            with contextlib.suppress(Exception):  # The journal may be what fails.
-                self._report("sink_down", "alarm", f"The sink {self._sink.name} is down: {problem}")
+        self._problem = problem
         longest = min(_FIRST_PAUSE_S * 2.0 ** min(self._failures, 20), self._settings.retry_max_s)
         self._failures += 1
+        # One failure that the next attempt repairs is no news, and a receiver that often fails once is not down.
+        if self._failures == _FAILURES_THAT_TELL:
+            with contextlib.suppress(Exception):  # The journal may be what fails.
+                self._report("sink_down", "alarm", f"The sink {self._sink.name} is down: {problem}")
         pause = max(self._pause(longest), getattr(error, "retry_after_s", 0.0))
         until = time.monotonic() + pause
         while not self._stop.is_set() and (left := until - time.monotonic()) > 0:
@@ -235,9 +239,8 @@ class Delivery:
                 self._beat_at = time.monotonic()
 
     def _worked(self) -> None:
-        self._failures = 0
-        if self._problem:
-            self._problem = ""
+        was_down, self._failures, self._problem = self._failures >= _FAILURES_THAT_TELL, 0, ""
+        if was_down:
             self._report("sink_back", "info", f"The sink {self._sink.name} is back.")
 
     def _report(self, kind: str, level: Level, text: str, **data: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from flowedge.runtime.station.delivery import Deliveries, Delivery
+from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.sinks import RefusedError, SinkError, StationLink
 from flowedge.runtime.station.sinks.settings import JsonLinesSettings
@@ -141,6 +143,23 @@ def test_a_delivery_that_starts_again_repeats_what_its_cursor_does_not_count(jou
     assert receiver.closed
 
 
+def test_the_real_journal_keeps_the_place_over_a_restart(tmp_path: Path) -> None:
+    settings = JsonLinesSettings(path=tmp_path / "records.jsonl", events=True)
+    for run in (1, 2):
+        with Journal(tmp_path / "journal.sqlite", station="line-1") as journal:
+            deliveries = Deliveries.of([settings], journal, LINK, lambda event: None)
+            deliveries.start()
+            journal.append([made_record() for _ in range(150)], [Event(kind="drift", text=f"run {run}")])
+            deliveries.wake()
+            assert deliveries.wait_drained(20)
+            deliveries.stop()
+            assert deliveries.status[0].delivered == 150 * run
+    lines = [json.loads(line) for line in settings.path.read_text(encoding="utf-8").splitlines()]
+    assert [line["number"] for line in lines if "kind" not in line] == list(range(1, 301))
+    assert [line["text"] for line in lines if "kind" in line] == ["run 1", "run 2"]
+    assert len({line["id"] for line in lines}) == 302
+
+
 def test_a_refused_record_is_skipped_loudly_and_the_next_one_follows(
     journal: MemoryJournal, started: Started
 ) -> None:
@@ -241,6 +260,38 @@ def test_events_are_delivered_where_the_settings_ask_for_them(
     assert without.events == []
 
 
+def test_a_failure_that_the_next_attempt_repairs_is_no_event(
+    journal: MemoryJournal, started: Started
+) -> None:
+    receiver = Receiver()
+    receiver.fails_at = 2
+    delivery = started(receiver)
+    journal.add(*(made_record(number) for number in range(1, 4)))
+    wait_until(delivery.is_drained, "all records are delivered")
+    assert receiver.got == [1, 2, 3]
+    assert journal.kinds() == []
+
+
+def test_a_receiver_of_records_alone_gets_no_events_about_its_refusals(
+    journal: MemoryJournal, started: Started
+) -> None:
+    class Refusing(Receiver):
+        def event(self, event: Event) -> None:
+            super().event(event)
+            raise RefusedError("no event, please.")
+
+    refusing, other = Refusing(), Receiver()
+    other.name = "other"
+    started(refusing)
+    started(other)
+    journal.tell(Event(kind="drift", text="the scores rise"))
+    wait_until(lambda: other.events == ["drift", "sink_refused"], "the other sink gets both events")
+    journal.tell(Event(kind="drift", text="the scores rise"))
+    wait_until(lambda: other.events.count("drift") == 2, "the second event is delivered")
+    wait_until(lambda: refusing.events.count("drift") == 2, "the refusal repeats")
+    assert "sink_refused" not in refusing.events
+
+
 def test_the_heart_beats_while_the_receiver_acknowledges_nothing(
     journal: MemoryJournal, started: Started
 ) -> None:
@@ -253,8 +304,8 @@ def test_the_heart_beats_while_the_receiver_acknowledges_nothing(
 def test_a_fault_in_a_sink_is_a_sink_that_is_down(journal: MemoryJournal, started: Started) -> None:
     class Faulty(Receiver):
         def beat(self) -> None:
-            if not self.beats:
-                self.beats += 1
+            self.beats += 1
+            if self.beats < 6:
                 raise ZeroDivisionError("a fault\x1b[31m")
 
     delivery = started(Faulty())

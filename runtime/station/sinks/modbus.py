@@ -50,6 +50,7 @@ class ModbusSink:
         self._server: _Server | None = None
         self._shown: Shown | None = None
         self._acknowledgement, self._heartbeat, self._is_ours = Acknowledgement(), 0, False
+        self._beat_at = 0.0
 
     def open(self) -> None:
         """Listen."""
@@ -71,6 +72,9 @@ class ModbusSink:
     def deliver(self, records: Sequence[Record]) -> None:
         """Show one record after the other. With the handshake, each stays until the PLC has acknowledged it."""
         for place, record in enumerate(records):
+            # A long backlog must not stop the heartbeat.
+            if time.monotonic() - self._beat_at >= self._settings.heartbeat_s:
+                self.beat()
             # A record that still waits for its acknowledgement keeps its place.
             if self._shown is None or self._shown.record.id != record.id:
                 self._acknowledgement.set(0)
@@ -91,6 +95,7 @@ class ModbusSink:
 
     def beat(self) -> None:
         """Count the heartbeat on, and take back a verdict that has grown old. A hanging stage stops the heartbeat."""
+        self._beat_at = time.monotonic()
         if self._link.alive():
             self._heartbeat = (self._heartbeat + 1) % 65536
         if self._thread is not None:

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import hmac
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -59,7 +60,7 @@ class OpcUaSink:
         self._thread: LoopThread | None = None
         self._server: _StationServer | None = None
         self._shown: Shown | None = None
-        self._acknowledgement, self._heartbeat = Acknowledgement(), 0
+        self._acknowledgement, self._heartbeat, self._beat_at = Acknowledgement(), 0, 0.0
 
     def open(self) -> None:
         """Build the nodes and listen, which takes some seconds."""
@@ -83,6 +84,9 @@ class OpcUaSink:
     def deliver(self, records: Sequence[Record]) -> None:
         """Show one result after the other. With the handshake, each stays until a client has acknowledged it."""
         for place, record in enumerate(records):
+            # A long backlog must not stop the heartbeat.
+            if time.monotonic() - self._beat_at >= self._settings.heartbeat_s:
+                self.beat()
             # A record that still waits for its acknowledgement keeps its place.
             if self._shown is None or self._shown.record.id != record.id:
                 self._acknowledgement.set(0)
@@ -105,6 +109,7 @@ class OpcUaSink:
         """Count the heartbeat on, and take back a result that has grown old. A hanging stage stops the heartbeat."""
         if self._thread is None:
             return
+        self._beat_at = time.monotonic()
         is_alive = self._link.alive()
         if is_alive:
             self._heartbeat = (self._heartbeat + 1) % (1 << 32)
