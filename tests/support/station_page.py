@@ -149,6 +149,7 @@ class PretendLine:
                 "prepare": 3.1 + self.count % 5 / 5,
                 "infer": 12.4 + self.count % 7 / 3,
                 "decide": 0.9,
+                "total": 16.8 + self.count % 7 / 3,
             },
         }
         (record,) = self._journal.append([Record(**(facts | fields))]).records

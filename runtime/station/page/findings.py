@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -17,6 +17,8 @@ from flowedge.runtime.area.result import AreaResult
 from flowedge.runtime.regions import Region
 from flowedge.runtime.report.pictures import shrunk
 from flowedge.runtime.result import Result
+
+_LEAST_PX: Final = 480
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +66,7 @@ def small_findings(result: Result, longest_px: int) -> SmallFindings:
     Only maps that the line has made already are taken from the result, and nothing is computed in it. So the line's
     threads never wait for a picture.
     """
-    frame = shrunk(result.frame, longest_px)
+    frame = fitted(result.frame, longest_px)
     size = (frame.shape[0], frame.shape[1])
     made: dict[str, Any] = vars(result)
     anomaly_map = _small_map(made.get("anomaly_map"), result.network_map, result, size)
@@ -84,7 +86,7 @@ def small_findings(result: Result, longest_px: int) -> SmallFindings:
         log_nfa=result.log_nfa,
         small_map=anomaly_map,
         small_log_nfa=log_nfa,
-        small_mask=None if mask is None else _resized(mask.astype(np.float32), size) > 0,
+        small_mask=None if mask is None else _covered(mask, size),
         small_regions=_scaled(made.get("regions", ()), result.frame_size, size),
     )
 
@@ -103,10 +105,25 @@ def _small_map(
     return np.where(_resized(area.astype(np.float32), size) >= 0.5, values, np.float32(np.nan))
 
 
+def fitted(frame: NDArray[np.uint8], longest_px: int) -> NDArray[np.uint8]:
+    """Return a frame at the size of a page. A small frame is enlarged by a whole factor, so that lines stay thin."""
+    factor = min(_LEAST_PX, longest_px) // max(frame.shape[:2])
+    if factor > 1:
+        return frame.repeat(factor, axis=0).repeat(factor, axis=1)
+    return shrunk(frame, longest_px)
+
+
+def _covered(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return a mask on the frame of a page. A pixel of the smaller mask is set where any pixel below it is."""
+    shares = _resized(mask.astype(np.float32), size)
+    return np.asarray(shares > (0 if size < mask.shape else 0.5))
+
+
 def _resized(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     if values.shape == size:
         return values
-    return np.asarray(cv2.resize(values, size[::-1], interpolation=cv2.INTER_AREA), np.float32)
+    how = cv2.INTER_AREA if size < values.shape else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(values, size[::-1], interpolation=how), np.float32)
 
 
 def _scaled(regions: tuple[Region, ...], frame: tuple[int, int], size: tuple[int, int]) -> tuple[Region, ...]:

@@ -19,7 +19,7 @@ from flowedge.runtime.render import draw, encoded
 from flowedge.runtime.report.pictures import shrunk, whole_map
 from flowedge.runtime.result import Result
 from flowedge.runtime.station.live import Live, Seen
-from flowedge.runtime.station.page.findings import small_findings
+from flowedge.runtime.station.page.findings import fitted, small_findings
 from flowedge.runtime.station.record import Record
 
 View: TypeAlias = Literal["findings", "camera", "map"]
@@ -160,7 +160,7 @@ class _Cache:
 def _drawn(result: Result, view: View, longest_px: int) -> NDArray[np.uint8]:
     """Draw a result at the size of the page, so that a frame of any size costs little."""
     if view == "camera" or not np.isfinite(result.network_map).all():
-        return shrunk(result.frame, longest_px)
+        return fitted(result.frame, longest_px)
     findings = small_findings(result, longest_px)
     return whole_map(painted_values(findings)) if view == "map" else draw(findings, captions=False)
 

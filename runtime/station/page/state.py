@@ -121,7 +121,7 @@ def _facts(record: Record) -> tuple[tuple[str, str], ...]:
         ("product", record.product),
         ("source", record.source),
         ("record", str(record.number)),
-        ("judged in", f"{sum(record.stages_ms.values()):.0f} ms" if record.stages_ms else ""),
+        ("judged in", f"{record.stages_ms['total']:.0f} ms" if "total" in record.stages_ms else ""),
         ("engine", f"{record.engine} {record.precision}".strip()),
     ]
     return tuple((one, text) for one, text in facts if text)
