@@ -100,8 +100,11 @@ def _told(part: PartState) -> str:
 
 
 def part_of(record: Record) -> str:
-    """Return the name of a record's part, or else its number."""
-    return f"Part {record.part}" if record.part else f"Record {record.number}"
+    """Return the name of a record's part, or else that of its file, or else its number."""
+    if record.part:
+        return f"Part {record.part}"
+    is_file = bool(record.source_key)
+    return record.source_id.rsplit("/", 1)[-1] if is_file else f"Record {record.number}"
 
 
 def quantity_of(record: Record) -> tuple[str, float | None, float | None]:
