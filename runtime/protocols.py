@@ -136,57 +136,6 @@ class Inspects(Protocol):
         ...
 
 
-class Staged(Inspects, Protocol):
-    """A detector in three steps, so that a program can overlap them. `flowedge.runtime.detector.Detector` is one.
-
-    Each step runs in a thread of its own: while the engine computes one frame, the next one is prepared and the one
-    before is judged. No step keeps anything from one call to the next that another step reads, and no step writes to an
-    array that it has given away. The three steps together give what `detect_batch` gives.
-    """
-
-    def prepare(self, frames: Sequence[PixelArray]) -> tuple[list[NDArray[np.uint8]], Any]:
-        """Make the engine's input from frames.
-
-        Returns:
-            The frames as ``(H, W, 3)`` uint8 RGB, which `judge` takes, and the input, which `infer` takes.
-
-        Raises:
-            ImageError: A frame is of another type or shape than the detector takes.
-        """
-        ...
-
-    def infer(self, image: Any) -> Mapping[str, NDArray[np.float32]]:
-        """Run the engine on the input that `prepare` made, and return the outputs, which `judge` takes.
-
-        Raises:
-            EngineUnavailableError: The device stopped.
-            ValueError: The detector was closed.
-        """
-        ...
-
-    def judge(
-        self,
-        pixels: Sequence[NDArray[np.uint8]],
-        outputs: Mapping[str, NDArray[np.float32]],
-        *,
-        preprocess_ms: float,
-        infer_ms: float,
-    ) -> list[Result]:
-        """Decide on the frames, and return a result for each in their order.
-
-        Args:
-            pixels: The frames that `prepare` returned.
-            outputs: The outputs that `infer` returned for them.
-            preprocess_ms: The time of preparing one frame, in ms.
-            infer_ms: The time of the engine for one frame, in ms.
-        """
-        ...
-
-    def close(self) -> None:
-        """Free the engine's memory. The detector cannot be used after it."""
-        ...
-
-
 class InspectsProducts(Protocol):
     """A detector of several products that share a backbone. `flowedge.runtime.products.ProductLine` is one.
 

@@ -56,8 +56,8 @@ class HealthReport:
                 kind="self_test",
                 is_needed=True,
             )
-            drift = state["drift"]
-            for one in () if drift is None else drift["quantities"]:
+            drift = state["drift"] or {"quantities": (), "limit_log10": 0.0}
+            for one in drift["quantities"]:
                 self._live.tell(
                     f"{one['quantity']}{behind}",
                     "warning" if one["drifted"] else "ok",
