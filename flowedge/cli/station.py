@@ -69,7 +69,7 @@ def init(
         if without_password(source) != source:
             raise FlowEdgeError(
                 "an address with a password does not belong into a file. Leave the user and the password out, and "
-                "name them in the file as user and password_env."
+                "name them in the file as username and password_env."
             )
         given["source"] = {"address": source}
         # A camera does not wait, and its newest frame is worth more than its oldest.

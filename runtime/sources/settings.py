@@ -23,13 +23,15 @@ class AnyTrigger(Settings, frozen=True, kw_only=True):
     """The keys that every kind of trigger has.
 
     Attributes:
-        wait_s: The time that a part waits for its frame, in seconds. After it the part gets a frame with a problem.
+        delay_s: The time from a message until its part is before the camera, in seconds. Earlier frames do not count.
+        wait_s: The time that the part then waits for its frame, in seconds. After it there is no frame of the part.
         queue: The number of parts that wait at once. A further message is refused.
         per_second: The most messages in a second. A further message is refused.
         untriggered: The treatment of a frame for which no part waits: ``inspect`` it without a part, or ``skip`` it.
         fires: True lets each message fire the software trigger of a GenICam camera.
     """
 
+    delay_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0
     wait_s: Annotated[float, msgspec.Meta(ge=0.01, le=3600)] = 2.0
     queue: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 16
     per_second: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100

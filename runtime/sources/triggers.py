@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, Protocol, cast
 from flowedge.errors import ImageError
 from flowedge.runtime.protocols import Frame, Source
 from flowedge.runtime.sources.events import SourceEvent
-from flowedge.runtime.sources.live import Fires
+from flowedge.runtime.sources.live import Fires, LiveSource
 from flowedge.runtime.sources.opening import Opening
 from flowedge.runtime.sources.settings import SourceSettings, TriggerSettings
 from flowedge.text import printable
@@ -29,6 +29,7 @@ LONGEST_PART: Final = 100
 """The most characters of the id of a part."""
 
 _READY: Final = 4  # frames that wait for the caller
+_MOST_BEHIND: Final = 1000  # frames that wait for the caller before further parts are refused
 _END_S: Final = 1.0
 _TOLD_EVERY_S: Final = 1.0  # refused messages are told at most so often, since anybody may send them
 
@@ -67,10 +68,10 @@ class _ListenerFile(Protocol):
 
 
 class _Part(NamedTuple):
-    """A part that waits for its frame."""
+    """A part that waits for its frame, which is the next one after a time of the monotonic clock."""
 
     name: str
-    arrived_ns: int
+    due_ns: int
     number: int
 
 
@@ -121,10 +122,13 @@ class Triggered:
                 reason = f"more than {self._settings.per_second} messages came in a second"
             if not reason and len(self._parts) >= self._settings.queue:
                 reason = f"{self._settings.queue} parts already wait for their frames"
+            if not reason and len(self._ready) >= _MOST_BEHIND:
+                reason = "the inspection stands still"
             if not reason:
                 self._count += 1
                 self._arrivals.append(now)
-                self._parts.append(_Part(name, now, self._count))
+                due = now + int(self._settings.delay_s * 1e9)
+                self._parts.append(_Part(name, due, self._count))
                 self._change.notify_all()
             else:
                 self._refused += 1
@@ -168,11 +172,19 @@ class Triggered:
             self._pump.join(_END_S)
 
     def _take_frames(self) -> None:
-        """Take the frames of the source, and pair each with the part that has waited longest."""
+        """Take the frames of the source, and pair each with the part that has waited longest.
+
+        A camera does not wait. Its frames are paired as they come, since a part would get the picture of another one
+        if its own had been dropped before.
+        """
+        is_live = isinstance(self._source, LiveSource)
         try:
             for frame in self._source.frames():
                 with self._change:
-                    self._change.wait_for(lambda: len(self._ready) < _READY or self._closed)
+                    if is_live:
+                        self._make_room()
+                    else:
+                        self._change.wait_for(lambda: len(self._ready) < _READY or self._closed)
                     if self._closed:
                         return
                     self._pair(frame)
@@ -184,13 +196,36 @@ class Triggered:
                 self._ended = True
                 self._change.notify_all()
 
+    def _make_room(self) -> None:
+        """Drop the oldest frame without a part, or else the pixels of the oldest one that has them."""
+        if sum(frame.part is None for frame in self._ready) >= _READY:
+            place = next(place for place, frame in enumerate(self._ready) if frame.part is None)
+            dropped = self._ready[place]
+            del self._ready[place]
+            self._add_losses(place, dropped.dropped_before + 1)
+        held = [place for place, frame in enumerate(self._ready) if frame.pixels.size]
+        if len(held) >= _READY + self._settings.queue:
+            frame = self._ready[held[0]]
+            problem = (
+                f"{frame.id} was dropped, since its part waited while the frames before it were inspected"
+            )
+            self._ready[held[0]] = replace(frame, pixels=frame.pixels[:0], problem=problem)
+
+    def _add_losses(self, place: int, losses: int) -> None:
+        """Count lost frames before the frame at a place, or before the next one to come."""
+        if place < len(self._ready):
+            frame = self._ready[place]
+            self._ready[place] = replace(frame, dropped_before=frame.dropped_before + losses)
+        else:
+            self._skipped_losses += losses
+
     def _pair(self, frame: Frame) -> None:
         taken_ns = frame.monotonic_ns or time.monotonic_ns()
         wait_ns = int(self._settings.wait_s * 1e9)
-        while self._parts and self._parts[0].arrived_ns + wait_ns < taken_ns:
+        while self._parts and self._parts[0].due_ns + wait_ns < taken_ns:
             self._give_up(self._parts.popleft())
         losses, self._skipped_losses = frame.dropped_before + self._skipped_losses, 0
-        if self._parts and self._parts[0].arrived_ns <= taken_ns:
+        if self._parts and self._parts[0].due_ns <= taken_ns:
             part = self._parts.popleft().name
             self._ready.append(replace(frame, part=part, dropped_before=losses))
         elif self._settings.untriggered == "inspect":
@@ -204,7 +239,7 @@ class Triggered:
             return None
         if self._ended:
             return 0.0
-        return self._parts[0].arrived_ns / 1e9 + self._settings.wait_s - time.monotonic()
+        return self._parts[0].due_ns / 1e9 + self._settings.wait_s - time.monotonic()
 
     def _give_up(self, part: _Part) -> None:
         """Give a frame with a problem for a part whose frame does not come."""

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -71,7 +72,8 @@ class WatchedFolder:
         self._folder = folder
         self._opening = opening
         self._wake = threading.Condition()
-        self._told: dict[Path, bool] = {}  # True where the file was closed or renamed
+        # The kernel's events: the time of each, and True where the file was closed or renamed.
+        self._told: dict[Path, tuple[float, bool]] = {}
         self._closed = False
         self._waiting: dict[Path, _Waiting] = {}
         self._given: dict[Path, str] = {}
@@ -136,16 +138,17 @@ class WatchedFolder:
             return None
         self._given[path] = version
         del self._waiting[path]
-        return frame
+        # The picture was taken when it came, also where it has waited for the frames before it.
+        return replace(frame, monotonic_ns=int(waiting.since * 1e9))
 
     def _take_events(self) -> None:
         with self._wake:
             told, self._told = self._told, {}
-        for path, is_closed in told.items():
-            self._note(path, is_closed=is_closed)
+        for path, (since, is_closed) in told.items():
+            self._note(path, since, is_closed=is_closed)
 
-    def _note(self, path: Path, *, is_closed: bool) -> None:
-        """Wait for a file from now on, unless this version of it was given."""
+    def _note(self, path: Path, since: float, *, is_closed: bool) -> None:
+        """Wait for a file, unless this version of it was given."""
         if not _is_picture(path, self._folder):
             return
         version = version_of(path)
@@ -153,7 +156,7 @@ class WatchedFolder:
             return
         known = self._waiting.get(path)
         if known is None or known.version != version:
-            self._waiting[path] = _Waiting(version, time.monotonic(), is_closed)
+            self._waiting[path] = _Waiting(version, since, is_closed)
         elif is_closed and not known.is_closed:
             self._waiting[path] = known._replace(is_closed=True, tries=0)
 
@@ -165,8 +168,9 @@ class WatchedFolder:
             if not self._opening.settings.recursive:
                 folders.clear()
             found |= {Path(parent, name) for name in names}
+        now = time.monotonic()
         for path in found:
-            self._note(path, is_closed=False)
+            self._note(path, now, is_closed=False)
         for path in self._given.keys() - found:
             del self._given[path]
 
@@ -235,7 +239,7 @@ class WatchedFolder:
         path = Path(os.fsdecode(name))
         if _is_picture(path, self._folder):
             with self._wake:
-                self._told[path] = is_closed or self._told.get(path, False)
+                self._told[path] = (time.monotonic(), is_closed or self._told.get(path, (0.0, False))[1])
                 self._wake.notify_all()
 
 

@@ -6,6 +6,7 @@ import queue
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -18,6 +19,7 @@ from flowedge.errors import SourceError
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.sources import SourceEvent, SourceSettings, open_source
 from flowedge.runtime.sources.events import Tell, ignore
+from flowedge.runtime.sources.live import Grab, LiveSource
 from flowedge.runtime.sources.opening import Opening
 from flowedge.runtime.sources.settings import (
     ModbusTrigger,
@@ -132,6 +134,75 @@ def test_messages_that_are_too_many_too_long_or_unprintable_are_refused(shutter:
     assert source.trigger("E") == "more than 3 messages came in a second"
     # Many refusals are one event, since anybody may send messages.
     assert [(event.kind, event.data["refused"]) for event in events] == [("trigger_refused", 1)]
+    source.close()
+
+
+def test_a_part_is_before_the_camera_some_time_after_its_message(shutter: Shutter) -> None:
+    source = triggered(shutter, SoftwareTrigger(delay_s=0.1, wait_s=20))
+    source.trigger("A")
+    shutter.take("too early")
+    time.sleep(0.1)
+    shutter.take("its own")
+    frames = source.frames()
+    assert [(frame.id, frame.part) for frame in (next(frames), next(frames))] == [
+        ("too early", None),
+        ("its own", "A"),
+    ]
+    source.close()
+
+
+class Belt:
+    """A connection to a camera that gives a frame when the test moves the belt."""
+
+    def __init__(self) -> None:
+        self._frames: queue.Queue[int] = queue.Queue()
+        self._given = threading.Semaphore(0)
+
+    def move(self, number: int) -> None:
+        """Let the camera take a frame of grey level ``number``, and return when the source has it."""
+        self._frames.put(number)
+        assert self._given.acquire(timeout=MOST_S)
+
+    def grabs(self) -> Iterator[Grab | None]:
+        while True:
+            try:
+                number = self._frames.get(timeout=0.02)
+            except queue.Empty:
+                yield None
+                continue
+            pixels = np.full((2, 2), number, np.uint8)
+            yield Grab(lambda pixels=pixels: (pixels, "gray"))  # type: ignore[misc]
+            self._given.release()
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def test_a_busy_inspection_never_gets_the_picture_of_another_part() -> None:
+    belt = Belt()
+    trigger = SoftwareTrigger(wait_s=60, queue=3)
+    settings = SourceSettings(address="cam", trigger=trigger)
+    opening = Opening(settings=settings, name="cam")
+    source = Triggered(LiveSource(opening, lambda: belt), opening, trigger)
+    frames = source.frames()
+    source.trigger("0")
+    threading.Thread(target=belt.move, args=(0,)).start()
+    assert next(frames).part == "0"
+    # Nobody takes a frame for a while: ten parts pass, with three frames of the empty belt after each.
+    for number in range(1, 11):
+        assert source.trigger(str(number)) == ""
+        for place in range(4):
+            belt.move(number if place == 0 else 200)
+            time.sleep(0.005)
+    taken = [next(frames) for _ in range(14)]
+    parts = [frame for frame in taken if frame.part is not None]
+    assert [frame.part for frame in parts] == [str(number) for number in range(1, 11)]
+    for frame in parts:
+        assert (
+            "was dropped" in frame.problem if frame.problem else (frame.pixels == int(frame.part or "")).all()
+        )
+    assert 0 < sum(not frame.problem for frame in parts) <= 7
+    assert sum(frame.dropped_before for frame in taken) == 30 - 4
     source.close()
 
 
