@@ -3,7 +3,7 @@
 #
 # Each installation is a release: a Python environment of its own below PREFIX/releases. The link PREFIX/current names the
 # one that runs, and it is moved last, in one step. So a failure at any point leaves the old release at work, and running
-# the script again is safe. Site settings (/etc/flowedge) and evidence (/var/lib/flowedge) are never overwritten.
+# the script again is safe. The station's folder (/var/lib/flowedge) and its secrets (/etc/flowedge) are never overwritten.
 set -euo pipefail
 
 readonly PREFIX=/opt/flowedge CONFIG=/etc/flowedge STATE=/var/lib/flowedge CACHE=/var/cache/flowedge
@@ -15,7 +15,7 @@ readonly here
 usage() {
     cat <<USAGE
 Usage: install.sh [OPTIONS]              install FlowEdge's inspection station, or bring it up to date
-       install.sh --uninstall [--purge]  remove it. Only --purge removes settings, bundles, journal and pictures
+       install.sh --uninstall [--purge]  remove it. Only --purge removes $STATE and $CONFIG too
 
   --wheels DIR     install from this folder of wheels alone, without any network. It has FlowEdge's wheel as well
   --extras LIST    optional packages, such as station,ort,openvino. The default fits this machine
@@ -68,7 +68,7 @@ remove() {
     [ "$(readlink "$COMMAND")" != "$PREFIX/current/bin/flowedge" ] || rm -f "$COMMAND"
     rm -rf "$PREFIX" "$CACHE"
     if [ -z "$purge" ]; then
-        tell "FlowEdge is removed. Settings are kept in $CONFIG, bundles, journal and pictures in $STATE."
+        tell "FlowEdge is removed. Its settings, bundles, journal and pictures stay in $STATE, its secrets in $CONFIG."
         return
     fi
     rm -rf "$CONFIG" "$STATE"
@@ -147,7 +147,8 @@ fi
 for group in video render; do
     ! getent group "$group" > /dev/null || usermod --append --groups "$group" "$ACCOUNT"
 done
-install -d -m 0750 -o root -g "$ACCOUNT" "$CONFIG"
+# Secrets are read by systemd alone.
+install -d -m 0700 "$CONFIG"
 install -d -m 0750 -o "$ACCOUNT" -g "$ACCOUNT" "$STATE" "$CACHE"
 
 # --- The release.
@@ -199,7 +200,7 @@ tell "FlowEdge $("$COMMAND" --version) is installed in $release"
 if [ -n "$service" ]; then
     ! systemd_runs || systemctl daemon-reload
     systemctl --quiet enable "$UNIT"
-    if systemd_runs && [ -e "$CONFIG/station.toml" ]; then
+    if systemd_runs && [ -e "$STATE/station.toml" ]; then
         systemctl restart "$UNIT"
         tell "The station runs: systemctl status $UNIT"
         exit 0
@@ -208,7 +209,7 @@ fi
 cat <<NEXT
 Next:
   cp -r bottle.flowedge $STATE/ && chown -R $ACCOUNT: $STATE/bottle.flowedge
-  flowedge station init $STATE/bottle.flowedge -o $CONFIG/station.toml --source SOURCE
-  runuser -u $ACCOUNT -- flowedge station check $CONFIG/station.toml
+  runuser -u $ACCOUNT -- flowedge station init $STATE/bottle.flowedge -o $STATE/station.toml --source SOURCE
+  runuser -u $ACCOUNT -- flowedge station check $STATE/station.toml
 NEXT
 [ -z "$service" ] || tell "  systemctl start $UNIT"

@@ -68,8 +68,9 @@ def test_an_installation_is_updated_kept_and_removed(device: FreshDevice, tmp_pa
     assert device.run("/usr/local/bin/flowedge").stdout == "1.0\n"
     assert "flowedge" in device.run("id", "flowedge").stdout
     settings, state = device.changed("/etc/flowedge"), device.changed("/var/lib/flowedge")
-    assert stat.S_IMODE(settings.stat().st_mode) == stat.S_IMODE(state.stat().st_mode) == 0o750
-    assert settings.stat().st_uid == 0 != state.stat().st_uid
+    assert (stat.S_IMODE(settings.stat().st_mode), settings.stat().st_uid) == (0o700, 0)
+    assert stat.S_IMODE(state.stat().st_mode) == 0o750
+    assert state.stat().st_uid != 0
     assert device.run("systemctl", "is-enabled", "flowedge-station.service").stdout == "enabled\n"
     assert device.run("systemd-analyze", "verify", UNIT).stderr == ""
 
@@ -86,7 +87,7 @@ def test_an_installation_is_updated_kept_and_removed(device: FreshDevice, tmp_pa
     assert device.run("ls", "/opt/flowedge/releases").stdout.split() == [first.name]
 
     # An update keeps the settings, and the release before it.
-    device.run("touch", "/etc/flowedge/station.toml", "/var/lib/flowedge/journal")
+    device.run("touch", "/etc/flowedge/secrets.env", "/var/lib/flowedge/station.toml")
     install(device, wheels_with(tmp_path / "wheels", "3.0"))
     assert device.run("/usr/local/bin/flowedge").stdout == "3.0\n"
     assert len(device.run("ls", "/opt/flowedge/releases").stdout.split()) == 2
@@ -94,9 +95,9 @@ def test_an_installation_is_updated_kept_and_removed(device: FreshDevice, tmp_pa
     assert device.run(INSTALL, "--uninstall").returncode == 0
     assert device.run("ls", "/etc/flowedge", "/var/lib/flowedge").stdout.split() == [
         "/etc/flowedge:",
-        "station.toml",
+        "secrets.env",
         "/var/lib/flowedge:",
-        "journal",
+        "station.toml",
     ]
     for gone in ("/opt/flowedge", "/usr/local/bin/flowedge", UNIT):
         assert device.run("ls", gone).returncode == 2
