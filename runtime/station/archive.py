@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections import deque
@@ -238,6 +239,9 @@ class Archive:
             assert item.pixels is not None, "put checked it"
             self._store.write(name, encoded(item.pixels, ".jpg", jpeg_quality=_JPEG_QUALITY))
             return
+        if result.verdict == "ok" and record.signal == "nok" and record.regions:
+            # The score alone accepts the frame and its regions reject it, so the picture has to show them.
+            result = dataclasses.replace(result, verdict="anomalous")
         self._store.write(name, encoded(draw(result), ".jpg", jpeg_quality=_JPEG_QUALITY))
         kind = self._settings.frame
         if kind != "none":

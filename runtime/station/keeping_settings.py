@@ -41,8 +41,10 @@ class ArchiveSettings(Settings, frozen=True, kw_only=True):
         "drift",
         "self_test_failed",
         "engine_failed",
+        "engine_lost",
         "engine_replaced",
         "threshold_changed",
+        "area_changed",
     )
     frames_before: _Frames = 5
     frames_after: _Frames = 5
