@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
 from flowedge.packages import explain_missing
-from flowedge.runtime.device.limits import size_problem
+from flowedge.runtime.device.limits import MAX_BYTES, MAX_PIXELS, size_problem
 from flowedge.runtime.frames.decoders import DamagedError, RefusedError, decode
 from flowedge.runtime.sources.settings import Channels
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # The decoder reports what it can find out about damage. Without explode it hides much of it by copying neighbours.
 _DETECT: Final = "crccheck+bitstream+buffer+explode"
-_BAYER: Final = ("bayer_rggb", "bayer_bggr", "bayer_grbg", "bayer_gbrg")
+_BAYER: Final[tuple[Channels, ...]] = ("bayer_rggb", "bayer_bggr", "bayer_grbg", "bayer_gbrg")
 
 
 class Decoded(NamedTuple):
@@ -61,7 +61,8 @@ class Decoding:
         context = stream.codec_context
         if context.width and context.height and (problem := size_problem(context.height, context.width)):
             raise ImageError(problem)
-        context.options = {"err_detect": _DETECT, **context.options}
+        # A stream may change its size later, so that the decoder has the limit as well.
+        context.options = {"err_detect": _DETECT, "max_pixels": str(MAX_PIXELS), **context.options}
         self._is_mjpeg = context.name == "mjpeg"
         # The time of the latest damage, in units of the stream. The frames up to the next whole picture build on it.
         self._damage: int | None = None
@@ -119,6 +120,10 @@ def ffmpeg() -> Any:
 
 def _picture(packet: av.Packet[Any]) -> Decoded:
     """Decode one picture of Motion JPEG by the reader of files, which finds damage that FFmpeg leaves unmentioned."""
+    if packet.size > MAX_BYTES:
+        return Decoded(
+            None, f"has {packet.size / 1e6:.0f} MB, more than a picture may have", _seconds(packet)
+        )
     try:
         return Decoded(decode(bytes(packet)), "", _seconds(packet))
     except (DamagedError, RefusedError) as error:
@@ -136,14 +141,15 @@ def _array(frame: av.VideoFrame) -> tuple[NDArray[Any], Channels]:
     if problem := size_problem(frame.height, frame.width):
         raise ImageError(problem)
     name = frame.format.name
+    own: Channels = "rgb"
+    if name.startswith("gray"):
+        own = "gray"
     for pattern in _BAYER:
         if name.startswith(pattern):
-            return frame.to_ndarray(), pattern  # type: ignore[return-value,unused-ignore]
+            own = pattern
     try:
-        if name.startswith("gray"):
-            return frame.to_ndarray(), "gray"
-        if name in ("rgb48le", "rgb48be"):
-            return frame.to_ndarray(), "rgb"
-        return frame.to_ndarray(format="rgb24"), "rgb"
-    except ValueError as error:
+        if own != "rgb" or name in ("rgb48le", "rgb48be"):
+            return frame.to_ndarray(), own
+        return frame.to_ndarray(format="rgb24"), own
+    except (ValueError, OSError) as error:
         raise ImageError(f"is in FFmpeg's pixel format {name}, which is not read: {error}") from error

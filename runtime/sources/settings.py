@@ -49,7 +49,7 @@ class TcpTrigger(AnyTrigger, frozen=True, kw_only=True, tag_field="kind", tag="t
     Attributes:
         host: The address that the station listens at.
         port: The port that the station listens at.
-        clients: The most clients at once.
+        clients: The most clients at once. A further one takes the place of the one that was silent for longest.
     """
 
     host: str = "127.0.0.1"

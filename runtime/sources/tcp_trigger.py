@@ -40,7 +40,9 @@ class _Lines:
         self._server.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ)
-        self._begun: dict[socket.socket, bytes] = {}
+        self._begun: dict[
+            socket.socket, bytes
+        ] = {}  # what each client has sent of a line, the most silent one first
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="flowedge tcp trigger", daemon=True)
         self._thread.start()
@@ -54,7 +56,7 @@ class _Lines:
             for key, _ in self._selector.select(_LOOK_S):
                 if key.fileobj is self._server:
                     self._accept()
-                else:
+                elif key.fileobj in self._begun:  # it may have lost its place a moment ago
                     self._read(cast(socket.socket, key.fileobj))
         for client in list(self._begun):
             self._drop(client)
@@ -66,9 +68,10 @@ class _Lines:
             client, _ = self._server.accept()
         except OSError:
             return
+        # A client that has lost its power never closes its connection, so that a new client takes the place of the one
+        # that has been silent for the longest time.
         if len(self._begun) >= self._most:
-            client.close()
-            return
+            self._drop(next(iter(self._begun)))
         client.setblocking(False)
         self._begun[client] = b""
         self._selector.register(client, selectors.EVENT_READ)
@@ -97,6 +100,7 @@ class _Lines:
         if is_too_long or not is_sent:
             self._drop(client)
         else:
+            del self._begun[client]
             self._begun[client] = rest
 
     def _drop(self, client: socket.socket) -> None:

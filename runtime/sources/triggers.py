@@ -264,7 +264,7 @@ class Triggered:
             SourceEvent(
                 kind="trigger_refused",
                 text=f"a message for {self._opening.name} was refused: {reason}",
-                data={"part": name, "refused": refused},
+                data={"part": name[:LONGEST_PART], "refused": refused},
             )
         )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from flowedge.errors import SourceError
 from flowedge.runtime.protocols import Frame
-from flowedge.runtime.sources import open_source
+from flowedge.runtime.sources import SourceSettings, open_source
 from support.videos import damage, picture, write_video
 
 pytest.importorskip("av", reason="the package av is not installed")
@@ -68,6 +69,22 @@ def test_a_cut_video_says_what_is_missing_at_its_end(tmp_path: Path, name: str) 
     assert 2 < len(frames) < 40
     assert sorted(found) == [len(frames) - 1, len(frames)]
     assert found[len(frames)].startswith("is missing, since the file ")
+
+
+def test_a_deep_video_needs_a_window_and_keeps_its_levels(tmp_path: Path) -> None:
+    import av
+
+    levels = np.random.default_rng(0).integers(0, 1 << 16, (16, 24), np.uint16)
+    with av.open(str(tmp_path / "deep.mkv"), "w") as container:
+        stream: Any = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 16, 24, "gray16le"
+        for packet in (*stream.encode(av.VideoFrame.from_ndarray(levels, "gray16le")), *stream.encode()):
+            container.mux(packet)
+    (refused,) = frames_of(tmp_path / "deep.mkv")
+    assert "has uint16 pixels, and nobody declares which levels become 0 and 255" in refused.problem
+    (frame,) = open_source(SourceSettings(address=str(tmp_path / "deep.mkv"), window=(1000, 50000))).frames()
+    expected = np.rint((levels.clip(1000, 50000) - 1000.0) * 255 / 49000)
+    assert np.array_equal(frame.pixels, np.repeat(expected[..., None], 3, axis=2))
 
 
 def test_a_damaged_picture_of_motion_jpeg_is_found_by_the_reader_of_files(tmp_path: Path) -> None:
