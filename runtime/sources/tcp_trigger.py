@@ -57,7 +57,7 @@ class _Lines:
                 if key.fileobj is self._server:
                     self._accept()
                 elif key.fileobj in self._begun:  # it may have lost its place a moment ago
-                    self._read(cast(socket.socket, key.fileobj))
+                    self._read(key.fileobj)
         for client in list(self._begun):
             self._drop(client)
         self._selector.close()

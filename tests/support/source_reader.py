@@ -40,7 +40,7 @@ class SourceReader:
         while not self.is_quiet(0):
             pass
 
-    def is_quiet(self, seconds: float = 0.4) -> bool:
+    def is_quiet(self, seconds: float = 0.3) -> bool:
         """Return True where no frame comes for a time."""
         try:
             self._frames.get(timeout=seconds)
