@@ -138,9 +138,10 @@ class Archive:
         """Return the picture of a record, if one was kept."""
         return self._store.find(record.id, record.signal)
 
-    def make_room(self) -> None:
-        """Delete some of the oldest pictures, for a journal whose disk is full."""
-        self._store.delete_oldest(_STEP)
+    def make_room(self, folder: Path) -> None:
+        """Delete some of the oldest pictures where they are on the same full disk as a folder."""
+        if self._store.shares_disk_with(folder):
+            self._store.delete_oldest(_STEP)
 
     def delete_up_to(self, number: int, signal: Signal) -> None:
         """Delete the pictures with a signal of the journal's records up to a number."""

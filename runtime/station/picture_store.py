@@ -81,11 +81,17 @@ class PictureStore:
     @property
     def free(self) -> int:
         """The bytes that are free on the disk, for a user without privileges."""
-        folder = self.folder
-        while not folder.exists():
-            folder = folder.parent
-        disk = os.statvfs(folder)
+        disk = os.statvfs(self._nearest)
         return disk.f_bavail * disk.f_frsize
+
+    def shares_disk_with(self, folder: Path) -> bool:
+        """Return True where the pictures are on the same file system as a folder."""
+        return os.stat(self._nearest).st_dev == os.stat(folder).st_dev
+
+    @property
+    def _nearest(self) -> Path:
+        """The folder, or the nearest one around it that is there."""
+        return next(one for one in (self.folder, *self.folder.absolute().parents) if one.exists())
 
     def write(self, name: str, content: bytes) -> None:
         """Write a picture. After a power cut the whole picture is there, or none of it.

@@ -193,8 +193,13 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Make the text printable and short."""
+        """Make the texts printable and short."""
         _tidy(self, "text", LONGEST_TEXT)
+        data = {
+            name: _printable(value, LONGEST_TEXT) if isinstance(value, str) else value
+            for name, value in self.data.items()
+        }
+        msgspec.structs.force_setattr(self, "data", data)
 
 
 def recorded_region(region: Region, *, length_px: float, mm_per_px: float | None) -> RecordedRegion:
@@ -223,7 +228,14 @@ def recorded_region(region: Region, *, length_px: float, mm_per_px: float | None
 def _tidy(struct: msgspec.Struct, name: str, longest: int) -> None:
     """Replace a text by a printable and short one, and leave a good one as it is."""
     text = getattr(struct, name)
-    if text is None or (len(text) <= longest and text.isprintable()):
-        return
-    text = printable(text[:longest])
-    msgspec.structs.force_setattr(struct, name, text if len(text) <= longest else text[: longest - 1] + "…")
+    if text is not None and (tidy := _printable(text, longest)) is not text:
+        msgspec.structs.force_setattr(struct, name, tidy)
+
+
+def _printable(text: str, longest: int) -> str:
+    """Return a text, escaped and cut where it has to be."""
+    if len(text) <= longest and text.isprintable():
+        return text
+    # Escaping makes a text longer, never shorter.
+    escaped = printable(text[: longest + 1])
+    return escaped if len(escaped) <= longest else escaped[: longest - 1] + "…"

@@ -106,7 +106,7 @@ class Station:
         self.journal = Journal(
             state / journal_file.NAME,
             station=settings.station.name,
-            on_full=lambda: self._archive.make_room(),
+            on_full=lambda: self._archive.make_room(state),
         )
         stack.callback(self.journal.close)
         store = PictureStore(settings.archive.folder or state / "archive", self.journal.name)

@@ -181,6 +181,16 @@ def test_pictures_up_to_a_number_are_deleted_and_those_of_an_older_journal_are_t
     assert names(tmp_path) == ["0000000003-ok", "0000000004-ok"]
 
 
+def test_pictures_make_room_only_on_the_disk_that_is_full(tmp_path: Path) -> None:
+    store = filled(tmp_path, {"ok": range(1, 4)})
+    archive = Archive(ArchiveSettings(), store)
+    archive.make_room(Path("/proc"))
+    assert len(names(tmp_path)) == 3
+    archive.make_room(tmp_path)
+    assert names(tmp_path) == []
+    archive.close()
+
+
 def test_a_scan_deletes_half_written_pictures_and_leaves_everything_else(tmp_path: Path) -> None:
     filled(tmp_path, {"nok": range(1, 3)})
     folder = tmp_path / NAME / "0000000"

@@ -38,3 +38,15 @@ def test_a_frame_that_was_not_inspected_cannot_be_recorded_as_ok() -> None:
 def test_an_event_has_a_time_in_utc() -> None:
     assert Event(kind="started", text="a\nb").time.utcoffset() == datetime.timedelta(0)
     assert Event(kind="started", text="a\nb").text == "a\\nb"
+
+
+def test_the_data_of_an_event_is_printable_and_short() -> None:
+    event = Event(kind="trigger_refused", text="", data={"part": "\x1b[31m" + "x" * 5000, "count": 3})
+    assert event.data["count"] == 3
+    assert event.data["part"].isprintable()
+    assert len(event.data["part"]) == LONGEST_TEXT
+
+
+def test_a_text_that_is_cut_shows_that_it_was() -> None:
+    assert made_record(part="x" * (LONGEST_TEXT + 1)).part == "x" * (LONGEST_TEXT - 1) + "…"
+    assert made_record(part="x" * LONGEST_TEXT).part == "x" * LONGEST_TEXT
