@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
@@ -9,6 +10,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from urllib.parse import urlencode
 import cv2
 import numpy as np
 import pytest
+from starlette.exceptions import HTTPException
 
 from flowedge.errors import FlowEdgeError, SettingsError
 from flowedge.runtime.station.journal import Journal
@@ -26,6 +29,7 @@ from flowedge.runtime.station.page.guard import MOST_BODY_BYTES, POLICY
 from flowedge.runtime.station.page.history import score_history
 from flowedge.runtime.station.page.page import Page
 from flowedge.runtime.station.page.settings import PageSettings
+from flowedge.runtime.station.page.worker import Worker
 from support.station_page import HOSTILE, TOKEN, PretendLine, PretendStation, tell_health
 from support.station_records import made_record
 
@@ -523,3 +527,21 @@ def test_the_page_is_served_by_https(tmp_path: Path) -> None:
         trusted = ssl.create_default_context(cafile=str(certificate))
         with urllib.request.urlopen(f"{served.page.url}live.json", context=trusted, timeout=20) as answer:
             assert answer.status == 200
+
+
+def test_work_that_has_not_begun_ends_with_the_page() -> None:
+    async def closed_while_two_wait() -> list[object]:
+        worker, go_on = Worker("test"), threading.Event()
+        first = asyncio.ensure_future(worker.run(go_on.wait, 20))
+        second = asyncio.ensure_future(worker.run(go_on.wait, 20))
+        await asyncio.sleep(0.05)  # the thread has begun with the first
+        worker.close()
+        go_on.set()
+        third = worker.run(go_on.wait, 20)
+        return await asyncio.gather(first, second, third, return_exceptions=True)
+
+    first, second, third = asyncio.run(closed_while_two_wait())
+    assert first is True
+    for one in (second, third):
+        assert isinstance(one, HTTPException)
+        assert one.status_code == 503
