@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from flowedge.errors import FlowEdgeError, SettingsError
 from flowedge.runtime.settings import settings_from
 from flowedge.runtime.station.delivery import Deliveries
-from flowedge.runtime.station.record import Event
+from flowedge.runtime.station.journal_reader import JournalReader
+from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.sinks import RecordSink, RefusedError, SinkError, StationLink, make_sink, probe
 from flowedge.runtime.station.sinks.settings import MqttSettings
 from support.certificates import Authority
@@ -162,6 +164,56 @@ def test_a_station_that_is_killed_leaves_its_last_will(broker: Broker, subscribe
     wait_until(lambda: late.messages, "the state is retained")
     late.close()
     assert late.messages == [("flowedge/line-1/state", b"offline", True)]
+
+
+STATION = """
+import sys, time
+from pathlib import Path
+from flowedge.runtime.station.delivery import Deliveries
+from flowedge.runtime.station.journal import Journal
+from flowedge.runtime.station.sinks import StationLink
+from flowedge.runtime.station.sinks.settings import MqttSettings
+from support.station_records import made_record
+
+path, port, wanted = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+with Journal(path, station="line-1") as journal:
+    settings = MqttSettings(port=port, username="st", password_env="BROKER_PASSWORD")
+    link = StationLink(station="line-1", run=journal.run)
+    deliveries = Deliveries.of([settings], journal, link, lambda event: None)
+    deliveries.start()
+    while journal.last() < wanted:
+        journal.append([made_record()])
+        deliveries.wake()
+        print(journal.last(), flush=True)
+        time.sleep(0.002)
+    assert deliveries.wait_drained(20)
+    deliveries.stop()
+"""
+
+
+def test_a_station_that_is_killed_again_and_again_delivers_every_record(
+    broker: Broker, subscriber: Subscriber, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", STATION, str(tmp_path / "journal.sqlite"), str(broker.port), "200"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    # The first kill comes at once, when a new sink's place in the journal may not be on disk yet.
+    for kill_at in (1, 60, 130, None):
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as station:
+            assert station.stdout is not None
+            for line in station.stdout:
+                if kill_at is not None and int(line) >= kill_at:
+                    station.kill()
+        assert station.returncode == (0 if kill_at is None else -signal.SIGKILL)
+    with JournalReader(tmp_path / "journal.sqlite") as journal:
+        kept = {record.id: record for record in journal.records()}
+    assert len(kept) >= 200
+    wait_until(lambda: len(kept) in numbers(subscriber), "the last record arrives")
+    got = [
+        msgspec.json.decode(payload, type=Record) for payload in subscriber.payloads("flowedge/line-1/record")
+    ]
+    assert all(record == kept[record.id] for record in got)
+    once = list({record.id: record for record in got}.values())
+    assert [record.number for record in once] == list(range(1, len(kept) + 1))
 
 
 def test_a_stage_that_hangs_stops_the_heartbeat_and_changes_the_state(
