@@ -16,7 +16,9 @@ from flowedge.errors import FlowEdgeError
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.sources import SourceEvent, open_source
+from flowedge.runtime.station import journal_file
 from flowedge.runtime.station.fitting import Fitting
+from flowedge.runtime.station.journal_reader import JournalReader
 from flowedge.runtime.station.judges import engines_of, open_judge
 from flowedge.runtime.station.overrides import Overrides
 from flowedge.runtime.station.settings import ProductSettings, StationSettings
@@ -54,7 +56,13 @@ def check_station(settings: StationSettings, *, folder: Path) -> Iterator[Item]:
         settings: The settings.
         folder: The folder of the settings file, which the source's path is relative to.
     """
-    yield _tried("[station] state", lambda: _check_state(settings.station.state))
+    state, archive = settings.station.state, settings.archive
+    yield _tried("[station] state", lambda: _check_folder("[station] state", state))
+    if (state / journal_file.NAME).exists():
+        yield _tried("[journal]", lambda: _check_journal(state / journal_file.NAME))
+    if archive.enabled and archive.folder is not None:
+        pictures = archive.folder
+        yield _tried("[archive] folder", lambda: _check_folder("[archive] folder", pictures))
     is_running = _is_running(settings.station.state)
     if is_running:
         yield Item(
@@ -90,22 +98,21 @@ def _tried(name: str, look: Callable[[], str | Item]) -> Item:
     return found if isinstance(found, Item) else Item(name=name, state="ok", text=printable(found))
 
 
-def _check_state(state: Path) -> str | Item:
+def _check_folder(name: str, folder: Path) -> str | Item:
     # The folder may still have to be made, so its nearest parent is looked at.
-    place = next(one for one in (state, *state.parents) if one.exists())
+    place = next(one for one in (folder, *folder.parents) if one.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise FlowEdgeError(
-            f"{place} is no folder that this user may write to. Name another folder as state in [station]."
-        )
+        raise FlowEdgeError(f"{place} is no folder that this user may write to. Name another folder.")
     free = shutil.disk_usage(place).free
-    text = f"{state}, {free / 1e9:.1f} GB are free"
+    text = f"{folder}, {free / 1e9:.1f} GB are free"
     if free < _LOW_DISK_BYTES:
-        return Item(
-            name="[station] state",
-            state="warning",
-            text=f"{text}, which is little for a journal and pictures",
-        )
+        return Item(name=name, state="warning", text=f"{text}, which is little for a journal and pictures")
     return text
+
+
+def _check_journal(file: Path) -> str:
+    with JournalReader(file) as journal:
+        return f"{file} has {journal.last()} records"
 
 
 def _is_running(state: Path) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ import msgspec
 import pytest
 
 from flowedge.errors import JournalError
+from flowedge.runtime.station.check import check_station
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.parquet import export_parquet
 from flowedge.runtime.station.record import Event, Record, RecordedRegion
+from flowedge.runtime.station.settings import parse_station
 from support.command_line import flowedge
 from support.station_records import made_record
 
@@ -131,6 +135,23 @@ def test_the_stations_file_leads_to_its_journal(journal: Journal, tmp_path: Path
     done = flowedge("station", "records", file)
     assert done.status == 2
     assert "does not exist" in done.stderr
+
+
+def test_a_check_tells_of_a_journal_that_this_version_does_not_know(journal: Journal, tmp_path: Path) -> None:
+    text = (
+        f'[station]\nname = "line"\nstate = "{tmp_path}"\n[inspect]\nbundle = "b"\n[source]\naddress = "x"\n'
+    )
+    text += '[archive]\nfolder = "/proc/version"\n'
+    settings = parse_station(text, name="station.toml", folder=tmp_path)
+    found = {item.name: item for item in islice(check_station(settings, folder=tmp_path), 3)}
+    assert found["[journal]"].text == f"{journal.path} has 3 records"
+    assert found["[archive] folder"].state == "wrong"
+    journal.close()
+    connection = sqlite3.connect(journal.path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    found = {item.name: item for item in islice(check_station(settings, folder=tmp_path), 3)}
+    assert (found["[journal]"].state, "newer FlowEdge" in found["[journal]"].text) == ("wrong", True)
 
 
 def test_follow_prints_what_comes(journal: Journal) -> None:
