@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,6 +16,9 @@ from flowedge.runtime.station.live import Live
 from flowedge.runtime.station.page.page import Page
 from flowedge.runtime.station.page.settings import PageSettings
 from flowedge.runtime.station.record import Event
+from flowedge.runtime.station.settings import read_station
+from flowedge.runtime.station.station import Station
+from support.station_files import write_photos, write_station
 from support.station_page import HOSTILE, TOKEN, PretendLine, PretendStation, tell_health
 
 PATHS = ("/", "/records", "/records/1", "/records/2", "/events", "/changes")
@@ -317,3 +322,46 @@ def test_the_page_is_reached_by_its_address_alone(shown: Shown) -> None:
     request = urllib.request.Request(f"{shown.page.url}live.json", headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError, match="421"):
         urllib.request.urlopen(request, timeout=10)
+
+
+def test_a_threshold_that_a_person_changes_decides_on_the_next_part_of_a_real_station(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    file = write_station(tmp_path, photos=1, tables='[page]\nport = 0\ntoken_file = "token"\n')
+    text = file.read_text().replace('address = "photos"\n', 'address = "photos"\nwatch = true\n')
+    file.write_text(text)
+    with Station(read_station(file), folder=tmp_path) as station:
+        line = threading.Thread(target=station.run)
+        line.start()
+        try:
+            assert station.page is not None
+            page = browser.new_page()
+            page.goto(station.page.url)
+            waits_for(page, "#title", "0000.png")
+            first = page.inner_text("#word")
+            value = "-1000" if first == "OK" else "1000"
+            page.get_by_role("link", name="Changes").click()
+            form = page.locator("form[action='/changes/threshold']")
+            form.get_by_label("New threshold").fill(value)
+            form.get_by_label("Your name").fill("Ada")
+            form.get_by_label("Reason").fill("to see it change")
+            form.get_by_label("Token").fill(TOKEN)
+            form.get_by_role("button", name="Change the threshold").click()
+            waits_for(page, "[role=status]", "The threshold was changed")
+            page.get_by_role("link", name="Live").click()
+            write_photos(tmp_path / "photos", 1, first=1)
+            waits_for(page, "#title", "0001.png")
+            assert {first, page.inner_text("#word")} == {"OK", "NOK"}
+            before, after = station.journal.records()
+            assert (before.threshold_version, after.threshold_version) == (0, 1)
+            assert after.threshold == float(value)
+            assert before.bundle_sha256 == after.bundle_sha256
+            waits_for(page, "#events", "Ada changed the limit")
+            page.goto(f"{station.page.url}records/1")
+            page.locator(".evidence img").evaluate("(one) => one.decode()")
+            page.close()
+        finally:
+            station.stop()
+            line.join()
