@@ -7,6 +7,7 @@ it. Each new value in register 0 is a message. The PLC writes the id first, or a
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from typing import Any, Final, cast
 
@@ -40,6 +41,8 @@ class _Registers:
     def __init__(self, settings: ModbusTrigger, take: Take) -> None:
         with explain_missing("station"):
             import pymodbus.server  # noqa: F401
+        # pymodbus logs the packets of every client that makes a mistake.
+        logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
         self._settings = settings
         self._take = take
         self._values = [0] * REGISTERS
@@ -63,15 +66,16 @@ class _Registers:
         self._thread.join(_START_S)
 
     async def _serve(self) -> None:
-        from pymodbus.server import ModbusTcpServer
         from pymodbus.simulator import DataType, SimData, SimDevice
+
+        from flowedge.runtime.limited_modbus import LimitedModbusServer, ModbusLimits
 
         try:
             bits = [SimData(0, count=16, values=False, datatype=DataType.BITS)]
             registers = [SimData(0, count=REGISTERS, values=0, datatype=DataType.REGISTERS)]
             inputs = [SimData(0, count=1, values=0, datatype=DataType.REGISTERS)]
             device = SimDevice(0, simdata=(bits, bits, registers, inputs), action=self._action)
-            server = ModbusTcpServer(device, address=(self._settings.host, self._settings.port))
+            server = LimitedModbusServer(device, (self._settings.host, self._settings.port), ModbusLimits())
             self._loop = asyncio.get_running_loop()
             await server.serve_forever(background=True)
         except (OSError, RuntimeError) as error:

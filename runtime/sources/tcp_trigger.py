@@ -56,7 +56,7 @@ class _Lines:
             for key, _ in self._selector.select(_LOOK_S):
                 if key.fileobj is self._server:
                     self._accept()
-                elif key.fileobj in self._begun:  # it may have lost its place a moment ago
+                elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._begun:
                     self._read(key.fileobj)
         for client in list(self._begun):
             self._drop(client)

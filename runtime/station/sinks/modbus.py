@@ -5,20 +5,15 @@ The station is the server. `flowedge.runtime.station.sinks.modbus_map` has the r
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, Final
 
 from pymodbus.constants import ExcCodes
-from pymodbus.exceptions import NoSuchIdException
-from pymodbus.server import ModbusTcpServer
-from pymodbus.server.requesthandler import ServerRequestHandler
 from pymodbus.simulator import DataType, SimData, SimDevice
-from pymodbus.simulator.simcore import SimCore
 
+from flowedge.runtime.limited_modbus import LimitedModbusServer, ModbusLimits
 from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.sinks import SinkError, StationLink
 from flowedge.runtime.station.sinks.controllers import Acknowledgement, Shown
@@ -37,7 +32,6 @@ from flowedge.runtime.station.sinks.settings import ModbusSettings
 
 # The function codes by which pymodbus chooses one of its four tables.
 _COILS, _DISCRETE_INPUTS, _HOLDING, _INPUTS = 15, 2, 16, 4
-_ALL_UNITS: Final = 0
 
 
 class ModbusSink:
@@ -47,7 +41,7 @@ class ModbusSink:
         """Name the address. The server begins to listen in `open`."""
         self._settings, self._link, self.name = settings, link, settings.cursor
         self._thread: LoopThread | None = None
-        self._server: _Server | None = None
+        self._server: LimitedModbusServer | None = None
         self._shown: Shown | None = None
         self._acknowledgement, self._heartbeat, self._is_ours = Acknowledgement(), 0, False
         self._beat_at = 0.0
@@ -135,13 +129,19 @@ class ModbusSink:
         finally:
             self._is_ours = False
 
-    async def _listen(self) -> _Server:
+    async def _listen(self) -> LimitedModbusServer:
         bits = [SimData(0, count=16, values=False, datatype=DataType.BITS)]
         inputs = [SimData(0, count=READ_COUNT, values=0, datatype=DataType.REGISTERS)]
         writable = SimData(ACKNOWLEDGE, count=WRITE_COUNT, values=0, datatype=DataType.REGISTERS)
         tables = (bits, bits, [*inputs, writable], inputs)
         device = SimDevice(self._settings.unit, simdata=tables, action=self._on_request)
-        server = _Server(device, self._settings)
+        settings = self._settings
+        limits = ModbusLimits(
+            connections=settings.connections,
+            requests_per_s=settings.requests_per_s,
+            idle_s=settings.idle_s,
+        )
+        server = LimitedModbusServer(device, (settings.host, settings.port), limits)
         await server.serve_forever(background=True)
         return server
 
@@ -168,77 +168,6 @@ class ModbusSink:
         if trigger not in (0, before) and self._link.trigger is not None:
             self._link.trigger(part_from(own[TRIGGER_PART - ACKNOWLEDGE :]))
         return None
-
-
-class _Server(ModbusTcpServer):  # type: ignore[misc,unused-ignore]
-    """A server with limits on clients, requests and silence."""
-
-    def __init__(self, device: SimDevice, settings: ModbusSettings) -> None:
-        super().__init__(device, address=(settings.host, settings.port))
-        self.context = _Units(device)
-        self.settings = settings
-
-    def callback_new_connection(self) -> _Client:
-        client = _Client(  # type: ignore[no-untyped-call,unused-ignore]
-            self, self.trace_packet, self.trace_pdu, self.trace_connect
-        )
-        client.is_one_too_many = len(self.active_connections) >= self.settings.connections
-        return client
-
-
-class _Client(ServerRequestHandler):  # type: ignore[misc,unused-ignore]
-    """The connection of one client."""
-
-    is_one_too_many = False
-    _silence: asyncio.TimerHandle | None = None
-    _second, _requests = 0, 0
-
-    def callback_connected(self) -> None:
-        super().callback_connected()
-        if self.is_one_too_many:
-            self.loop.call_soon(self.close)
-        else:
-            self._expect_more()
-
-    def callback_data(self, data: bytes, addr: tuple[Any, ...] | None = None) -> int:
-        second = int(time.monotonic())
-        self._requests = self._requests + 1 if second == self._second else 1
-        self._second = second
-        if self._requests > self.server.settings.requests_per_s:
-            self.close()
-            return len(data)
-        self._expect_more()
-        return int(super().callback_data(data, addr))
-
-    def callback_disconnected(self, exc: Exception | None) -> None:
-        if self._silence is not None:
-            self._silence.cancel()
-        super().callback_disconnected(exc)
-
-    def _expect_more(self) -> None:
-        if self._silence is not None:
-            self._silence.cancel()
-        self._silence = self.loop.call_later(self.server.settings.idle_s, self.close)
-
-
-class _Units(SimCore):  # type: ignore[misc,unused-ignore]
-    """The registers by unit id. pymodbus logs a traceback for a unit id that it does not know."""
-
-    async def async_getValues(  # noqa: N802, pymodbus has the name
-        self, device_id: int, func_code: int, address: int, count: int = 1
-    ) -> list[int] | list[bool] | ExcCodes:
-        self._check(device_id)
-        return await super().async_getValues(device_id, func_code, address, count)
-
-    async def async_setValues(  # noqa: N802, pymodbus has the name
-        self, device_id: int, func_code: int, address: int, values: list[int] | list[bool]
-    ) -> ExcCodes | None:
-        self._check(device_id)
-        return await super().async_setValues(device_id, func_code, address, values)
-
-    def _check(self, device_id: int) -> None:
-        if device_id not in self.devices and _ALL_UNITS not in self.devices:
-            raise NoSuchIdException
 
 
 def make(settings: ModbusSettings, link: StationLink) -> ModbusSink:
