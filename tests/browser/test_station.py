@@ -156,7 +156,7 @@ def test_a_station_that_no_longer_answers_looks_like_it(browser: Any, shown: Sho
     context.set_offline(True)
     page.evaluate("dispatchEvent(new Event('pagehide'))")  # ends the stream, as a cut cable would
     page.clock.run_for(6000)
-    waits_for(page, "#word", "NO CONNECTION")
+    waits_for(page, "#word", "OFFLINE")
     assert page.locator("#stage.lost").count() == 1
     context.close()
 

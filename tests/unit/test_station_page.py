@@ -99,7 +99,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def test_a_station_without_any_part_has_pages(served: Served) -> None:
     for path in ("/", "/records", "/events", "/changes", "/status", "/live.json", "/live.jpg", "/metrics"):
         assert served.get(path).status == 200, path
-    assert "No part was judged yet" in served.get("/").text
+    assert "No part was judged since the start" in served.get("/").text
     assert served.get("/live.jpg").headers["content-type"] == "image/svg+xml"
 
 
@@ -538,7 +538,7 @@ def test_work_that_has_not_begun_ends_with_the_page() -> None:
         worker.close()
         go_on.set()
         third = worker.run(go_on.wait, 20)
-        return await asyncio.gather(first, second, third, return_exceptions=True)
+        return list(await asyncio.gather(first, second, third, return_exceptions=True))
 
     first, second, third = asyncio.run(closed_while_two_wait())
     assert first is True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 from flowedge.runtime.report.charts import Bar, bars, charts
@@ -212,12 +213,19 @@ def health_table(parts: Sequence[PartState], live: Live) -> Markup:
             element("span", _STATE_WORDS[one.state], class_=f"state {_STATE_STYLES[one.state]}"),
             one.text,
             _value(one),
-            one.since.replace("T", " ").removesuffix("+00:00") + " UTC" if one.since else "",
+            _since(one),
         )
         for one in sorted(parts, key=lambda one: _ORDER[one.state])
         if one.kind != "drift"
     ]
     return joined(*slow, table("Parts of the station", ["part", "state", "reason", ">value", "since"], rows))
+
+
+def _since(part: PartState) -> object:
+    try:
+        return moment(datetime.fromisoformat(part.since))
+    except ValueError:
+        return part.since
 
 
 def _value(part: PartState) -> str:

@@ -12,7 +12,7 @@ from flowedge.runtime.report.tables import table
 from flowedge.runtime.station.page.layout import moment, number
 from flowedge.runtime.station.page.lookup import Filter, Found
 from flowedge.runtime.station.page.pictures import VIEWS, View
-from flowedge.runtime.station.page.state import WORDS, part_of, quantity_of
+from flowedge.runtime.station.page.state import WORDS, file_of, part_of, quantity_of
 from flowedge.runtime.station.record import Record, Signal
 
 _CHOICES: Final = {"signal": get_args(Signal), "verdict": get_args(Verdict)}
@@ -93,7 +93,7 @@ def _table(records: list[Record]) -> Markup:
                 ),
                 element("a", one.number, href=f"/records/{one.number}"),
                 moment(one.time),
-                one.part or "",
+                one.part or file_of(one),
                 element("b", WORDS[one.signal], class_=f"signal {one.signal}"),
                 one.verdict.replace("_", " "),
                 f"{name} {number(value)}" if value is not None else "",

@@ -69,7 +69,11 @@ def state_of(live: Live, seen: Seen | None, stale_after_s: float) -> LiveState:
                 notes=notes,
             )
         return LiveState(
-            look="none", word=WORDS["none"], title="No part was judged yet", reason="", notes=notes
+            look="none",
+            word=WORDS["none"],
+            title="No part was judged since the start",
+            reason="",
+            notes=notes,
         )
     record, age_s = seen.record, live.age_s(seen)
     size = (0, 0) if seen.result is None else seen.result.frame_size
@@ -101,10 +105,12 @@ def _told(part: PartState) -> str:
 
 def part_of(record: Record) -> str:
     """Return the name of a record's part, or else that of its file, or else its number."""
-    if record.part:
-        return f"Part {record.part}"
-    is_file = bool(record.source_key)
-    return record.source_id.rsplit("/", 1)[-1] if is_file else f"Record {record.number}"
+    return f"Part {record.part}" if record.part else file_of(record) or f"Record {record.number}"
+
+
+def file_of(record: Record) -> str:
+    """Return the name of the file that a record's frame was read from, without its folder. A camera has none."""
+    return record.source_id.rsplit("/", 1)[-1] if record.source_key else ""
 
 
 def quantity_of(record: Record) -> tuple[str, float | None, float | None]:

@@ -57,7 +57,7 @@
       const seconds = Math.round((Date.now() - heardAt) / 1000);
       if (seconds < 4 || document.hidden) return;
       look("lost");
-      set(byId("word"), "NO CONNECTION");
+      set(byId("word"), "OFFLINE");
       set(byId("title"), `The station has not answered for ${seconds} s`);
       set(byId("reason"), "What is shown here is old.");
       set(byId("age"), `The picture is at least ${seconds} s old`);
