@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowedge.errors import ImageError
 from flowedge.runtime.frames.images import read_image
@@ -31,12 +33,40 @@ class ImageFiles:
     def frames(self) -> Iterator[Frame]:
         """Read the files one by one. A file that cannot be read gives a frame with a problem."""
         for path in self._images:
-            try:
-                pixels, problem = read_image(path, self._pixel_range), ""
-            except ImageError as error:
-                pixels, problem = np.zeros((0, 0, 3), np.uint8), str(error)
-            time = datetime.now(timezone.utc)
-            yield Frame(pixels=pixels, id=str(path), time=time, source=str(path.parent), problem=problem)
+            yield frame_of_file(path, lambda path: read_image(path, self._pixel_range))
 
     def close(self) -> None:
         """Do nothing, since no file stays open."""
+
+
+def frame_of_file(path: Path, read: Callable[[Path], NDArray[np.uint8]], source: str | None = None) -> Frame:
+    """Read a file into a frame. A file that cannot be read gives a frame with a problem.
+
+    Args:
+        path: The file.
+        read: Reads the file, or raises `ImageError`.
+        source: The name of the source. By default the folder.
+    """
+    version, begun = version_of(path), time.monotonic_ns()
+    try:
+        pixels, problem = read(path), ""
+    except ImageError as error:
+        pixels, problem = np.zeros((0, 0, 3), np.uint8), str(error)
+    return Frame(
+        pixels=pixels,
+        id=str(path),
+        time=datetime.now(timezone.utc),
+        source=source or str(path.parent),
+        problem=problem,
+        monotonic_ns=begun,
+        version=version,
+    )
+
+
+def version_of(path: Path) -> str:
+    """Return the size of a file and the time of its last change as a text, which is empty where the file is gone."""
+    try:
+        state = path.stat()
+    except OSError:
+        return ""
+    return f"{state.st_size}-{state.st_mtime_ns}"

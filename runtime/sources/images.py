@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flowedge.runtime.frames.finding import find_images
+from flowedge.runtime.image_files import version_of
 from flowedge.runtime.protocols import Frame, Source
 from flowedge.runtime.sources.opening import Opening
-from flowedge.runtime.sources.picture_files import read_frame, version_of
+from flowedge.runtime.sources.picture_files import read_frame
 from flowedge.runtime.sources.watched import WatchedFolder
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from flowedge.errors import ImageError, SourceError
 from flowedge.files import open_regular_file
+from flowedge.runtime.image_files import version_of
 from flowedge.runtime.protocols import Frame, Source
 from flowedge.runtime.sources.decoding import Decoded, Decoding, ffmpeg
 from flowedge.runtime.sources.opening import Opening
-from flowedge.runtime.sources.picture_files import version_of
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -18,10 +18,11 @@ from typing import Any, Final, NamedTuple
 from flowedge.errors import SourceError
 from flowedge.packages import explain_missing
 from flowedge.runtime.frames.finding import IMAGE_SUFFIXES, PICTURES, UNREAD_SUFFIXES, natural_order
+from flowedge.runtime.image_files import version_of
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.sources.events import SourceEvent
 from flowedge.runtime.sources.opening import Opening
-from flowedge.runtime.sources.picture_files import read_frame, version_of
+from flowedge.runtime.sources.picture_files import read_frame
 
 _RESCAN_S: Final = 1.0
 _SHARE_OF_RESCANS: Final = 10  # A rescan of a huge folder takes at most a tenth of the time.
