@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from flowedge.runtime.station.journal_file import Reserve, lock, open_for_writing
+from flowedge.errors import JournalError
+from flowedge.runtime.station.journal_file import Reserve, begin_run, lock, open_for_writing
 from flowedge.runtime.station.journal_reader import JournalReader, sortable
 from flowedge.runtime.station.journal_writer import JournalWriter
 from flowedge.runtime.station.record import Event, Record, picture_name
@@ -70,11 +71,16 @@ class Journal(JournalReader):
         with contextlib.ExitStack() as stack:
             handle = lock(file)
             stack.callback(os.close, handle)
-            connection = open_for_writing(file)
+            reserve = Reserve(file.with_name(file.name + ".reserve"), reserve_bytes)
+            try:
+                connection, (self.name, self.run) = _opened(file)
+            except JournalError:
+                # A station that starts on a full disk gets the room that a running one would get.
+                if not (reserve.is_needed and reserve.free()):
+                    raise
+                connection, (self.name, self.run) = _opened(file)
             stack.callback(connection.close)
             super().__init__(file)
-            stack.callback(super().close)
-            self.name, self.run = _begin_run(connection)
             self._lock = handle
             stack.pop_all()
         self._cursors = self.cursors()
@@ -85,7 +91,7 @@ class Journal(JournalReader):
         self._writer = JournalWriter(
             file,
             connection,
-            Reserve(file.with_name(file.name + ".reserve"), reserve_bytes),
+            reserve,
             before_commit=self._before_commit,
             after_commit=self._after_commit,
             on_full=on_full,
@@ -240,16 +246,23 @@ class Journal(JournalReader):
         return max(times, default=0.0)
 
 
+def _opened(file: Path) -> tuple[sqlite3.Connection, tuple[str, str]]:
+    """Open the file for writing and begin a run.
+
+    Raises:
+        JournalError: The file cannot be opened or written.
+    """
+    connection = open_for_writing(file)
+    try:
+        return connection, begin_run(connection, file)
+    except BaseException:
+        connection.close()
+        raise
+
+
 def _newest(connection: sqlite3.Connection) -> tuple[int, int]:
     """Return the numbers of the newest record and of the newest event."""
     record, event = connection.execute(
         "SELECT (SELECT coalesce(max(number), 0) FROM records), (SELECT coalesce(max(number), 0) FROM events)"
     ).fetchone()
     return record, event
-
-
-def _begin_run(connection: sqlite3.Connection) -> tuple[str, str]:
-    """Count this run, and return the names of the journal and of the run."""
-    connection.execute("UPDATE facts SET value = value + 1 WHERE name = 'runs'")
-    facts: dict[str, Any] = dict(connection.execute("SELECT name, value FROM facts").fetchall())
-    return facts["journal"], f"{facts['journal']}-r{facts['runs']}"

@@ -77,6 +77,18 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def begin_run(connection: sqlite3.Connection, path: Path) -> tuple[str, str]:
+    """Count a run of the station's process, and return the names of the journal and of the run.
+
+    Raises:
+        JournalError: The file cannot be written.
+    """
+    with _in_words(path):
+        connection.execute("UPDATE facts SET value = value + 1 WHERE name = 'runs'")
+        facts = dict(connection.execute("SELECT name, value FROM facts").fetchall())
+    return facts["journal"], f"{facts['journal']}-r{facts['runs']}"
+
+
 def open_for_reading(path: Path) -> sqlite3.Connection:
     """Open a journal for reading, beside the process that writes.
 
@@ -152,6 +164,11 @@ class Reserve:
         self._path = path
         self._size = size
 
+    @property
+    def is_needed(self) -> bool:
+        """True where the disk has less room than the file takes."""
+        return self._room() < self._size
+
     def free(self) -> bool:
         """Delete the file, and return True where there was one."""
         try:
@@ -166,8 +183,7 @@ class Reserve:
             if self._path.stat().st_size == self._size:
                 return True
         try:
-            disk = os.statvfs(self._path.parent)
-            if disk.f_bavail * disk.f_frsize < 2 * self._size:
+            if self._room() < 2 * self._size:
                 return False
             handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
@@ -179,6 +195,10 @@ class Reserve:
             self.free()
             return False
         return True
+
+    def _room(self) -> int:
+        disk = os.statvfs(self._path.parent)
+        return disk.f_bavail * disk.f_frsize
 
 
 def _version_of(connection: sqlite3.Connection, path: Path) -> int:

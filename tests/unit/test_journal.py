@@ -8,10 +8,11 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -107,6 +108,28 @@ def test_the_clock_may_jump_and_the_order_stays(tmp_path: Path) -> None:
             journal.append([made_record(time=moment)])
         assert [one.time for one in journal.records()] == times
         assert [one.number for one in journal.records(since=TAKEN)] == [1, 2, 4]
+
+
+def test_a_station_that_starts_on_a_full_disk_gets_the_room_of_the_reserve(small_disk: Path) -> None:
+    with Journal(small_disk / "journal.sqlite") as journal:
+        journal.append([made_record()])
+        while not (small_disk / "journal.sqlite.reserve").exists():
+            time.sleep(0.01)
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as opened_filler:
+        fill(opened_filler)
+    with Journal(small_disk / "journal.sqlite") as again:
+        assert again.append([made_record()]).records[0].number == 2
+        assert again.damage() == []
+    with filler.open("ab", buffering=0) as opened_filler, pytest.raises(OSError, match="No space"):
+        fill(opened_filler)
+    with pytest.raises(JournalError, match=r"cannot be opened.*free space"):
+        Journal(small_disk / "journal.sqlite")
+
+
+def fill(file: IO[bytes]) -> None:
+    while True:
+        file.write(bytes(4096))
 
 
 def test_a_file_with_its_record_is_known_until_it_changes(tmp_path: Path) -> None:
