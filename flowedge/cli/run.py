@@ -89,6 +89,14 @@ def command(
             help="The pictures of --out: findings on the frame, the bare frame beside them, or the mask alone.",
         ),
     ] = "overlay",
+    area: Annotated[
+        Path | None,
+        typer.Option(
+            "--area",
+            metavar="FILE",
+            help="A TOML file with the area of each image that is judged: polygons, a mask or tiles.",
+        ),
+    ] = None,
     product: ProductName = None,
     engine: EngineName = None,
     precision: PrecisionOption = "fp32",
@@ -161,10 +169,14 @@ def command(
     if out is not None:
         check_output_folder(out)
     import flowedge
+    from flowedge.runtime.area.detector import AreaDetector
+    from flowedge.runtime.area.settings import AreaSettings
     from flowedge.runtime.csv_file import HEADER, CsvFile, csv_line
     from flowedge.runtime.inspection import batch_of, inspect_source
     from flowedge.runtime.report.run_report import RunReport
+    from flowedge.runtime.settings import read_settings
 
+    drawn = None if area is None else read_settings(area, AreaSettings)
     images = [] if camera else _images(sources or [], list_file, recursive=recursive)[:limit]
     count = limit if camera else len(images)
     if build:
@@ -179,9 +191,10 @@ def command(
             source_scale=source_scale,
             build=build,
             min_region_px=min_region,
-        ) as detector,
+        ) as loaded,
         contextlib.ExitStack() as stack,
     ):
+        detector = loaded if drawn is None else stack.enter_context(AreaDetector(loaded, drawn))
         if failing.anomalous and detector.thresholds.image is None and detector.thresholds.nfa is None:
             raise FlowEdgeError(
                 f"--fail-on anomalous never fails: {bundle} has no threshold. Run flowedge calibrate first."

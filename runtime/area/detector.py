@@ -15,7 +15,7 @@ from flowedge.framing import Size
 from flowedge.geometry import map_to_frame
 from flowedge.manifest import Preprocessing
 from flowedge.runtime.area.area import Area, area_of, check_drawn_size, drawn_size
-from flowedge.runtime.area.inside import open_inside
+from flowedge.runtime.area.inside import InsideEngine, open_inside
 from flowedge.runtime.area.result import in_area
 from flowedge.runtime.area.score import is_largest_value, score_inside
 from flowedge.runtime.area.settings import AreaSettings, TileSettings
@@ -52,14 +52,12 @@ class AreaDetector(Detector):
         np.True_
     """
 
-    def __init__(self, detector: Detector, settings: AreaSettings, *, threads: int | None = None) -> None:
+    def __init__(self, detector: Detector, settings: AreaSettings) -> None:
         """Take a detector over and restrict it to an area.
 
         Args:
             detector: A detector of the whole frame.
             settings: The area.
-            threads: With ``only_inside``, the number of CPU threads of one inference. Without a number the engine
-                decides.
 
         Raises:
             SettingsError: The area does not lie in the frame, is empty, holds pixels that the network does not see, or
@@ -85,10 +83,10 @@ class AreaDetector(Detector):
                 self._of(self._drawn)
             except ImageError as error:
                 raise SettingsError(f"the area does not suit {self.bundle.path}: {error}") from error
+        self._inside: InsideEngine | None = None
         if settings.only_inside:
-            self.engine = self._open_inside(detector, threads)
+            self.engine, self._inside = self._open_inside(detector)
             keep_in_children(self.engine.engine)
-            detector.engine.close()
 
     def area(self, frame_size: Size) -> Area:
         """Find the judged pixels of frames of a size.
@@ -139,6 +137,9 @@ class AreaDetector(Detector):
             EngineUnavailableError: The device stopped.
             ValueError: The detector was closed.
         """
+        if self._inside is not None:
+            self.check_usable()
+            return self._inside.infer(image)
         if self._tiles is None:
             return super().infer(image)
         found = [self._infer_tiles(frame, self._tiles) for frame in image]
@@ -275,7 +276,7 @@ class AreaDetector(Detector):
             ) from error
         return tiles
 
-    def _open_inside(self, detector: Detector, threads: int | None) -> Opened:
+    def _open_inside(self, detector: Detector) -> tuple[Opened, InsideEngine]:
         """Open an engine that computes the area alone.
 
         Raises:
@@ -287,7 +288,7 @@ class AreaDetector(Detector):
                 "never computed. Leave the key out."
             )
         found = self._of(self._drawn)
-        return open_inside(detector, found.cells, found.level_cells, threads)
+        return open_inside(detector, found.cells, found.level_cells)
 
     def _find(self, frame_size: Size) -> _Found:
         """Find the area of frames of a size, and check that the network sees it.

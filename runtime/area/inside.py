@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,8 +27,6 @@ from flowedge.runtime.opening.engine_contract import Opened, Opening
 from flowedge.runtime.opening.joined import Joined
 from flowedge.runtime.opening.selftest import read_selftest
 from flowedge.runtime.protocols import Engine
-
-_LOG: Final = logging.getLogger(__name__)
 
 _WORTH: Final = 0.95  # of the multiply-accumulates; a graph that needs more is refused
 
@@ -76,19 +74,60 @@ class InsideEngine:
         self._engine.close()
 
 
+class CheckedEngine:
+    """An engine of the whole graph that compares the map inside of an area with that of a cropped graph at each run.
+
+    The self-test of a bundle runs through it, and so proves both.
+
+    Attributes:
+        inside: The engine of the cropped graph.
+    """
+
+    def __init__(self, whole: Engine, inside: InsideEngine, cells: NDArray[np.bool_], limit: float) -> None:
+        self.name, self.output_names, self.batches = whole.name, whole.output_names, whole.batches
+        self.inside = inside
+        self._whole, self._cells, self._limit = whole, cells, limit
+
+    def infer(self, *inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Run both graphs.
+
+        Returns:
+            The outputs of the whole graph.
+
+        Raises:
+            EngineWrongError: The maps inside of the area differ by more than the limit.
+        """
+        outputs = self._whole.infer(*inputs)
+        expected, found = (
+            one["anomaly_map"][:, 0, self._cells] for one in (outputs, self.inside.infer(*inputs))
+        )
+        largest = float(np.abs(outputs["anomaly_map"]).max())
+        difference = float(np.abs(found - expected).max()) / largest if largest else 0.0
+        if not difference <= self._limit:
+            raise EngineWrongError(
+                f"{self.name} gives other answers in the area where it computes the area alone: they differ by "
+                f"{difference:.2g} of the map's largest value, and the limit is {self._limit:.0e}. Leave only_inside "
+                "out."
+            )
+        return outputs
+
+    def close(self) -> None:
+        self.inside.close()
+        self._whole.close()
+
+
 def open_inside(
-    detector: Detector,
-    cells: NDArray[np.bool_],
-    level_cells: Sequence[NDArray[np.bool_]],
-    threads: int | None,
-) -> Opened:
-    """Open the engine of a detector again, with a graph that computes what an area needs, and compare the two.
+    detector: Detector, cells: NDArray[np.bool_], level_cells: Sequence[NDArray[np.bool_]]
+) -> tuple[Opened, InsideEngine]:
+    """Load a graph that computes what an area needs on the engine of a detector, and compare the two graphs.
 
     Args:
-        detector: A detector of the whole frame, whose engine gives the answers to compare with.
+        detector: A detector of the whole frame.
         cells: ``(h, w)``, True for the cells of the anomaly map that belong to the area.
         level_cells: For each level, True for the cells that belong to the area.
-        threads: The number of CPU threads of one inference. Without a number the engine decides.
+
+    Returns:
+        The engine of the whole graph, which also checks the other one, and the engine of the cropped graph.
 
     Raises:
         SettingsError: The bundle, the engine or the area does not allow it. The message says why.
@@ -113,20 +152,16 @@ def open_inside(
             f"only_inside saves nothing with {bundle.path}: this area needs {part.share:.0%} of the network's "
             "computation, because its layers see far around each position. Leave the key out."
         )
-    engine = _loaded(detector, part, threads)
-    inside = InsideEngine(engine, bundle.manifest, part.outputs)
-    opened = Opened(
-        engine=inside,
-        spec=whole.spec,
-        precision=whole.precision,
-        reason=f"{whole.reason}. It computes {part.share:.0%} of the network, for the area alone",
-    )
+    inside = InsideEngine(_loaded(detector, part), bundle.manifest, part.outputs)
+    checked = CheckedEngine(whole.engine, inside, cells, LIMITS.get(whole.precision, LIMITS["fp16"]))
     try:
-        _compare(detector, opened, cells)
+        _, image = detector.prepare(read_selftest(bundle).frames)
+        checked.infer(image)
     except BaseException:
-        engine.close()
+        inside.close()
         raise
-    return opened
+    reason = f"{whole.reason}. It computes {part.share:.0%} of the network, for the area alone"
+    return replace(whole, engine=checked, reason=reason), inside
 
 
 def _check_allowed(detector: Detector) -> None:
@@ -160,14 +195,14 @@ def _around(cells: NDArray[np.bool_]) -> Box:
     return rows, columns
 
 
-def _loaded(detector: Detector, part: Cropped, threads: int | None) -> Engine:
+def _loaded(detector: Detector, part: Cropped) -> Engine:
     """Load the cropped graph, whose file is removed when the engine has read it."""
     whole = graph_of_bundle(detector.bundle, detector.precision)
     outputs = {
         cut.name: TensorSpec("float32", (None, 1, cut.box[0].length, cut.box[1].length))
         for cut in part.outputs.values()
     }
-    spec = detector.engine.spec
+    opened = detector.engine
     with tempfile.TemporaryDirectory(prefix="flowedge-area-") as folder:
         file = Path(folder, whole.file.name)
         file.write_bytes(part.data)
@@ -185,24 +220,6 @@ def _loaded(detector: Detector, part: Cropped, threads: int | None) -> Engine:
             inputs=whole.inputs,
             outputs=outputs,
         )
-        return engine_module(spec).load(Opening(spec=spec, source=source, threads=threads))
-
-
-def _compare(detector: Detector, inside: Opened, cells: NDArray[np.bool_]) -> None:
-    """Compare the maps of the two engines in the area, on the frames of the bundle's self-test.
-
-    Raises:
-        EngineWrongError: They differ by more than the limit.
-    """
-    _, image = detector.prepare(read_selftest(detector.bundle).frames)
-    expected = detector.infer(image)["anomaly_map"]
-    found = inside.infer(image)["anomaly_map"]
-    largest = float(np.abs(expected).max())
-    difference = float(np.abs(found - expected)[:, 0, cells].max()) / largest if largest else 0.0
-    limit = LIMITS.get(inside.precision, LIMITS["fp16"])
-    if not difference <= limit:
-        raise EngineWrongError(
-            f"{inside.name} gives other answers in the area where it computes the area alone: they differ by "
-            f"{difference:.2g} of the map's largest value, and the limit is {limit:.0e}. Leave only_inside out."
+        return engine_module(opened.spec).load(
+            Opening(spec=opened.spec, source=source, threads=opened.threads)
         )
-    _LOG.info("the map inside of the area differs by %.2g of its largest value", difference)

@@ -83,12 +83,14 @@ class Opened:
         spec: The engine's line in ``ENGINES``.
         precision: The precision of the loaded graph.
         reason: The reason why this engine computes. Somebody named it, or the engines before it could not.
+        threads: The number of CPU threads of one inference. Without a number the engine decided.
     """
 
     engine: Engine
     spec: EngineSpec
     precision: str
     reason: str
+    threads: int | None = None
 
     @property
     def name(self) -> str:

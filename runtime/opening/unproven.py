@@ -59,7 +59,7 @@ def open_unproven(
     def opened(spec: EngineSpec, exact: str, reason: str) -> Opened:
         begun = time.monotonic()
         engine = load_graph(spec, exact) if load is None else load(spec, exact)
-        found = Opened(engine=engine, spec=spec, precision=exact, reason=reason)
+        found = Opened(engine=engine, spec=spec, precision=exact, reason=reason, threads=threads)
         if check is not None:
             try:
                 check(found)

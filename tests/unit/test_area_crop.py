@@ -27,6 +27,7 @@ from flowedge.runtime.area.windows import Span, Window
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.engines.null import NullEngine
 from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.verify import replay_selftest
 from support.family_graphs import FamilyBundle
 from support.opened_engine import opened
 from support.small_dataset import write_dataset
@@ -367,6 +368,7 @@ def test_the_area_alone_gives_the_answers_of_the_whole_frame(calibrated: Path) -
     ):
         assert "It computes" in part.engine_reason
         expected, found = whole(frame), part(frame)
+        assert all(check.passed for check in replay_selftest(part.bundle, part.engine))
         batch = part.detect_batch([frame, frame[::-1]])
     assert found.score == pytest.approx(expected.score, rel=1e-5)
     assert (found.verdict, found.problem) == (expected.verdict, expected.problem)
