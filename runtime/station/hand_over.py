@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
-from flowedge.runtime.station.work import Work
+from flowedge.runtime.station.work import EndOfSource, Work
 
 _MOST_LOST: Final = 1000
 _LOST: Final = "the frame was dropped, since the line was faster than the engine"
@@ -85,7 +85,7 @@ class Queue(Generic[Item]):
         return len(self._items)
 
 
-class FrameQueue(Queue[Work]):
+class FrameQueue(Queue[Work | EndOfSource]):
     """The queue behind the source, which drops its oldest frame where it is full.
 
     The next frame tells how many were dropped before it. A dropped frame of a known part stays in the queue without its
@@ -107,7 +107,7 @@ class FrameQueue(Queue[Work]):
         self._lost: deque[Work] = deque()
         self._on_drop = on_drop
 
-    def put(self, item: Work) -> bool:
+    def put(self, item: Work | EndOfSource) -> bool:
         """Add a frame at once, and drop the oldest one where the queue is full."""
         is_full = False
         with self._lock:
@@ -121,20 +121,24 @@ class FrameQueue(Queue[Work]):
             self._on_drop()
         return True
 
-    def get(self) -> Work | None:
+    def get(self) -> Work | EndOfSource | None:
         """Wait for a frame and take it. Dropped frames of known parts come in their order."""
         with self._lock:
             while not self._items and not self._lost and not self._is_closed:
                 self._filled.wait()
             # All dropped frames are older than those with pixels.
-            items = self._lost or self._items
-            return items.popleft() if items else None
+            if self._lost:
+                return self._lost.popleft()
+            return self._items.popleft() if self._items else None
 
     def _drop(self) -> None:
+        oldest, following = self._items[0], self._items[1]
+        if not isinstance(oldest, Work) or not isinstance(following, Work):
+            return  # the mark of the end makes the queue longer by one
         self.dropped += 1
-        oldest = self._items.popleft()
+        self._items.popleft()
         if oldest.frame.part is None:
-            self._items[0].dropped_before += oldest.dropped_before + 1
+            following.dropped_before += oldest.dropped_before + 1
             return
         oldest.give_up(_LOST)
         self._lost.append(oldest)
@@ -143,7 +147,7 @@ class FrameQueue(Queue[Work]):
             self._lost[0].dropped_before += forgotten.dropped_before + 1
 
 
-def frame_queue(when_full: str, length: int, on_drop: Callable[[], None]) -> Queue[Work]:
+def frame_queue(when_full: str, length: int, on_drop: Callable[[], None]) -> Queue[Work | EndOfSource]:
     """Make the queue behind the source.
 
     Args:

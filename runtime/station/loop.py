@@ -18,7 +18,7 @@ from flowedge.runtime.station.hand_over import Queue, Throttle, frame_queue
 from flowedge.runtime.station.judges import Judge, Judges
 from flowedge.runtime.station.record import Event, Level, Record
 from flowedge.runtime.station.settings import InspectSettings
-from flowedge.runtime.station.work import Work
+from flowedge.runtime.station.work import EndOfSource, Work
 from flowedge.text import printable
 
 _LOG: Final = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class LoopParts:
             The stage ``infer`` calls it.
         tell: Takes events. Any stage calls it.
         working: Marks that a stage is busy with one piece of work.
-        on_end: Called when everything is written, after the source has ended or the loop was stopped.
+        on_end: Called when the source has ended and all of its frames are written.
     """
 
     source: Source
@@ -77,6 +77,12 @@ class Loop:
 
     A stage that waits takes no processor time. A frame that a stage cannot handle goes on as one that was not
     inspected, so each captured frame gets exactly one record.
+
+    Attributes:
+        has_ended: True when the source has ended and all of its frames are written.
+        source_problem: The reason why the source failed. The text is empty while it works.
+        write_problem: The reason why nothing can be written. The text is empty while all is well.
+        unwritten: The number of frames whose records were given up.
     """
 
     def __init__(self, parts: LoopParts, settings: InspectSettings, *, retries_source: bool = True) -> None:
@@ -89,13 +95,16 @@ class Loop:
         """
         self._parts = parts
         self._retries_source = retries_source
-        self._captured: Queue[Work] = frame_queue(settings.when_full, settings.queue, self._tell_drops)
-        self._prepared: Queue[Work | Action] = Queue(_BETWEEN_STAGES)
-        self._inferred: Queue[Work] = Queue(_BETWEEN_STAGES)
-        self._to_write: Queue[Work | Event] = Queue(_TO_WRITE)
+        self._captured: Queue[Work | EndOfSource] = frame_queue(
+            settings.when_full, settings.queue, self._tell_drops
+        )
+        self._prepared: Queue[Work | EndOfSource | Action] = Queue(_BETWEEN_STAGES)
+        self._inferred: Queue[Work | EndOfSource] = Queue(_BETWEEN_STAGES)
+        self._to_write: Queue[Work | EndOfSource | Event] = Queue(_TO_WRITE)
         self._may_tell_drops = Throttle(_DROP_EVENT_S)
         self._stop = threading.Event()
         self._gives_up = threading.Event()
+        self.has_ended = False
         self.source_problem = ""
         self.write_problem = ""
         self.unwritten = 0
@@ -182,7 +191,8 @@ class Loop:
             if not self._retries_source or self._stop.wait(pause):
                 break
             pause = min(2 * pause, _LONGEST_PAUSE_S)
-        self._captured.close()
+        # The stages go on without a source: events are written, and the thread of the engine does what it is asked to.
+        self._captured.put(EndOfSource())
 
     def _note_source_failure(self, error: Exception) -> None:
         if self._stop.is_set():
@@ -194,7 +204,8 @@ class Loop:
 
     def _prepare(self) -> None:
         while (work := self._captured.get()) is not None:
-            self._do("prepare", work, self._prepare_one)
+            if isinstance(work, Work):
+                self._do("prepare", work, self._prepare_one)
             self._prepared.put(work)
         self._prepared.close()
 
@@ -212,6 +223,9 @@ class Loop:
 
     def _infer(self) -> None:
         while (item := self._prepared.get()) is not None:
+            if isinstance(item, EndOfSource):
+                self._inferred.put(item)
+                continue
             if not isinstance(item, Work):
                 self._act(item)
                 continue
@@ -246,8 +260,9 @@ class Loop:
 
     def _decide(self) -> None:
         while (work := self._inferred.get()) is not None:
-            self._do("decide", work, _judge)
-            self._record(work)
+            if isinstance(work, Work):
+                self._do("decide", work, _judge)
+                self._record(work)
             self._to_write.put(work)
         self._to_write.close()
 
@@ -278,14 +293,16 @@ class Loop:
     def _write(self) -> None:
         while items := self._to_write.get_all():
             works = [item for item in items if isinstance(item, Work)]
-            events = [item for item in items if not isinstance(item, Work)]
-            written = self._append(works, events)
+            events = [item for item in items if isinstance(item, Event)]
+            written = self._append(works, events) if works or events else []
             with self._parts.working("write"):
                 try:
                     self._parts.publish(written)
                 except Exception:
                     _LOG.exception("what follows a record failed")
-        self._parts.on_end()
+            if any(isinstance(item, EndOfSource) for item in items):
+                self.has_ended = True
+                self._parts.on_end()
 
     def _append(self, works: Sequence[Work], events: Sequence[Event]) -> list[Written]:
         """Commit records and events, and try again until the journal takes them."""

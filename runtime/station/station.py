@@ -168,7 +168,7 @@ class Station:
             self._judges,
             fitting,
             self.tell,
-            between_frames=self._between_frames,
+            between_frames=self._running_loop.between_frames,
             picture_of=self._archive.find,
         )
         try:
@@ -181,16 +181,6 @@ class Station:
             self.tell("page_down", "alarm", f"the page is not served: {error}")
         else:
             self.page = page
-
-    def _between_frames(self, action: Callable[[], object]) -> bool:
-        """Let the thread of the engine do something between two frames, or do it here where that thread has ended."""
-        loop = self._running_loop
-        while not loop.between_frames(action):
-            if loop.join(0):
-                action()
-                break
-            time.sleep(0.02)  # a full queue moves on with the next frame
-        return True
 
     def _new_loop(self) -> Loop:
         inspect = self.settings.inspect
@@ -245,7 +235,7 @@ class Station:
         """Wait until the station is to stop, and do meanwhile what is due."""
         loop = self._running_loop
         while not self._is_asked_to_stop:
-            has_ended = self._until_end and loop.join(0)
+            has_ended = self._until_end and loop.has_ended
             if has_ended and self._deliveries.wait_drained(_TICK_S):
                 break
             if not has_ended:

@@ -74,3 +74,7 @@ class Work:
         now = time.monotonic_ns()
         self.stages_ms[name] = self.stages_ms.get(name, 0.0) + (now - self._since_ns) / 1e6
         self._since_ns = now
+
+
+class EndOfSource:
+    """The mark that follows the last frame of a source through the stages."""

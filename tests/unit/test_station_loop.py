@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,8 +31,22 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def run(loop: Loop) -> None:
+    """Run a loop until its source has ended and everything is written."""
     loop.start()
+    finish(loop)
+
+
+def finish(loop: Loop) -> None:
+    wait_until(lambda: loop.has_ended)
+    loop.stop()
     assert loop.join(20)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.001)
 
 
 class _Failing:
@@ -240,10 +255,11 @@ def test_with_block_nothing_is_dropped_however_slow_the_journal_is(bundle: Bundl
     notes.append = slow  # type: ignore[method-assign]
     loop = loop_of(source, lambda *_: judge_on(bundle, ScriptedEngine(bundle)), notes, queue=1)
     loop.start()
-    assert not loop.join(0.3)
+    time.sleep(0.3)
+    assert not loop.has_ended
     assert source.taken < 100  # the queues are bounded, so the source waits
     go.set()
-    assert loop.join(20)
+    finish(loop)
     assert [record.source_id for record in notes.records] == [f"frame-{n}" for n in range(100)]
     assert notes.commits < 100  # what has waited is committed together
 
@@ -356,9 +372,16 @@ def test_an_action_runs_between_two_frames(bundle: Bundle) -> None:
     loop = loop_of(source, lambda *_: judge_on(bundle, ScriptedEngine(bundle)), notes)
     loop.start()
     assert loop.between_frames(done.set)
-    assert loop.join(20)
+    wait_until(lambda: loop.has_ended)
     assert done.is_set()
     assert len(notes.records) == 2
+    # A station whose source has ended still takes a change, and still writes its events.
+    done.clear()
+    assert loop.between_frames(done.set)
+    assert done.wait(20)
+    loop.tell("sink_down", "alarm", "the broker is gone")
+    wait_until(lambda: notes.kinds == ["sink_down"])
+    finish(loop)
 
 
 def test_a_record_that_cannot_be_stored_leaves_a_bare_one_and_takes_no_other_with_it(bundle: Bundle) -> None:
