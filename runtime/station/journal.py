@@ -127,9 +127,9 @@ class Journal(JournalReader):
         """
         return bool(
             self.rows(
-                "SELECT 1 FROM records WHERE source_id = ?1 AND source_key = ?2 AND source_key != '' "
-                "UNION ALL SELECT 1 FROM kept_files WHERE source_id = ?1 AND source_key = ?2 LIMIT 1",
-                (printable(source_id), source_key),
+                "SELECT 1 FROM records WHERE source_id = ? AND source_key = ? AND source_key != '' "
+                "UNION ALL SELECT 1 FROM kept_files WHERE source_id = ? AND source_key = ? LIMIT 1",
+                (printable(source_id), source_key) * 2,
             )
         )
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
+from flowedge.errors import JournalError
 from flowedge.runtime.record import Verdict
 from flowedge.runtime.station.journal_file import open_for_reading
 from flowedge.runtime.station.record import Event, Record, Signal
@@ -43,6 +44,7 @@ class JournalReader:
         # Each read borrows a connection, so threads never share one at the same time.
         self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         self._idle.put(open_for_reading(self.path))
+        self._is_closed = False
 
     def records(
         self,
@@ -148,7 +150,8 @@ class JournalReader:
         return [text for (text,) in self.rows("PRAGMA integrity_check") if text != "ok"]
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file. A read that goes on in another thread ends with its answer."""
+        self._is_closed = True
         with contextlib.suppress(queue.Empty):
             while True:
                 self._idle.get_nowait().close()
@@ -168,6 +171,8 @@ class JournalReader:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
+        if self._is_closed:
+            raise JournalError(f"{self.path} was closed. Open it again.")
         try:
             connection = self._idle.get_nowait()
         except queue.Empty:
@@ -175,7 +180,10 @@ class JournalReader:
         try:
             yield connection
         finally:
-            self._idle.put(connection)
+            if self._is_closed:
+                connection.close()
+            else:
+                self._idle.put(connection)
 
 
 def sortable(moment: datetime.datetime) -> str:

@@ -211,7 +211,7 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(steps=st.lists(STEP, min_size=4, max_size=20))
 def test_no_undelivered_record_is_ever_removed_and_what_is_kept_has_no_gap(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, int]]

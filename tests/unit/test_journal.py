@@ -163,6 +163,8 @@ def test_two_stations_do_not_write_to_one_journal_and_a_reader_may_look(tmp_path
     journal.close()  # a second time changes nothing
     with pytest.raises(JournalError, match="closed"):
         journal.append([made_record()])
+    with pytest.raises(JournalError, match="closed"):
+        journal.records()
     opened(tmp_path).close()
 
 
