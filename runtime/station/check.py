@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 
 from flowedge.errors import FlowEdgeError
+from flowedge.packages import explain_missing
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.sources import SourceEvent, open_source
@@ -21,6 +22,7 @@ from flowedge.runtime.station.fitting import Fitting
 from flowedge.runtime.station.journal_reader import JournalReader
 from flowedge.runtime.station.judges import engines_of, open_judge
 from flowedge.runtime.station.overrides import Overrides
+from flowedge.runtime.station.page.settings import PageSettings
 from flowedge.runtime.station.settings import ProductSettings, StationSettings
 from flowedge.runtime.station.sinks import StationLink, probe
 from flowedge.runtime.station.status import NoStationError, ask_station
@@ -85,6 +87,8 @@ def check_station(settings: StationSettings, *, folder: Path) -> Iterator[Item]:
     link = StationLink(station=settings.station.name, run="check")
     for sink in settings.sinks:
         yield _tried(f"[[sinks]] {sink.cursor}", partial(probe, sink, link))
+    if settings.page.enabled and not is_running:
+        yield _tried("[page]", lambda: _check_page(settings.page))
     for detector in detectors:
         detector.close()
 
@@ -113,6 +117,15 @@ def _check_folder(name: str, folder: Path) -> str | Item:
 def _check_journal(file: Path) -> str:
     with JournalReader(file) as journal:
         return f"{file} has {journal.last()} records"
+
+
+def _check_page(settings: PageSettings) -> str | Item:
+    with explain_missing("station"):
+        from flowedge.runtime.station.page.page import probe_page
+    address, warning = probe_page(settings)
+    if warning:
+        return Item(name="[page]", state="warning", text=printable(warning))
+    return f"{address} is free"
 
 
 def _is_running(state: Path) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from flowedge.errors import FlowEdgeError, SettingsError
+from flowedge.packages import explain_missing
 from flowedge.runtime.sources import SourceEvent, open_source
 from flowedge.runtime.sources.triggers import Triggered
 from flowedge.runtime.station import journal_file
@@ -160,9 +161,7 @@ class Station:
         self._tell_health()
 
     def _open_page(self, stack: ExitStack, fitting: Fitting) -> None:
-        """Serve the page. Where its address is taken, the station goes on without it, since parts must be judged."""
-        from flowedge.runtime.station.page.page import Page  # imported here, since many stations have no page
-
+        """Serve the page. Where it cannot be served, the station goes on without it, since parts must be judged."""
         controls = StationControls(
             self.settings.station.name,
             self._judges,
@@ -172,6 +171,8 @@ class Station:
             picture_of=self._archive.find,
         )
         try:
+            with explain_missing("station"):
+                from flowedge.runtime.station.page.page import Page
             page = Page(self.settings.page, self.journal, self.live, controls)
             stack.callback(page.stop)
             page.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,19 @@ def test_check_tells_each_fault_and_goes_on(tmp_path: Path) -> None:
     assert items["[source] phots"][0] == "wrong"
     assert items["[[sinks]] other"][0] == "wrong"
     assert "NO_SUCH_SECRET" in items["[[sinks]] webhook"][1]
+
+
+def test_check_tells_of_a_page_that_cannot_be_served_and_of_one_that_everybody_sees(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        file = write_station(tmp_path, tables=f"[page]\nport = {port}\n")
+        state, text = check(file)["[page]"]
+        assert (state, f"port {port}" in text) == ("wrong", True)
+        file.write_text(file.read_text().replace(f"port = {port}", 'port = 0\ntoken_env = "NO_SUCH_TOKEN"'))
+        assert "NO_SUCH_TOKEN" in check(file)["[page]"][1]
+        file.write_text(file.read_text().replace('token_env = "NO_SUCH_TOKEN"', 'address = "0.0.0.0"'))
+        state, text = check(file)["[page]"]
+        assert (state, "Nobody can change anything" in text) == ("warning", True)
 
 
 def test_check_tells_that_nothing_is_ever_ok_without_a_threshold(tmp_path: Path) -> None:

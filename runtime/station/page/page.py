@@ -90,10 +90,7 @@ class Page:
     @property
     def url(self) -> str:
         """The address of the page for a browser on this computer, or on another one where the page listens on it."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._address, self._address)
-        if ":" in host and not host.startswith("["):
-            host = f"[{host}]"
-        return f"{'https' if self._has_tls else 'http'}://{host}:{self.port}/"
+        return _url(self._address, self.port, has_tls=self._has_tls)
 
     def start(self) -> None:
         """Start the thread, and return when the page answers.
@@ -133,6 +130,23 @@ class Page:
         except Exception:
             # The line goes on without its page.
             _LOG.exception("the page has failed")
+
+
+def probe_page(settings: PageSettings) -> tuple[str, str]:
+    """Check that a page with these settings could be served, and return its address and what a person should know.
+
+    Raises:
+        FlowEdgeError: The token or the certificate cannot be read, or the address cannot be listened on.
+    """
+    token, has_tls = _token(settings), _check_certificate(settings)
+    with _listen(settings.address, settings.port) as listening:
+        port = int(listening.getsockname()[1])
+    return _url(settings.address, port, has_tls=has_tls), _warning(settings, token, has_tls=has_tls)
+
+
+def _url(address: str, port: int, *, has_tls: bool) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    return f"{'https' if has_tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def _token(settings: PageSettings) -> str | None:
