@@ -25,7 +25,7 @@ VENV := .venv/.complete
 PEER := .venv-peer/.complete
 DOCS := .venv-docs/.complete
 
-.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines packs fuzz soak station-cost schema docs venv peer clean
+.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines packs fuzz gpu soak station-cost schema docs venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out --force
@@ -71,6 +71,13 @@ engines: $(VENV) $(PEER)
 
 packs: $(VENV)
 	PYTHONPATH=tests $(BIN)/python tests/bench/table_packs.py --out bench-out/packs
+
+# DEVICE=cpu tries the campaign on a machine without a GPU. KIT names a kit of gpu.kit, for a machine without a network.
+DEVICE ?= cuda
+gpu:
+	@if [ -n "$(KIT)" ]; then PYTHONPATH=tests python3 -m gpu.kit unpack "$(KIT)" .gpu-site; fi
+	@if [ -e .gpu-site/env.sh ]; then . .gpu-site/env.sh; python3 -m gpu.run --device $(DEVICE) --out gpu-out; \
+	else PYTHONPATH=tests $(BIN)/python -m gpu.run --device $(DEVICE) --out gpu-out; fi
 
 N ?= 2000
 FIRST ?= 0
