@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 from collections import deque
@@ -18,6 +17,7 @@ from flowedge.runtime.render import draw, encoded
 from flowedge.runtime.result import Result
 from flowedge.runtime.station.hand_over import Throttle
 from flowedge.runtime.station.keeping_settings import ArchiveSettings
+from flowedge.runtime.station.page.findings import findings_of
 from flowedge.runtime.station.picture_store import PictureStore, frame_name
 from flowedge.runtime.station.record import Event, Record, Signal, picture_name
 
@@ -240,10 +240,10 @@ class Archive:
             assert item.pixels is not None, "put checked it"
             self._store.write(name, encoded(item.pixels, ".jpg", jpeg_quality=_JPEG_QUALITY))
             return
-        if result.verdict == "ok" and record.signal == "nok" and record.regions:
-            # The score alone accepts the frame and its regions reject it, so the picture has to show them.
-            result = dataclasses.replace(result, verdict="anomalous")
-        self._store.write(name, encoded(draw(result), ".jpg", jpeg_quality=_JPEG_QUALITY))
+        # Before Python 3.12, all results share one lock for each map that is made on first use. Findings of the whole
+        # size take only what the line has made already, so that the line never waits for a picture.
+        findings = findings_of(record, result, max(result.frame_size))
+        self._store.write(name, encoded(draw(findings), ".jpg", jpeg_quality=_JPEG_QUALITY))
         kind = self._settings.frame
         if kind != "none":
             quality = _JPEG_QUALITY if kind == "jpg" else None

@@ -7,6 +7,7 @@ import re
 import threading
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +17,7 @@ from flowedge.runtime.station.archive import Archive
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.keeping_settings import ArchiveSettings
 from flowedge.runtime.station.picture_store import PictureStore
-from flowedge.runtime.station.record import Event, Record, Signal, picture_name
+from flowedge.runtime.station.record import Event, Record, Signal, picture_name, recorded_region
 from support.made_result import made_result
 from support.station_records import made_record
 
@@ -104,6 +105,36 @@ def test_frames_around_an_event_are_kept(tmp_path: Path) -> None:
         if number == 17:
             archive.event(Event(kind="started", text="no reason for pictures"))
     assert [int(name[-13:-7]) for name in kept(archive, tmp_path)] == [9, 10, 11, 12, 13]
+
+
+def test_a_frame_that_its_regions_reject_is_painted_although_its_score_is_ok(tmp_path: Path) -> None:
+    values = np.zeros((40, 60))
+    values[10:20, 10:30] = 3
+    result = made_result(FRAME, values, verdict="ok", image_threshold=9.0)
+    (region,) = result.regions
+    record = msgspec.structs.replace(
+        written(1), verdict="ok", regions=(recorded_region(region, length_px=22.0, mm_per_px=None),)
+    )
+    archive = Archive(ArchiveSettings(frame="none"), PictureStore(tmp_path, NAME))
+    archive.put(record, result)
+    archive.put(msgspec.structs.replace(record, number=2, id=f"{NAME}-2", picture=None, signal="ok"), result)
+    archive.event(Event(kind="drift", level="alarm", text=""))
+    archive.close()
+    red = {}
+    for name in names(tmp_path):
+        with Image.open(tmp_path / NAME / "0000000" / f"{name}.jpg") as picture:
+            pixels = np.asarray(picture).astype(int)
+        red[name[-3:]] = int(((pixels[..., 0] > 200) & (pixels[..., 1] < 90) & (pixels[..., 2] < 90)).sum())
+    assert red["nok"] > red["-ok"] + 100
+
+
+def test_the_archive_makes_no_map_in_a_result_of_the_line(tmp_path: Path) -> None:
+    result = made_result(FRAME, np.zeros((40, 60)), verdict="ok")
+    archive = Archive(ArchiveSettings(), PictureStore(tmp_path, NAME))
+    archive.put(written(1, "ok"), result)
+    archive.close()
+    assert archive.status.written == 1
+    assert not {"anomaly_map", "mask", "regions"} & set(vars(result))
 
 
 def test_a_frame_that_was_not_judged_is_kept_bare(tmp_path: Path) -> None:

@@ -450,13 +450,13 @@ def test_many_browsers_cost_one_drawing(served: Served, monkeypatch: pytest.Monk
     from flowedge.runtime.station.page import findings, pictures
 
     drawn: list[object] = []
-    real = findings.small_findings
+    real = findings.findings_of
 
     def counted(*given: Any) -> Any:
         drawn.append(given)
         return real(*given)
 
-    monkeypatch.setattr(pictures, "small_findings", counted)
+    monkeypatch.setattr(pictures, "findings_of", counted)
     served.line.part()
     for _ in range(10):
         assert served.get("/live.jpg?number=1").status == 200

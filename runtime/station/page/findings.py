@@ -17,6 +17,7 @@ from flowedge.runtime.area.result import AreaResult
 from flowedge.runtime.regions import Region
 from flowedge.runtime.report.pictures import shrunk
 from flowedge.runtime.result import Result
+from flowedge.runtime.station.record import Record
 
 _LEAST_PX: Final = 480
 
@@ -58,6 +59,15 @@ class SmallFindings:
     @cached_property
     def regions(self) -> tuple[Region, ...]:
         return self.small_regions
+
+
+def findings_of(record: Record, result: Result, longest_px: int) -> SmallFindings:
+    """Return the findings that explain a record, at the size that `small_findings` gives them."""
+    findings = small_findings(result, longest_px)
+    if findings.verdict == "ok" and record.signal == "nok" and record.regions:
+        # The score accepts the frame and its regions reject it. A drawing of an accepted frame would hide them.
+        return dataclasses.replace(findings, verdict="anomalous")
+    return findings
 
 
 def small_findings(result: Result, longest_px: int) -> SmallFindings:

@@ -19,7 +19,7 @@ from flowedge.runtime.render import draw, encoded
 from flowedge.runtime.report.pictures import shrunk, whole_map
 from flowedge.runtime.result import Result
 from flowedge.runtime.station.live import Live, Seen
-from flowedge.runtime.station.page.findings import fitted, small_findings
+from flowedge.runtime.station.page.findings import findings_of, fitted
 from flowedge.runtime.station.record import Record
 
 View: TypeAlias = Literal["findings", "camera", "map"]
@@ -93,7 +93,7 @@ class Pictures:
             return None
         result = seen.result
         key = (seen.record.id, seen.record.number, view)
-        return self._drawn.get(key, lambda: _jpeg(_drawn(result, view, self._longest_px)))
+        return self._drawn.get(key, lambda: _jpeg(_drawn(seen.record, result, view, self._longest_px)))
 
     def thumbnail(self, record: Record, file: Path | None) -> bytes | None:
         """Return a small JPEG of a record's findings, from its result or else from the archive, if there is either.
@@ -107,7 +107,7 @@ class Pictures:
         def made() -> bytes | None:
             result = self._result_of(record)
             if result is not None:
-                return _jpeg(_drawn(result, "findings", THUMBNAIL_PX))
+                return _jpeg(_drawn(record, result, "findings", THUMBNAIL_PX))
             picture = None if file is None else _read(file)
             return None if picture is None else _jpeg(shrunk(picture, THUMBNAIL_PX))
 
@@ -123,7 +123,7 @@ class Pictures:
         if result is None:
             return None
         key = (record.id, record.number, view)
-        return self._drawn.get(key, lambda: _jpeg(_drawn(result, view, self._longest_px)))
+        return self._drawn.get(key, lambda: _jpeg(_drawn(record, result, view, self._longest_px)))
 
     def stored(self, file: Path | None) -> bytes | None:
         """Return a JPEG of a picture in the archive, at the size of the page. The value is None where it is gone."""
@@ -157,11 +157,11 @@ class _Cache:
         return made
 
 
-def _drawn(result: Result, view: View, longest_px: int) -> NDArray[np.uint8]:
+def _drawn(record: Record, result: Result, view: View, longest_px: int) -> NDArray[np.uint8]:
     """Draw a result at the size of the page, so that a frame of any size costs little."""
     if view == "camera" or not np.isfinite(result.network_map).all():
         return fitted(result.frame, longest_px)
-    findings = small_findings(result, longest_px)
+    findings = findings_of(record, result, longest_px)
     return whole_map(painted_values(findings)) if view == "map" else draw(findings, captions=False)
 
 
