@@ -437,7 +437,7 @@ def test_streams_are_limited_and_end_with_the_page(tmp_path: Path) -> None:
 def test_nothing_is_drawn_while_nobody_looks(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[object] = []
     monkeypatch.setattr(
-        "flowedge.runtime.station.page.pictures.small_findings", lambda *given: drawn.append(given)
+        "flowedge.runtime.station.page.pictures.findings_of", lambda *given: drawn.append(given)
     )
     for _ in range(5):
         served.line.part()
