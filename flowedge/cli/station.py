@@ -12,6 +12,7 @@ import typer
 from flowedge.cli.group import new_group
 from flowedge.cli.output import MESSAGES, PROBLEMS, RESULTS, Force, Json, StationFile, print_json, table
 from flowedge.cli.signals import call_on_signals
+from flowedge.cli.station_drift import drift
 from flowedge.cli.station_records import export, records
 from flowedge.cli.station_shadow import shadow
 from flowedge.errors import FlowEdgeError
@@ -162,6 +163,7 @@ def status(file: StationFile, json: Json = False) -> None:
 
 app.command("records")(records)
 app.command("shadow")(shadow)
+app.command("drift")(drift)
 app.command("export")(export)
 
 

@@ -26,6 +26,8 @@ from flowedge.runtime.station.page.settings import PageSettings
 from flowedge.runtime.station.settings import ProductSettings, StationSettings
 from flowedge.runtime.station.sinks import StationLink, probe
 from flowedge.runtime.station.status import NoStationError, ask_station
+from flowedge.runtime.station.watch.settings import ShadowSettings
+from flowedge.runtime.station.watch.shadow import product_of_shadow
 from flowedge.source_addresses import without_password
 from flowedge.text import printable
 
@@ -80,6 +82,8 @@ def check_station(settings: StationSettings, *, folder: Path) -> Iterator[Item]:
         return
     for product in settings.all_products:
         yield from _check_product(product, settings, fit, detectors)
+    if settings.shadow is not None:
+        yield _tried("[shadow] bundle", partial(_check_shadow, settings, settings.shadow, fit))
     frame, item = _check_source(settings, folder, detectors)
     yield item
     if frame is not None and detectors:
@@ -100,6 +104,13 @@ def _tried(name: str, look: Callable[[], str | Item]) -> Item:
     except FlowEdgeError as error:
         return Item(name=name, state="wrong", text=printable(str(error)))
     return found if isinstance(found, Item) else Item(name=name, state="ok", text=printable(found))
+
+
+def _check_shadow(settings: StationSettings, shadow: ShadowSettings, fit: Fitting) -> str:
+    product, inspect = product_of_shadow(settings, shadow)
+    judge = open_judge(product, shadow.engine, inspect, fit)
+    judge.base.close()
+    return f"{shadow.bundle} runs on {judge.base.engine_name} ({judge.base.precision}), and decides nothing"
 
 
 def _check_folder(name: str, folder: Path) -> str | Item:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import random
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from flowedge.runtime.detector import Detector
 from flowedge.runtime.frames.frame_check import frame_statistics
 from flowedge.runtime.opening.opening import open_engine
 from flowedge.runtime.station.record import Event, Record
-from flowedge.runtime.station.watch import Watch, WatchSettings
+from flowedge.runtime.station.watch import Watch, WatchSettings, drift_keeper
 from flowedge.runtime.station.watch.drift import DriftState, DriftWatch
 from flowedge.runtime.station.watch.quantities import PICTURE, QUANTITIES, picture_values, words_for
 from flowedge.runtime.station.watch.reference import Reference, reference_of
@@ -291,6 +292,23 @@ def test_a_watch_goes_on_after_a_restart_and_learns_anew_when_asked(tmp_path: Pa
     assert not third.seen(_record(100, threshold=2.0), _picture(100, 0.7))
     assert third.status()[""]["drift"]["phase"] == "learning"
     third.close()
+
+
+def test_a_station_that_is_asked_to_learn_takes_the_next_frames_as_its_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift_keeper, "_LOOK_S", 0.02)
+    watch = Watch(WatchSettings(learn=50), tmp_path, {"": write_tiny_bundle(tmp_path / "a.flowedge")})
+    for number in range(50):
+        watch.seen(_record(number), _picture(number))
+    assert watch.status()[""]["drift"]["phase"] == "watching"
+    drift_keeper.ask_to_learn(tmp_path)
+    end = time.monotonic() + 30
+    while watch.status()[""]["drift"]["phase"] != "learning":
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert not (tmp_path / "watch" / drift_keeper.LEARN).exists()
+    watch.close()
 
 
 def test_a_damaged_state_is_kept_aside_and_told(tmp_path: Path) -> None:

@@ -170,3 +170,14 @@ class DriftKeeper:
                 write_whole_file(file, content)
             except OSError as error:
                 _LOG.warning("%s cannot be written: %s", file, error)
+
+
+def ask_to_learn(folder: Path) -> None:
+    """Ask the station of a state folder to learn anew, at once or when it starts.
+
+    Raises:
+        OSError: The request cannot be written.
+    """
+    request = folder / FOLDER / LEARN
+    request.parent.mkdir(parents=True, exist_ok=True)
+    request.touch()

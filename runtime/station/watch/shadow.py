@@ -20,7 +20,7 @@ from flowedge.runtime.protocols import PixelArray
 from flowedge.runtime.result import Result
 from flowedge.runtime.station.judges import Tell
 from flowedge.runtime.station.record import Record
-from flowedge.runtime.station.settings import ProductSettings, StationSettings
+from flowedge.runtime.station.settings import InspectSettings, ProductSettings, StationSettings
 from flowedge.runtime.station.watch.comparison import (
     Compared,
     ComparisonFolder,
@@ -162,13 +162,17 @@ class Shadow:
 
 def work_of_shadow(settings: StationSettings, shadow: ShadowSettings) -> Work:
     """Describe the second bundle, which judges the area that is in force when it opens."""
-    return work_for(
-        ProductSettings(name=shadow.product, bundle=shadow.bundle),
-        shadow.engine,
-        msgspec.structs.replace(settings.inspect, precision=shadow.precision, threads=shadow.threads),
-        settings.area,
-        settings.station.state,
-    )
+    product, inspect = product_of_shadow(settings, shadow)
+    return work_for(product, shadow.engine, inspect, settings.area, settings.station.state)
+
+
+def product_of_shadow(
+    settings: StationSettings, shadow: ShadowSettings
+) -> tuple[ProductSettings, InspectSettings]:
+    """Return the settings by which the second bundle is opened in place of the first one."""
+    product = ProductSettings(name=shadow.product, bundle=shadow.bundle)
+    inspect = msgspec.structs.replace(settings.inspect, precision=shadow.precision, threads=shadow.threads)
+    return product, inspect
 
 
 class SecondBundle:
