@@ -13,6 +13,7 @@
 #   make packs    8 and 32 products as bundles and as a pack: memory, change of product, speed, into bench-out/packs/
 #   make fuzz     damaged checkpoints, bundles and pictures: N cases (2,000) from FIRST (0) with SEED (0), into fuzz-out/
 #   make soak     a station at full speed for ten minutes (SECONDS=600) while all around it breaks, into soak-out/
+#   make drift    false alarms of the watch for drift, and its delay on real tiles, into bench-out/drift.md
 #   make station-cost  what a station costs beside the bare engine and beside anomalib, into bench-out/station/
 #   make screenshots  pictures of all HTML pages for the documentation, from the demo; needs Debian's chromium
 #   make schema   the JSON Schema of what a station's sinks send, into docs/station.schema.json
@@ -25,7 +26,7 @@ VENV := .venv/.complete
 PEER := .venv-peer/.complete
 DOCS := .venv-docs/.complete
 
-.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines packs fuzz gpu soak station-cost schema docs venv peer clean
+.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines packs fuzz gpu soak station-cost schema drift docs venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out --force
@@ -95,6 +96,11 @@ soak: $(VENV)
 
 station-cost: $(VENV) $(PEER)
 	PYTHONPATH=tests $(BIN)/python tests/bench/station_cost.py --peer .venv-peer/bin/python --out bench-out/station
+
+drift: $(VENV)
+	mkdir -p bench-out
+	PYTHONPATH=tests $(BIN)/python tests/bench/table_drift.py > bench-out/drift.md
+	cat bench-out/drift.md
 
 # The tools have an environment of their own, so that no test depends on them.
 docs: $(DOCS)

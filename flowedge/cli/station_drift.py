@@ -73,7 +73,7 @@ def _print(product: str, told: dict[str, Any]) -> None:
         )
     RESULTS.print(rows)
     RESULTS.print(
-        f"Every {told['spacing']}. frame is watched. Neighbours have a correlation of up to "
+        f"One in {told['spacing']} inspected frames is watched. Neighbours have a correlation of up to "
         f"{told['autocorrelation']:.2f}.",
         soft_wrap=True,
     )

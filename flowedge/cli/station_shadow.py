@@ -36,7 +36,11 @@ def shadow(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="FOLDER", help="The pictures that both bundles judge, with --bundle."),
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            help="The pictures that both bundles judge, with --bundle. By default the frames in the station's archive.",
+        ),
     ] = None,
     product: Annotated[
         str | None, typer.Option("--product", help="The product, for a station of several products.")
@@ -126,7 +130,6 @@ def _judge_pictures(
     """Let both bundles judge pictures, and return the folder of the comparison and a sentence on the choice."""
     import msgspec
 
-    from flowedge.runtime.frames.finding import find_images
     from flowedge.runtime.frames.images import read_image
     from flowedge.runtime.station.fitting import Fitting
     from flowedge.runtime.station.judges import engines_of, open_judge
@@ -140,9 +143,7 @@ def _judge_pictures(
         subject_of,
     )
 
-    if data is None:
-        raise FlowEdgeError("--bundle judges pictures: name their folder by --data.")
-    images = find_images(data).images
+    images, note = _pictures(settings, data)
     products = {one.name: one for one in settings.all_products}
     name = next(iter(products)) if product is None else product
     if name not in products or (product is None and len(products) > 1):
@@ -177,8 +178,29 @@ def _judge_pictures(
                 number=place, source_id=str(path), first=side_of(results[0]), second=side_of(results[1])
             )
             kept.add(compared, results[0], results[1], most_pictures=_MOST_PICTURES)
-    note = f"Both bundles judged the pictures of {data}."
     return kept.folder, f"{note} {left_out} pictures could not be read." if left_out else note
+
+
+def _pictures(settings: StationSettings, data: Path | None) -> tuple[list[Path], str]:
+    """Find the pictures of a folder or of the archive, and return them with a sentence on their choice."""
+    from flowedge.runtime.frames.finding import find_images
+
+    if data is not None:
+        return find_images(data).images, f"Both bundles judged the pictures of {data}."
+    archive = settings.archive.folder or settings.station.state / "archive"
+    # The archive also has pictures in which findings are drawn.
+    frames = (
+        [path for path in find_images(archive).images if ".frame." in path.name] if archive.is_dir() else []
+    )
+    if not frames:
+        raise FlowEdgeError(
+            f"{archive} holds no frames that a second bundle could judge. Name pictures by --data FOLDER, or let the "
+            "station keep frames by [archive]."
+        )
+    return frames, (
+        f"Both bundles judged the {len(frames)} frames in {archive}, which the policy of the archive has chosen. "
+        "Rejected frames are among them more often than on the line."
+    )
 
 
 def _write_page(

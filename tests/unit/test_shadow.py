@@ -168,6 +168,7 @@ def test_a_second_bundle_judges_beside_the_first_and_keeps_the_pictures_of_flips
         compared,
         lambda one: read_pictures(folder, one.number),
         [("second bundle", "<i>")],
+        note="a <u>note",
     )
     assert "<b>7" not in page
     assert "<i>" not in page
@@ -278,7 +279,7 @@ def test_the_command_says_what_it_needs(site: Path) -> None:
     file = site / "station.toml"
     assert "no table [shadow]" in run_flowedge("station", "shadow", file).stderr
     missing = run_flowedge("station", "shadow", file, "--bundle", site / "second.flowedge")
-    assert "name their folder by --data" in missing.stderr
+    assert "holds no frames" in missing.stderr
     assert run_flowedge("station", "shadow", file, "--data", site).status == 2
 
 
@@ -302,6 +303,10 @@ def test_a_running_station_lets_the_second_bundle_judge_and_the_command_reports_
             write_photos(tmp_path / "photos", 1, first=number)
             number += 1
             time.sleep(0.1)
+        drift = run_flowedge("station", "drift", file)
+        assert "of 200 frames learned" in drift.stdout
+        assert drift.status == 0
+        assert run_flowedge("station", "drift", file, "--learn").status == 0
         station.stop()
         thread.join()
     told = run_flowedge("station", "shadow", file, "--json")

@@ -213,7 +213,8 @@ class DriftWatch:
     def _learned_text(self, by_calibration: Sequence[str], *, dependent: bool) -> str:
         state = self.state
         origin = "the calibration" if by_calibration else f"the first {self._settings.learn} watched frames"
-        text = f"every {state.spacing}. inspected frame is watched for drift and compared with {origin}"
+        which = "each" if state.spacing == 1 else f"one in {state.spacing}"
+        text = f"{which} of the inspected frames is watched for drift and compared with {origin}"
         if by_calibration and len(by_calibration) < len(QUANTITIES):
             others = [name for name in QUANTITIES if name not in by_calibration]
             text += f" ({', '.join(others)}: with the first frames, as the bundle has no values that fit)"

@@ -9,7 +9,8 @@ import numpy as np
 
 from flowedge.runtime.report.charts import Series, charts, points
 from flowedge.runtime.report.markup import Markup
-from flowedge.runtime.report.shell import facts, figures, notice, page_of, paragraph, section
+from flowedge.runtime.report.run_report import common_folder
+from flowedge.runtime.report.shell import facts, figures, page_of, paragraph, section
 from flowedge.runtime.report.tables import Column, image_table, table
 from flowedge.runtime.station.watch.comparison import PICTURES, Compared, Summary
 from flowedge.runtime.station.watch.ranks import ranks_of
@@ -27,7 +28,7 @@ def shadow_page(
     pictures_of: Callable[[Compared], Sequence[str | None]],
     about: Sequence[tuple[str, str]],
     *,
-    note: str = "",
+    note: str,
 ) -> str:
     """Return the page.
 
@@ -52,7 +53,7 @@ def shadow_page(
                 ),
             ]
         ),
-        notice(note) if note else Markup(""),
+        paragraph(note),
         section("Verdicts", _verdicts(summary)),
         section(
             "Scores",
@@ -117,9 +118,10 @@ def _flipped(
         Column(name="number", kind="number"),
         Column(name="reason", kind="text"),
     ]
+    folder = common_folder([one.source_id for one in shown])
     rows = [
         (
-            one.source_id,
+            one.source_id.removeprefix(folder),
             one.first.verdict,
             one.second.verdict,
             one.first.score,
@@ -134,7 +136,8 @@ def _flipped(
         for one in shown
     ]
     with_pictures = [place for place, one in enumerate(shown) if one.has_pictures][:MOST_PICTURES]
-    words = ["A click on a picture enlarges it, and the arrow keys go to the next."]
+    words = [f"All names begin with {folder}."] if folder else []
+    words += ["A click on a picture enlarges it, and the arrow keys go to the next."]
     if len(shown) < len(flipped):
         words.append(f"The table has the first {MOST_ROWS} of {len(flipped)} frames.")
     if len(with_pictures) < len(shown):
