@@ -383,6 +383,8 @@ class Station:
         )
         if self.page is not None:
             self.tell("page", "info", f"the page is at {self.page.url}")
+            if self.page.warning:
+                self.tell("page", "warning", self.page.warning)
         self._running_loop.start()
         self.live.beat()
         self._notifier.ready(self._status_line())

@@ -35,6 +35,7 @@ class Clock:
 
 class Shown(NamedTuple):
     page: Page
+    journal: Journal
     live: Live
     line: PretendLine
     station: PretendStation
@@ -58,7 +59,7 @@ def shown(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sh
     live.tell(HOSTILE, "warning", HOSTILE, kind="sink", unit=HOSTILE, value=1)
     settings = PageSettings(port=0, token_file=folder / "token", pictures_per_second=20, stale_after_s=10)
     with journal, Page(settings, journal, live, station) as page:
-        yield Shown(page, live, line, station, clock)
+        yield Shown(page, journal, live, line, station, clock)
 
 
 @pytest.fixture
@@ -159,6 +160,19 @@ def test_a_station_that_no_longer_answers_looks_like_it(browser: Any, shown: Sho
     waits_for(page, "#word", "OFFLINE")
     assert page.locator("#stage.lost").count() == 1
     context.close()
+
+
+def test_a_browser_that_gets_no_stream_asks_from_time_to_time(browser: Any, shown: Shown) -> None:
+    settings = PageSettings(port=0, streams=1)
+    page = browser.new_page()
+    with Page(settings, shown.journal, shown.live, shown.station) as crowded:
+        first = urllib.request.urlopen(f"{crowded.url}live", timeout=20)
+        assert first.readline().startswith(b"data: ")
+        page.goto(crowded.url)
+        shown.line.part()
+        waits_for(page, "#title", f"Part T-{4000 + shown.line.count}")
+        page.close()
+    first.close()
 
 
 def test_the_views_are_chosen_without_leaving_the_page(visit: Callable[..., Any], shown: Shown) -> None:

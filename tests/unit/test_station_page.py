@@ -548,3 +548,29 @@ def test_work_that_has_not_begun_ends_with_the_page() -> None:
     for one in (second, third):
         assert isinstance(one, HTTPException)
         assert one.status_code == 503
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x00" * 2000,
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/9.9\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET http://127.0.0.1/ HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
+        b"GET /%00%ff%fe/../%2e HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
+        b"GET /records?part=%ff%00&before=%31 HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 40_000 + b"\r\n\r\n",
+        b"POST /changes/area HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /live HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+def test_a_client_that_talks_nonsense_is_refused_and_the_page_goes_on(
+    quiet: Served, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_connection(("127.0.0.1", quiet.page.port), timeout=20) as client:
+        client.sendall(sent)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1 << 16)[9:12] in (b"", b"200", b"400", b"404", b"421")
+    assert quiet.get("/live.json").status == 200
+    assert "Traceback" not in caplog.text

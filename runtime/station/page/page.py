@@ -32,6 +32,9 @@ _LEAST_TOKEN: Final = 12
 class Page:
     """The page of a running station.
 
+    Attributes:
+        warning: What a person should know about the address of the page. The text is empty where all is well.
+
     Examples:
         >>> from flowedge.runtime.station.page.page import Page
         >>> with Page(settings.page, journal, live, station) as page:  # doctest: +SKIP
@@ -53,8 +56,6 @@ class Page:
         token = _token(settings)
         self._has_tls = _check_certificate(settings)
         self.warning = _warning(settings, token, has_tls=self._has_tls)
-        if self.warning:
-            _LOG.warning(self.warning)
         self._site = Site(settings, journal, live, station, token)
         self._address = settings.address
         self._socket = _listen(settings.address, settings.port)

@@ -7,7 +7,7 @@
   const live = byId("live");
   if (live) {
     const picture = byId("picture"), stage = byId("stage"), verdict = byId("verdict");
-    let state = null, heardAt = Date.now(), stream = null, timer = 0;
+    let state = null, heardAt = performance.now(), stream = null, timer = 0;
 
     const look = (name) => {
       verdict.className = `verdict ${name}`;
@@ -40,7 +40,7 @@
     const show = (told) => {
       const before = state;
       state = told;
-      heardAt = Date.now();
+      heardAt = performance.now();
       look(state.look);
       set(byId("word"), state.word);
       set(byId("title"), state.title);
@@ -54,7 +54,7 @@
       }
     };
     const lost = () => {
-      const seconds = Math.round((Date.now() - heardAt) / 1000);
+      const seconds = Math.round((performance.now() - heardAt) / 1000);
       if (seconds < 4 || document.hidden) return;
       look("lost");
       set(byId("word"), "OFFLINE");
@@ -72,7 +72,7 @@
       stream?.close();
       clearInterval(timer);
       if (document.hidden) return;
-      heardAt = Date.now();
+      heardAt = performance.now();
       stream = new EventSource("/live");
       stream.onmessage = (event) => show(JSON.parse(event.data));
       stream.onerror = () => {
