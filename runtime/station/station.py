@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-
-import msgspec
 
 from flowedge.errors import FlowEdgeError, SettingsError
 from flowedge.packages import explain_missing
@@ -25,22 +23,22 @@ from flowedge.runtime.station.fitting import Fitting
 from flowedge.runtime.station.health_report import HealthReport
 from flowedge.runtime.station.housekeeping import Housekeeper
 from flowedge.runtime.station.journal import Journal
-from flowedge.runtime.station.judges import Judge, Judges, engines_of, open_judge
+from flowedge.runtime.station.judges import Judges, engines_of, open_judge
 from flowedge.runtime.station.live import Live
-from flowedge.runtime.station.loop import Loop, LoopParts, Written
+from flowedge.runtime.station.loop import Loop, LoopParts
 from flowedge.runtime.station.notify import Notifier, Watchdog
 from flowedge.runtime.station.overrides import Overrides
 from flowedge.runtime.station.picture_store import PictureStore
-from flowedge.runtime.station.record import Event, Level, Record
+from flowedge.runtime.station.record import Event, Level
 from flowedge.runtime.station.recording import Recorder
 from flowedge.runtime.station.settings import StationSettings
 from flowedge.runtime.station.sinks import StationLink
+from flowedge.runtime.station.stage_calls import StageCalls
 from flowedge.runtime.station.station_controls import StationControls
 from flowedge.runtime.station.status import StatusServer
 from flowedge.runtime.station.summary import summary
 from flowedge.runtime.station.watch import Watch
 from flowedge.runtime.station.watch.shadow import Shadow, work_of_shadow
-from flowedge.runtime.station.work import Work
 from flowedge.source_addresses import without_password
 
 if TYPE_CHECKING:
@@ -60,7 +58,7 @@ class Station:
         >>> from flowedge.runtime.station.settings import read_station
         >>> from flowedge.runtime.station.station import Station
         >>> with Station(read_station("station.toml"), folder=Path(".")) as station:  # doctest: +SKIP
-        ...     station.run(until_end=True)
+        ...     station.run()
     """
 
     def __init__(
@@ -125,8 +123,6 @@ class Station:
         bundles = {judge.product: judge.detector.bundle for judge in self._judges.judges}
         self._watch = Watch(settings.watch, state, bundles, area=lambda: fitting.area_name)
         stack.callback(self._watch.close)
-        for judge in self._judges.judges:
-            self._test(judge)
         self._watchdog = Watchdog(self._notifier, self._status_line)
         first = next(iter(bundles.values()))
         self._source = open_source(
@@ -137,7 +133,6 @@ class Station:
             seen=self.journal.seen,
         )
         stack.callback(self._source.close)
-        loop = self._new_loop()
         link = StationLink(
             station=settings.station.name,
             run=self.journal.run,
@@ -148,13 +143,24 @@ class Station:
         if self._shadow is not None:
             stack.callback(self._shadow.close)
         self._deliveries = Deliveries.of(settings.sinks, self.journal, link, self._tell_event)
+        self._calls = StageCalls(
+            watch=self._watch,
+            journal=self.journal,
+            archive=self._archive,
+            live=self.live,
+            deliveries=self._deliveries,
+            shadow=self._shadow,
+            tell=self._tell_event,
+        )
+        for judge in self._judges.judges:
+            self._calls.test(judge)
         self._housekeeper = Housekeeper(
             self.journal, settings.journal, settings.sinks, self._archive, self._tell_event
         )
         stack.callback(self._housekeeper.close)
-        self._loop = loop
+        self._loop = self._new_loop()
         for event in self._early:
-            loop.put_event(event)
+            self._loop.put_event(event)
         if settings.page.enabled:
             self._open_page(stack, fitting)
         stack.callback(StatusServer(state, self.status).close)
@@ -196,13 +202,13 @@ class Station:
         parts = LoopParts(
             source=self._source,
             judges=self._judges,
-            check=self._check,
-            test=self._test,
+            check=self._calls.check,
+            test=self._calls.test,
             record=record,
             stamp=record.stamp,
-            append=self._append,
+            append=self._calls.append,
             tell=self._tell_event,
-            publish=self._publish,
+            publish=self._calls.publish,
             working=self._watchdog.working,
             on_end=self._wake.set,
         )
@@ -230,7 +236,7 @@ class Station:
             self._wait()
         finally:
             self._end()
-        return not loop.source_problem and not loop.unwritten
+        return not loop.source_problem and not loop.unwritten and loop.join(0)
 
     def _wait(self) -> None:
         """Wait until the station is to stop, and do meanwhile what is due."""
@@ -294,35 +300,6 @@ class Station:
     def _source_name(self) -> str:
         return self.settings.source.name or without_password(self.settings.source.address)
 
-    def _check(self, work: Work) -> str:
-        assert work.judge is not None
-        return self._watch.check(work.frame, work.pixels[0], product=work.judge.product)
-
-    def _test(self, judge: Judge) -> str:
-        """Do the next part of the engine's self-test where one is due, and return why nothing may be inspected."""
-        if self._watch.due(judge.detector, product=judge.product):
-            for event in self._watch.test(judge.detector, product=judge.product):
-                self._tell_event(event)
-        return self._watch.problem(product=judge.product)
-
-    def _append(self, records: Sequence[Record], events: Sequence[Event]) -> Sequence[Record]:
-        # The signal is final only now, and the journal gives the name of the picture with the number.
-        chosen = [
-            msgspec.structs.replace(record, picture="") if self._archive.wants(record.signal) else record
-            for record in records
-        ]
-        return self.journal.append(chosen, events).records
-
-    def _publish(self, written: Sequence[Written]) -> None:
-        for record, work in written:
-            self.live.publish(record, work.result)
-            self._archive.put(record, work.result, work.pixels[0] if work.pixels else None)
-            if self._shadow is not None:
-                self._shadow.offer(record, work.frame.pixels, work.result)
-            for event in self._watch.seen(record, work.pixels[0] if work.pixels else None):
-                self._tell_event(event)
-        self._deliveries.wake()
-
     def _tell_source(self, event: SourceEvent) -> None:
         level: Level = (
             "info" if event.kind == "source_back" else "alarm" if event.kind == "source_lost" else "warning"
@@ -354,7 +331,7 @@ class Station:
             _LOG.exception("the states of the parts cannot be told")
         for judge in self._judges.judges:
             if self._watch.due(judge.detector, product=judge.product):
-                self._running_loop.between_frames(partial(self._test, judge))
+                self._running_loop.between_frames(partial(self._calls.test, judge))
 
     def _tell_health(self) -> None:
         loop = self._running_loop

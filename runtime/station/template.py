@@ -50,7 +50,7 @@ def station_file(given: Mapping[str, Mapping[str, Any]], sinks: list[Mapping[str
                     lines += _table(f"[[{field.encode_name}]]", field.encode_name, kind, values)
         else:
             # A table that may be missing stands behind "#".
-            absent = None if field.default is None else {}
+            absent: dict[str, Any] | None = None if field.default is None else {}
             values = given.get(field.encode_name, absent)
             lines += _table(f"[{field.encode_name}]", field.encode_name, kinds[0], values)
     return "\n".join(lines) + "\n"
