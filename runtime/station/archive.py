@@ -111,7 +111,7 @@ class Archive:
         """Take a record that the journal has written, with what its pictures are made of.
 
         Args:
-            record: The record. Its picture is kept where it has a name for one, and around events.
+            record: The record. The picture is kept where the record has a name for one, and around events.
             result: The findings. The value is None for a frame that was not judged.
             pixels: ``(H, W, 3)`` uint8, RGB, the frame where there is no result.
         """

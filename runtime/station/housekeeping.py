@@ -51,7 +51,7 @@ class Housekeeper:
         Args:
             journal: The journal.
             settings: The limits of the journal.
-            sinks: The settings of the sinks, which tell whose cursors hold records back.
+            sinks: The settings of the sinks, whose cursors hold records back.
             archive: The pictures.
             tell: Journals an event.
         """

@@ -57,7 +57,7 @@ class Journal(JournalReader):
         """Open the journal for writing, and make it where it is not there.
 
         Args:
-            path: The file. Its folder must exist.
+            path: The file, whose folder must exist.
             station: The name of the station, for events of the journal itself.
             reserve_bytes: The size of the file beside it that is deleted when the disk is full.
             on_full: Called from the journal's thread where the disk is full and the reserve is used up, to make room.

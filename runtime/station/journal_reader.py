@@ -115,19 +115,23 @@ class JournalReader:
 
     def last(self) -> int:
         """Return the number of the newest record, which is 0 for an empty journal."""
-        return int(self.rows("SELECT coalesce(max(number), 0) FROM records")[0][0])
+        return self.span("records")[1]
 
     def first(self) -> int:
         """Return the number of the oldest record, which is 0 for an empty journal."""
-        return int(self.rows("SELECT coalesce(min(number), 0) FROM records")[0][0])
+        return min(self.span("records"))
 
     def last_event(self) -> int:
         """Return the number of the newest event, which is 0 where there is none."""
-        return int(self.rows("SELECT coalesce(max(number), 0) FROM events")[0][0])
+        return self.span("events")[1]
 
     def span(self, table: Table) -> tuple[int, int]:
         """Return the numbers of the oldest and of the newest record or event, ``(1, 0)`` where there is none."""
-        return tuple(self.rows(f"SELECT coalesce(min(number), 1), coalesce(max(number), 0) FROM {table}")[0])
+        # SQLite answers min and max from the ends of the table only where they are asked for one by one.
+        oldest, newest = self.rows(
+            f"SELECT (SELECT coalesce(min(number), 1) FROM {table}), (SELECT coalesce(max(number), 0) FROM {table})"
+        )[0]
+        return oldest, newest
 
     def operating_at(self, number: int, table: Table) -> float:
         """Return the station's time of operation in seconds at which a record or an event was written."""

@@ -183,7 +183,7 @@ class JournalWriter:
         )
 
     def _fail(self, group: Sequence[_Queued], error: Exception) -> None:
-        """Give an error to the job that has caused it. Of several jobs, each is tried alone."""
+        """Give an error to the job that has caused it. Where there are several jobs, each is tried alone."""
         if len(group) == 1:
             group[0].done.set_exception(error)
             return

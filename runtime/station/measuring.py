@@ -65,9 +65,10 @@ def length_of(contour: Contour) -> float:
     """Return the length of a region in pixels: its maximum Feret diameter.
 
     The maximum Feret diameter is the largest distance between two points of the border, as a caliper measures it at the
-    best angle. It does not depend on how the part lies in the picture. The longer side of the smallest rectangle around
-    the region would be shorter for a region that lies in the rectangle's diagonal, and would let longer scratches
-    pass. For a bent scratch the diameter is the distance of the ends, which is shorter than the way along it.
+    best angle. The way in which the part lies in the picture does not change the length. The longer side of the
+    smallest rectangle around the region would be shorter for a region that lies in the rectangle's diagonal, and would
+    let longer scratches pass. For a bent scratch the diameter is the distance of the ends, which is shorter than the
+    way along it.
 
     The points of the border are the midpoints of the edges of its pixels, so a row of n pixels has the length n. The
     regionprops of scikit-image use the same points.
