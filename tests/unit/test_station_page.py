@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import socket
+import sqlite3
 import ssl
 import subprocess
 import threading
@@ -574,3 +575,21 @@ def test_a_client_that_talks_nonsense_is_refused_and_the_page_goes_on(
         assert client.recv(1 << 16)[9:12] in (b"", b"200", b"400", b"404", b"421")
     assert quiet.get("/live.json").status == 200
     assert "Traceback" not in caplog.text
+
+
+def test_verdict_picture_and_metrics_go_on_where_the_journal_cannot_be_read(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.line.part()
+
+    def broken(*_: object, **__: object) -> list[object]:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    for name in ("records", "events", "last"):
+        monkeypatch.setattr(Journal, name, broken)
+    assert "The journal cannot be read: disk I/O error" in served.get("/").text
+    assert served.get("/live.json").json["word"] == "OK"
+    assert served.get("/live.jpg").headers["content-type"] == "image/jpeg"
+    text = served.get("/metrics").text
+    assert "flowedge_records_total" in text
+    assert "flowedge_journal_last_record" not in text

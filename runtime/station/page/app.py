@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Sequence
 from functools import cache
@@ -17,9 +18,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from flowedge.errors import FlowEdgeError
 from flowedge.runtime.record import Verdict
 from flowedge.runtime.report.markup import EMPTY, Markup, element
-from flowedge.runtime.report.shell import paragraph, section
+from flowedge.runtime.report.shell import notice, paragraph, section
 from flowedge.runtime.station.journal_reader import JournalReader
 from flowedge.runtime.station.live import Live
 from flowedge.runtime.station.page.changes import Changes
@@ -130,18 +132,25 @@ class Site:
         def made() -> Markup:
             html, at = self._status
             if time.monotonic() - at >= _STATUS_KEPT_S:
-                journal = self._journal
-                html = status_sections(
-                    self._live,
-                    recent=journal.records(limit=_HISTORY, newest=True),
-                    rejected=journal.records(limit=_STRIP, newest=True, signal="nok"),
-                    events=journal.events(limit=_EVENTS, newest=True),
-                )
+                html = self._status_now()
                 self._status = (html, time.monotonic())
             return html
 
         html, at = self._status
         return html if time.monotonic() - at < _STATUS_KEPT_S else await self._reading.run(made)
+
+    def _status_now(self) -> Markup:
+        journal = self._journal
+        try:
+            return status_sections(
+                self._live,
+                recent=journal.records(limit=_HISTORY, newest=True),
+                rejected=journal.records(limit=_STRIP, newest=True, signal="nok"),
+                events=journal.events(limit=_EVENTS, newest=True),
+            )
+        except (FlowEdgeError, sqlite3.Error) as error:
+            # The verdict and the picture above go on without the journal.
+            return notice(f"The journal cannot be read: {error}.")
 
     async def _live_json(self, request: Request) -> Response:
         return _json(self._state())
@@ -244,7 +253,11 @@ class Site:
 
     async def _metrics(self, request: Request) -> Response:
         def made() -> str:
-            return metrics_of(self._station, self._live, self._journal.last(), self._started)
+            try:
+                last = self._journal.last()
+            except (FlowEdgeError, sqlite3.Error):
+                last = None
+            return metrics_of(self._station, self._live, last, self._started)
 
         # A scrape is not work for the resting thread, since it must answer also while a filter searches.
         text = await asyncio.to_thread(made)

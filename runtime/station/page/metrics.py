@@ -25,13 +25,14 @@ _Sample: TypeAlias = tuple[str, dict[str, str], float]
 _STATES: Final = ("ok", "warning", "down")
 
 
-def metrics_of(station: Controls, live: Live, last_record: int, started: float) -> str:
+def metrics_of(station: Controls, live: Live, last_record: int | None, started: float) -> str:
     """Return the metrics of a station.
 
     Args:
         station: The station.
         live: The counters and states.
-        last_record: The number of the newest record in the journal, 0 before the first.
+        last_record: The number of the newest record in the journal, 0 before the first. The value is None where the
+            journal cannot be read.
         started: The wall time of the start, in seconds since 1970.
     """
     text = _Text()
@@ -50,12 +51,7 @@ def metrics_of(station: Controls, live: Live, last_record: int, started: float) 
     )
     text.one("flowedge_frames_dropped_total", "counter", "The frames that were lost.", counts.dropped)
     text.one("flowedge_verdicts_late_total", "counter", "The verdicts after their deadline.", counts.late)
-    text.one(
-        "flowedge_journal_last_record",
-        "gauge",
-        "The number of the newest record in the journal.",
-        last_record,
-    )
+    text.optional("flowedge_journal_last_record", "The number of the newest record.", last_record)
     if newest is not None:
         text.one(
             "flowedge_last_record_age_seconds",
