@@ -78,8 +78,8 @@ Open = Callable[[ProductSettings, "str | None"], Judge]
 class Judges:
     """The detectors of all products of a station, which run on one engine at a time.
 
-    One thread, the one that runs the engine, calls `failed`, `worked` and `revive`. An engine that fails once is opened
-    again. An engine that fails once more within 100 frames is replaced by the next one of the settings.
+    One thread, the one that runs the engine, calls `failed`, `worked` and `refresh`. An engine that fails once is
+    opened again. An engine that fails once more within 100 frames is replaced by the next one of the settings.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class Judges:
         self._judges: dict[str, Judge] = {}
         self._at = self._first = self._openings = 0
         self._name = ""
+        self._requested: Callable[[Judge], Judge] | None = None
         self._good_runs = _GOOD_RUNS
         self._pause_s = _FIRST_PAUSE_S
         self._next_try = 0.0
@@ -168,14 +169,21 @@ class Judges:
         self.problem = f"the engine {name} failed: {error}"
         self._open_again(is_same_first=is_first)
 
-    def revive(self) -> None:
-        """Try to open an engine where none is open and the pause since the last try is over."""
+    def refresh(self) -> None:
+        """Make a change that `request` has asked for, and try to open an engine where none is open."""
+        change, self._requested = self._requested, None
+        if change is not None:
+            self._judges = {name: change(judge) for name, judge in self._judges.items()}
+        # An engine that does not open is tried again after a pause, which grows.
         if not self._judges and self._clock() >= self._next_try:
             self._open_again(is_same_first=False)
 
-    def change(self, change: Callable[[Judge], Judge]) -> None:
-        """Put changed detectors in the place of the open ones, for instance with another threshold."""
-        self._judges = {name: change(judge) for name, judge in self._judges.items()}
+    def request(self, change: Callable[[Judge], Judge]) -> None:
+        """Ask for changed detectors, for instance with another threshold. Any thread may call this.
+
+        The next `refresh` makes the change. Engines that open later must have it by themselves.
+        """
+        self._requested = change
 
     def close(self) -> None:
         """Close the detectors."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
 import msgspec
@@ -227,13 +228,14 @@ class Loop:
                 self._inferred.put(item)
                 continue
             if not isinstance(item, Work):
-                self._act(item)
+                with self._parts.working("between frames"):
+                    _guarded(item)
                 continue
-            self._parts.judges.revive()
-            error = self._do("infer", item, self._infer_one)
             # An engine is opened outside of the stage's mark, since it may take longer than any frame.
+            _guarded(self._parts.judges.refresh)
+            error = self._do("infer", item, self._infer_one)
             if isinstance(error, _EngineError):
-                self._parts.judges.failed(error.error)
+                _guarded(partial(self._parts.judges.failed, error.error))
             self._inferred.put(item)
         self._inferred.close()
 
@@ -282,13 +284,6 @@ class Loop:
             finally:
                 work.end(stage)
         return None
-
-    def _act(self, action: Action) -> None:
-        with self._parts.working("between frames"):
-            try:
-                action()
-            except Exception:
-                _LOG.exception("what was to be done between two frames failed")
 
     def _write(self) -> None:
         while items := self._to_write.get_all():
@@ -359,6 +354,14 @@ class _EngineError(Exception):
     def __init__(self, judge: Judge, error: Exception) -> None:
         super().__init__(f"the engine {judge.detector.engine_name}: {error}")
         self.error = error
+
+
+def _guarded(action: Action) -> None:
+    """Do something without letting its failure end the thread of the engine."""
+    try:
+        action()
+    except Exception:
+        _LOG.exception("what was to be done between two frames failed")
 
 
 def _judge(work: Work) -> None:

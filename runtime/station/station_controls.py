@@ -131,8 +131,9 @@ class StationControls:
         return change.version
 
     def _apply(self) -> None:
-        """Let the thread of the engine take the change. An engine that opens later takes it by itself."""
-        self._between_frames(lambda: self._judges.change(self._fitting))
+        """Let the thread of the engine take the change before its next frame, or at once where none comes."""
+        self._judges.request(self._fitting)
+        self._between_frames(self._judges.refresh)
 
     def _judge(self, product: str) -> Judge:
         for judge in self._judges.judges:

@@ -399,3 +399,28 @@ def test_a_record_that_cannot_be_stored_leaves_a_bare_one_and_takes_no_other_wit
     assert [record.source_id for record in notes.records] == [f"frame-{n}" for n in range(5)]
     assert [record.verdict for record in notes.records] == ["ok", "ok", "not_inspected", "ok", "ok"]
     assert notes.records[2].problem == "the record could not be stored: this score is no JSON"
+
+
+def test_a_source_that_never_comes_back_does_not_hold_up_the_end(bundle: Bundle) -> None:
+    notes, captured, never = Notes(), threading.Event(), threading.Event()
+    source = FrameList([frame(1), captured.set, lambda: never.wait(60)])
+    loop = loop_of(source, lambda *_: judge_on(bundle, ScriptedEngine(bundle)), notes)
+    loop.start()
+    assert captured.wait(20)
+    loop.stop()
+    assert loop.join(20)
+    assert [record.source_id for record in notes.records] == ["frame-1"]
+    never.set()
+
+
+def test_a_change_that_fails_leaves_the_detectors_as_they_are(bundle: Bundle) -> None:
+    def broken(judge: Judge) -> Judge:
+        raise KeyError("bug")
+
+    notes = Notes()
+    loop = loop_of(
+        FrameList([frame(1)]), lambda *_: judge_on(bundle, ScriptedEngine(bundle, score=1.0)), notes
+    )
+    loop._parts.judges.request(broken)
+    run(loop)
+    assert [record.verdict for record in notes.records] == ["ok"]
