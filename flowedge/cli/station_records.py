@@ -46,6 +46,9 @@ def records(
     ] = None,
     since: Since = None,
     signal: SignalOption = None,
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="ID", help="Only records of one part.", show_default=False)
+    ] = None,
     events: Annotated[
         bool, typer.Option("--events", help="Print the events of the station instead of its records.")
     ] = False,
@@ -59,14 +62,16 @@ def records(
     """
     choice = _signal(signal)
     moment = _moment(since)
-    if events and (choice or moment):
-        raise FlowEdgeError("--events goes with --last and --follow, and not with --signal or --since.")
+    if events and (choice or moment or part is not None):
+        raise FlowEdgeError(
+            "--events goes with --last and --follow, and not with --signal, --since or --part."
+        )
     with open_journal(file) as journal:
         if events:
             for event in _events(journal, last, follow=follow):
                 print_json(event) if json else _print_event(event)
             return
-        for record in _records(journal, last, choice, moment, follow=follow):
+        for record in _records(journal, last, choice, moment, part, follow=follow):
             print_json(record) if json else _print_record(record)
 
 
@@ -119,17 +124,18 @@ def _records(
     last: int | None,
     signal: Literal["ok", "nok"] | None,
     since: datetime.datetime | None,
+    part: str | None,
     *,
     follow: bool,
 ) -> Iterator[Record]:
     """Give the records that are there, and with ``follow`` those that come."""
     after = 0
     if last is not None:
-        newest = journal.records(limit=last, signal=signal, since=since, newest=True)
+        newest = journal.records(limit=last, signal=signal, since=since, part=part, newest=True)
         yield from newest
         after = newest[-1].number if newest else journal.last()
     while True:
-        while found := journal.records(after, _AT_ONCE, signal=signal, since=since):
+        while found := journal.records(after, _AT_ONCE, signal=signal, since=since, part=part):
             yield from found
             after = found[-1].number
         if not follow:

@@ -87,6 +87,8 @@ def test_a_line_of_json_for_each_record(journal: Journal) -> None:
     [
         (["--last", "2"], [2, 3]),
         (["--signal", "nok"], [2]),
+        (["--part", "7"], [2]),
+        (["--part", "8"], []),
         (["--since", "2026-12-01T00:00Z"], [3]),
         (["--since", "2026-11-30T12:00:00.123456+00:00", "--last", "9"], [1, 2, 3]),
         (["--since", "2026-12-01T00:00Z", "--signal", "nok"], []),
