@@ -18,7 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -28,7 +28,7 @@ import flowedge
 from flowedge.calibration.calibrate import calibrate_bundle
 from flowedge.calibration.dataset import good_images
 from flowedge.calibration.threshold import ThresholdRequest
-from flowedge.export.pipeline import export_bundle
+from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.runtime.frames.frame_check import frame_statistics
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.station.record import Event
@@ -175,12 +175,15 @@ def print_tiles(bundle: Path) -> None:
         "\n| reference | `frames_per_false_alarm` | frames | alarms, at most | alarms, measured |\n"
         "|---|---|---|---|---|"
     )
-    references = {"calibration": calibration, "line": Reference()}
+    references: dict[Literal["calibration", "line"], Reference] = {
+        "calibration": calibration,
+        "line": Reference(),
+    }
     for name, reference in references.items():
         for frames_per_alarm in (1000, 10_000_000):
             settings = WatchSettings(
                 frames_per_false_alarm=frames_per_alarm, reference=name, smallest_shift=0
-            )  # type: ignore[arg-type]
+            )
             alarms = 0
             for run in range(RUNS):
                 rng = np.random.default_rng([run, 1])
@@ -201,7 +204,7 @@ def print_tiles(bundle: Path) -> None:
             delays = []
             for run in range(RUNS):
                 rng = np.random.default_rng([run, 2])
-                watch = DriftWatch(WatchSettings(reference=kind), reference, rng=random.Random(run))  # type: ignore[arg-type]
+                watch = DriftWatch(WatchSettings(reference=kind), reference, rng=random.Random(run))
                 assert not list(drifts(watch, good[rng.integers(len(good), size=BEFORE)]))
                 after = changed[rng.integers(len(changed), size=MOST)]
                 number, event = next(drifts(watch, after, 1), (math.inf, None))
@@ -231,7 +234,7 @@ def main(bundle: Path | None) -> None:
         print_tiles(bundle)
     elif checkpoint.is_file():
         with tempfile.TemporaryDirectory() as folder:
-            exported = export_bundle(checkpoint, Path(folder) / "tile.flowedge").bundle
+            exported = export_bundle(checkpoint, Path(folder) / "tile.flowedge", ExportOptions()).bundle
             calibrate_bundle(exported, good_images(TILES), request=ThresholdRequest())
             print_tiles(exported.path)
     else:
