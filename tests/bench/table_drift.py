@@ -179,10 +179,10 @@ def print_tiles(bundle: Path) -> None:
         "calibration": calibration,
         "line": Reference(),
     }
-    for name, reference in references.items():
+    for kind, reference in references.items():
         for frames_per_alarm in (1000, 10_000_000):
             settings = WatchSettings(
-                frames_per_false_alarm=frames_per_alarm, reference=name, smallest_shift=0
+                frames_per_false_alarm=frames_per_alarm, reference=kind, smallest_shift=0
             )
             alarms = 0
             for run in range(RUNS):
@@ -191,7 +191,7 @@ def print_tiles(bundle: Path) -> None:
                 alarms += sum(1 for _ in drifts(watch, good[rng.integers(len(good), size=2000)]))
             frames = RUNS * 2000
             print(
-                f"| {name} | {frames_per_alarm:,} | {frames:,} | {frames / frames_per_alarm:g} | {alarms} |",
+                f"| {kind} | {frames_per_alarm:,} | {frames:,} | {frames / frames_per_alarm:g} | {alarms} |",
                 flush=True,
             )
     print(

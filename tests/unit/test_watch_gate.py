@@ -28,9 +28,9 @@ def _pixels(seed: int = 0) -> Pixels:
     return np.random.default_rng(seed).integers(20, 200, (300, 400, 3), np.uint8)
 
 
-def _frame(pixels: Pixels, *, monotonic_ns: int = 0, source: str = "camera") -> Frame:
+def _frame(pixels: Pixels, *, source: str = "camera", **facts: Any) -> Frame:
     now = datetime.datetime.now(datetime.timezone.utc)
-    return Frame(pixels=pixels, id="1", time=now, source=source, monotonic_ns=monotonic_ns)
+    return Frame(pixels=pixels, id="1", time=now, source=source, **facts)
 
 
 def _watch(tmp_path: Path, **settings: Any) -> tuple[Watch, Detector]:
@@ -73,11 +73,12 @@ def test_the_number_of_equal_frames_is_a_setting(tmp_path: Path, allowed: int, r
 
 
 def test_a_frame_that_waited_too_long_is_not_inspected(tmp_path: Path) -> None:
-    watch, _ = _watch(tmp_path, stale_s=2)
-    old = time.monotonic_ns() - 3_000_000_000
-    assert "3.0 s old, and stale_s allows 2 s" in _check(watch, _pixels(0), monotonic_ns=old)
+    watch, _ = _watch(tmp_path, stale_s=600)
+    old = time.monotonic_ns() - 3_600_000_000_000
+    assert "s old, and stale_s allows 600 s" in _check(watch, _pixels(0), monotonic_ns=old)
     assert not _check(watch, _pixels(1), monotonic_ns=time.monotonic_ns())
     assert not _check(watch, _pixels(2))  # nobody knows when the frame was taken
+    assert not _check(watch, _pixels(3), monotonic_ns=old, version="12-34")  # a file
 
 
 @pytest.mark.parametrize(("level", "word"), [(2, "too dark"), (254, "saturated")])

@@ -47,7 +47,8 @@ class FrameGate:
         return f"the camera shows the same pixels for the {_ordinal(equal)} time in a row"
 
     def _stale(self, frame: Frame) -> str:
-        if not self._settings.stale_s or not frame.monotonic_ns:
+        # A file shows the same part however long it waits.
+        if not self._settings.stale_s or not frame.monotonic_ns or frame.version:
             return ""
         age = (time.monotonic_ns() - frame.monotonic_ns) / 1e9
         if age <= self._settings.stale_s:

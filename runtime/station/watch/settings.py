@@ -18,8 +18,8 @@ class WatchSettings(Settings, frozen=True, kw_only=True):
             only.
         frozen_frames: From this number of equal frames in a row on, a frame is not inspected. With 0 equal frames are
             inspected.
-        stale_s: A frame that waited longer than this many seconds after its capture is not inspected. With 0 no frame
-            is too old.
+        stale_s: A frame of a camera that waited longer than this many seconds after its capture is not inspected. With
+            0 no frame is too old.
         drift: True watches scores, brightness, contrast, sharpness and layout for a drift.
         reference: ``calibration`` compares with the good images of the calibration, where the bundle holds their
             values. ``line`` compares with the first frames of this station.
