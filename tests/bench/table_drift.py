@@ -1,6 +1,6 @@
 """Simulate the false alarms of the watch for drift, and its delay on real tiles.
 
-    PYTHONPATH=tests python tests/bench/table_drift.py [BUNDLE]      prints four tables in Markdown
+    PYTHONPATH=tests python tests/bench/table_drift.py [BUNDLE]      prints five tables in Markdown
 
 BUNDLE is the tile checkpoint of ``../shared``, exported and calibrated on its good training images. Without it, the
 script makes one, which takes a minute. Frames are drawn from the 100 good test tiles, which the calibration has not
@@ -10,11 +10,13 @@ right and down, with its border mirrored.
 
 from __future__ import annotations
 
+import datetime
 import math
 import random
 import statistics
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -31,9 +33,11 @@ from flowedge.calibration.threshold import ThresholdRequest
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.runtime.frames.frame_check import frame_statistics
 from flowedge.runtime.frames.images import read_image
-from flowedge.runtime.station.record import Event
+from flowedge.runtime.protocols import Frame
+from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.watch import WatchSettings
 from flowedge.runtime.station.watch.drift import DriftWatch
+from flowedge.runtime.station.watch.frame_gate import FrameGate
 from flowedge.runtime.station.watch.quantities import QUANTITIES, picture_values
 from flowedge.runtime.station.watch.reference import Reference, reference_of
 from flowedge.runtime.station.watch.sequential import SequentialTest
@@ -218,6 +222,37 @@ def print_tiles(bundle: Path) -> None:
         )
 
 
+def print_cost() -> None:
+    """Print the processor time of one thread for a frame of 1024x1024, which other load hardly changes."""
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 255, (1024, 1024, 3), np.uint8) for _ in range(4)]
+    watch, gate = (
+        DriftWatch(WatchSettings(learn=50, reference="line"), Reference()),
+        FrameGate(WatchSettings()),
+    )
+    now = datetime.datetime.now(datetime.timezone.utc)
+    times: dict[str, list[float]] = {}
+
+    def measure(name: str, work: Callable[[], object]) -> None:
+        begun = time.thread_time()
+        work()
+        times.setdefault(name, []).append(1000 * (time.thread_time() - begun))
+
+    for number in range(300):
+        pixels = frames[number % len(frames)]
+        frame = Frame(pixels=pixels, id=str(number), time=now, source="camera")
+        record = Record(
+            station="s", run="r", time=now, monotonic_ns=0, source="camera", source_id=str(number), score=rng.normal(),
+            verdict="ok", signal="ok", reason="",
+        )  # fmt: skip
+        measure("frozen, stale and empty frames", lambda: gate(frame, pixels, has_ranges=False))  # noqa: B023
+        measure("drift", lambda: watch.seen(record, pixels))  # noqa: B023
+        measure("of it, the statistics of the frame", lambda: frame_statistics(pixels))  # noqa: B023
+    print("\n| part of the watch | processor time for a frame of 1024x1024, ms (median) |\n|---|---|")
+    for name, each in times.items():
+        print(f"| {name} | {statistics.median(each[-200:]):.2f} |")
+
+
 def _delays(delays: list[float]) -> str:
     reached = [one for one in delays if one < math.inf]
     if not reached:
@@ -227,6 +262,7 @@ def _delays(delays: list[float]) -> str:
 
 
 def main(bundle: Path | None) -> None:
+    print_cost()
     print_one_test()
     print_whole_watch()
     checkpoint = SHARED / "checkpoints" / "cflow_magnetic_tile.ckpt"
