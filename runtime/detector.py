@@ -16,7 +16,7 @@ from flowedge.errors import ImageError, ProcessError
 from flowedge.runtime.decide import Decided, Decider
 from flowedge.runtime.device.forks import keep_in_children
 from flowedge.runtime.device.limits import check_frame_size
-from flowedge.runtime.frames.frame_check import FrameChecker
+from flowedge.runtime.frames.frame_check import FrameChecker, frame_statistics
 from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.frames.pixels import Color, Given, check_color, pixels_of, several
 from flowedge.runtime.opening.engine_contract import Opened
@@ -266,15 +266,15 @@ class Detector:
         """
         begun = time.perf_counter()
         decisions = self._decide(pixels, outputs)
-        problems = [self._frame_problem(frame) for frame in pixels]
+        compared = [self._compare(frame) for frame in pixels]
         timings = Timings(
             preprocess_ms=preprocess_ms,
             infer_ms=infer_ms,
             decide_ms=(time.perf_counter() - begun) * 1000 / len(pixels),
         )
         return [
-            self._result(frame, decision, problem, timings)
-            for frame, decision, problem in zip(pixels, decisions, problems, strict=True)
+            self._result(frame, decision, *one, timings)
+            for frame, decision, one in zip(pixels, decisions, compared, strict=True)
         ]
 
     def _decide(
@@ -282,11 +282,21 @@ class Detector:
     ) -> list[Decided]:
         return self._decider(outputs)
 
-    def _frame_problem(self, frame: NDArray[np.uint8]) -> str:
-        """Name what is unlike the good frames of the calibration, or return an empty text."""
-        return "" if self._frame_checker is None else self._frame_checker(frame)
+    def _compare(self, frame: NDArray[np.uint8]) -> tuple[str, NDArray[np.float64] | None]:
+        """Name what is unlike the good frames of the calibration, and return the quantities that were compared."""
+        if self._frame_checker is None:
+            return "", None
+        quantities = frame_statistics(frame)
+        return self._frame_checker.problem(quantities), quantities
 
-    def _result(self, frame: NDArray[np.uint8], decision: Decided, problem: str, timings: Timings) -> Result:
+    def _result(
+        self,
+        frame: NDArray[np.uint8],
+        decision: Decided,
+        problem: str,
+        quantities: NDArray[np.float64] | None,
+        timings: Timings,
+    ) -> Result:
         """Make the result of a frame. A frame with a problem was not inspected."""
         if decision.verdict == "not_inspected":
             problem = problem or _NOT_FINITE
@@ -308,6 +318,7 @@ class Detector:
             timings=timings,
             min_region_px=self.min_region_px,
             problem=problem,
+            frame_quantities=quantities,
         )
 
     def _pixels(self, frames: Sequence[Given] | NDArray[Any], color: Color) -> list[NDArray[np.uint8]]:

@@ -58,6 +58,8 @@ class Result:
         min_region_px: The number of pixels below which a region is left out of ``regions``.
         problem: The reason why the frame was not inspected, as a clause without a full stop. The reason is empty for a
             frame that was inspected.
+        frame_quantities: ``(Q,)`` float64, the quantities of the frame that were compared with those of good frames,
+            see `flowedge.frame_quantities`. The value is None where nothing was compared.
 
     Examples:
         >>> import numpy as np
@@ -85,6 +87,7 @@ class Result:
     timings: Timings
     min_region_px: int = 1
     problem: str = ""
+    frame_quantities: NDArray[np.float64] | None = None
 
     @property
     def frame_size(self) -> tuple[int, int]:

@@ -232,14 +232,15 @@ class AreaDetector(Detector):
             log_nfas = [_finite(one[0].astype(np.float64) + more, found.cells) for one in outputs["log_nfa"]]
         return self._decider.decide(scores, maps, log_nfas, found.cells)
 
-    def _frame_problem(self, frame: NDArray[np.uint8]) -> str:
+    def _compare(self, frame: NDArray[np.uint8]) -> tuple[str, NDArray[np.float64] | None]:
         found = self._of(_size(frame))
         if found.grid is None:
-            return super()._frame_problem(frame)
+            return super()._compare(frame)
         for tile in found.grid.tiles:
-            if problem := super()._frame_problem(tile.cut(frame)):
-                return f"the tile at x {tile.columns.start}, y {tile.rows.start}: {problem}"
-        return ""
+            problem, _ = super()._compare(tile.cut(frame))
+            if problem:
+                return f"the tile at x {tile.columns.start}, y {tile.rows.start}: {problem}", None
+        return "", None
 
     def _checked(self, tiles: TileSettings) -> TileSettings:
         """Check that the bundle can inspect tiles.

@@ -71,5 +71,5 @@ class StageCalls:
             self.archive.put(record, work.result, pixels)
             if self.shadow is not None:
                 self.shadow.offer(record, work.frame.pixels, work.result)
-            for event in self.watch.seen(record, pixels):
+            for event in self.watch.seen(record, pixels, work.result):
                 self.tell(event)

@@ -138,18 +138,27 @@ class DriftWatch:
         self._tests = {}
         self.state = DriftState(basis=self.state.basis, compare_with=LINE, spacing=self._settings.every)
 
-    def seen(self, record: Record, pixels: NDArray[np.uint8]) -> Sequence[Event]:
+    def seen(
+        self,
+        record: Record,
+        pixels: NDArray[np.uint8],
+        quantities: NDArray[np.float64] | None = None,
+    ) -> Sequence[Event]:
         """Take the next frame, and return the events of it.
 
         Args:
             record: The record of the frame.
             pixels: ``(H, W, 3)`` uint8, RGB.
+            quantities: The quantities of the frame, where they were measured already.
         """
         is_accepted = record.verdict in _ACCEPTED and record.score is not None
         if record.verdict not in _INSPECTED or not (self._tests or is_accepted) or not self.is_next_watched():
             return ()
         score = record.score if is_accepted and record.score is not None else math.nan
-        values = [score, *picture_values(frame_statistics(pixels)).tolist()]
+        values = [
+            score,
+            *picture_values(frame_statistics(pixels) if quantities is None else quantities).tolist(),
+        ]
         return self.take(record.time.isoformat(timespec="seconds"), values)
 
     def is_next_watched(self) -> bool:

@@ -57,7 +57,12 @@ class DriftKeeper:
         self._is_closed = False
         self._writer: threading.Thread | None = None
 
-    def seen(self, record: Record, pixels: NDArray[np.uint8]) -> Sequence[Event]:
+    def seen(
+        self,
+        record: Record,
+        pixels: NDArray[np.uint8],
+        quantities: NDArray[np.float64] | None = None,
+    ) -> Sequence[Event]:
         """Take the next frame, and return the events of it."""
         if not self._settings.drift or record.verdict == "not_inspected":
             return ()
@@ -68,7 +73,7 @@ class DriftKeeper:
             watch = self._watches.get(key)
             if watch is None or watch.state.basis != basis:
                 watch = self._watches[key] = self._opened(record, basis, events)
-            events += watch.seen(record, pixels)
+            events += watch.seen(record, pixels, quantities)
         if events:
             self._wake.set()
         return events

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
 from flowedge.runtime.protocols import Frame
+from flowedge.runtime.result import Result
 from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.watch.drift_keeper import DriftKeeper
 from flowedge.runtime.station.watch.engine_test import EngineTest, Judges
@@ -83,14 +84,19 @@ class Watch:
         """
         return self._tests[product].problem
 
-    def seen(self, record: Record, pixels: NDArray[np.uint8] | None) -> Sequence[Event]:
+    def seen(
+        self, record: Record, pixels: NDArray[np.uint8] | None, result: Result | None = None
+    ) -> Sequence[Event]:
         """Take the record of one frame into the test for drift, and return the events of it.
 
         Args:
             record: The record.
             pixels: ``(H, W, 3)`` uint8, RGB, the pixels that were judged. The value is None where nothing was.
+            result: The findings in the frame, which may have its quantities already.
         """
-        return () if pixels is None else self._drift.seen(record, pixels)
+        if pixels is None:
+            return ()
+        return self._drift.seen(record, pixels, None if result is None else result.frame_quantities)
 
     def status(self) -> Mapping[str, Any]:
         """Return the state of the watch by product, as JSON's own types, for the page and the metrics.
