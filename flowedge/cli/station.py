@@ -200,11 +200,30 @@ def _print_status(told: dict[str, Any]) -> None:
     rows.add_row("per second", f"{told['per_second']:.1f}")
     for name, times in told["stages_ms"].items():
         rows.add_row(f"{name}, ms", f"{times['p50']:.1f} (p99 {times['p99']:.1f})")
+    for product, watched in told["watch"].items():
+        rows.add_row(f"watch {product}".strip(), _watch_words(watched))
+    if told["shadow"] is not None:
+        one = told["shadow"]
+        text = f"{one['state']}, {one['frames']} of {one['of']} frames, {one['flipped']} flipped"
+        rows.add_row("shadow", _with_problem(text, one["problem"]))
     rows.add_row("journal", _with_problem(f"{records['last']} records", told["journal"]["problem"]))
     for sink in told["sinks"]:
         text = f"{sink['delivered']} delivered, {sink['backlog']} waiting"
         rows.add_row(f"sink {sink['name']}", _with_problem(text, sink["problem"]))
     RESULTS.print(rows)
+
+
+def _watch_words(watched: dict[str, Any]) -> str:
+    """Say whether the engine is right, and what has drifted."""
+    drift = watched["drift"]
+    if watched["self_test"] or drift is None:
+        return watched["self_test"] or "the engine is right"
+    if drift["phase"] == "learning":
+        return f"the engine is right, {drift['learned']} of {drift['learn']} frames are learned"
+    drifted = [one["quantity"] for one in drift["quantities"] if one["drifted"]]
+    return (
+        f"the engine is right, drift of {', '.join(drifted)}" if drifted else "the engine is right, no drift"
+    )
 
 
 def _with_problem(text: str, problem: str) -> str:

@@ -93,6 +93,7 @@ def test_a_change_is_found_with_its_direction_and_its_beginning(change: Any, dir
     for number in range(500):
         test.add(rng.normal(), str(number))
     test.forget()
+    number = 500
     for number in range(500, 700):
         test.add(change(rng.normal()), str(number))
         if test.evidence >= 1e8:
