@@ -67,6 +67,7 @@ class Shadow:
         self._state = "opening"
         self._problem = ""
         self._seen = self._compared = self._flipped = 0
+        self._second: SecondBundle | None = None
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
         self._thread.start()
 
@@ -97,26 +98,30 @@ class Shadow:
         }
 
     def close(self) -> None:
-        """End the thread after the frame that it is judging."""
+        """End the process and the thread. The frame that is being judged is given up."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
+        if self._second is not None:
+            self._second.kill()
         self._thread.join(_JOIN_S)
 
     def _run(self) -> None:
         try:
-            with SecondBundle(self._work) as second:
+            with SecondBundle() as second:
+                self._second = second
+                subject = second.open(self._work)
                 self._state = "comparing"
-                self._judge_all(second)
+                self._judge_all(second, subject)
         except Exception as error:
             if not self._is_closed:
                 self._fail(f"the second bundle {self._settings.bundle} cannot judge: {error}", error)
 
-    def _judge_all(self, second: SecondBundle) -> None:
+    def _judge_all(self, second: SecondBundle, subject: Subject) -> None:
         kept: ComparisonFolder | None = None
         while (taken := self._next()) is not None:
             record, pixels, first = taken
-            pair = Pair(first=_subject_of_record(record), second=second.subject)
+            pair = Pair(first=_subject_of_record(record), second=subject)
             if kept is None or kept.pair != pair:
                 kept = ComparisonFolder(self._folder / FOLDER, pair)
             if kept.frames >= self._settings.most_frames:
@@ -176,18 +181,10 @@ def product_of_shadow(
 
 
 class SecondBundle:
-    """A second bundle in a process of its own, which is asked by pipes.
+    """A second bundle in a process of its own, which is asked by pipes."""
 
-    Attributes:
-        subject: The bundle.
-    """
-
-    def __init__(self, work: Work) -> None:
-        """Start the process, and wait until its engine is open.
-
-        Raises:
-            EngineUnavailableError: The bundle does not open, or the process ended.
-        """
+    def __init__(self) -> None:
+        """Start the process."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             python_command(_WORKER),
@@ -196,13 +193,13 @@ class SecondBundle:
             stderr=self._errors,
             env=clean_environment(),
         )
-        try:
-            self.subject = self._open(work)
-        except BaseException:
-            self.close()
-            raise
 
-    def _open(self, work: Work) -> Subject:
+    def open(self, work: Work) -> Subject:
+        """Open the bundle, and wait until its engine computes.
+
+        Raises:
+            EngineUnavailableError: The bundle does not open, or the process ended.
+        """
         answer = self._exchange(msgspec.json.encode(work) + b"\n")
         if answer.subject is None:
             raise EngineUnavailableError(answer.problem)
@@ -228,10 +225,13 @@ class SecondBundle:
             return Side(verdict="not_inspected", problem=answer.problem), None
         return answer.side, answer.picture
 
-    def close(self) -> None:
-        """End the process."""
-        # The process keeps nothing that it would have to tidy up.
+    def kill(self) -> None:
+        """End the process at once, from any thread. It keeps nothing that it would have to tidy up."""
         self._process.kill()
+
+    def close(self) -> None:
+        """End the process, and close its pipes."""
+        self.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None:
