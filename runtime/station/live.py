@@ -7,7 +7,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -162,7 +162,6 @@ class Live:
         self._stages: dict[str, _Stage] = {}
         self._minute: deque[list[int]] = deque()
         self._parts: dict[str, PartState] = {}
-        self._asked: list[Callable[[], Iterable[PartState]]] = []
         self._beat: float | None = None
 
     def publish(self, record: Record, result: Result | None) -> None:
@@ -222,14 +221,6 @@ class Live:
                 is_needed=is_needed,
             )
 
-    def ask(self, states: Callable[[], Iterable[PartState]]) -> None:
-        """Add parts whose states are asked for when somebody looks, such as the backlogs of sinks.
-
-        Args:
-            states: A function that gives the states now, from any thread and without waiting.
-        """
-        self._asked.append(states)
-
     def beat(self) -> None:
         """Record that the station's loop is alive. The loop calls this at least every few seconds, also when idle."""
         self._beat = self._clock()
@@ -285,8 +276,7 @@ class Live:
     def parts(self) -> tuple[PartState, ...]:
         """The states of all parts, in the order in which the parts first came."""
         with self._lock:
-            told = tuple(self._parts.values())
-        return told + tuple(one for states in self._asked for one in states())
+            return tuple(self._parts.values())
 
 
 class _Kept:
