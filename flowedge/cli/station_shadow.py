@@ -74,7 +74,7 @@ def shadow(
             check_bundle(bundle)
             folder, note = _judge_pictures(settings, bundle, data, product, precision, Path(temporary))
         pair, compared = read_pair(folder), list(read_compared(folder))
-        summary = summary_of(compared, of=None)
+        summary = summary_of(compared)
         if html is not None:
             _write_page(html, folder, pair, compared, summary, note, str(bundle or _shadow_bundle(settings)))
         if json:

@@ -108,7 +108,6 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         frames: The number of frames that both bundles judged.
-        of: The number of frames from which they were taken, where it is known.
         verdicts: The number of frames by the verdict of the first and of the second bundle, such as
             ``{"ok": {"anomalous": 3}}``.
         flipped: The number of frames whose verdicts differ.
@@ -118,7 +117,6 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     frames: int
-    of: int | None = None
     verdicts: dict[str, dict[str, int]]
     flipped: int
     anomalous_first: float | None
@@ -149,13 +147,8 @@ def side_of(result: Result) -> Side:
     )
 
 
-def summary_of(compared: Sequence[Compared], *, of: int | None = None) -> Summary:
-    """Count verdicts and compare scores.
-
-    Args:
-        compared: The frames.
-        of: The number of frames from which they were taken.
-    """
+def summary_of(compared: Sequence[Compared]) -> Summary:
+    """Count the verdicts of compared frames, and compare their scores."""
     counts = Counter((one.first.verdict, one.second.verdict) for one in compared)
     verdicts: dict[str, dict[str, int]] = {}
     for (first, second), count in sorted(counts.items()):
@@ -168,7 +161,6 @@ def summary_of(compared: Sequence[Compared], *, of: int | None = None) -> Summar
     scores = np.array(pairs, np.float64).reshape(-1, 2)
     return Summary(
         frames=len(compared),
-        of=of,
         verdicts=verdicts,
         flipped=sum(one.is_flipped for one in compared),
         anomalous_first=_anomalous_share(one.first for one in compared),
@@ -206,8 +198,7 @@ class ComparisonFolder:
         self.folder, self.pair = parent / pair.name, pair
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole_file(self.folder / _ABOUT, msgspec.json.encode(pair))
-        folder = self.folder
-        compared = list(read_compared(folder))
+        compared = list(read_compared(self.folder))
         self.frames = len(compared)
         self.pictures = sum(one.has_pictures for one in compared)
 
