@@ -15,12 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
+from typing import Final
 
 from flowedge.text import printable
 
-_LOG = logging.getLogger("flowedge")
-_UNWATCHED_LIMIT_S = 30.0
-_STATUS_LENGTH = 512
+_LOG: Final = logging.getLogger(__name__)
+_UNWATCHED_LIMIT_S: Final = 30.0
+_STATUS_LENGTH: Final = 512
 
 
 class Notifier:

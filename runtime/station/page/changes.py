@@ -24,7 +24,7 @@ from flowedge.runtime.station.page.worker import Worker
 from flowedge.text import printable, shown
 
 _Kind = TypeVar("_Kind")
-_LOG: Final = logging.getLogger("flowedge")
+_LOG: Final = logging.getLogger(__name__)
 _MOST_FIELDS: Final = 20
 _DONE: Final = {
     "threshold": "The threshold was changed. It decides from the next part on.",

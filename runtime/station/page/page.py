@@ -23,7 +23,7 @@ from flowedge.runtime.station.page.controls import Controls
 from flowedge.runtime.station.page.guard import Guard, TimelyProtocol, allowed_names
 from flowedge.runtime.station.page.settings import PageSettings
 
-_LOG: Final = logging.getLogger("flowedge")
+_LOG: Final = logging.getLogger(__name__)
 _START_S: Final = 20.0
 _STOP_S: Final = 5.0
 _LEAST_TOKEN: Final = 12

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from flowedge.runtime.station.sinks import SinkError
 
-_LOG = logging.getLogger("flowedge")
+_LOG: Final = logging.getLogger(__name__)
 _CALL_S: Final = 20.0
 _LAST_ROUNDS: Final = 5
 
