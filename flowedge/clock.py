@@ -11,13 +11,17 @@ _LAST_NANOSECOND: Final = (1 << 63) - 1  # since 1970, in the year 2262; Python'
 
 def utc_now() -> datetime.datetime:
     """Return the present moment in UTC, to the second, or the nearest that a date can have (years 1 to 9999)."""
+    return utc_moment().replace(microsecond=0)
+
+
+def utc_moment() -> datetime.datetime:
+    """Return the present moment in UTC, to the microsecond, or the nearest that a date can have (years 1 to 9999)."""
     seconds = time.clock_gettime(time.CLOCK_REALTIME)
     try:
-        now = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+        return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
     except (OverflowError, ValueError, OSError):
         nearest = datetime.datetime.max if seconds > 0 else datetime.datetime.min
-        now = nearest.replace(tzinfo=datetime.timezone.utc)
-    return now.replace(microsecond=0)
+        return nearest.replace(tzinfo=datetime.timezone.utc)
 
 
 def local_minute(seconds: float) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowedge.clock import utc_moment
 from flowedge.errors import ImageError
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.frames.pixel_range import PixelRange
@@ -55,7 +55,7 @@ def frame_of_file(path: Path, read: Callable[[Path], NDArray[np.uint8]], source:
     return Frame(
         pixels=pixels,
         id=str(path),
-        time=datetime.now(timezone.utc),
+        time=utc_moment(),
         source=source or str(path.parent),
         problem=problem,
         monotonic_ns=begun,

@@ -14,6 +14,7 @@ import typer
 from rich.text import Text
 
 from flowedge.cli.output import MESSAGES, RESULTS, Json, StationFile, number, print_json
+from flowedge.clock import utc_moment
 from flowedge.errors import FlowEdgeError
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def _moment(text: str | None) -> datetime.datetime | None:
     try:
         if span := re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h|d|w)", text):
             ago = datetime.timedelta(seconds=float(span[1]) * _UNITS_S[span[2]])
-            return datetime.datetime.now(datetime.timezone.utc) - ago
+            return utc_moment() - ago
         moment = datetime.datetime.fromisoformat(re.sub(r"Z\Z", "+00:00", text))
         return moment.astimezone(datetime.timezone.utc)
     except (ValueError, OverflowError) as error:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowedge.clock import utc_moment
 from flowedge.errors import ImageError
 from flowedge.runtime.frames.pixel_range import PixelRange
 from flowedge.runtime.protocols import Frame
@@ -63,7 +63,7 @@ class Opening:
         return Frame(
             pixels=rgb,
             id=frame_id,
-            time=datetime.now(timezone.utc),
+            time=utc_moment(),
             source=self.name,
             problem=problem,
             monotonic_ns=monotonic_ns,

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from flowedge.clock import utc_now
+from flowedge.clock import utc_moment
 from flowedge.runtime.record import Verdict
 from flowedge.runtime.regions import Region
 from flowedge.text import printable
@@ -33,14 +33,6 @@ def picture_name(journal: str, number: int, signal: Signal) -> str:
     The name is made of numbers alone, so no text from outside reaches the file system. Names sort by age.
     """
     return f"{journal}/{number // 1000:07d}/{number:010d}-{signal}.jpg"
-
-
-def wall_time() -> datetime.datetime:
-    """Return the wall time in UTC, or the nearest that a date can have where the clock is far off."""
-    try:
-        return datetime.datetime.now(datetime.timezone.utc)
-    except (OverflowError, ValueError, OSError):
-        return utc_now()
 
 
 class RecordedRegion(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,7 +178,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     record: int = 0
     station: str = ""
     run: str = ""
-    time: datetime.datetime = msgspec.field(default_factory=wall_time)
+    time: datetime.datetime = msgspec.field(default_factory=utc_moment)
     kind: str
     level: Level = "info"
     text: str

@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from flowedge.clock import local_minute, utc_now
+from flowedge.clock import local_minute, utc_moment, utc_now
 from flowedge.manifest_json import json_from_manifest, manifest_from_json
 from flowedge.runtime.device.npz import npz_from_arrays
+from flowedge.runtime.image_files import frame_of_file
 from flowedge.runtime.opening.selftest import files_of_selftest
 from support.tiny_bundle import tiny_manifest, write_tiny_bundle
 
@@ -61,6 +62,13 @@ def test_a_manifest_can_hold_the_moment_of_any_clock(seconds: float, monkeypatch
     monkeypatch.setattr(time, "clock_gettime", lambda clock: float(seconds))
     manifest = msgspec.structs.replace(tiny_manifest(), created=utc_now().isoformat())
     assert manifest_from_json(json_from_manifest(manifest)) == manifest
+
+
+@pytest.mark.parametrize("seconds", CLOCKS)
+def test_a_frame_can_be_read_at_any_time(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: float(seconds))
+    frame = frame_of_file(Path("a.png"), lambda path: np.zeros((2, 3, 3), np.uint8))
+    assert frame.time == utc_moment()
 
 
 @pytest.mark.parametrize("seconds", [*CLOCKS, float("nan")])

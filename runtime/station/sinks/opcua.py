@@ -11,7 +11,6 @@ import hmac
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from asyncua.ua.attribute_ids import AttributeIds
 from asyncua.ua.object_ids import ObjectIds
 from cryptography import x509
 
+from flowedge.clock import utc_moment
 from flowedge.errors import SettingsError
 from flowedge.runtime.settings import secret_of
 from flowedge.runtime.station.record import Event, Record
@@ -171,7 +171,7 @@ class _StationServer:
             "FlowEdge station",
             __version__,
             __version__,
-            datetime.now(timezone.utc),
+            utc_moment(),
         )
         if settings.certificate is None or settings.private_key is None:
             server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
