@@ -6,7 +6,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Generic, TypeVar
+
+import numpy as np
 
 from flowedge.runtime.station.work import EndOfSource, Work
 
@@ -28,17 +31,23 @@ class Queue(Generic[Item]):
         self._length = length
         self._items: deque[Item] = deque()
         self._is_closed = False
+        self._putting = 0
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)
         self._freed = threading.Condition(self._lock)
 
     def put(self, item: Item) -> bool:
-        """Add an item, after waiting for room. Return False where the queue was closed and the item not taken."""
+        """Add an item, after waiting for room. Return False where the queue was closed and the item not taken.
+
+        An item that waits when the queue is closed is still taken.
+        """
         with self._lock:
-            while len(self._items) >= self._length and not self._is_closed:
-                self._freed.wait()
             if self._is_closed:
                 return False
+            self._putting += 1
+            while len(self._items) >= self._length and not self._is_closed:
+                self._freed.wait()
+            self._putting -= 1
             self._items.append(item)
             self._filled.notify()
             return True
@@ -55,7 +64,7 @@ class Queue(Generic[Item]):
     def get(self) -> Item | None:
         """Wait for an item and take it. The value is None where the queue was closed and everything was taken."""
         with self._lock:
-            while not self._items and not self._is_closed:
+            while not self._items and not self._is_over:
                 self._filled.wait()
             if not self._items:
                 return None
@@ -66,7 +75,7 @@ class Queue(Generic[Item]):
     def get_all(self) -> list[Item]:
         """Wait for items and take all. The list is empty where the queue was closed and everything was taken."""
         with self._lock:
-            while not self._items and not self._is_closed:
+            while not self._items and not self._is_over:
                 self._filled.wait()
             items = list(self._items)
             self._items.clear()
@@ -79,6 +88,11 @@ class Queue(Generic[Item]):
             self._is_closed = True
             self._filled.notify_all()
             self._freed.notify_all()
+
+    @property
+    def _is_over(self) -> bool:
+        """True where no item comes any more. The lock is held."""
+        return self._is_closed and not self._putting
 
     def __len__(self) -> int:
         """The number of items that wait."""
@@ -141,6 +155,8 @@ class FrameQueue(Queue[Work | EndOfSource]):
             following.dropped_before += oldest.dropped_before + 1
             return
         oldest.give_up(_LOST)
+        # A view of no pixels would keep all of them.
+        oldest.frame = replace(oldest.frame, pixels=np.zeros((0, 0, 3), np.uint8))
         self._lost.append(oldest)
         if len(self._lost) > _MOST_LOST:
             forgotten = self._lost.popleft()

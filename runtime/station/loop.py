@@ -30,6 +30,7 @@ _MOST_EVENTS: Final = 1000
 _DROP_EVENT_S: Final = 60.0
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
+_LAST_FRAME_S: Final = 1.0
 
 _BAD_RECORD: Final = (ValueError, TypeError, msgspec.MsgspecError)
 """The errors of a record that no journal would take. Every other error is one of the journal or the disk."""
@@ -137,9 +138,12 @@ class Loop:
     def stop(self) -> None:
         """Take no more frames. Those that were taken are judged and written."""
         self._stop.set()
-        self._captured.close()
         with suppress(Exception):  # a source that cannot be closed ends with the process
             self._parts.source.close()
+        # A frame that the source gives at this moment still gets its record. A source that hangs is not waited for.
+        if self._threads[0].ident is not None:
+            self._threads[0].join(_LAST_FRAME_S)
+        self._captured.close()
 
     def give_up(self) -> None:
         """Stop trying to write what the journal does not take."""
@@ -186,6 +190,8 @@ class Loop:
                     if not self._captured.put(work):
                         return
                     pause, self.source_problem = _FIRST_PAUSE_S, ""
+                    if self._stop.is_set():
+                        return
                 break  # the source has ended
             except Exception as error:
                 self._note_source_failure(error)
@@ -234,9 +240,10 @@ class Loop:
             # An engine is opened outside of the stage's mark, since it may take longer than any frame.
             _guarded(self._parts.judges.refresh)
             error = self._do("infer", item, self._infer_one)
+            # The machine is told about this frame before another engine opens, which may take minutes.
+            self._inferred.put(item)
             if isinstance(error, _EngineError):
                 _guarded(partial(self._parts.judges.failed, error.error))
-            self._inferred.put(item)
         self._inferred.close()
 
     def _infer_one(self, work: Work) -> None:

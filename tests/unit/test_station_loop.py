@@ -13,10 +13,12 @@ import pytest
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineUnavailableError, SourceError
 from flowedge.manifest import Threshold, Thresholds
+from flowedge.runtime.station.hand_over import FrameQueue
 from flowedge.runtime.station.judges import Judge
 from flowedge.runtime.station.loop import Loop
 from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.settings import ProductSettings
+from flowedge.runtime.station.work import Work
 from support.station_parts import FrameList, Notes, ScriptedEngine, frame, judge_on, loop_of
 from support.tiny_bundle import write_tiny_bundle
 
@@ -240,6 +242,60 @@ def test_a_dropped_frame_of_a_known_part_has_a_record_of_its_own(bundle: Bundle)
     assert {record.problem for record in dropped} == {
         "the frame was dropped, since the line was faster than the engine"
     }
+
+
+def test_a_dropped_frame_of_a_known_part_frees_its_pixels() -> None:
+    queue = FrameQueue(1)
+    for number in (1, 2):
+        queue.put(Work(frame=frame(number, part=f"P{number}"), begun_ns=1))
+    dropped, kept = queue.get(), queue.get()
+    assert isinstance(dropped, Work)
+    assert isinstance(kept, Work)
+    assert (dropped.frame.part, dropped.frame.pixels.size, dropped.frame.pixels.base) == ("P1", 0, None)
+    assert kept.frame.pixels.size
+
+
+def test_a_frame_that_waits_for_room_when_the_station_stops_gets_its_record(bundle: Bundle) -> None:
+    notes = Notes()
+    go = threading.Event()
+
+    def wait() -> None:
+        assert go.wait(20)
+
+    source = FrameList([frame(n) for n in range(50)])
+    engine = ScriptedEngine(bundle, wait, score=1.0)
+    loop = loop_of(source, lambda *_: judge_on(bundle, engine), notes, queue=1)
+    loop.start()
+    # One frame is with the engine, the queues hold some more, and the last one that was taken waits for room.
+    taken = -1
+    while taken != source.taken:
+        taken = source.taken
+        time.sleep(0.2)
+    stopping = threading.Thread(target=loop.stop)
+    stopping.start()
+    wait_until(lambda: loop._stop.is_set())
+    go.set()
+    stopping.join(20)
+    assert loop.join(20)
+    assert [record.source_id for record in notes.records] == [f"frame-{n}" for n in range(source.taken)]
+    assert source.taken < 50
+
+
+def test_the_record_of_a_frame_does_not_wait_until_a_failed_engine_was_replaced(bundle: Bundle) -> None:
+    notes, opening, fails = Notes(), threading.Event(), _Failing(1)
+    engines = iter([ScriptedEngine(bundle, fails), ScriptedEngine(bundle)])
+
+    def open_judge(product: ProductSettings, engine: str | None) -> Judge:
+        assert fails.calls == 0 or opening.wait(20)
+        return judge_on(bundle, next(engines))
+
+    loop = loop_of(FrameList([frame(1)]), open_judge, notes)
+    loop.start()
+    wait_until(lambda: bool(notes.records))
+    assert notes.records[0].signal == "nok"
+    opening.set()
+    finish(loop)
+    assert notes.kinds == ["engine_failed", "engine_reopened"]
 
 
 def test_with_block_nothing_is_dropped_however_slow_the_journal_is(bundle: Bundle) -> None:
