@@ -87,7 +87,7 @@ def is_bad(found: object) -> bool:
 
 
 def _speed_rows(speeds: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, found in speeds.items():
         if not isinstance(found, dict) or "rows" not in found:
             rows.append((name, json.dumps(found, default=str), "", "", "", ""))
@@ -115,7 +115,7 @@ def _speed_rows(speeds: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _parity_rows(parities: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, found in parities.items():
         model = name.removeprefix("parity ")
         if not isinstance(found, dict) or "rows" not in found:
