@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Final
 
 from flowedge.runtime.report.markup import EMPTY, Markup, element, joined, text_of
@@ -11,7 +10,7 @@ from flowedge.runtime.report.shell import notice, paragraph, section
 from flowedge.runtime.report.tables import table
 from flowedge.runtime.station.overrides import Change, ThresholdChange
 from flowedge.runtime.station.page.controls import Area, Limit
-from flowedge.runtime.station.page.layout import moment, number
+from flowedge.runtime.station.page.layout import moment_of, number
 from flowedge.runtime.station.page.overview import overlay
 from flowedge.runtime.station.page.polygons import text_of_area
 
@@ -236,17 +235,13 @@ def _lines(text: str) -> Markup:
 def _history(changes: Sequence[Change]) -> Markup:
     if not changes:
         return section("History", paragraph("Nobody has changed anything on this station.", soft=True))
-    rows = [(one.version, _when(one), one.who, _what(one), one.why) for one in reversed(changes[-_SHOWN:])]
+    rows = [
+        (one.version, moment_of(one.time), one.who, _what(one), one.why)
+        for one in reversed(changes[-_SHOWN:])
+    ]
     return section(
         "History", table("Changes, the newest first", ["version", "time", "who", "change", "why"], rows)
     )
-
-
-def _when(change: Change) -> object:
-    try:
-        return moment(datetime.fromisoformat(change.time))
-    except ValueError:
-        return change.time
 
 
 def _what(change: Change) -> str:

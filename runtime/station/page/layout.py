@@ -59,6 +59,14 @@ def moment(time: datetime) -> Markup:
     return element("time", shown, datetime=time.isoformat())
 
 
+def moment_of(text: str) -> Markup | str:
+    """Return a wall time that is stored as text, as `moment` does, or the text where it is no time."""
+    try:
+        return moment(datetime.fromisoformat(text))
+    except ValueError:
+        return text
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """Return a number with so many significant digits, or a dash where there is none."""
     return "-" if value is None else f"{value:.{digits}g}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Final
 
 from flowedge.runtime.report.charts import Bar, bars, charts
@@ -12,8 +11,9 @@ from flowedge.runtime.report.shell import facts, figures, notice, paragraph, sec
 from flowedge.runtime.report.tables import table
 from flowedge.runtime.station.live import Live, PartState
 from flowedge.runtime.station.page.controls import Area
+from flowedge.runtime.station.page.health import LONGEST_SILENCE_S
 from flowedge.runtime.station.page.history import score_history
-from flowedge.runtime.station.page.layout import ago, moment, number
+from flowedge.runtime.station.page.layout import ago, moment, moment_of, number
 from flowedge.runtime.station.page.pictures import VIEWS, View
 from flowedge.runtime.station.page.state import WORDS, LiveState, part_of
 from flowedge.runtime.station.record import Event, Record
@@ -22,6 +22,7 @@ _LEVELS: Final = {"info": "", "warning": "warning", "alarm": "wrong"}
 _STATE_WORDS: Final = {"ok": "ok", "warning": "check", "down": "down"}
 _ORDER: Final = {"down": 0, "warning": 1, "ok": 2}
 _STATE_STYLES: Final = {"ok": "ok", "warning": "warning", "down": "wrong"}
+_LAST: Final = 12
 
 
 def live_section(state: LiveState, area: Area, view: View) -> Markup:
@@ -136,9 +137,6 @@ def status_sections(
     )
 
 
-_LAST: Final = 12
-
-
 def thumbnails(records: Sequence[Record]) -> Markup:
     """Return small pictures of records, the newest first, each a link to the record's own page."""
     return element("div", *(_thumbnail(one) for one in reversed(records)), class_="strip")
@@ -204,7 +202,7 @@ def health_table(parts: Sequence[PartState], live: Live) -> Markup:
     age = live.beat_age_s
     slow = (
         [notice(f"The loop has given no sign of life for {ago(age)}.")]
-        if age is not None and age > 30
+        if age is not None and age > LONGEST_SILENCE_S
         else []
     )
     rows = [
@@ -213,19 +211,12 @@ def health_table(parts: Sequence[PartState], live: Live) -> Markup:
             element("span", _STATE_WORDS[one.state], class_=f"state {_STATE_STYLES[one.state]}"),
             one.text,
             _value(one),
-            _since(one),
+            moment_of(one.since),
         )
         for one in sorted(parts, key=lambda one: _ORDER[one.state])
         if one.kind != "drift"
     ]
     return joined(*slow, table("Parts of the station", ["part", "state", "reason", ">value", "since"], rows))
-
-
-def _since(part: PartState) -> object:
-    try:
-        return moment(datetime.fromisoformat(part.since))
-    except ValueError:
-        return part.since
 
 
 def _value(part: PartState) -> str:
