@@ -57,7 +57,7 @@ class StationControls:
             ignore=area.ignore,
             frame_size=area.frame_size,
             version=0 if change is None else change.version,
-            is_fixed="the settings give the region as a picture" if area.mask is not None else "",
+            fixed_because="the settings give the region as a picture" if area.mask is not None else "",
         )
 
     @property
@@ -110,8 +110,10 @@ class StationControls:
         Raises:
             FlowEdgeError: The change is not possible, or cannot be stored. Nothing was changed then.
         """
-        if self.area.is_fixed:
-            raise FlowEdgeError(f"{self.area.is_fixed}. Change the picture, and start the station again.")
+        if self.area.fixed_because:
+            raise FlowEdgeError(
+                f"{self.area.fixed_because}. Change the picture, and start the station again."
+            )
         tried = AreaChange(
             version=0, time="", who=who, why=why, frame_size=frame_size, inspect=inspect, ignore=ignore
         )

@@ -38,7 +38,7 @@ class PretendStation:
         self._journal = journal
         self._overrides = Overrides(folder)
         self._polygons = polygons
-        self.is_fixed = ""
+        self.fixed_because = ""
 
     @property
     def limits(self) -> Sequence[Limit]:
@@ -57,7 +57,7 @@ class PretendStation:
     def area(self) -> Area:
         change = self._overrides.area()
         if change is None:
-            return Area(inspect=self._polygons, frame_size=FRAME, is_fixed=self.is_fixed)
+            return Area(inspect=self._polygons, frame_size=FRAME, fixed_because=self.fixed_because)
         return Area(
             inspect=change.inspect, ignore=change.ignore, frame_size=change.frame_size, version=change.version
         )

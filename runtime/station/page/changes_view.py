@@ -86,18 +86,14 @@ def _limit(limit: Limit, typed: Mapping[str, str], is_read_only: bool) -> Markup
         "form",
         element("input", type="hidden", name="product", value=limit.product),
         element("input", type="hidden", name="log_nfa", value="1" if limit.is_log_nfa else ""),
-        element(
-            "label",
+        _field(
             f"New {name[:1].lower()}{name[1:]}",
-            element(
-                "input",
-                name="value",
-                value=kept.get("value", ""),
-                inputmode="decimal",
-                autocomplete="off",
-                placeholder="empty: the bundle's own",
-                maxlength=40,
-            ),
+            name="value",
+            value=kept.get("value", ""),
+            inputmode="decimal",
+            autocomplete="off",
+            placeholder="empty: the bundle's own",
+            maxlength=40,
         ),
         *_signature(kept),
         element("button", "Change the threshold", type="submit"),
@@ -111,43 +107,36 @@ def _limit(limit: Limit, typed: Mapping[str, str], is_read_only: bool) -> Markup
 def _signature(kept: Mapping[str, str]) -> tuple[Markup, ...]:
     """Return the fields that each change has: who, why and the token."""
     return (
-        element(
-            "label",
+        _field(
             "Your name",
-            element(
-                "input",
-                name="who",
-                value=kept.get("who", ""),
-                required=True,
-                maxlength=200,
-                autocomplete="name",
-            ),
+            name="who",
+            value=kept.get("who", ""),
+            required=True,
+            maxlength=200,
+            autocomplete="name",
         ),
-        element(
-            "label",
+        _field(
             "Reason",
-            element(
-                "input",
-                name="why",
-                value=kept.get("why", ""),
-                required=True,
-                maxlength=500,
-                autocomplete="off",
-            ),
+            name="why",
+            value=kept.get("why", ""),
+            required=True,
+            maxlength=500,
+            autocomplete="off",
         ),
-        element(
-            "label",
+        _field(
             "Token",
-            element(
-                "input",
-                type="password",
-                name="token",
-                required=True,
-                maxlength=500,
-                autocomplete="current-password",
-            ),
+            type="password",
+            name="token",
+            required=True,
+            maxlength=500,
+            autocomplete="current-password",
         ),
     )
+
+
+def _field(words: str, **attributes: object) -> Markup:
+    """Return an input with its label."""
+    return element("label", words, element("input", **attributes))
 
 
 def _area(
@@ -157,8 +146,8 @@ def _area(
         "Blue polygons are inspected, and grey ones are ignored. Without a blue polygon the whole frame is inspected."
     )
     height, width = frame if all(frame) else area.frame_size or (0, 0)
-    if area.is_fixed:
-        return section("Region of interest", words, notice(area.is_fixed), identifier="area")
+    if area.fixed_because:
+        return section("Region of interest", words, notice(area.fixed_because), identifier="area")
     if not height or not width:
         return section(
             "Region of interest",

@@ -43,15 +43,15 @@ class Area(msgspec.Struct, frozen=True, kw_only=True):
         frame_size: The height and the width in pixels of the frames on which the polygons were drawn, where they are
             known.
         version: The version of the change that made the region, 0 for the region of the settings.
-        is_fixed: The reason why the page cannot change the region, such as a mask given as a PNG. The reason is empty
-            where it can.
+        fixed_because: The reason why the page cannot change the region, such as a mask given as a PNG. The reason is
+            empty where it can.
     """
 
     inspect: Polygons = ()
     ignore: Polygons = ()
     frame_size: tuple[int, int] | None = None
     version: int = 0
-    is_fixed: str = ""
+    fixed_because: str = ""
 
 
 class Controls(Protocol):

@@ -91,9 +91,7 @@ class Pictures:
             seen = next((one for one in self._shown if one.record.number == number), newest)
         if seen is None or seen.result is None:
             return None
-        result = seen.result
-        key = (seen.record.id, seen.record.number, view)
-        return self._drawn.get(key, lambda: _jpeg(_drawn(seen.record, result, view, self._longest_px)))
+        return self._large(seen.record, seen.result, view)
 
     def thumbnail(self, record: Record, file: Path | None) -> bytes | None:
         """Return a small JPEG of a record's findings, from its result or else from the archive, if there is either.
@@ -120,15 +118,16 @@ class Pictures:
     def evidence(self, record: Record, view: View) -> bytes | None:
         """Return a large JPEG of a record whose result is still kept, or None where it is not."""
         result = self._result_of(record)
-        if result is None:
-            return None
-        key = (record.id, record.number, view)
-        return self._drawn.get(key, lambda: _jpeg(_drawn(record, result, view, self._longest_px)))
+        return None if result is None else self._large(record, result, view)
 
     def stored(self, file: Path | None) -> bytes | None:
         """Return a JPEG of a picture in the archive, at the size of the page. The value is None where it is gone."""
         picture = None if file is None else _read(file)
         return None if picture is None else _jpeg(shrunk(picture, self._longest_px))
+
+    def _large(self, record: Record, result: Result, view: View) -> bytes | None:
+        key = (record.id, record.number, view)
+        return self._drawn.get(key, lambda: _jpeg(_drawn(record, result, view, self._longest_px)))
 
     def _result_of(self, record: Record) -> Result | None:
         seen = self._live.seen(record.number)
