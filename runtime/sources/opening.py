@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from flowedge.runtime.protocols import Frame
 from flowedge.runtime.sources.channels import rgb_of
 from flowedge.runtime.sources.events import Seen, Tell, ignore, nothing_seen
 from flowedge.runtime.sources.settings import Channels, SourceSettings
+from flowedge.text import printable
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,10 @@ class Opening:
             rgb = rgb_of(array, own, self.settings.color, self.window)
         except ImageError as error:
             rgb, problem = np.zeros((0, 0, 3), np.uint8), f"{frame_id} {error}"
+        except Exception as error:
+            # A frame that was taken gets its record, also where a library fails on it as nobody expects.
+            _LOG.exception("the pixels of %s cannot be made", printable(frame_id))
+            rgb, problem = np.zeros((0, 0, 3), np.uint8), f"{frame_id} cannot be read: {unexpected(error)}"
         return Frame(
             pixels=rgb,
             id=frame_id,
@@ -70,3 +78,8 @@ class Opening:
             dropped_before=dropped_before,
             version=version,
         )
+
+
+def unexpected(error: Exception) -> str:
+    """Name an error that is no `ImageError`, for the problem of a frame."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

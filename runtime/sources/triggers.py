@@ -10,12 +10,15 @@ from __future__ import annotations
 import collections
 import contextlib
 import importlib
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol, cast
+
+import numpy as np
 
 from flowedge.errors import ImageError
 from flowedge.runtime.protocols import Frame, Source
@@ -24,6 +27,8 @@ from flowedge.runtime.sources.live import Fires, LiveSource
 from flowedge.runtime.sources.opening import Opening
 from flowedge.runtime.sources.settings import SourceSettings, TriggerSettings
 from flowedge.text import printable
+
+_LOG: Final = logging.getLogger(__name__)
 
 LONGEST_PART: Final = 100
 """The most characters of the id of a part."""
@@ -135,11 +140,20 @@ class Triggered:
         if reason:
             self._tell_refused(name, reason, now)
         elif self._settings.fires and isinstance(self._source, Fires):
-            self._source.fire()
+            try:
+                self._source.fire()
+            except Exception as error:
+                # The part gets a record without a picture, and the thread that listens goes on.
+                text = printable(str(error) or type(error).__name__)
+                _LOG.warning("%s was not fired for part %s: %s", self._opening.name, name, text)
         return reason
 
     def frames(self) -> Iterator[Frame]:
-        """Give the frames of the source with the ids of their parts, until the source ends or is closed."""
+        """Give the frames of the source with the ids of their parts, until the source ends or is closed.
+
+        After a failure of the source, another iteration takes its frames again.
+        """
+        self._ended, self._failure = False, None
         self._pump = threading.Thread(target=self._take_frames, name="flowedge trigger", daemon=True)
         self._pump.start()
         while True:
@@ -209,7 +223,9 @@ class Triggered:
             problem = (
                 f"{frame.id} was dropped, since its part waited while the frames before it were inspected"
             )
-            self._ready[held[0]] = replace(frame, pixels=frame.pixels[:0], problem=problem)
+            # A view of no pixels would keep all of them.
+            nothing = np.zeros((0, 0, 3), np.uint8)
+            self._ready[held[0]] = replace(frame, pixels=nothing, problem=problem)
 
     def _add_losses(self, place: int, losses: int) -> None:
         """Count lost frames before the frame at a place, or before the next one to come."""

@@ -202,6 +202,8 @@ def test_a_busy_inspection_never_gets_the_picture_of_another_part() -> None:
             "was dropped" in frame.problem if frame.problem else (frame.pixels == int(frame.part or "")).all()
         )
     assert 0 < sum(not frame.problem for frame in parts) <= 7
+    # A view of no pixels would keep all of them.
+    assert all(frame.pixels.base is None for frame in parts if frame.problem)
     assert sum(frame.dropped_before for frame in taken) == 30 - 4
     source.close()
 
@@ -211,6 +213,54 @@ def test_a_message_fires_the_camera_where_asked(shutter: Shutter) -> None:
     source.trigger("A")
     frame = next(source.frames())
     assert (frame.id, frame.part) == ("fired 1", "A")
+    source.close()
+
+
+def test_a_camera_that_cannot_be_fired_ends_no_listener_and_its_part_has_a_record(
+    shutter: Shutter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("the camera was unplugged")
+
+    settings = TcpTrigger(port=free_port(), fires=True, wait_s=0.2)
+    source = triggered(shutter, settings)
+    frames = source.frames()
+    with (
+        socket.create_connection(("127.0.0.1", settings.port), MOST_S) as client,
+        client.makefile("rb") as answers,
+    ):
+        monkeypatch.setattr(shutter, "fire", broken)
+        client.sendall(b"A\n")
+        assert answers.readline() == b"ok\n"
+        lost = next(frames)
+        assert (lost.part, "none came within 0.2 s" in lost.problem) == ("A", True)
+        monkeypatch.undo()
+        client.sendall(b"B\n")
+        assert answers.readline() == b"ok\n"
+        assert (next(frames).part, shutter.fired) == ("B", 1)
+    source.close()
+
+
+def test_a_source_that_has_failed_is_iterated_again_with_its_parts(
+    shutter: Shutter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Iterator[Frame]:
+        raise SourceError("the share is gone")
+
+    source = triggered(shutter, SoftwareTrigger(wait_s=20))
+    monkeypatch.setattr(shutter, "frames", broken)
+    source.trigger("A")
+    failing = source.frames()
+    assert next(failing).problem.endswith("the frame of part A, which is missing: the source has ended")
+    with pytest.raises(SourceError, match="the share is gone"):
+        next(failing)
+    monkeypatch.undo()
+    source.trigger("B")
+    again = source.frames()
+    for name in ("1", "2"):
+        shutter.take(name)
+        frame = next(again)
+        assert (frame.id, frame.part) == (name, "B" if name == "1" else None)
     source.close()
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from flowedge.errors import DataError, ImageError, SourceError
 from flowedge.runtime.sources import SourceSettings, open_source
 from flowedge.runtime.sources.channels import rgb_of
+from flowedge.runtime.sources.opening import Opening
 from flowedge.runtime.sources.settings import Channels
 from flowedge.source_addresses import kind_of, without_password
 
@@ -148,3 +149,20 @@ def test_names_that_stand_for_nothing_are_errors_at_once(tmp_path: Path) -> None
 def _one_picture(folder: Path) -> Path:
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     return folder
+
+
+def test_a_frame_on_which_a_library_fails_unexpectedly_has_a_problem_and_the_next_one_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> NDArray[np.uint8]:
+        raise MemoryError
+
+    opening = Opening(settings=SourceSettings(address="cam"), name="cam")
+    frame = opening.frame("cam#1", broken, monotonic_ns=1)  # type: ignore[arg-type]
+    assert (frame.problem, frame.pixels.size) == ("cam#1 cannot be read: MemoryError", 0)
+
+    for number in range(2):
+        Image.new("RGB", (4, 4), COLOUR).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr("flowedge.runtime.sources.picture_files.read_image", broken)
+    problems = [frame.problem for frame in open_source(str(tmp_path)).frames()]
+    assert problems == [f"{tmp_path / f'{number}.png'} cannot be read: MemoryError" for number in range(2)]
