@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 import textwrap
 import types
 import typing
@@ -14,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from flowedge.runtime.docstrings import attribute_texts, description_of
 from flowedge.runtime.settings import Settings
 from flowedge.runtime.station.settings import StationSettings
 
@@ -58,9 +57,9 @@ def station_file(given: Mapping[str, Mapping[str, Any]], sinks: list[Mapping[str
 
 def _table(heading: str, name: str, kind: type[Settings], values: Mapping[str, Any] | None) -> Iterator[str]:
     """Give the lines of a table. Without values the whole table stands behind ``#``."""
-    texts = texts_of(kind)
+    texts = attribute_texts(kind)
     yield ""
-    yield from _comment(texts[""])
+    yield from _comment(description_of(kind))
     yield heading if values is not None else f"#{heading}"
     tag = kind.__struct_config__.tag
     if isinstance(tag, str):
@@ -86,26 +85,9 @@ def _table(heading: str, name: str, kind: type[Settings], values: Mapping[str, A
         yield from _table(heading, path, table, given)
 
 
-def texts_of(kind: type[Settings]) -> dict[str, str]:
-    """Return the description of each key of a table, and by an empty text that of the table.
-
-    The descriptions are those of the class and of its bases. Without docstrings they are empty.
-    """
-    texts: dict[str, str] = {"": ""}
-    for one in reversed(kind.__mro__):
-        if not (isinstance(one, type) and issubclass(one, Settings)) or one is Settings:
-            continue
-        doc = inspect.cleandoc(one.__doc__ or "").replace("``", "")
-        head, _, attributes = doc.partition("\nAttributes:\n")
-        texts[""] = " ".join(head.split())
-        attributes = textwrap.dedent(attributes.split("\n\n")[0])
-        for found in re.finditer(r"(?ms)^(\w+): (.*?)(?=^\w+: |\Z)", attributes):
-            texts[found[1]] = " ".join(found[2].split())
-    return texts
-
-
 def _comment(text: str) -> list[str]:
-    return [f"# {line}" for line in textwrap.wrap(text, _WIDTH)]
+    words = " ".join(text.replace("``", "").split())
+    return [f"# {line}" for line in textwrap.wrap(words, _WIDTH)]
 
 
 def _default(field: msgspec.structs.FieldInfo) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from typing import Any
 
 import msgspec
 
+from flowedge.runtime.docstrings import attribute_texts
 from flowedge.runtime.settings import Settings
 
 
@@ -18,7 +17,7 @@ def rows_of(kind: type[Settings], *, without: type[Settings] | None = None) -> l
         kind: The class of the settings.
         without: A base class whose keys are left out, unless the default differs.
     """
-    texts = _texts_of(kind)
+    texts = {name: text.replace("``", "`") for name, text in attribute_texts(kind).items()}
     left_out = {} if without is None else {one.name: one.default for one in msgspec.structs.fields(without)}
     return [
         f"| `{one.name}` | {_default_of(one)} | {texts[one.name]} |"
@@ -32,19 +31,6 @@ def _default_of(one: msgspec.structs.FieldInfo) -> str:
     if one.default_factory is not msgspec.NODEFAULT or one.default == "":
         return ""
     return _shown(one.default)
-
-
-def _texts_of(kind: type) -> dict[str, str]:
-    """Return the texts of the attributes from the docstrings of a class and its bases."""
-    texts: dict[str, str] = {}
-    for one in reversed(kind.__mro__):
-        key = ""
-        for line in inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")[2].splitlines():
-            if begun := re.fullmatch(r" {4}(\w+): (.*)", line):
-                key, texts[begun[1]] = begun[1], begun[2]
-            elif key and line.startswith("        "):
-                texts[key] += f" {line.strip()}"
-    return {key: text.replace("``", "`") for key, text in texts.items()}
 
 
 def _shown(default: Any) -> str:

@@ -7,13 +7,12 @@ Run as a program, this module prints the schema:
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 from typing import Any, Final
 
 import msgspec
 
+from flowedge.runtime.docstrings import attribute_texts, description_of
 from flowedge.runtime.station.record import Event, Record, RecordedRegion
 
 _ENCODER: Final = msgspec.json.Encoder()
@@ -30,7 +29,8 @@ def schema() -> dict[str, Any]:
     _, found = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
     for kind in kinds:
         table = found[kind.__name__]
-        table["description"], texts = _texts_of(kind)
+        table["description"] = description_of(kind).partition("\n")[0]
+        texts = attribute_texts(kind)
         # A sink sends every key, so a default means nothing to a receiver.
         table["required"] = list(table["properties"])
         for key, value in table["properties"].items():
@@ -44,19 +44,6 @@ def schema() -> dict[str, Any]:
         "anyOf": [{"$ref": "#/$defs/Record"}, {"$ref": "#/$defs/Event"}],
         "$defs": found,
     }
-
-
-def _texts_of(kind: type) -> tuple[str, dict[str, str]]:
-    """Return the first line of a class's docstring, and the text of each attribute."""
-    lines = inspect.cleandoc(kind.__doc__ or "").splitlines()
-    texts: dict[str, str] = {}
-    key = ""
-    for line in lines[lines.index("Attributes:") + 1 :]:
-        if begun := re.fullmatch(r" {4}(\w+): (.*)", line):
-            key, texts[begun[1]] = begun[1], begun[2]
-        else:
-            texts[key] += f" {line.strip()}"
-    return lines[0], texts
 
 
 def schema_text() -> str:
