@@ -6,7 +6,7 @@
 # the script again is safe. The station's folder (/var/lib/flowedge) and its secrets (/etc/flowedge) are never overwritten.
 set -euo pipefail
 
-readonly PREFIX=/opt/flowedge CONFIG=/etc/flowedge STATE=/var/lib/flowedge CACHE=/var/cache/flowedge
+readonly PREFIX=/opt/flowedge CONFIG=/etc/flowedge STATE=/var/lib/flowedge
 readonly ACCOUNT=flowedge UNIT=flowedge-station.service UNITS=/etc/systemd/system COMMAND=/usr/local/bin/flowedge
 readonly SPACE_MB=2000
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -66,7 +66,7 @@ remove() {
         ! systemd_runs || systemctl daemon-reload
     fi
     [ "$(readlink "$COMMAND")" != "$PREFIX/current/bin/flowedge" ] || rm -f "$COMMAND"
-    rm -rf "$PREFIX" "$CACHE"
+    rm -rf "$PREFIX"
     if [ -z "$purge" ]; then
         tell "FlowEdge is removed. Its settings, bundles, journal and pictures stay in $STATE, its secrets in $CONFIG."
         return
@@ -149,7 +149,7 @@ for group in video render; do
 done
 # Secrets are read by systemd alone.
 install -d -m 0700 "$CONFIG"
-install -d -m 0750 -o "$ACCOUNT" -g "$ACCOUNT" "$STATE" "$CACHE"
+install -d -m 0750 -o "$ACCOUNT" -g "$ACCOUNT" "$STATE"
 
 # --- The release.
 

@@ -28,7 +28,9 @@ def main() -> None:
     model, side = Path(sys.argv[1]).resolve(), int(sys.argv[2])
     os.chdir(tempfile.mkdtemp())  # the inferencer keeps its cache in the current folder
     inferencer = OpenVINOInferencer(path=model, device="CPU")
-    print("{}", flush=True)
+    # OpenVINO chooses the precision by itself where the processor has bfloat16.
+    precision = inferencer.model.get_property("INFERENCE_PRECISION_HINT").to_string()
+    print(json.dumps({"engine": f"OpenVINO, {precision}"}), flush=True)
 
     def predict(file: Path) -> Any:
         picture = read_image(file, as_tensor=False)

@@ -159,7 +159,8 @@ def main() -> None:
     finally:
         for worker in (*workers.values(), *([peer] if peer else [])):
             worker.close()
-    engines = {precision: worker.started["engine"] for precision, worker in workers.items()}
+    engines = {precision: f"{precision}, {worker.started['engine']}" for precision, worker in workers.items()}
+    engines["anomalib"] = peer.started["engine"] if peer else ""
     write_results(out, rows_of(times), engines, loads, options)
 
 
@@ -219,7 +220,6 @@ def at_a_pace(
     with tempfile.TemporaryDirectory(prefix="flowedge-cost-") as name:
         folder = Path(name)
         (folder / "line").mkdir()
-        (folder / "made").mkdir()
         file = write_station(folder, bundle, precision, folder / "line", options.threads, watch=True)
         command = [flowedge_program(), "station", "run", str(file)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -228,10 +228,9 @@ def at_a_pace(
             reader.start()
             came: dict[str, float] = {}
             for number in range(-_SETTLED, options.frames // 2):
-                made, target = folder / "made" / f"{number}.jpg", folder / "line" / f"{number}.jpg"
-                shutil.copyfile(files[number % len(files)], made)
+                target = folder / "line" / f"{number}.jpg"
+                shutil.copyfile(files[number % len(files)], target)
                 came[str(target)] = time.monotonic()
-                made.rename(target)
                 wait_for(arrived, target) if number < 0 else time.sleep(pause_s)
             wait_for(arrived, target)
             process.send_signal(signal.SIGTERM)
@@ -388,7 +387,7 @@ def write_results(
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        engine = "fp32, OpenVINO" if row.who == "anomalib" else f"{row.precision}, {engines[row.precision]}"
+        engine = engines[row.who if row.who == "anomalib" else row.precision]
         lines.append(
             f"| {engine} | {row.side} | {row.who} | {row.frames_per_second:.1f} | {row.ms_per_frame:.1f} "
             f"| {row.over_bare:.2f} | {row.p50:.1f} | {row.p99:.1f} | {row.cpu_ms:.1f} |"

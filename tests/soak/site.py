@@ -75,6 +75,12 @@ reconnect_max_s = 1
 [page]
 port = 0
 
+[archive]
+ok_one_in = 50
+max_gib = 0.5
+min_free_gib = 0.2
+waiting_mib = 16
+
 [[sinks]]
 kind = "jsonl"
 path = "{site.lines}"
