@@ -106,7 +106,7 @@ class Judges:
         self._tell = tell
         self._clock = clock
         self._judges: dict[str, Judge] = {}
-        self._at = self._first = self._openings = 0
+        self._at = self._openings = 0
         self._name = ""
         self._requested: Callable[[Judge], Judge] | None = None
         self._good_runs = _GOOD_RUNS
@@ -121,8 +121,8 @@ class Judges:
 
     @property
     def is_first_choice(self) -> bool:
-        """True while the engine computes that opened at the start."""
-        return self._at == self._first
+        """True while the first engine of the settings computes."""
+        return self._at == 0
 
     def open(self) -> None:
         """Open the first engine that opens, at the start of the station.
@@ -131,9 +131,11 @@ class Judges:
             FlowEdgeError: No engine opens. The message has the reason of each.
         """
         problems = self._open_first_of(range(len(self._engines)))
-        self._first = self._at
         if not self._judges:
             raise EngineUnavailableError(" ".join(problems))
+        if problems:
+            text = f"{self._name} computes in place of an engine that does not open: {' '.join(problems)}"
+            self._tell("engine_replaced", "alarm", text, engine=self._name, before=self._engines[0])
 
     def judge_of(self, part: str | None) -> tuple[Judge | None, str]:
         """Return the detector for a part, or None and the reason why there is none."""

@@ -159,6 +159,9 @@ def test_the_next_engine_is_taken_at_the_start_where_the_first_cannot_open(tmp_p
     file = write_station(tmp_path, photos=1, engines=["openvino:NPU", "onnxruntime-cpu"])
     assert flowedge("station", "run", file, "--until-end").status == 0
     assert lines_of(tmp_path / "verdicts.jsonl")[0]["engine"] == "onnxruntime-cpu"
+    with JournalReader(tmp_path / "state" / journal_file.NAME) as journal:
+        (told,) = [event for event in journal.events() if event.kind == "engine_replaced"]
+    assert (told.level, told.data) == ("alarm", {"engine": "onnxruntime-cpu", "before": "openvino:NPU"})
 
 
 @pytest.mark.parametrize(
