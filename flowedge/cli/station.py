@@ -46,6 +46,7 @@ def init(
         typer.Option("--name", help="The name of the station in records.", show_default="that of the bundle"),
     ] = None,
     force: Force = False,
+    json: Json = False,
 ) -> None:
     """Write the file of a new station, which has every setting with its description and runs as it is."""
     from flowedge.cli.places import check_bundle
@@ -81,6 +82,10 @@ def init(
         write_whole_file(out, text.encode())
     except OSError as error:
         raise FlowEdgeError(f"{out} cannot be written: {error.strerror}. Name another file.") from error
+    if json:
+        print_json(
+            {"file": str(out), "source": given["source"]["address"], "bundle": given["inspect"]["bundle"]}
+        )
     MESSAGES.print(f"wrote {out}. Check it with: flowedge station check {out}", soft_wrap=True)
 
 

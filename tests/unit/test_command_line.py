@@ -279,6 +279,14 @@ JSON_OF = {
     "threshold set": "threshold set {copy} --image 1 --reason test",
     "threshold fit": "threshold fit {copy} --data {data}",
     "pack": "pack {bundle} -o line.flowedgepack",
+    "station init": "station init {bundle} -o other.toml --source {photos}",
+    "station check": "station check {station}",
+    "station run": "station run {station} --until-end",
+    "station status": "station status {station}",
+    "station records": "station records {station} --last 1",
+    "station export": "station export {station} -o records.parquet",
+    "station drift": "station drift {station}",
+    "station shadow": "station shadow {station} --bundle {copy} --data {photos}",
     "cache list": "cache list",
     "cache clear": "cache clear",
 }
@@ -296,13 +304,21 @@ def test_json_means_one_object_on_stdout_and_nothing_else(
 ) -> None:
     monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
     write_dataset(tmp_path / "data")
+    photos, station = tmp_path / "data" / "test" / "good", tmp_path / "station.toml"
+    if name.startswith("station"):
+        flowedge("station", "init", bundle, "-o", station, "--source", photos)
+        station.write_text(station.read_text().replace("#port = 8080", "port = 0"))
+    if name in ("station records", "station export"):
+        assert flowedge("station", "run", station, "--until-end").status == 0
     shutil.copytree(bundle, tmp_path / "copy.flowedge")
     words = JSON_OF[name].format(
         checkpoint=small_checkpoint,
         bundle=bundle,
         copy=tmp_path / "copy.flowedge",
         data=tmp_path / "data",
-        photo=next((tmp_path / "data" / "test" / "good").iterdir()),
+        photos=photos,
+        photo=next(photos.iterdir()),
+        station=station,
     )
     done = flowedge(*words.split(), "--json", "-q", cwd=tmp_path)
     assert done.stdout.count("\n") == 1
