@@ -11,6 +11,7 @@
 #   make precision what float16 and INT8 cost on a trained model of every family, into bench-out/precision/
 #   make engines  every family on every engine and precision of a CPU, into bench-out/engines/
 #   make packs    8 and 32 products as bundles and as a pack: memory, change of product, speed, into bench-out/packs/
+#   make area     the speed of a region of interest, and the memory of large frames, into bench-out/area/
 #   make fuzz     damaged checkpoints, bundles and pictures: N cases (2,000) from FIRST (0) with SEED (0), into fuzz-out/
 #   make soak     a station at full speed for ten minutes (SECONDS=600) while all around it breaks, into soak-out/
 #   make drift    false alarms of the watch for drift, and its delay on real tiles, into bench-out/drift.md
@@ -26,7 +27,7 @@ VENV := .venv/.complete
 PEER := .venv-peer/.complete
 DOCS := .venv-docs/.complete
 
-.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines packs fuzz gpu soak station-cost schema drift docs venv peer clean
+.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines packs area fuzz gpu soak station-cost schema drift docs venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out --force
@@ -79,6 +80,9 @@ gpu:
 	@if [ -n "$(KIT)" ]; then PYTHONPATH=tests python3 -m gpu.kit unpack "$(KIT)" .gpu-site; fi
 	@if [ -e .gpu-site/env.sh ]; then . .gpu-site/env.sh; python3 -m gpu.run --device $(DEVICE) --out gpu-out; \
 	else PYTHONPATH=tests $(BIN)/python -m gpu.run --device $(DEVICE) --out gpu-out; fi
+
+area: $(VENV)
+	PYTHONPATH=tests $(BIN)/python tests/bench/table_area.py --out bench-out/area
 
 N ?= 2000
 FIRST ?= 0

@@ -24,6 +24,7 @@ import numpy as np
 from flowedge.runtime.area.graph_facts import CropError, GraphFacts
 from flowedge.runtime.area.onnx_model import Node, OnnxModel
 from flowedge.runtime.area.windows import Box, Span, area, hull
+from flowedge.text import printable
 
 _WORTH: Final = 0.85  # of a tensor's positions; a cut that leaves more costs more than it saves
 
@@ -76,12 +77,17 @@ def cropped(data: bytes, wanted: Mapping[str, Box]) -> Cropped:
         CropError: The graph cannot be cropped.
         BundleError: The file is no ONNX model.
     """
-    model = OnnxModel(data)
-    missing = wanted.keys() - set(model.outputs)
-    if missing:
-        raise CropError(f"the graph has no output {', '.join(sorted(missing))}.")
-    _follow_constant_choices(model)
-    return _Crop(model, wanted).run()
+    try:
+        model = OnnxModel(data)
+        if missing := wanted.keys() - set(model.outputs):
+            raise CropError(f"the graph has no output {', '.join(sorted(missing))}.")
+        _follow_constant_choices(model)
+        return _Crop(model, wanted).run()
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+        # A bundle comes from elsewhere, and its graph may hold any attribute.
+        raise CropError(
+            f"the graph is none of FlowEdge's: {type(error).__name__}: {printable(str(error))}."
+        ) from error
 
 
 def _follow_constant_choices(model: OnnxModel) -> None:

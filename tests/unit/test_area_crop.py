@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ class Network:
             "Conv", x, weight, bias, kernel_shape=[size, size], strides=[stride] * 2, pads=pads, **more
         )
 
-    def model(self, outputs: dict[str, tuple[int, int, int]], *, with_shapes: bool) -> bytes:
+    def model(self, outputs: Mapping[str, tuple[int, int, int]], *, with_shapes: bool) -> bytes:
         graph = helper.make_graph(
             [
                 *self.nodes,
@@ -192,7 +192,7 @@ def residual_network(seed: int, *, with_shapes: bool = True, mirrors: bool = Fal
         "Where", net.constant(np.array(True)), net.constant(np.full((1, 1, 1, 1), 9, np.float32)), largest
     )
     anomaly_map = net.node("Sub", chosen, net.node("Add", *maps))
-    shapes = {anomaly_map: (1, *SIZE)}
+    shapes: dict[str, tuple[int, int, int]] = {anomaly_map: (1, *SIZE)}
     shapes |= {
         level: (1, SIZE[0] // 2 >> number, SIZE[1] // 2 >> number) for number, level in enumerate(levels)
     }
@@ -203,8 +203,7 @@ def run(data: bytes, names: list[str], image: NDArray[np.float32]) -> list[NDArr
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(data, options)
-    found: list[NDArray[np.float32]] = session.run(names, {"image": image})
-    return found
+    return [np.asarray(one) for one in session.run(names, {"image": image})]
 
 
 def check_equal(data: bytes, wanted: dict[str, tuple[Span, Span]], image: NDArray[np.float32]) -> Cropped:
@@ -334,6 +333,21 @@ def test_a_model_is_read_as_the_onnx_package_reads_it() -> None:
 def test_a_cut_file_is_refused(length: int) -> None:
     with pytest.raises(BundleError, match="no ONNX model"):
         OnnxModel(residual_network(0)[:length])
+
+
+def test_a_damaged_graph_is_cropped_or_refused() -> None:
+    data = residual_network(0, with_shapes=False)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(100):
+        damaged = bytearray(data)
+        for place in rng.integers(0, len(data), 3):
+            damaged[place] = rng.integers(0, 256)
+        try:
+            cropped(bytes(damaged), {"out_0": (Span(0, 9), Span(3, 9))})
+        except BundleError:
+            refused += 1
+    assert refused > 10
 
 
 def test_an_output_that_is_not_there_is_refused() -> None:
