@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,12 +55,10 @@ def variants(
             return lambda: opened.infer(image)
 
         found[f"FlowEdge, {precision}"] = engine
-        found[f"the same graph, buffers on the device, {precision}"] = lambda graph=graph: bound(
-            graph, image, device
-        )
+        found[f"the same graph, buffers on the device, {precision}"] = partial(bound, graph, image, device)
         if device == "cuda":
-            found[f"the same graph, as a CUDA graph, {precision}"] = lambda graph=graph: bound(
-                graph, image, device, enable_cuda_graph="1"
+            found[f"the same graph, as a CUDA graph, {precision}"] = partial(
+                bound, graph, image, device, enable_cuda_graph="1"
             )
     if device == "cuda":
         fp32 = bundle.graph_path("fp32")
