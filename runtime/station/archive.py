@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from flowedge.runtime.render import draw, encoded
 from flowedge.runtime.result import Result
-from flowedge.runtime.station.hand_over import Throttle
 from flowedge.runtime.station.keeping_settings import ArchiveSettings
 from flowedge.runtime.station.page.findings import findings_of
 from flowedge.runtime.station.picture_store import PictureStore, frame_name
 from flowedge.runtime.station.record import Event, Record, Signal, picture_name
+from flowedge.runtime.station.throttle import Throttle
 
 _LOG: Final = logging.getLogger(__name__)
 _GIB: Final = 1 << 30

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -172,19 +171,3 @@ def frame_queue(when_full: str, length: int, on_drop: Callable[[], None]) -> Que
         on_drop: A function that is called after each drop.
     """
     return FrameQueue(length, on_drop) if when_full == "drop_oldest" else Queue(length)
-
-
-class Throttle:
-    """Lets something happen at most once in a time, so that a fault does not fill the journal with events."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._last = -float("inf")
-
-    def __call__(self) -> bool:
-        """Return True where the time has passed since this last returned True."""
-        now = time.monotonic()
-        if now - self._last < self._seconds:
-            return False
-        self._last = now
-        return True

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from flowedge.errors import JournalError
 from flowedge.runtime.station.archive import Archive
-from flowedge.runtime.station.hand_over import Throttle
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.journal_reader import Table
 from flowedge.runtime.station.keeping_settings import JournalSettings
 from flowedge.runtime.station.record import Event
 from flowedge.runtime.station.sinks.settings import AnySink
+from flowedge.runtime.station.throttle import Throttle
 
 _LOG: Final = logging.getLogger(__name__)
 _GIB: Final = 1 << 30

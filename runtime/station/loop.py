@@ -15,10 +15,11 @@ import msgspec
 
 from flowedge.errors import FlowEdgeError
 from flowedge.runtime.protocols import Source
-from flowedge.runtime.station.hand_over import Queue, Throttle, frame_queue
+from flowedge.runtime.station.hand_over import Queue, frame_queue
 from flowedge.runtime.station.judges import Judge, Judges
 from flowedge.runtime.station.record import Event, Level, Record
 from flowedge.runtime.station.settings import InspectSettings
+from flowedge.runtime.station.throttle import Throttle
 from flowedge.runtime.station.work import EndOfSource, Work
 from flowedge.text import printable
 

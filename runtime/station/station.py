@@ -38,7 +38,7 @@ from flowedge.runtime.station.station_controls import StationControls
 from flowedge.runtime.station.status import StatusServer
 from flowedge.runtime.station.summary import summary
 from flowedge.runtime.station.watch import Watch
-from flowedge.runtime.station.watch.shadow import Shadow, work_of_shadow
+from flowedge.runtime.station.watch.shadow import Shadow, job_of_shadow
 from flowedge.source_addresses import without_password
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class Station:
         if settings.shadow is None:
             return None
         return Shadow(
-            settings.shadow, settings.station.state, work_of_shadow(settings, settings.shadow), self.tell
+            settings.shadow, settings.station.state, job_of_shadow(settings, settings.shadow), self.tell
         )
 
     def run(self) -> bool:

@@ -37,7 +37,7 @@ from flowedge.runtime.station.watch.comparison import (
     summary_of,
 )
 from flowedge.runtime.station.watch.settings import ShadowSettings
-from flowedge.runtime.station.watch.shadow import FOLDER, Shadow, work_of_shadow
+from flowedge.runtime.station.watch.shadow import FOLDER, Shadow, job_of_shadow
 from flowedge.runtime.station.watch.shadow_report import shadow_page
 from support.command_line import flowedge as run_flowedge
 from support.station_files import write_photos, write_station
@@ -97,7 +97,7 @@ class _Line:
         def tell(kind: str, level: Any, text: str, **data: object) -> None:
             self.events.append(Event(kind=kind, level=level, text=text, data=data))
 
-        self.shadow = Shadow(shadow, state, work_of_shadow(station, shadow), tell)
+        self.shadow = Shadow(shadow, state, job_of_shadow(station, shadow), tell)
 
     def offer(self, number: int) -> None:
         pixels = _photo(self.site, number)
@@ -327,8 +327,8 @@ def test_the_settings_reach_the_process_as_they_are(site: Path) -> None:
     text = (site / "station.toml").read_text() + '[area]\nframe_size = [40, 60]\nmask = "m.png"\n'
     station = parse_station(text, name="station.toml", folder=site)
     shadow = ShadowSettings(bundle=site / "second.flowedge", precision="int8", threads=2)
-    work = msgspec.json.decode(msgspec.json.encode(work_of_shadow(station, shadow)), type=dict)
-    assert work["inspect"]["precision"] == "int8"
-    assert work["inspect"]["threads"] == 2
-    assert work["area"]["mask"] == str(site / "m.png")
-    assert work["product"]["bundle"] == str(site / "second.flowedge")
+    job = msgspec.json.decode(msgspec.json.encode(job_of_shadow(station, shadow)), type=dict)
+    assert job["inspect"]["precision"] == "int8"
+    assert job["inspect"]["threads"] == 2
+    assert job["area"]["mask"] == str(site / "m.png")
+    assert job["product"]["bundle"] == str(site / "second.flowedge")

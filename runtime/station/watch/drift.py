@@ -15,6 +15,7 @@ from flowedge.runtime.frames.frame_check import frame_statistics
 from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.watch.quantities import (
     QUANTITIES,
+    median_and_deviation,
     picture_values,
     spread_of,
     words_for,
@@ -347,6 +348,5 @@ _ORIGINS: Final = {CALIBRATION: "the calibration", LINE: "the first frames of th
 
 def _shift_and_scatter(watched: Watched, values: Sequence[float]) -> tuple[float, float]:
     """Return the shift of the median in spreads, and the spread of values over that of the reference."""
-    median = float(np.median(values))
-    scatter = 1.4826 * float(np.median(np.abs(np.asarray(values) - median)))
-    return (median - watched.median) / watched.spread, scatter / watched.spread
+    median, deviation = median_and_deviation(values)
+    return (median - watched.median) / watched.spread, deviation / watched.spread

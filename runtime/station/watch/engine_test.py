@@ -21,7 +21,7 @@ RETRY_S: Final = 60.0
 """Seconds after which an engine that answered wrongly is tested again."""
 
 
-class Judges(Protocol):
+class Tested(Protocol):
     """The parts of a detector that a self-test needs. `flowedge.runtime.detector.Detector` has them."""
 
     bundle: Bundle
@@ -47,13 +47,13 @@ class EngineTest:
         self._test: SelfTest | None = None
         self.problem = "the engine has not been tested yet"
 
-    def due(self, detector: Judges) -> bool:
+    def due(self, detector: Tested) -> bool:
         """Return True where `step` is to be called before the next frame."""
         if self._tested is not detector.engine or self._answers:
             return True
         return time.monotonic() >= self._next
 
-    def step(self, detector: Judges) -> Sequence[Event]:
+    def step(self, detector: Tested) -> Sequence[Event]:
         """Do the next part of the test, and return an event where a test has ended.
 
         An engine that cannot run counts as one that answers wrongly.
@@ -95,11 +95,11 @@ class EngineTest:
             )
         ]
 
-    def _whole(self, detector: Judges) -> Sequence[Check]:
+    def _whole(self, detector: Tested) -> Sequence[Check]:
         self._answers, self._test = [], None
         return replay_selftest(detector.bundle, detector.engine)
 
-    def _one_frame(self, detector: Judges) -> Sequence[Check] | None:
+    def _one_frame(self, detector: Tested) -> Sequence[Check] | None:
         """Infer the next frame of the self-test, and compare all answers after the last one."""
         if self._test is None:
             self._test = read_selftest(detector.bundle)
@@ -117,10 +117,10 @@ class EngineTest:
             )
 
     @staticmethod
-    def _input(detector: Judges, frame: NDArray[np.uint8]) -> NDArray[Any]:
+    def _input(detector: Tested, frame: NDArray[np.uint8]) -> NDArray[Any]:
         return GraphInput(detector.bundle.manifest)([frame])
 
-    def _failed(self, detector: Judges, reason: str) -> Event:
+    def _failed(self, detector: Tested, reason: str) -> Event:
         engine = detector.engine
         self._end(detector, f"the engine failed its self-test: {reason}", RETRY_S)
         return Event(
@@ -131,7 +131,7 @@ class EngineTest:
             data={"engine": engine.name, "precision": engine.precision, "reason": reason},
         )
 
-    def _end(self, detector: Judges, problem: str, wait_s: float) -> None:
+    def _end(self, detector: Tested, problem: str, wait_s: float) -> None:
         self._tested = detector.engine
         self._answers, self._test = [], None
         self._next = time.monotonic() + wait_s

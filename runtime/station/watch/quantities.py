@@ -69,9 +69,17 @@ def picture_values(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def spread_of(name: str, values: Sequence[float] | NDArray[np.float64]) -> float:
     """Return the spread of a quantity: the standard deviation by the median absolute deviation, or a floor of it."""
-    median = float(np.median(values))
-    deviation = 1.4826 * float(np.median(np.abs(np.asarray(values) - median)))
+    median, deviation = median_and_deviation(values)
     return max(deviation, _FLOORS[name.partition(" ")[0]].at(median))
+
+
+def median_and_deviation(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+    """Return the median, and the standard deviation as the median absolute deviation estimates it.
+
+    The factor 1.4826 makes the two deviations equal for values of a normal distribution.
+    """
+    median = float(np.median(values))
+    return median, 1.4826 * float(np.median(np.abs(np.asarray(values) - median)))
 
 
 def words_for(name: str) -> str:

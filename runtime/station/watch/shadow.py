@@ -30,7 +30,7 @@ from flowedge.runtime.station.watch.comparison import (
     side_of,
 )
 from flowedge.runtime.station.watch.settings import ShadowSettings
-from flowedge.runtime.station.watch.shadow_worker import Answer, Asked, Work, work_for
+from flowedge.runtime.station.watch.shadow_worker import Answer, Asked, ShadowJob, job_for
 from flowedge.text import printable
 
 FOLDER: Final = "shadow"
@@ -48,18 +48,18 @@ class Shadow:
     caches are still shared.
     """
 
-    def __init__(self, settings: ShadowSettings, folder: Path, work: Work, tell: Tell) -> None:
+    def __init__(self, settings: ShadowSettings, folder: Path, job: ShadowJob, tell: Tell) -> None:
         """Start the process, in a thread that asks it.
 
         Args:
             settings: The settings.
             folder: The station's folder for its state.
-            work: The bundle and the settings, for the process.
+            job: The bundle and the settings, for the process.
             tell: Takes the events.
         """
         self._settings = settings
         self._folder = folder
-        self._work = work
+        self._job = job
         self._tell = tell
         self._newest: tuple[Record, PixelArray, Result] | None = None
         self._changed = threading.Condition()
@@ -110,7 +110,7 @@ class Shadow:
         try:
             with SecondBundle() as second:
                 self._second = second
-                subject = second.open(self._work)
+                subject = second.open(self._job)
                 self._state = "comparing"
                 self._judge_all(second, subject)
         except Exception as error:
@@ -165,10 +165,10 @@ class Shadow:
         self._tell("shadow_failed", "warning", text, bundle=str(self._settings.bundle))
 
 
-def work_of_shadow(settings: StationSettings, shadow: ShadowSettings) -> Work:
+def job_of_shadow(settings: StationSettings, shadow: ShadowSettings) -> ShadowJob:
     """Describe the second bundle, which judges the area that is in force when it opens."""
     product, inspect = product_of_shadow(settings, shadow)
-    return work_for(product, shadow.engine, inspect, settings.area, settings.station.state)
+    return job_for(product, shadow.engine, inspect, settings.area, settings.station.state)
 
 
 def product_of_shadow(
@@ -194,13 +194,13 @@ class SecondBundle:
             env=clean_environment(),
         )
 
-    def open(self, work: Work) -> Subject:
+    def open(self, job: ShadowJob) -> Subject:
         """Open the bundle, and wait until its engine computes.
 
         Raises:
             EngineUnavailableError: The bundle does not open, or the process ended.
         """
-        answer = self._exchange(msgspec.json.encode(work) + b"\n")
+        answer = self._exchange(msgspec.json.encode(job) + b"\n")
         if answer.subject is None:
             raise EngineUnavailableError(answer.problem)
         return answer.subject

@@ -25,7 +25,7 @@ from flowedge.runtime.station.watch.comparison import Side, Subject
 _NICEST: Final = 19
 
 
-class Work(msgspec.Struct, frozen=True, kw_only=True):
+class ShadowJob(msgspec.Struct, frozen=True, kw_only=True):
     """The first line that the process reads.
 
     Attributes:
@@ -73,12 +73,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
-def work_for(
+def job_for(
     product: ProductSettings, engine: str | None, inspect: InspectSettings, area: AreaSettings, state: Path
-) -> Work:
+) -> ShadowJob:
     """Describe a bundle and its settings for the process."""
     plain = [msgspec.to_builtins(one, enc_hook=_text_of_path) for one in (product, inspect, area)]
-    return Work(product=plain[0], engine=engine, inspect=plain[1], area=plain[2], state=str(state.absolute()))
+    return ShadowJob(
+        product=plain[0], engine=engine, inspect=plain[1], area=plain[2], state=str(state.absolute())
+    )
 
 
 def main() -> None:
@@ -104,14 +106,14 @@ def main() -> None:
             from flowedge.runtime.station.overrides import Overrides
             from flowedge.runtime.station.watch.comparison import subject_of
 
-            work = msgspec.json.decode(frames.readline(), type=Work)
+            job = msgspec.json.decode(frames.readline(), type=ShadowJob)
             root = Path("/")
-            area = settings_from(work.area, AreaSettings, name="the shadow's area", folder=root)
+            area = settings_from(job.area, AreaSettings, name="the shadow's area", folder=root)
             judge = open_judge(
-                settings_from(work.product, ProductSettings, name="the shadow's product", folder=root),
-                work.engine,
-                settings_from(work.inspect, InspectSettings, name="the shadow's inspection", folder=root),
-                Fitting(area, Overrides(Path(work.state))),
+                settings_from(job.product, ProductSettings, name="the shadow's product", folder=root),
+                job.engine,
+                settings_from(job.inspect, InspectSettings, name="the shadow's inspection", folder=root),
+                Fitting(area, Overrides(Path(job.state))),
             )
             judges.append(judge)
             return Answer(subject=subject_of(judge))

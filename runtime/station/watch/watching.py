@@ -14,7 +14,7 @@ from flowedge.runtime.protocols import Frame
 from flowedge.runtime.result import Result
 from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.watch.drift_keeper import DriftKeeper
-from flowedge.runtime.station.watch.engine_test import EngineTest, Judges
+from flowedge.runtime.station.watch.engine_test import EngineTest, Tested
 from flowedge.runtime.station.watch.frame_gate import FrameGate
 from flowedge.runtime.station.watch.settings import WatchSettings
 
@@ -61,11 +61,11 @@ class Watch:
         """
         return self._gate(frame, pixels, has_ranges=self._bundles[product].manifest.frame_check is not None)
 
-    def due(self, detector: Judges, *, product: str = "") -> bool:
+    def due(self, detector: Tested, *, product: str = "") -> bool:
         """Return True where `test` is to be called before the next frame: a test is due, or the engine is another."""
         return self._tests[product].due(detector)
 
-    def test(self, detector: Judges, *, product: str = "") -> Sequence[Event]:
+    def test(self, detector: Tested, *, product: str = "") -> Sequence[Event]:
         """Do the next part of the self-test on the engine of a detector.
 
         The first test of an engine is one call and takes about a dozen inferences. A later test takes one call and one
