@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from flowedge.errors import FlowEdgeError
+from flowedge.errors import EngineWrongError, FlowEdgeError
 from flowedge.runtime.protocols import Source
 from flowedge.runtime.station.hand_over import Queue, frame_queue
 from flowedge.runtime.station.judges import Judge, Judges
@@ -56,7 +56,7 @@ class LoopParts:
         publish: Hands over records that were committed, with their work, and does not wait. The stage ``write`` calls
             it.
         test: Tests the engine where this is due, and returns the reason why it must judge nothing, or an empty text.
-            The stage ``infer`` calls it.
+            Raises an `EngineWrongError` where the engine is to be replaced. The stage ``infer`` calls it.
         tell: Takes events. Any stage calls it.
         working: Marks that a stage is busy with one piece of work.
         on_end: Called when the source has ended and all of its frames are written.
@@ -258,7 +258,11 @@ class Loop:
             # What one detector has prepared is not for another one.
             work.judge = judge
             work.pixels, work.image = judge.prepare(work.frame.pixels)
-        if problem := self._parts.test(judge):
+        try:
+            problem = self._parts.test(judge)
+        except EngineWrongError as error:
+            raise _EngineError(judge, error) from error
+        if problem:
             work.give_up(problem)
             return
         try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
+from flowedge.errors import EngineWrongError
 from flowedge.runtime.station.archive import Archive
 from flowedge.runtime.station.delivery import Deliveries
+from flowedge.runtime.station.hand_over import Throttle
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.judges import Judge
 from flowedge.runtime.station.live import Live
@@ -17,6 +20,8 @@ from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.watch import Watch
 from flowedge.runtime.station.watch.shadow import Shadow
 from flowedge.runtime.station.work import Work
+
+_REPLACED_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +36,7 @@ class StageCalls:
         deliveries: The sinks.
         shadow: The second bundle, if there is one.
         tell: Takes the events.
+        may_replace: Returns True where a wrong engine is to be replaced, so that engines are not opened all the time.
     """
 
     watch: Watch
@@ -40,6 +46,7 @@ class StageCalls:
     deliveries: Deliveries
     shadow: Shadow | None
     tell: Callable[[Event], None]
+    may_replace: Callable[[], bool] = field(default_factory=lambda: Throttle(_REPLACED_S))
 
     def check(self, work: Work) -> str:
         """Return the reason why a prepared frame must not be judged, or an empty text."""
@@ -47,11 +54,22 @@ class StageCalls:
         return self.watch.check(work.frame, work.pixels[0], product=work.judge.product)
 
     def test(self, judge: Judge) -> str:
-        """Do the next part of the engine's self-test where one is due, and return why nothing may be inspected."""
+        """Do the next part of the engine's self-test where one is due, and return why nothing may be inspected.
+
+        Raises:
+            EngineWrongError: The engine has failed its test, and is to be replaced.
+        """
+        self.test_between_frames(judge)
+        problem = self.watch.problem(product=judge.product)
+        if problem and self.may_replace():
+            raise EngineWrongError(problem)
+        return problem
+
+    def test_between_frames(self, judge: Judge) -> None:
+        """Do the next part of the engine's self-test where one is due."""
         if self.watch.due(judge.detector, product=judge.product):
             for event in self.watch.test(judge.detector, product=judge.product):
                 self.tell(event)
-        return self.watch.problem(product=judge.product)
 
     def append(self, records: Sequence[Record], events: Sequence[Event]) -> Sequence[Record]:
         """Commit records and events, and return the records with their numbers."""

@@ -153,7 +153,7 @@ class Station:
             tell=self._tell_event,
         )
         for judge in self._judges.judges:
-            self._calls.test(judge)
+            self._calls.test_between_frames(judge)
         self._housekeeper = Housekeeper(
             self.journal, settings.journal, settings.sinks, self._archive, self._tell_event
         )
@@ -331,7 +331,7 @@ class Station:
             _LOG.exception("the states of the parts cannot be told")
         for judge in self._judges.judges:
             if self._watch.due(judge.detector, product=judge.product):
-                self._running_loop.between_frames(partial(self._calls.test, judge))
+                self._running_loop.between_frames(partial(self._calls.test_between_frames, judge))
 
     def _tell_health(self) -> None:
         loop = self._running_loop

@@ -17,8 +17,12 @@ from flowedge.errors import EngineUnavailableError
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.protocols import Frame
+from flowedge.runtime.station.judges import Judge
 from flowedge.runtime.station.record import Event
+from flowedge.runtime.station.settings import ProductSettings
+from flowedge.runtime.station.stage_calls import StageCalls
 from flowedge.runtime.station.watch import Watch, WatchSettings
+from support.station_parts import FrameList, Notes, frame, loop_of
 from support.tiny_bundle import write_tiny_bundle
 
 Pixels = NDArray[Any]
@@ -173,3 +177,58 @@ def test_an_engine_that_cannot_run_judges_nothing(tmp_path: Path) -> None:
     (event,) = watch.test(detector)
     assert event.kind == "self_test_failed"
     assert "unplugged" in watch.problem()
+
+
+def test_a_station_replaces_an_engine_that_fails_its_self_test_and_nothing_is_inspected_meanwhile(
+    tmp_path: Path,
+) -> None:
+    watch, right = _watch(tmp_path)
+    # An engine that fails is closed, so each detector has its own.
+    wrong = [_with_broken_engine(flowedge.load(tmp_path / "a.flowedge")) for _ in range(2)]
+    for _, engine in wrong:
+        engine.added = 0.01
+    detectors = [*(detector for detector, _ in wrong), right]
+    opened: list[str | None] = []
+
+    def open_judge(product: ProductSettings, name: str | None) -> Judge:
+        opened.append(name)
+        detector = detectors[len(opened) - 1]
+        return Judge(
+            product="",
+            base=detector,
+            detector=detector,
+            bundle_sha256="0" * 64,
+            engine_version="0",
+            threshold_version=0,
+        )
+
+    notes = Notes()
+    unused: Any = None
+    calls = StageCalls(
+        watch=watch,
+        journal=unused,
+        archive=unused,
+        live=unused,
+        deliveries=unused,
+        shadow=None,
+        tell=notes.events.append,
+        may_replace=lambda: True,
+    )
+    frames = FrameList([frame(number) for number in range(5)])
+    loop = loop_of(frames, open_judge, notes, test=calls.test)
+    loop.start()
+    until = time.monotonic() + 30
+    while not loop.has_ended:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    loop.stop()
+    assert loop.join(30)
+    assert opened == ["first", "first", "second"]
+    assert [record.verdict for record in notes.records[:2]] == ["not_inspected"] * 2
+    assert all(record.verdict != "not_inspected" for record in notes.records[2:])
+    assert "failed its self-test" in notes.records[0].problem
+    assert [kind for kind in notes.kinds if kind.startswith("self_test")] == [
+        "self_test_failed",
+        "self_test_failed",
+        "self_test_passed",
+    ]

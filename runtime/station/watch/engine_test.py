@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
@@ -16,6 +17,8 @@ from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.opening.selftest import SelfTest, read_selftest
 from flowedge.runtime.station.record import Event
 from flowedge.runtime.verify import Check, checks_of_answers, infer_in_batches, replay_selftest
+
+_LOG: Final = logging.getLogger(__name__)
 
 RETRY_S: Final = 60.0
 """Seconds after which an engine that answered wrongly is tested again."""
@@ -62,7 +65,9 @@ class EngineTest:
         begun = time.monotonic()
         try:
             checks = self._whole(detector) if is_new else self._one_frame(detector)
-        except FlowEdgeError as error:
+        except Exception as error:
+            if not isinstance(error, FlowEdgeError):
+                _LOG.exception("the self-test of %s failed", detector.engine.name)
             return [self._failed(detector, f"the self-test could not run: {error}")]
         if checks is None:
             return []
