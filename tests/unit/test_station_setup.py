@@ -170,3 +170,13 @@ def test_check_tells_that_nothing_is_ever_ok_without_a_threshold(tmp_path: Path)
     state, text = check(file)["[inspect] threshold"]
     assert state == "warning"
     assert "flowedge calibrate" in text
+
+
+def test_the_page_about_stations_describes_every_key_in_a_table() -> None:
+    page = (Path(__file__).parents[2] / "docs/station.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"(?m)^\| `([\w.]+)`(?=[ ,])", page)) | set(
+        re.findall(r"`\[+([\w.]+)\]+`", page)
+    )
+    text = station_file(GIVEN, [])
+    missing = {key for key in re.findall(r"(?m)^#?(\w+) =", text) if key not in described}
+    assert not missing
