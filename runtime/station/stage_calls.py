@@ -11,12 +11,12 @@ import msgspec
 from flowedge.errors import EngineWrongError
 from flowedge.runtime.station.archive import Archive
 from flowedge.runtime.station.delivery import Deliveries
-from flowedge.runtime.station.hand_over import Throttle
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.judges import Judge
 from flowedge.runtime.station.live import Live
 from flowedge.runtime.station.loop import Written
 from flowedge.runtime.station.record import Event, Record
+from flowedge.runtime.station.throttle import Throttle
 from flowedge.runtime.station.watch import Watch
 from flowedge.runtime.station.watch.shadow import Shadow
 from flowedge.runtime.station.work import Work
