@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -15,6 +15,8 @@ from flowedge.runtime.result import Result
 from flowedge.runtime.settings import Settings
 from flowedge.runtime.station.measuring import Millimetres, ScaleSettings, length_of
 from flowedge.runtime.station.record import MOST_REGIONS, Record, RecordedRegion, Signal, recorded_region
+
+_MOST_WINDOWS: Final = 1000
 
 _Frames = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
@@ -195,7 +197,15 @@ class Decision:
 
     def _window(self, source: str, product: str) -> deque[bool]:
         """Return for the last frames of a source and a product whether each was rejected by itself."""
-        return self._rejected.setdefault((source, product), deque(maxlen=self._settings.of_last_frames))
+        key = source, product
+        window = self._rejected.pop(key, None)
+        if window is None:
+            window = deque(maxlen=self._settings.of_last_frames)
+        self._rejected[key] = window
+        # Each folder of a watched tree is a source of its own, and new ones may come every day.
+        if len(self._rejected) > _MOST_WINDOWS:
+            del self._rejected[next(iter(self._rejected))]
+        return window
 
     def _measured(self, found: Sequence[Region]) -> tuple[RecordedRegion, ...]:
         """Measure the regions that a record keeps: the surest ones, then the largest and the longest of the others."""

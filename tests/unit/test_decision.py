@@ -130,6 +130,15 @@ def test_each_source_and_product_has_its_own_last_frames_and_a_restart_forgets_n
     assert again(judged("anomalous"), FACTS).signal == "nok"
 
 
+def test_the_last_frames_of_sources_that_came_long_ago_are_forgotten() -> None:
+    decide = decision(nok_frames=2, of_last_frames=3)
+    for number in range(1100):
+        decide(judged("anomalous"), FrameFacts(source=f"folder {number}"))
+        decide(judged("ok" if number else "anomalous"), FACTS)
+    assert len(decide._rejected) == 1000
+    assert decide(judged("anomalous"), FACTS).reason[:30] == "1 of the last 3 frames rejecte"
+
+
 REGIONS = {"rule": "regions", "scale": {"mm_per_px": 0.5}}
 
 

@@ -70,6 +70,16 @@ def test_equal_frames_of_two_cameras_are_no_repetition(tmp_path: Path) -> None:
     assert not _check(watch, _pixels(), source="right")
 
 
+def test_the_last_frames_of_few_sources_are_kept(tmp_path: Path) -> None:
+    watch, _ = _watch(tmp_path)
+    pixels = _pixels()
+    # A watched tree of folders may get a new folder every hour, and each of them is a source.
+    for number in range(20):
+        assert not _check(watch, pixels, source=f"folder {number}")
+        assert bool(_check(watch, pixels, source="camera")) == (number > 0)
+    assert len(watch._gate._last) == 8
+
+
 @pytest.mark.parametrize(("allowed", "refused"), [(0, 0), (3, 3), (5, 1)])
 def test_the_number_of_equal_frames_is_a_setting(tmp_path: Path, allowed: int, refused: int) -> None:
     watch, _ = _watch(tmp_path, frozen_frames=allowed)

@@ -14,6 +14,7 @@ from flowedge.runtime.station.watch.settings import WatchSettings
 _ROWS: Final = 32  # that are compared first
 _DARK: Final = 4  # grey level at and below which a pixel is dark
 _BRIGHT: Final = 251  # grey level at and above which a pixel is bright
+_MOST_SOURCES: Final = 8  # whose last frames are kept
 _MOST: Final = 0.99  # of the pixels that may be dark, or bright
 
 
@@ -40,7 +41,10 @@ class FrameGate:
         return self._frozen(frame) or self._stale(frame) or ("" if has_ranges else _without_content(pixels))
 
     def _frozen(self, frame: Frame) -> str:
-        last = self._last.setdefault(frame.source, _Last())
+        last = self._last[frame.source] = self._last.pop(frame.source, None) or _Last()
+        # Each folder of a watched tree is a source of its own, and new ones may come every day.
+        if len(self._last) > _MOST_SOURCES:
+            del self._last[next(iter(self._last))]
         equal = last.equal_frames(frame.pixels)
         if not self._settings.frozen_frames or equal < self._settings.frozen_frames:
             return ""
