@@ -95,6 +95,11 @@ def write_whole_file(path: Path, content: bytes) -> None:
             partial.unlink(missing_ok=True)
 
 
+def existing_folder(path: Path) -> Path:
+    """Return the path where it exists, or else the nearest folder around it that does."""
+    return next(one for one in (path, *path.absolute().parents) if one.exists())
+
+
 @contextlib.contextmanager
 def utf8_name(path: str | os.PathLike[str]) -> Iterator[str]:
     """Give a name of a file to a library that accepts only UTF-8.

@@ -13,12 +13,14 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 
 from flowedge.errors import FlowEdgeError
+from flowedge.files import existing_folder
 from flowedge.packages import explain_missing
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.sources import SourceEvent, open_source
 from flowedge.runtime.station import journal_file
 from flowedge.runtime.station.fitting import Fitting
+from flowedge.runtime.station.health_report import LOW_DISK_BYTES
 from flowedge.runtime.station.journal_reader import JournalReader
 from flowedge.runtime.station.judges import engines_of, open_judge
 from flowedge.runtime.station.overrides import Overrides
@@ -33,7 +35,6 @@ from flowedge.text import printable
 
 State: TypeAlias = Literal["ok", "warning", "wrong"]
 
-_LOW_DISK_BYTES: Final = 1 << 30
 _FRAME_S: Final = 5.0
 
 
@@ -115,12 +116,12 @@ def _check_shadow(settings: StationSettings, shadow: ShadowSettings, fit: Fittin
 
 def _check_folder(name: str, folder: Path) -> str | Item:
     # The folder may still have to be made, so its nearest parent is looked at.
-    place = next(one for one in (folder, *folder.parents) if one.exists())
+    place = existing_folder(folder)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise FlowEdgeError(f"{place} is no folder that this user may write to. Name another folder.")
     free = shutil.disk_usage(place).free
     text = f"{folder}, {free / 1e9:.1f} GB are free"
-    if free < _LOW_DISK_BYTES:
+    if free < LOW_DISK_BYTES:
         return Item(name=name, state="warning", text=f"{text}, which is little for a journal and pictures")
     return text
 

@@ -12,7 +12,9 @@ from flowedge.runtime.station.delivery import DeliveryStatus
 from flowedge.runtime.station.judges import Judges
 from flowedge.runtime.station.live import Health, Live
 
-_LOW_DISK_BYTES: Final = 1 << 30
+LOW_DISK_BYTES: Final = 1 << 30
+"""The free bytes of the journal's disk below which a person is warned."""
+
 _LONG_BACKLOG: Final = 100
 
 
@@ -78,11 +80,11 @@ class HealthReport:
             return
         self._live.tell(
             "disk",
-            "ok" if free > _LOW_DISK_BYTES else "warning",
-            "" if free > _LOW_DISK_BYTES else "the disk of the journal is nearly full",
+            "ok" if free > LOW_DISK_BYTES else "warning",
+            "" if free > LOW_DISK_BYTES else "the disk of the journal is nearly full",
             kind="disk",
             value=float(free),
-            limit=float(_LOW_DISK_BYTES),
+            limit=float(LOW_DISK_BYTES),
             unit="bytes",
         )
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,8 +198,7 @@ class Reserve:
         return True
 
     def _room(self) -> int:
-        disk = os.statvfs(self._path.parent)
-        return disk.f_bavail * disk.f_frsize
+        return shutil.disk_usage(self._path.parent).free
 
 
 def _version_of(connection: sqlite3.Connection, path: Path) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from flowedge.files import existing_folder
 from flowedge.runtime.station.record import Signal, picture_name
 
 _JOURNAL: Final = re.compile(r"[0-9a-f]{8}")
@@ -81,17 +83,11 @@ class PictureStore:
     @property
     def free(self) -> int:
         """The bytes that are free on the disk, for a user without privileges."""
-        disk = os.statvfs(self._nearest)
-        return disk.f_bavail * disk.f_frsize
+        return shutil.disk_usage(existing_folder(self.folder)).free
 
     def shares_disk_with(self, folder: Path) -> bool:
         """Return True where the pictures are on the same file system as a folder."""
-        return os.stat(self._nearest).st_dev == os.stat(folder).st_dev
-
-    @property
-    def _nearest(self) -> Path:
-        """The folder, or the nearest one around it that is there."""
-        return next(one for one in (self.folder, *self.folder.absolute().parents) if one.exists())
+        return os.stat(existing_folder(self.folder)).st_dev == os.stat(folder).st_dev
 
     def write(self, name: str, content: bytes) -> None:
         """Write a picture. After a power cut the whole picture is there, or none of it.
