@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from support.artifacts import made_once
 from support.command_line import flowedge
@@ -18,7 +18,8 @@ from support.command_line import flowedge
 if TYPE_CHECKING:
     from support.family_graphs import FamilyBundle
 
-settings.register_profile("flowedge", deadline=None)  # how long an example takes decides nothing
+# The time that an example takes, or that it takes to make one, decides nothing.
+settings.register_profile("flowedge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("flowedge")
 
 REPOSITORY = Path(__file__).resolve().parent.parent

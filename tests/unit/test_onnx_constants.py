@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from numpy.typing import NDArray
@@ -234,7 +234,7 @@ def test_a_file_cut_anywhere_is_refused_or_still_holds_the_value(tmp_path: Path)
 
 @given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=5))
 @example([])
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 def test_a_damaged_file_gives_an_array_or_a_bundle_error(changes: list[tuple[int, int]]) -> None:
     content = bytearray(WHOLE)
     for position, byte in changes:
