@@ -397,6 +397,17 @@ def test_the_area_alone_gives_the_answers_of_the_whole_frame(calibrated: Path) -
     assert np.isfinite(found.network_map).all()
 
 
+def test_an_area_can_be_drawn_again_on_the_engine_of_the_first_one(calibrated: Path) -> None:
+    frame = np.random.default_rng(1).integers(60, 120, (*FRAME, 3), dtype=np.uint8)
+    top = ((0.0, 0.0), (50.0, 0.0), (50.0, 30.0), (0.0, 30.0))
+    with flowedge.load(calibrated) as base:
+        for polygon in (CORNER, top):
+            area = AreaSettings(frame_size=FRAME, inspect=(polygon,))
+            alone = AreaSettings(frame_size=FRAME, inspect=(polygon,), only_inside=True)
+            expected, found = AreaDetector(base, area)(frame), AreaDetector(base, alone)(frame)
+            assert found.score == pytest.approx(expected.score, rel=1e-5)
+
+
 def test_the_area_alone_on_the_real_checkpoint(calibrated_tile_bundle: Path, tiles: Path) -> None:
     frames = [read_image(path) for path in sorted((tiles / "test").rglob("*.png"))[:40:13]]
     for frame in frames:
