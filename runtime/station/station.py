@@ -6,12 +6,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flowedge.errors import FlowEdgeError, SettingsError
+from flowedge.errors import FlowEdgeError, JournalError, SettingsError
 from flowedge.packages import explain_missing
 from flowedge.runtime.sources import SourceEvent, open_source
 from flowedge.runtime.sources.triggers import Triggered
@@ -314,12 +314,18 @@ class Station:
             self._source.trigger(part)
 
     def _tell_event(self, event: Event) -> None:
-        self._on_event(event)
+        self._show_event(event)
         self._archive.event(event)
         if self._loop is None:
             self._early.append(event)
         else:
             self._loop.put_event(event)
+
+    def _show_event(self, event: Event) -> None:
+        try:
+            self._on_event(event)
+        except Exception:  # no thread ends because nobody reads what is printed
+            _LOG.exception("an event cannot be shown")
 
     def _tick(self) -> None:
         """Do what is due also while no frame comes."""
@@ -375,9 +381,10 @@ class Station:
             loop.join(_DRAIN_SINKS_S)
         text = f"the station {self.settings.station.name} has stopped"
         event = Event(kind="stopped", level="info", text=text, data={"unwritten": loop.unwritten})
-        self._on_event(event)
+        self._show_event(event)
         if loop.join(0) and not self.journal.problem:
-            self.journal.append(events=[event])
+            with suppress(JournalError):  # the disk may be full just now, and the sinks still get the rest
+                self.journal.append(events=[event])
         self._deliveries.stop(_DRAIN_SINKS_S)
         self._watchdog.stop()
         self._final = self.status()

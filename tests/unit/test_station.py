@@ -8,13 +8,16 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from flowedge.errors import SettingsError
+from flowedge.errors import JournalError, SettingsError
 from flowedge.runtime.station import journal_file
+from flowedge.runtime.station.journal import Appended
 from flowedge.runtime.station.journal_reader import JournalReader
+from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.settings import parse_station, read_station
 from flowedge.runtime.station.station import Station
 from flowedge.runtime.station.status import SOCKET, NoStationError, StatusServer, ask_station
@@ -86,6 +89,41 @@ def test_a_station_that_was_killed_goes_on_and_loses_no_verdict(tmp_path: Path) 
     assert sorted(names.values()) == [str(tmp_path / f"photos/{n:04d}.png") for n in range(300)]
     numbers = sorted({line["number"] for line in lines})
     assert numbers == list(range(1, 301))
+
+
+def test_no_thread_ends_where_events_cannot_be_shown(tmp_path: Path) -> None:
+    def broken(event: Event) -> None:
+        raise BrokenPipeError
+
+    file = write_station(tmp_path, photos=3)
+    with Station(read_station(file), folder=tmp_path, until_end=True, on_event=broken) as station:
+        station.tell("drift", "warning", "a trial")
+        assert station.run()
+    assert sum("source_id" in line for line in lines_of(tmp_path / "verdicts.jsonl")) == 3
+    with JournalReader(tmp_path / "state" / journal_file.NAME) as journal:
+        assert {event.kind for event in journal.events()} == {
+            "self_test_passed",
+            "drift",
+            "started",
+            "stopped",
+        }
+
+
+def test_a_disk_that_is_full_at_the_end_does_not_keep_records_from_their_sinks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_station(tmp_path, photos=3)
+    with Station(read_station(file), folder=tmp_path, until_end=True) as station:
+        append = station.journal.append
+
+        def full(records: Sequence[Record] = (), events: Sequence[Event] = ()) -> Appended:
+            if any(event.kind == "stopped" for event in events):
+                raise JournalError("the disk is full")
+            return append(records, events)
+
+        monkeypatch.setattr(station.journal, "append", full)
+        assert station.run()
+        assert station.final["sinks"][0]["backlog"] == 0
 
 
 def test_sigterm_drains_and_ends_with_status_0(tmp_path: Path) -> None:
