@@ -155,12 +155,14 @@ class Archive:
     @property
     def status(self) -> ArchiveStatus:
         """The state of the archive."""
+        # The store may be busy with the disk, and no frame waits for that.
+        size = self._store.size
         with self._changed:
             return ArchiveStatus(
                 written=self._written,
                 dropped=self._dropped,
                 waiting=len(self._waiting),
-                size=self._store.size,
+                size=size,
                 problem=self._problem,
             )
 

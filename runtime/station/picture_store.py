@@ -103,19 +103,20 @@ class PictureStore:
         folder = self.folder / journal / place
         signal = _PICTURE.fullmatch(file)
         assert signal is not None, "the journal makes the names"
-        folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{file}.partial"
-        try:
-            with partial.open("wb") as opened:
-                opened.write(content)
-                opened.flush()
-                # Without this a power cut can leave the name with an empty file.
-                os.fsync(opened.fileno())
-            partial.replace(folder / file)
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+        # Another thread may remove an empty folder, or a partial file that it takes for one of an earlier run.
         with self._lock:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with partial.open("wb") as opened:
+                    opened.write(content)
+                    opened.flush()
+                    # Without this a power cut can leave the name with an empty file.
+                    os.fsync(opened.fileno())
+                partial.replace(folder / file)
+            finally:
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
             chunk = _Chunk(journal == self._journal, journal, place)
             self._sizes.setdefault(chunk, {"ok": 0, "nok": 0})[signal[2]] += len(content)
 

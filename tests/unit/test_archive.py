@@ -73,6 +73,58 @@ def test_the_journal_names_a_picture_as_the_archive_does(tmp_path: Path) -> None
         assert re.fullmatch(r"[0-9a-f]{8}/0000000/0000000001-ok\.jpg", record.picture)
 
 
+class BusyStore(PictureStore):
+    """A store whose size is known only once a test allows it."""
+
+    def __init__(self, folder: Path, journal: str) -> None:
+        super().__init__(folder, journal)
+        self.is_asked, self.may_answer = threading.Event(), threading.Event()
+
+    @property
+    def size(self) -> int:
+        self.is_asked.set()
+        assert self.may_answer.wait(60)
+        return super().size
+
+
+def test_no_frame_waits_for_somebody_who_looks_at_a_busy_archive(tmp_path: Path) -> None:
+    store = BusyStore(tmp_path, NAME)
+    archive = Archive(ArchiveSettings(), store)
+    looking = threading.Thread(target=lambda: archive.status)
+    looking.start()
+    assert store.is_asked.wait(60)
+    line = threading.Thread(target=archive.put, args=(written(1, pictured=False), RESULT))
+    line.start()
+    line.join(5)
+    has_waited = line.is_alive()
+    store.may_answer.set()
+    for thread in (line, looking):
+        thread.join()
+    archive.close()
+    assert not has_waited
+
+
+def test_pictures_are_written_while_others_are_counted_and_deleted(tmp_path: Path) -> None:
+    store = PictureStore(tmp_path, NAME)
+    is_over = threading.Event()
+
+    def tidy() -> None:
+        while not is_over.is_set():
+            store.scan()
+            store.delete_up_to(10**9, "ok")
+
+    tidying = threading.Thread(target=tidy)
+    tidying.start()
+    try:
+        for number in range(1, 200):
+            store.write(picture_name(NAME, number, "ok"), b"x")
+    finally:
+        is_over.set()
+        tidying.join()
+    store.scan()
+    assert store.size == len(list(tmp_path.rglob("*.jpg")))
+
+
 @pytest.mark.parametrize(
     "record_id", ["", "../../../x-1", f"{NAME}-1/../2", f"{NAME}-{'9' * 99}", "line-1/7"]
 )
