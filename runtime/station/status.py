@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ SOCKET: Final = "status.sock"
 
 _LOG: Final = logging.getLogger(__name__)
 _SECONDS: Final = 5.0
+_RETRY_S: Final = 0.1
 _MOST_BYTES: Final = 1 << 20
 
 
@@ -42,6 +44,7 @@ class StatusServer:
         """
         self._folder = folder
         self._answer = answer
+        self._is_closed = False
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             with _short_path(folder) as path:
@@ -62,6 +65,7 @@ class StatusServer:
 
     def close(self) -> None:
         """Answer no more, and remove the socket."""
+        self._is_closed = True
         # A thread that waits in accept wakes up by shutdown, and not by close.
         with contextlib.suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
@@ -75,7 +79,10 @@ class StatusServer:
             try:
                 client, _ = self._listening.accept()
             except OSError:
-                return
+                if self._is_closed:
+                    return
+                time.sleep(_RETRY_S)  # the process may have no file descriptor left at the moment
+                continue
             with client, contextlib.suppress(OSError):
                 client.settimeout(_SECONDS)
                 try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -174,6 +176,24 @@ def test_a_socket_that_a_killed_station_left_is_no_station(tmp_path: Path) -> No
     with pytest.raises(NoStationError):
         ask_station(deep)
     StatusServer(deep, lambda: {"up": True}).close()
+
+
+def test_the_status_is_told_also_after_the_process_had_no_file_descriptor_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept, fails = socket.socket.accept, [True]
+
+    def failing(listening: socket.socket) -> object:
+        if fails:
+            fails.clear()
+            raise OSError(errno.EMFILE, "too many open files")
+        return accept(listening)
+
+    monkeypatch.setattr(socket.socket, "accept", failing)
+    server = StatusServer(tmp_path, lambda: {"up": True})
+    assert ask_station(tmp_path) == {"up": True}
+    assert not fails
+    server.close()
 
 
 def test_what_cannot_be_read_is_recorded_as_not_inspected(tmp_path: Path) -> None:
