@@ -106,6 +106,8 @@ class Judges:
         self._tell = tell
         self._clock = clock
         self._judges: dict[str, Judge] = {}
+        # Frames are prepared also while an engine is being opened, since that needs none.
+        self._known: dict[str, Judge] = {}
         self._at = self._openings = 0
         self._name = ""
         self._requested: Callable[[Judge], Judge] | None = None
@@ -138,13 +140,14 @@ class Judges:
             self._tell("engine_replaced", "alarm", text, engine=self._name, before=self._engines[0])
 
     def judge_of(self, part: str | None) -> tuple[Judge | None, str]:
-        """Return the detector for a part, or None and the reason why there is none."""
-        judges = self._judges
-        if not judges:
-            return None, f"no engine computes: {self.problem}"
+        """Return the newest detector for a part, or None and the reason why there is none.
+
+        The engine of the detector may be closed. The detector then still prepares frames, and `current` has another.
+        """
+        known = self._known
         for product in self._products:
             if product.fits(part):
-                return judges.get(product.name), ""
+                return known.get(product.name), ""
         return (
             None,
             f"no product is for the part {part}"
@@ -176,6 +179,7 @@ class Judges:
         change, self._requested = self._requested, None
         if change is not None:
             self._judges = {name: change(judge) for name, judge in self._judges.items()}
+            self._known = self._judges or self._known
         # An engine that does not open is tried again after a pause, which grows.
         if not self._judges and self._clock() >= self._next_try:
             self._open_again(is_same_first=False)
@@ -233,6 +237,7 @@ class Judges:
             self._openings += 1
             self._at = place
             self._judges = {name: replace(judge, opening=self._openings) for name, judge in opened.items()}
+            self._known = self._judges
             self._name = next(iter(opened.values())).detector.engine_name
             break
         return problems

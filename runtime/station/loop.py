@@ -252,6 +252,7 @@ class Loop:
             return
         judge = self._parts.judges.current(work.judge)
         if judge is None:
+            work.judge = None  # the record names the engine that computed, and none did
             work.give_up(f"no engine computes: {self._parts.judges.problem}")
             return
         if judge is not work.judge:

@@ -190,7 +190,7 @@ def test_an_engine_that_was_lost_comes_back(bundle: Bundle) -> None:
     source = FrameList([frame(1), later, frame(2), wait_for_second, frame(3)])
     loop = loop_of(source, open_judge, notes, clock=lambda: now[0])
     run(loop)
-    assert [record.verdict for record in notes.records] == ["not_inspected", "not_inspected", "ok"]
+    assert [record.verdict for record in notes.records] == ["not_inspected", "ok", "ok"]
     assert notes.kinds == ["engine_failed", "engine_lost", "engine_replaced"]
 
 
