@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ssl
 import threading
 from typing import Any, Final, cast
 
 import msgspec
 
-from flowedge.errors import SourceError
 from flowedge.packages import explain_missing
 from flowedge.runtime.settings import secret_of
 from flowedge.runtime.sources.events import SourceEvent
 from flowedge.runtime.sources.opening import Opening
 from flowedge.runtime.sources.settings import MqttTrigger, TriggerSettings
 from flowedge.runtime.sources.triggers import LONGEST_PART, Listener, Take
+from flowedge.runtime.tls import client_context
 
 _MOST_BYTES: Final = 10 * LONGEST_PART
 _MOST_PAUSE_S: Final = 30
@@ -30,8 +29,7 @@ def listen(settings: TriggerSettings, take: Take, opening: Opening) -> Listener:
     """Connect to a broker. A broker that does not answer is waited for.
 
     Raises:
-        SettingsError: The password that the settings name is not there.
-        SourceError: The file of the authority cannot be read.
+        SettingsError: The password that the settings name is not there, or the certificates cannot be read.
         MissingPackageError: The package paho-mqtt is not installed.
     """
     return _Subscriber(cast(MqttTrigger, settings), take, opening)
@@ -57,15 +55,7 @@ class _Subscriber:
         if settings.username is not None:
             self._client.username_pw_set(settings.username, password)
         if settings.tls:
-            try:
-                context = ssl.create_default_context(
-                    cafile=None if settings.ca_file is None else str(settings.ca_file)
-                )
-            except OSError as error:
-                raise SourceError(
-                    f"{settings.ca_file} is no file of certificates: {error.strerror or error}. Check the path."
-                ) from error
-            self._client.tls_set_context(context)
+            self._client.tls_set_context(client_context(settings.ca_file))
         self._client.on_connect = self._on_connect
         self._client.on_connect_fail = lambda *_: self._lost("it cannot be reached")
         self._client.on_disconnect = lambda _client, _data, _flags, code, _more: self._lost(str(code))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowedge.errors import SourceError
+from flowedge.errors import SettingsError, SourceError
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.sources import SourceEvent, SourceSettings, open_source
 from flowedge.runtime.sources.events import Tell, ignore
@@ -328,6 +328,13 @@ def test_registers_that_a_modbus_client_writes_name_parts(shutter: Shutter) -> N
     with pytest.raises(SourceError, match="cannot listen at"):
         triggered(shutter, settings)
     source.close()
+
+
+def test_an_authority_that_cannot_be_read_is_an_error_at_the_start(shutter: Shutter, tmp_path: Path) -> None:
+    pytest.importorskip("paho.mqtt.client", reason="the package paho-mqtt is not installed")
+    settings = MqttTrigger(host="localhost", topic="t", tls=True, ca_file=tmp_path / "none.crt")
+    with pytest.raises(SettingsError, match=r"none\.crt cannot be read as certificates"):
+        triggered(shutter, settings)
 
 
 def test_messages_of_a_broker_name_parts_also_after_it_was_lost(shutter: Shutter, tmp_path: Path) -> None:

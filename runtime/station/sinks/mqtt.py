@@ -23,7 +23,7 @@ from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.sinks import RefusedError, SinkError, StationLink
 from flowedge.runtime.station.sinks.payload import payload_of
 from flowedge.runtime.station.sinks.settings import MqttSettings
-from flowedge.runtime.station.sinks.tls import client_context, tls_words
+from flowedge.runtime.tls import client_context, tls_words
 
 _UNACKNOWLEDGED: Final = 20  # what mosquitto takes from a client by default
 _GOODBYE_S: Final = 2.0

@@ -27,7 +27,7 @@ from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.sinks import RefusedError, SinkError, StationLink
 from flowedge.runtime.station.sinks.payload import payload_of
 from flowedge.runtime.station.sinks.settings import WebhookSettings
-from flowedge.runtime.station.sinks.tls import client_context, tls_words
+from flowedge.runtime.tls import client_context, tls_words
 from flowedge.text import printable
 from flowedge.version import __version__
 

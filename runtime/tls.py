@@ -1,4 +1,4 @@
-"""Make the TLS contexts by which sinks check the other side."""
+"""Make the TLS contexts by which a station checks the other side of a connection."""
 
 from __future__ import annotations
 
