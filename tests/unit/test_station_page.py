@@ -6,11 +6,9 @@ import asyncio
 import http.client
 import json
 import re
-import shutil
 import socket
 import sqlite3
 import ssl
-import subprocess
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -32,6 +30,7 @@ from flowedge.runtime.station.page.history import score_history
 from flowedge.runtime.station.page.page import Page
 from flowedge.runtime.station.page.settings import PageSettings
 from flowedge.runtime.station.page.worker import Worker
+from support.certificates import Authority
 from support.station_page import HOSTILE, TOKEN, PretendLine, PretendStation, tell_health
 from support.station_records import made_record
 
@@ -503,30 +502,11 @@ def test_a_client_that_is_slow_loses_its_connection(tmp_path: Path, monkeypatch:
 
 
 def test_the_page_is_served_by_https(tmp_path: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl, which makes the certificate of the test")
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    subprocess.run(
-        [
-            *(
-                "openssl",
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:prime256v1",
-                "-nodes",
-            ),
-            *("-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("page")
     for served in serve(tmp_path, tls_certificate=certificate, tls_key=key):
         assert served.page.url.startswith("https://127.0.0.1:")
-        trusted = ssl.create_default_context(cafile=str(certificate))
+        trusted = ssl.create_default_context(cafile=authority.file)
         with urllib.request.urlopen(f"{served.page.url}live.json", context=trusted, timeout=20) as answer:
             assert answer.status == 200
 
