@@ -1,8 +1,9 @@
 """Pair the messages that name a part with the frames of a source.
 
 A message is paired with the next frame that is taken after it, in the order of the messages. A part whose frame does
-not come in time gets a frame with a problem, so that no part is without a record. A frame for which no part waits is
-inspected without a part, or is left out where the settings say so.
+not come in time gets a frame with a problem, so that no part is without a record. Where frames were lost while several
+parts waited, each of these parts gets one, since no part may have the picture of another. A frame for which no part
+waits is inspected without a part, or is left out where the settings say so.
 """
 
 from __future__ import annotations
@@ -240,6 +241,11 @@ class Triggered:
         wait_ns = int(self._settings.wait_s * 1e9)
         while self._parts and self._parts[0].due_ns + wait_ns < taken_ns:
             self._give_up(self._parts.popleft())
+        due = sum(part.due_ns <= taken_ns for part in self._parts)
+        if frame.dropped_before and due > 1:
+            # The lost frame may be that of the first part, whose place this frame would take.
+            for _ in range(due):
+                self._give_up(self._parts.popleft(), "frames were lost, and nobody knows whose this one is")
         losses, self._skipped_losses = frame.dropped_before + self._skipped_losses, 0
         if self._parts and self._parts[0].due_ns <= taken_ns:
             part = self._parts.popleft().name
@@ -257,9 +263,12 @@ class Triggered:
             return 0.0
         return self._parts[0].due_ns / 1e9 + self._settings.wait_s - time.monotonic()
 
-    def _give_up(self, part: _Part) -> None:
+    def _give_up(self, part: _Part, reason: str = "") -> None:
         """Give a frame with a problem for a part whose frame does not come."""
-        reason = "the source has ended" if self._ended else f"none came within {self._settings.wait_s:g} s"
+        if not reason:
+            reason = (
+                "the source has ended" if self._ended else f"none came within {self._settings.wait_s:g} s"
+            )
 
         def pixels() -> None:
             raise ImageError(f"stands for the frame of part {part.name}, which is missing: {reason}")

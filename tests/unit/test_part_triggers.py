@@ -116,6 +116,23 @@ def test_a_part_whose_frame_does_not_come_gets_a_frame_with_a_problem(shutter: S
     source.close()
 
 
+def test_no_part_gets_the_picture_of_another_one_where_frames_were_lost(shutter: Shutter) -> None:
+    source = triggered(shutter, SoftwareTrigger(wait_s=20))
+    frames = source.frames()
+    for part in ("A", "B"):
+        source.trigger(part)
+    shutter.take("of B", lost=1)  # the frame of part A was lost on its way
+    lost = [next(frames), next(frames)]
+    assert [frame.part for frame in lost] == ["A", "B"]
+    assert all("frames were lost" in frame.problem for frame in lost)
+    found = next(frames)
+    assert (found.id, found.part, found.dropped_before) == ("of B", None, 1)
+    source.trigger("C")
+    shutter.take("of C", lost=1)  # only one part can be in the picture
+    assert next(frames).part == "C"
+    source.close()
+
+
 def test_messages_that_are_too_many_too_long_or_unprintable_are_refused(shutter: Shutter) -> None:
     events: list[SourceEvent] = []
     source = triggered(shutter, SoftwareTrigger(queue=2, per_second=3), events.append)
