@@ -88,7 +88,8 @@ class Archive:
         self._before: deque[_Item] = deque(maxlen=settings.frames_before)
         self._bytes = self._after = self._accepted = self._written = self._dropped = 0
         self._problem = ""
-        self._may_tell = Throttle(_EVENT_S)
+        # A full disk is told although pictures were dropped for another reason shortly before.
+        self._may_tell = {kind: Throttle(_EVENT_S) for kind in ("picture_dropped", "disk_low")}
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="archive", daemon=True)
@@ -184,7 +185,7 @@ class Archive:
 
     def _drop(self, reason: str, kind: str = "picture_dropped") -> None:
         self._dropped += 1
-        if self._may_tell():
+        if self._may_tell[kind]():
             text = f"{self._dropped} pictures were not kept since the start: {reason}"
             self._tell(Event(kind=kind, level="warning", text=text, data={"dropped": self._dropped}))
 

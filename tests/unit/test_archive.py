@@ -307,6 +307,22 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_and_the_next_is_kept(
     assert (archive.status.written, archive.status.dropped) == (1, 1)
 
 
+def test_a_full_disk_is_told_although_pictures_were_dropped_for_haste_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, told = SlowStore(tmp_path, NAME), list[Event]()
+    large = made_result(np.zeros((400, 400, 3), np.uint8), np.zeros((400, 400)))
+    archive = Archive(ArchiveSettings(waiting_mib=3, min_free_gib=1, frame="none"), store, told.append)
+    archive.put(written(1), large)
+    assert store.begun.wait(20)
+    for number in range(2, 8):
+        archive.put(written(number), large)
+    monkeypatch.setattr(PictureStore, "free", property(lambda self: 1 << 20))
+    store.go.set()
+    archive.close()
+    assert [event.kind for event in told] == ["picture_dropped", "disk_low"]
+
+
 def test_the_size_and_the_free_space_of_the_disk_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
