@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import tempfile
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 
-from flowedge.children import clean_environment, python_command
 from flowedge.errors import EngineUnavailableError
+from flowedge.runtime.asked_process import AskedProcess
 from flowedge.runtime.protocols import PixelArray
 from flowedge.runtime.result import Result
 from flowedge.runtime.station.judges import Tell
@@ -31,7 +28,6 @@ from flowedge.runtime.station.watch.comparison import (
 )
 from flowedge.runtime.station.watch.settings import ShadowSettings
 from flowedge.runtime.station.watch.shadow_worker import Answer, Asked, ShadowJob, job_for
-from flowedge.text import printable
 
 FOLDER: Final = "shadow"
 
@@ -180,19 +176,12 @@ def product_of_shadow(
     return product, inspect
 
 
-class SecondBundle:
-    """A second bundle in a process of its own, which is asked by pipes."""
+class SecondBundle(AskedProcess):
+    """A second bundle in a process of its own."""
 
     def __init__(self) -> None:
         """Start the process."""
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen(
-            python_command(_WORKER),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=clean_environment(),
-        )
+        super().__init__(_WORKER)
 
     def open(self, job: ShadowJob) -> Subject:
         """Open the bundle, and wait until its engine computes.
@@ -200,7 +189,7 @@ class SecondBundle:
         Raises:
             EngineUnavailableError: The bundle does not open, or the process ended.
         """
-        answer = self._exchange(msgspec.json.encode(job) + b"\n")
+        answer = self._answer_to(msgspec.json.encode(job) + b"\n")
         if answer.subject is None:
             raise EngineUnavailableError(answer.problem)
         return answer.subject
@@ -220,50 +209,16 @@ class SecondBundle:
         """
         pixels = np.ascontiguousarray(pixels)
         asked = Asked(shape=pixels.shape, dtype=pixels.dtype.str, verdict=verdict)
-        answer = self._exchange(msgspec.json.encode(asked) + b"\n", pixels.data.cast("B"))
+        answer = self._answer_to(msgspec.json.encode(asked) + b"\n", pixels.data.cast("B"))
         if answer.side is None:
             return Side(verdict="not_inspected", problem=answer.problem), None
         return answer.side, answer.picture
 
-    def kill(self) -> None:
-        """End the process at once, from any thread. It keeps nothing that it would have to tidy up."""
-        self._process.kill()
-
-    def close(self) -> None:
-        """End the process, and close its pipes."""
-        self.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream is not None:
-                with suppress(BrokenPipeError):
-                    stream.close()
-
     def __enter__(self) -> SecondBundle:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def _exchange(self, *said: bytes | memoryview) -> Answer:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            for part in said:
-                self._process.stdin.write(part)
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = b""
-        if not line.endswith(b"\n"):
-            raise EngineUnavailableError(self._how_it_ended())
-        return msgspec.json.decode(line, type=Answer)
-
-    def _how_it_ended(self) -> str:
-        status = self._process.wait()
-        self._errors.seek(0)
-        said = self._errors.read().decode("utf-8", "replace").splitlines()
-        last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
-        return f"its process ended with status {status}: {printable(last)}"
+    def _answer_to(self, *said: bytes | memoryview) -> Answer:
+        return msgspec.json.decode(self.exchange(*said), type=Answer)
 
 
 def _subject_of_record(record: Record) -> Subject:
