@@ -20,8 +20,12 @@ from flowedge.runtime.sources.triggers import Listener, Take
 REGISTERS: Final = 51
 """The number of holding registers: the counter and the id of the part."""
 
-_WRITE_ONE: Final = 6
-_WRITE_SEVERAL: Final = 16
+_WRITES: Final = (
+    6,
+    16,
+    22,
+    23,
+)  # the functions that write holding registers: one, several, by a mask, with a read
 _START_S: Final = 10.0
 
 
@@ -90,7 +94,7 @@ class _Registers:
         self, function: int, _start: int, address: int, _count: int, _registers: object, values: Any
     ) -> None:
         """Take the values that a client writes."""
-        if values is None or function not in (_WRITE_ONE, _WRITE_SEVERAL):
+        if values is None or function not in _WRITES:
             return
         before = self._values[0]
         self._values[address : address + len(values)] = list(values)

@@ -354,6 +354,25 @@ def test_an_authority_that_cannot_be_read_is_an_error_at_the_start(shutter: Shut
         triggered(shutter, settings)
 
 
+def test_each_function_that_writes_registers_is_a_message(shutter: Shutter) -> None:
+    modbus = pytest.importorskip("pymodbus.client", reason="the package pymodbus is not installed")
+    settings = ModbusTrigger(port=free_port())
+    source = triggered(shutter, settings)
+    with modbus.ModbusTcpClient("127.0.0.1", port=settings.port, timeout=MOST_S) as client:
+        letter = ord("A") << 8
+        assert not client.write_registers(1, [letter]).isError()
+        assert not client.write_register(0, 1).isError()
+        assert not client.readwrite_registers(
+            read_address=0, read_count=1, write_address=0, values=[2, letter + 256]
+        ).isError()
+        assert not client.mask_write_register(address=0, and_mask=0, or_mask=3).isError()
+        for name in ("1", "2", "3"):
+            shutter.take(name)
+        frames = source.frames()
+        assert [next(frames).part for _ in range(3)] == ["A", "B", "B"]
+    source.close()
+
+
 def test_messages_of_a_broker_name_parts_also_after_it_was_lost(shutter: Shutter, tmp_path: Path) -> None:
     paho = pytest.importorskip("paho.mqtt.publish", reason="the package paho-mqtt is not installed")
     broker = Broker(tmp_path)
