@@ -125,7 +125,8 @@ def secret_of(env: str | None, file: Path | None) -> str | None:
         The secret. The value is None where neither is named.
 
     Raises:
-        SettingsError: Both are named, the variable is not set, the file cannot be read, or the secret is empty.
+        SettingsError: A variable and a file are named, the variable is not set, the file cannot be read, or the secret
+            is empty.
     """
     if env is not None and file is not None:
         raise SettingsError(

@@ -3,10 +3,10 @@
 The work has two passes. The first one goes from the outputs to the inputs and finds for each tensor the box of
 positions that is needed: a pointwise operator needs the box itself, a convolution needs its windows too, and an
 operator that this module does not know needs its inputs whole. The second pass goes forward and cuts a tensor where
-enough of it is not needed. It keeps account of two boxes: the positions that are there, and those of them that are
-right. At an artificial border a convolution pads with zeros where the whole graph has values, so its outputs there are
-wrong, and each layer makes that margin wider. At the border of the picture the padding is that of the whole graph. The
-first pass has asked for so much that what is needed is always right, and the second pass checks it.
+enough of it is not needed. The second pass keeps account of two boxes: the positions that are there, and those of them
+that are right. At an artificial border a convolution pads with zeros where the whole graph has values, so its outputs
+there are wrong, and each layer makes that margin wider. At the border of the picture the padding is that of the whole
+graph. The first pass has asked for so much that what is needed is always right, and the second pass checks it.
 
 Weights stay as they are. A crop is a ``Slice`` node, and its start is a multiple of the strides behind it. The position
 code of CFLOW is a tensor like others, so its crop holds the codes of the original place.
@@ -37,7 +37,7 @@ class Cut(NamedTuple):
 
     Attributes:
         name: The name of the output in the cropped graph.
-        box: Its rows and columns in the output of the whole graph.
+        box: The rows and columns of the whole graph's output that this output holds.
     """
 
     name: str

@@ -31,7 +31,7 @@ from flowedge.runtime.result import Result
 class AreaDetector(Detector):
     """A detector that judges an area of each frame and nothing outside of it.
 
-    The score is the family's own score of the cells inside, see `flowedge.runtime.area.score`. It is on the scale of
+    The score is the family's own score of the cells inside, see `flowedge.runtime.area.score`, on the scale of
     the threshold. The results are `flowedge.runtime.area.result.AreaResult`.
 
     With tiles, each tile is a frame of its own for the network. `TileSettings.decide` says which score is compared with
@@ -157,7 +157,7 @@ class AreaDetector(Detector):
 
         Args:
             pixels: The frames as 8-bit RGB.
-            outputs: What `infer` returned.
+            outputs: The outputs that `infer` returned.
             preprocess_ms: The time of preparing one frame, in ms.
             infer_ms: The time of the engine for one frame, in ms.
         """
@@ -246,7 +246,7 @@ class AreaDetector(Detector):
         """Check that the bundle can inspect tiles.
 
         Raises:
-            SettingsError: It cannot, or the tiles have no size that suits it.
+            SettingsError: The bundle cannot inspect tiles, or the tiles have no size that suits it.
         """
         manifest = self.bundle.manifest
         size = tiles.size or manifest.frame_size or manifest.image_size

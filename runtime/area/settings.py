@@ -48,8 +48,8 @@ class AreaSettings(Settings, frozen=True, kw_only=True):
         inspect: Polygons of which each pixel is judged. Without polygons every pixel is judged.
         ignore: Polygons of which no pixel is judged.
         mask: A picture of the size of the frames. Pixels of grey level 128 and above are judged, the darker ones not.
-        only_inside: Compute only the part of the network that the area needs. This is refused where the answer inside
-            of the area would not be that of the whole frame.
+        only_inside: Compute only the part of the network that the area needs. The bundle is refused where the answer
+            inside of the area would not be that of the whole frame.
         tiles: The tiles that a large frame is cut into. By default the frame is inspected as a whole.
     """
 

@@ -32,10 +32,10 @@ class Tile(NamedTuple):
     """One tile of a grid.
 
     Attributes:
-        rows: Its rows of the frame.
-        columns: Its columns of the frame.
-        row_weights: ``(height, 1)`` float32, its share of each row of the frame's map.
-        column_weights: ``(width,)`` float32, its share of each column.
+        rows: The rows of the frame that the tile covers.
+        columns: The columns of the frame that the tile covers.
+        row_weights: ``(height, 1)`` float32, the tile's share of each row of the frame's map.
+        column_weights: ``(width,)`` float32, the tile's share of each column of the frame's map.
         part: The area inside of the tile.
     """
 

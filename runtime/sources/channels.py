@@ -32,7 +32,7 @@ def rgb_of(
     Args:
         array: ``(H, W)`` or ``(H, W, 3)``, unsigned integers of 8 or more bits, or floating point.
         own: The channels that the source itself declares, or an empty text.
-        declared: The channels that the site's settings declare. They count more than those of the source.
+        declared: The channels that the site's settings declare, which count more than those of the source.
         window: The levels that become 0 and 255 in arrays of more than 8 bits.
 
     Returns:

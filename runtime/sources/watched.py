@@ -36,7 +36,7 @@ class _Waiting(NamedTuple):
     """A file that has not been given yet.
 
     Attributes:
-        version: Its size and the time of its last change.
+        version: The size of the file and the time of its last change.
         since: The time of the monotonic clock at which this version was first seen.
         is_closed: True where the kernel told that the writer has closed or renamed the file.
         tries: The number of times that this version could not be decoded.

@@ -137,7 +137,7 @@ class Loop:
             thread.start()
 
     def stop(self) -> None:
-        """Take no more frames. Those that were taken are judged and written."""
+        """Take no more frames. The frames that were taken are judged and written."""
         self._stop.set()
         with suppress(Exception):  # a source that cannot be closed ends with the process
             self._parts.source.close()

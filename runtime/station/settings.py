@@ -26,7 +26,7 @@ class PlaceSettings(Settings, frozen=True, kw_only=True):
 
     Attributes:
         name: The name of the station in records, 1 to 64 letters, digits, dots, dashes and underscores.
-        state: The folder of the journal, the pictures and all else that the station keeps. It is made where missing.
+        state: The folder of the journal, the pictures and all else that the station keeps. A missing folder is made.
     """
 
     name: Name

@@ -78,7 +78,7 @@ class Station:
             on_event: Called with each event that is told, for instance to print it. Any thread may call it.
 
         Raises:
-            FlowEdgeError: A part cannot be opened. Those that were opened are closed.
+            FlowEdgeError: A part cannot be opened. The parts that were opened are closed.
         """
         self.settings = settings
         self._on_event = on_event
@@ -394,7 +394,7 @@ def make_state_folder(folder: Path) -> None:
     """Make the state folder where it is missing, readable by its owner and group.
 
     Raises:
-        FlowEdgeError: It cannot be made.
+        FlowEdgeError: The folder cannot be made.
     """
     try:
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)

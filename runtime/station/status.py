@@ -30,7 +30,7 @@ class NoStationError(FlowEdgeError):
 
 
 class StatusServer:
-    """Answers each client with one JSON object. It reads nothing from clients, and serves one after the other."""
+    """Answers each client with one JSON object, one client after the other, and reads nothing from them."""
 
     def __init__(self, folder: Path, answer: Callable[[], dict[str, Any]]) -> None:
         """Listen in a folder.

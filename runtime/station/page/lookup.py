@@ -65,7 +65,7 @@ def find(journal: JournalReader, wanted: Filter, *, before: int = 0, after: int 
         journal: The journal.
         wanted: The filter.
         before: Only records with a smaller number, the newest of them. With 0 the newest of all.
-        after: Only records with a larger number, the oldest of them. It is read where ``before`` is 0.
+        after: Only records with a larger number, the oldest of them, where ``before`` is 0.
     """
     last, first = journal.last(), journal.first()
     if after and not before:

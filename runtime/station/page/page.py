@@ -33,7 +33,7 @@ class Page:
     """The page of a running station.
 
     Attributes:
-        warning: What a person should know about the address of the page. The text is empty where all is well.
+        warning: The note for a person about the address of the page. The text is empty where all is well.
 
     Examples:
         >>> from flowedge.runtime.station.page.page import Page

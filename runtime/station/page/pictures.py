@@ -64,7 +64,7 @@ class Pictures:
         self._thumbnails = _Cache(_THUMBNAILS)
 
     def shown(self) -> Seen | None:
-        """Return the record that all browsers show now. It changes at most so many times in a second.
+        """Return the record that all browsers show now, which changes at most so many times in a second.
 
         Its verdict and its picture belong together, also on a line that is faster than any eye.
         """

@@ -31,7 +31,7 @@ class LiveState(msgspec.Struct, frozen=True, kw_only=True):
         height: The height of the frame in pixels, 0 without a picture.
         facts: Names and values of the record.
         age: The time since the verdict in words.
-        notes: What a person should look at besides, such as a sink that is down.
+        notes: The further states that a person should look at, such as a sink that is down.
     """
 
     look: Literal["ok", "nok", "old", "none", "stopped"]

@@ -91,7 +91,7 @@ class DriftState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         """Check that the quantities are those of this version.
 
         Raises:
-            ValueError: They are others.
+            ValueError: The quantities are those of another version.
         """
         if (self.watched and tuple(self.watched) != QUANTITIES) or any(
             len(values) != len(QUANTITIES) for _, values in self.learned

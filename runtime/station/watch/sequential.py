@@ -70,7 +70,7 @@ class TestState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         """Check that the numbers fit each other.
 
         Raises:
-            ValueError: They do not.
+            ValueError: The numbers do not fit each other.
         """
         edges = list(zip(self.edges, self.ties, strict=False))
         bets = (self.evidence, self.growth, self.since)
@@ -88,7 +88,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     """The change that the strongest bet was placed on.
 
     Attributes:
-        direction: One of ``DIRECTIONS``.
+        direction: The direction of the change, one of ``DIRECTIONS``.
         values: The number of values since the change, as the bet estimates it.
         label: The label of the first value after the change.
     """

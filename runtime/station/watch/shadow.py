@@ -68,7 +68,7 @@ class Shadow:
         self._thread.start()
 
     def offer(self, record: Record, pixels: PixelArray, result: Result | None) -> None:
-        """Offer a frame that the first bundle has judged. This never waits for the second bundle.
+        """Offer a frame that the first bundle has judged, without waiting for the second one.
 
         Args:
             record: The record of the frame.

@@ -1,7 +1,7 @@
 """Judge frames with a second bundle in a process of its own, of the lowest priority.
 
 The process reads one line of JSON that names the bundle, and then a line of JSON and the bytes of the pixels for each
-frame. It answers each with a line of JSON.
+frame. The process answers each with a line of JSON.
 """
 
 from __future__ import annotations
