@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from flowedge.runtime.render import draw, encoded
 from flowedge.runtime.result import Result
+from flowedge.runtime.station.findings import findings_of
 from flowedge.runtime.station.keeping_settings import ArchiveSettings
-from flowedge.runtime.station.page.findings import findings_of
 from flowedge.runtime.station.picture_store import PictureStore, frame_name
 from flowedge.runtime.station.record import Event, Record, Signal, picture_name
 from flowedge.runtime.station.throttle import Throttle

@@ -18,8 +18,8 @@ from flowedge.runtime.colours import painted_values
 from flowedge.runtime.render import draw, encoded
 from flowedge.runtime.report.pictures import shrunk, whole_map
 from flowedge.runtime.result import Result
+from flowedge.runtime.station.findings import findings_of, resized_frame
 from flowedge.runtime.station.live import Live, Seen
-from flowedge.runtime.station.page.findings import findings_of, fitted
 from flowedge.runtime.station.record import Record
 
 View: TypeAlias = Literal["findings", "camera", "map"]
@@ -159,7 +159,7 @@ class _Cache:
 def _drawn(record: Record, result: Result, view: View, longest_px: int) -> NDArray[np.uint8]:
     """Draw a result at the size of the page, so that a frame of any size costs little."""
     if view == "camera" or not np.isfinite(result.network_map).all():
-        return fitted(result.frame, longest_px)
+        return resized_frame(result.frame, longest_px)
     findings = findings_of(record, result, longest_px)
     return whole_map(painted_values(findings)) if view == "map" else draw(findings, captions=False)
 

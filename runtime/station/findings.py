@@ -1,4 +1,4 @@
-"""Shrink the findings of a result to the size of a page, so that a frame of any size is drawn quickly."""
+"""Bring the findings of a result to the size of a picture, for the page and the archive, without delaying the line."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def small_findings(result: Result, longest_px: int) -> SmallFindings:
     Only maps that the line has made already are taken from the result, and nothing is computed in it. So the line's
     threads never wait for a picture.
     """
-    frame = fitted(result.frame, longest_px)
+    frame = resized_frame(result.frame, longest_px)
     size = (frame.shape[0], frame.shape[1])
     made: dict[str, Any] = vars(result)
     anomaly_map = _small_map(made.get("anomaly_map"), result.network_map, result, size)
@@ -115,8 +115,8 @@ def _small_map(
     return np.where(_resized(area.astype(np.float32), size) >= 0.5, values, np.float32(np.nan))
 
 
-def fitted(frame: NDArray[np.uint8], longest_px: int) -> NDArray[np.uint8]:
-    """Return a frame at the size of a page. A small frame is enlarged by a whole factor, so that lines stay thin."""
+def resized_frame(frame: NDArray[np.uint8], longest_px: int) -> NDArray[np.uint8]:
+    """Return a frame at the size of a picture. A small frame is enlarged by a whole factor, so that lines stay thin."""
     factor = min(_LEAST_PX, longest_px) // max(frame.shape[:2])
     if factor > 1:
         return frame.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -124,7 +124,7 @@ def fitted(frame: NDArray[np.uint8], longest_px: int) -> NDArray[np.uint8]:
 
 
 def _covered(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return a mask on the frame of a page. A pixel of the smaller mask is set where any pixel below it is."""
+    """Return a mask on the frame of a picture. A pixel of the smaller mask is set where any pixel below it is."""
     shares = _resized(mask.astype(np.float32), size)
     return np.asarray(shares > (0 if size < mask.shape else 0.5))
 
