@@ -59,12 +59,13 @@ class PictureStore:
         self.folder = folder
         self._journal = journal
         self._sizes: dict[_Chunk, dict[str, int]] = {}
+        self._size = 0
         self._lock = threading.RLock()
 
     def scan(self) -> None:
         """Count what is there, and delete what an interrupted run left half-written."""
         sizes: dict[_Chunk, dict[str, int]] = {}
-        with self._lock:
+        with self._changing():
             for journal in _folders(self.folder, _JOURNAL):
                 for place in _folders(self.folder / journal, _CHUNK):
                     chunk = _Chunk(journal == self._journal, journal, place)
@@ -76,9 +77,17 @@ class PictureStore:
 
     @property
     def size(self) -> int:
-        """The bytes of all pictures."""
+        """The bytes of all pictures when the last change of the folder was over. Nobody waits for it."""
+        return self._size
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Change the folder, which one thread does at a time, and count the bytes."""
         with self._lock:
-            return sum(sum(sizes.values()) for sizes in self._sizes.values())
+            try:
+                yield
+            finally:
+                self._size = sum(sum(sizes.values()) for sizes in self._sizes.values())
 
     @property
     def free(self) -> int:
@@ -105,7 +114,7 @@ class PictureStore:
         assert signal is not None, "the journal makes the names"
         partial = folder / f".{file}.partial"
         # Another thread may remove an empty folder, or a partial file that it takes for one of an earlier run.
-        with self._lock:
+        with self._changing():
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 with partial.open("wb") as opened:
@@ -143,7 +152,7 @@ class PictureStore:
             The number of bytes that were deleted, which is smaller only where nothing is left.
         """
         deleted = 0
-        with self._lock:
+        with self._changing():
             for signal in ("ok", "nok"):
                 for chunk in sorted(self._sizes, key=_age):
                     if deleted >= size:
@@ -155,7 +164,7 @@ class PictureStore:
     def delete_up_to(self, number: int, signal: Signal) -> int:
         """Delete the pictures with a signal of the journal's records up to a number, and return their bytes."""
         deleted = 0
-        with self._lock:
+        with self._changing():
             for chunk in sorted(self._sizes, key=_age):
                 if chunk.is_current and int(chunk.place) <= number // 1000 and self._sizes[chunk][signal]:
                     deleted += self._delete(chunk, signal, self._sizes[chunk][signal], number)

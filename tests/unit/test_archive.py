@@ -104,6 +104,17 @@ def test_no_frame_waits_for_somebody_who_looks_at_a_busy_archive(tmp_path: Path)
     assert not has_waited
 
 
+def test_the_status_does_not_wait_while_a_large_folder_is_counted(tmp_path: Path) -> None:
+    archive = Archive(ArchiveSettings(), store := PictureStore(tmp_path, NAME))
+    looking = threading.Thread(target=lambda: archive.status)
+    with store._lock:
+        looking.start()
+        looking.join(5)
+        has_waited = looking.is_alive()
+    archive.close()
+    assert not has_waited
+
+
 def test_pictures_are_written_while_others_are_counted_and_deleted(tmp_path: Path) -> None:
     store = PictureStore(tmp_path, NAME)
     is_over = threading.Event()
