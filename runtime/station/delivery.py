@@ -186,7 +186,10 @@ class Delivery:
                 try:
                     self._sink.event(event)
                 except RefusedError as error:
-                    self._skipped(f"event {event.number}", error, event.number)
+                    self._refused += 1
+                    # Two sinks that refuse events would feed each other by the events about their refusals.
+                    if "sink" not in event.data:
+                        self._tell_refusal(f"event {event.number}", error, event.number)
             self._events.move(event.number)
         return not records and not events
 
@@ -204,14 +207,14 @@ class Delivery:
                 raise
             refused = records[error.delivered]
             self._refused_in_a_row += 1
-            self._skipped(f"record {refused.number} (id {refused.id})", error, refused.number)
+            self._refused += 1
+            self._tell_refusal(f"record {refused.number} (id {refused.id})", error, refused.number)
             self._records.move(refused.number)
         else:
             self._refused_in_a_row = 0
             self._records.move(records[-1].number)
 
-    def _skipped(self, what: str, error: RefusedError, number: int) -> None:
-        self._refused += 1
+    def _tell_refusal(self, what: str, error: RefusedError, number: int) -> None:
         self._report(
             "sink_refused",
             "alarm",

@@ -292,6 +292,25 @@ def test_a_receiver_of_records_alone_gets_no_events_about_its_refusals(
     assert "sink_refused" not in refusing.events
 
 
+def test_two_receivers_of_records_alone_do_not_feed_each_other_by_their_refusals(
+    journal: MemoryJournal, started: Started
+) -> None:
+    class Records(Receiver):
+        def event(self, event: Event) -> None:
+            super().event(event)
+            raise RefusedError("no event, please.")
+
+    receivers = Records(), Records()
+    receivers[1].name = "other"
+    journal.tell(Event(kind="drift", text="a trial"))
+    deliveries = [started(one, begin="oldest") for one in receivers]
+    # Each tells once that it refuses the event, and both refuse what the other one tells.
+    wait_until(lambda: sum(one.status.refused for one in deliveries) >= 4, "all events are refused")
+    time.sleep(0.3)
+    assert sum(one.status.refused for one in deliveries) == 4
+    assert sorted(journal.kinds()) == ["drift", "sink_refused", "sink_refused"]
+
+
 def test_the_heart_beats_while_the_receiver_acknowledges_nothing(
     journal: MemoryJournal, started: Started
 ) -> None:
