@@ -67,6 +67,8 @@ class _Lines:
         try:
             client, _ = self._server.accept()
         except OSError:
+            # The client still waits where the process has no file descriptor left, so a pause saves the processor.
+            self._closed.wait(_LOOK_S)
             return
         # A client that has lost its power never closes its connection, so that a new client takes the place of the one
         # that has been silent for the longest time.

@@ -130,18 +130,22 @@ class Delivery:
         Args:
             deadline: The moment on the monotonic clock, in seconds, at which the rest stays in the journal.
         """
-        while (
-            self._thread.is_alive() and not self._problem and self._has_left() and time.monotonic() < deadline
-        ):
-            self._wake.set()
-            time.sleep(0.02)
+        with contextlib.suppress(
+            Exception
+        ):  # The journal may be what fails, and the thread ends all the same.
+            while self._is_delivering() and time.monotonic() < deadline:
+                self._wake.set()
+                time.sleep(0.02)
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
             # A sink that still waits for its receiver is left alone: what it was given stays in the journal.
             self._thread.join(max(deadline - time.monotonic(), 1.0))
 
-    def _has_left(self) -> bool:
+    def _is_delivering(self) -> bool:
+        """Return True where something is left, and the receiver is there to get it."""
+        if not self._thread.is_alive() or self._problem:
+            return False
         has_events = self._settings.events and self._events.number < self._journal.last_event()
         return has_events or not self.is_drained()
 

@@ -213,6 +213,19 @@ def test_a_stop_delivers_the_rest_first(journal: MemoryJournal, started: Started
     assert journal.cursors["receiver"] == 300
 
 
+def test_a_stop_ends_the_thread_also_where_the_journal_fails(
+    journal: MemoryJournal, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> int:
+        raise OSError("the disk is gone")
+
+    receiver = Receiver()
+    delivery = started(receiver)
+    monkeypatch.setattr(journal, "last", broken)
+    delivery.stop(time.monotonic() + 5)
+    wait_until(lambda: receiver.closed == 1, "the sink is closed")
+
+
 def test_a_stop_does_not_wait_for_a_sink_that_is_down(journal: MemoryJournal, started: Started) -> None:
     receiver = Receiver()
     receiver.is_down = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 import shutil
 import socket
@@ -314,6 +315,27 @@ def test_lines_over_tcp_name_parts_and_are_answered(shutter: Shutter) -> None:
     source.close()
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", settings.port), 1)
+
+
+def test_a_client_that_cannot_be_taken_for_lack_of_file_descriptors_costs_no_processor(
+    shutter: Shutter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[float] = []
+
+    def full(server: socket.socket) -> object:
+        tried.append(time.monotonic())
+        raise OSError(errno.EMFILE, "too many open files")
+
+    settings = TcpTrigger(port=free_port())
+    source = triggered(shutter, settings)
+    monkeypatch.setattr(socket.socket, "accept", full)
+    with socket.create_connection(("127.0.0.1", settings.port), MOST_S) as client:
+        time.sleep(0.5)
+        monkeypatch.undo()
+        client.sendall(b"A\n")
+        assert client.recv(10) == b"ok\n"
+    assert 1 <= len(tried) < 10
+    source.close()
 
 
 def test_registers_that_a_modbus_client_writes_name_parts(shutter: Shutter) -> None:
