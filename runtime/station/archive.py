@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,7 +17,7 @@ from flowedge.runtime.result import Result
 from flowedge.runtime.station.findings import findings_of
 from flowedge.runtime.station.keeping_settings import ArchiveSettings
 from flowedge.runtime.station.picture_store import PictureStore, frame_name
-from flowedge.runtime.station.record import Event, Record, Signal, picture_name
+from flowedge.runtime.station.record import Event, Record, Signal, Tell, picture_name
 from flowedge.runtime.station.throttle import Throttle
 
 _LOG: Final = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ class Archive:
         self,
         settings: ArchiveSettings,
         store: PictureStore,
-        tell: Callable[[Event], None] = lambda event: None,
+        tell: Tell = lambda event: None,
     ) -> None:
         """Start the thread that writes.
 

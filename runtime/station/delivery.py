@@ -13,9 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
-from flowedge.runtime.station.record import Event, Level, Record
+from flowedge.runtime.station.record import Event, Level, Record, Tell
 from flowedge.runtime.station.sinks import RecordSink, RefusedError, SinkError, StationLink, make_sink
 from flowedge.runtime.station.sinks.settings import AnySink, SinkSettings
 from flowedge.text import printable
@@ -52,10 +52,6 @@ class Outbox(Protocol):
     def move_cursor(self, sink: str, number: int) -> None:
         """Note the number of the last record that a sink has. The note is on disk with the next records, or soon."""
         ...
-
-
-Tell: TypeAlias = Callable[[Event], None]
-"""A function that journals an event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import math
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from flowedge.runtime.station.archive import Archive
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.journal_reader import Table
 from flowedge.runtime.station.keeping_settings import JournalSettings
-from flowedge.runtime.station.record import Event
+from flowedge.runtime.station.record import Event, Tell
 from flowedge.runtime.station.sinks.settings import AnySink
 from flowedge.runtime.station.throttle import Throttle
 
@@ -44,7 +44,7 @@ class Housekeeper:
         settings: JournalSettings,
         sinks: Sequence[AnySink],
         archive: Archive,
-        tell: Callable[[Event], None] = lambda event: None,
+        tell: Tell = lambda event: None,
     ) -> None:
         """Take the parts. The thread begins with `start`.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from flowedge.runtime.detector import Detector
 from flowedge.runtime.from_path import load
 from flowedge.runtime.opening.engine import ENGINES, library_version
 from flowedge.runtime.protocols import PixelArray
-from flowedge.runtime.station.record import Level
+from flowedge.runtime.station.record import Event, Level, Tell
 from flowedge.runtime.station.settings import InspectSettings, ProductSettings
 
 _LOG: Final = logging.getLogger(__name__)
@@ -61,14 +61,6 @@ class Judge:
             ImageError: The frame is not such as the detector takes.
         """
         return self.detector.prepare([pixels] * self.copies)
-
-
-class Tell(Protocol):
-    """A function that takes an event of the station."""
-
-    def __call__(self, kind: str, level: Level, text: str, **data: object) -> None:
-        """Take an event, whose attributes these are."""
-        ...
 
 
 Open = Callable[[ProductSettings, "str | None"], Judge]
@@ -137,7 +129,7 @@ class Judges:
             raise EngineUnavailableError(" ".join(problems))
         if problems:
             text = f"{self._name} computes in place of an engine that does not open: {' '.join(problems)}"
-            self._tell("engine_replaced", "alarm", text, engine=self._name, before=self._engines[0])
+            self._report("engine_replaced", "alarm", text, engine=self._name, before=self._engines[0])
 
     def judge_of(self, part: str | None) -> tuple[Judge | None, str]:
         """Return the newest detector for a part, or None and the reason why there is none.
@@ -168,7 +160,7 @@ class Judges:
         """Replace the engine, since a run of it failed."""
         name, is_first = self._name, self._good_runs >= _GOOD_RUNS
         _LOG.exception("the engine %s failed", name, exc_info=error)
-        self._tell("engine_failed", "alarm", f"the engine {name} failed: {error}", engine=name)
+        self._report("engine_failed", "alarm", f"the engine {name} failed: {error}", engine=name)
         self._good_runs = 0
         self.close()
         self.problem = f"the engine {name} failed: {error}"
@@ -210,14 +202,17 @@ class Judges:
             self._next_try = self._clock() + self._pause_s
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
             text = f"no engine opens, so no frame is inspected: {self.problem}"
-            self._tell("engine_lost", "alarm", text, engine=before)
+            self._report("engine_lost", "alarm", text, engine=before)
             return
         self._pause_s = _FIRST_PAUSE_S
         if self._name == before:
-            self._tell("engine_reopened", "warning", f"the engine {before} was opened again", engine=before)
+            self._report("engine_reopened", "warning", f"the engine {before} was opened again", engine=before)
         else:
             text = f"the engine {before} was replaced by {self._name}"
-            self._tell("engine_replaced", "alarm", text, engine=self._name, before=before)
+            self._report("engine_replaced", "alarm", text, engine=self._name, before=before)
+
+    def _report(self, kind: str, level: Level, text: str, **data: object) -> None:
+        self._tell(Event(kind=kind, level=level, text=text, data=data))
 
     def _open_first_of(self, places: Iterable[int]) -> list[str]:
         """Open the first engine that opens for all products, and return why those before it did not open."""

@@ -17,7 +17,7 @@ from flowedge.errors import EngineWrongError, FlowEdgeError
 from flowedge.runtime.protocols import Source
 from flowedge.runtime.station.hand_over import Queue, frame_queue
 from flowedge.runtime.station.judges import Judge, Judges
-from flowedge.runtime.station.record import Event, Level, Record
+from flowedge.runtime.station.record import Event, Record, Tell
 from flowedge.runtime.station.settings import InspectSettings
 from flowedge.runtime.station.throttle import Throttle
 from flowedge.runtime.station.work import EndOfSource, Work
@@ -70,7 +70,7 @@ class LoopParts:
     append: Callable[[Sequence[Record], Sequence[Event]], Sequence[Record]]
     publish: Callable[[Sequence[Written]], None]
     test: Callable[[Judge], str]
-    tell: Callable[[Event], None]
+    tell: Tell
     working: Callable[[str], AbstractContextManager[None]]
     on_end: Callable[[], None] = lambda: None
 
@@ -156,10 +156,6 @@ class Loop:
         writer.join(timeout_s)
         return not writer.is_alive()
 
-    def tell(self, kind: str, level: Level, text: str, **data: object) -> None:
-        """Tell an event."""
-        self._parts.tell(Event(kind=kind, level=level, text=text, data=data))
-
     def put_event(self, event: Event) -> None:
         """Put an event into the journal with the next records. Any thread may call this, and none waits in it."""
         if not self._to_write.offer(event, more=_MOST_EVENTS):
@@ -171,11 +167,13 @@ class Loop:
 
     def _tell_drops(self) -> None:
         if self._may_tell_drops():
-            self.tell(
-                "dropped",
-                "warning",
-                f"the line is faster than the engine: {self.dropped} frames were dropped since the start",
-                dropped=self.dropped,
+            self._parts.tell(
+                Event(
+                    kind="dropped",
+                    level="warning",
+                    text=f"the line is faster than the engine: {self.dropped} frames were dropped since the start",
+                    data={"dropped": self.dropped},
+                )
             )
 
     def _capture(self) -> None:
@@ -208,7 +206,9 @@ class Loop:
         if not isinstance(error, FlowEdgeError):
             _LOG.exception("the source failed", exc_info=error)
         self.source_problem = str(error) or type(error).__name__
-        self.tell("source_failed", "alarm", f"the source failed: {self.source_problem}")
+        self._parts.tell(
+            Event(kind="source_failed", level="alarm", text=f"the source failed: {self.source_problem}")
+        )
 
     def _prepare(self) -> None:
         while (work := self._captured.get()) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -192,6 +193,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
             for name, value in self.data.items()
         }
         msgspec.structs.force_setattr(self, "data", data)
+
+
+Tell: TypeAlias = Callable[[Event], None]
+"""A function that takes an event of a station. Any thread may call it, and none waits in it."""
 
 
 def recorded_region(region: Region, *, length_px: float, mm_per_px: float | None) -> RecordedRegion:

@@ -15,7 +15,7 @@ from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.judges import Judge
 from flowedge.runtime.station.live import Live
 from flowedge.runtime.station.loop import Written
-from flowedge.runtime.station.record import Event, Record
+from flowedge.runtime.station.record import Event, Record, Tell
 from flowedge.runtime.station.throttle import Throttle
 from flowedge.runtime.station.watch import Watch
 from flowedge.runtime.station.watch.shadow import Shadow
@@ -45,7 +45,7 @@ class StageCalls:
     live: Live
     deliveries: Deliveries
     shadow: Shadow | None
-    tell: Callable[[Event], None]
+    tell: Tell
     may_replace: Callable[[], bool] = field(default_factory=lambda: Throttle(_REPLACED_S))
 
     def check(self, work: Work) -> str:

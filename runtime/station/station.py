@@ -54,6 +54,9 @@ _DRAIN_SINKS_S: Final = 5.0
 class Station:
     """A station that runs in this process.
 
+    Attributes:
+        final: The status at the end of `run`.
+
     Examples:
         >>> from flowedge.runtime.station.settings import read_station
         >>> from flowedge.runtime.station.station import Station
@@ -87,7 +90,7 @@ class Station:
         self._wake = threading.Event()
         self._loop: Loop | None = None
         self._early: list[Event] = []
-        self._final: dict[str, Any] = {}
+        self.final: dict[str, Any] = {}
         self._source_problem = ""
         self.page: Page | None = None
         self._until_end = until_end
@@ -109,7 +112,7 @@ class Station:
         )
         stack.callback(self.journal.close)
         store = PictureStore(settings.archive.folder or state / "archive", self.journal.name)
-        self._archive = Archive(settings.archive, store, self._tell_event)
+        self._archive = Archive(settings.archive, store, self.tell)
         stack.callback(self._archive.close)
         fitting = Fitting(settings.area, Overrides(state))
         self._judges = Judges(
@@ -142,7 +145,7 @@ class Station:
         self._shadow = self._new_shadow()
         if self._shadow is not None:
             stack.callback(self._shadow.close)
-        self._deliveries = Deliveries.of(settings.sinks, self.journal, link, self._tell_event)
+        self._deliveries = Deliveries.of(settings.sinks, self.journal, link, self.tell)
         self._calls = StageCalls(
             watch=self._watch,
             journal=self.journal,
@@ -150,12 +153,12 @@ class Station:
             live=self.live,
             deliveries=self._deliveries,
             shadow=self._shadow,
-            tell=self._tell_event,
+            tell=self.tell,
         )
         for judge in self._judges.judges:
             self._calls.test_between_frames(judge)
         self._housekeeper = Housekeeper(
-            self.journal, settings.journal, settings.sinks, self._archive, self._tell_event
+            self.journal, settings.journal, settings.sinks, self._archive, self.tell
         )
         stack.callback(self._housekeeper.close)
         self._loop = self._new_loop()
@@ -185,7 +188,7 @@ class Station:
         except SettingsError:
             raise
         except FlowEdgeError as error:
-            self.tell("page_down", "alarm", f"the page is not served: {error}")
+            self.tell(Event(kind="page_down", level="alarm", text=f"the page is not served: {error}"))
         else:
             self.page = page
 
@@ -207,7 +210,7 @@ class Station:
             record=record,
             stamp=record.stamp,
             append=self._calls.append,
-            tell=self._tell_event,
+            tell=self.tell,
             publish=self._calls.publish,
             working=self._watchdog.working,
             on_end=self._wake.set,
@@ -259,20 +262,20 @@ class Station:
         """Close all parts in the reverse order of their opening."""
         self._stack.close()
 
-    @property
-    def final(self) -> dict[str, Any]:
-        """The status at the end of `run`."""
-        return self._final
-
     def __enter__(self) -> Station:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def tell(self, kind: str, level: Level, text: str, **data: object) -> None:
+    def tell(self, event: Event) -> None:
         """Put an event into the journal. Any thread may call this, and none waits in it."""
-        self._tell_event(Event(kind=kind, level=level, text=text, data=data))
+        self._show_event(event)
+        self._archive.event(event)
+        if self._loop is None:
+            self._early.append(event)
+        else:
+            self._loop.put_event(event)
 
     def status(self) -> dict[str, Any]:
         """Return what the station does, as JSON's own types."""
@@ -306,20 +309,12 @@ class Station:
         )
         if event.kind in ("source_lost", "source_back"):
             self._source_problem = event.text if event.kind == "source_lost" else ""
-        self.tell(event.kind, level, event.text, **event.data)
+        self.tell(Event(kind=event.kind, level=level, text=event.text, data=dict(event.data)))
 
     def _trigger(self, part: str | None) -> None:
         """Take a trigger of a controller that a sink serves."""
         if isinstance(self._source, Triggered) and part is not None:
             self._source.trigger(part)
-
-    def _tell_event(self, event: Event) -> None:
-        self._show_event(event)
-        self._archive.event(event)
-        if self._loop is None:
-            self._early.append(event)
-        else:
-            self._loop.put_event(event)
 
     def _show_event(self, event: Event) -> None:
         try:
@@ -357,17 +352,13 @@ class Station:
         self._housekeeper.start()
         self._watchdog.start()
         engine = self._judges.judges[0].detector
-        self.tell(
-            "started",
-            "info",
-            f"the station {self.settings.station.name} has started on {engine.engine_name} ({engine.precision})",
-            engine=engine.engine_name,
-            precision=engine.precision,
-        )
+        facts = {"engine": engine.engine_name, "precision": engine.precision}
+        text = f"the station {self.settings.station.name} has started on {engine.engine_name} ({engine.precision})"
+        self.tell(Event(kind="started", level="info", text=text, data=facts))
         if self.page is not None:
-            self.tell("page", "info", f"the page is at {self.page.url}")
+            self.tell(Event(kind="page", level="info", text=f"the page is at {self.page.url}"))
             if self.page.warning:
-                self.tell("page", "warning", self.page.warning)
+                self.tell(Event(kind="page", level="warning", text=self.page.warning))
         self._running_loop.start()
         self.live.beat()
         self._notifier.ready(self._status_line())
@@ -387,7 +378,7 @@ class Station:
                 self.journal.append(events=[event])
         self._deliveries.stop(_DRAIN_SINKS_S)
         self._watchdog.stop()
-        self._final = self.status()
+        self.final = self.status()
 
 
 def make_state_folder(folder: Path) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from flowedge.errors import FlowEdgeError
 from flowedge.runtime.station.fitting import Fitting, changed_area, fitted, with_limit
-from flowedge.runtime.station.judges import Judge, Judges, Tell
+from flowedge.runtime.station.judges import Judge, Judges
 from flowedge.runtime.station.overrides import AreaChange, Change, Polygons
 from flowedge.runtime.station.page.controls import Area, Limit
-from flowedge.runtime.station.record import Record
+from flowedge.runtime.station.record import Event, Record, Tell
 from flowedge.runtime.station.recording import limits_of
 from flowedge.text import printable
 
@@ -91,14 +91,18 @@ class StationControls:
         self._apply()
         limit = "that of the bundle" if value is None else f"{value:g}"
         self._tell(
-            "threshold_changed",
-            "warning",
-            f"{change.who} changed the limit{f' of {product}' if product else ''} to {limit}: {change.why}",
-            value=value,
-            product=product,
-            who=change.who,
-            why=change.why,
-            change=change.version,
+            Event(
+                kind="threshold_changed",
+                level="warning",
+                text=f"{change.who} changed the limit{f' of {product}' if product else ''} to {limit}: {change.why}",
+                data={
+                    "value": value,
+                    "product": product,
+                    "who": change.who,
+                    "why": change.why,
+                    "change": change.version,
+                },
+            )
         )
         return len(judge.base.bundle.manifest.threshold_history) + change.version
 
@@ -123,12 +127,12 @@ class StationControls:
         change = self._fitting.overrides.change_area(inspect, ignore, frame_size=frame_size, who=who, why=why)
         self._apply()
         self._tell(
-            "area_changed",
-            "warning",
-            f"{change.who} changed the region of interest: {change.why}",
-            who=change.who,
-            why=change.why,
-            change=change.version,
+            Event(
+                kind="area_changed",
+                level="warning",
+                text=f"{change.who} changed the region of interest: {change.why}",
+                data={"who": change.who, "why": change.why, "change": change.version},
+            )
         )
         return change.version
 

@@ -145,9 +145,7 @@ def loop_of(
     """Make a loop over parts of a test, with open engines."""
     inspect = InspectSettings(bundle=Path("b"), **settings)
     made: list[Loop] = []
-    judges = Judges(
-        products, engines, open_judge, lambda *told, **data: made[0].tell(*told, **data), clock=clock
-    )
+    judges = Judges(products, engines, open_judge, lambda event: made[0].put_event(event), clock=clock)
     judges.open()
     record = Recorder(Decision(DecisionSettings()), station="s", run="r", deadline_ms=inspect.deadline_ms)
     parts = LoopParts(

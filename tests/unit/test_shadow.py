@@ -94,10 +94,7 @@ class _Line:
         station = parse_station((site / "station.toml").read_text(), name="station.toml", folder=site)
         shadow = ShadowSettings(**{"bundle": site / "second.flowedge", **settings})
 
-        def tell(kind: str, level: Any, text: str, **data: object) -> None:
-            self.events.append(Event(kind=kind, level=level, text=text, data=data))
-
-        self.shadow = Shadow(shadow, state, job_of_shadow(station, shadow), tell)
+        self.shadow = Shadow(shadow, state, job_of_shadow(station, shadow), self.events.append)
 
     def offer(self, number: int) -> None:
         pixels = _photo(self.site, number)

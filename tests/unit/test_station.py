@@ -99,7 +99,7 @@ def test_no_thread_ends_where_events_cannot_be_shown(tmp_path: Path) -> None:
 
     file = write_station(tmp_path, photos=3)
     with Station(read_station(file), folder=tmp_path, until_end=True, on_event=broken) as station:
-        station.tell("drift", "warning", "a trial")
+        station.tell(Event(kind="drift", level="warning", text="a trial"))
         assert station.run()
     assert sum("source_id" in line for line in lines_of(tmp_path / "verdicts.jsonl")) == 3
     with JournalReader(tmp_path / "state" / journal_file.NAME) as journal:

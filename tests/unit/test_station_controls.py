@@ -13,6 +13,7 @@ from flowedge.runtime.area.settings import AreaSettings
 from flowedge.runtime.station.fitting import Fitting
 from flowedge.runtime.station.judges import Judge, Judges
 from flowedge.runtime.station.overrides import Overrides
+from flowedge.runtime.station.record import Event
 from flowedge.runtime.station.settings import ProductSettings
 from flowedge.runtime.station.station_controls import StationControls
 from support.station_parts import ScriptedEngine, frame, judge_on
@@ -37,8 +38,8 @@ class _Running:
     def _open(self, product: ProductSettings, engine: str | None) -> Judge:
         return self.fitting(judge_on(self._bundle, ScriptedEngine(self._bundle, score=1.0)))
 
-    def _tell(self, kind: str, level: str, text: str, **data: object) -> None:
-        self.events.append((kind, data))
+    def _tell(self, event: Event) -> None:
+        self.events.append((event.kind, event.data))
 
     def _at_once(self, action: object) -> bool:
         assert callable(action)

@@ -425,7 +425,7 @@ def test_an_action_runs_between_two_frames(bundle: Bundle) -> None:
     done.clear()
     assert loop.between_frames(done.set)
     assert done.wait(20)
-    loop.tell("sink_down", "alarm", "the broker is gone")
+    loop.put_event(Event(kind="sink_down", level="alarm", text="the broker is gone"))
     wait_until(lambda: notes.kinds == ["sink_down"])
     finish(loop)
 

@@ -15,8 +15,7 @@ from flowedge.errors import EngineUnavailableError
 from flowedge.runtime.asked_process import AskedProcess
 from flowedge.runtime.protocols import PixelArray
 from flowedge.runtime.result import Result
-from flowedge.runtime.station.judges import Tell
-from flowedge.runtime.station.record import Record
+from flowedge.runtime.station.record import Event, Record, Tell
 from flowedge.runtime.station.settings import InspectSettings, ProductSettings, StationSettings
 from flowedge.runtime.station.watch.comparison import (
     Compared,
@@ -147,18 +146,23 @@ class Shadow:
     def _finish(self, kept: ComparisonFolder) -> None:
         self._state = "done"
         self._tell(
-            "shadow_done",
-            "info",
-            f"{self._settings.bundle.name} has judged {kept.frames} frames beside the first bundle. See the result "
-            "with flowedge station shadow",
-            frames=kept.frames,
-            folder=str(kept.folder),
+            Event(
+                kind="shadow_done",
+                level="info",
+                text=f"{self._settings.bundle.name} has judged {kept.frames} frames beside the first bundle. See the "
+                "result with flowedge station shadow",
+                data={"frames": kept.frames, "folder": str(kept.folder)},
+            )
         )
 
     def _fail(self, text: str, error: Exception) -> None:
         _LOG.warning("%s", text, exc_info=error)
         self._state, self._problem = "failed", text
-        self._tell("shadow_failed", "warning", text, bundle=str(self._settings.bundle))
+        self._tell(
+            Event(
+                kind="shadow_failed", level="warning", text=text, data={"bundle": str(self._settings.bundle)}
+            )
+        )
 
 
 def job_of_shadow(settings: StationSettings, shadow: ShadowSettings) -> ShadowJob:
