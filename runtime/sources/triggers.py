@@ -37,6 +37,7 @@ LONGEST_PART: Final = 100
 _READY: Final = 4  # frames that wait for the caller
 _MOST_BEHIND: Final = 1000  # frames that wait for the caller before further parts are refused
 _END_S: Final = 1.0
+_CLOSED: Final = "the inspection stops"
 _TOLD_EVERY_S: Final = 1.0  # refused messages are told at most so often, since anybody may send them
 
 TRIGGERS: Final[Mapping[str, str]] = MappingProxyType(
@@ -124,6 +125,8 @@ class Triggered:
         with self._change:
             while self._arrivals and self._arrivals[0] < now - 1_000_000_000:
                 self._arrivals.popleft()
+            if not reason and self._closed:
+                reason = _CLOSED
             if not reason and len(self._arrivals) >= self._settings.per_second:
                 reason = f"more than {self._settings.per_second} messages came in a second"
             if not reason and len(self._parts) >= self._settings.queue:
@@ -166,9 +169,10 @@ class Triggered:
                         break
                     self._change.wait(left)
                 if self._closed:
-                    return
+                    while self._parts:
+                        self._give_up(self._parts.popleft(), _CLOSED)
                 if not self._ready:
-                    if self._failure is not None:
+                    if self._failure is not None and not self._closed:
                         raise self._failure
                     return
                 frame = self._ready.popleft()
@@ -176,7 +180,7 @@ class Triggered:
             yield frame
 
     def close(self) -> None:
-        """Stop listening, close the source and end the iteration."""
+        """Stop listening, close the source and end the iteration. A part that waits still gets its frame."""
         with self._change:
             self._closed = True
             self._change.notify_all()

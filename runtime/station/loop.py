@@ -31,7 +31,7 @@ _MOST_EVENTS: Final = 1000
 _DROP_EVENT_S: Final = 60.0
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
-_LAST_FRAME_S: Final = 1.0
+_LAST_FRAMES_S: Final = 2.0
 
 _BAD_RECORD: Final = (ValueError, TypeError, msgspec.MsgspecError)
 """The errors of a record that no journal would take. Every other error is one of the journal or the disk."""
@@ -141,9 +141,10 @@ class Loop:
         self._stop.set()
         with suppress(Exception):  # a source that cannot be closed ends with the process
             self._parts.source.close()
-        # A frame that the source gives at this moment still gets its record. A source that hangs is not waited for.
+        # What the source still gives, such as the parts that wait for their frames, gets its records. A source that
+        # hangs is not waited for.
         if self._threads[0].ident is not None:
-            self._threads[0].join(_LAST_FRAME_S)
+            self._threads[0].join(_LAST_FRAMES_S)
         self._captured.close()
 
     def give_up(self) -> None:
@@ -189,8 +190,6 @@ class Loop:
                     if not self._captured.put(work):
                         return
                     pause, self.source_problem = _FIRST_PAUSE_S, ""
-                    if self._stop.is_set():
-                        return
                 break  # the source has ended
             except Exception as error:
                 self._note_source_failure(error)

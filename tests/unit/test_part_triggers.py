@@ -134,6 +134,25 @@ def test_no_part_gets_the_picture_of_another_one_where_frames_were_lost(shutter:
     source.close()
 
 
+def test_each_part_that_was_taken_has_its_frame_also_where_the_inspection_stops(shutter: Shutter) -> None:
+    source = triggered(shutter, SoftwareTrigger(wait_s=20))
+    frames = source.frames()
+    source.trigger("A")
+    shutter.take("1")
+    assert next(frames).part == "A"
+    source.trigger("B")
+    shutter.take("2")
+    until = time.monotonic() + MOST_S
+    while not source._ready and time.monotonic() < until:
+        time.sleep(0.001)
+    source.trigger("C")
+    source.close()
+    assert source.trigger("D") == "the inspection stops"
+    found = list(frames)
+    assert [(frame.part, bool(frame.problem)) for frame in found] == [("B", False), ("C", True)]
+    assert found[1].problem.endswith("which is missing: the inspection stops")
+
+
 def test_messages_that_are_too_many_too_long_or_unprintable_are_refused(shutter: Shutter) -> None:
     events: list[SourceEvent] = []
     source = triggered(shutter, SoftwareTrigger(queue=2, per_second=3), events.append)
