@@ -32,7 +32,7 @@ class AskedProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=clean_environment() | environment,
+            env={**clean_environment(), **environment},
         )
 
     @property

@@ -447,7 +447,8 @@ def test_nothing_is_drawn_while_nobody_looks(served: Served, monkeypatch: pytest
 
 
 def test_many_browsers_cost_one_drawing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flowedge.runtime.station.page import findings, pictures
+    from flowedge.runtime.station import findings
+    from flowedge.runtime.station.page import pictures
 
     drawn: list[object] = []
     real = findings.findings_of

@@ -41,8 +41,9 @@ class FrameGate:
         return self._frozen(frame) or self._stale(frame) or ("" if has_ranges else _without_content(pixels))
 
     def _frozen(self, frame: Frame) -> str:
-        last = self._last[frame.source] = self._last.pop(frame.source, None) or _Last()
         # Each folder of a watched tree is a source of its own, and new ones may come every day.
+        last = self._last.pop(frame.source, None) or _Last()
+        self._last[frame.source] = last
         if len(self._last) > _MOST_SOURCES:
             del self._last[next(iter(self._last))]
         equal = last.equal_frames(frame.pixels)
