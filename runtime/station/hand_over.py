@@ -19,7 +19,11 @@ Item = TypeVar("Item")
 
 
 class Queue(Generic[Item]):
-    """A queue of a bounded length between two stages. A stage that waits takes no processor time."""
+    """A queue of a bounded length between two stages. A stage that waits takes no processor time.
+
+    Attributes:
+        length: The number of items from which on `put` waits.
+    """
 
     def __init__(self, length: int) -> None:
         """Begin empty.
@@ -27,7 +31,7 @@ class Queue(Generic[Item]):
         Args:
             length: The number of items from which on `put` waits.
         """
-        self._length = length
+        self.length = length
         self._items: deque[Item] = deque()
         self._is_closed = False
         self._putting = 0
@@ -44,7 +48,7 @@ class Queue(Generic[Item]):
             if self._is_closed:
                 return False
             self._putting += 1
-            while len(self._items) >= self._length and not self._is_closed:
+            while len(self._items) >= self.length and not self._is_closed:
                 self._freed.wait()
             self._putting -= 1
             self._items.append(item)
@@ -54,7 +58,7 @@ class Queue(Generic[Item]):
     def offer(self, item: Item, *, more: int) -> bool:
         """Add an item at once, also beyond the length. Return False where that is exceeded by ``more`` items."""
         with self._lock:
-            if self._is_closed or len(self._items) >= self._length + more:
+            if self._is_closed or len(self._items) >= self.length + more:
                 return False
             self._items.append(item)
             self._filled.notify()
@@ -127,7 +131,7 @@ class FrameQueue(Queue[Work | EndOfSource]):
             if self._is_closed:
                 return False
             self._items.append(item)
-            if is_full := len(self._items) > self._length:
+            if is_full := len(self._items) > self.length:
                 self._drop()
             self._filled.notify()
         if is_full:

@@ -27,6 +27,8 @@ _LOG: Final = logging.getLogger(__name__)
 
 _BETWEEN_STAGES: Final = 2
 _TO_WRITE: Final = 64
+_FEWEST_TO_WRITE: Final = 4
+_BYTES_TO_WRITE: Final = 256 << 20
 _MOST_EVENTS: Final = 1000
 _DROP_EVENT_S: Final = 60.0
 _FIRST_PAUSE_S: Final = 0.5
@@ -277,6 +279,7 @@ class Loop:
             if isinstance(work, Work):
                 self._do("decide", work, _judge)
                 self._record(work)
+                self._to_write.length = _number_that_may_wait(work)
             self._to_write.put(work)
         self._to_write.close()
 
@@ -374,6 +377,13 @@ def _guarded(action: Action) -> None:
         action()
     except Exception:
         _LOG.exception("what was to be done between two frames failed")
+
+
+def _number_that_may_wait(work: Work) -> int:
+    """Return how many frames of this size may wait for the journal, which may be without a disk for hours."""
+    # Besides its pixels, a frame may have a map of float32.
+    size = 3 * work.frame.pixels.nbytes
+    return min(max(_BYTES_TO_WRITE // max(size, 1), _FEWEST_TO_WRITE), _TO_WRITE)
 
 
 def _judge(work: Work) -> None:

@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flowedge.bundle import Bundle
@@ -308,6 +310,27 @@ def test_with_block_nothing_is_dropped_however_slow_the_journal_is(bundle: Bundl
     finish(loop)
     assert [record.source_id for record in notes.records] == [f"frame-{n}" for n in range(100)]
     assert notes.commits < 100  # what has waited is committed together
+
+
+def test_few_large_frames_wait_for_a_journal_without_a_disk(bundle: Bundle) -> None:
+    notes = Notes()
+    go, append = threading.Event(), notes.append
+
+    def slow(records: Sequence[Record], events: Sequence[Event]) -> Sequence[Record]:
+        assert go.wait(30)
+        return append(records, events)
+
+    notes.append = slow  # type: ignore[method-assign]
+    large = np.zeros((3000, 4000, 3), np.uint8)
+    source = FrameList([replace(frame(n), pixels=large) for n in range(30)])
+    loop = loop_of(source, lambda *_: judge_on(bundle, ScriptedEngine(bundle)), notes, queue=1)
+    loop.start()
+    # All stages wait. Of small frames all would be taken.
+    wait_until(lambda: loop.queues == {"prepare": 1, "infer": 2, "decide": 2, "write": 4})
+    assert source.taken < 30
+    go.set()
+    finish(loop)
+    assert len(notes.records) == 30
 
 
 def test_a_late_verdict_is_a_fact_of_the_record_and_no_ok(bundle: Bundle) -> None:
