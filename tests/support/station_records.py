@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from flowedge.runtime.station.record import Event, Record
@@ -76,11 +76,3 @@ class MemoryJournal:
     def kinds(self) -> list[str]:
         with self._lock:
             return [one.kind for one in self.told]
-
-
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
-    """Wait until a condition holds, and fail with a message where it does not in time."""
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, f"waited in vain: {what}"
-        time.sleep(0.01)

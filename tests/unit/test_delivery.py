@@ -16,7 +16,8 @@ from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.sinks import RefusedError, SinkError, StationLink
 from flowedge.runtime.station.sinks.settings import JsonLinesSettings
-from support.station_records import MemoryJournal, made_record, wait_until
+from support.station_records import MemoryJournal, made_record
+from support.waiting import wait_until
 
 LINK = StationLink(station="line-1", run="run-1")
 

@@ -17,7 +17,8 @@ from flowedge.runtime.station.delivery import Deliveries
 from flowedge.runtime.station.sinks import RecordSink, SinkError, StationLink, make_sink, probe
 from flowedge.runtime.station.sinks.settings import ModbusSettings
 from support.mqtt_broker import free_port
-from support.station_records import MemoryJournal, made_record, wait_until
+from support.station_records import MemoryJournal, made_record
+from support.waiting import wait_until
 
 pymodbus: Any = pytest.importorskip("pymodbus.client", reason="the Modbus sink needs pymodbus")
 OK, NOK, VALID, READY, STALE, WAITING, NOT_INSPECTED, PART_CUT = range(8)

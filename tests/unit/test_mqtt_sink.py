@@ -24,7 +24,8 @@ from flowedge.runtime.station.sinks import RecordSink, RefusedError, SinkError, 
 from flowedge.runtime.station.sinks.settings import MqttSettings
 from support.certificates import Authority
 from support.mqtt_broker import PASSWORD, USER, Broker, Subscriber
-from support.station_records import MemoryJournal, made_record, wait_until
+from support.station_records import MemoryJournal, made_record
+from support.waiting import wait_until
 
 pytest.importorskip("paho.mqtt.client", reason="the MQTT sink needs paho-mqtt")
 LINK = StationLink(station="line-1", run="run-1")

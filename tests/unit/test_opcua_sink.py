@@ -22,7 +22,8 @@ from flowedge.runtime.settings import settings_from
 from flowedge.runtime.station.sinks import RecordSink, SinkError, StationLink, make_sink, probe
 from flowedge.runtime.station.sinks.settings import OpcUaSettings
 from support.mqtt_broker import free_port
-from support.station_records import made_record, wait_until
+from support.station_records import made_record
+from support.waiting import wait_until
 
 asyncua: Any = pytest.importorskip("asyncua", reason="the OPC UA sink needs asyncua")
 ua: Any = asyncua.ua

@@ -32,6 +32,7 @@ from flowedge.runtime.sources.settings import (
 from flowedge.runtime.sources.triggers import Triggered
 from support.mqtt_broker import PASSWORD, USER, Broker, free_port
 from support.source_reader import MOST_S, SourceReader
+from support.waiting import wait_until
 
 
 class Shutter:
@@ -142,9 +143,7 @@ def test_each_part_that_was_taken_has_its_frame_also_where_the_inspection_stops(
     assert next(frames).part == "A"
     source.trigger("B")
     shutter.take("2")
-    until = time.monotonic() + MOST_S
-    while not source._ready and time.monotonic() < until:
-        time.sleep(0.001)
+    wait_until(lambda: source._ready)
     source.trigger("C")
     source.close()
     assert source.trigger("D") == "the inspection stops"

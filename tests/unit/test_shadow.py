@@ -42,6 +42,7 @@ from flowedge.runtime.station.watch.shadow_report import shadow_page
 from support.command_line import flowedge as run_flowedge
 from support.station_files import write_photos, write_station
 from support.tiny_bundle import write_tiny_bundle
+from support.waiting import wait_until
 
 Pixels = NDArray[np.uint8]
 
@@ -75,13 +76,6 @@ def _photo(site: Path, number: int) -> Pixels:
     picture = cv2.imread(str(site / f"photos/{number:04d}.png"))
     assert picture is not None
     return np.ascontiguousarray(picture[..., ::-1], np.uint8)
-
-
-def _wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 class _Line:
@@ -121,7 +115,7 @@ class _Line:
         for number in range(count):
             before = self.shadow.status()["frames"]
             self.offer(number)
-            _wait_for(lambda before=before: self.shadow.status()["frames"] > before)  # type: ignore[misc]
+            wait_until(lambda before=before: self.shadow.status()["frames"] > before)  # type: ignore[misc]
 
 
 @pytest.fixture
@@ -158,7 +152,7 @@ def test_a_second_bundle_judges_beside_the_first_and_keeps_the_pictures_of_flips
     assert pair.second.precision == "fp32"
     # The comparison ends after the wanted number of frames, also over a restart.
     shadowed.offer(7)
-    _wait_for(lambda: shadowed.shadow.status()["state"] == "done")
+    wait_until(lambda: shadowed.shadow.status()["state"] == "done")
     assert [event.kind for event in shadowed.events] == ["shadow_done"]
     page = shadow_page(
         summary_of(compared),
@@ -180,7 +174,7 @@ def test_frames_that_come_while_the_second_bundle_is_busy_are_left_out_and_none_
     shadowed = line()
     for number in [*range(20)] * 10:  # long before the second engine is open
         shadowed.offer(number)
-    _wait_for(lambda: shadowed.shadow.status()["frames"] > 0)
+    wait_until(lambda: shadowed.shadow.status()["frames"] > 0)
     status = shadowed.shadow.status()
     assert status["of"] == 200
     assert status["frames"] <= 2
@@ -193,7 +187,7 @@ def test_a_second_bundle_that_dies_ends_only_the_comparison(line: Callable[..., 
     assert os.getpriority(os.PRIO_PROCESS, child) == 19
     os.kill(child, signal.SIGKILL)
     shadowed.offer(1)
-    _wait_for(lambda: shadowed.shadow.status()["state"] == "failed")
+    wait_until(lambda: shadowed.shadow.status()["state"] == "failed")
     shadowed.offer(2)
     (event,) = shadowed.events
     assert (event.kind, event.level) == ("shadow_failed", "warning")
@@ -209,7 +203,7 @@ def _children() -> list[int]:
 
 def test_a_second_bundle_that_does_not_open_is_told(line: Callable[..., _Line], tmp_path: Path) -> None:
     shadowed = line(bundle=tmp_path / "missing.flowedge")
-    _wait_for(lambda: shadowed.shadow.status()["state"] == "failed")
+    wait_until(lambda: shadowed.shadow.status()["state"] == "failed")
     assert "missing.flowedge" in shadowed.events[0].text
 
 

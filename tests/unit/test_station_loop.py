@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from flowedge.runtime.station.settings import ProductSettings
 from flowedge.runtime.station.work import Work
 from support.station_parts import FrameList, Notes, ScriptedEngine, frame, judge_on, loop_of
 from support.tiny_bundle import write_tiny_bundle
+from support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +45,6 @@ def finish(loop: Loop) -> None:
     wait_until(lambda: loop.has_ended)
     loop.stop()
     assert loop.join(20)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.001)
 
 
 class _Failing:

@@ -24,6 +24,7 @@ from flowedge.runtime.station.stage_calls import StageCalls
 from flowedge.runtime.station.watch import Watch, WatchSettings
 from support.station_parts import FrameList, Notes, frame, loop_of
 from support.tiny_bundle import write_tiny_bundle
+from support.waiting import wait_until
 
 Pixels = NDArray[Any]
 
@@ -227,10 +228,7 @@ def test_a_station_replaces_an_engine_that_fails_its_self_test_and_nothing_is_in
     frames = FrameList([frame(number) for number in range(5)])
     loop = loop_of(frames, open_judge, notes, test=calls.test)
     loop.start()
-    until = time.monotonic() + 30
-    while not loop.has_ended:
-        assert time.monotonic() < until
-        time.sleep(0.001)
+    wait_until(lambda: loop.has_ended)
     loop.stop()
     assert loop.join(30)
     assert opened == ["first", "first", "second"]

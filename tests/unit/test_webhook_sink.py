@@ -25,7 +25,8 @@ from flowedge.runtime.station.sinks import RecordSink, RefusedError, SinkError, 
 from flowedge.runtime.station.sinks.settings import WebhookSettings
 from support.certificates import Authority
 from support.pages import blocks_of
-from support.station_records import MemoryJournal, made_record, wait_until
+from support.station_records import MemoryJournal, made_record
+from support.waiting import wait_until
 
 LINK = StationLink(station="line-1", run="run-1")
 SECRET = "whsec_" + base64.b64encode(b"a secret of twenty-four!").decode()
