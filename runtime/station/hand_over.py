@@ -131,7 +131,8 @@ class FrameQueue(Queue[Work | EndOfSource]):
             if self._is_closed:
                 return False
             self._items.append(item)
-            if is_full := len(self._items) > self.length:
+            # The mark of the end makes the queue longer by one, and no frame gives way to it.
+            if is_full := isinstance(item, Work) and len(self._items) > self.length:
                 self._drop()
             self._filled.notify()
         if is_full:
@@ -150,8 +151,8 @@ class FrameQueue(Queue[Work | EndOfSource]):
 
     def _drop(self) -> None:
         oldest, following = self._items[0], self._items[1]
-        if not isinstance(oldest, Work) or not isinstance(following, Work):
-            return  # the mark of the end makes the queue longer by one
+        assert isinstance(oldest, Work)  # no frame comes after the mark of the end
+        assert isinstance(following, Work)
         self.dropped += 1
         self._items.popleft()
         if oldest.frame.part is None:

@@ -20,7 +20,7 @@ from flowedge.runtime.station.judges import Judge
 from flowedge.runtime.station.loop import Loop
 from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.settings import ProductSettings
-from flowedge.runtime.station.work import Work
+from flowedge.runtime.station.work import EndOfSource, Work
 from support.station_parts import FrameList, Notes, ScriptedEngine, frame, judge_on, loop_of
 from support.tiny_bundle import write_tiny_bundle
 from support.waiting import wait_until
@@ -239,6 +239,14 @@ def test_a_dropped_frame_of_a_known_part_frees_its_pixels() -> None:
     assert isinstance(kept, Work)
     assert (dropped.frame.part, dropped.frame.pixels.size, dropped.frame.pixels.base) == ("P1", 0, None)
     assert kept.frame.pixels.size
+
+
+def test_no_frame_gives_way_to_the_mark_of_the_end() -> None:
+    queue = FrameQueue(2)
+    for number in (1, 2):
+        queue.put(Work(frame=frame(number), begun_ns=1))
+    queue.put(EndOfSource())
+    assert (queue.dropped, len(queue)) == (0, 3)
 
 
 def test_a_frame_that_waits_for_room_when_the_station_stops_gets_its_record(bundle: Bundle) -> None:
