@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,10 @@ _KERNELS: Final[dict[ResizeMethod, Kernel]] = {
 }
 
 
+Axis: TypeAlias = tuple[int, int, int, int, int, int]
+"""The numbers of a placement along one axis: frame, shift, framed, resized, the first of the window, and window."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """The place of the network's input in a frame. Borders are changed, the frame is resized, and a window is cut out.
@@ -65,6 +69,15 @@ class Placement:
     top: int
     left: int
     window: Size
+
+    @property
+    def axes(self) -> tuple[Axis, Axis]:
+        """The placement along the rows and along the columns."""
+        first = (self.top, self.left)
+        rows, columns = zip(
+            self.frame, self.shift, self.framed, self.resized, first, self.window, strict=True
+        )
+        return rows, columns
 
 
 def placement(preprocessing: Preprocessing, frame: Size) -> Placement:
@@ -236,17 +249,7 @@ def _frame_matrices(
     """Return the matrices of the rows and the columns for `map_to_frame`."""
     place = placement(preprocessing, frame)
     rows, columns = (
-        BandedMatrix(_cover_matrix(*axis))
-        for axis in zip(
-            place.frame,
-            place.shift,
-            place.framed,
-            place.resized,
-            (place.top, place.left),
-            place.window,
-            map_size,
-            strict=True,
-        )
+        BandedMatrix(_cover_matrix(*axis, cells)) for axis, cells in zip(place.axes, map_size, strict=True)
     )
     return rows, columns
 

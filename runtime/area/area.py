@@ -76,19 +76,7 @@ def covered_pixels(
         equal for a cell on padding.
     """
     place = placement(preprocessing, frame)
-    rows, columns = (
-        _covered(*axis)
-        for axis in zip(
-            place.frame,
-            place.shift,
-            place.framed,
-            place.resized,
-            (place.top, place.left),
-            place.window,
-            size,
-            strict=True,
-        )
-    )
+    rows, columns = (_covered(*axis, cells) for axis, cells in zip(place.axes, size, strict=True))
     return rows, columns
 
 
