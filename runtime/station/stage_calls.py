@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,6 +22,7 @@ from flowedge.runtime.station.watch import Watch
 from flowedge.runtime.station.watch.shadow import Shadow
 from flowedge.runtime.station.work import Work
 
+_LOG: Final = logging.getLogger(__name__)
 _REPLACED_S: Final = 60.0
 
 
@@ -84,10 +86,16 @@ class StageCalls:
         """Hand over records that were committed, the sinks first, since a machine waits for them."""
         self.deliveries.wake()
         for record, work in written:
-            pixels = work.pixels[0] if work.pixels else None
-            self.live.publish(record, work.result)
-            self.archive.put(record, work.result, pixels)
-            if self.shadow is not None:
-                self.shadow.offer(record, work.frame.pixels, work.result)
-            for event in self.watch.seen(record, pixels, work.result):
-                self.tell(event)
+            try:
+                self._publish(record, work)
+            except Exception:  # the records that were committed with this one are still shown and kept
+                _LOG.exception("what follows record %d failed", record.number)
+
+    def _publish(self, record: Record, work: Work) -> None:
+        pixels = work.pixels[0] if work.pixels else None
+        self.live.publish(record, work.result)
+        self.archive.put(record, work.result, pixels)
+        if self.shadow is not None:
+            self.shadow.offer(record, work.frame.pixels, work.result)
+        for event in self.watch.seen(record, pixels, work.result):
+            self.tell(event)

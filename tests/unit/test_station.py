@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,25 @@ def test_a_disk_that_is_full_at_the_end_does_not_keep_records_from_their_sinks(
         monkeypatch.setattr(station.journal, "append", full)
         assert station.run()
         assert station.final["sinks"][0]["backlog"] == 0
+
+
+def test_what_fails_after_a_record_takes_no_picture_from_the_records_of_the_same_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_station(tmp_path, photos=4, tables="[archive]\nok_one_in = 1\n")
+
+    def broken(*_: object) -> list[Event]:
+        raise KeyError("bug")
+
+    with Station(read_station(file), folder=tmp_path, until_end=True) as station:
+        monkeypatch.setattr(station._calls.watch, "seen", broken)
+        publish, together = station._calls.publish, []
+        # The records are published as if one commit had held all of them.
+        station._running_loop._parts = replace(station._running_loop._parts, publish=together.extend)
+        assert station.run()
+        publish(together)
+        assert station.live.counts.total == 4
+    assert len(list((tmp_path / "state" / "archive").rglob("*-*k.jpg"))) == 4
 
 
 def test_sigterm_drains_and_ends_with_status_0(tmp_path: Path) -> None:
