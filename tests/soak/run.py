@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from soak.camera import Camera, pictures
-from soak.clock import WallClock
 from soak.disk import SmallDisk
 from soak.judgement import Check, check_frames, check_journal, check_memory, check_receiver, slope_of
 from soak.receiver import Subscriber, received, verdicts_of_file
@@ -34,6 +33,7 @@ from soak.report import write_report
 from soak.service import Service
 from soak.site import FRAME_SIZE, PICTURES, Site, write_video
 from support.mqtt_broker import Broker
+from support.wall_clock import WallClock
 
 _DISK_MB = 2048
 _FRAMES_OF_FILE = 600

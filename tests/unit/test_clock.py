@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -20,41 +19,10 @@ from flowedge.runtime.device.npz import npz_from_arrays
 from flowedge.runtime.image_files import frame_of_file
 from flowedge.runtime.opening.selftest import files_of_selftest
 from support.tiny_bundle import tiny_manifest, write_tiny_bundle
+from support.wall_clock import WallClock
 
 YEAR_1901, YEAR_1975, YEAR_2200, YEAR_10000 = -2177452800, 157766400, 7258118400, 253402300800
 CLOCKS = [-1e18, -1e12, YEAR_1901, -1, 0, YEAR_1975, YEAR_2200, YEAR_10000 - 1, YEAR_10000, 1e12, 1e18]
-
-# Shifts the wall clock of a process that preloads it by the seconds of an environment variable.
-SHIFT = """
-#define _GNU_SOURCE
-#include <stdlib.h>
-#include <sys/syscall.h>
-#include <sys/time.h>
-#include <time.h>
-#include <unistd.h>
-static long shift(clockid_t clock) {
-    char *given = getenv("CLOCK_SHIFT");
-    return given && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE) ? atol(given) : 0;
-}
-int clock_gettime(clockid_t clock, struct timespec *now) {
-    int failed = syscall(SYS_clock_gettime, clock, now);
-    if (!failed) now->tv_sec += shift(clock);
-    return failed;
-}
-int gettimeofday(struct timeval *now, void *zone) {
-    struct timespec exact;
-    clock_gettime(CLOCK_REALTIME, &exact);
-    now->tv_sec = exact.tv_sec;
-    now->tv_usec = exact.tv_nsec / 1000;
-    return 0;
-}
-time_t time(time_t *to) {
-    struct timespec exact;
-    clock_gettime(CLOCK_REALTIME, &exact);
-    if (to) *to = exact.tv_sec;
-    return exact.tv_sec;
-}
-"""
 
 
 @pytest.mark.parametrize("seconds", CLOCKS)
@@ -95,26 +63,22 @@ def test_a_self_test_is_written_before_1980(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(scope="module")
-def clock_shift(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compile the library that shifts the clock."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("there is no C compiler here")
-    folder = tmp_path_factory.mktemp("clock")
-    (folder / "shift.c").write_text(SHIFT)
-    library = folder / "shift.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, folder / "shift.c"], check=True)
-    return library
+def wall_clock(tmp_path_factory: pytest.TempPathFactory) -> WallClock:
+    """Make a wall clock that a test sets."""
+    made = WallClock(tmp_path_factory.mktemp("clock"))
+    if made.problem:
+        pytest.skip(made.problem)
+    return made
 
 
 @pytest.mark.parametrize("seconds", [-(10**10), YEAR_1901, YEAR_1975, YEAR_10000])
-def test_a_command_runs_at_any_time(clock_shift: Path, tmp_path: Path, seconds: int) -> None:
+def test_a_command_runs_at_any_time(wall_clock: WallClock, tmp_path: Path, seconds: int) -> None:
     bundle = write_tiny_bundle(tmp_path / "b")
-    shift = {"LD_PRELOAD": str(clock_shift), "CLOCK_SHIFT": str(seconds - int(time.time()))}
+    wall_clock.shift(seconds - time.time())
     script = "from flowedge.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", script, "info", str(bundle.path)],
-        env={**os.environ, **shift},
+        env={**os.environ, **wall_clock.environment},
         capture_output=True,
         text=True,
         check=False,
@@ -123,11 +87,11 @@ def test_a_command_runs_at_any_time(clock_shift: Path, tmp_path: Path, seconds: 
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_shifted_clock_is_really_another_one(clock_shift: Path) -> None:
-    shift = {"LD_PRELOAD": str(clock_shift), "CLOCK_SHIFT": str(YEAR_2200 - int(time.time()))}
+def test_the_shifted_clock_is_really_another_one(wall_clock: WallClock) -> None:
+    wall_clock.shift(YEAR_2200 - time.time())
     done = subprocess.run(
         [sys.executable, "-c", "import time; print(int(time.time()))"],
-        env={**os.environ, **shift},
+        env={**os.environ, **wall_clock.environment},
         capture_output=True,
         text=True,
         check=True,
