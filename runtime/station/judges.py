@@ -170,7 +170,12 @@ class Judges:
         """Make a change that `request` has asked for, and try to open an engine where none is open."""
         change, self._requested = self._requested, None
         if change is not None:
-            self._judges = {name: change(judge) for name, judge in self._judges.items()}
+            try:
+                self._judges = {name: change(judge) for name, judge in self._judges.items()}
+            except Exception as error:
+                _LOG.exception("a change is not in force")
+                text = f"a change is not in force, and parts are judged as before: {error}. Start the station again."
+                self._report("change_failed", "alarm", text)
             self._known = self._judges or self._known
         # An engine that does not open is tried again after a pause, which grows.
         if not self._judges and self._clock() >= self._next_try:

@@ -495,3 +495,4 @@ def test_a_change_that_fails_leaves_the_detectors_as_they_are(bundle: Bundle) ->
     loop._parts.judges.request(broken)
     run(loop)
     assert [record.verdict for record in notes.records] == ["ok"]
+    assert [(event.kind, event.level) for event in notes.events] == [("change_failed", "alarm")]
