@@ -103,7 +103,7 @@ class Station:
 
     def _open(self, stack: ExitStack, folder: Path) -> None:
         settings, state = self.settings, self.settings.station.state
-        make_state_folder(state)
+        _make_state_folder(state)
         # The journal's lock refuses a second station on the same folder, so it comes first.
         self.journal = Journal(
             state / journal_file.NAME,
@@ -182,9 +182,7 @@ class Station:
         try:
             with explain_missing("station"):
                 from flowedge.runtime.station.page.page import Page
-            page = Page(self.settings.page, self.journal, self.live, controls)
-            stack.callback(page.stop)
-            page.start()
+            page = stack.enter_context(Page(self.settings.page, self.journal, self.live, controls))
         except SettingsError:
             raise
         except FlowEdgeError as error:
@@ -381,7 +379,7 @@ class Station:
         self.final = self.status()
 
 
-def make_state_folder(folder: Path) -> None:
+def _make_state_folder(folder: Path) -> None:
     """Make the state folder where it is missing, readable by its owner and group.
 
     Raises:
