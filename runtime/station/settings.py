@@ -14,7 +14,7 @@ from flowedge.runtime.sources.settings import SourceSettings
 from flowedge.runtime.station.decision import DecisionSettings
 from flowedge.runtime.station.keeping_settings import ArchiveSettings, JournalSettings
 from flowedge.runtime.station.page.settings import PageSettings
-from flowedge.runtime.station.sinks.settings import SinkSettings
+from flowedge.runtime.station.sinks.settings import JsonLinesSettings, SinkSettings
 from flowedge.runtime.station.watch.settings import ShadowSettings, WatchSettings
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
@@ -125,6 +125,9 @@ class StationSettings(Settings, frozen=True, kw_only=True):
         sinks = [sink.cursor for sink in self.sinks]
         if len(set(sinks)) < len(sinks):
             raise ValueError("Two tables [[sinks]] have the same name. Give each a name of its own")
+        files = [sink.path for sink in self.sinks if isinstance(sink, JsonLinesSettings)]
+        if len(set(files)) < len(files):
+            raise ValueError("Two tables [[sinks]] write to the same path. Give each a file of its own")
 
     @property
     def all_products(self) -> tuple[ProductSettings, ...]:

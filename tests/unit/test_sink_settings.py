@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flowedge.runtime.settings import Settings
-from flowedge.runtime.station.sinks import SINKS
+from flowedge.runtime.station.sinks import SINKS, StationLink
 from flowedge.runtime.station.sinks.settings import (
     AnySink,
     JsonLinesSettings,
@@ -31,3 +31,15 @@ def test_the_page_has_each_key_with_its_default(kind: type[Settings]) -> None:
 
 def test_each_kind_has_settings_and_a_module() -> None:
     assert [kind.kind for kind in KINDS] == list(SINKS)
+
+
+def test_two_sinks_of_one_broker_do_not_share_the_id_of_their_client() -> None:
+    pytest.importorskip("paho.mqtt.client", reason="the package paho-mqtt is not installed")
+    from flowedge.runtime.station.sinks.mqtt import MqttSink
+
+    link = StationLink(station="line 3", run="r")
+    ids = {
+        MqttSink(MqttSettings(host="broker", name=name), link, password=None, context=None)._client_id
+        for name in (None, "office", "plant")
+    }
+    assert ids == {"flowedge-line_3", "flowedge-line_3-office", "flowedge-line_3-plant"}

@@ -263,6 +263,11 @@ def test_the_next_engine_is_taken_at_the_start_where_the_first_cannot_open(tmp_p
             '[[sinks]]\nkind = "jsonl"\npath = "a"\n[[sinks]]\nkind = "jsonl"\npath = "b"',
             "Two tables [[sinks]] have the same name",
         ),
+        (
+            '[station]\nname = "x"\nstate = "s"\n[source]\naddress = "p"\n[inspect]\nbundle = "b"\n'
+            '[[sinks]]\nkind = "jsonl"\npath = "a"\n[[sinks]]\nkind = "jsonl"\nname = "b"\npath = "a"',
+            "Two tables [[sinks]] write to the same path",
+        ),
     ],
 )
 def test_a_wrong_table_is_refused_with_its_place(text: str, said: str) -> None:

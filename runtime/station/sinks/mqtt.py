@@ -47,7 +47,9 @@ class MqttSink:
         self._password, self._context = password, context
         station = re.sub(r"[/+#\x00-\x20\x7f]", "_", link.station)
         self._topic = settings.topic or f"flowedge/{station}"
-        self._client_id = settings.client_id or f"flowedge-{station}"
+        # Two sinks of one broker would end each other's connection for ever if they had one id.
+        own = f"-{settings.name}" if settings.name else ""
+        self._client_id = settings.client_id or f"flowedge-{station}{own}"
         self._broker = f"the broker {settings.host}:{_port_of(settings)}"
         self._client: paho.Client | None = None
         self._changed = threading.Condition()

@@ -72,7 +72,7 @@ class MqttSettings(AnySink, frozen=True, kw_only=True, tag_field="kind", tag="mq
         port: The broker's port. The default is 8883 with TLS and 1883 without.
         topic: The beginning of all topics. The default is ``flowedge/`` and the station's name.
         client_id: The client's id, which no other client of the broker may have. The default is ``flowedge-`` and the
-            station's name.
+            station's name, followed by the sink's name where it has one.
         version: The version of the protocol. Only version 5 tells when the broker refuses a message.
         tls: True to encrypt, and to check the broker's certificate and name.
         ca_file: The certificates to trust in place of the system's.
