@@ -22,6 +22,18 @@ from support.station_records import made_record
 LINK = StationLink(station="line-1", run="run-1")
 
 
+def output_of(program: str) -> str:
+    """Run a program of Python that may import what supports the tests, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    return done.stdout
+
+
 def sink_of(path: Path, **settings: Any) -> RecordSink:
     sink = make_sink(JsonLinesSettings(path=path, **settings), LINK)
     sink.open()
@@ -121,14 +133,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
         f"resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
         "sink.deliver([made_record(n) for n in (1, 2, 3, 4)])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )
-    assert "File too large" in done.stdout
+    assert "File too large" in output_of(program)
     assert numbers(path) == [1, 2, 3, 4]
 
 
@@ -165,14 +170,7 @@ def test_the_standard_output_is_a_file_named_by_a_dash(tmp_path: Path) -> None:
         "settings = settings_from({'kind': 'jsonl', 'path': '-'}, JsonLinesSettings, name='', folder=Path('/x'))\n"
         "JsonLinesSink(settings).deliver([made_record(1), made_record(2)])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )
-    assert [json.loads(line)["number"] for line in done.stdout.splitlines()] == [1, 2]
+    assert [json.loads(line)["number"] for line in output_of(program).splitlines()] == [1, 2]
 
 
 def test_a_relative_path_is_beside_the_settings_file(tmp_path: Path) -> None:
