@@ -20,6 +20,7 @@ from flowedge.errors import JournalError, SettingsError
 from flowedge.runtime.station import journal_file
 from flowedge.runtime.station.journal import Appended
 from flowedge.runtime.station.journal_reader import JournalReader
+from flowedge.runtime.station.loop import Written
 from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.settings import parse_station, read_station
 from flowedge.runtime.station.station import Station
@@ -139,7 +140,8 @@ def test_what_fails_after_a_record_takes_no_picture_from_the_records_of_the_same
 
     with Station(read_station(file), folder=tmp_path, until_end=True) as station:
         monkeypatch.setattr(station._calls.watch, "seen", broken)
-        publish, together = station._calls.publish, []
+        publish = station._calls.publish
+        together: list[Written] = []
         # The records are published as if one commit had held all of them.
         station._running_loop._parts = replace(station._running_loop._parts, publish=together.extend)
         assert station.run()
