@@ -51,6 +51,9 @@ class _Waiting(NamedTuple):
 class WatchedFolder:
     """A folder as a source of frames that does not end. Pictures that are there at the start come first.
 
+    Pictures come in the order in which they came into the folder, whatever their names are. For those that are there at
+    the start, the order is that of their last change.
+
     A picture is given when its writer has closed or renamed it, or when it has not changed for a moment, and only when
     it can be decoded and did not change while it was read. A picture that is written again is given again. The end of
     a name tells a picture from another file, and hidden files are left out.
@@ -90,16 +93,21 @@ class WatchedFolder:
                 now = time.monotonic()
                 if now >= next_scan:
                     self._watch()
+                    # The events come first, because they know when each picture came. A scan only knows now.
+                    self._take_events()
                     self._scan()
                     next_scan = time.monotonic() + max(
                         _RESCAN_S, _SHARE_OF_RESCANS * (time.monotonic() - now)
                     )
                 self._take_events()
-                for path in sorted(self._waiting, key=natural_order):
+                for path in sorted(self._waiting, key=self._arrival):
                     if self._closed:
                         return
                     if (frame := self._look_at(path)) is not None:
                         yield frame
+                    elif path in self._waiting and self._opening.settings.trigger is not None:
+                        # A picture that passed an earlier one would get the part of the earlier one.
+                        break
                 with self._wake:
                     if not self._told and not self._closed:
                         pause = _QUIET_S / 5 if self._waiting else next_scan - time.monotonic()
@@ -112,6 +120,11 @@ class WatchedFolder:
         with self._wake:
             self._closed = True
             self._wake.notify_all()
+
+    def _arrival(self, path: Path) -> tuple[float, int, object]:
+        """Order pictures by the time at which they came, then by their last change, and at last by their names."""
+        waiting = self._waiting[path]
+        return waiting.since, int(waiting.version.rpartition("-")[2]), natural_order(path)
 
     def _look_at(self, path: Path) -> Frame | None:
         """Give the frame of a file where it is complete."""

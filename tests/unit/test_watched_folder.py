@@ -13,6 +13,8 @@ import pytest
 
 from flowedge.errors import SourceError
 from flowedge.runtime.sources import SourceSettings, open_source
+from flowedge.runtime.sources.settings import SoftwareTrigger
+from flowedge.runtime.sources.triggers import Triggered
 from support.picture_files import encoded, photograph
 from support.source_reader import SourceReader
 
@@ -40,12 +42,45 @@ def watched(folder: Path) -> Iterator[SourceReader]:
         yield source
 
 
-def test_pictures_that_are_there_come_first_in_natural_order(folder: Path) -> None:
-    for name in ("part10.png", "part2.png", ".hidden.png", "notes.txt", "old.overlay.png"):
+def test_pictures_that_are_there_come_first_in_the_order_of_their_last_change(folder: Path) -> None:
+    changed = {"part10.png": 7, "part2.png": 7, "a.png": 9, "z.png": 1, ".hidden.png": 0, "notes.txt": 0}
+    for name, seconds in (changed | {"old.overlay.png": 0}).items():
         (folder / name).write_bytes(PNG)
+        os.utime(folder / name, (seconds, seconds))
     with read(folder) as source:
-        assert [Path(source.next().id).name for _ in range(2)] == ["part2.png", "part10.png"]
+        # The names decide between two pictures of the same moment, and their numbers count as numbers.
+        order = ["z.png", "part2.png", "part10.png", "a.png"]
+        assert [Path(source.next().id).name for _ in range(4)] == order
         assert source.is_quiet()
+
+
+def test_pictures_that_come_while_the_line_is_busy_keep_their_order_and_their_times(folder: Path) -> None:
+    source = open_source(SourceSettings(address=str(folder), watch=True), tell=lambda event: None)
+    frames = source.frames()
+    (folder / "first.png").write_bytes(PNG)
+    assert Path(next(frames).id).name == "first.png"
+    came = {}
+    for name in ("z.png", "m.png", "a.png"):  # Nobody takes a frame meanwhile.
+        (folder / name).write_bytes(PNG)
+        came[name] = time.monotonic()
+        time.sleep(0.4)
+    taken = [next(frames) for _ in came]
+    assert [Path(frame.id).name for frame in taken] == list(came)
+    gaps = np.diff([frame.monotonic_ns / 1e9 for frame in taken])
+    assert gaps == pytest.approx(np.diff(list(came.values())), abs=0.35)
+    source.close()
+
+
+def test_a_cut_picture_keeps_its_place_where_a_trigger_names_the_parts(folder: Path) -> None:
+    settings = SourceSettings(address=str(folder), watch=True, trigger=SoftwareTrigger(wait_s=20))
+    with SourceReader(lambda tell: open_source(settings, tell=tell)) as source:
+        assert isinstance(source.source, Triggered)
+        for part, name, data in (("1", "z.png", PNG[: len(PNG) // 2]), ("2", "a.png", PNG)):
+            assert not source.source.trigger(part)
+            (folder / name).write_bytes(data)
+        frames = [source.next() for _ in range(2)]
+    assert [(frame.part, Path(frame.id).name) for frame in frames] == [("1", "z.png"), ("2", "a.png")]
+    assert [bool(frame.problem) for frame in frames] == [True, False]
 
 
 def test_a_file_that_is_written_slowly_comes_once_and_whole(folder: Path, watched: SourceReader) -> None:
