@@ -144,8 +144,10 @@ def lock(path: Path) -> int:
             f"{path} is in use by another station (process {owner or 'unknown'}). Stop that one, or give this one "
             "another state folder."
         ) from error
-    os.ftruncate(handle, 0)
-    os.write(handle, str(os.getpid()).encode())
+    # The number only helps a person. A station that starts on a full disk goes on without it.
+    with contextlib.suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
     return handle
 
 

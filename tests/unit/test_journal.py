@@ -127,6 +127,13 @@ def test_a_station_that_starts_on_a_full_disk_gets_the_room_of_the_reserve(small
         Journal(small_disk / "journal.sqlite")
 
 
+def test_the_first_start_on_a_full_disk_is_an_error_in_words(small_disk: Path) -> None:
+    with pytest.raises(OSError, match="No space"), (small_disk / "filler").open("wb", buffering=0) as filler:
+        fill(filler)
+    with pytest.raises(JournalError, match="free space"):
+        Journal(small_disk / "journal.sqlite")
+
+
 def fill(file: IO[bytes]) -> None:
     while True:
         file.write(bytes(4096))
