@@ -221,7 +221,7 @@ class Judges:
 
     def _open_first_of(self, places: Iterable[int]) -> list[str]:
         """Open the first engine that opens for all products, and return why those before it did not open."""
-        problems: list[str] = []
+        names: dict[str, list[str]] = {}  # The engines that did not open, by the reason.
         for place in places:
             opened: dict[str, Judge] = {}
             try:
@@ -232,7 +232,7 @@ class Judges:
                     judge.detector.close()
                 if not isinstance(error, FlowEdgeError):
                     _LOG.exception("%s does not open", self._engines[place])
-                problems.append(f"{self._engines[place] or 'the first choice'}: {error}")
+                names.setdefault(str(error), []).append(self._engines[place] or "the first choice")
                 continue
             self._openings += 1
             self._at = place
@@ -240,7 +240,10 @@ class Judges:
             self._known = self._judges
             self._name = next(iter(opened.values())).detector.engine_name
             break
-        return problems
+        # A reason that all of several engines share, such as a missing bundle, is not about engines.
+        if len(names) == 1 and len(*names.values()) > 1:
+            return list(names)
+        return [f"{', '.join(engines)}: {reason}" for reason, engines in names.items()]
 
 
 def open_judge(
