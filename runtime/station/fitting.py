@@ -105,9 +105,15 @@ def _limited(thresholds: Thresholds, value: float) -> Thresholds:
 
 
 def changed_area(area: AreaSettings, change: AreaChange | None) -> AreaSettings:
-    """Return an area with the polygons of a change. Tiles and the rest stay those of the settings."""
+    """Return an area with the polygons of a change. Tiles and the rest stay those of the settings.
+
+    A change without polygons has no size of the frames, so frames of each size are judged again.
+    """
     if change is None:
         return area
+    if not (change.inspect or change.ignore):
+        kept = None if area.inspect or area.ignore else area.frame_size
+        return msgspec.structs.replace(area, frame_size=kept, inspect=(), ignore=())
     return msgspec.structs.replace(
         area, frame_size=change.frame_size, inspect=change.inspect, ignore=change.ignore
     )

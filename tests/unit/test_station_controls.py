@@ -119,3 +119,27 @@ def test_a_mask_is_not_changed_by_the_page(tmp_path: Path, running: _Running) ->
     running.fitting.area = AreaSettings(mask=tmp_path / "mask.png")
     with pytest.raises(FlowEdgeError, match="as a picture"):
         running.controls.change_area((CORNERS,), (), frame_size=(20, 30), who="ann", why="x")
+
+
+def test_a_region_that_is_cleared_lets_frames_of_each_size_in(running: _Running) -> None:
+    controls = running.controls
+    controls.change_area((CORNERS,), (), frame_size=(480, 640), who="ann", why="the wrong camera")
+    with pytest.raises(FlowEdgeError, match="480x640"):
+        running.verdict()
+    controls.change_area((), (), frame_size=(480, 640), who="ann", why="cleared")
+    assert running.verdict() == "ok"
+    assert controls.area.frame_size is None
+
+
+def test_a_reason_that_all_engines_share_is_told_once(tmp_path: Path) -> None:
+    def fail(product: ProductSettings, engine: str | None) -> Judge:
+        raise FlowEdgeError("b is no bundle." if product.name == "shared" else f"no {engine}.")
+
+    def reason(name: str) -> str:
+        products = [ProductSettings(name=name, bundle=tmp_path)]
+        with pytest.raises(FlowEdgeError) as error:
+            Judges(products, ["openvino", "tensorrt"], fail, lambda event: None).open()
+        return str(error.value)
+
+    assert reason("shared") == "b is no bundle."
+    assert reason("own") == "openvino: no openvino. tensorrt: no tensorrt."

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import ssl
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -123,6 +124,15 @@ def test_a_frame_that_nobody_judged_is_shown_as_rejected_and_without_a_picture(s
     )
     state = served.get("/live.json").json
     assert (state["look"], state["picture"], state["reason"]) == ("nok", False, "the file is cut")
+
+
+def test_an_old_verdict_keeps_its_reason(tmp_path: Path) -> None:
+    for served in serve(tmp_path, stale_after_s=1):
+        served.line.part(signal="nok", reason="the file is cut")
+        time.sleep(1.1)
+        state = served.get("/live.json").json
+        assert state["look"] == "old"
+        assert state["reason"].endswith(": the file is cut")
 
 
 @pytest.mark.parametrize(
@@ -282,6 +292,22 @@ def test_a_change_that_is_wrong_keeps_what_was_typed(
     assert TOKEN not in answer.text
     assert "<script>alert" not in answer.text
     assert quiet.station.changes == ()
+
+
+def test_a_region_for_frames_of_another_size_is_refused_and_no_region_always_goes(served: Served) -> None:
+    served.line.part()
+    drawn = {"points": "inspect 1,1 30,1 30,30", "frame": "480x640"}
+    answer = served.post("/changes/area", CHANGE | drawn)
+    assert (answer.status, "the newest frame has 240x320" in answer.text) == (400, True)
+    assert served.station.changes == ()
+    assert served.post("/changes/area", CHANGE | drawn | {"points": ""}).status == 303
+
+
+def test_a_region_can_be_cleared_where_the_newest_frame_has_no_picture(served: Served) -> None:
+    served.line.part(verdict="not_inspected", signal="nok", score=None, reason="cut", has_result=False)
+    page = served.get("/changes").text
+    assert "there is no picture of it" in page
+    assert "clear the region" in page
 
 
 def test_a_product_that_is_not_there_is_named_as_text(served: Served) -> None:

@@ -113,11 +113,28 @@ class Changes:
     async def _area(self, request: Request) -> Response:
         def change(sent: _Sent) -> int:
             wanted = _area_of(sent)
+            self._check_size(wanted)
             return self._station.change_area(
                 wanted.inspect, wanted.ignore, frame_size=wanted.frame_size, who=wanted.who, why=wanted.why
             )
 
         return await self._answer(request, "area", change)
+
+    def _check_size(self, wanted: _Area) -> None:
+        """Refuse polygons for frames of another size than the newest one, since no frame would be judged with them.
+
+        Raises:
+            SettingsError: The sizes differ.
+        """
+        seen = self._pictures.shown()
+        if seen is None or seen.result is None or not (wanted.inspect or wanted.ignore):
+            return
+        if tuple(wanted.frame_size) != seen.result.frame_size:
+            (height, width), (tall, wide) = wanted.frame_size, seen.result.frame_size
+            raise SettingsError(
+                f"the region is for frames of {height}x{width} pixels (height x width), and the newest frame has "
+                f"{tall}x{wide}. Draw the region on the newest frame."
+            )
 
     async def _answer(self, request: Request, kind: str, change: Callable[[_Sent], int]) -> Response:
         """Check the token, make a change, and tell the outcome in the form of the request."""

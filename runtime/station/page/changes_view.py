@@ -152,7 +152,7 @@ def _area(
         return section(
             "Region of interest",
             words,
-            paragraph("The region can be drawn after the first frame.", soft=True),
+            paragraph("The region can be drawn after the next frame that is inspected.", soft=True),
             identifier="area",
         )
     has_picture = all(frame)
@@ -213,6 +213,12 @@ def _area(
         action="/changes/area",
         class_="change",
     )
+    if not has_picture:
+        missing = (
+            "The newest frame was not inspected, so there is no picture of it. If frames have another size now, clear "
+            "the region, change it, and draw it again on the next frame."
+        )
+        return section("Region of interest", words, notice(missing), tools, stage, form, identifier="area")
     return section("Region of interest", words, tools, stage, form, identifier="area")
 
 

@@ -92,7 +92,9 @@ def state_of(live: Live, seen: Seen | None, stale_after_s: float) -> LiveState:
             look="stopped", word=WORDS["stopped"], title=last, reason="; ".join(problems), **common
         )
     if age_s > stale_after_s:
-        return LiveState(look="old", word=WORDS["old"], title=last, reason=part_of(record), **common)
+        return LiveState(
+            look="old", word=WORDS["old"], title=last, reason=f"{part_of(record)}: {record.reason}", **common
+        )
     return LiveState(
         look=record.signal, word=WORDS[record.signal], title=part_of(record), reason=record.reason, **common
     )
