@@ -177,7 +177,8 @@ class Detector:
 
         Returns:
             Each frame with its result. The result is None for a frame that was not inspected, whose ``problem`` is the
-            reason. A camera that is lost is connected again without an end, and a folder or a video ends.
+            reason. A folder or a video ends. A camera that is lost, or does not answer from the beginning, is connected
+            again without an end, and a warning of `logging` tells why no frame comes.
 
         Raises:
             FlowEdgeError: The source cannot be opened.

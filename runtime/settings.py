@@ -114,6 +114,22 @@ def settings_from(table: Mapping[str, Any], kind: type[Read], *, name: str, fold
         raise SettingsError(f"{printable(name)}: {_explained(str(error), table, kind)}") from error
 
 
+def checked(settings: Read) -> Read:
+    """Check settings that a program has made by the types and limits of a settings file.
+
+    Args:
+        settings: The settings. Calling their class checks nothing.
+
+    Returns:
+        Equal settings, in which a path that was given as text is a `Path`.
+
+    Raises:
+        SettingsError: A value is not allowed.
+    """
+    table = msgspec.to_builtins(settings, enc_hook=_plain)
+    return settings_from(table, type(settings), name=type(settings).__name__, folder=Path())
+
+
 def secret_of(env: str | None, file: Path | None) -> str | None:
     """Read a secret, such as a password or a token, from an environment variable or from the first line of a file.
 
@@ -162,6 +178,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close := difflib.get_close_matches(word, words, n=1):
         return f"Did you mean {close[0]}?"
     return f"Known are: {', '.join(words)}." if words else "No key is known there."
+
+
+def _plain(value: Any) -> Any:
+    """Return a path as text, an array of NumPy as a list, and any other value as the name of its type."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    # Arrays and numbers of NumPy give plain lists and numbers.
+    return value.tolist() if hasattr(value, "tolist") else f"a {type(value).__name__}"
 
 
 def _toml(text: str) -> dict[str, Any]:

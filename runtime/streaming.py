@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from os import PathLike, fspath
-from typing import cast
+from typing import Any, Final, cast
 
-from flowedge.errors import ImageError
+from flowedge.errors import ImageError, SourceError
 from flowedge.runtime.frames.pixel_range import PixelRange
 from flowedge.runtime.protocols import Frame, Inspects, Source
 from flowedge.runtime.result import Result
 from flowedge.runtime.settings import Settings
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 def stream(
@@ -49,8 +52,21 @@ def stream(
 
 def _opened(source: Source | Settings | str | PathLike[str], pixel_range: PixelRange | None) -> Source:
     if not isinstance(source, Settings | str | PathLike):
+        if not callable(getattr(source, "frames", None)):
+            raise SourceError(
+                f"a {type(source).__name__} is no source of frames. Give an address, a path or SourceSettings. "
+                "For one frame, call the detector with the frame."
+            )
         return source
     # Sources are named by a table of strings, as engines are, so nothing of them is imported before one is opened.
     sources = importlib.import_module("flowedge.runtime.sources")
     address = fspath(source) if isinstance(source, PathLike) else source
-    return cast(Source, sources.open_source(address, pixel_range=pixel_range))
+    return cast(Source, sources.open_source(address, pixel_range=pixel_range, tell=_log))
+
+
+def _log(event: Any) -> None:
+    """Log a `flowedge.runtime.sources.events.SourceEvent`.
+
+    A loop that waits for a lost camera shows nothing else.
+    """
+    _LOG.log(logging.INFO if event.kind.endswith("_back") else logging.WARNING, "%s", event.text)

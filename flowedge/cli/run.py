@@ -331,7 +331,8 @@ def _images(sources: Sequence[str], list_file: str | None, *, recursive: bool) -
         )
     found = find_all_images(sources, recursive=recursive)
     for reason, paths in (
-        ("these files are no images", found.others),
+        ("a video is inspected alone", [path for path in found.others if kind_of(str(path)) == "video"]),
+        ("these files are no images", [path for path in found.others if kind_of(str(path)) != "video"]),
         ("no image is there", found.empty),
         ("--no-recursive was given", found.folders),
     ):

@@ -26,6 +26,7 @@ from flowedge.runtime.device.forks import keep_in_children
 from flowedge.runtime.frames.pixels import Color, Given
 from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.result import Result
+from flowedge.runtime.settings import checked
 
 
 class AreaDetector(Detector):
@@ -71,7 +72,7 @@ class AreaDetector(Detector):
             source_scale=detector.source_scale,
             min_region_px=detector.min_region_px,
         )
-        self.settings = settings
+        self.settings = settings = checked(settings)
         self._scoring = self.bundle.manifest.graph(self.precision).scoring
         self._tiles = None if settings.tiles is None else self._checked(settings.tiles)
         self._of = lru_cache(maxsize=4)(self._find)

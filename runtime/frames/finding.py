@@ -117,7 +117,9 @@ def find_all_images(sources: Sequence[str | Path], *, recursive: bool = True) ->
         others |= dict.fromkeys(found.others)
         folders |= dict.fromkeys(found.folders)
     if not images:
-        raise DataError(f"the {len(sources)} names stand for no image. Name images, or folders of images.")
+        raise DataError(
+            f"the {len(sources)} names stand for no image. Name images, or folders of images. A video is named alone."
+        )
     return Found([*images.values()], [*others], [*folders], empty, count - len(images))
 
 

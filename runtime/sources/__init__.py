@@ -17,6 +17,7 @@ import msgspec
 from flowedge.errors import SourceError
 from flowedge.runtime.frames.pixel_range import PixelRange
 from flowedge.runtime.protocols import Source
+from flowedge.runtime.settings import checked
 from flowedge.runtime.sources.events import Seen, SourceEvent, Tell, ignore, nothing_seen
 from flowedge.runtime.sources.opening import Opening
 from flowedge.runtime.sources.settings import SourceSettings
@@ -68,11 +69,13 @@ def open_source(
     Raises:
         SourceError: The address is of no known kind, or the source cannot be opened at all. A camera that does not
             answer is no error: the source waits for it and tells an event.
+        SettingsError: A setting is not allowed, such as an empty address.
         DataError: The address stands for no image.
         MissingPackageError: The package that opens this kind of source is not installed.
     """
     if isinstance(settings, str):
         settings = SourceSettings(address=settings)
+    settings = checked(settings)
     kind = kind_of(settings.address)
     if kind not in SOURCES:
         raise SourceError(

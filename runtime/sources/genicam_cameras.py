@@ -57,8 +57,8 @@ def _producers(path: str) -> list[str]:
     if path:
         if not os.path.isfile(path):
             raise SourceError(
-                f"{path} is no producer of GenICam. Write the address with three strokes, such as "
-                "genicam:///opt/maker/producer.cti"
+                f"{path} is no file, so it is no producer of GenICam. Name the producer's file after three strokes, "
+                "such as genicam:///opt/maker/producer.cti"
             )
         return [path]
     folders = [Path(folder) for folder in os.environ.get(_PATHS, "").split(os.pathsep) if folder]

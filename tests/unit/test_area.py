@@ -23,7 +23,7 @@ from flowedge.runtime.area.detector import AreaDetector
 from flowedge.runtime.area.polygons import pixels_in_any, pixels_in_polygon
 from flowedge.runtime.area.result import AreaResult
 from flowedge.runtime.area.score import score_inside
-from flowedge.runtime.area.settings import AreaSettings
+from flowedge.runtime.area.settings import AreaSettings, TileSettings
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.engines.null import NullEngine
 from flowedge.runtime.regions import find_regions
@@ -347,3 +347,33 @@ def test_an_area_is_where_its_polygons_are() -> None:
     expected = pixels_in_any([LEFT], FRAME) & ~pixels_in_any([LEFT[:3]], FRAME)
     np.testing.assert_array_equal(area_of(settings, FRAME).inside, expected)
     assert area_of(settings, FRAME).share == expected.mean()
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"inspect": (((0, 0), (4, 0)),)}, r"\[inspect\] number 1: expected array of length >= 3"),
+        ({"frame_size": (0, 8)}, r"\[frame_size\] number 1: expected int >= 1, got 0"),
+        ({"tiles": TileSettings(at_once=0)}, r"\[tiles\] at_once: expected int >= 1, got 0"),
+        ({"tiles": {"overlap": -1}}, r"\[tiles\] overlap: expected int >= 0"),
+        ({"mask": object()}, "a object does not exist"),
+    ],
+)
+def test_the_area_of_a_program_has_the_limits_of_a_file(
+    bundle: Path, values: dict[str, Any], problem: str
+) -> None:
+    with flowedge.load(bundle) as detector, pytest.raises(SettingsError, match=problem):
+        AreaDetector(detector, AreaSettings(**values))
+
+
+def test_polygons_of_numpy_and_a_mask_by_its_name_are_taken(bundle: Path, tmp_path: Path) -> None:
+    height, width = FRAME
+    mask = np.zeros(FRAME, np.uint8)
+    mask[:, : width // 2] = 255
+    assert cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    corners: Any = np.array([[[0, 0], [width / 2, 0], [width / 2, height], [0, height]]])
+    name: Any = str(tmp_path / "mask.png")
+    with flowedge.load(bundle) as detector:
+        drawn = AreaDetector(detector, AreaSettings(frame_size=FRAME, inspect=corners))
+        painted = AreaDetector(detector, AreaSettings(mask=name))
+        assert drawn.area(FRAME).share == painted.area(FRAME).share == 0.5

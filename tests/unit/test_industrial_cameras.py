@@ -131,7 +131,7 @@ def test_a_producer_that_is_not_there_is_an_error_at_once(monkeypatch: pytest.Mo
     pytest.importorskip("harvesters", reason="the package harvesters is not installed")
     monkeypatch.delenv("GENICAM_GENTL64_PATH", raising=False)
     for address, problem in {
-        "genicam:///none.cti": "/none.cti is no producer",
+        "genicam:///none.cti": "/none.cti is no file, so it is no producer",
         "genicam://": "no producer of GenICam is named",
     }.items():
         with pytest.raises(SourceError, match=problem):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import flowedge
+from flowedge.errors import FlowEdgeError, SettingsError, SourceError
 from flowedge.manifest import Threshold, Thresholds
 from flowedge.runtime.pictures import frame_name
+from flowedge.runtime.protocols import Source
 from flowedge.runtime.sources import SourceSettings, open_source
 from support.command_line import Finished
 from support.command_line import flowedge as run_flowedge
@@ -77,6 +82,7 @@ def test_the_first_images_of_a_folder_are_inspected(bundle: Path, tmp_path: Path
         (["rtsp://user:secret@cam/x", "photos"], "rtsp://cam/x is a camera, and a camera is inspected alone"),
         (["ftp://user:secret@cam/x"], "ftp://cam/x is of no known kind of source"),
         (["none.mp4"], "none.mp4 does not exist"),
+        ([__file__, os.path.relpath(__file__)], "A video is named alone"),
     ],
 )
 def test_a_source_that_cannot_be_inspected_is_an_error_without_its_password(
@@ -110,6 +116,59 @@ def test_a_stream_gives_each_frame_with_its_result_and_closes_its_source(
             break
         # Leaving the loop has closed the source, so no further frame comes.
         assert not list(source.frames())
+
+
+def test_a_video_beside_images_is_named_as_left_out(bundle: Path, tmp_path: Path) -> None:
+    photograph().save(tmp_path / "a.png")
+    video = write_video(tmp_path / "a.mp4", frames=1)
+    finished = run(bundle, tmp_path / "a.png", video)
+    assert finished.status == 0
+    assert finished.stderr.splitlines()[0] == "left out, since a video is inspected alone: a.mp4"
+
+
+def test_a_stream_of_what_is_no_source_is_an_error(bundle: Path, tmp_path: Path) -> None:
+    photograph().save(tmp_path / "a.png")
+    wrong: list[tuple[Any, type[FlowEdgeError], str]] = [
+        ("", SettingsError, r"\[address\]: expected str of length >= 1"),
+        (
+            SourceSettings(address=str(tmp_path), timeout_s=-1),
+            SettingsError,
+            r"\[timeout_s\]: expected float >= 0",
+        ),
+        (3, SourceError, "a int is no source of frames"),
+        (None, SourceError, "a NoneType is no source of frames"),
+        (np.zeros((8, 8, 3), np.uint8), SourceError, "call the detector with the frame"),
+    ]
+    with flowedge.load(bundle) as detector:
+        for source, kind, problem in wrong:
+            with pytest.raises(kind, match=problem):
+                next(detector.stream(source))
+
+
+def test_a_stream_tells_that_it_waits_for_a_camera(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Source] = []
+    told: list[tuple[str, str]] = []
+
+    def opens(settings: SourceSettings, **options: Any) -> Source:
+        opened.append(open_source(settings, **options))
+        return opened[0]
+
+    class Ends(logging.Handler):
+        """A log that ends the wait at the first warning."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append((record.levelname, record.getMessage()))
+            opened[0].close()
+
+    monkeypatch.setattr("flowedge.runtime.sources.open_source", opens)
+    log, handler = logging.getLogger("flowedge.runtime.streaming"), Ends()
+    log.addHandler(handler)
+    try:
+        with flowedge.load(bundle) as detector:
+            assert not list(detector.stream(SourceSettings(address="http://user:secret@127.0.0.1:9/")))
+    finally:
+        log.removeHandler(handler)
+    assert told == [("WARNING", "http://127.0.0.1:9/ is lost: Connection refused")]
 
 
 def test_the_names_of_pictures_lead_to_no_other_folder() -> None:
