@@ -91,6 +91,12 @@ def export(
     """
     choice = _signal(signal)
     moment = _moment(since)
+    # Another ending would promise another format, such as CSV.
+    if out.suffix.lower() not in (".parquet", ".pq"):
+        raise FlowEdgeError(
+            f"{out} is no name of a Parquet file, the only format of the export. Name a file that ends in .parquet. "
+            "Lines of JSON come from: flowedge station records FILE --json"
+        )
     with open_journal(file) as journal:
         from flowedge.runtime.station.parquet import export_parquet
 

@@ -187,6 +187,14 @@ def test_parquet_has_typed_columns_and_nested_regions(journal: Journal, tmp_path
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
 
 
+@pytest.mark.parametrize("name", ["records.csv", "records", "-"])
+def test_an_export_has_the_ending_of_its_format(journal: Journal, tmp_path: Path, name: str) -> None:
+    done = flowedge("station", "export", journal.path, "-o", tmp_path / name)
+    assert done.status == 2
+    assert "Name a file that ends in .parquet" in " ".join(done.stderr.split())
+    assert not (tmp_path / name).exists()
+
+
 def test_a_parquet_file_that_cannot_be_written_leaves_the_old_one(journal: Journal, tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="folder exists"):
         export_parquet(journal, tmp_path / "no folder" / "x.parquet")
