@@ -232,4 +232,6 @@ def _watch_words(watched: dict[str, Any]) -> str:
 
 
 def _with_problem(text: str, problem: str) -> str:
+    if problem.startswith(text):  # the problem of a lost camera begins with its address
+        return problem
     return f"{text}: {problem}" if problem else text

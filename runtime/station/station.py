@@ -140,7 +140,7 @@ class Station:
             station=settings.station.name,
             run=self.journal.run,
             alive=lambda: not self._watchdog.hanging(),
-            trigger=self._trigger,
+            trigger=self._trigger if isinstance(self._source, Triggered) else None,
         )
         self._shadow = self._new_shadow()
         if self._shadow is not None:
@@ -303,7 +303,7 @@ class Station:
 
     def _tell_source(self, event: SourceEvent) -> None:
         level: Level = (
-            "info" if event.kind == "source_back" else "alarm" if event.kind == "source_lost" else "warning"
+            "info" if event.kind.endswith("_back") else "alarm" if event.kind == "source_lost" else "warning"
         )
         if event.kind in ("source_lost", "source_back"):
             self._source_problem = event.text if event.kind == "source_lost" else ""

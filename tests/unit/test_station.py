@@ -13,16 +13,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flowedge.errors import JournalError, SettingsError
 from flowedge.runtime.station import journal_file
+from flowedge.runtime.station.delivery import Deliveries
 from flowedge.runtime.station.journal import Appended
 from flowedge.runtime.station.journal_reader import JournalReader
 from flowedge.runtime.station.loop import Written
 from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.settings import parse_station, read_station
+from flowedge.runtime.station.sinks import StationLink
 from flowedge.runtime.station.station import Station
 from flowedge.runtime.station.status import SOCKET, NoStationError, StatusServer, ask_station
 from support.command_line import flowedge
@@ -276,3 +279,21 @@ def test_a_wrong_table_is_refused_with_its_place(text: str, said: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_station(text, name="station.toml", folder=Path("/"))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("trigger", ["", '[source.trigger]\nkind = "software"\n'])
+def test_controllers_can_trigger_only_a_source_that_has_a_trigger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trigger: str
+) -> None:
+    links: list[StationLink] = []
+    of = Deliveries.of
+
+    def listening(settings: Any, journal: Any, link: StationLink, tell: Any) -> Deliveries:
+        links.append(link)
+        return of(settings, journal, link, tell)
+
+    monkeypatch.setattr(Deliveries, "of", listening)
+    file = write_station(tmp_path, photos=1)
+    file.write_text(file.read_text().replace("[[sinks]]", f"{trigger}[[sinks]]"))
+    with Station(read_station(file), folder=tmp_path, until_end=True):
+        assert (links[0].trigger is not None) == bool(trigger)
