@@ -53,7 +53,10 @@ def client_context(
 def tls_words(error: Exception) -> str:
     """Return why a connection failed, in one clause."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not accepted: {error.verify_message}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+        words = f"its certificate is not accepted: {error.verify_message}"
+    elif isinstance(error, OSError) and error.strerror:
+        words = error.strerror
+    else:
+        words = str(error) or type(error).__name__
+    # The message about a wrong name ends with a full stop, and so does the sentence around this clause.
+    return words.rstrip(".")

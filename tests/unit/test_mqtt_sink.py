@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from flowedge.runtime.station.journal_reader import JournalReader
 from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.sinks import RecordSink, RefusedError, SinkError, StationLink, make_sink, probe
 from flowedge.runtime.station.sinks.settings import MqttSettings
+from flowedge.runtime.tls import tls_words
 from support.certificates import Authority
 from support.mqtt_broker import PASSWORD, USER, Broker, Subscriber
 from support.station_records import MemoryJournal, made_record
@@ -251,6 +253,14 @@ def test_a_wrong_password_and_an_unknown_authority_are_told(
     monkeypatch.setenv("BROKER_PASSWORD", "wrong")
     with pytest.raises(SinkError, match=r"localhost:\d+ refuses the station: Not authorized"):
         probe(settings_for(broker), LINK)
+
+
+def test_words_of_a_failed_connection_are_a_clause_without_a_full_stop() -> None:
+    error = ssl.SSLCertVerificationError()
+    error.verify_message = "Hostname mismatch, certificate is not valid for 'localhost'."
+    assert tls_words(error).endswith(
+        "is not accepted: Hostname mismatch, certificate is not valid for 'localhost'"
+    )
 
 
 def test_a_probe_says_what_it_reached_and_leaves_a_running_station_alone(
