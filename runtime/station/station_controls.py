@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from flowedge.errors import FlowEdgeError
 from flowedge.runtime.station.fitting import Fitting, changed_area, fitted, with_limit
@@ -13,6 +15,10 @@ from flowedge.runtime.station.page.controls import Area, Limit
 from flowedge.runtime.station.record import Event, Record, Tell
 from flowedge.runtime.station.recording import limits_of
 from flowedge.text import printable
+
+_APPLIED_S: Final = (
+    1.0  # A change that waits longer, for instance for a slow engine, is shown by the next look.
+)
 
 
 class StationControls:
@@ -139,7 +145,15 @@ class StationControls:
     def _apply(self) -> None:
         """Let the thread of the engine take the change before its next frame, or at once where none comes."""
         self._judges.request(self._fitting)
-        self._between_frames(self._judges.refresh)
+        applied = threading.Event()
+
+        def apply() -> None:
+            self._judges.refresh()
+            applied.set()
+
+        # A person who has made a change looks at it next, so the old limit must not be shown any more.
+        if self._between_frames(apply):
+            applied.wait(_APPLIED_S)
 
     def _judge(self, product: str) -> Judge:
         for judge in self._judges.judges:
