@@ -208,7 +208,7 @@ def _explained(message: str, table: Mapping[str, Any], kind: type[Settings]) -> 
     assert found is not None  # every text matches
     problem, place = found[1], found[2] or ""
     steps = [name or int(number) for name, number in _STEP.findall(place) if number != "..."]
-    value, known = _at(steps, table, msgspec.inspect.type_info(kind))
+    value, known, allowed = _at(steps, table, msgspec.inspect.type_info(kind))
     where = _toml_place(steps)
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL):
         return f"{where}unknown key {printable(unknown[1])}. {nearest(unknown[1], known)}"
@@ -216,6 +216,8 @@ def _explained(message: str, table: Mapping[str, Any], kind: type[Settings]) -> 
         return f"{where}the key {missing[1]} is missing."
     if not problem.startswith(("Expected", "Invalid", "Object")):  # one of our own checks of a whole table
         return f"{where}{printable(problem)}."
+    if allowed and "matching regex" in problem:
+        return f"{where}expected {allowed}, got {shown(value)}."
     problem = re.sub(r", got `.*`$| '.*'$", "", problem, flags=re.DOTALL).replace("`", "")
     text = f"{where}{printable(problem[:1].lower() + problem[1:])}, got {shown(value)}."
     return f"{text} {nearest(value, known)}" if isinstance(value, str) and known else text
@@ -232,8 +234,8 @@ def _toml_place(steps: list[str | int]) -> str:
 
 def _at(
     steps: Iterable[str | int], table: Mapping[str, Any], info: msgspec.inspect.Type
-) -> tuple[Any, set[str]]:
-    """Find the value at a place, and the keys that a table may have there or the words that a key may have."""
+) -> tuple[Any, set[str], str]:
+    """Find the value at a place, the keys or words that are known there, and the description of the text there."""
     value: Any = table
     for step in steps:
         inner = next(_inside(info, value, step), None)
@@ -242,7 +244,17 @@ def _at(
         except (LookupError, TypeError):
             value = None
         info = msgspec.inspect.AnyType() if inner is None else inner
-    return value, {word for one in _alternatives(info, value) for word in _words(one)}
+    return value, {word for one in _alternatives(info, value) for word in _words(one)}, _allowed(info)
+
+
+def _allowed(info: msgspec.inspect.Type) -> str:
+    """Return the words by which a type describes the text that it allows, since nobody reads its pattern."""
+    match info:
+        case msgspec.inspect.Metadata(extra={"allowed": str(words)}):
+            return words
+        case msgspec.inspect.UnionType(types=types):
+            return next(filter(None, map(_allowed, types)), "")
+    return ""
 
 
 def _inside(info: msgspec.inspect.Type, value: Any, step: str | int) -> Iterator[msgspec.inspect.Type]:

@@ -17,7 +17,13 @@ from flowedge.runtime.station.page.settings import PageSettings
 from flowedge.runtime.station.sinks.settings import JsonLinesSettings, SinkSettings
 from flowedge.runtime.station.watch.settings import ShadowSettings, WatchSettings
 
-Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+Name = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z",
+        extra={"allowed": "1 to 64 letters, digits, dots, dashes and underscores, a letter or a digit first"},
+    ),
+]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 

@@ -6,11 +6,15 @@ import itertools
 import json
 import re
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from flowedge.errors import SettingsError
+from flowedge.runtime.settings import parse_settings
 from flowedge.runtime.station.settings import StationSettings, parse_station, read_station
 from flowedge.runtime.station.template import station_file
 from support.command_line import flowedge
@@ -180,3 +184,41 @@ def test_the_page_about_stations_describes_every_key_in_a_table() -> None:
     text = station_file(GIVEN, [])
     missing = {key for key in re.findall(r"(?m)^#?(\w+) =", text) if key not in described}
     assert not missing
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[station]\nname = "line 1"', "[station] name: expected 1 to 64 letters, digits"),
+        ('[[sinks]]\nkind = "webhook"\nurl = "htp://x"', "url: expected an address that begins with http"),
+        ('[[sinks]]\nkind = "mqtt"\ntopic = "a/#"', "topic: expected a topic of 1 to 200 characters without"),
+        ('[[sinks]]\nkind = "mqtt"\nname = "a b"', "name: expected 1 to 64 letters, digits"),
+    ],
+)
+def test_a_text_that_is_not_allowed_is_explained_without_a_pattern(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    with pytest.raises(SettingsError) as error:
+        parse_settings(text, StationSettings, name="station.toml", folder=tmp_path)
+    assert words in str(error.value)
+
+
+def test_every_pattern_of_the_settings_has_words() -> None:
+    def patterns(info: msgspec.inspect.Type, *, has_words: bool = False) -> Iterator[tuple[str, bool]]:
+        match info:
+            case msgspec.inspect.Metadata(type=inner, extra=extra):
+                yield from patterns(inner, has_words="allowed" in (extra or {}))
+            case msgspec.inspect.StrType(pattern=str(pattern)):
+                yield pattern, has_words
+            case msgspec.inspect.UnionType(types=types):
+                for one in types:
+                    yield from patterns(one)
+            case msgspec.inspect.StructType(fields=fields):
+                for field in fields:
+                    yield from patterns(field.type)
+            case msgspec.inspect.VarTupleType(item_type=inner) | msgspec.inspect.DictType(value_type=inner):
+                yield from patterns(inner)
+
+    found = dict(patterns(msgspec.inspect.type_info(StationSettings)))
+    assert len(found) >= 4
+    assert [pattern for pattern, has_words in found.items() if not has_words] == []

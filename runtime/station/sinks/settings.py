@@ -10,11 +10,31 @@ from msgspec import Meta
 
 from flowedge.runtime.settings import Settings
 
-SinkName: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,64}\Z")]
+SinkName: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=r"\A[A-Za-z0-9_.-]{1,64}\Z",
+        extra={"allowed": "1 to 64 letters, digits, dots, dashes and underscores"},
+    ),
+]
 Host: TypeAlias = Annotated[str, Meta(min_length=1, max_length=255)]
 Port: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0.1, le=300)]
-Topic: TypeAlias = Annotated[str, Meta(pattern=r"\A[^#+\x00-\x1f]{1,200}\Z")]
+Topic: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=r"\A[^#+\x00-\x1f]{1,200}\Z",
+        extra={"allowed": "a topic of 1 to 200 characters without the wildcards # and +"},
+    ),
+]
+
+Url: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=r"\Ahttps?://[!-~]{1,2000}\Z",
+        extra={"allowed": "an address that begins with http:// or https:// and has no spaces"},
+    ),
+]
 
 
 class AnySink(Settings, frozen=True, kw_only=True):
@@ -193,7 +213,7 @@ class WebhookSettings(AnySink, frozen=True, kw_only=True, tag_field="kind", tag=
 
     kind: ClassVar[str] = "webhook"
 
-    url: Annotated[str, Meta(pattern=r"\Ahttps?://[!-~]{1,2000}\Z")]
+    url: Url
     secret_env: str | None = None
     secret_file: Path | None = None
     token_env: str | None = None
