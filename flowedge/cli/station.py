@@ -125,6 +125,9 @@ def run(
 
     What was captured is then judged, written and delivered first. A picture that has its record is not judged again.
     """
+    from flowedge.runtime.device.heap import share_one_heap
+
+    share_one_heap()  # before the imports below, which start threads
     from flowedge.runtime.station.settings import read_station
     from flowedge.runtime.station.station import Station
 

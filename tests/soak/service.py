@@ -53,7 +53,7 @@ class Service:
     def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
         self._command = [str(one) for one in command]
         self.log = folder / "station.log"
-        self._environment = {**os.environ, "MALLOC_ARENA_MAX": "2", **environment}  # as in the unit
+        self._environment = {**os.environ, **environment}
         # A socket's path may have 108 characters at most, so it is an abstract one.
         name = f"flowedge-soak-{os.getpid()}-{id(self)}"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import http.server
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from flowedge.runtime.sources import SourceSettings, open_source
 from support.mqtt_broker import free_port
 from support.picture_files import encoded, photograph, pil_pixels
 from support.source_reader import SourceReader
+from support.station_records import wait_until
 from support.videos import picture, write_video
 
 pytest.importorskip("av", reason="the package av is not installed")
@@ -187,3 +191,47 @@ def test_a_device_that_is_not_there_is_waited_for() -> None:
 def test_an_address_of_no_device_is_an_error_at_once(address: str) -> None:
     with pytest.raises(SourceError, match="v4l2:///dev/video0"):
         open_source(address)
+
+
+_AGAIN = {
+    "username": "inspector",
+    "password_env": "CAMERA_PASSWORD",
+    "reconnect_s": 0.01,
+    "reconnect_max_s": 0.01,
+}
+"""The settings of a camera that ends its stream after three pictures, again and again."""
+
+
+def test_a_camera_that_is_lost_again_and_again_leaves_nothing_behind(
+    pictures: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAMERA_PASSWORD", "s/ecr:t@")
+
+    def left() -> tuple[int, int, int]:
+        threads = sum(thread.name.startswith("flowedge") for thread in threading.enumerate())
+        files = len(os.listdir("/proc/self/fd"))
+        containers = sum(type(one).__name__ == "InputContainer" for one in gc.get_objects())
+        return threads, files, containers
+
+    before = left()
+    with read(pictures, **_AGAIN) as source:
+        kinds = [source.event().kind for _ in range(60)]
+        source.forget()
+    assert kinds == ["source_lost", "source_back"] * 30
+    # The threads of the server in this process end by themselves.
+    wait_until(lambda: left() == before, f"threads, files and containers are {before} again")
+
+
+def test_frames_are_freed_without_the_search_for_cycles(
+    pictures: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAMERA_PASSWORD", "s/ecr:t@")
+    gc.collect()
+    gc.disable()
+    try:
+        with read(pictures, **_AGAIN) as source:
+            frames = [weakref.ref(source.next().pixels) for _ in range(30)]
+            source.forget()
+        assert [frame for frame in frames if frame() is not None] == []
+    finally:
+        gc.enable()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +32,7 @@ from support.mqtt_broker import PASSWORD, USER, Broker, Subscriber
 from support.station_records import MemoryJournal, made_record
 from support.waiting import wait_until
 
-pytest.importorskip("paho.mqtt.client", reason="the MQTT sink needs paho-mqtt")
+paho = pytest.importorskip("paho.mqtt.client", reason="the MQTT sink needs paho-mqtt")
 LINK = StationLink(station="line-1", run="run-1")
 
 
@@ -281,6 +284,24 @@ def test_nobody_at_the_port_is_told() -> None:
     settings = MqttSettings(host="127.0.0.1", port=9, timeout_s=1.0)
     with pytest.raises(SinkError, match=r"the broker 127\.0\.0\.1:9 cannot be reached: Connection refused\."):
         probe(settings, LINK)
+
+
+def test_connections_that_are_lost_again_and_again_leave_nothing_behind(broker: Broker) -> None:
+    def left() -> tuple[int, int, int]:
+        gc.collect()
+        clients = sum(isinstance(one, paho.Client) for one in gc.get_objects())
+        return threading.active_count(), len(os.listdir("/proc/self/fd")), clients
+
+    sink = opened(broker)
+    before = left()
+    for number in range(1, 31):
+        connection = sink._client.socket()  # type: ignore[attr-defined]
+        connection.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(SinkError):
+            sink.deliver([made_record(number)])
+        sink.open()
+    assert left() == before
+    sink.close()
 
 
 def opened(broker: Broker, **fields: Any) -> RecordSink:

@@ -18,6 +18,7 @@ import numpy as np
 
 from flowedge.errors import FlowEdgeError
 from flowedge.runtime.area.settings import AreaSettings
+from flowedge.runtime.device.heap import share_one_heap
 from flowedge.runtime.settings import settings_from
 from flowedge.runtime.station.settings import InspectSettings, ProductSettings
 from flowedge.runtime.station.watch.comparison import Side, Subject
@@ -85,6 +86,7 @@ def job_for(
 
 def main() -> None:
     """Answer frames until the input ends."""
+    share_one_heap()
     _be_unimportant()
     # Libraries may print to the standard output. They get the standard error instead, so that only answers go there.
     with os.fdopen(os.dup(1), "wb", buffering=0) as answers:
