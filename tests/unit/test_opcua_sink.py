@@ -115,6 +115,7 @@ def test_a_subscribed_client_gets_each_result_once_and_in_order(station: Station
         system = client.get_node(ua.NodeId("VisionSystem", index))
         types = client.get_node(ua.ObjectIds.BaseEventType)
         kind = await types.get_child([f"{index}:ResultReadyEventType"])
+        assert kind.nodeid == ua.NodeId("ResultReadyEventType", index)
         await subscription.subscribe_events(system, kind, queuesize=100)
         deliver = [
             lambda n=n: station.deliver(part=f"p{n}", signal="ok" if n % 2 else "nok") for n in range(10)

@@ -244,9 +244,12 @@ class _StationServer:
             await system.add_method(
                 _id(index, "Trigger"), _name(index, "Trigger"), self._on_trigger, [ua.VariantType.String], []
             )
-        kind = await self._server.create_custom_event_type(
-            index, RESULT_READY, ObjectIds.BaseEventType, list(RESULT.items())
+        # The library's own call gives an event type a number as its id, and clients know the type by its name.
+        kind = await self._server.get_node(ObjectIds.BaseEventType).add_object_type(
+            _id(index, RESULT_READY), _name(index, RESULT_READY)
         )
+        for name, variant in RESULT.items():
+            await kind.add_property(index, name, ua.get_default_value(variant), varianttype=variant)
         self._ready_event = await self._server.get_event_generator(kind, system.nodeid)
         self._ready_event.event.Severity = 500
 
