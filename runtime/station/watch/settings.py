@@ -23,7 +23,8 @@ class WatchSettings(Settings, frozen=True, kw_only=True):
         drift: True watches scores, brightness, contrast, sharpness and layout for a drift.
         reference: ``calibration`` compares with the good images of the calibration, where the bundle holds their
             values. ``line`` compares with the first frames of this station.
-        learn: The number of watched frames from which the spacing is learned, and with ``line`` the reference.
+        learn: The number of watched frames, at least 50, from which the spacing is learned, and with ``line`` the
+            reference.
         every: Each n-th inspected frame is watched. The number doubles while neighbouring values depend on each other.
         frames_per_false_alarm: The mean number of watched frames per false alarm of drift, all quantities together, is
             at least this.
