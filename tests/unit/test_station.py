@@ -297,3 +297,15 @@ def test_controllers_can_trigger_only_a_source_that_has_a_trigger(
     file.write_text(file.read_text().replace("[[sinks]]", f"{trigger}[[sinks]]"))
     with Station(read_station(file), folder=tmp_path, until_end=True):
         assert (links[0].trigger is not None) == bool(trigger)
+
+
+def test_the_status_names_a_lost_camera_once(tmp_path: Path) -> None:
+    file = write_station(tmp_path, photos=1)
+    with Station(read_station(file), folder=tmp_path, until_end=True) as station:
+        told = station.status()
+    lost = "rtsp://cam/x is lost: Connection refused"
+    told["source"] = {"address": "rtsp://cam/x", "problem": lost}
+    server = StatusServer(tmp_path / "state", lambda: told)
+    printed = flowedge("station", "status", file).stdout
+    server.close()
+    assert [line.split(None, 1)[1].strip() for line in printed.splitlines() if "cam/x" in line] == [lost]
