@@ -183,7 +183,7 @@ def _area(
         element("button", "Clear", type="button", data_tool="clear"),
         element(
             "span",
-            "Tap the corners one after the other. Tap the first corner, or press Close, to end. Drag a "
+            "Tap the corners one after the other. Tap the first corner, or press Close polygon, to end. Drag a "
             "corner to move it.",
             class_="soft",
         ),
