@@ -22,8 +22,8 @@ from flowedge.runtime.sources import SourceSettings, open_source
 from support.mqtt_broker import free_port
 from support.picture_files import encoded, photograph, pil_pixels
 from support.source_reader import SourceReader
-from support.station_records import wait_until
 from support.videos import picture, write_video
+from support.waiting import wait_until
 
 pytest.importorskip("av", reason="the package av is not installed")
 
