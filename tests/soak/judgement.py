@@ -46,10 +46,12 @@ class Slope(NamedTuple):
     minutes: float
 
 
-_MOST_GROWTH = 0.10
-_MOST_GROWTH_OF_A_SHORT_RUN = 0.30  # in which buffers still fill, beside the tests of CI even slowly
-_SHORT_MINUTES = 3.0
+WARM_UP_S = 60.0
+"""The first seconds of a process, in which its buffers fill and each library works for the first time."""
+
 _MOST_GROWTH_MB = 16.0
+_SHORT_MINUTES = 3.0  # a shorter time shows no slope of some MB a minute beside the pictures that come and go
+_MOST_GROWTH_OF_A_SHORT_RUN = 0.30
 _FEWEST_SAMPLES = 10
 
 
@@ -141,15 +143,19 @@ def slope_of(samples: Sequence[tuple[float, int]], warm_up_s: float) -> Slope | 
 
 
 def check_memory(slope: Slope | None) -> Check:
-    """Check that the memory of the process that lived longest does not grow."""
-    name = "the memory is flat"
+    """Check the memory of the process that lived longest.
+
+    After its warm-up the process may grow by 16 MB while everything around it breaks. A run that leaves less than three
+    minutes after the warm-up cannot show that. Such a run only checks that the frames are not all kept.
+    """
+    is_short = slope is not None and slope.minutes < _SHORT_MINUTES
+    name = "the memory of a short run grows by less than 30 %" if is_short else "the memory is flat"
     if slope is None:
         return Check(name, False, "no process lived long enough")
-    share = _MOST_GROWTH if slope.minutes >= _SHORT_MINUTES else _MOST_GROWTH_OF_A_SHORT_RUN
-    most = max(share * slope.mean_mb, _MOST_GROWTH_MB)
+    most = _MOST_GROWTH_OF_A_SHORT_RUN * slope.mean_mb if is_short else _MOST_GROWTH_MB
     return Check(
         name,
         slope.growth_mb <= most,
-        f"{slope.mb_per_minute:+.2f} ± {slope.error:.2f} MB/min over {slope.minutes:.1f} min "
-        f"at {slope.mean_mb:.0f} MB",
+        f"{slope.growth_mb:+.1f} MB in {slope.minutes:.1f} min at {slope.mean_mb:.0f} MB, which is "
+        f"{slope.mb_per_minute:+.2f} ± {slope.error:.2f} MB/min",
     )

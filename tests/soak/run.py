@@ -27,7 +27,15 @@ from typing import Any
 
 from soak.camera import Camera, pictures
 from soak.disk import SmallDisk
-from soak.judgement import Check, check_frames, check_journal, check_memory, check_receiver, slope_of
+from soak.judgement import (
+    WARM_UP_S,
+    Check,
+    check_frames,
+    check_journal,
+    check_memory,
+    check_receiver,
+    slope_of,
+)
 from soak.receiver import Subscriber, received, verdicts_of_file
 from soak.report import write_report
 from soak.service import Service
@@ -174,7 +182,8 @@ def soak_camera(out: Path, seconds: float, fps: float, facts: dict[str, Any]) ->
         check_events(site, faults),
     ]
     longest = max(lives, key=lambda life: len(life.memory))
-    slope = slope_of(longest.memory, warm_up_s=min(60.0, 0.2 * seconds))
+    warm_up_s = min(WARM_UP_S, 0.2 * seconds)
+    slope = slope_of(longest.memory, warm_up_s)
     checks.append(check_memory(slope))
     judged = [json.loads(body) for body in records]
     facts |= {
@@ -189,6 +198,8 @@ def soak_camera(out: Path, seconds: float, fps: float, facts: dict[str, Any]) ->
         "starts": len(lives),
         "repeats_over_mqtt": len(subscriber.verdicts) - len({one.id for one in subscriber.verdicts}),
         "drained_s": round(drained, 1),
+        "memory_warm_up_s": warm_up_s,
+        "memory_growth_mb": None if slope is None else round(slope.growth_mb, 1),
         "memory_mb_per_minute": None if slope is None else round(slope.mb_per_minute, 3),
         "archived_pictures": sum(bool(one["picture"]) for one in judged),
         "faults": [

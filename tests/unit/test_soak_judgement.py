@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from soak.judgement import check_frames, check_journal, check_memory, check_receiver, slope_of
+from soak.judgement import WARM_UP_S, check_frames, check_journal, check_memory, check_receiver, slope_of
 from soak.receiver import Received, received
 
 JOURNAL = [received(f'{{"id": "j-{number}", "number": {number}}}'.encode()) for number in range(1, 8)]
@@ -47,13 +47,31 @@ def test_each_frame_of_a_file_is_wanted_once(judged: list[int], kept: bool) -> N
     assert check_frames(3, [f"/x/video#1.mp4#{number}" for number in judged]).kept is kept
 
 
-@pytest.mark.parametrize(("growth", "kept"), [(0.0, True), (20.0, False)])
+def line(growth: float, seconds: int) -> list[tuple[float, int]]:
+    """Make samples of memory that grows by a number of MB a minute, after a start that is not part of the line."""
+    times = np.arange(seconds)
+    sizes = (350 + growth * times / 60 + 5 * np.random.default_rng(0).normal(size=seconds)) * 1e6
+    sizes[:30] /= 2
+    return [(float(time), int(size)) for time, size in zip(times, sizes, strict=True)]
+
+
+@pytest.mark.parametrize(("growth", "kept"), [(0.0, True), (2.0, True), (5.0, False), (9.8, False)])
 def test_memory_that_grows_is_found(growth: float, kept: bool) -> None:
-    times = np.arange(300)
-    sizes = (150 + growth * times / 60 + np.random.default_rng(0).normal(size=300)) * 1e6
-    sizes[:30] *= 2  # the start is not part of the line
-    slope = slope_of([(float(time), int(size)) for time, size in zip(times, sizes, strict=True)], 60)
+    slope = slope_of(line(growth, 400), WARM_UP_S)
     assert slope is not None
-    assert slope.mb_per_minute == pytest.approx(growth, abs=0.2)
-    assert check_memory(slope).kept is kept
+    assert slope.mb_per_minute == pytest.approx(growth, abs=0.5)
+    check = check_memory(slope)
+    assert check.name == "the memory is flat"
+    assert check.kept is kept
+
+
+@pytest.mark.parametrize(("growth", "kept"), [(79.0, True), (600.0, False)])
+def test_a_short_run_does_not_call_its_memory_flat(growth: float, kept: bool) -> None:
+    check = check_memory(slope_of(line(growth, 60), 30))
+    assert check.name == "the memory of a short run grows by less than 30 %"
+    assert check.kept is kept
+
+
+def test_too_few_samples_show_no_memory() -> None:
     assert slope_of([(0.0, 1)] * 5, 0) is None
+    assert not check_memory(None).kept
