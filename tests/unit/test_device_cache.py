@@ -27,7 +27,8 @@ from support.tiny_bundle import write_tiny_bundle
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 PLAN = bytes(range(256)) * 40
-FORK = multiprocessing.get_context("fork")
+# A forked child would hold the locks of threads that other tests left behind, and may wait for them for ever.
+SPAWN = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture
@@ -144,8 +145,8 @@ def race(cache: DeviceCache, start: Barrier, builds: Path) -> None:
 
 def test_of_two_builders_one_builds_and_both_have_the_engine(cache: DeviceCache, tmp_path: Path) -> None:
     (tmp_path / "builds").mkdir()
-    start = FORK.Barrier(2)
-    racers = [FORK.Process(target=race, args=(cache, start, tmp_path / "builds")) for _ in range(2)]
+    start = SPAWN.Barrier(2)
+    racers = [SPAWN.Process(target=race, args=(cache, start, tmp_path / "builds")) for _ in range(2)]
     for racer in racers:
         racer.start()
     for racer in racers:
@@ -166,8 +167,8 @@ def build_slowly(cache: DeviceCache, begun: Event) -> None:
 
 
 def test_a_builder_that_is_killed_leaves_nothing_that_counts(cache: DeviceCache) -> None:
-    begun = FORK.Event()
-    builder = FORK.Process(target=build_slowly, args=(cache, begun))
+    begun = SPAWN.Event()
+    builder = SPAWN.Process(target=build_slowly, args=(cache, begun))
     builder.start()
     assert begun.wait(20)
     assert builder.pid is not None
@@ -180,8 +181,8 @@ def test_a_builder_that_is_killed_leaves_nothing_that_counts(cache: DeviceCache)
 
 
 def test_who_waits_for_another_builder_says_so(cache: DeviceCache) -> None:
-    begun = FORK.Event()
-    builder = FORK.Process(target=build_slowly, args=(cache, begun))
+    begun = SPAWN.Event()
+    builder = SPAWN.Process(target=build_slowly, args=(cache, begun))
     builder.start()
     assert begun.wait(20)
 
@@ -212,8 +213,8 @@ def store_with_a_file_limit(cache: DeviceCache, refused: Event) -> None:
 
 def test_a_write_that_the_system_stops_half_way_leaves_the_old_cache(cache: DeviceCache) -> None:
     old = cache.store(facts(version="9"), PLAN)
-    refused = FORK.Event()
-    writer = FORK.Process(target=store_with_a_file_limit, args=(cache, refused))
+    refused = SPAWN.Event()
+    writer = SPAWN.Process(target=store_with_a_file_limit, args=(cache, refused))
     writer.start()
     writer.join(20)
     assert refused.is_set()
