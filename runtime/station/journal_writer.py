@@ -65,6 +65,7 @@ class JournalWriter:
         self._path = path
         self.connection = connection
         self._reserve = reserve
+        self._owes_note = False
         self._before_commit = before_commit
         self._after_commit = after_commit
         self._on_full = on_full
@@ -145,9 +146,7 @@ class JournalWriter:
             self._fail(group, error)
         else:
             self.problem = ""
-            for one, answer in zip(
-                group, answers, strict=False
-            ):  # the last job may be a note of the full disk
+            for one, answer in zip(group, answers, strict=True):
                 one.done.set_result(answer)
 
     def _commit(self, jobs: Sequence[Job]) -> list[Any]:
@@ -165,15 +164,17 @@ class JournalWriter:
                 self._reconnect()
                 return self._transaction(jobs)
         if self._reserve.free():
+            self._owes_note = True
             with contextlib.suppress(sqlite3.OperationalError):
                 # The pages of the write-ahead log go into the file, so that the log begins again at its start.
                 self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-                return self._transaction([*jobs, self._full_note])
+                return self._transaction(jobs)
         try:
             self._on_full()
         except Exception:
             _LOG.exception("making room on the full disk failed")
-        return self._transaction(jobs)
+        # The record of a part must not fail because of the note, which a later transaction writes.
+        return self._transaction(jobs, with_note=False)
 
     def _note(self, error: sqlite3.OperationalError) -> None:
         if not self.problem:
@@ -190,11 +191,15 @@ class JournalWriter:
         for one in group:
             self._write([one])
 
-    def _transaction(self, jobs: Sequence[Job]) -> list[Any]:
+    def _transaction(self, jobs: Sequence[Job], *, with_note: bool = True) -> list[Any]:
+        """Run jobs in a transaction, and record with them that the reserve was used, where that is not recorded yet."""
         connection = self.connection
+        writes_note = with_note and self._owes_note
         connection.execute("BEGIN IMMEDIATE")
         try:
             answers = [job(connection) for job in jobs]
+            if writes_note:
+                self._full_note(connection)
             self._before_commit(connection)
             connection.execute("COMMIT")
         except BaseException:
@@ -202,6 +207,8 @@ class JournalWriter:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        if writes_note:
+            self._owes_note = False
         self._after_commit()
         return answers
 

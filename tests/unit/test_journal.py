@@ -20,6 +20,7 @@ from flowedge.errors import JournalError
 from flowedge.runtime.station import journal_file
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.journal_reader import JournalReader
+from flowedge.runtime.station.journal_writer import JournalWriter
 from flowedge.runtime.station.record import Event
 from support.station_records import made_record
 
@@ -244,6 +245,24 @@ def test_on_a_full_disk_the_reserve_is_freed_and_nothing_acknowledged_is_lost(sm
         assert journal.damage() == []
     with Journal(small_disk / "journal.sqlite") as again:
         assert again.last() == acknowledged[-1] + 1
+
+
+def test_the_event_of_a_full_disk_is_written_later_where_its_first_transaction_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = JournalWriter._transaction
+    failures = iter(["database or disk is full", "database or disk is full"])
+
+    def transaction(writer: JournalWriter, jobs: Any, **options: Any) -> list[Any]:
+        if jobs and (failure := next(failures, None)):
+            raise sqlite3.OperationalError(failure)
+        return begun(writer, jobs, **options)
+
+    with opened(tmp_path) as journal:
+        monkeypatch.setattr(JournalWriter, "_transaction", transaction)
+        assert journal.append([made_record()]).records[0].number == 1
+        journal.append([made_record()])
+        assert [event.kind for event in journal.events()] == ["disk_low"]
 
 
 def test_records_are_found_by_signal_verdict_and_part(tmp_path: Path) -> None:
