@@ -299,9 +299,8 @@ class Native:
                 f"the engine was built for {smallest} to {largest} images at a time, got {images}. "
                 f"Build one for more with: flowedge build BUNDLE --engine {self.name} --batch 1,1,{images}"
             )
-        cuda.use(
-            self._device
-        )  # of this thread, which may be another one than the thread that loaded the engine
+        # This thread may be another one than the thread that loaded the engine, and has a current GPU of its own.
+        cuda.use(self._device)
         for name, array in zip(self._inputs, inputs, strict=True):
             self._buffers[name].host[:images] = array
         try:

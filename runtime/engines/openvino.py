@@ -100,11 +100,7 @@ class _Graph:
         """Return the types of the inputs and outputs. The number of images is open in both."""
         if self._stored is None:
             return _specs(self._model.inputs), _specs(self._model.outputs)
-        inputs, outputs = _specs(self._stored.inputs), _specs(self._stored.outputs)
-        return tuple(  # type: ignore[return-value]
-            {name: TensorSpec(spec.dtype, (None, *spec.shape[1:])) for name, spec in specs.items()}
-            for specs in (inputs, outputs)
-        )
+        return _of_any_batch(_specs(self._stored.inputs)), _of_any_batch(_specs(self._stored.outputs))
 
     def compiled(self, batch: int) -> ov.CompiledModel:
         """Return the graph compiled for a number of images, from the device cache where it is there.
@@ -315,6 +311,11 @@ def _specs(ports: list[Any]) -> dict[str, TensorSpec]:
         )
         for port in ports
     }
+
+
+def _of_any_batch(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """Open the first dimension of the tensors of a graph that was compiled for one number of images."""
+    return {name: TensorSpec(spec.dtype, (None, *spec.shape[1:])) for name, spec in specs.items()}
 
 
 def _one_line(error: BaseException) -> str:
