@@ -1,0 +1,1 @@
+"""Judge archives of images into Parquet files, and compare two such files."""

@@ -1,0 +1,1 @@
+"""Sign bundles, push and pull them, and roll them out to stations."""

@@ -1,0 +1,1 @@
+"""Serve bundles and packs over HTTP, and write model repositories for Triton."""
