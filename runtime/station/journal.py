@@ -181,11 +181,13 @@ class Journal(JournalReader):
     ) -> Appended:
         newest, last_event = _newest(connection)
         operating_s = self.operating_s
+        # A journal that was restored from a backup gives its numbers again, but no id that a receiver knows.
+        digits = self.run.rpartition("-")[2]
         numbered = tuple(
             msgspec.structs.replace(
                 record,
                 number=number,
-                id=f"{self.name}-{number}",
+                id=f"{self.name}-{number}-{digits}",
                 picture=None if record.picture is None else picture_name(self.name, number, record.signal),
             )
             for number, record in enumerate(records, newest + 1)
@@ -210,7 +212,7 @@ class Journal(JournalReader):
             msgspec.structs.replace(
                 event,
                 number=number,
-                id=f"{self.name}-e{number}",
+                id=f"{self.name}-e{number}-{digits}",
                 record=newest + len(numbered),
                 station=event.station or self._station,
                 run=event.run or self.run,

@@ -81,13 +81,16 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 def begin_run(connection: sqlite3.Connection, path: Path) -> tuple[str, str]:
     """Count a run of the station's process, and return the names of the journal and of the run.
 
+    The name of a run ends in random digits. A journal that was restored from a backup counts its runs and records from
+    the backup on again, and the digits keep their names and ids apart from those that receivers have.
+
     Raises:
         JournalError: The file cannot be written.
     """
     with _in_words(path):
         connection.execute("UPDATE facts SET value = value + 1 WHERE name = 'runs'")
         facts = dict(connection.execute("SELECT name, value FROM facts").fetchall())
-    return facts["journal"], f"{facts['journal']}-r{facts['runs']}"
+    return facts["journal"], f"{facts['journal']}-r{facts['runs']}-{secrets.token_hex(3)}"
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:

@@ -18,7 +18,7 @@ _JOURNAL: Final = re.compile(r"[0-9a-f]{8}")
 _CHUNK: Final = re.compile(r"[0-9]{7}")
 _PICTURE: Final = re.compile(r"([0-9]{10})-(ok|nok)(\.frame)?\.(jpg|png)")
 _PARTIAL: Final = re.compile(r"\.[0-9]{10}-(ok|nok)(\.frame)?\.(jpg|png)\.partial")
-_ID: Final = re.compile(r"([0-9a-f]{8})-([0-9]{1,10})")
+_ID: Final = re.compile(r"([0-9a-f]{8})-([0-9]{1,10})(-[0-9a-f]{6})?")
 
 
 class _Chunk(NamedTuple):

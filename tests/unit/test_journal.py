@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -57,6 +58,22 @@ def test_numbers_and_names_go_on_after_a_restart_and_differ_between_journals(tmp
     (tmp_path / "other").mkdir()
     with opened(tmp_path / "other") as other:
         assert other.append([made_record()]).records[0].id != first.id
+
+
+def test_a_journal_restored_from_a_backup_gives_no_id_and_no_run_again(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        journal.append([made_record()])
+    shutil.copytree(tmp_path, tmp_path / "backup")
+    with opened(tmp_path) as journal:
+        lost = journal.append(
+            [made_record(source_id="lost")], [Event(kind="drift", level="info", text="lost")]
+        )
+    with opened(tmp_path / "backup") as restored:
+        new = restored.append([made_record(source_id="new")], [Event(kind="drift", level="info", text="new")])
+        assert new.records[0].number == lost.records[0].number
+        assert new.records[0].id != lost.records[0].id
+        assert new.events[0].id != lost.events[0].id
+        assert restored.run != journal.run
 
 
 def test_an_event_knows_the_newest_record_and_the_run(tmp_path: Path) -> None:
