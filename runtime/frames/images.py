@@ -42,9 +42,26 @@ def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> NDArr
         ImageError: The file is missing, empty, damaged, not whole, beyond a limit of `flowedge.runtime.device.limits`,
             of a format or a variant that is not read, or of more than 8 bits without a ``pixel_range``.
     """
-    picture = read_picture(path)
-    _LOG.debug("read %s, %s %s", path, picture.shape, picture.dtype)
-    return in_8_bits_of_file(str(path), picture, pixel_range)
+    return image_from_bytes(str(path), read_content(path), pixel_range)
+
+
+def image_from_bytes(name: str, content: bytes, pixel_range: PixelRange | None = None) -> NDArray[np.uint8]:
+    """Decode the content of an image file, as `read_image` decodes a file.
+
+    Args:
+        name: The name of the image for messages.
+        content: The whole file.
+        pixel_range: The levels of an image of more than 8 bits that become 0 and 255.
+
+    Returns:
+        ``(H, W, 3)`` uint8, RGB, C-contiguous, owned by the caller.
+
+    Raises:
+        ImageError: The content is empty, damaged, not whole, beyond a limit, or of a format that is not read.
+    """
+    picture = picture_from_bytes(name, content)
+    _LOG.debug("read %s, %s %s", name, picture.shape, picture.dtype)
+    return in_8_bits_of_file(name, picture, pixel_range)
 
 
 def in_8_bits_of_file(name: str, picture: NDArray[Any], pixel_range: PixelRange | None) -> NDArray[np.uint8]:
@@ -80,19 +97,43 @@ def read_picture(path: str | Path) -> NDArray[Any]:
     Raises:
         ImageError: The file is missing, empty, damaged, beyond a limit, or of a format that is not read.
     """
-    data = _read(path)
+    return picture_from_bytes(str(path), read_content(path))
+
+
+def picture_from_bytes(name: str, content: bytes) -> NDArray[Any]:
+    """Decode the content of an image file, with the levels that it has.
+
+    Raises:
+        ImageError: The content is empty, damaged, not whole, beyond a limit, or of a format that is not read.
+    """
+    check_content(name, len(content))
     try:
-        return decode(data)
+        return decode(content)
     except RefusedError as error:
-        raise ImageError(f"{path} {error}") from error
+        raise ImageError(f"{name} {error}") from error
     except DamagedError as error:
         raise ImageError(
-            f"{path} is damaged: {error}. Copy it again from its source, or remove it."
+            f"{name} is damaged: {error}. Copy it again from its source, or remove it."
         ) from error
 
 
-def _read(path: str | Path) -> bytes:
-    """Return a file's content.
+def check_content(name: str, size: int) -> None:
+    """Refuse the content of an image file by its size in bytes.
+
+    Raises:
+        ImageError: The content is empty, or larger than any image that is read.
+    """
+    if size > MAX_BYTES:
+        raise ImageError(
+            f"{name} has {size / 1e6:.0f} MB, more than an image of {MAX_PIXELS / 1e6:.0f} million pixels needs. "
+            "Cut it into pieces."
+        )
+    if not size:
+        raise ImageError(f"{name} is empty. Copy it again from its source, or remove it.")
+
+
+def read_content(path: str | Path) -> bytes:
+    """Return the content of an image file.
 
     Raises:
         ImageError: The path is no regular file, or the file cannot be read, is empty or too large.
@@ -106,13 +147,7 @@ def _read(path: str | Path) -> bytes:
         raise ImageError(f"{path} {link}does not exist. Check the name.") from error
     except OSError as error:
         raise ImageError(f"{path} cannot be read: {_reason(path, error)}.") from error
-    if size > MAX_BYTES:
-        raise ImageError(
-            f"{path} has {size / 1e6:.0f} MB, more than an image of {MAX_PIXELS / 1e6:.0f} million pixels needs. "
-            "Cut it into pieces."
-        )
-    if not data:
-        raise ImageError(f"{path} is empty. Copy it again from its source, or remove it.")
+    check_content(str(path), size)
     return data
 
 
