@@ -507,6 +507,7 @@ def test_the_limit_of_the_history_jumps_where_it_was_changed() -> None:
 
 def test_a_client_that_is_slow_loses_its_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowedge.runtime.station.page.guard._REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr("flowedge.runtime.station.page.guard.TimelyProtocol.request_s", 0.3)
     for served in serve(tmp_path, connections=4):
         idle = [socket.create_connection(("127.0.0.1", served.page.port), timeout=20) for _ in range(4)]
         idle[0].sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")

@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from flowedge.errors import FlowEdgeError
+from flowedge.runtime.exposition import CONTENT_TYPE, start_time
 from flowedge.runtime.record import Verdict
 from flowedge.runtime.report.markup import EMPTY, Markup, element
 from flowedge.runtime.report.shell import notice, paragraph, section
@@ -29,7 +30,7 @@ from flowedge.runtime.station.page.controls import Controls
 from flowedge.runtime.station.page.health import Judged, liveness, readiness
 from flowedge.runtime.station.page.layout import document
 from flowedge.runtime.station.page.lookup import LARGEST_NUMBER, SLICE, Filter, find
-from flowedge.runtime.station.page.metrics import CONTENT_TYPE, metrics_of, start_time
+from flowedge.runtime.station.page.metrics import metrics_of
 from flowedge.runtime.station.page.overview import event_table, live_section, status_sections
 from flowedge.runtime.station.page.pictures import VIEWS, Pictures
 from flowedge.runtime.station.page.records_view import record_list, record_page

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import socket
-from collections.abc import Iterable
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from flowedge.runtime.http_guard import Timely, is_same_origin, knows_host
 
 POLICY: Final = (
     "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -39,17 +37,6 @@ _HEADERS: Final = {
 }
 
 
-def allowed_names(address: str, hosts: Iterable[str]) -> frozenset[str]:
-    """Return the names of hosts under which the page may be reached, in lower case.
-
-    Args:
-        address: The address that the page listens on.
-        hosts: The names of the settings.
-    """
-    own = {"localhost", socket.gethostname(), address, *hosts}
-    return frozenset(name.lower().rstrip(".") for name in own)
-
-
 class Guard:
     """An ASGI application around another one, which passes on only requests that are within the limits."""
 
@@ -58,8 +45,7 @@ class Guard:
 
         Args:
             app: The application.
-            names: The names of hosts, see `allowed_names`. Numeric addresses are always allowed, since a name that is
-                bound anew cannot become one.
+            names: The names of hosts, see `flowedge.runtime.http_guard.allowed_names`.
         """
         self._app = app
         self._names = names
@@ -98,7 +84,7 @@ class Guard:
         """Return the status and the reason of a refusal, or None for a request within the limits."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if not self.knows(host):
+        if not knows_host(host, self._names):
             return 421, (
                 "This name of the station is not known to it. Use its numeric address, or add the name to hosts in the "
                 "table [page] of the station's file."
@@ -107,31 +93,9 @@ class Guard:
             return 414, f"The address may have {_MOST_ADDRESS_BYTES} bytes."
         if scope["method"] not in ("GET", "HEAD", "POST"):
             return 405, "Only GET, HEAD and POST are answered."
-        if scope["method"] == "POST" and not _is_same_origin(headers, host):
+        if scope["method"] == "POST" and not is_same_origin(headers, host):
             return 403, "A change must come from a page of this station, or from a program."
         return None
-
-    def knows(self, host: str) -> bool:
-        """Return True where the value of a Host header names this station."""
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        if "@" in host or "/" in host or "\\" in host:
-            return False
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return name.lower().rstrip(".") in self._names
-        return True
-
-
-def _is_same_origin(headers: Headers, host: str) -> bool:
-    """Return True unless the browser tells that a page of another origin sends this request."""
-    if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-        return False
-    origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == host
 
 
 async def _whole_body(receive: Receive) -> Receive:
@@ -165,41 +129,7 @@ async def _whole_body(receive: Receive) -> Receive:
     return again
 
 
-class TimelyProtocol(H11Protocol):
-    """The HTTP protocol of uvicorn, with an end to each connection whose next request does not come in time.
+class TimelyProtocol(Timely, H11Protocol):
+    """The HTTP protocol of uvicorn, with an end to each connection whose next request does not come in time."""
 
-    Without it a client that connects and sends nothing, or one byte of a header a minute, would hold a connection for
-    ever.
-    """
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        """Begin to wait for the first request."""
-        super().connection_made(transport)
-        self._begin()
-
-    def data_received(self, data: bytes) -> None:
-        """Wait no longer once a request is whole. A part of a request does not prolong the time."""
-        if self._deadline is None:
-            self._begin()
-        super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._end()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
-        self._end()
-        super().connection_lost(exc)
-
-    def _begin(self) -> None:
-        self._deadline = self.loop.call_later(_REQUEST_SECONDS, self._too_late)
-
-    def _end(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _too_late(self) -> None:
-        self._deadline = None
-        self.transport.close()
+    request_s = _REQUEST_SECONDS

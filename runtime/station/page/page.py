@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import logging
 import socket
-import ssl
 import threading
 import time
 from types import TracebackType
@@ -15,12 +12,14 @@ from typing import Final
 import uvicorn
 
 from flowedge.errors import FlowEdgeError, SettingsError
+from flowedge.runtime.http_address import check_certificate, is_local, listen, url_of
+from flowedge.runtime.http_guard import allowed_names
 from flowedge.runtime.settings import secret_of
 from flowedge.runtime.station.journal_reader import JournalReader
 from flowedge.runtime.station.live import Live
 from flowedge.runtime.station.page.app import Site
 from flowedge.runtime.station.page.controls import Controls
-from flowedge.runtime.station.page.guard import Guard, TimelyProtocol, allowed_names
+from flowedge.runtime.station.page.guard import Guard, TimelyProtocol
 from flowedge.runtime.station.page.settings import PageSettings
 
 _LOG: Final = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ class Page:
         self.warning = _warning(settings, token, has_tls=self._has_tls)
         self._site = Site(settings, journal, live, station, token)
         self._address = settings.address
-        self._socket = _listen(settings.address, settings.port)
+        self._socket = _listen(settings)
         config = uvicorn.Config(
             Guard(self._site.app, allowed_names(settings.address, settings.hosts)),
             http=TimelyProtocol,
@@ -91,7 +90,7 @@ class Page:
     @property
     def url(self) -> str:
         """The address of the page for a browser on this computer, or on another one where the page listens on it."""
-        return _url(self._address, self.port, has_tls=self._has_tls)
+        return url_of(self._address, self.port, has_tls=self._has_tls)
 
     def start(self) -> None:
         """Start the thread, and return when the page answers.
@@ -140,14 +139,9 @@ def probe_page(settings: PageSettings) -> tuple[str, str]:
         FlowEdgeError: The token or the certificate cannot be read, or the address cannot be listened on.
     """
     token, has_tls = _token(settings), _check_certificate(settings)
-    with _listen(settings.address, settings.port) as listening:
+    with _listen(settings) as listening:
         port = int(listening.getsockname()[1])
-    return _url(settings.address, port, has_tls=has_tls), _warning(settings, token, has_tls=has_tls)
-
-
-def _url(address: str, port: int, *, has_tls: bool) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-    return f"{'https' if has_tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/"
+    return url_of(settings.address, port, has_tls=has_tls), _warning(settings, token, has_tls=has_tls)
 
 
 def _token(settings: PageSettings) -> str | None:
@@ -161,35 +155,12 @@ def _token(settings: PageSettings) -> str | None:
 
 
 def _check_certificate(settings: PageSettings) -> bool:
-    """Check the certificate and its key, and return True where there are some.
-
-    Raises:
-        SettingsError: Only one of the two is named, or they cannot be read or do not belong together.
-    """
-    if settings.tls_certificate is None and settings.tls_key is None:
-        return False
-    if settings.tls_certificate is None or settings.tls_key is None:
-        raise SettingsError("[page] tls_certificate and tls_key belong together. Name both or neither.")
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(
-            f"the certificate {settings.tls_certificate} or its key {settings.tls_key} cannot be used: {error}."
-        ) from error
-    return True
-
-
-def _is_local(address: str) -> bool:
-    if address == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(address).is_loopback
-    return False
+    return check_certificate(settings.tls_certificate, settings.tls_key, table="[page]")
 
 
 def _warning(settings: PageSettings, token: str | None, *, has_tls: bool) -> str:
     """Return what a person should know about the address, or an empty text."""
-    if _is_local(settings.address):
+    if is_local(settings.address):
         return ""
     if token is None:
         return (
@@ -204,14 +175,5 @@ def _warning(settings: PageSettings, token: str | None, *, has_tls: bool) -> str
     return ""
 
 
-def _listen(address: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, place = socket.getaddrinfo(
-            address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        return socket.create_server((place[0], port), family=family, backlog=64)
-    except OSError as error:
-        raise FlowEdgeError(
-            f"the page cannot listen on {address}, port {port}: {error.strerror}. Choose another address or port in "
-            "the table [page], or stop the program that has it."
-        ) from error
+def _listen(settings: PageSettings) -> socket.socket:
+    return listen(settings.address, settings.port, owner="the page", table="the table [page]")
