@@ -285,12 +285,12 @@ def _difference(
                 raise
             problems.append(str(error))
             continue
-        joined = Joined(backbone, head, len(features), owns=True)
+        joined = Joined(backbone, head, len(features))
         try:
             expected, got = engine.infer(images), joined.infer(images)
         finally:
             engine.close()
-            joined.close()
+            joined.close_parts()
         difference = max(_relative(got[output], expected[output]) for output in expected)
         if not difference <= PARITY_LIMITS[precision]:
             raise BundleError(

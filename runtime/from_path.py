@@ -13,7 +13,7 @@ from flowedge.bundle_files import pack_around
 from flowedge.errors import BundleError
 from flowedge.pack import Pack, open_pack
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.opening.joined import open_product, open_products
+from flowedge.runtime.opening.joined import open_product, open_products, separate
 from flowedge.runtime.opening.opening import open_or_build
 from flowedge.runtime.products import ProductLine, names_of, verify_products
 from flowedge.runtime.verify import Check, verify_bundle
@@ -81,6 +81,61 @@ def load(
     bundle = open_bundle(path)
     opened = open_or_build(engine, bundle, precision, threads=threads, build=build)
     return Detector(bundle, opened, source_scale=source_scale, min_region_px=min_region_px)
+
+
+def load_detectors(
+    paths: Sequence[Path],
+    *,
+    engine: str | None = None,
+    precision: str = "fp32",
+    threads: int | None = None,
+    min_region_px: int = 1,
+) -> list[Detector]:
+    """Open several bundles on one engine. Those that are products of one pack share its backbone.
+
+    Each detector is closed by itself. The last one of a pack that is closed frees the backbone.
+
+    Args:
+        paths: The folders of bundles, and of products in packs.
+        engine: A name of ``flowedge.runtime.ENGINES``. Without a name, the first that opens on this machine is taken.
+        precision: The precision of the graphs. ``int8`` means the INT8 graphs for the engine's device.
+        threads: The number of CPU threads of one inference. Without a number the engine decides.
+        min_region_px: The number of pixels of the frame below which a region is left out of `Result.regions`.
+
+    Returns:
+        One detector for each path, in order.
+
+    Raises:
+        BundleError: A path names a pack without a product, or the cause is one of `load`.
+        EngineUnavailableError: The engine cannot run on this machine.
+        EngineWrongError: The engine's answers to a self-test are wrong on this machine.
+    """
+    alone: list[int] = []
+    of_packs: dict[Path, dict[str, int]] = {}
+    for place, path in enumerate(paths):
+        pack_path, product = pack_around(path) or (None, "")
+        if pack_path is not None and not product:
+            raise BundleError(f"{path} is a pack. Name one of its products, such as {path}/products/NAME.")
+        if pack_path is None or product in of_packs.setdefault(pack_path, {}):
+            alone.append(place)
+        else:
+            of_packs[pack_path][product] = place
+    found: dict[int, Detector] = {}
+    try:
+        for place in alone:
+            found[place] = load(
+                paths[place], engine=engine, precision=precision, threads=threads, min_region_px=min_region_px
+            )
+        for pack_path, places in of_packs.items():
+            pack = open_pack(pack_path)
+            engines = separate(open_products(pack, list(places), engine, precision, threads=threads))
+            for product, place in places.items():
+                found[place] = Detector(pack.product(product), engines[product], min_region_px=min_region_px)
+    except BaseException:
+        for detector in found.values():
+            detector.close()
+        raise
+    return [found[place] for place in range(len(paths))]
 
 
 def load_pack(

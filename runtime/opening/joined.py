@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,21 +24,27 @@ from flowedge.runtime.protocols import Engine
 class Joined:
     """An engine of one product: it runs the backbone, which other products share, and then the product's head.
 
-    Closing it closes the two engines only where it owns them, because other products may use the backbone.
+    Closing it closes the two engines only through ``free``, because other products may use the backbone.
     """
 
-    def __init__(self, backbone: Engine, head: Engine, features: int, *, owns: bool = False) -> None:
+    def __init__(
+        self, backbone: Engine, head: Engine, features: int, *, free: Callable[[], None] | None = None
+    ) -> None:
         self.name = head.name
         self.output_names = head.output_names
         self.backbone, self.head = backbone, head
         self.batches = _both(backbone.batches, head.batches)
         self._features = [f"feature_{number}" for number in range(features)]
-        self._owns = owns
+        self._free = free
         self._is_closed = False
 
-    def view(self, *, owns: bool = False) -> Joined:
-        """Make another engine of the same two, which is closed by itself."""
-        return Joined(self.backbone, self.head, len(self._features), owns=owns)
+    def view(self, free: Callable[[], None] | None = None) -> Joined:
+        """Make another engine of the same two, which is closed by itself.
+
+        Args:
+            free: Called once, when the new engine is closed.
+        """
+        return Joined(self.backbone, self.head, len(self._features), free=free)
 
     def infer(self, *inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         return self.answers(self.features(*inputs))
@@ -55,10 +63,15 @@ class Joined:
         return self.head.infer(*features)
 
     def close(self) -> None:
+        is_first, self._is_closed = not self._is_closed, True
+        if is_first and self._free is not None:
+            self._free()
+
+    def close_parts(self) -> None:
+        """Close the backbone and the head, also for other products."""
         self._is_closed = True
-        if self._owns:
-            self.backbone.close()
-            self.head.close()
+        self.backbone.close()
+        self.head.close()
 
 
 def open_products(
@@ -129,13 +142,34 @@ def open_product(
         EngineUnavailableError: The cause is one of `open_products`.
     """
     opened = open_products(pack, [product], engine, precision, threads=threads)[product]
-    return replace(opened, engine=joined_of(opened).view(owns=True))
+    return separate({product: opened})[product]
+
+
+def separate(engines: Mapping[str, Opened]) -> dict[str, Opened]:
+    """Give each product an engine that is closed by itself. The last one to be closed frees the backbone and all heads.
+
+    Args:
+        engines: The engines of some products, as `open_products` gives them.
+    """
+    lock, in_use = threading.Lock(), set(engines)
+
+    def leave(product: str) -> None:
+        with lock:
+            in_use.discard(product)
+            is_last = not in_use
+        if is_last:
+            close_engines(engines)
+
+    return {
+        product: replace(opened, engine=joined_of(opened).view(partial(leave, product)))
+        for product, opened in engines.items()
+    }
 
 
 def close_engines(engines: Mapping[str, Opened]) -> None:
     """Close the backbone and the heads of some products."""
     for opened in engines.values():
-        joined_of(opened).view(owns=True).close()
+        joined_of(opened).close_parts()
 
 
 def joined_of(opened: Opened) -> Joined:

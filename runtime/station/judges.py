@@ -14,10 +14,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.bundle_files import pack_around
 from flowedge.errors import EngineUnavailableError, FlowEdgeError
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.from_path import load
+from flowedge.runtime.from_path import load_detectors
 from flowedge.runtime.opening.engine import ENGINES, library_version
 from flowedge.runtime.protocols import PixelArray
 from flowedge.runtime.station.record import Event, Level, Tell
@@ -63,8 +62,8 @@ class Judge:
         return self.detector.prepare([pixels] * self.copies)
 
 
-Open = Callable[[ProductSettings, "str | None"], Judge]
-"""A function that opens the bundle of a product on an engine. The name None means the first engine that opens."""
+Open = Callable[[Sequence[ProductSettings], "str | None"], "dict[str, Judge]"]
+"""A function that opens the bundles of products on an engine. The name None means the first engine that opens."""
 
 
 class Judges:
@@ -78,7 +77,7 @@ class Judges:
         self,
         products: Sequence[ProductSettings],
         engines: Sequence[str | None],
-        open_judge: Open,
+        open_all: Open,
         tell: Tell,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -88,13 +87,13 @@ class Judges:
         Args:
             products: The products.
             engines: The names of the engines in the order of preference.
-            open_judge: Opens a bundle on an engine.
+            open_all: Opens the bundles of all products on an engine.
             tell: Takes the events.
             clock: The monotonic clock in seconds.
         """
         self._products = tuple(products)
         self._engines = tuple(engines)
-        self._open_judge = open_judge
+        self._open_all = open_all
         self._tell = tell
         self._clock = clock
         self._judges: dict[str, Judge] = {}
@@ -223,13 +222,9 @@ class Judges:
         """Open the first engine that opens for all products, and return why those before it did not open."""
         names: dict[str, list[str]] = {}  # The engines that did not open, by the reason.
         for place in places:
-            opened: dict[str, Judge] = {}
             try:
-                for product in self._products:
-                    opened[product.name] = self._open_judge(product, self._engines[place])
+                opened = self._open_all(self._products, self._engines[place])
             except Exception as error:
-                for judge in opened.values():
-                    judge.detector.close()
                 if not isinstance(error, FlowEdgeError):
                     _LOG.exception("%s does not open", self._engines[place])
                 names.setdefault(str(error), []).append(self._engines[place] or "the first choice")
@@ -246,36 +241,60 @@ class Judges:
         return [f"{', '.join(engines)}: {reason}" for reason, engines in names.items()]
 
 
+def open_judges(
+    products: Sequence[ProductSettings],
+    engine: str | None,
+    inspect: InspectSettings,
+    fit: Callable[[Judge], Judge],
+) -> dict[str, Judge]:
+    """Open the bundles of products on a proven engine. Products of one pack share its backbone.
+
+    Args:
+        products: The products.
+        engine: The name of the engine, or None for the first that opens.
+        inspect: The settings of all products.
+        fit: Gives a judge the limit and the area that are in force at the station.
+
+    Returns:
+        The judges by the names of their products.
+
+    Raises:
+        FlowEdgeError: A bundle cannot be trusted, or the engine cannot run it on this machine.
+    """
+    detectors = load_detectors(
+        [product.bundle for product in products],
+        engine=engine,
+        precision=inspect.precision,
+        threads=inspect.threads,
+        min_region_px=inspect.min_region_px,
+    )
+    try:
+        return {
+            product.name: fit(_judge(product, detector))
+            for product, detector in zip(products, detectors, strict=True)
+        }
+    except BaseException:
+        for detector in detectors:
+            detector.close()
+        raise
+
+
 def open_judge(
     product: ProductSettings,
     engine: str | None,
     inspect: InspectSettings,
     fit: Callable[[Judge], Judge],
 ) -> Judge:
-    """Open the bundle of a product on a proven engine.
-
-    Args:
-        product: The product.
-        engine: The name of the engine, or None for the first that opens.
-        inspect: The settings of all products.
-        fit: Gives a judge the limit and the area that are in force at the station.
+    """Open the bundle of one product, as `open_judges` opens several.
 
     Raises:
-        FlowEdgeError: The bundle cannot be trusted, or the engine cannot run it on this machine.
+        FlowEdgeError: The cause is one of `open_judges`.
     """
-    around = pack_around(product.bundle)
-    if around is not None and not around[1]:
-        raise FlowEdgeError(
-            f"{product.bundle} is a pack. Name one of its products, such as {product.bundle}/products/NAME."
-        )
-    detector: Detector = load(
-        product.bundle,
-        engine=engine,
-        precision=inspect.precision,
-        threads=inspect.threads,
-        min_region_px=inspect.min_region_px,
-    )
-    judge = Judge(
+    return open_judges([product], engine, inspect, fit)[product.name]
+
+
+def _judge(product: ProductSettings, detector: Detector) -> Judge:
+    return Judge(
         product=product.name,
         base=detector,
         detector=detector,
@@ -284,11 +303,6 @@ def open_judge(
         threshold_version=len(detector.bundle.manifest.threshold_history),
         copies=(detector.engine.batches or (1, 1))[0],
     )
-    try:
-        return fit(judge)
-    except BaseException:
-        detector.close()
-        raise
 
 
 def hash_of_bundle(bundle: Path) -> str:

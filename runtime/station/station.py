@@ -23,7 +23,7 @@ from flowedge.runtime.station.fitting import Fitting
 from flowedge.runtime.station.health_report import HealthReport
 from flowedge.runtime.station.housekeeping import Housekeeper
 from flowedge.runtime.station.journal import Journal
-from flowedge.runtime.station.judges import Judges, engines_of, open_judge
+from flowedge.runtime.station.judges import Judges, engines_of, open_judges
 from flowedge.runtime.station.live import Live
 from flowedge.runtime.station.loop import Loop, LoopParts
 from flowedge.runtime.station.notify import Notifier, Watchdog
@@ -118,7 +118,7 @@ class Station:
         self._judges = Judges(
             settings.all_products,
             engines_of(settings.inspect),
-            partial(open_judge, inspect=settings.inspect, fit=fitting),
+            partial(open_judges, inspect=settings.inspect, fit=fitting),
             self.tell,
         )
         self._judges.open()

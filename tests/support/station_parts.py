@@ -145,7 +145,11 @@ def loop_of(
     """Make a loop over parts of a test, with open engines."""
     inspect = InspectSettings(bundle=Path("b"), **settings)
     made: list[Loop] = []
-    judges = Judges(products, engines, open_judge, lambda event: made[0].put_event(event), clock=clock)
+
+    def open_all(products: Sequence[ProductSettings], engine: str | None) -> dict[str, Judge]:
+        return {product.name: open_judge(product, engine) for product in products}
+
+    judges = Judges(products, engines, open_all, lambda event: made[0].put_event(event), clock=clock)
     judges.open()
     record = Recorder(Decision(DecisionSettings()), station="s", run="r", deadline_ms=inspect.deadline_ms)
     parts = LoopParts(

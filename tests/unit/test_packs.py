@@ -27,6 +27,7 @@ from flowedge.manifest_json import canonical_hash
 from flowedge.pack import check_alike, open_pack
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.engines import onnxrt
+from flowedge.runtime.from_path import load_detectors
 from flowedge.runtime.opening.joined import joined_of
 from flowedge.runtime.products import ProductLine
 from flowedge.runtime.protocols import Inspects, InspectsProducts
@@ -734,3 +735,49 @@ def test_what_cannot_be_done_with_a_pack_says_what_can(
     done = command(*arguments)
     assert done.status == 2
     assert told in " ".join(done.stderr.split())
+
+
+def test_products_of_one_pack_that_are_opened_together_share_a_backbone_until_the_last_is_closed(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[object] = []
+    close = onnxrt._OnnxRuntime.close
+    monkeypatch.setattr(onnxrt._OnnxRuntime, "close", lambda self: (closed.append(self), close(self)))
+    products = made / "line.flowedgepack" / "products"
+    paths = [products / "bottle", made / "cable.flowedge", products / "screw"]
+    bottle, cable, screw = load_detectors(paths, engine=CPU, threads=1)
+    assert [one.bundle.path for one in (bottle, cable, screw)] == paths
+    backbone = joined_of(bottle.engine).backbone
+    assert joined_of(screw.engine).backbone is backbone
+    frame = frames(1)[0]
+    with flowedge.load(made / "screw.flowedge", engine=CPU, threads=1) as alone:
+        expected = alone(frame)
+    closed.clear()
+    bottle.close()
+    bottle.close()
+    assert closed == []
+    same(screw(frame), expected)
+    screw.close()
+    heads = [joined_of(one.engine).head for one in (bottle, screw)]
+    assert set(map(id, closed)) == set(map(id, [backbone, *heads]))
+    cable.close()
+
+
+def test_where_one_of_several_bundles_does_not_open_all_others_are_closed(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_now: list[object] = []
+    begin, close = onnxrt._OnnxRuntime.__init__, onnxrt._OnnxRuntime.close
+    monkeypatch.setattr(
+        onnxrt._OnnxRuntime,
+        "__init__",
+        lambda self, *a, **k: (open_now.append(self), begin(self, *a, **k))[1],
+    )
+    monkeypatch.setattr(onnxrt._OnnxRuntime, "close", lambda self: (open_now.remove(self), close(self)))
+    shutil.copytree(made / "line.flowedgepack", tmp_path / "line.flowedgepack")
+    products = tmp_path / "line.flowedgepack" / "products"
+    with pytest.raises(BundleError, match="no product"):
+        load_detectors([made / "cable.flowedge", products / "bottle", products / "nothing"], engine=CPU)
+    assert open_now == []
+    with pytest.raises(BundleError, match="Name one of its products"):
+        load_detectors([made / "line.flowedgepack"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,8 +37,8 @@ class _Running:
             "line-3", self.judges, self.fitting, self._tell, between_frames=self._soon
         )
 
-    def _open(self, product: ProductSettings, engine: str | None) -> Judge:
-        return self.fitting(judge_on(self._bundle, ScriptedEngine(self._bundle, score=1.0)))
+    def _open(self, products: Sequence[ProductSettings], engine: str | None) -> dict[str, Judge]:
+        return {"": self.fitting(judge_on(self._bundle, ScriptedEngine(self._bundle, score=1.0)))}
 
     def _tell(self, event: Event) -> None:
         self.events.append((event.kind, event.data))
@@ -134,8 +134,8 @@ def test_a_region_that_is_cleared_lets_frames_of_each_size_in(running: _Running)
 
 
 def test_a_reason_that_all_engines_share_is_told_once(tmp_path: Path) -> None:
-    def fail(product: ProductSettings, engine: str | None) -> Judge:
-        raise FlowEdgeError("b is no bundle." if product.name == "shared" else f"no {engine}.")
+    def fail(products: Sequence[ProductSettings], engine: str | None) -> dict[str, Judge]:
+        raise FlowEdgeError("b is no bundle." if products[0].name == "shared" else f"no {engine}.")
 
     def reason(name: str) -> str:
         products = [ProductSettings(name=name, bundle=tmp_path)]
