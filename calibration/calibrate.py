@@ -38,6 +38,7 @@ from flowedge.manifest import Manifest, NfaThreshold
 from flowedge.progress import SILENT, Reports
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.frames.pixel_range import PixelRange, with_pixel_range
+from flowedge.runtime.lanes import threads_for_many
 from flowedge.runtime.nfa import check_form
 from flowedge.runtime.opening.opening import open_engine
 
@@ -242,14 +243,14 @@ def detector_for_fit(draft: Bundle, precision: str, engine: str | None, threads:
         draft: The bundle, whose frame check is removed so that every frame is judged.
         precision: The precision of the graph.
         engine: The name of the engine. The value is None for the default engine.
-        threads: The number of CPU threads of one inference.
+        threads: The number of CPU threads of one inference. Without a number, several images are inferred at once.
 
     Raises:
         CalibrationError: The graph is the bfloat16 one, and the engine does not run it on this machine.
         EngineUnavailableError: The engine cannot run on this machine.
     """
     try:
-        session = open_engine(engine, draft, precision, threads=threads)
+        session = open_engine(engine, draft, precision, threads=threads_for_many(threads))
     except EngineUnavailableError as error:
         if precision != "bf16":
             raise

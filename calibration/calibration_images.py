@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from flowedge.runtime.detector import Detector
 from flowedge.runtime.frames.frame_check import frame_statistics
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.frames.pixel_range import PixelRange
+from flowedge.runtime.lanes import in_order, lanes_of
 from flowedge.runtime.result import Result
 
 
@@ -60,9 +63,11 @@ class GoodImages:
             CalibrationError: An answer is not finite.
             ImageError: An image cannot be read.
         """
-        for path in self.paths:
-            yield self.inferred(detect, path)
-            reports.advance()
+        inferred = in_order(partial(self.inferred, detect), self.paths, lanes=lanes_of(detect.engine))
+        with contextlib.closing(inferred) as results:
+            for result in results:
+                yield result
+                reports.advance()
 
     def frame_check(self, rate: float) -> FittedFrameCheck:
         """Fit the frame check with `fit_frame_check`. Only the images that no pass has inferred are read for it.

@@ -11,6 +11,7 @@ to the map, and the map stays as it is. Published figures differ by this choice.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -25,6 +26,7 @@ from flowedge.manifest import Thresholds
 from flowedge.progress import SILENT, Reports
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.frames.pixel_range import PixelRange
+from flowedge.runtime.lanes import in_order
 
 _Answer = TypeVar("_Answer", bound=CheckedDetection)
 _Seen = TypeVar("_Seen", bound=CheckedDetection, contravariant=True)
@@ -56,6 +58,7 @@ def evaluate(
     reports: Reports = SILENT,
     pixel_range: PixelRange | None = None,
     observer: Observer[_Answer] | None = None,
+    lanes: int = 1,
 ) -> Evaluation:
     """Run a detector over a dataset and measure it.
 
@@ -67,6 +70,7 @@ def evaluate(
         reports: Receives the progress, one unit for each image.
         pixel_range: The window of the bundle's manifest for images of more than 8 bits.
         observer: Receives every image after it was counted.
+        lanes: The number of threads that read and inspect images at once.
 
     Raises:
         DataError: A mask has another size than its image.
@@ -74,21 +78,28 @@ def evaluate(
     """
     tally = Tally(has_masks=not dataset.classes_without_masks, nfa=thresholds.nfa)
     reports.step("evaluating", len(dataset.samples))
-    for sample in dataset.samples:
+
+    def inspected(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None, _Answer] | ImageError:
         try:
             image = read_image(sample.path, pixel_range)
             mask = None if sample.mask is None or tally.pixels is None else read_mask(sample.mask, image)
-            detection = detect(image)
+            return image, mask, detect(image)
         except ImageError as error:
-            problem = str(error)
-            tally.leave_out(sample, problem)
-        else:
-            problem = tally.add(sample, mask, detection)
-            if observer is not None and not problem:
-                observer.add(sample, image, mask, detection)
-        if observer is not None and problem:
-            observer.leave_out(sample, problem)
-        reports.advance()
+            return error
+
+    with contextlib.closing(in_order(inspected, dataset.samples, lanes=lanes)) as answers:
+        for sample, answer in zip(dataset.samples, answers, strict=True):
+            if isinstance(answer, ImageError):
+                problem = str(answer)
+                tally.leave_out(sample, problem)
+            else:
+                image, mask, detection = answer
+                problem = tally.add(sample, mask, detection)
+                if observer is not None and not problem:
+                    observer.add(sample, image, mask, detection)
+            if observer is not None and problem:
+                observer.leave_out(sample, problem)
+            reports.advance()
     if observer is not None:
         observer.finish(tally)
     return tally.evaluation(dataset, thresholds)

@@ -16,6 +16,7 @@ from flowedge.calibration.plan import CalibrationPlan, PlanResult, carry_out
 from flowedge.calibration.threshold_history import ChangeOrigin
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.device.device_cache import device_cache
+from flowedge.runtime.lanes import lanes_of
 
 _DEFAULT = CalibrationPlan()
 _ORIGIN = ChangeOrigin(command="flowedge.calibrate")
@@ -96,6 +97,7 @@ def evaluate(detector: Detector, data: str | PathLike[str]) -> Evaluation:
         read_dataset(Path(data)),
         thresholds=detector.thresholds,
         pixel_range=detector.bundle.manifest.pixel_range,
+        lanes=lanes_of(detector.engine),
     )
     points = with_commands(result.operating_points, detector.bundle.path, detector.precision, str(data))
     return msgspec.structs.replace(result, operating_points=points)

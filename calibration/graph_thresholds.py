@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from flowedge.calibration.calibration_images import GoodImages, finite_result
 from flowedge.calibration.colour_scale import fit_colour_scale
-from flowedge.calibration.dataset import Dataset, read_mask
+from flowedge.calibration.dataset import Dataset, Sample, read_mask
 from flowedge.calibration.masks import mask_on_map
 from flowedge.calibration.metrics import PixelMetrics, ValueHistogram, curve_from_scores
 from flowedge.calibration.operating_points import OperatingPoint, operating_points
@@ -29,6 +30,8 @@ from flowedge.progress import Reports
 from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.lanes import in_order, lanes_of
+from flowedge.runtime.result import Result
 from flowedge.runtime.verify import AGGREGATION_LIMIT
 
 _Fitted: TypeAlias = tuple[
@@ -167,18 +170,22 @@ def _fit_f1(detect: Detector, labelled: Dataset, pixels: ValueHistogram, reports
     """Fit the largest F1, and add the pixels of the images without a defect to a histogram."""
     scores: list[float] = []
     metrics = PixelMetrics()
-    for sample in labelled.samples:
+
+    def answered(sample: Sample) -> tuple[Result, NDArray[np.bool_] | None]:
         frame = read_image(sample.path, detect.bundle.manifest.pixel_range)
         result = finite_result(detect, frame, sample.path)
-        scores.append(result.score)
-        mask = None
-        if sample.mask is not None:
-            height, width = result.network_map.shape
-            mask = mask_on_map(read_mask(sample.mask, frame), result.preprocessing, (height, width))
-        metrics.add(result.network_map, mask)
-        if not sample.is_anomalous:
-            pixels.add(result.network_map)
-        reports.advance()
+        if sample.mask is None:
+            return result, None
+        height, width = result.network_map.shape
+        return result, mask_on_map(read_mask(sample.mask, frame), result.preprocessing, (height, width))
+
+    with contextlib.closing(in_order(answered, labelled.samples, lanes=lanes_of(detect.engine))) as answers:
+        for sample, (result, mask) in zip(labelled.samples, answers, strict=True):
+            scores.append(result.score)
+            metrics.add(result.network_map, mask)
+            if not sample.is_anomalous:
+                pixels.add(result.network_map)
+            reports.advance()
     curve = curve_from_scores(scores, [sample.is_anomalous for sample in labelled.samples])
     image = fit_f1_threshold(curve, images=len(scores))
     points = operating_points(curve, image.threshold.value, fitted_by="f1")

@@ -12,6 +12,7 @@ import msgspec
 from flowedge.errors import ImageError
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.image_files import ImageFiles
+from flowedge.runtime.lanes import in_order, lanes_of
 from flowedge.runtime.pictures import PictureFolder
 from flowedge.runtime.protocols import Frame, Inspects, Sink, Source
 from flowedge.runtime.record import Inspection
@@ -71,6 +72,7 @@ def inspect_all(
     sinks: Sequence[Sink] = (),
     *,
     batch: tuple[int, int] = (1, 1),
+    lanes: int = 1,
     limit: int | None = None,
 ) -> Iterator[Inspection]:
     """Inspect the frames of a source in order, and give the record of each after all sinks have taken it.
@@ -80,6 +82,8 @@ def inspect_all(
         source: The source of the frames. The caller closes it.
         sinks: Each completes the record for the next one. The caller closes them.
         batch: The smallest and the largest number of images of one run of the engine.
+        lanes: The number of threads that inspect at once. With more than 1, a frame is taken from the source before the
+            records of the frames before it are given, so a camera gets 1.
         limit: The number of frames after which the inspection ends.
 
     Raises:
@@ -87,10 +91,13 @@ def inspect_all(
     """
     smallest, largest = batch
     frames = itertools.islice(source.frames(), limit)
-    while together := list(itertools.islice(frames, largest)):
-        for frame, (record, result) in zip(
-            together, inspect_batch(detector, together, smallest=smallest), strict=True
-        ):
+    batches = iter(lambda: list(itertools.islice(frames, largest)), [])
+
+    def inspected(together: list[Frame]) -> Iterator[tuple[Frame, tuple[Inspection, Result | None]]]:
+        return zip(together, inspect_batch(detector, together, smallest=smallest), strict=True)
+
+    with contextlib.closing(in_order(inspected, batches, lanes=lanes)) as answers:
+        for frame, (record, result) in itertools.chain.from_iterable(answers):
             for sink in sinks:
                 record = sink.put(frame, record, result)
             yield record
@@ -170,7 +177,12 @@ def inspect_source(
         if out is not None:
             pictures.append(stack.enter_context(contextlib.closing(PictureFolder(out, images, style=style))))
         yield from inspect_all(
-            detector, source, [*pictures, *sinks], batch=batch_of(detector, batch), limit=limit
+            detector,
+            source,
+            [*pictures, *sinks],
+            batch=batch_of(detector, batch),
+            lanes=lanes_of(detector.engine) if images else 1,
+            limit=limit,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from flowedge.clock import utc_now
 from flowedge.export.demo.demo_result import DemoResult, GraphChecks, GraphMetrics, InspectedPhoto
 from flowedge.manifest import Manifest
+from flowedge.runtime.device.machine import usable_cores
 from flowedge.runtime.report.charts import Series, charts, histogram
 from flowedge.runtime.report.markup import Markup, element, joined
 from flowedge.runtime.report.pages import write_page
@@ -242,10 +242,9 @@ def _assumed(manifest: Manifest) -> Markup:
 
 
 def _machine() -> str:
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (
         f"FlowEdge {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"{cpus} CPUs, {utc_now():%Y-%m-%d %H:%M} UTC"
+        f"{usable_cores()} CPUs, {utc_now():%Y-%m-%d %H:%M} UTC"
     )
 
 

@@ -32,6 +32,7 @@ from flowedge.export.demo.train import TrainPlan, train_cflow
 from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.progress import SILENT, Prefixed, Reports
 from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.lanes import lanes_of, threads_for_many
 from flowedge.runtime.render import draw, write_png
 from flowedge.runtime.report.pictures import mask_address, pictures_of
 from flowedge.runtime.result import Result
@@ -219,7 +220,7 @@ def _measured(
     bundle: Bundle, precision: str, dataset: Dataset, reports: Reports, page: Path | None = None
 ) -> GraphMetrics:
     """Measure one graph on the test images, and write a page about it where one is named."""
-    with flowedge.load(bundle.path, precision=precision) as detector:
+    with flowedge.load(bundle.path, precision=precision, threads=threads_for_many()) as detector:
         report = None if page is None else EvaluationReport(page, detector, dataset)
         evaluation = evaluate(
             detector,
@@ -227,6 +228,7 @@ def _measured(
             thresholds=detector.thresholds,
             reports=Prefixed(reports, precision),
             observer=report,
+            lanes=lanes_of(detector.engine),
         )
     if report is not None:
         report.write(evaluation, links=[("All steps of the demo", REPORT)])

@@ -68,12 +68,15 @@ def command(
     from flowedge.calibration.evaluation_report import EvaluationReport
     from flowedge.calibration.operating_points import with_commands
     from flowedge.calibration.source_check import preprocessing_doubt
+    from flowedge.runtime.lanes import lanes_of, threads_for_many
 
     samples = read_dataset(dataset)
     if build:
         build_first(bundle, engine, precision)
     with (
-        flowedge.load(bundle, engine=engine, precision=precision, threads=threads, build=build) as detector,
+        flowedge.load(
+            bundle, engine=engine, precision=precision, threads=threads_for_many(threads), build=build
+        ) as detector,
         progress_bar() as reports,
     ):
         report = None if html is None else EvaluationReport(html, detector, samples)
@@ -84,6 +87,7 @@ def command(
             reports=reports,
             pixel_range=detector.bundle.manifest.pixel_range,
             observer=report,
+            lanes=lanes_of(detector.engine),
         )
         points = with_commands(result.operating_points, bundle, detector.precision, str(dataset))
         result = msgspec.structs.replace(result, operating_points=points)

@@ -173,6 +173,7 @@ def command(
     from flowedge.runtime.area.settings import AreaSettings
     from flowedge.runtime.csv_file import HEADER, CsvFile, csv_line
     from flowedge.runtime.inspection import batch_of, inspect_source
+    from flowedge.runtime.lanes import threads_for_many
     from flowedge.runtime.report.run_report import RunReport
     from flowedge.runtime.settings import read_settings
 
@@ -187,7 +188,7 @@ def command(
             bundle,
             engine=engine,
             precision=precision,
-            threads=threads,
+            threads=threads if camera or count == 1 else threads_for_many(threads),
             source_scale=source_scale,
             build=build,
             min_region_px=min_region,

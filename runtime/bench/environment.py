@@ -12,7 +12,7 @@ from typing import Final
 
 from flowedge.children import clean_environment, find_program
 from flowedge.runtime.bench.timing_report import Environment
-from flowedge.runtime.device.machine import cpu_name, system_name
+from flowedge.runtime.device.machine import cpu_name, system_name, usable_cores
 
 _SYS: Final = Path("/sys")
 _SAMPLE_SECONDS: Final = 0.05
@@ -24,7 +24,7 @@ def find_environment() -> Environment:
     """Return the facts of this machine. The fields for measured speeds are None."""
     return Environment(
         cpu=cpu_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
         platform=system_name(),
         python=platform.python_version(),

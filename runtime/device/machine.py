@@ -145,6 +145,11 @@ def overflows_in_eight_bits(root: Path = Path("/")) -> bool:
     return platform.machine() in ("x86_64", "AMD64") and safe.isdisjoint(cpu_extensions(root))
 
 
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def system_name() -> str:
     """Return the system, its release, its processor's kind and its C library, such as Linux-6.1-aarch64-glibc2.35.
 

@@ -24,6 +24,7 @@ from flowedge.runtime.device.engine_file import EngineFacts
 from flowedge.runtime.device.machine import cpu_extensions, overflows_in_eight_bits
 from flowedge.runtime.engines.openvino_cache import facts_of_compiled, find_compiled, store_compiled
 from flowedge.runtime.engines.openvino_forms import join_signed_quantisation, multiply_small_permutations
+from flowedge.runtime.lanes import lanes_beside
 from flowedge.runtime.opening.contract import TensorSpec, check_contract
 from flowedge.runtime.opening.engine_contract import EngineSpec, Opening
 from flowedge.runtime.protocols import Engine
@@ -271,7 +272,9 @@ def _options(device: str, threads: int | None) -> dict[str, Any]:
             # Quantised values are then multiplied in float, which is slower and right.
             options["LP_TRANSFORMS_MODE"] = "NO"
         if threads is not None:
-            options["INFERENCE_NUM_THREADS"] = threads
+            # Requests of other threads run beside one another on the cores that one inference leaves free.
+            streams = lanes_beside(threads)
+            options |= {"INFERENCE_NUM_THREADS": threads * streams, "NUM_STREAMS": streams}
     else:
         # Compiling for a GPU or an NPU takes long. OpenVINO itself checks which device a stored graph fits.
         with contextlib.suppress(EngineCacheError):  # without a cache, OpenVINO compiles every time

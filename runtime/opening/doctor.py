@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from flowedge.runtime.device.machine import (
     find_memory,
     find_nvidia_driver,
     system_name,
+    usable_cores,
 )
 from flowedge.runtime.opening.engine_status import EngineStatus, available_engines
 from flowedge.version import __version__
@@ -37,7 +37,7 @@ class MachineFacts:
         platform: The operating system and the processor's architecture.
         cpu: The name of the processor.
         cpu_extensions: The processor's extensions that matter for inference, such as ``avx512_vnni``.
-        cpus: The number of CPUs that this process may use. The value is None where the system does not tell.
+        cpus: The number of CPUs that this process may use.
         memory: The memory. The value is None where the system does not tell.
         jetson: The facts of a Jetson. The value is None on other machines.
         nvidia: The driver of NVIDIA's GPUs, with an empty version where there is none.
@@ -49,7 +49,7 @@ class MachineFacts:
     platform: str
     cpu: str
     cpu_extensions: tuple[str, ...]
-    cpus: int | None
+    cpus: int
     memory: Memory | None
     jetson: Jetson | None
     nvidia: NvidiaDriver
@@ -140,7 +140,7 @@ def _facts() -> MachineFacts:
         platform=system_name(),
         cpu=cpu_name(),
         cpu_extensions=cpu_extensions(),
-        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        cpus=usable_cores(),
         memory=find_memory(),
         jetson=find_jetson(),
         nvidia=find_nvidia_driver(),

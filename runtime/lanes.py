@@ -1,0 +1,131 @@
+"""Work on several items at once, in threads, and give the answers in the order of the items.
+
+Several inferences on one core each take less processor time than one inference after the other on all cores. Threads of
+one inference wait for each other after every layer, and a thread that gives its core to other work lets all of them
+wait. So where many frames lie ready, each core takes a frame of its own.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
+from functools import partial
+from typing import Final, TypeVar
+
+from flowedge.runtime.device.machine import usable_cores
+from flowedge.runtime.opening.engine_contract import Opened
+
+MOST_LANES: Final = 8
+"""The most items that are worked on at once. More lanes would read more weights at once than the caches hold."""
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+def threads_for_many(threads: int | None = None) -> int:
+    """Return the number of CPU threads of one inference for a caller with many frames.
+
+    Args:
+        threads: The number that a user wants. Without a number, the threads are as few as `MOST_LANES` lanes need to
+            use all cores.
+    """
+    return threads or -(-usable_cores() // MOST_LANES)
+
+
+def lanes_beside(threads: int) -> int:
+    """Return the number of inferences of so many threads that run at once on the cores of this process."""
+    return max(1, min(MOST_LANES, usable_cores() // threads))
+
+
+def lanes_of(engine: Opened) -> int:
+    """Return the number of frames that are to be inspected at once by an engine.
+
+    An engine on the CPU that chooses its own number of threads fills all cores with one inference. On another device
+    the inferences take turns, and a second lane prepares the next frame meanwhile.
+    """
+    if engine.spec.device != "cpu":
+        return 2
+    return 1 if engine.threads is None else lanes_beside(engine.threads)
+
+
+class Lanes:
+    """Threads that each do one piece of work at a time. They end with the process, also where a work hangs."""
+
+    def __init__(self, count: int) -> None:
+        """Start the threads.
+
+        Args:
+            count: The number of works at once.
+        """
+        self.count = count
+        self._works: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        for number in range(count):
+            threading.Thread(target=self._run, name=f"lane-{number}", daemon=True).start()
+
+    def submit(self, do: Callable[[], Answer]) -> Future[Answer]:
+        """Queue a piece of work, and return its answer to come."""
+        answer: Future[Answer] = Future()
+        self._works.put(partial(_do, do, answer))
+        return answer
+
+    def close(self) -> None:
+        """Let the threads end after what is queued."""
+        for _ in range(self.count):
+            self._works.put(None)
+
+    def _run(self) -> None:
+        while (work := self._works.get()) is not None:
+            work()
+
+
+def in_order(
+    do: Callable[[Item], Answer], items: Iterable[Item], *, lanes: int
+) -> Generator[Answer, None, None]:
+    """Give the answer to each item in the order of the items, and work on the next few items meanwhile.
+
+    Args:
+        do: A function that threads may call at once.
+        items: The items, which are taken in the caller's thread, at most ``lanes`` before the answer that is awaited.
+        lanes: The number of threads. With 1, everything is done in the caller's thread.
+
+    Raises:
+        Exception: The error of an item is raised at its place, and an error of ``items`` after the answers before it.
+    """
+    if lanes == 1:
+        yield from map(do, items)
+        return
+    pool, waiting = Lanes(lanes), deque[Future[Answer]]()
+    iterator = iter(items)
+    try:
+        while True:
+            try:
+                waiting.append(pool.submit(partial(do, next(iterator))))
+            except StopIteration:
+                break
+            except Exception as error:  # the items before it have their answers first
+                waiting.append(Future())
+                waiting[-1].set_exception(error)
+                break
+            # While the caller uses an answer, one more item than there are threads keeps all of them at work.
+            if len(waiting) > lanes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.close()
+        # The caller may close the detector next, so nothing may still be at work with it.
+        for one in waiting:
+            if not one.cancel():
+                one.exception()
+
+
+def _do(do: Callable[[], Answer], answer: Future[Answer]) -> None:
+    if not answer.set_running_or_notify_cancel():
+        return
+    try:
+        answer.set_result(do())
+    except BaseException as error:
+        answer.set_exception(error)

@@ -1,0 +1,135 @@
+"""Frames that lie ready are inspected several at a time, and their answers keep the order of the frames."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowedge.runtime import lanes as lanes_module
+from flowedge.runtime.engines.null import NullEngine
+from flowedge.runtime.lanes import MOST_LANES, in_order, lanes_beside, lanes_of, threads_for_many
+from flowedge.runtime.opening.engine import ENGINES, NULL
+from flowedge.runtime.opening.engine_contract import Opened
+from flowedge.runtime.opening.unproven import open_unproven
+from support.tiny_bundle import IMAGE_SIZE, write_tiny_bundle
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 5])
+def test_the_answers_come_in_the_order_of_the_items(lanes: int) -> None:
+    first_may_go = threading.Event()
+
+    def square(number: int) -> int:
+        # The first item is done last where others may overtake it.
+        if number == 0 and lanes > 1:
+            assert first_may_go.wait(20)
+        if number == 1:
+            first_may_go.set()
+        return number * number
+
+    assert list(in_order(square, range(20), lanes=lanes)) == [number * number for number in range(20)]
+
+
+def test_as_many_items_are_worked_on_at_once_as_there_are_lanes() -> None:
+    together = threading.Barrier(3, timeout=20)
+    assert list(in_order(lambda _: together.wait() >= 0, range(6), lanes=3)) == [True] * 6
+
+
+def test_few_items_are_taken_before_their_answers_are_used() -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    answers = in_order(abs, items(), lanes=2)
+    assert next(answers) == 0
+    assert len(taken) <= 3
+    answers.close()
+    assert len(taken) <= 3
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_an_error_is_raised_after_the_answers_before_it(lanes: int) -> None:
+    def inverse(number: int) -> float:
+        return 1 / number
+
+    seen: list[float] = []
+    with pytest.raises(ZeroDivisionError):
+        seen.extend(in_order(inverse, [1, 2, 0, 4], lanes=lanes))
+    assert seen == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_an_error_of_the_items_is_raised_after_the_answers_before_it(lanes: int) -> None:
+    def items() -> Iterator[int]:
+        yield from (1, 2, 3)
+        raise OSError("the folder is gone")
+
+    seen: list[int] = []
+    with pytest.raises(OSError, match="the folder is gone"):
+        seen.extend(in_order(abs, items(), lanes=lanes))
+    assert seen == [1, 2, 3]
+
+
+def test_nothing_is_at_work_when_the_caller_has_left() -> None:
+    running, release = threading.Event(), threading.Event()
+    ended = []
+
+    def slow(number: int) -> int:
+        if number == 1:
+            running.set()
+            assert release.wait(20)
+            ended.append(number)
+        return number
+
+    answers = in_order(slow, range(9), lanes=2)
+    assert next(answers) == 0
+    assert running.wait(20)
+    threading.Timer(0.05, release.set).start()
+    answers.close()
+    assert ended == [1]
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "lanes"), [(1, 1, 1), (2, 1, 2), (2, 2, 1), (4, 3, 1), (16, 1, 8), (16, 2, 8)]
+)
+def test_inferences_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, threads: int, lanes: int
+) -> None:
+    monkeypatch.setattr(lanes_module, "usable_cores", lambda: cores)
+    assert lanes_beside(threads) == lanes
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (8, 1), (9, 2), (16, 2), (64, 8)])
+def test_many_frames_use_all_cores_with_few_threads_each(
+    monkeypatch: pytest.MonkeyPatch, cores: int, threads: int
+) -> None:
+    monkeypatch.setattr(lanes_module, "usable_cores", lambda: cores)
+    assert threads_for_many() == threads
+    assert threads_for_many(3) == 3
+    assert lanes_beside(threads) <= MOST_LANES
+
+
+def test_an_engine_that_fills_all_cores_gets_one_frame_at_a_time(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny.flowedge")
+    opened = Opened(engine=NullEngine(bundle.manifest), spec=NULL, precision="fp32", reason="named")
+    assert lanes_of(opened) == 1
+    assert lanes_of(replace(opened, threads=1)) == lanes_beside(1)
+    assert lanes_of(replace(opened, spec=replace(NULL, device="cuda"))) == 2
+
+
+@pytest.mark.parametrize("name", [name for name, spec in ENGINES.items() if spec.device == "cpu"])
+def test_inferences_at_once_give_the_answers_of_one_after_the_other(tmp_path: Path, name: str) -> None:
+    engine = open_unproven(name, write_tiny_bundle(tmp_path / "tiny.flowedge"), "fp32", threads=1)
+    images = np.random.default_rng(0).normal(size=(12, 1, 3, *IMAGE_SIZE)).astype(np.float32)
+    alone = [engine.infer(image) for image in images]
+    for answers, expected in zip(in_order(engine.infer, images, lanes=2), alone, strict=True):
+        for output, value in expected.items():
+            np.testing.assert_array_equal(answers[output], value)
+    engine.close()
