@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import numpy as np
 
 from soak.receiver import Received
 
@@ -28,31 +25,9 @@ class Check:
     detail: str
 
 
-class Slope(NamedTuple):
-    """A straight line through samples of memory, by least squares.
-
-    Attributes:
-        mb_per_minute: The slope.
-        error: The standard error of the slope, as if the samples were independent.
-        growth_mb: The growth of the line over the samples' time.
-        mean_mb: The mean of the samples.
-        minutes: The time of the samples.
-    """
-
-    mb_per_minute: float
-    error: float
-    growth_mb: float
-    mean_mb: float
-    minutes: float
-
-
-WARM_UP_S = 60.0
-"""The first seconds of a process, in which its buffers fill and each library works for the first time."""
-
 _MOST_GROWTH_MB = 16.0
-_SHORT_MINUTES = 3.0  # a shorter time shows no slope of some MB a minute beside the pictures that come and go
+_SHORT_S = 180.0  # a shorter time shows no leak of some MB a minute beside the pictures that come and go
 _MOST_GROWTH_OF_A_SHORT_RUN = 0.30
-_FEWEST_SAMPLES = 10
 
 
 def check_journal(records: Sequence[Received]) -> list[Check]:
@@ -118,44 +93,40 @@ def check_frames(wanted: int, judged: Iterable[str]) -> Check:
     )
 
 
-def slope_of(samples: Sequence[tuple[float, int]], warm_up_s: float) -> Slope | None:
-    """Fit a line through the memory of a process after its warm-up.
+def level_between(samples: Sequence[tuple[float, int]], begin: float, end: float) -> float | None:
+    """Return the median of a process's memory in MB over a quiet time.
 
     Args:
-        samples: The seconds since the start, and the resident bytes.
-        warm_up_s: The time that is left out.
+        samples: The seconds since the start of the process, and the resident bytes.
+        begin: The second at which the quiet time begins.
+        end: The second at which it ends.
 
     Returns:
-        The line, or None where there are too few samples.
+        The median, or None where no sample is in that time.
     """
-    kept = np.array([(time / 60, size / 1e6) for time, size in samples if time >= warm_up_s])
-    if len(kept) < _FEWEST_SAMPLES:
-        return None
-    minutes, megabytes = kept.T
-    (slope, _), covariance = np.polyfit(minutes, megabytes, 1, cov=True)
-    return Slope(
-        mb_per_minute=float(slope),
-        error=math.sqrt(covariance[0, 0]),
-        growth_mb=float(slope * (minutes[-1] - minutes[0])),
-        mean_mb=float(megabytes.mean()),
-        minutes=float(minutes[-1] - minutes[0]),
-    )
+    sizes = [size / 1e6 for time, size in samples if begin <= time <= end]
+    return statistics.median(sizes) if sizes else None
 
 
-def check_memory(slope: Slope | None) -> Check:
-    """Check the memory of the process that lived longest.
+def check_memory(levels: Sequence[float | None], seconds: float) -> Check:
+    """Check that a process needs no more memory after a round of faults than after the same round before it.
 
-    After its warm-up the process may grow by 16 MB while everything around it breaks. A run that leaves less than three
-    minutes after the warm-up cannot show that. Such a run only checks that the frames are not all kept.
+    The first round may need more than quiet running does, since the buffers for a backlog fill then for the first time.
+    A leak would make each round need more than the one before. A run in which three minutes or less lie between the
+    rounds cannot show that. Such a run only checks that the frames are not all kept.
+
+    Args:
+        levels: The memory in MB after each round, or None where nothing was measured.
+        seconds: The time between the rounds.
     """
-    is_short = slope is not None and slope.minutes < _SHORT_MINUTES
+    is_short = seconds < _SHORT_S
     name = "the memory of a short run grows by less than 30 %" if is_short else "the memory is flat"
-    if slope is None:
-        return Check(name, False, "no process lived long enough")
-    most = _MOST_GROWTH_OF_A_SHORT_RUN * slope.mean_mb if is_short else _MOST_GROWTH_MB
+    known = [level for level in levels if level is not None]
+    if len(known) < len(levels) or len(levels) < 2:
+        return Check(name, False, "no process lived through two rounds of faults")
+    most = _MOST_GROWTH_OF_A_SHORT_RUN * known[0] if is_short else _MOST_GROWTH_MB
+    growth = max(known[1:]) - known[0]
+    rounds = ", then ".join(f"{level:.0f} MB" for level in known)
     return Check(
-        name,
-        slope.growth_mb <= most,
-        f"{slope.growth_mb:+.1f} MB in {slope.minutes:.1f} min at {slope.mean_mb:.0f} MB, which is "
-        f"{slope.mb_per_minute:+.2f} ± {slope.error:.2f} MB/min",
+        name, growth <= most, f"{rounds}, with {seconds:.0f} s from round to round ({growth:+.1f} MB)"
     )

@@ -28,13 +28,12 @@ from typing import Any
 from soak.camera import Camera, pictures
 from soak.disk import SmallDisk
 from soak.judgement import (
-    WARM_UP_S,
     Check,
     check_frames,
     check_journal,
     check_memory,
     check_receiver,
-    slope_of,
+    level_between,
 )
 from soak.receiver import Subscriber, received, verdicts_of_file
 from soak.report import write_report
@@ -47,6 +46,10 @@ _DISK_MB = 2048
 _FRAMES_OF_FILE = 600
 _KILLS_OF_FILE = 3
 _DRAIN_S = 60.0
+_ROUNDS = (0.20, 0.60)
+"""The begin of each round of faults in the life of the last process, as shares of the time with the camera."""
+_QUIET = ((0.17, 0.20), (0.50, 0.58), (0.90, 0.98))
+"""The quiet times before the rounds and at the end of each, in which memory is measured."""
 
 
 @dataclass
@@ -181,10 +184,15 @@ def soak_camera(out: Path, seconds: float, fps: float, facts: dict[str, Any]) ->
         check_lives(lives, faults),
         check_events(site, faults),
     ]
-    longest = max(lives, key=lambda life: len(life.memory))
-    warm_up_s = min(WARM_UP_S, 0.2 * seconds)
-    slope = slope_of(longest.memory, warm_up_s)
-    checks.append(check_memory(slope))
+    last = lives[-1]
+    passed = (
+        begun - last.started
+    )  # seconds of the last process before the camera's time began, mostly negative
+    levels = [
+        level_between(last.memory, passed + begin * seconds, passed + end * seconds) for begin, end in _QUIET
+    ]
+    between = (_QUIET[2][1] - _QUIET[1][1]) * seconds
+    checks.append(check_memory(levels[1:], between))
     judged = [json.loads(body) for body in records]
     facts |= {
         "seconds_with_the_camera": seconds,
@@ -198,9 +206,7 @@ def soak_camera(out: Path, seconds: float, fps: float, facts: dict[str, Any]) ->
         "starts": len(lives),
         "repeats_over_mqtt": len(subscriber.verdicts) - len({one.id for one in subscriber.verdicts}),
         "drained_s": round(drained, 1),
-        "memory_warm_up_s": warm_up_s,
-        "memory_growth_mb": None if slope is None else round(slope.growth_mb, 1),
-        "memory_mb_per_minute": None if slope is None else round(slope.mb_per_minute, 3),
+        "memory_mb_before_and_after_rounds": [level and round(level, 1) for level in levels],
         "archived_pictures": sum(bool(one["picture"]) for one in judged),
         "faults": [
             {"name": fault.name, "skipped": fault.skipped, "seconds": fault.seconds} for fault in faults
@@ -214,7 +220,7 @@ def soak_camera(out: Path, seconds: float, fps: float, facts: dict[str, Any]) ->
 def faults_of(
     service: Service, broker: Broker, camera: Camera, disk: SmallDisk, clock: WallClock, seconds: float
 ) -> list[Fault]:
-    """List what breaks, in the order of time. The last process lives for more than half of the time."""
+    """List what breaks, in the order of time. The last process lives through the same round of faults twice."""
     pause = max(2.0, 0.02 * seconds)
 
     def restart_broker() -> None:
@@ -235,17 +241,24 @@ def faults_of(
     def jump(offset: float) -> Callable[[], None]:
         return lambda: clock.shift(offset)
 
+    rounds = [
+        fault
+        for begin in _ROUNDS
+        for fault in (
+            Fault("the disk fills", begin, fill_disk, skipped=disk.problem),
+            Fault("the broker is restarted", begin + 0.14, restart_broker),
+            Fault("the camera drops out", begin + 0.22, lose_camera),
+        )
+    ]
     return [
-        Fault("the broker is restarted", 0.05, restart_broker),
+        Fault("the broker is restarted", 0.03, restart_broker),
+        Fault("the process is killed", 0.08, service.kill),
+        Fault("the clock jumps by an hour", 0.10, jump(3600.0), skipped=clock.problem),
         Fault("the process is killed", 0.12, service.kill),
-        Fault("the clock jumps by an hour", 0.16, jump(3600.0), skipped=clock.problem),
-        Fault("the camera drops out", 0.20, lose_camera),
-        Fault("the clock jumps back by a day", 0.28, jump(-86400.0), skipped=clock.problem),
-        Fault("the process is killed", 0.32, service.kill),
-        Fault("the disk fills", 0.50, fill_disk, skipped=disk.problem),
-        Fault("the clock is right again", 0.65, jump(0.0), skipped=clock.problem),
-        Fault("the broker is restarted", 0.70, restart_broker),
-        Fault("the camera drops out", 0.80, lose_camera),
+        Fault("the clock jumps back by a day", 0.14, jump(-86400.0), skipped=clock.problem),
+        *rounds[: len(rounds) // 2],
+        Fault("the clock is right again", 0.48, jump(0.0), skipped=clock.problem),
+        *rounds[len(rounds) // 2 :],
     ]
 
 

@@ -51,6 +51,7 @@ password_file {folder}/users
 acl_file {folder}/access
 persistence true
 persistence_location {folder}/data/
+max_queued_messages 0
 log_dest stderr
 listener {self.port} 127.0.0.1
 max_packet_size 20000

@@ -737,47 +737,53 @@ def test_what_cannot_be_done_with_a_pack_says_what_can(
     assert told in " ".join(done.stderr.split())
 
 
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The engines of ONNX Runtime that are open, from now on."""
+    now_open: list[object] = []
+    begin, close = onnxrt._OnnxRuntime.__init__, onnxrt._OnnxRuntime.close
+
+    def counted(self: onnxrt._OnnxRuntime, *arguments: Any, **options: Any) -> None:
+        begin(self, *arguments, **options)
+        now_open.append(self)
+
+    def uncounted(self: onnxrt._OnnxRuntime) -> None:
+        close(self)
+        now_open.remove(self)
+
+    monkeypatch.setattr(onnxrt._OnnxRuntime, "__init__", counted)
+    monkeypatch.setattr(onnxrt._OnnxRuntime, "close", uncounted)
+    return now_open
+
+
 def test_products_of_one_pack_that_are_opened_together_share_a_backbone_until_the_last_is_closed(
-    made: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, sessions: list[object]
 ) -> None:
-    closed: list[object] = []
-    close = onnxrt._OnnxRuntime.close
-    monkeypatch.setattr(onnxrt._OnnxRuntime, "close", lambda self: (closed.append(self), close(self)))
+    frame = frames(1)[0]
+    with flowedge.load(made / "screw.flowedge", engine=CPU, threads=1) as alone:
+        expected = alone(frame)
     products = made / "line.flowedgepack" / "products"
     paths = [products / "bottle", made / "cable.flowedge", products / "screw"]
     bottle, cable, screw = load_detectors(paths, engine=CPU, threads=1)
     assert [one.bundle.path for one in (bottle, cable, screw)] == paths
-    backbone = joined_of(bottle.engine).backbone
-    assert joined_of(screw.engine).backbone is backbone
-    frame = frames(1)[0]
-    with flowedge.load(made / "screw.flowedge", engine=CPU, threads=1) as alone:
-        expected = alone(frame)
-    closed.clear()
+    assert joined_of(screw.engine).backbone is joined_of(bottle.engine).backbone
+    assert len(sessions) == 4  # one backbone, two heads and the bundle that is in no pack
     bottle.close()
     bottle.close()
-    assert closed == []
+    assert len(sessions) == 4
     same(screw(frame), expected)
     screw.close()
-    heads = [joined_of(one.engine).head for one in (bottle, screw)]
-    assert set(map(id, closed)) == set(map(id, [backbone, *heads]))
+    assert len(sessions) == 1
     cable.close()
 
 
 def test_where_one_of_several_bundles_does_not_open_all_others_are_closed(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, tmp_path: Path, sessions: list[object]
 ) -> None:
-    open_now: list[object] = []
-    begin, close = onnxrt._OnnxRuntime.__init__, onnxrt._OnnxRuntime.close
-    monkeypatch.setattr(
-        onnxrt._OnnxRuntime,
-        "__init__",
-        lambda self, *a, **k: (open_now.append(self), begin(self, *a, **k))[1],
-    )
-    monkeypatch.setattr(onnxrt._OnnxRuntime, "close", lambda self: (open_now.remove(self), close(self)))
     shutil.copytree(made / "line.flowedgepack", tmp_path / "line.flowedgepack")
     products = tmp_path / "line.flowedgepack" / "products"
     with pytest.raises(BundleError, match="no product"):
         load_detectors([made / "cable.flowedge", products / "bottle", products / "nothing"], engine=CPU)
-    assert open_now == []
+    assert sessions == []
     with pytest.raises(BundleError, match="Name one of its products"):
         load_detectors([made / "line.flowedgepack"])
