@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 
 from flowedge.runtime.settings import Settings
+from flowedge.source_addresses import kind_of
 
 Channels: TypeAlias = Literal[
     "", "rgb", "bgr", "gray", "bayer_rggb", "bayer_bggr", "bayer_grbg", "bayer_gbrg"
@@ -146,6 +147,11 @@ class SourceSettings(Settings, frozen=True, kw_only=True):
         _need_username(self.username, self.password_env, self.password_file)
         if self.window is not None and not self.window[0] < self.window[1]:
             raise ValueError("window is the lower level and the higher one, such as [0, 4095]")
+
+    @property
+    def lies_ready(self) -> bool:
+        """True for image and video files that are all there, so that no frame has to be waited for."""
+        return not self.watch and self.trigger is None and kind_of(self.address) in ("images", "video")
 
 
 def _need_username(username: str | None, password_env: str | None, password_file: Path | None) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from flowedge.runtime.area.settings import AreaSettings
+from flowedge.runtime.lanes import threads_for_many
 from flowedge.runtime.settings import Settings, parse_settings, read_settings
 from flowedge.runtime.sources.settings import SourceSettings
 from flowedge.runtime.station.decision import DecisionSettings
@@ -46,7 +47,8 @@ class InspectSettings(Settings, frozen=True, kw_only=True):
         bundle: The bundle, for a station with one product. A station of several products has ``[[products]]``.
         engines: The engines in the order of preference. Without a name, the first that opens is taken.
         precision: The precision of the graph, such as ``fp32`` or ``int8``. The word ``auto`` takes the fastest here.
-        threads: The number of CPU threads of one inference. Without a number the engine decides.
+        threads: The number of CPU threads of one inference. Other frames that wait are judged at the same time on the
+            cores that are left. Without a number, files that lie ready get few threads each, and a camera's frame all.
         min_region_px: The number of pixels of the frame below which a region is left out of the record.
         deadline_ms: The time in ms from capture to verdict, after which a verdict is late. Without it none is late.
         queue: The number of frames that may wait between the source and the engine.
@@ -134,6 +136,17 @@ class StationSettings(Settings, frozen=True, kw_only=True):
         files = [sink.path for sink in self.sinks if isinstance(sink, JsonLinesSettings)]
         if len(set(files)) < len(files):
             raise ValueError("Two tables [[sinks]] write to the same path. Give each a file of its own")
+
+    @property
+    def inspect_by_source(self) -> InspectSettings:
+        """The table ``[inspect]`` with the number of threads that suits the source, where the site names none.
+
+        Files that lie ready are judged several at a time with few threads each, which is fastest for all of them. A
+        frame of a camera gets all cores, which is fastest for this frame.
+        """
+        if self.inspect.threads is None and self.source.lies_ready:
+            return msgspec.structs.replace(self.inspect, threads=threads_for_many())
+        return self.inspect
 
     @property
     def all_products(self) -> tuple[ProductSettings, ...]:

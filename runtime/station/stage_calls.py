@@ -15,8 +15,8 @@ from flowedge.runtime.station.delivery import Deliveries
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.judges import Judge
 from flowedge.runtime.station.live import Live
-from flowedge.runtime.station.loop import Written
 from flowedge.runtime.station.record import Event, Record, Tell
+from flowedge.runtime.station.stages import Written
 from flowedge.runtime.station.throttle import Throttle
 from flowedge.runtime.station.watch import Watch
 from flowedge.runtime.station.watch.shadow import Shadow

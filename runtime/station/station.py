@@ -25,7 +25,7 @@ from flowedge.runtime.station.housekeeping import Housekeeper
 from flowedge.runtime.station.journal import Journal
 from flowedge.runtime.station.judges import Judges, engines_of, open_judges
 from flowedge.runtime.station.live import Live
-from flowedge.runtime.station.loop import Loop, LoopParts
+from flowedge.runtime.station.loop import Loop
 from flowedge.runtime.station.notify import Notifier, Watchdog
 from flowedge.runtime.station.overrides import Overrides
 from flowedge.runtime.station.picture_store import PictureStore
@@ -34,6 +34,7 @@ from flowedge.runtime.station.recording import Recorder
 from flowedge.runtime.station.settings import StationSettings
 from flowedge.runtime.station.sinks import StationLink
 from flowedge.runtime.station.stage_calls import StageCalls
+from flowedge.runtime.station.stages import LoopParts
 from flowedge.runtime.station.station_controls import StationControls
 from flowedge.runtime.station.status import StatusServer
 from flowedge.runtime.station.summary import summary
@@ -118,7 +119,7 @@ class Station:
         self._judges = Judges(
             settings.all_products,
             engines_of(settings.inspect),
-            partial(open_judges, inspect=settings.inspect, fit=fitting),
+            partial(open_judges, inspect=settings.inspect_by_source, fit=fitting),
             self.tell,
         )
         self._judges.open()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,8 @@ class Work:
         outputs: The engine's answers.
         result: The findings. The value is None for a frame that was not judged.
         record: The record, once it was made.
+        answer: The end of the inference, which gives the error of the engine where it failed. The value is None for a
+            frame that no engine computes.
         stages_ms: The time of each stage, in ms.
         is_bare: True after `make_bare`.
     """
@@ -45,6 +48,7 @@ class Work:
     outputs: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     result: Result | None = None
     record: Record | None = None
+    answer: Future[Exception | None] | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
     is_bare: bool = False
     _since_ns: int = field(default_factory=time.monotonic_ns)

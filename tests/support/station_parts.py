@@ -23,10 +23,11 @@ from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.protocols import Frame
 from flowedge.runtime.station.decision import Decision, DecisionSettings
 from flowedge.runtime.station.judges import Judge, Judges
-from flowedge.runtime.station.loop import Loop, LoopParts
+from flowedge.runtime.station.loop import Loop
 from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.recording import Recorder
 from flowedge.runtime.station.settings import InspectSettings, ProductSettings
+from flowedge.runtime.station.stages import LoopParts
 from flowedge.runtime.station.work import Work
 
 
@@ -84,9 +85,12 @@ class ScriptedEngine(NullEngine):
         super().close()
 
 
-def judge_on(bundle: Bundle, engine: NullEngine, name: str = "null", product: str = "") -> Judge:
+def judge_on(
+    bundle: Bundle, engine: NullEngine, name: str = "null", product: str = "", threads: int | None = None
+) -> Judge:
     """Make a detector that runs on an engine of a test."""
-    opened = Opened(engine=engine, spec=replace(NULL, name=name), precision="fp32", reason="named")
+    spec = replace(NULL, name=name)
+    opened = Opened(engine=engine, spec=spec, precision="fp32", reason="named", threads=threads)
     detector = Detector(bundle, opened)
     return Judge(
         product=product,

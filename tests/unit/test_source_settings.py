@@ -56,3 +56,19 @@ def test_a_wrong_value_is_an_error_with_its_reason(table: dict[str, Any], proble
     with pytest.raises(SettingsError) as caught:
         settings_from(table, SourceSettings, name="station.toml", folder=Path("/etc"))
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "lies_ready"),
+    [
+        ({"address": "pictures"}, True),
+        ({"address": "line.mp4"}, True),
+        ({"address": "pictures", "watch": True}, False),
+        ({"address": "pictures", "trigger": {"kind": "software"}}, False),
+        ({"address": "rtsp://camera/1"}, False),
+    ],
+)
+def test_files_lie_ready_and_cameras_and_watched_folders_do_not(
+    table: dict[str, Any], lies_ready: bool
+) -> None:
+    assert settings_from(table, SourceSettings, name="s", folder=Path("/etc")).lies_ready == lies_ready

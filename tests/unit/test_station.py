@@ -22,10 +22,10 @@ from flowedge.runtime.station import journal_file
 from flowedge.runtime.station.delivery import Deliveries
 from flowedge.runtime.station.journal import Appended
 from flowedge.runtime.station.journal_reader import JournalReader
-from flowedge.runtime.station.loop import Written
 from flowedge.runtime.station.record import Event, Record
 from flowedge.runtime.station.settings import parse_station, read_station
 from flowedge.runtime.station.sinks import StationLink
+from flowedge.runtime.station.stages import Written
 from flowedge.runtime.station.station import Station
 from flowedge.runtime.station.status import SOCKET, NoStationError, StatusServer, ask_station
 from support.command_line import flowedge

@@ -148,6 +148,55 @@ def test_any_error_of_an_engine_counts_and_a_rare_one_replaces_nothing(bundle: B
     assert [record.number for record in notes.records if record.verdict != "ok"] == [2, 150]
 
 
+@pytest.fixture
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the engine have four lanes for inferences of one thread."""
+    monkeypatch.setattr("flowedge.runtime.lanes.usable_cores", lambda: 4)
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_frames_that_are_judged_at_once_keep_their_order(bundle: Bundle) -> None:
+    together = threading.Barrier(4, timeout=20)
+
+    def wait_for_others() -> None:
+        together.wait()
+
+    notes, engine = Notes(), ScriptedEngine(bundle, wait_for_others, score=1.0)
+    frames = [frame(n, problem="damaged" if n % 5 == 0 else "") for n in range(15)]
+    run(loop_of(FrameList(frames), lambda *_: judge_on(bundle, engine, threads=1), notes))
+    assert [record.source_id for record in notes.records] == [f"frame-{n}" for n in range(15)]
+    assert [record.number for record in notes.records if record.verdict != "ok"] == [1, 6, 11]
+    assert engine.runs == 12
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_an_engine_that_fails_on_several_frames_at_once_is_replaced_once(bundle: Bundle) -> None:
+    together = threading.Barrier(4, timeout=20)
+    notes = Notes()
+    opened: list[ScriptedEngine] = []
+
+    def fail() -> None:
+        together.wait()
+        raise EngineUnavailableError("the device is gone")
+
+    def open_judge(product: ProductSettings, engine: str | None) -> Judge:
+        before = fail if not opened else lambda: None
+        opened.append(ScriptedEngine(bundle, before, score=1.0))
+        return judge_on(bundle, opened[-1], name=str(engine), threads=1)
+
+    run(loop_of(FrameList([frame(n) for n in range(12)]), open_judge, notes))
+    assert notes.kinds == ["engine_failed", "engine_reopened"]
+    assert [one.is_closed for one in opened] == [True, False]
+    assert [record.verdict for record in notes.records] == ["not_inspected"] * 4 + ["ok"] * 8
+
+
+def test_an_engine_that_fails_is_replaced_although_no_further_frame_comes(bundle: Bundle) -> None:
+    notes, fails = Notes(), _Failing(1)
+    source = FrameList([frame(1), lambda: wait_until(lambda: "engine_reopened" in notes.kinds)])
+    run(loop_of(source, lambda *_: judge_on(bundle, ScriptedEngine(bundle, fails, score=1.0)), notes))
+    assert notes.kinds == ["engine_failed", "engine_reopened"]
+
+
 def test_without_any_engine_nothing_is_ok_and_the_station_goes_on(bundle: Bundle) -> None:
     notes, fails = Notes(), _Failing(1)
     opened: list[str | None] = []
