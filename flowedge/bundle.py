@@ -28,8 +28,10 @@ from flowedge.bundle_files import (
     PACK_INDEX,
     check_listing,
     check_paths,
+    description_bytes,
     hash_of,
     pack_around,
+    parse_manifest,
     read_manifest,
     verify,
 )
@@ -45,6 +47,7 @@ from flowedge.replacing import (
     remove_leftovers,
     sync_folder,
 )
+from flowedge.signature import Required, Signature, check_signature
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -53,10 +56,17 @@ _CHECKPOINTS: Final = (".ckpt", ".pth", ".pt", ".safetensors")
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A verified bundle. When it was opened, every listed file had its listed size and hash."""
+    """A verified bundle. When it was opened, every listed file had its listed size and hash.
+
+    Attributes:
+        path: The bundle's folder.
+        manifest: The manifest.
+        signature: The accepted signature. The value is None where the opening required none.
+    """
 
     path: Path
     manifest: Manifest
+    signature: Signature | None = None
 
     def graph_path(self, precision: str) -> Path:
         """Return the path of the graph of a precision.
@@ -95,17 +105,28 @@ class Bundle:
         )
 
 
-def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+def open_bundle(path: str | os.PathLike[str], *, require_signature: Required = None) -> Bundle:
     """Open a bundle and verify all of it. This reads every byte once and takes about a second per gigabyte.
 
+    Args:
+        path: The folder.
+        require_signature: A file or a folder of trusted public keys, one of which must have signed the bundle. By
+            default it is the one that the environment variable ``FLOWEDGE_REQUIRE_SIGNATURE`` names, if it is set.
+            False needs no signature.
+
     Raises:
+        SignatureError: A signature is required, and there is none that is accepted.
         BundleError: The folder is not there, the manifest is not valid or of an unknown schema, or a listed
             file is missing, is not a regular file inside the folder, or has another size or hash.
     """
     begun = time.monotonic()
     folder = Path(path)
     refuse_pack(folder)
-    manifest = peek_bundle(folder)
+    _recover(folder)
+    # The signature is checked over the very bytes that are parsed, so that no other manifest comes between.
+    data = description_bytes(folder, MANIFEST)
+    manifest = parse_manifest(folder, data)
+    signature = check_signature(folder, data, require_signature)
     for stored in manifest.files:
         verify(folder, stored)
     size = sum(stored.size for stored in manifest.files) / 1e6
@@ -113,7 +134,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         "read and verified %s: %.1f MB in %d files, %.2f s",
         *(folder, size, len(manifest.files), time.monotonic() - begun),
     )
-    return Bundle(folder, manifest)
+    return Bundle(folder, manifest, signature)
 
 
 def peek_bundle(folder: Path) -> Manifest:
@@ -121,6 +142,16 @@ def peek_bundle(folder: Path) -> Manifest:
 
     Raises:
         BundleError: The folder is not there, or the manifest is not valid or of an unknown schema.
+    """
+    _recover(folder)
+    return read_manifest(folder)
+
+
+def _recover(folder: Path) -> None:
+    """Finish an interrupted replacement of a bundle, and check that the folder is a bundle.
+
+    Raises:
+        BundleError: The folder is not there, or has no manifest.
     """
     recover(Path(os.path.realpath(folder)))
     try:
@@ -131,7 +162,6 @@ def peek_bundle(folder: Path) -> Manifest:
         is_bundle = True  # Reading the manifest, next, tells what the system refuses.
     if not is_bundle:
         raise _no_bundle(folder)
-    return read_manifest(folder)
 
 
 def refuse_pack(folder: Path) -> None:

@@ -16,6 +16,8 @@ from flowedge.manifest_json import MAX_BYTES, manifest_from_json
 
 MANIFEST: Final = "manifest.json"
 PACK_INDEX: Final = "pack.json"
+SIGNATURE: Final = "signature.toml"
+"""The file beside the manifest of a bundle, or beside the index of a pack, that `flowedge.signature` reads."""
 PRODUCTS: Final = "products"
 """The folder of a pack that holds a folder for each product."""
 _CHUNK_BYTES: Final = 1 << 20
@@ -29,13 +31,32 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BundleError: The manifest is not there, is not valid, or lists paths that no bundle may hold.
     """
-    with open_inside(folder, MANIFEST) as file:
+    return parse_manifest(folder, description_bytes(folder, MANIFEST))
+
+
+def description_bytes(folder: Path, name: str) -> bytes:
+    """Return the bytes of a manifest or of the index of a pack, up to one more than such a file may have.
+
+    Raises:
+        BundleError: The file cannot be read.
+    """
+    with open_inside(folder, name) as file:
         try:
-            data = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
         except OSError as error:
-            raise BundleError(
-                f"{folder / MANIFEST} cannot be read: {error.strerror}. Check the disk."
-            ) from error
+            raise BundleError(f"{folder / name} cannot be read: {error.strerror}. Check the disk.") from error
+
+
+def parse_manifest(folder: Path, data: bytes) -> Manifest:
+    """Check the bytes of a manifest.
+
+    Args:
+        folder: The bundle's folder, for messages.
+        data: The bytes of ``manifest.json``.
+
+    Raises:
+        BundleError: The manifest is not valid, or lists paths that no bundle may hold.
+    """
     try:
         manifest = manifest_from_json(data)
         check_listing(manifest)
@@ -84,7 +105,7 @@ def check_paths(paths: Iterable[str]) -> None:
     Raises:
         BundleError: A path leads outside, or two paths are the same but for capitals.
     """
-    seen = {MANIFEST}
+    seen = {MANIFEST, SIGNATURE}
     for path in paths:
         if not _SAFE_PATH.fullmatch(path):
             raise BundleError(

@@ -5,7 +5,8 @@ FlowEdgeError
 │   └── UnsafeCheckpointError the file asks to run code or to build a class that is not on the allow-list
 ├── ExportError               the exported graph could not be made, or differs from the reference network
 ├── BundleError               the bundle on disk cannot be trusted, read or written
-│   └── BundleChangedError    another process replaced the bundle since it was opened
+│   ├── BundleChangedError    another process replaced the bundle since it was opened
+│   └── SignatureError        a signature is needed and is missing, wrong, expired or by an unknown key
 ├── ImageError                an image or a frame cannot be read, or is not what the bundle takes
 ├── DataError                 a folder of images is not what the command needs
 ├── SourceError               a camera, a video or another source of frames cannot be opened
@@ -14,6 +15,7 @@ FlowEdgeError
 ├── ProcessError              a detector was taken into another process
 ├── MissingPackageError       an optional package, such as torch or onnx, is not installed
 ├── SettingsError             a settings file, such as a station's, has a key or a value that is not allowed
+├── RegistryError             a bundle cannot be pushed to a registry or pulled from it
 ├── JournalError              a station's journal cannot be opened, read or written
 ├── EngineCacheError          the cache of compiled engines cannot be used
 └── EngineUnavailableError    the requested engine cannot run on this machine
@@ -60,6 +62,10 @@ class BundleChangedError(BundleError):
     """Another process replaced the bundle since it was opened, so that a change of the old version is refused."""
 
 
+class SignatureError(BundleError):
+    """A signature is needed and is missing, wrong, expired or by a key that is not trusted, or a key cannot be read."""
+
+
 class ImageError(FlowEdgeError):
     """An image or a frame cannot be read, or is not what the bundle takes."""
 
@@ -90,6 +96,10 @@ class MissingPackageError(FlowEdgeError):
 
 class SettingsError(FlowEdgeError):
     """A settings file has a key or a value that is not allowed, or names a secret that is not there."""
+
+
+class RegistryError(FlowEdgeError):
+    """A bundle cannot be pushed to a registry or pulled from it, or a registry's answer cannot be trusted."""
 
 
 class JournalError(FlowEdgeError):

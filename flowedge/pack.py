@@ -30,7 +30,7 @@ from flowedge.bundle_files import (
     PACK_INDEX,
     PRODUCTS,
     check_paths,
-    open_inside,
+    description_bytes,
     pack_around,
     verify,
 )
@@ -39,7 +39,6 @@ from flowedge.manifest import Manifest, PrecisionName, StoredFile
 from flowedge.manifest_bounds import Moment, Name, PixelCount, Pixels, Sha256
 from flowedge.manifest_json import (
     HASH_FIELD,
-    MAX_BYTES,
     RefusedError,
     SchemaOnly,
     canonical_hash,
@@ -48,6 +47,7 @@ from flowedge.manifest_json import (
     take_hash,
 )
 from flowedge.replacing import put_at_free_place, recover, swap, sync_folder
+from flowedge.signature import Required, Signature, check_signature
 
 SCHEMA: Final = 1
 PRODUCT_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -107,11 +107,13 @@ class Pack:
         path: The pack's folder.
         index: The content of ``pack.json``.
         products: By name, the bundle of a product without its graphs. Its manifest lists the precisions of the pack.
+        signature: The accepted signature. The value is None where the opening required none.
     """
 
     path: Path
     index: PackIndex
     products: Mapping[str, Bundle]
+    signature: Signature | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -175,17 +177,26 @@ def _ending(precision: str) -> str:
     return ".onnx" if precision == "fp32" else f".{precision}.onnx"
 
 
-def open_pack(path: str | os.PathLike[str]) -> Pack:
+def open_pack(path: str | os.PathLike[str], *, require_signature: Required = None) -> Pack:
     """Open a pack and verify all of it. This reads every byte once and takes about a second per gigabyte.
 
+    Args:
+        path: The folder.
+        require_signature: A file or a folder of trusted public keys, one of which must have signed the pack. By
+            default it is the one that the environment variable ``FLOWEDGE_REQUIRE_SIGNATURE`` names, if it is set.
+            False needs no signature.
+
     Raises:
+        SignatureError: A signature is required, and there is none that is accepted.
         BundleError: The folder is no pack, a description in it is not valid or of an unknown schema, the products do
             not fit each other, or a listed file is missing, is not a regular file inside the folder, or has another
             size or hash.
     """
     folder = Path(path)
     recover(Path(os.path.realpath(folder)))
-    index = read_index(folder)
+    data = _index_bytes(folder)
+    index = _index_from(folder, data)
+    signature = check_signature(folder, data, require_signature)
     for stored in index.files:
         verify(folder, stored)
     manifests = {name: _read_manifest(folder, name) for name in index.products}
@@ -197,9 +208,9 @@ def open_pack(path: str | os.PathLike[str]) -> Pack:
         if len(graphs) != len(packed):
             raise BundleError(f"{folder}: the product {name} lacks a precision of the pack. Pack again.")
         products[name] = Bundle(
-            folder / product_folder(name), msgspec.structs.replace(manifest, graphs=graphs)
+            folder / product_folder(name), msgspec.structs.replace(manifest, graphs=graphs), signature
         )
-    return Pack(folder, index, products)
+    return Pack(folder, index, products, signature)
 
 
 def write_pack(
@@ -236,7 +247,7 @@ def write_pack(
             sync_folder(place.parent)
         else:
             put_at_free_place(folder, place)
-    return open_pack(target)
+    return open_pack(target, require_signature=False)  # what was just written has no signature yet
 
 
 def check_alike(where: Path, manifests: Mapping[str, Manifest]) -> None:
@@ -298,7 +309,7 @@ def _read_manifest(folder: Path, product: str) -> Manifest:
     """Read the manifest of a product, whose hash was checked."""
     path = f"{product_folder(product)}/{MANIFEST}"
     try:
-        return manifest_from_json(_content(folder, path))
+        return manifest_from_json(description_bytes(folder, path))
     except BundleError as error:
         raise BundleError(f"{folder / path}: {error}") from error
 
@@ -309,10 +320,19 @@ def read_index(folder: Path) -> PackIndex:
     Raises:
         BundleError: The file is not there, is not valid, or lists what no pack may hold.
     """
+    return _index_from(folder, _index_bytes(folder))
+
+
+def _index_bytes(folder: Path) -> bytes:
     if not os.path.lexists(folder / PACK_INDEX):
         raise _no_pack(folder)
+    return description_bytes(folder, PACK_INDEX)
+
+
+def _index_from(folder: Path, data: bytes) -> PackIndex:
+    """Check the bytes of ``pack.json``."""
     try:
-        content = json_content(_content(folder, PACK_INDEX))
+        content = json_content(data)
         schema = msgspec.convert(content, SchemaOnly).schema
         if schema != SCHEMA:
             raise BundleError(
@@ -354,11 +374,3 @@ def _json_of(index: PackIndex) -> bytes:
     content = msgspec.to_builtins(index)
     whole = {**content, HASH_FIELD: canonical_hash(content)}
     return json.dumps(whole, indent=2, ensure_ascii=False).encode() + b"\n"
-
-
-def _content(folder: Path, path: str) -> bytes:
-    with open_inside(folder, path) as file:
-        try:
-            return file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise BundleError(f"{folder / path} cannot be read: {error.strerror}. Check the disk.") from error

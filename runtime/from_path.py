@@ -17,6 +17,7 @@ from flowedge.runtime.opening.joined import open_product, open_products, separat
 from flowedge.runtime.opening.opening import open_or_build
 from flowedge.runtime.products import ProductLine, names_of, verify_products
 from flowedge.runtime.verify import Check, verify_bundle
+from flowedge.signature import Required
 
 
 def load(
@@ -28,6 +29,7 @@ def load(
     source_scale: bool = False,
     build: bool = False,
     min_region_px: int = 1,
+    require_signature: Required = None,
 ) -> Detector | Any:
     """Open a bundle or a pack and load graphs of one precision, ready to inspect frames.
 
@@ -43,12 +45,16 @@ def load(
             Otherwise nothing is compiled.
         min_region_px: The number of pixels of the frame below which a region is left out of `Result.regions`. Score,
             verdict, map and mask do not depend on it.
+        require_signature: A file or a folder of trusted public keys, one of which must have signed this folder. By
+            default it is the one that the environment variable ``FLOWEDGE_REQUIRE_SIGNATURE`` names, if it is set.
+            False needs no signature.
 
     Returns:
         A `Detector` for a bundle or a product, and a `ProductLine` for a pack. Programs that check types open a pack
         with `load_pack`.
 
     Raises:
+        SignatureError: A signature is required, and there is none that is accepted.
         BundleError: The bundle cannot be trusted, or has no graph of this precision. With ``source_scale``, it holds no
             scale of its source or was calibrated to another.
         EngineUnavailableError: The engine cannot run on this machine. The message names the package to install or the
@@ -68,7 +74,7 @@ def load(
     """
     folder = Path(path)
     if (around := pack_around(folder)) is not None:
-        pack, product = open_pack(around[0]), around[1]
+        pack, product = open_pack(around[0], require_signature=require_signature), around[1]
         if build:
             raise BundleError(
                 f"{pack.path} is a pack, and build is for bundles. Take an engine that needs no build."
@@ -78,7 +84,7 @@ def load(
         opened = open_product(pack, product, engine, precision, threads=threads)
         bundle = pack.product(product)
         return Detector(bundle, opened, source_scale=source_scale, min_region_px=min_region_px)
-    bundle = open_bundle(path)
+    bundle = open_bundle(path, require_signature=require_signature)
     opened = open_or_build(engine, bundle, precision, threads=threads, build=build)
     return Detector(bundle, opened, source_scale=source_scale, min_region_px=min_region_px)
 
@@ -90,6 +96,7 @@ def load_detectors(
     precision: str = "fp32",
     threads: int | None = None,
     min_region_px: int = 1,
+    require_signature: Required = None,
 ) -> list[Detector]:
     """Open several bundles on one engine. Those that are products of one pack share its backbone.
 
@@ -101,6 +108,7 @@ def load_detectors(
         precision: The precision of the graphs. ``int8`` means the INT8 graphs for the engine's device.
         threads: The number of CPU threads of one inference. Without a number the engine decides.
         min_region_px: The number of pixels of the frame below which a region is left out of `Result.regions`.
+        require_signature: The trusted keys, as `load` takes them.
 
     Returns:
         One detector for each path, in order.
@@ -124,10 +132,15 @@ def load_detectors(
     try:
         for place in alone:
             found[place] = load(
-                paths[place], engine=engine, precision=precision, threads=threads, min_region_px=min_region_px
+                paths[place],
+                engine=engine,
+                precision=precision,
+                threads=threads,
+                min_region_px=min_region_px,
+                require_signature=require_signature,
             )
         for pack_path, places in of_packs.items():
-            pack = open_pack(pack_path)
+            pack = open_pack(pack_path, require_signature=require_signature)
             engines = separate(open_products(pack, list(places), engine, precision, threads=threads))
             for product, place in places.items():
                 found[place] = Detector(pack.product(product), engines[product], min_region_px=min_region_px)
@@ -147,6 +160,7 @@ def load_pack(
     threads: int | None = None,
     source_scale: bool = False,
     min_region_px: int = 1,
+    require_signature: Required = None,
 ) -> ProductLine:
     """Open a pack and load its backbone once and a head for each product, ready to inspect frames.
 
@@ -158,8 +172,12 @@ def load_pack(
         threads: The number of CPU threads of one inference. Without a number the engine decides.
         source_scale: True gives the score and the map that anomalib would give, and decides by anomalib's thresholds.
         min_region_px: The number of pixels of the frame below which a region is left out of `Result.regions`.
+        require_signature: A file or a folder of trusted public keys, one of which must have signed this folder. By
+            default it is the one that the environment variable ``FLOWEDGE_REQUIRE_SIGNATURE`` names, if it is set.
+            False needs no signature.
 
     Raises:
+        SignatureError: A signature is required, and there is none that is accepted.
         BundleError: The pack cannot be trusted, or has no such product or precision.
         EngineUnavailableError: The engine cannot run on this machine.
         EngineWrongError: The engine's answers to the self-test of a product are wrong on this machine.
@@ -173,7 +191,7 @@ def load_pack(
         >>> sorted(results) == sorted(line.products)
         True
     """
-    pack = open_pack(path)
+    pack = open_pack(path, require_signature=require_signature)
     names = pack.names if products is None else names_of(products)
     if not names:
         raise ValueError(f"no product was named. The pack has: {', '.join(pack.names)}.")
@@ -199,6 +217,7 @@ def verify(
     engine: str | None = None,
     precision: str = "fp32",
     threads: int | None = None,
+    require_signature: Required = None,
 ) -> tuple[Check, ...]:
     """Replay a bundle's self-test on this machine, and compare the answers with those recorded at export.
 
@@ -207,11 +226,15 @@ def verify(
         engine: A name of ``flowedge.runtime.ENGINES``. Without a name, the first that opens on this machine is taken.
         precision: The precision of the graph. ``int8`` is the one for the engine's device.
         threads: The number of CPU threads of one inference. Without a number the engine decides.
+        require_signature: A file or a folder of trusted public keys, one of which must have signed this folder. By
+            default it is the one that the environment variable ``FLOWEDGE_REQUIRE_SIGNATURE`` names, if it is set.
+            False needs no signature.
 
     Returns:
         The comparisons. A bundle is right here when each of them has ``passed``.
 
     Raises:
+        SignatureError: A signature is required, and there is none that is accepted.
         BundleError: The bundle cannot be trusted, or it has no graph of this precision or no self-test.
         EngineUnavailableError: The engine cannot run on this machine.
 
@@ -222,10 +245,11 @@ def verify(
     """
     folder = Path(path)
     if (around := pack_around(folder)) is not None:
-        pack, product = open_pack(around[0]), around[1]
+        pack, product = open_pack(around[0], require_signature=require_signature), around[1]
         names = (product,) if product else pack.names
         found = verify_products(pack, names, engine=engine, precision=precision, threads=threads)
         return tuple(
             replace(check, name=f"{name}: {check.name}") for name, checks in found.items() for check in checks
         )
-    return verify_bundle(open_bundle(path), engine=engine, precision=precision, threads=threads)
+    bundle = open_bundle(path, require_signature=require_signature)
+    return verify_bundle(bundle, engine=engine, precision=precision, threads=threads)

@@ -16,9 +16,10 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from flowedge.errors import MissingPackageError, SettingsError
+from flowedge.errors import SettingsError
 from flowedge.files import open_regular_file
 from flowedge.text import printable, shown
+from flowedge.toml_text import toml_table
 
 _MOST_BYTES: Final = 1 << 20
 _MOST_SECRET_BYTES: Final = 1 << 16
@@ -80,7 +81,7 @@ def parse_settings(text: str, kind: type[Read], *, name: str, folder: Path) -> R
         SettingsError: The text is no TOML, or has a key or a value that is not allowed.
     """
     try:
-        table = _toml(text)
+        table = toml_table(text)
     except RecursionError as error:
         raise SettingsError(f"{name} has too many tables or lists in one another.") from error
     except ValueError as error:  # of every reader of TOML
@@ -186,20 +187,6 @@ def _plain(value: Any) -> Any:
         return os.fspath(value)
     # Arrays and numbers of NumPy give plain lists and numbers.
     return value.tolist() if hasattr(value, "tolist") else f"a {type(value).__name__}"
-
-
-def _toml(text: str) -> dict[str, Any]:
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        try:
-            import tomli as tomllib  # type: ignore[import-not-found,no-redef,unused-ignore]
-        except ModuleNotFoundError as error:
-            raise MissingPackageError(
-                "Python 3.10 reads TOML by the package tomli, which is not installed. "
-                "Install it with: pip install tomli"
-            ) from error
-    return tomllib.loads(text)
 
 
 def _explained(message: str, table: Mapping[str, Any], kind: type[Settings]) -> str:

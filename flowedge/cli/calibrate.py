@@ -19,7 +19,7 @@ from flowedge.cli.output import (
     print_json,
     table,
 )
-from flowedge.cli.places import check_bundle, check_folder, print_left_out_subfolders
+from flowedge.cli.places import check_bundle, check_folder, print_left_out_subfolders, signature_noted
 from flowedge.cli.precision import (
     Bf16,
     CalibratorOption,
@@ -176,7 +176,7 @@ def command(
         )
     opened = open_bundle(bundle)
     print_left_out_subfolders(data)
-    with progress_bar() as reports:
+    with signature_noted(bundle), progress_bar() as reports:
         result = carry_out(
             plan,
             opened,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -20,10 +22,12 @@ class Listed(NamedTuple):
     Attributes:
         module: The module, which holds either the function ``command`` or, for a group, the Typer ``app``.
         summary: The first line of the command's own help.
+        opens_bundles: True for a command that takes ``--require-signature``, since it opens bundles to use them.
     """
 
     module: str
     summary: str
+    opens_bundles: bool = True
 
 
 COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
@@ -31,6 +35,7 @@ COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
         "export": Listed(
             "flowedge.cli.export",
             "Export a trained checkpoint to a bundle, and check it against the original network.",
+            opens_bundles=False,
         ),
         "info": Listed(
             "flowedge.cli.info",
@@ -61,6 +66,16 @@ COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
             "flowedge.cli.pack",
             "Pack bundles that have the same backbone: one graph of the backbone, and a small head for each product.",
         ),
+        "sign": Listed(
+            "flowedge.cli.sign",
+            "Sign bundles and packs, so that devices with --require-signature open them.",
+            opens_bundles=False,
+        ),
+        "keys": Listed(
+            "flowedge.cli.keys",
+            "Make a key for signatures, or list the keys that a machine trusts.",
+            opens_bundles=False,
+        ),
         "bench": Listed(
             "flowedge.cli.bench",
             "Time bundles on every engine and precision in turns, each in its own process, and check their answers.",
@@ -72,13 +87,17 @@ COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
         "doctor": Listed(
             "flowedge.cli.doctor",
             "Try every engine on a small graph, and list the installed and the missing packages.",
+            opens_bundles=False,
         ),
         "demo": Listed(
             "flowedge.cli.demo",
             "Train a small CFLOW on real photographs, export, verify, calibrate and run it, and write a report.",
+            opens_bundles=False,
         ),
         "cache": Listed(
-            "flowedge.cli.cache", "List or delete the engines that were compiled for this machine."
+            "flowedge.cli.cache",
+            "List or delete the engines that were compiled for this machine.",
+            opens_bundles=False,
         ),
     }
 )
@@ -89,7 +108,7 @@ class _Commands(Mapping[str, Any]):
     """The commands by name. Each one is imported and made when it is asked for."""
 
     def __getitem__(self, name: str) -> Any:
-        return _command(name, COMMANDS[name].module)
+        return _command(name, COMMANDS[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(COMMANDS)
@@ -149,9 +168,9 @@ def new_group(name: str, **settings: Any) -> typer.Typer:
 
 
 @functools.cache
-def _command(name: str, module: str) -> Any:
-    """Import the module of a command and return the command with the options of all commands."""
-    imported = importlib.import_module(module)
+def _command(name: str, listed: Listed) -> Any:
+    """Import the module of a command and return the command with the options that many commands share."""
+    imported = importlib.import_module(listed.module)
     app: typer.Typer | None = getattr(imported, "app", None)
     if app is None:
         app = new_group(name)
@@ -161,6 +180,8 @@ def _command(name: str, module: str) -> Any:
         made = typer.main.get_group(app)
     made.name = name
     _add_common_options(made)
+    if listed.opens_bundles:
+        _add_signature_option(made)
     return made
 
 
@@ -169,6 +190,47 @@ def _add_common_options(command: Any) -> None:
     command.params.extend(_common_options())
     for inner in getattr(command, "commands", {}).values():
         _add_common_options(inner)
+
+
+def _add_signature_option(command: Any) -> None:
+    """Give a command, or all commands of a group, the option ``--require-signature``."""
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        command.params.extend(_options_from(_signature_options))
+    else:
+        for one in inner.values():
+            _add_signature_option(one)
+
+
+def _require_signature(context: typer.Context, keys: str | None) -> None:
+    """Set the environment variable that every opening of a bundle looks at, also in the processes of this command."""
+    if keys is None:
+        return
+    from flowedge.signature import ENVIRONMENT  # imported here, since --help checks no signature
+
+    restored = contextlib.ExitStack()
+    before = os.environ.get(ENVIRONMENT)
+    if before is None:
+        restored.callback(os.environ.pop, ENVIRONMENT, None)
+    else:
+        restored.callback(os.environ.__setitem__, ENVIRONMENT, before)
+    os.environ[ENVIRONMENT] = os.path.abspath(keys)
+    context.call_on_close(restored.close)
+
+
+def _signature_options(
+    require_signature: Annotated[
+        str | None,
+        typer.Option(
+            "--require-signature",
+            metavar="KEYS",
+            callback=_require_signature,
+            help="Open only what a key of this file or folder of public keys has signed.",
+            show_default="FLOWEDGE_REQUIRE_SIGNATURE",
+        ),
+    ] = None,
+) -> None:
+    """Declare the option that every command has which opens bundles."""
 
 
 def _quiet(wanted: bool) -> None:
@@ -218,9 +280,14 @@ def _options_of_all(
 
 
 def _common_options() -> list[Any]:
+    """Return new options ``-q`` and ``-v``."""
+    return _options_from(_options_of_all)
+
+
+def _options_from(declared: Callable[..., None]) -> list[Any]:
     """Return new options that no command's function takes: their callbacks do the work."""
     app = new_group("")
-    app.command()(_options_of_all)
+    app.command()(declared)
     options: list[Any] = typer.main.get_command(app).params
     for option in options:
         option.expose_value = False

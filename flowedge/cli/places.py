@@ -8,12 +8,12 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from flowedge.bundle import peek_bundle, refuse_pack
-from flowedge.bundle_files import MANIFEST, pack_around
+from flowedge.bundle_files import MANIFEST, SIGNATURE, pack_around
 from flowedge.cli.output import MESSAGES
 from flowedge.errors import CheckpointError, DataError, FlowEdgeError
 from flowedge.files import open_regular_file, why_unreadable
@@ -44,6 +44,20 @@ def check_bundle(bundle: Path, *others: str | Path | None) -> None:
     if around is not None and not around[1]:
         refuse_pack(bundle)
     peek_bundle(bundle)
+
+
+@contextlib.contextmanager
+def signature_noted(bundle: Path) -> Iterator[None]:
+    """Print a note where a change in the block has made a version of a signed bundle that nobody has signed."""
+    signature = bundle / SIGNATURE
+    was_signed = os.path.lexists(signature)
+    yield
+    if was_signed and not os.path.lexists(signature):
+        MESSAGES.print(
+            f"{printable(str(bundle))} was signed, and its new version is not. Sign it again with: flowedge sign "
+            f"{printable(shlex.quote(str(bundle)))} --key FILE",
+            soft_wrap=True,
+        )
 
 
 def check_checkpoint(checkpoint: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from flowedge.bundle import open_bundle
 from flowedge.cli import completion
 from flowedge.cli.group import new_group
 from flowedge.cli.output import PROBLEMS, RESULTS, EngineName, Json, Threads, print_json, table
-from flowedge.cli.places import check_bundle, check_folder, print_left_out_subfolders
+from flowedge.cli.places import check_bundle, check_folder, print_left_out_subfolders, signature_noted
 from flowedge.cli.progress import progress_bar
 from flowedge.cli.threshold_options import (
     FITTED_RULES,
@@ -134,9 +134,10 @@ def set_values(
     if form is not None and log_nfa is None:
         raise FlowEdgeError("--form goes with --log-nfa.")
     values = NewThresholds(image=image, pixel=pixel, log_nfa=log_nfa, form=form)  # type: ignore[arg-type]
-    done = set_thresholds(
-        bundle, values, reason=reason, precision=precision, by=by, command="flowedge threshold set"
-    )
+    with signature_noted(bundle):
+        done = set_thresholds(
+            bundle, values, reason=reason, precision=precision, by=by, command="flowedge threshold set"
+        )
     _print_changed(bundle, done.manifest, json=json)
 
 
@@ -192,7 +193,7 @@ def fit(
     )
     assert request is not None, "every rule of this command fits"
     print_left_out_subfolders(data)
-    with progress_bar() as reports:
+    with signature_noted(bundle), progress_bar() as reports:
         done = fit_thresholds(
             bundle,
             data,

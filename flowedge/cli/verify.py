@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flowedge.calibration.gate_report import GateReport
     from flowedge.runtime.detector import Detector
     from flowedge.runtime.verify import Check
+    from flowedge.signature import Signature
 
 NAME = "verify"
 
@@ -123,11 +124,14 @@ def command(
                 "bundle": str(bundle),
                 "precision": precision,
                 "passed": passed,
+                "signature": opened.signature,
                 "checks": as_rows(checks),
                 "gate": gate,
             }
         )
     else:
+        if opened.signature is not None:
+            _print_signature(opened.signature)
         print_checks(checks, f"{bundle}, {precision}")
         if gate is not None:
             print_gate(gate, f"{precision} against fp32, {gate.good_images} images of {data}")
@@ -151,11 +155,29 @@ def _verify_products(
     passed = all(check.passed for checks in found.values() for check in checks)
     if json:
         rows = {name: as_rows(checks) for name, checks in found.items()}
-        print_json({"pack": str(pack.path), "precision": precision, "passed": passed, "products": rows})
+        print_json(
+            {
+                "pack": str(pack.path),
+                "precision": precision,
+                "passed": passed,
+                "signature": pack.signature,
+                "products": rows,
+            }
+        )
     else:
+        if pack.signature is not None:
+            _print_signature(pack.signature)
         for name, checks in found.items():
             print_checks(checks, f"{pack.path}, {name}, {precision}")
     raise typer.Exit(0 if passed else 1)
+
+
+def _print_signature(signature: Signature) -> None:
+    """Print who vouches for the bundle."""
+    made = f" on {signature.signed}" if signature.signed else ""
+    until = "" if signature.expires is None else f", until {signature.expires}"
+    comment = f": {signature.comment}" if signature.comment else ""
+    RESULTS.print(f"signed by {signature.key} ({signature.key_id}){made}{until}{comment}", soft_wrap=True)
 
 
 def _gate(bundle: Bundle, engine: str | None, precision: str, threads: int | None, data: Path) -> GateReport:

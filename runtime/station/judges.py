@@ -273,6 +273,7 @@ def open_judges(
         precision=inspect.precision,
         threads=inspect.threads,
         min_region_px=inspect.min_region_px,
+        require_signature=inspect.require_signature,
     )
     try:
         return {

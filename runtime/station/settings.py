@@ -45,6 +45,7 @@ class InspectSettings(Settings, frozen=True, kw_only=True):
 
     Attributes:
         bundle: The bundle, for a station with one product. A station of several products has ``[[products]]``.
+        require_signature: A file or a folder of public keys, one of which must have signed each bundle.
         engines: The engines in the order of preference. Without a name, the first that opens is taken.
         precision: The precision of the graph, such as ``fp32`` or ``int8``. The word ``auto`` takes the fastest here.
         threads: The number of CPU threads of one inference. Other frames that wait are judged at the same time on the
@@ -57,6 +58,7 @@ class InspectSettings(Settings, frozen=True, kw_only=True):
     """
 
     bundle: Path | None = None
+    require_signature: Path | None = None
     engines: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=16)] = ()
     precision: _Text = "fp32"
     threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None

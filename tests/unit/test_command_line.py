@@ -279,6 +279,9 @@ JSON_OF = {
     "threshold set": "threshold set {copy} --image 1 --reason test",
     "threshold fit": "threshold fit {copy} --data {data}",
     "pack": "pack {bundle} -o line.flowedgepack",
+    "sign": "sign {copy} --key {key}",
+    "keys new": "keys new release -o {data}",
+    "keys show": "keys show {key}",
     "station init": "station init {bundle} -o other.toml --source {photos}",
     "station check": "station check {station}",
     "station run": "station run {station} --until-end",
@@ -319,6 +322,7 @@ def test_json_means_one_object_on_stdout_and_nothing_else(
         photos=photos,
         photo=next(photos.iterdir()),
         station=station,
+        key=tmp_path / "none.key",
     )
     done = flowedge(*words.split(), "--json", "-q", cwd=tmp_path)
     assert done.stdout.count("\n") == 1

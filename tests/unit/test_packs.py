@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import flowedge
 from flowedge.bundle import Bundle, open_bundle, replace_in_bundle
 from flowedge.calibration.operating_points import nfa_operating_points, with_commands
-from flowedge.errors import BundleError, EngineWrongError, ProcessError
+from flowedge.errors import BundleError, EngineWrongError, ProcessError, SignatureError
 from flowedge.export.graph.split import first_difference, split_graph
 from flowedge.export.pack import PackResult, pack_bundles
 from flowedge.manifest import NfaThreshold, Thresholds
@@ -31,6 +31,7 @@ from flowedge.runtime.from_path import load_detectors
 from flowedge.runtime.opening.joined import joined_of
 from flowedge.runtime.products import ProductLine
 from flowedge.runtime.protocols import Inspects, InspectsProducts
+from flowedge.runtime.registry.signing import new_key, read_signing_key, sign_folder
 from flowedge.runtime.result import Result
 from flowedge.runtime.verify import BATCH_LIMIT
 from flowedge.targets import check_pack_target
@@ -787,3 +788,22 @@ def test_where_one_of_several_bundles_does_not_open_all_others_are_closed(
     assert sessions == []
     with pytest.raises(BundleError, match="Name one of its products"):
         load_detectors([made / "line.flowedgepack"])
+
+
+def test_a_signed_pack_is_covered_as_a_whole_and_its_products_open_with_its_signature(folder: Path) -> None:
+    line, name = folder / "line.flowedgepack", NAMES[0]
+    _, public = new_key(folder, "release")
+    signing = read_signing_key(folder / "release.key")
+    with pytest.raises(SignatureError, match="product of the pack"):
+        sign_folder(line / "products" / name, signing)
+    with pytest.raises(SignatureError, match="is not signed"):
+        flowedge.load_pack(line, require_signature=public)
+    sign_folder(line, signing)
+    pack = open_pack(line, require_signature=public)
+    on_disk = {one.relative_to(line).as_posix() for one in line.rglob("*") if one.is_file()}
+    assert {*(one.path for one in pack.index.files), "pack.json", "signature.toml"} == on_disk
+    with flowedge.load(line / "products" / name, require_signature=public) as detector:
+        assert detector.bundle.signature == pack.signature is not None
+    (line / "products" / name / "manifest.json").write_bytes(b"{}")
+    with pytest.raises(BundleError, match=r"manifest\.json has 2 bytes"):
+        flowedge.load_pack(line, require_signature=public)
