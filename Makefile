@@ -10,6 +10,7 @@
 #   make memory   peak memory and time of the largest exports, into bench-out/memory/
 #   make precision what float16 and INT8 cost on a trained model of every family, into bench-out/precision/
 #   make engines  every family on every engine and precision of a CPU, into bench-out/engines/
+#   make profile  the time of convolutions and of all other nodes, by family, engine and precision, into bench-out/profile/
 #   make packs    8 and 32 products as bundles and as a pack: memory, change of product, speed, into bench-out/packs/
 #   make area     the speed of a region of interest, and the memory of large frames, into bench-out/area/
 #   make fuzz     damaged checkpoints, bundles and pictures: N cases (2,000) from FIRST (0) with SEED (0), into fuzz-out/
@@ -27,7 +28,7 @@ VENV := .venv/.complete
 PEER := .venv-peer/.complete
 DOCS := .venv-docs/.complete
 
-.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines packs area fuzz gpu soak station-cost schema drift docs venv peer clean
+.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines profile packs area fuzz gpu soak station-cost schema drift docs venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out --force
@@ -70,6 +71,10 @@ precision: $(VENV)
 
 engines: $(VENV) $(PEER)
 	PYTHONPATH=tests $(BIN)/python tests/bench/table_engines.py --peer .venv-peer/bin/python --out bench-out/engines
+
+# BEFORE=FOLDER names the results of an earlier commit, whose graphs then run in turns with the new ones.
+profile: $(VENV)
+	PYTHONPATH=tests $(BIN)/python tests/bench/table_profile.py --out bench-out/profile $(if $(BEFORE),--before $(BEFORE))
 
 packs: $(VENV)
 	PYTHONPATH=tests $(BIN)/python tests/bench/table_packs.py --out bench-out/packs

@@ -6,6 +6,7 @@ of its nodes' names. The export takes these names from the modules of the networ
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,8 +29,10 @@ _BLOCK: Final = re.compile(
 _NEVER: Final = ("flow/*/up/*", "flow/*/norm/*")
 # The smallest side of a map. A vector times a matrix is not faster in eight bits.
 _SMALLEST_SIDE: Final = 2
-# The fewest input channels. The three channels of the image lose most accuracy in eight bits and gain least speed.
+# The fewest input channels of a convolution whose input has one part. Eight bits are few for the image's three channels.
 _FEWEST_INPUTS: Final = 4
+# The fewest products of such a convolution with each value that it reads. Two parts cost more than they save below.
+_FEWEST_PRODUCTS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,8 @@ class Site:
         bias: The initializer of the bias, or None for a node without one.
         output: The tensor that the node writes.
         macs: The multiply-accumulates for one image, or 0 where the shapes are not known.
+        in_parts: True for a convolution of fewer than four channels, such as the image's. Its input is quantised in
+            two parts, the value and the remainder, or not at all.
     """
 
     node: str
@@ -56,6 +61,12 @@ class Site:
     bias: str | None
     output: str
     macs: int
+    in_parts: bool = False
+
+    @property
+    def quantised(self) -> str:
+        """The tensor that is quantised for the node: its source, or the two parts of the source."""
+        return f"{self.node}.parts" if self.in_parts else self.source
 
 
 def block_of(name: str) -> str | None:
@@ -86,14 +97,15 @@ def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
             continue
         if stays_float(node.name):
             continue
-        # Not worth eight bits: a product of two activations, a map of one pixel, and the image's few channels.
+        # Not worth eight bits: a product of two activations, a map of one pixel, and few products with few channels.
         kernel = weights[node.input[1]]
         out = shapes.get(node.output[0], ())
         if node.op_type == "MatMul" and (len(kernel) != 2 or node.input[0] in weights):
             continue
         if node.op_type == "Conv" and max((side or 1 for side in out[2:]), default=0) < _SMALLEST_SIDE:
             continue
-        if node.op_type == "Conv" and _input_channels(kernel, out) < _FEWEST_INPUTS:
+        few = node.op_type == "Conv" and _input_channels(kernel, out) < _FEWEST_INPUTS
+        if few and (_groups(node) > 1 or kernel[0] * math.prod(kernel[2:]) < _FEWEST_PRODUCTS):
             continue
         positions = out[2:] if node.op_type == "Conv" else out[1:-1]
         found.append(
@@ -106,6 +118,7 @@ def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
                 bias=node.input[2] if len(node.input) > 2 else None,
                 output=node.output[0],
                 macs=int(np.prod(kernel)) * int(np.prod([side or 1 for side in positions])),
+                in_parts=few,
             )
         )
     return tuple(found)
@@ -115,6 +128,10 @@ def _input_channels(kernel: tuple[int, ...], out: tuple[int | None, ...]) -> int
     """Return the number of input channels of a convolution, which a depthwise kernel alone does not tell."""
     is_depthwise = kernel[1] == 1 and len(out) > 1 and (out[1] or 0) > 1
     return kernel[0] if is_depthwise else kernel[1]
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == "group"), 1)
 
 
 def blocks_of(sites: Iterable[Site]) -> Mapping[str, int]:

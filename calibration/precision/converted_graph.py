@@ -85,7 +85,8 @@ class PrecisionConverter:
         self._model = load_graph(source)
         self._fp32 = fp32
         self._ranges = ranges
-        self._macs = blocks_of(sites_of(self._model))
+        sites = sites_of(self._model)
+        self._macs = {name: blocks_of(filter(layout.has, sites)) for name, layout in _LAYOUTS.items()}
         self._half_nodes = convertible_nodes(self._model)
         self._exceptions: dict[HalfType, dict[str, str]] = {}
         self._scales = {name: Scales(ranges or {}, calibrator, layout) for name, layout in _LAYOUTS.items()}
@@ -94,9 +95,10 @@ class PrecisionConverter:
     def blocks(self, precision: ConvertedPrecision) -> Mapping[str, int]:
         """Return the blocks that can have a precision, with the multiply-accumulates of each, in the graph's order."""
         if precision in _LAYOUTS:
-            return self._macs
+            return self._macs[precision]
         named = (block_of(node) for node in self._half_nodes)
-        return MappingProxyType({name: self._macs.get(name, 0) for name in named if name is not None})
+        macs = self._macs["int8-cpu"]
+        return MappingProxyType({name: macs.get(name, 0) for name in named if name is not None})
 
     def write(
         self, precision: ConvertedPrecision, blocks: Collection[str], target: Path, *, emulated: bool = False

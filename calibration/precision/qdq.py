@@ -12,6 +12,9 @@ Weights are symmetric int8 per output channel in both layouts. Biases are float3
 them. In the CPU layout they are int32 with the product of the two scales, because ONNX Runtime before 1.21 runs a
 convolution with a float32 bias in float32. A channel with tiny weights and a large bias gets a scale with which the
 bias fits into an int32.
+
+Eight bits are few for an image of low contrast. So the CPU layout gives the image's convolution twice the channels: the
+values, and what rounding takes from each value, enlarged. Together they have about twelve bits.
 """
 
 from __future__ import annotations
@@ -38,20 +41,31 @@ class Layout:
         unsigned: True for uint8 activations with a zero point, False for int8 activations without one.
         outputs: True if the output of an INT8 node is quantised even where no INT8 node reads it.
         biases: True if the convolutions' biases are stored as int32.
+        parts: True if convolutions of fewer than four channels are quantised, with an input of two parts.
     """
 
     unsigned: bool
     outputs: bool
     biases: bool
+    parts: bool
+
+    def has(self, site: Site) -> bool:
+        """Tell whether the layout can quantise a convolution or product."""
+        return self.parts or not site.in_parts
 
 
-CPU: Final = Layout(unsigned=True, outputs=True, biases=True)
-GPU: Final = Layout(unsigned=False, outputs=False, biases=False)
+CPU: Final = Layout(unsigned=True, outputs=True, biases=True, parts=True)
+GPU: Final = Layout(unsigned=False, outputs=False, biases=False, parts=False)
 
 _SAME_RANGE: Final = frozenset({"MaxPool"})  # These nodes write some of the values that they read.
 _UNARY: Final = frozenset({"LeakyRelu"})
 _SMALLEST_STEP: Final = 1e-20
 _LARGEST_BIAS: Final = 2.0**30  # In steps. The sum of products needs the rest of the int32.
+# The factor of a remainder. A larger factor leaves the remainder's weights, which are divided by it, too few steps.
+_ENLARGED: Final = 16.0
+_MARGIN: Final = (
+    0.1  # The share of an image's range that is added at each end, because parts have steps to spare.
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +108,7 @@ class _Planner:
 
     def __init__(self, model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> None:
         self._blocks, self._layout = blocks, layout
-        self._sites = tuple(site for site in sites_of(model) if site.block in blocks)
+        self._sites = tuple(site for site in sites_of(model) if site.block in blocks and layout.has(site))
         self._site_outputs = {site.output for site in self._sites}
         self._readers = _readers(model)
         self._results = {output.name for output in model.graph.output}
@@ -104,7 +118,7 @@ class _Planner:
         self._written: set[str] = set()
         # The tensors that no INT8 sum may read. Rounding only the other side of such a sum is not worth it.
         self._float_only = set(self._constants)
-        self._quantised: dict[str, str] = {site.source: site.source for site in self._sites}
+        self._quantised: dict[str, str] = {site.quantised: site.source for site in self._sites}
 
     def visit(self, node: onnx.NodeProto) -> None:
         """Take a node into the plan if an engine runs it in INT8 together with the nodes before it."""
@@ -215,6 +229,13 @@ class Scales:
             self._known[tensor] = scale_and_zero(self._ranges[tensor], self._calibrator, self.layout)
         return self._known[tensor]
 
+    def of_parts(self, tensor: str) -> tuple[np.float32, NDArray[np.generic]]:
+        """Return the step and the zero point for the two parts of a tensor, which clip no value of the images."""
+        low, high = min(self._ranges[tensor].smallest, 0.0), max(self._ranges[tensor].largest, 0.0)
+        margin = _MARGIN * (high - low)
+        step = _step((high - low + 2 * margin) / 255)
+        return step, np.array(np.clip(np.rint((margin - low) / step), 0, 255), np.uint8)
+
 
 def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) -> Plan:
     """Put Q/DQ into a graph in place, and keep the types of the graph's inputs and outputs.
@@ -229,7 +250,11 @@ def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) ->
     """
     plan = plan_of(model, blocks, chosen.layout)
     graph = model.graph
-    scales = {name: chosen[source] for name, source in plan.tensors.items()}
+    parts = {site.quantised for site in plan.sites if site.in_parts}
+    scales = {
+        name: chosen.of_parts(source) if name in parts else chosen[source]
+        for name, source in plan.tensors.items()
+    }
     nodes: list[onnx.NodeProto] = []
     for value in graph.input:
         if value.name in scales:
@@ -245,9 +270,11 @@ def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) ->
             if name in scales and (node.name in plan.nodes or name in plan.written):
                 copy.input[place] = f"{name}.dq"
         if node.name in sites:
-            for place, stored in enumerate(
-                _stored(graph, sites[node.name], weights, scales, chosen.layout), 1
-            ):
+            site = sites[node.name]
+            if site.in_parts:
+                nodes += _in_parts(graph, site, *scales[site.quantised])
+                copy.input[0] = f"{site.quantised}.dq"
+            for place, stored in enumerate(_stored(graph, site, weights, scales, chosen.layout), 1):
                 copy.input[place] = stored.output[0]
                 nodes.append(stored)
         nodes.append(copy)
@@ -303,6 +330,26 @@ def _pair(
     ]
 
 
+def _in_parts(
+    graph: onnx.GraphProto, site: Site, scale: np.float32, zero: NDArray[np.generic]
+) -> list[onnx.NodeProto]:
+    """Append the enlarged remainder of each value to the channels that a convolution reads, and quantise both."""
+    name = site.quantised
+    for end, value in (("step", scale), ("enlarged", np.float32(_ENLARGED) * scale)):
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), f"{name}.{end}"))
+    chain = (
+        ("Div", [site.source, f"{name}.step"], "steps"),
+        ("Round", [f"{name}.steps"], "whole"),
+        ("Sub", [f"{name}.steps", f"{name}.whole"], "fraction"),
+        ("Mul", [f"{name}.fraction", f"{name}.enlarged"], "remainder"),
+    )
+    return [
+        *(helper.make_node(op, read, [f"{name}.{end}"], name=f"{name}/{op}") for op, read, end in chain),
+        helper.make_node("Concat", [site.source, f"{name}.remainder"], [name], name=f"{name}/Concat", axis=1),
+        *_pair(graph, name, scale, zero),
+    ]
+
+
 def _stored(
     graph: onnx.GraphProto,
     site: Site,
@@ -320,14 +367,18 @@ def _stored(
     axis = site.channel_axis
     others = tuple(n for n in range(values.ndim) if n != axis)
     scale = np.abs(values).max(axis=others).astype(np.float64) / 127
-    source = float(scales[site.source][0])
+    source = float(scales[site.quantised][0])
     bias = None if site.bias is None or not layout.biases else numpy_helper.to_array(constants[site.bias])
     # A larger scale makes the bias fewer steps, so that it fits into the int32 together with the sum of products.
     if bias is not None:
         scale = np.maximum(scale, np.abs(bias.astype(np.float64)) / (source * _LARGEST_BIAS))
     steps = np.where(scale > _SMALLEST_STEP, scale, 1.0).astype(np.float32)
     shape = [-1 if n == axis else 1 for n in range(values.ndim)]
-    rounded = np.clip(np.rint(values / steps.reshape(shape)), -127, 127).astype(np.int8)
+    exact = values / steps.reshape(shape)
+    whole_steps = _rounded(exact, axis)
+    if site.in_parts:
+        whole_steps = np.concatenate([whole_steps, np.rint(exact / _ENLARGED)], 1)
+    rounded = np.clip(whole_steps, -127, 127).astype(np.int8)
     nodes = [_dequantised(graph, f"int8/{site.node}/weight", rounded, steps, axis)]
     if bias is not None:
         product = np.float32(source) * steps
@@ -335,6 +386,34 @@ def _stored(
         whole = np.clip(np.rint(bias / product.astype(np.float64)), -limit, limit).astype(np.int32)
         nodes.append(_dequantised(graph, f"int8/{site.node}/bias", whole, product, 0))
     return nodes
+
+
+def _rounded(values: NDArray[np.floating], axis: int) -> NDArray[np.floating]:
+    """Round weights so that the sum over each kernel, and over all kernels of an output, changes by at most a half.
+
+    The values around a pixel are much alike, and all values after a ReLU are positive. So what matters most of a
+    kernel is its sum. Rounding to the nearest number adds up errors there.
+
+    Args:
+        values: The weights in steps: ``(outputs, inputs, ...)`` of a convolution, or ``(inputs, outputs)``.
+        axis: The axis of the outputs.
+    """
+    kernels = np.moveaxis(values, axis, 0)
+    flat = kernels.reshape(*kernels.shape[:2], -1).astype(np.float64)
+    sums = _rounded_to_sum(flat.sum(-1), np.rint(flat.sum((1, 2))))
+    rounded = _rounded_to_sum(flat, sums).reshape(kernels.shape)
+    return np.moveaxis(rounded, 0, axis)
+
+
+def _rounded_to_sum(values: NDArray[np.float64], sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round values ``(..., n)`` so that they add up to whole numbers ``sums (...)``.
+
+    The values that are nearest to the next whole number on the side of the missing sum are rounded to it.
+    """
+    rounded = np.rint(values)
+    missing = (sums - rounded.sum(-1))[..., None]
+    rank = np.argsort(np.argsort((rounded - values) * np.sign(missing), axis=-1, kind="stable"), axis=-1)
+    return np.asarray(rounded + np.sign(missing) * (rank < np.abs(missing)), np.float64)
 
 
 def _dequantised(
