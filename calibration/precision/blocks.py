@@ -29,7 +29,7 @@ _BLOCK: Final = re.compile(
 _NEVER: Final = ("flow/*/up/*", "flow/*/norm/*")
 # The smallest side of a map. A vector times a matrix is not faster in eight bits.
 _SMALLEST_SIDE: Final = 2
-# The fewest input channels of a convolution whose input has one part. Eight bits are few for the image's three channels.
+# The fewest input channels of a convolution whose input has one part. Eight bits are few for an image's channels.
 _FEWEST_INPUTS: Final = 4
 # The fewest products of such a convolution with each value that it reads. Two parts cost more than they save below.
 _FEWEST_PRODUCTS: Final = 1024

@@ -1,4 +1,4 @@
-"""Time each node of a graph with the profilers of ONNX Runtime and OpenVINO, on FlowEdge's settings of these engines."""
+"""Time each node of a graph with the profilers of ONNX Runtime and OpenVINO, on the settings of FlowEdge's engines."""
 
 from __future__ import annotations
 
