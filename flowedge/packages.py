@@ -48,7 +48,6 @@ REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "nfa": ("numba>=0.60",),
         "station": _STATION,
         "serve": (
-            "starlette>=0.45",
             "uvicorn>=0.34",
             "httptools>=0.6",
             "uvloop>=0.21",

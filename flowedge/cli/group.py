@@ -62,6 +62,10 @@ COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
             "flowedge.cli.station",
             "Run an inspection station: from a camera to a verdict, a journal and a PLC.",
         ),
+        "serve": Listed(
+            "flowedge.cli.serve",
+            "Serve bundles and packs over HTTP until SIGTERM or Ctrl-C, which let the requests that came be answered.",
+        ),
         "pack": Listed(
             "flowedge.cli.pack",
             "Pack bundles that have the same backbone: one graph of the backbone, and a small head for each product.",

@@ -282,6 +282,7 @@ JSON_OF = {
     "sign": "sign {copy} --key {key}",
     "keys new": "keys new release -o {data}",
     "keys show": "keys show {key}",
+    "serve": "serve {bundle} --host 0.0.0.0",
     "station init": "station init {bundle} -o other.toml --source {photos}",
     "station check": "station check {station}",
     "station run": "station run {station} --until-end",
