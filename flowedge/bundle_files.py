@@ -153,6 +153,16 @@ def hash_of(file: BinaryIO, copy_to: BinaryIO | None = None) -> str:
     return digest.hexdigest()
 
 
+def hash_of_bundle(folder: Path) -> str:
+    """Return the SHA-256 of a bundle's manifest, which has the hashes of all other files.
+
+    Raises:
+        BundleError: The manifest cannot be read.
+    """
+    with open_inside(folder, MANIFEST) as file:
+        return hash_of(file)
+
+
 def open_inside(folder: Path, path: str) -> BinaryIO:
     """Open a file for reading. Links on the way and all that is not a regular file are refused."""
     place = folder

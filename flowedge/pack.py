@@ -168,6 +168,24 @@ def product_folder(product: str) -> str:
     return f"{PRODUCTS}/{product}"
 
 
+def folder_of_product(path: Path, product: str | None) -> Path:
+    """Return the folder of one product in a pack, and the folder of a bundle as it is.
+
+    Raises:
+        BundleError: The folder is a pack and no product of it was named, or it is none and a product was named.
+    """
+    around = pack_around(path)
+    if around is None or around[1]:
+        if product is not None:
+            raise BundleError(f"{path} is not a pack, and --product names a product of a pack. Leave it out.")
+        return path
+    names = read_index(path).products
+    if product not in names:
+        problem = "is a pack" if product is None else f"has no product {product!r}"
+        raise BundleError(f"{path} {problem}. Name one with --product: {', '.join(names)}.")
+    return path / product_folder(product)
+
+
 def head_file(product: str, precision: str) -> str:
     """Name the file of a product's head in a precision, relative to the pack."""
     return f"{product_folder(product)}/head{_ending(precision)}"

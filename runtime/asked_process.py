@@ -61,6 +61,14 @@ class AskedProcess:
             raise EngineUnavailableError(self._how_it_ended())
         return line
 
+    def send(self, said: bytes) -> None:
+        """Write to the process without waiting for an answer. A process that has ended answers the next exchange."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        with suppress(BrokenPipeError):
+            stdin.write(said)
+            stdin.flush()
+
     def kill(self) -> None:
         """End the process at once. Any thread may call this."""
         self._process.kill()

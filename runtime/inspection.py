@@ -53,13 +53,13 @@ def inspect_batch(
         results = iter(detector.detect_batch(pixels + pixels[-1:] * (smallest - len(pixels))))
     except ImageError as error:
         if len(frames) == 1:
-            return [(_not_inspected(detector, frames[0], str(error)), None)]
+            return [(not_inspected(detector, frames[0].id, str(error)), None)]
         # The detector refuses a batch as a whole where it refuses one of the frames. Alone, each gets its own answer.
         return [inspect_batch(detector, [frame], smallest=smallest)[0] for frame in frames]
     inspected: list[tuple[Inspection, Result | None]] = []
     for frame in frames:
         if frame.problem:
-            inspected.append((_not_inspected(detector, frame, frame.problem), None))
+            inspected.append((not_inspected(detector, frame.id, frame.problem), None))
         else:
             result = next(results)
             inspected.append((_record(frame, result), result))
@@ -193,10 +193,17 @@ def _record(frame: Frame, result: Result) -> Inspection:
     return msgspec.structs.replace(record, problem=f"{record.image}: {record.problem}")
 
 
-def _not_inspected(detector: Inspects, frame: Frame, problem: str) -> Inspection:
+def not_inspected(detector: Inspects, image: str, problem: str) -> Inspection:
+    """Make the record of a frame that could not be read, or that the detector refused.
+
+    Args:
+        detector: The detector.
+        image: The name of the frame.
+        problem: The reason.
+    """
     threshold, log_nfa_limit = _limits(detector)
     return Inspection(
-        image=printable(frame.id),
+        image=printable(image),
         verdict="not_inspected",
         score=None,
         threshold=threshold,

@@ -66,6 +66,10 @@ COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
             "flowedge.cli.serve",
             "Serve bundles and packs over HTTP until SIGTERM or Ctrl-C, which let the requests that came be answered.",
         ),
+        "batch": Listed(
+            "flowedge.cli.batch",
+            "Judge archives of images into Parquet, by many processes or a cluster, with exactly one row an image.",
+        ),
         "pack": Listed(
             "flowedge.cli.pack",
             "Pack bundles that have the same backbone: one graph of the backbone, and a small head for each product.",

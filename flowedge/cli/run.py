@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from flowedge.cli.build import build_first
+from flowedge.cli.failing import FailOn, failing_from
 from flowedge.cli.output import (
     MESSAGES,
     Build,
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from flowedge.runtime.protocols import Sink, Source
 
 NAME = "run"
-
-FOUND_ANOMALOUS: Final = 4
-"""The exit status where an image is anomalous and ``--fail-on anomalous`` was given."""
 
 _CSV_MARK: Final = b"image,verdict,"
 _NAMED: Final = 5
@@ -128,16 +126,7 @@ def command(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a report as one HTML page.")
     ] = None,
-    fail_on: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fail-on",
-            metavar="VERDICT",
-            help="Let anomalous images end the command with status 4 (anomalous), or let images that were not "
-            "inspected not end it with status 1 (none). May be repeated.",
-            show_default="not_inspected",
-        ),
-    ] = None,
+    fail_on: FailOn = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print a line of JSON for each image and nothing else.")
     ] = False,
@@ -149,7 +138,7 @@ def command(
     written, 2 when the command could not run or its only image cannot be read, and 4 when an image is anomalous and
     --fail-on anomalous is given.
     """
-    failing = _failing(fail_on or [])
+    failing = failing_from(fail_on)
     csv_is_output = csv is not None and str(csv) == "-"
     if json and csv_is_output:
         raise FlowEdgeError("--json and --csv - both fill standard output. Name a file for one of them.")
@@ -247,34 +236,7 @@ def command(
             totals.print(detector)
     if totals.verdicts["unknown"]:
         MESSAGES.print("No threshold is set: run flowedge calibrate to get verdicts.")
-    raise typer.Exit(failing.status(totals))
-
-
-class _Failing(NamedTuple):
-    """Which verdicts end the command with a status that is not 0."""
-
-    anomalous: bool = False
-    not_inspected: bool = True
-
-    def status(self, totals: Totals) -> int:
-        """Return the exit status. An anomalous image is certain, so it counts more than one that was not inspected."""
-        if self.anomalous and totals.verdicts["anomalous"]:
-            return FOUND_ANOMALOUS
-        if totals.file_problems or (self.not_inspected and totals.verdicts["not_inspected"]):
-            return 1
-        return 0
-
-
-def _failing(words: Sequence[str]) -> _Failing:
-    """Read the values of ``--fail-on``, each of which may hold several with commas between them."""
-    asked = [one.strip() for word in words for one in word.split(",")]
-    unknown = [one for one in asked if one not in ("anomalous", "not_inspected", "none")]
-    if unknown:
-        raise FlowEdgeError(f"--fail-on takes anomalous, not_inspected or none, got {unknown[0]!r}.")
-    if "none" in asked and len(set(asked)) > 1:
-        raise FlowEdgeError("--fail-on none excludes the other values. Give it alone.")
-    # An image that was not inspected may be anomalous, so a script that asks for one wants to know of the other.
-    return _Failing(anomalous="anomalous" in asked, not_inspected="none" not in asked)
+    raise typer.Exit(failing.status(totals.verdicts, file_problems=totals.file_problems))
 
 
 def _camera(sources: Sequence[str], list_file: str | None) -> str:

@@ -107,7 +107,7 @@ def find_all_images(sources: Sequence[str | Path], *, recursive: bool = True) ->
     for source in sources:
         if os.path.isfile(source):
             named = [Path(source)]
-            found = Found(named, []) if _may_be_an_image(Path(source)) else Found([], named)
+            found = Found(named, []) if may_be_an_image(Path(source)) else Found([], named)
         else:
             found = _search(source, recursive=recursive)
             empty += [] if found.images else [Path(source)]
@@ -161,7 +161,9 @@ def _search(source: str | Path, *, recursive: bool) -> Found:
                     folders = [Path(one) for one in entries if one.is_dir() and not one.name.startswith(".")]
         except OSError as error:
             raise DataError(f"{source} cannot be read: {error.strerror}. Check its permissions.") from error
-        below = _below(Path(source)) if recursive else (Path(source, name) for name in os.listdir(source))
+        below = (
+            files_below(Path(source)) if recursive else (Path(source, name) for name in os.listdir(source))
+        )
         images, others, *_ = sort_out(path for path in below if path not in set(folders))
     elif os.path.lexists(source):
         return Found([Path(source)], [])
@@ -200,11 +202,11 @@ def sort_out(entries: Iterable[Path]) -> Found:
     for path in entries:
         if path.name.startswith("."):
             continue
-        (images if _may_be_an_image(path) else others).append(path)
+        (images if may_be_an_image(path) else others).append(path)
     return Found(images, others)
 
 
-def _may_be_an_image(path: Path) -> bool:
+def may_be_an_image(path: Path) -> bool:
     """Check that a file looks like an image and is no picture of an earlier run."""
     return not path.name.endswith(PICTURES) and _looks_like_an_image(path)
 
@@ -235,7 +237,7 @@ def _looks_like_an_image(path: Path) -> bool:
         return False
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Yield the files below a folder, and the folders that cannot be listed or are links."""
     unreadable: list[Path] = []
 

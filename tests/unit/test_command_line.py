@@ -278,6 +278,7 @@ JSON_OF = {
     "threshold show": "threshold show {bundle}",
     "threshold set": "threshold set {copy} --image 1 --reason test",
     "threshold fit": "threshold fit {copy} --data {data}",
+    "batch": "batch {photos} -o out.parquet --bundle {bundle} --workers 1",
     "pack": "pack {bundle} -o line.flowedgepack",
     "sign": "sign {copy} --key {key}",
     "keys new": "keys new release -o {data}",

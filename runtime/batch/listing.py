@@ -1,0 +1,415 @@
+"""List the files of a job, and find those that no part of the output has yet. A database on the disk holds the list."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import itertools
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NamedTuple
+
+import duckdb
+import pyarrow
+from pyarrow import parquet
+
+from flowedge.errors import DataError, ImageError
+from flowedge.runtime.batch.chunks import Chunk, Columns, Kind, ListedFile, together
+from flowedge.runtime.batch.output import PartFolder
+from flowedge.runtime.batch.reading import is_address, open_stored, row_group_name, store_of
+from flowedge.runtime.frames.finding import (
+    IMAGE_SUFFIXES,
+    UNREAD_SUFFIXES,
+    files_below,
+    find_images,
+    may_be_an_image,
+)
+from flowedge.runtime.image_files import version_of
+from flowedge.text import images_words, printable
+
+_SHARDS: Final = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2|txz)$", re.IGNORECASE)
+_TABLES: Final = re.compile(r"\.(parquet|pq)$", re.IGNORECASE)
+_KINDS: Final[tuple[Kind, ...]] = ("image", "shard", "table")
+_AT_ONCE: Final = 10_000
+_MEMORY: Final = "512MB"
+# What the libraries of the stores call the state of an object.
+_STATES: Final = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "content_md5",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+)
+
+_LISTED: Final = pyarrow.schema(
+    [
+        ("path", pyarrow.binary()),
+        ("name", pyarrow.string()),
+        ("kind", pyarrow.string()),
+        ("version", pyarrow.string()),
+        ("origin", pyarrow.int32()),
+        ("row_group", pyarrow.int32()),
+        ("images", pyarrow.int64()),
+        ("problem", pyarrow.string()),
+    ]
+)
+
+
+class Counts(NamedTuple):
+    """The numbers of a finished output.
+
+    Attributes:
+        rows: The number of rows.
+        images: The number of different images.
+        verdicts: The number of rows by verdict.
+    """
+
+    rows: int
+    images: int
+    verdicts: dict[str, int]
+
+
+class Listing:
+    """The files of a job in a database, which is deleted with the listing. Memory does not grow with the files."""
+
+    def __init__(self) -> None:
+        """Make an empty database in the folder for temporary files."""
+        self._folder = tempfile.TemporaryDirectory(prefix="flowedge-batch-")
+        self._base = duckdb.connect(str(Path(self._folder.name, "listing.duckdb")))
+        self._base.execute(f"SET memory_limit='{_MEMORY}'; SET threads=1; SET preserve_insertion_order=false")
+        self._base.execute(
+            "CREATE TABLE listed (path BLOB, name VARCHAR, kind VARCHAR, version VARCHAR, origin INTEGER, "
+            "row_group INTEGER, images BIGINT, problem VARCHAR);"
+            "CREATE TABLE labels (name VARCHAR, label VARCHAR);"
+            "CREATE TABLE done (name VARCHAR, version VARCHAR, part VARCHAR)"
+        )
+
+    def add(self, sources: Sequence[str], columns: Columns) -> list[str]:
+        """List the files of sources.
+
+        A folder or a pattern stands for its images. Where it has none, it stands for its tar shards, and where it has
+        none of these either, for its Parquet tables.
+
+        Args:
+            sources: Folders, patterns, files, and addresses that fsspec reads.
+            columns: The columns that tables must have.
+
+        Returns:
+            Sentences about what was left out.
+
+        Raises:
+            DataError: Nothing is there, a folder cannot be listed, or a table lacks a column.
+            SourceError: A store cannot be opened.
+        """
+        notes = []
+        for origin, source in enumerate(sources):
+            self._insert("listed", _LISTED, (one | {"origin": origin} for one in _entries(source)))
+            found = dict(
+                self._base.execute(
+                    "SELECT kind, count(*) FROM listed WHERE origin = ? GROUP BY kind", [origin]
+                ).fetchall()
+            )
+            kind = next((one for one in _KINDS if one in found), None)
+            if kind is None:
+                raise DataError(
+                    f"{printable(source)} holds no images, no tar shards and no Parquet tables. Name a folder, a "
+                    "pattern, a file or an address that does."
+                )
+            self._base.execute("DELETE FROM listed WHERE origin = ? AND kind <> ?", [origin, kind])
+            others = sum(count for one, count in found.items() if one != kind)
+            if others:
+                notes.append(
+                    f"{printable(source)}: {others} shards and tables beside the images were left out."
+                )
+        self._expand_tables(columns)
+        # Sources may overlap. Each file is taken once.
+        self._base.execute(
+            "CREATE TABLE unique_files AS SELECT DISTINCT ON (name) * FROM listed ORDER BY name, origin;"
+            "DROP TABLE listed; ALTER TABLE unique_files RENAME TO listed"
+        )
+        return notes
+
+    def label_by_folder(self) -> None:
+        """Give each image the name of its folder as its label."""
+        self._base.execute(
+            "INSERT INTO labels SELECT name, regexp_extract(name, '([^/]*)/[^/]*$', 1) FROM listed WHERE kind = 'image'"
+        )
+
+    def label_by_table(self, file: Path) -> None:
+        """Give each image the label that a CSV file has for it.
+
+        Args:
+            file: A file with the columns ``image`` and ``label``. A relative path is relative to the file's folder.
+
+        Raises:
+            DataError: The file cannot be read, or has no such columns.
+        """
+        try:
+            self._base.execute(
+                "INSERT INTO labels SELECT CASE WHEN image LIKE '/%' OR image LIKE '%://%' THEN image "
+                "ELSE ? || '/' || image END, label FROM read_csv(?, all_varchar = true, header = true)",
+                [str(file.absolute().parent), str(file)],
+            )
+        except duckdb.Error as error:
+            first = str(error).splitlines()[0]
+            raise DataError(
+                f"{file} is no table of labels: {printable(first)}. Write a CSV file with the columns image and label."
+            ) from error
+
+    def add_done(self, parts: PartFolder, names: Sequence[str]) -> None:
+        """Read which files the parts of the output have rows of.
+
+        Raises:
+            DataError: A part cannot be read.
+        """
+        schema = pyarrow.schema([(one, pyarrow.string()) for one in ("name", "version", "part")])
+        for part in names:
+            with parts.open(part) as opened:
+                for batch in opened.iter_batches(_AT_ONCE, columns=["image", "source", "version"]):
+                    name = pyarrow.compute.coalesce(batch["source"], batch["image"])
+                    of_part = pyarrow.repeat(part, len(batch))
+                    found = pyarrow.Table.from_arrays([name, batch["version"], of_part], schema=schema)
+                    self._base.register("found", found)
+                    self._base.execute("INSERT INTO done SELECT DISTINCT * FROM found")
+
+    def outdated(self) -> dict[str, list[str]]:
+        """Return the files that changed since a part got their rows, by the name of the part."""
+        found = self._base.execute(
+            "SELECT done.part, done.name FROM done JOIN listed USING (name) WHERE done.version <> listed.version"
+        ).fetchall()
+        by_part: dict[str, list[str]] = {}
+        for part, name in found:
+            by_part.setdefault(part, []).append(name)
+        return by_part
+
+    def totals(self) -> tuple[int, int | None, int]:
+        """Return the number of listed files, of images that are not done, and of files whose rows are there.
+
+        The number of images is None where a shard is not done, since nobody has counted its images.
+        """
+        files, images, unknown = self._base.execute(
+            f"SELECT (SELECT count(*) FROM listed), coalesce(sum(images), 0), count(*) FILTER (WHERE kind = 'shard') "
+            f"FROM ({_REMAINING})"
+        ).fetchall()[0]
+        (done,) = self._base.execute(
+            "SELECT count(*) FROM listed WHERE EXISTS (SELECT 1 FROM done WHERE done.name = listed.name AND "
+            "done.version = listed.version)"
+        ).fetchall()[0]
+        return files, None if unknown else int(images), done
+
+    def chunks(self, images: int) -> Iterator[Chunk]:
+        """Give the chunks that are not done, the files in the order of their names.
+
+        Args:
+            images: The number of images of a chunk. A shard or a row group is a chunk of its own.
+        """
+        cursor = self._base.cursor()
+        rows = cursor.execute(
+            f"SELECT path, version, label, kind, row_group, problem FROM ({_REMAINING}) LEFT JOIN labels USING (name) "
+            "ORDER BY kind, name"
+        )
+        files = _fetched(rows)
+        for kind, of_kind in itertools.groupby(files, key=lambda row: row[3]):
+            if kind == "image":
+                while taken := list(itertools.islice(of_kind, images)):
+                    yield together(
+                        [ListedFile(path=bytes(row[0]), version=row[1], label=row[2]) for row in taken]
+                    )
+            else:
+                for path, version, _, _, row_group, problem in of_kind:
+                    file = ListedFile(path=bytes(path), version=version)
+                    yield Chunk(kind=kind, files=(file,), row_group=row_group, problem=problem or "")
+
+    def count(self, parts: PartFolder, names: Sequence[str]) -> Counts:
+        """Count the rows of an output.
+
+        Raises:
+            DataError: A part cannot be read.
+        """
+        self._base.execute("CREATE OR REPLACE TABLE rows_found (image VARCHAR, verdict VARCHAR)")
+        for part in names:
+            with parts.open(part) as opened:
+                for batch in opened.iter_batches(_AT_ONCE, columns=["image", "verdict"]):
+                    self._base.register("found", pyarrow.Table.from_batches([batch]))
+                    self._base.execute("INSERT INTO rows_found SELECT * FROM found")
+        rows, images = self._base.execute(
+            "SELECT count(*), count(DISTINCT image) FROM rows_found"
+        ).fetchall()[0]
+        verdicts = self._base.execute(
+            "SELECT verdict, count(*) FROM rows_found GROUP BY ALL ORDER BY 1"
+        ).fetchall()
+        return Counts(rows, images, dict(verdicts))
+
+    def close(self) -> None:
+        """Delete the database."""
+        self._base.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Listing:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _insert(self, table: str, schema: pyarrow.Schema, rows: Iterable[dict[str, Any]]) -> None:
+        waiting = iter(rows)
+        while taken := list(itertools.islice(waiting, _AT_ONCE)):
+            self._base.register("found", pyarrow.Table.from_pylist(taken, schema=schema))
+            self._base.execute(f"INSERT INTO {table} SELECT * FROM found")
+
+    def _expand_tables(self, columns: Columns) -> None:
+        """Put a row for each row group in the place of each table."""
+        tables = self._base.execute(
+            "SELECT path, version, origin FROM listed WHERE kind = 'table'"
+        ).fetchall()
+        self._base.execute("DELETE FROM listed WHERE kind = 'table'")
+        self._insert(
+            "listed",
+            _LISTED,
+            (
+                one | {"origin": origin}
+                for path, version, origin in tables
+                for one in _row_groups(bytes(path), version, columns)
+            ),
+        )
+
+
+_REMAINING: Final = (
+    "SELECT listed.* FROM listed WHERE NOT EXISTS (SELECT 1 FROM done WHERE done.name = listed.name AND "
+    "done.version = listed.version)"
+)
+
+
+def _fetched(rows: Any) -> Iterator[tuple[Any, ...]]:
+    while found := rows.fetchmany(_AT_ONCE):
+        yield from found
+
+
+def _entries(source: str) -> Iterator[dict[str, Any]]:
+    """List the files that a source stands for."""
+    if is_address(source):
+        yield from _stored_entries(source)
+        return
+    place = os.path.abspath(source.removeprefix("file://"))
+    if os.path.isdir(place):
+        with contextlib.closing(_scan(place)):
+            paths: Iterable[Path] = files_below(Path(place))
+    elif os.path.lexists(place):
+        yield _entry(os.fsencode(place), _kind_of(place) or "image", version_of(Path(place)))
+        return
+    elif glob.has_magic(place):
+        found = find_images(place)
+        paths = [*found.images, *found.others]
+    else:
+        raise DataError(
+            f"{printable(source)} does not exist. Name a folder, a quoted pattern, a file or an address such as "
+            "s3://bucket/folder."
+        )
+    for path in paths:
+        if path.name.startswith("."):
+            continue
+        kind = _kind_of(path.name) or ("image" if may_be_an_image(path) else None)
+        if kind is not None:
+            yield _entry(os.fsencode(path), kind, version_of(path))
+
+
+def _scan(folder: str) -> Any:
+    try:
+        return os.scandir(folder)
+    except OSError as error:
+        raise DataError(
+            f"{printable(folder)} cannot be read: {error.strerror}. Check its permissions."
+        ) from error
+
+
+def _stored_entries(source: str) -> Iterator[dict[str, Any]]:
+    """List the objects of a store."""
+    files, path = store_of(source)
+    try:
+        if glob.has_magic(path):
+            found: Iterable[dict[str, Any]] = files.glob(path, detail=True).values()
+        elif files.isdir(path):
+            found = (info for _, _, inside in files.walk(path, detail=True) for info in inside.values())
+        else:
+            info = files.info(path)
+            yield _entry(_address(files, info["name"]), _kind_of(path) or "image", _state_of(info))
+            return
+        for info in found:
+            relative = info["name"].removeprefix(path)
+            if info["type"] != "file" or any(one.startswith(".") for one in relative.split("/")):
+                continue
+            suffix = os.path.splitext(info["name"])[1].lower()
+            kind = _kind_of(info["name"]) or ("image" if suffix in IMAGE_SUFFIXES | UNREAD_SUFFIXES else None)
+            if kind is not None:
+                yield _entry(_address(files, info["name"]), kind, _state_of(info))
+    except FileNotFoundError as error:
+        raise DataError(f"{printable(source)} does not exist. Check the address.") from error
+    except PermissionError as error:
+        raise DataError(f"{printable(source)} may not be read: {printable(str(error))}.") from error
+
+
+def _address(files: Any, path: str) -> bytes:
+    return os.fsencode(files.unstrip_protocol(path))
+
+
+def _state_of(info: dict[str, Any]) -> str:
+    state = next((info[name] for name in _STATES if info.get(name)), "")
+    return f"{info.get('size')}-{state}"
+
+
+def _kind_of(name: str) -> Kind | None:
+    if _SHARDS.search(name):
+        return "shard"
+    return "table" if _TABLES.search(name) else None
+
+
+def _entry(path: bytes, kind: Kind, version: str) -> dict[str, Any]:
+    images = 1 if kind == "image" else None
+    return {
+        "path": path,
+        "name": printable(os.fsdecode(path)),
+        "kind": kind,
+        "version": version,
+        "images": images,
+    }
+
+
+def _row_groups(path: bytes, version: str, columns: Columns) -> Iterator[dict[str, Any]]:
+    """List the row groups of a table, or the table itself where it cannot be read.
+
+    Raises:
+        DataError: The table lacks a column.
+    """
+    address = os.fsdecode(path)
+    entry = _entry(path, "table", version)
+    try:
+        with open_stored(address) as file:
+            table = parquet.ParquetFile(file)
+            facts, names = table.metadata, table.schema_arrow.names
+            sizes = [facts.row_group(number).num_rows for number in range(facts.num_row_groups)]
+    except (pyarrow.ArrowException, OSError, ImageError) as error:
+        yield entry | {"problem": f"the table cannot be read: {printable(str(error))}", "images": 1}
+        return
+    for option, column in {"--content-column": columns.content, "--id-column": columns.id}.items():
+        if column is not None and column not in names:
+            raise DataError(
+                f"{printable(address)} has no column {printable(column)}, but {printable(', '.join(names))}. Name the "
+                f"column with {option}."
+            )
+    for number, size in enumerate(sizes):
+        name = printable(row_group_name(address, number))
+        yield entry | {"name": name, "row_group": number, "images": size}
+
+
+def described(files: int, done: int) -> str:
+    """Return a sentence on how much of a job is done already."""
+    return f"{images_words(files)} listed, {done} judged before" if done else f"{images_words(files)} listed"

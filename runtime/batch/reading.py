@@ -1,0 +1,271 @@
+"""Read image files from this machine, from object stores, from tar shards and from Parquet tables."""
+
+from __future__ import annotations
+
+import functools
+import lzma
+import re
+import tarfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeVar
+
+import fsspec
+import pyarrow
+from pyarrow import parquet
+
+from flowedge.errors import ImageError, SourceError
+from flowedge.runtime.batch.rows import StoredImage
+from flowedge.runtime.device.limits import MAX_BYTES
+from flowedge.runtime.frames.finding import IMAGE_SUFFIXES
+from flowedge.runtime.frames.images import check_content, read_content
+from flowedge.text import printable
+
+_TRIES: Final = 4
+_FIRST_PAUSE_S: Final = 0.5
+_DAMAGED: Final = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+# The key of a sample ends at the first dot of the name, as WebDataset defines it.
+_MEMBER: Final = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+_ROWS_AT_ONCE: Final = 64
+
+_Read = TypeVar("_Read")
+
+
+def is_address(name: str) -> bool:
+    """Return True for an address such as ``s3://bucket/key``, and False for a path of this machine."""
+    return re.match(r"[a-z][a-z0-9+.-]+://|[a-z0-9+.-]+::", name) is not None and not name.startswith(
+        "file://"
+    )
+
+
+def read_address(name: str) -> bytes:
+    """Return the content of an image file on this machine or in an object store.
+
+    Args:
+        name: A path, or an address that fsspec reads.
+
+    Raises:
+        ImageError: There is no such file, it may not be read, or it is empty or too large.
+        SourceError: The store does not answer, also when it was asked again.
+    """
+    if not is_address(name):
+        return read_content(name.removeprefix("file://"))
+    files, path = store_of(name)
+    size = tried(name, lambda: files.size(path))
+    check_content(name, int(size or 1))
+    content: bytes = tried(name, lambda: files.cat_file(path))
+    return content
+
+
+def store_of(address: str) -> tuple[Any, str]:
+    """Return the file system of fsspec for an address, and the path in it.
+
+    Raises:
+        SourceError: The package of the store is not installed, or the address is not valid.
+    """
+    try:
+        found: tuple[Any, str] = fsspec.core.url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise SourceError(f"{printable(address)} cannot be opened: {printable(str(error))}") from error
+    return found
+
+
+def tried(name: str, work: Callable[[], _Read]) -> _Read:
+    """Read from a store, and try again where the store does not answer.
+
+    Args:
+        name: The address for messages.
+        work: The read.
+
+    Raises:
+        ImageError: There is no such file, or it may not be read. Trying again would change nothing.
+        SourceError: The last of several tries failed.
+    """
+    for number in range(_TRIES):
+        try:
+            return work()
+        except FileNotFoundError as error:
+            raise ImageError(f"{name} does not exist any more.") from error
+        except PermissionError as error:
+            raise ImageError(f"{name} may not be read. Check the permissions at the store.") from error
+        except IsADirectoryError as error:
+            raise ImageError(f"{name} is a folder.") from error
+        except Exception as error:  # the libraries of the stores have errors of their own
+            if number == _TRIES - 1:
+                raise SourceError(
+                    f"{printable(name)} cannot be read: {printable(str(error) or type(error).__name__)}. The job "
+                    "ended. Give the same command again to go on."
+                ) from error
+            time.sleep(_FIRST_PAUSE_S * 2**number)
+    raise AssertionError("the last try returns or raises")
+
+
+def images_of_shard(address: str, version: str, label_field: str | None) -> Iterator[StoredImage]:
+    """Read the images of a tar shard, as WebDataset lays them out.
+
+    Every member whose name ends in a suffix of an image behind its first dot is an image. The other members with the
+    same key are fields of the sample. A shard that ends too early gives the images before its end, and then one image
+    that cannot be read, which stands for the rest.
+
+    Args:
+        address: The shard, also compressed by gzip, bzip2 or xz.
+        version: The state of the shard.
+        label_field: The field with the label, such as ``cls``. Without one, the images have no label.
+
+    Raises:
+        SourceError: The store does not answer.
+    """
+    names: dict[str, int] = {}
+    sample: list[tuple[str, bytes | str]] = []
+    fields: dict[str, str] = {}
+    key = ""
+
+    def finished() -> Iterator[StoredImage]:
+        for member, content in sample:
+            names[member] = names.get(member, 0) + 1
+            again = f" ({names[member]})" if names[member] > 1 else ""
+            yield StoredImage(
+                image=f"{address}#{member}{again}",
+                read=functools.partial(_content_or_problem, content),
+                id=key,
+                source=address,
+                version=version,
+                label=fields.get(label_field or ""),
+            )
+        sample.clear()
+        fields.clear()
+
+    try:
+        with open_stored(address) as file, tarfile.open(fileobj=file, mode="r|*") as shard:
+            for member in shard:
+                found = _MEMBER.fullmatch(member.name)
+                if not member.isfile() or found is None:
+                    continue
+                if found[1] != key:
+                    yield from finished()
+                    key = printable(found[1])
+                is_image = f".{found[2].lower()}" in IMAGE_SUFFIXES
+                if is_image and member.size > MAX_BYTES:
+                    sample.append(
+                        (printable(member.name), f"the image has {member.size / 1e6:.0f} MB, too many.")
+                    )
+                elif is_image or found[2] == label_field:
+                    opened = shard.extractfile(member)
+                    assert opened is not None  # a regular file
+                    content = opened.read()
+                    if len(content) < member.size:
+                        raise tarfile.ReadError("unexpected end of data")
+                    if is_image:
+                        sample.append((printable(member.name), content))
+                    else:
+                        fields[found[2]] = printable(content.decode("utf-8", "backslashreplace").strip())
+        yield from finished()
+    except (ImageError, *_DAMAGED) as error:
+        yield from finished()
+        problem = (
+            str(error)
+            if isinstance(error, ImageError)
+            else (
+                f"the shard is damaged: {printable(str(error))}. The images behind this place were not read."
+            )
+        )
+        yield unreadable(address, version, problem)
+    except OSError as error:
+        raise SourceError(
+            f"{printable(address)} cannot be read: {printable(str(error))}. Give the same command again to go on."
+        ) from error
+
+
+def images_of_rows(
+    address: str, version: str, row_group: int, *, content: str, identifier: str | None, label: str | None
+) -> Iterator[StoredImage]:
+    """Read the images of one row group of a Parquet table.
+
+    Args:
+        address: The table.
+        version: The state of the table.
+        row_group: The number of the row group.
+        content: The column with the bytes of the image files, or with structures that have a field ``bytes``.
+        identifier: The column with the name of each image, where there is one.
+        label: The column with the label of each image. A table may be without the column.
+
+    Raises:
+        SourceError: The table cannot be read.
+    """
+    try:
+        with open_stored(address) as file:
+            table = parquet.ParquetFile(file)
+            label = label if label in table.schema_arrow.names else None
+            columns = [one for one in (content, identifier, label) if one is not None]
+            row = sum(table.metadata.row_group(number).num_rows for number in range(row_group))
+            for batch in table.iter_batches(_ROWS_AT_ONCE, row_groups=[row_group], columns=columns):
+                contents, ids, labels = (
+                    [None] * len(batch) if one is None else batch[one] for one in (content, identifier, label)
+                )
+                for value, number, word in zip(contents, ids, labels, strict=True):
+                    yield StoredImage(
+                        image=f"{address}#row={row}",
+                        read=functools.partial(_content_of_cell, value),
+                        id=_text_of_cell(number),
+                        source=row_group_name(address, row_group),
+                        version=version,
+                        label=_text_of_cell(word),
+                    )
+                    row += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise SourceError(
+            f"{printable(address)}, row group {row_group}, cannot be read: {printable(str(error))}. Repair or remove "
+            "the table, and give the same command again to go on."
+        ) from error
+
+
+def row_group_name(address: str, row_group: int) -> str:
+    """Return the name of a row group in the column ``source``."""
+    return f"{address}#rowgroup={row_group}"
+
+
+def unreadable(address: str, version: str, problem: str) -> StoredImage:
+    """Return an image that stands for a whole file which cannot be read."""
+    return StoredImage(
+        image=address, read=functools.partial(_content_or_problem, problem), source=address, version=version
+    )
+
+
+def open_stored(address: str) -> BinaryIO:
+    """Open a file on this machine or in a store for reading.
+
+    Raises:
+        ImageError: There is no such file, or it may not be read.
+        SourceError: The store does not answer.
+    """
+    if is_address(address):
+        files, path = store_of(address)
+        opened: BinaryIO = tried(address, lambda: files.open(path, "rb"))
+        return opened
+    try:
+        return Path(address).open("rb")
+    except OSError as error:
+        raise ImageError(f"{address} cannot be read: {error.strerror}.") from error
+
+
+def _content_or_problem(content: bytes | str) -> bytes:
+    """Return content, and raise a text as the reason why there is none."""
+    if isinstance(content, str):
+        raise ImageError(content)
+    return content
+
+
+def _content_of_cell(cell: Any) -> bytes:
+    value = cell.as_py()
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if value is None:
+        raise ImageError("the row has no content.")
+    return bytes(value)
+
+
+def _text_of_cell(cell: Any) -> str | None:
+    value = None if cell is None else cell.as_py()
+    return None if value is None else printable(str(value))
