@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flowedge.bundle import Bundle
+from flowedge.cli.failing import FOUND_ANOMALOUS
 from flowedge.cli.output import EscapingConsole
 from flowedge.cli.rows import shortened
-from flowedge.cli.failing import FOUND_ANOMALOUS
 from flowedge.cli.streams import READER_GONE
 from flowedge.errors import DataError, FlowEdgeError
 from flowedge.manifest import Threshold, Thresholds
