@@ -213,8 +213,10 @@ def map_to_frame(
     """
     height, width = anomaly_map.shape
     rows, columns = _frame_matrices(preprocessing, frame, (height, width))
+    wide = np.empty((height, columns.shape[0]), np.float32)
     with np.errstate(invalid="ignore"):  # NaN marks pixels that were not inspected
-        result: NDArray[np.float32] = rows @ (columns @ anomaly_map.T).T
+        columns.along_rows(anomaly_map, wide)
+        result: NDArray[np.float32] = rows @ wide
     return result
 
 
@@ -249,7 +251,8 @@ def _frame_matrices(
     """Return the matrices of the rows and the columns for `map_to_frame`."""
     place = placement(preprocessing, frame)
     rows, columns = (
-        BandedMatrix(_cover_matrix(*axis, cells)) for axis, cells in zip(place.axes, map_size, strict=True)
+        BandedMatrix(_cover_matrix(*axis, cells), outputs_at_once=at_once)
+        for axis, cells, at_once in zip(place.axes, map_size, (16, 32), strict=True)
     )
     return rows, columns
 

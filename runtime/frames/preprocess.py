@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import cv2
 import msgspec
@@ -19,7 +19,9 @@ from flowedge.resampling import PIL_FRACTION_BITS, BandedMatrix, pil_fixed_point
 from flowedge.runtime.device.limits import check_frame_size
 
 _SIZES_KEPT: Final = 16  # frame sizes whose matrices are kept
-_STRIP_ROWS: Final = 64  # of a frame that are resized along x at once, so that they stay in the cache
+_STRIP_PIXELS: Final = (
+    1 << 19
+)  # of a channel that are resized along x at once, so that they stay in the cache
 
 
 def check_frame(frame: NDArray[np.uint8]) -> None:
@@ -92,21 +94,24 @@ class Preprocessor:
         if not strips:
             return _planes(frame)
         flat = frame.reshape(height, width * 3)
-        planes = np.empty((3, strips[-1][0].stop, columns.shape[0]), np.float32)
+        lower = np.empty((3, strips[-1][0].stop, width), np.float32)
         for outputs, inputs, rows in strips:
             strip = rows @ flat[inputs].astype(np.float32)
-            turned = cv2.transpose(strip.reshape(-1, width, 3))
-            resized = columns @ turned.reshape(width, -1)
-            planes[:, outputs] = resized.reshape(len(resized), -1, 3).transpose(2, 1, 0)
+            cv2.split(strip.reshape(-1, width, 3), tuple(lower[:, outputs]))
+        planes = np.empty((3, lower.shape[1], columns.shape[0]), np.float32)
+        columns.along_rows(lower.reshape(-1, width), planes.reshape(-1, columns.shape[0]))
         return planes
 
     def _pil(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Resize like PIL to the last grey level: two passes, in PIL's order, with rounding in between."""
         size = frame.shape[:2]
         rows, columns = self._pil_matrices(size)
+        levels = np.stack(cv2.split(frame), axis=1, dtype=np.uint8)
         if pil_resizes_rows_first(size, placement(self._preprocessing, size).resized):
-            return _planes(_resize_along_x(columns, _resize_along_y(rows, frame)))
-        return _planes(_resize_along_y(rows, _resize_along_x(columns, frame)))
+            levels = _resize_along_x(columns, _resize_along_y(rows, levels))
+        else:
+            levels = _resize_along_y(rows, _resize_along_x(columns, levels))
+        return levels.transpose(1, 0, 2).astype(np.float32, order="C")
 
     def _cv2_bilinear(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Resize by OpenCV's INTER_LINEAR, which does not antialias. Then crop, with black outside of the image."""
@@ -127,21 +132,26 @@ class Preprocessor:
         """
         rows, columns = (matrix.astype(np.float32) for matrix in input_matrices(self._preprocessing, frame))
         # A product with 1 and zeros is exact, so the answer is the same to the last bit.
-        if all(np.array_equal(matrix, np.eye(*matrix.shape)) for matrix in (rows, columns)):
+        if _is_identity(rows) and _is_identity(columns):
             return [], BandedMatrix(columns)
         strips = [
             (outputs, inputs, BandedMatrix(weights, outputs_at_once=4))
             for outputs, inputs, weights in BandedMatrix(rows, outputs_at_once=16).bands
         ]
-        return strips, BandedMatrix(columns, outputs_at_once=32)
+        return strips, BandedMatrix(columns, outputs_at_once=16)
 
-    def _make_pil_matrices(self, frame: Size) -> tuple[BandedMatrix, BandedMatrix]:
-        """Return the resize matrices of the rows and the columns, in units of a grey level."""
+    def _make_pil_matrices(self, frame: Size) -> tuple[BandedMatrix | None, BandedMatrix | None]:
+        """Return the resize matrices of the rows and the columns, in units of a grey level.
+
+        A value is None where nothing changes along the axis.
+        """
         rows, columns = (
-            np.ldexp(pil_fixed_point(matrix), -PIL_FRACTION_BITS)
+            None
+            if _is_identity(matrix)
+            else BandedMatrix(np.ldexp(pil_fixed_point(matrix), -PIL_FRACTION_BITS), outputs_at_once=8)
             for matrix in input_matrices(self._preprocessing, frame)
         )
-        return BandedMatrix(rows, outputs_at_once=8), BandedMatrix(columns, outputs_at_once=16)
+        return rows, columns
 
     _METHODS: ClassVar[
         Mapping[ResizeMethod, Callable[[Preprocessor, NDArray[np.uint8]], NDArray[np.float32]]]
@@ -154,28 +164,45 @@ class Preprocessor:
     }
 
 
-def _resize_along_y(rows: BandedMatrix, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    height, width, _ = image.shape
-    return _grey_levels(rows @ image.reshape(height, width * 3)).reshape(-1, width, 3)
+def _resize_along_y(rows: BandedMatrix | None, levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Resize ``(H, 3, W)`` grey levels to ``(h, 3, W)``. Without a matrix the height stays."""
+    if rows is None:
+        return levels
+    flat = levels.reshape(len(levels), -1)
+    result = np.empty((rows.shape[0], flat.shape[1]), np.uint8)
+    _round_to_levels(rows @ flat, result)
+    return result.reshape(len(result), 3, -1)
 
 
-def _resize_along_x(columns: BandedMatrix, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    height, width, _ = image.shape
-    result = np.empty((height, columns.shape[0], 3), np.uint8)
-    for first in range(0, height, _STRIP_ROWS):
-        turned = cv2.transpose(image[first : first + _STRIP_ROWS])
-        resized = _grey_levels(columns @ turned.reshape(width, -1))
-        result[first : first + _STRIP_ROWS] = cv2.transpose(resized.reshape(len(resized), -1, 3))
-    return result
+def _resize_along_x(columns: BandedMatrix | None, levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Resize ``(H, 3, W)`` grey levels to ``(H, 3, w)``. Without a matrix the width stays."""
+    if columns is None:
+        return levels
+    flat = levels.reshape(-1, levels.shape[2])
+    result = np.empty((len(flat), columns.shape[0]), np.uint8)
+    at_once = max(1, _STRIP_PIXELS // flat.shape[1])
+    # Memory that is taken anew for each strip would cost more than the products.
+    exact = np.empty((min(at_once, len(flat)), flat.shape[1]), np.float64)
+    resized = np.empty((len(exact), columns.shape[0]), np.float64)
+    for first in range(0, len(flat), at_once):
+        strip = flat[first : first + at_once]
+        np.copyto(exact[: len(strip)], strip)
+        columns.along_rows(exact[: len(strip)], resized[: len(strip)])
+        _round_to_levels(resized[: len(strip)], result[first : first + at_once])
+    return result.reshape(len(levels), 3, -1)
 
 
-def _grey_levels(exact: NDArray[np.float64]) -> NDArray[np.uint8]:
+def _round_to_levels(exact: NDArray[np.float64], levels: NDArray[np.uint8]) -> None:
     """Round multiples of ``2 ** -PIL_FRACTION_BITS`` to whole grey levels, halves up, clipped to 0..255.
 
     OpenCV saturates, but rounds halves to even: half of the grid's step moves them, and nothing else, up.
     """
     up = 2.0 ** -(PIL_FRACTION_BITS + 1)
-    return np.asarray(cv2.add(exact, up, dtype=cv2.CV_8U), np.uint8)  # type: ignore[call-overload]  # takes a scalar
+    cv2.add(exact, up, dst=levels, dtype=cv2.CV_8U)  # type: ignore[call-overload]  # takes a scalar
+
+
+def _is_identity(matrix: NDArray[Any]) -> bool:
+    return np.array_equal(matrix, np.eye(*matrix.shape))
 
 
 def _planes(image: NDArray[np.uint8]) -> NDArray[np.float32]:

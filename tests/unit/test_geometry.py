@@ -110,7 +110,11 @@ def test_a_banded_product_is_the_dense_product(outputs: int, inputs: int, at_onc
     matrix = antialiased_matrix(outputs, inputs, kernel="lanczos")
     image = np.random.default_rng(outputs).integers(0, 256, (inputs, 5), dtype=np.uint8)
     banded = BandedMatrix(matrix, outputs_at_once=at_once)
-    np.testing.assert_allclose(banded @ image, matrix @ image.astype(np.float64), rtol=0, atol=1e-9)
+    expected = matrix @ image.astype(np.float64)
+    np.testing.assert_allclose(banded @ image, expected, rtol=0, atol=1e-9)
+    result = np.full((5, outputs), np.nan)
+    banded.along_rows(image.T.astype(np.float64), result)
+    np.testing.assert_allclose(result.T, expected, rtol=0, atol=1e-9)
 
 
 @settings(max_examples=150)
