@@ -213,7 +213,7 @@ def open_pack(path: str | os.PathLike[str], *, require_signature: Required = Non
     folder = Path(path)
     recover(Path(os.path.realpath(folder)))
     data = _index_bytes(folder)
-    index = _index_from(folder, data)
+    index = parse_index(folder, data)
     signature = check_signature(folder, data, require_signature)
     for stored in index.files:
         verify(folder, stored)
@@ -260,12 +260,22 @@ def write_pack(
         store_file(folder, PACK_INDEX, _json_of(index))
         for inner, _, _ in os.walk(folder):
             sync_folder(Path(inner))
-        if os.path.lexists(place):
-            swap(folder, place)
-            sync_folder(place.parent)
-        else:
-            put_at_free_place(folder, place)
+        put_pack_in_place(folder, place)
     return open_pack(target, require_signature=False)  # what was just written has no signature yet
+
+
+def put_pack_in_place(draft: Path, place: Path) -> None:
+    """Give a finished draft of a pack its place, in one step. An older pack is moved to the draft.
+
+    Raises:
+        BundleError: Another process made something at a place that was free.
+        OSError: The system refuses.
+    """
+    if os.path.lexists(place):
+        swap(draft, place)
+        sync_folder(place.parent)
+    else:
+        put_at_free_place(draft, place)
 
 
 def check_alike(where: Path, manifests: Mapping[str, Manifest]) -> None:
@@ -338,7 +348,7 @@ def read_index(folder: Path) -> PackIndex:
     Raises:
         BundleError: The file is not there, is not valid, or lists what no pack may hold.
     """
-    return _index_from(folder, _index_bytes(folder))
+    return parse_index(folder, _index_bytes(folder))
 
 
 def _index_bytes(folder: Path) -> bytes:
@@ -347,8 +357,16 @@ def _index_bytes(folder: Path) -> bytes:
     return description_bytes(folder, PACK_INDEX)
 
 
-def _index_from(folder: Path, data: bytes) -> PackIndex:
-    """Check the bytes of ``pack.json``."""
+def parse_index(folder: Path, data: bytes) -> PackIndex:
+    """Check the bytes of ``pack.json``.
+
+    Args:
+        folder: The pack's folder, for messages.
+        data: The bytes.
+
+    Raises:
+        BundleError: The index is not valid, or lists what no pack may hold.
+    """
     try:
         content = json_content(data)
         schema = msgspec.convert(content, SchemaOnly).schema

