@@ -8,6 +8,8 @@ from typing import Any
 
 def printable(text: str) -> str:
     """Escape the bytes that are no UTF-8 and the control characters of a text, so that any terminal can show it."""
+    if text.isprintable():  # a text with bytes that are no UTF-8 is not
+        return text
     valid = text.encode("utf-8", "backslashreplace").decode()
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in valid)
 

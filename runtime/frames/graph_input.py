@@ -39,7 +39,8 @@ class GraphInput:
                 does not become the network's input.
         """
         if self._frame_size is None:
-            return np.stack([self._network_input(frame) for frame in frames])
+            images = [self._network_input(frame) for frame in frames]
+            return images[0][None] if len(images) == 1 else np.stack(images)
         for frame in frames:
             self._check_size(frame, self._frame_size)
         if len(frames) == 1:

@@ -207,4 +207,7 @@ def _is_identity(matrix: NDArray[Any]) -> bool:
 
 def _planes(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return ``(h, w, 3)`` grey levels as ``(3, h, w)`` float32, still in 0..255."""
-    return np.stack(cv2.split(image)).astype(np.float32)
+    planes = np.empty((3, *image.shape[:2]), np.float32)
+    for plane, channel in zip(planes, cv2.split(image), strict=True):
+        np.copyto(plane, channel)
+    return planes

@@ -48,7 +48,7 @@ _BARE: Final = (0x01, *range(0xD0, 0xD8))  # markers without a segment
 # In coded data a byte of 255 is followed by 0, and restart markers may lie between.
 _NEXT_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 # A byte of 255 may be repeated before a marker, and not before the 0 that makes it a part of the data.
-_FILLED: Final = re.compile(rb"\xff\xff\x00")
+_FILLED: Final = b"\xff\xff\x00"
 _FILL: Final = re.compile(rb"\xff+")  # any number of bytes of 255 before a marker
 _MAX_PARTS: Final = 10_000  # segments and markers; encoders write some dozens
 _COEFFICIENTS: Final = 64
@@ -144,7 +144,7 @@ def _frame(data: bytes) -> _Frame:
                 frame, segment, tables
             ):
                 raise DamagedError("its coded data have a hole of zeros")
-            if _FILLED.search(data, at, following.start()):
+            if data.find(_FILLED, at, following.start()) >= 0:
                 raise DamagedError("its coded data have a hole of ones")
             at = following.start()
     if frame is None:

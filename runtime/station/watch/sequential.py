@@ -35,7 +35,7 @@ DIRECTIONS: Final = ("higher", "lower", "more scattered")
 """The changes that the bets are placed on."""
 
 _TILTS: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
-_BETS: Final = tuple((tilt, tilt / math.expm1(tilt)) for tilt in _TILTS)
+_SCALES: Final = tuple(tilt / math.expm1(tilt) for tilt in _TILTS)
 _BET_COUNT: Final = len(DIRECTIONS) * len(_TILTS)
 _MOST_EDGES: Final = 255
 _MOST_EVIDENCE: Final = 1e250  # a smaller number than the true one only makes alarms rarer
@@ -148,12 +148,16 @@ class SequentialTest:
         evidence, growth = state.evidence, state.growth
         bet = 0
         for position in (p, 1 - p, abs(2 * p - 1)):
-            for tilt, scale in _BETS:
-                factor = scale * math.exp(tilt * position)
-                evidence[bet] = min((evidence[bet] + 1) * factor, _MOST_EVIDENCE)
+            power = math.exp(position)
+            for scale in _SCALES:
+                factor = scale * power
+                power *= power  # each tilt is twice the one before
+                changed = (evidence[bet] + 1) * factor
+                evidence[bet] = changed if changed < _MOST_EVIDENCE else _MOST_EVIDENCE
                 if growth[bet] <= 1:
                     growth[bet], state.since[bet], state.labels[bet] = 1.0, state.values, label
-                growth[bet] = min(growth[bet] * factor, _MOST_EVIDENCE)
+                changed = growth[bet] * factor
+                growth[bet] = changed if changed < _MOST_EVIDENCE else _MOST_EVIDENCE
                 bet += 1
         return p
 
