@@ -7,7 +7,7 @@ taken on a reduced copy of the frame, so that their cost does not grow with the 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -38,23 +38,22 @@ def frame_statistics(frame: NDArray[np.uint8]) -> NDArray[np.float64]:
         `flowedge.frame_quantities` describes each quantity.
     """
     small = _reduced(frame)
-    red, green, blue = cv2.split(small)
-    grey = np.asarray((red + green + blue) / 3, np.float32)
-    colour = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    near = _steps(grey, 1)
     means, contrasts = cv2.meanStdDev(small)
-    side = _SIDE // FRAME_CELLS
-    cells = grey.reshape(FRAME_CELLS, side, FRAME_CELLS, side)
+    red, green, blue = cv2.split(small)
+    colour = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    grey = np.asarray(cv2.add(cv2.add(red, green, dtype=cv2.CV_32F), blue, dtype=cv2.CV_32F) / 3, np.float32)
+    near = _steps(grey, 1)
+    cells, squares = _cell_means(grey), _cell_means(np.square(grey, dtype=np.float64))
     values = (
         *means.flat,
         *contrasts.flat,
-        np.sqrt(np.square(near).mean()),
+        np.sqrt((cv2.norm(near[0]) ** 2 + cv2.norm(near[1]) ** 2) / (2 * near[0].size)),
         _sharpness(near, _steps(grey, _COARSE_STEP)),
-        (grey <= _DARK).mean(),
-        (grey >= _BRIGHT).mean(),
-        colour.mean(),
-        *cells.mean(axis=(1, 3)).flat,
-        *cells.std(axis=(1, 3)).flat,
+        np.count_nonzero(grey <= _DARK) / grey.size,
+        np.count_nonzero(grey >= _BRIGHT) / grey.size,
+        cv2.mean(colour)[0],
+        *cells.flat,
+        *np.sqrt(np.maximum(squares - np.square(cells, dtype=np.float64), 0)).flat,
     )
     return np.array(values, np.float64)
 
@@ -96,32 +95,36 @@ class FrameChecker:
         )
 
 
-def _reduced(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Make a copy of ``_SIDE`` x ``_SIDE`` pixels, float32 in 0..255, for every aspect of the frame."""
+def _reduced(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Make a copy of ``_SIDE`` x ``_SIDE`` pixels for every aspect of the frame."""
     # An average over every pixel of a large frame costs more than the check is worth, so it is taken over every n-th.
     rows, columns = (max(1, length // _SAMPLES) for length in frame.shape[:2])
     sampled = np.ascontiguousarray(frame[::rows, ::columns])
-    return cv2.resize(sampled, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+    return np.asarray(cv2.resize(sampled, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _steps(grey: NDArray[np.float32], distance: int) -> NDArray[np.float32]:
-    """Compute the differences of pixels at a distance along x and y, ``(2, h, w)``, for pixels that have both."""
+def _steps(grey: NDArray[np.float32], distance: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Compute the differences of pixels at a distance along x and along y, for pixels that have both."""
     corner = grey[:-distance, :-distance]
-    return np.stack([grey[:-distance, distance:] - corner, grey[distance:, :-distance] - corner])
+    return grey[:-distance, distance:] - corner, grey[distance:, :-distance] - corner
 
 
-def _sharpness(near: NDArray[np.float32], far: NDArray[np.float32]) -> float:
+def _sharpness(
+    near: tuple[NDArray[np.float32], NDArray[np.float32]],
+    far: tuple[NDArray[np.float32], NDArray[np.float32]],
+) -> float:
     """Compute the mean step between neighbours over the mean step at a distance, in the cells with the smaller steps.
 
     The cells with the largest steps are left out, so that a defect on a plain surface does not decide.
     """
-    fine, coarse = (_cell_means(np.abs(steps).mean(axis=0)).ravel() for steps in (near, far))
+    fine, coarse = (_cell_means(np.abs(x) + np.abs(y)).ravel() / 2 for x, y in (near, far))
     plain = np.argsort(coarse, kind="stable")[:_PLAIN_CELLS]
     return float((fine[plain].mean() + _SMALLEST_STEP) / (coarse[plain].mean() + _SMALLEST_STEP))
 
 
-def _cell_means(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _cell_means(values: NDArray[Any]) -> NDArray[np.float64]:
     """Return the means of ``(FRAME_CELLS, FRAME_CELLS)`` cells of a plane, without the rows and columns left over."""
     side = min(values.shape) // FRAME_CELLS
     used = values[: side * FRAME_CELLS, : side * FRAME_CELLS]
-    return np.asarray(used.reshape(FRAME_CELLS, side, FRAME_CELLS, side).mean(axis=(1, 3)))
+    of_rows = used.reshape(FRAME_CELLS, side, -1).sum(axis=1, dtype=np.float64)
+    return np.asarray(of_rows.reshape(FRAME_CELLS, FRAME_CELLS, side).sum(axis=2) / side**2)
