@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from types import TracebackType
@@ -131,7 +132,8 @@ class ModelServer:
         if loop is None:
             self._server.should_exit = True
             return
-        loop.call_soon_threadsafe(self._drain, loop)
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
+            loop.call_soon_threadsafe(self._drain, loop)
 
     def wait(self) -> None:
         """Wait until the server has ended.
