@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
 from flowedge.runtime.device.limits import MAX_PICTURE_SIDE
 from flowedge.runtime.settings import Settings
 
+MOST_POLYGONS: Final = 100
+MOST_CORNERS: Final = 1000
+"""The limits of an area, in a file and on a station's page alike."""
+
 Coordinate: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=MAX_PICTURE_SIDE)]
 Side: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_PICTURE_SIDE)]
 Polygon: TypeAlias = Annotated[
-    tuple[tuple[Coordinate, Coordinate], ...], msgspec.Meta(min_length=3, max_length=1000)
+    tuple[tuple[Coordinate, Coordinate], ...], msgspec.Meta(min_length=3, max_length=MOST_CORNERS)
 ]
 """The corners ``[x, y]`` of a polygon in pixels of the frame. Pixel (row r, column c) covers x from c to c + 1 and y
 from r to r + 1, as in `flowedge.runtime.regions.Region.contour`. The last corner joins the first."""
 
-Polygons: TypeAlias = Annotated[tuple[Polygon, ...], msgspec.Meta(max_length=100)]
+Polygons: TypeAlias = Annotated[tuple[Polygon, ...], msgspec.Meta(max_length=MOST_POLYGONS)]
 
 
 class TileSettings(Settings, frozen=True, kw_only=True):

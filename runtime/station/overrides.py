@@ -17,12 +17,11 @@ import msgspec
 from flowedge.clock import utc_now
 from flowedge.errors import FlowEdgeError, SettingsError
 from flowedge.files import open_regular_file, write_whole_file
+from flowedge.runtime.area.settings import MOST_CORNERS, MOST_POLYGONS
 
 FILE: Final = "changes.json"
 _MOST_CHANGES: Final = 2000
 _MOST_BYTES: Final = 16 << 20
-_MOST_POLYGONS: Final = 64
-_MOST_POINTS: Final = 512
 _LARGEST_PX: Final = 100_000
 
 Point: TypeAlias = tuple[float, float]
@@ -225,12 +224,12 @@ def check_polygons(polygons: Polygons) -> None:
         SettingsError: There are too many polygons or corners, a polygon has fewer than three corners or no area, or a
             corner is negative or not finite.
     """
-    if len(polygons) > _MOST_POLYGONS:
-        raise SettingsError(f"a region has at most {_MOST_POLYGONS} polygons, got {len(polygons)}.")
+    if len(polygons) > MOST_POLYGONS:
+        raise SettingsError(f"a region has at most {MOST_POLYGONS} polygons, got {len(polygons)}.")
     for number, polygon in enumerate(polygons, 1):
-        if not 3 <= len(polygon) <= _MOST_POINTS:
+        if not 3 <= len(polygon) <= MOST_CORNERS:
             raise SettingsError(
-                f"polygon {number} has {len(polygon)} corners. A polygon has 3 to {_MOST_POINTS} corners."
+                f"polygon {number} has {len(polygon)} corners. A polygon has 3 to {MOST_CORNERS} corners."
             )
         for x, y in polygon:
             if not (0 <= x <= _LARGEST_PX and 0 <= y <= _LARGEST_PX):

@@ -275,7 +275,7 @@ def test_a_change_by_json_needs_the_token_in_its_header(served: Served) -> None:
         ("threshold", {"value": "high"}, "is no number"),
         ("threshold", {"value": "nan"}, "finite"),
         ("threshold", {"why": " "}, "why is a text"),
-        ("area", {"points": "inspect 1,1 2,2", "frame": "240x320"}, "3 to 512 corners"),
+        ("area", {"points": "inspect 1,1 2,2", "frame": "240x320"}, "3 to 1000 corners"),
         ("area", {"points": "outside 1,1 2,2 1,2", "frame": "240x320"}, "begins with"),
         ("area", {"points": "inspect 1,1 2;2 9,1", "frame": "240x320"}, "the corner"),
         ("area", {"points": "inspect 1,1 nan,2 9,1", "frame": "240x320"}, "has a corner"),
