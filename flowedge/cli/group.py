@@ -70,6 +70,11 @@ COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
             "flowedge.cli.batch",
             "Judge archives of images into Parquet, by many processes or a cluster, with exactly one row an image.",
         ),
+        "compare": Listed(
+            "flowedge.cli.compare",
+            "Tell what changed between two results of the same images: verdicts, scores, and errors by label.",
+            opens_bundles=False,
+        ),
         "pack": Listed(
             "flowedge.cli.pack",
             "Pack bundles that have the same backbone: one graph of the backbone, and a small head for each product.",

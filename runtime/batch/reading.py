@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import lzma
+import os
 import re
 import tarfile
 import time
@@ -269,3 +270,50 @@ def _content_of_cell(cell: Any) -> bytes:
 def _text_of_cell(cell: Any) -> str | None:
     value = None if cell is None else cell.as_py()
     return None if value is None else printable(str(value))
+
+
+def read_stored_image(image: str) -> bytes:
+    """Return the content of an image by its name in the column ``image``, also from a shard or a table.
+
+    Raises:
+        ImageError: There is no such image.
+        SourceError: The store does not answer, or a table cannot be read.
+    """
+    container, mark, inside = image.rpartition("#")
+    if not mark or _exists_here(image):
+        return read_address(image)
+    if row := re.fullmatch(r"row=(\d+)", inside):
+        return _row_of_table(container, int(row[1]))
+    for one in images_of_shard(container, "", None):
+        if one.image == image:
+            return one.read()
+    raise ImageError(f"{container} has no member {inside}.")
+
+
+def _exists_here(path: str) -> bool:
+    return not is_address(path) and os.path.lexists(path)
+
+
+def _row_of_table(address: str, row: int) -> bytes:
+    """Return the image in a row of a table, whose first column of bytes has the images."""
+    try:
+        with open_stored(address) as file:
+            table = parquet.ParquetFile(file)
+            content = next(field.name for field in table.schema_arrow if _holds_bytes(field.type))
+            first = 0
+            for number in range(table.num_row_groups):
+                rows = table.metadata.row_group(number).num_rows
+                if row < first + rows:
+                    group = table.read_row_group(number, columns=[content])
+                    return _content_of_cell(group[content][row - first])
+                first += rows
+    except (pyarrow.ArrowException, OSError, StopIteration) as error:
+        raise ImageError(f"{address} has no images: {printable(str(error))}.") from error
+    raise ImageError(f"{address} has no row {row}.")
+
+
+def _holds_bytes(kind: pyarrow.DataType) -> bool:
+    return any(
+        test(kind)
+        for test in (pyarrow.types.is_binary, pyarrow.types.is_large_binary, pyarrow.types.is_struct)
+    )

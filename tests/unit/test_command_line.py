@@ -279,6 +279,7 @@ JSON_OF = {
     "threshold set": "threshold set {copy} --image 1 --reason test",
     "threshold fit": "threshold fit {copy} --data {data}",
     "batch": "batch {photos} -o out.parquet --bundle {bundle} --workers 1",
+    "compare": "compare missing.parquet other.parquet",
     "pack": "pack {bundle} -o line.flowedgepack",
     "sign": "sign {copy} --key {key}",
     "push": "push {copy} pushed",

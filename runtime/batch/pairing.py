@@ -1,0 +1,230 @@
+"""Pair the rows of two results, of batches or of a station's exported journal, in a database on the disk."""
+
+from __future__ import annotations
+
+import glob
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+import duckdb
+import pyarrow
+from pyarrow import dataset
+
+from flowedge.errors import DataError
+from flowedge.runtime.batch.reading import is_address, store_of
+from flowedge.text import printable
+
+By: TypeAlias = Literal["sha256", "image", "picture", "part"]
+
+BY: Final[tuple[By, ...]] = ("sha256", "image", "picture", "part")
+"""The ways to pair rows, in the order in which they are tried."""
+
+_MEMORY: Final = "512MB"
+_NEEDED: Final = ("verdict", "score")
+# A journal's picture has three parts: the journal, the thousand and the number. A batch on the archive has its path.
+_PICTURE: Final = "nullif(regexp_extract({}, '[^/]+/[^/]+/[^/]+$'), '')"
+
+
+class Side(NamedTuple):
+    """One of two results.
+
+    Attributes:
+        name: The path or the address.
+        kind: The word ``batch`` or ``journal``.
+        rows: The number of rows.
+        images: The number of different images.
+        bundles: The SHA-256 of each bundle that judged, with the precision.
+        has: The ways in which the rows can be paired.
+    """
+
+    name: str
+    kind: str
+    rows: int
+    images: int
+    bundles: tuple[str, ...]
+    has: tuple[By, ...]
+
+
+class Pairing:
+    """The rows of two results, paired image by image.
+
+    The database has the table ``pairs``: ``key``, ``name``, ``old_verdict``, ``new_verdict``, ``old_score``,
+    ``new_score``, ``old_margin``, ``new_margin``, ``picture``, ``label`` and ``is_bad``. A margin is the distance of an
+    answer from its limit, and is above 0 for an anomalous image. The columns of a side are null where only the other
+    side has the image.
+
+    Attributes:
+        old: The old result.
+        new: The new result.
+        by: The way in which the rows were paired.
+    """
+
+    def __init__(self, old: str, new: str, *, by: By | None = None, labels: Path | None = None) -> None:
+        """Read both results, and pair their rows.
+
+        Args:
+            old: A Parquet file, a folder of such files, or an address of either.
+            new: The other one.
+            by: The way to pair rows. Without one, the first of ``BY`` that pairs any rows is taken.
+            labels: A CSV file with the columns ``image`` and ``label``, for results without labels.
+
+        Raises:
+            DataError: A result cannot be read, is no result, or no row has a partner.
+        """
+        self._folder = tempfile.TemporaryDirectory(prefix="flowedge-compare-")
+        self._base = duckdb.connect(str(Path(self._folder.name, "pairs.duckdb")))
+        try:
+            self._base.execute(
+                f"SET memory_limit='{_MEMORY}'; SET temp_directory='{self._folder.name}/spilled'"
+            )
+            self.old, self.new = self._read("old", old), self._read("new", new)
+            self.by = self._pair(by)
+            self._label(labels)
+        except BaseException:
+            self.close()
+            raise
+
+    def rows(self, query: str, given: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return the rows of a query of the database."""
+        found: list[tuple[Any, ...]] = self._base.execute(query, list(given)).fetchall()
+        return found
+
+    def row(self, query: str, given: Sequence[Any] = ()) -> tuple[Any, ...]:
+        """Return the only row of a query of the database."""
+        (found,) = self.rows(query, given)
+        return found
+
+    def close(self) -> None:
+        """Delete the database."""
+        self._base.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Pairing:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, side: str, place: str) -> Side:
+        """Read a result into the table of its side."""
+        rows = _opened(place)
+        columns = rows.schema.names
+        named = next((one for one in ("image", "source_id") if one in columns), None)
+        missing = [one for one in _NEEDED if one not in columns]
+        if named is None or missing:
+            raise DataError(
+                f"{printable(place)} is no result of flowedge batch and no journal of flowedge station export: it has "
+                f"no column {missing[0] if missing else 'image or source_id'}."
+            )
+        is_journal = named == "source_id"
+
+        def column(name: str, kind: str = "VARCHAR") -> str:
+            return f"CAST({name} AS {kind})" if name in columns else f"CAST(NULL AS {kind})"
+
+        limit = f"CASE WHEN {column('log_nfa_limit', 'DOUBLE')} IS NULL THEN score - {column('threshold', 'DOUBLE')} "
+        limit += f"ELSE {column('log_nfa_limit', 'DOUBLE')} - {column('log_nfa', 'DOUBLE')} END"
+        self._base.register("given", rows)
+        self._base.execute(
+            f"CREATE TABLE {side} AS SELECT {column(named)} AS image, {column('sha256')} AS sha256, "
+            f"{column('picture') if is_journal else _PICTURE.format(named)} AS picture, {column('part')} AS part, "
+            f"{column('verdict')} AS verdict, CAST(score AS DOUBLE) AS score, {limit} AS margin, "
+            f"{column('label')} AS label, {column('number', 'BIGINT')} AS number FROM given"
+        )
+        bundle = f"coalesce({column('bundle_sha256')}, '') || ' ' || coalesce({column('precision')}, '')"
+        bundles = self.rows(
+            f"SELECT DISTINCT {bundle} FROM given WHERE score IS NOT NULL ORDER BY 1 LIMIT 20"
+        )
+        self._base.unregister("given")
+        has = ", ".join(f"count({by})" for by in BY)
+        counts = self.row(f"SELECT count(*), count(DISTINCT image), {has} FROM {side}")
+        return Side(
+            name=place,
+            kind="journal" if is_journal else "batch",
+            rows=counts[0],
+            images=counts[1],
+            bundles=tuple(one for (one,) in bundles),
+            has=tuple(by for by, count in zip(BY, counts[2:], strict=True) if count),
+        )
+
+    def _pair(self, wanted: By | None) -> By:
+        """Pair the rows, and return the way in which they were paired."""
+        common = [by for by in BY if by in self.old.has and by in self.new.has]
+        if wanted is not None and wanted not in common:
+            raise DataError(
+                f"the rows cannot be paired by {wanted}: {self.old.name} has {', '.join(self.old.has) or 'nothing'}, "
+                f"and {self.new.name} has {', '.join(self.new.has) or 'nothing'}."
+            )
+        for by in common if wanted is None else [wanted]:
+            if self.row(f"SELECT count(*) FROM (SELECT 1 FROM old JOIN new USING ({by}) LIMIT 1)")[0]:
+                break
+        else:
+            raise DataError(
+                f"no image of {printable(self.old.name)} is in {printable(self.new.name)} (compared by "
+                f"{wanted or ', '.join(common)}). Compare results of the same images."
+            )
+        # An image may have several rows: a copy under another name, or a frame that a station judged again. The last
+        # record counts.
+        newest = (
+            "(SELECT * FROM {0} WHERE {1} IS NOT NULL "
+            "QUALIFY row_number() OVER (PARTITION BY {1} ORDER BY number DESC, image) = 1)"
+        )
+        self._base.execute(
+            f"CREATE TABLE pairs AS SELECT coalesce(o.{by}, n.{by}) AS key, coalesce(n.image, o.image) AS name, "
+            "o.verdict AS old_verdict, n.verdict AS new_verdict, o.score AS old_score, n.score AS new_score, "
+            "o.margin AS old_margin, n.margin AS new_margin, coalesce(n.picture, o.picture) AS picture, "
+            "coalesce(n.label, o.label) AS label, CAST(NULL AS BOOLEAN) AS is_bad "
+            f"FROM {newest.format('old', by)} o FULL JOIN {newest.format('new', by)} n ON o.{by} = n.{by}"
+        )
+        return by
+
+    def _label(self, labels: Path | None) -> None:
+        """Take the labels of a table, and tell the bad images from the good ones."""
+        if labels is not None:
+            try:
+                self._base.execute(
+                    "CREATE TABLE labels AS SELECT CASE WHEN image LIKE '/%' OR image LIKE '%://%' THEN image "
+                    "ELSE ? || '/' || image END AS name, label FROM read_csv(?, all_varchar = true, header = true)",
+                    [str(labels.absolute().parent), str(labels)],
+                )
+            except duckdb.Error as error:
+                raise DataError(
+                    f"{labels} is no table of labels: {printable(str(error).splitlines()[0])}. Write a CSV file with "
+                    "the columns image and label."
+                ) from error
+            self._base.execute(
+                "UPDATE pairs SET label = labels.label FROM labels WHERE labels.name = pairs.name"
+            )
+        self._base.execute("UPDATE pairs SET is_bad = (lower(label) <> 'good') WHERE label IS NOT NULL")
+
+
+def _opened(place: str) -> Any:
+    """Open a result as a dataset of Arrow.
+
+    Raises:
+        DataError: The result cannot be read.
+    """
+    try:
+        if is_address(place):
+            files, path = store_of(place)
+            return dataset.dataset(path, format="parquet", filesystem=files)
+        if not os.path.exists(place) and glob.has_magic(place):
+            found = sorted(glob.glob(place, recursive=True))
+            if not found:
+                raise DataError(
+                    f"the pattern {printable(place)} matches nothing. Name a result of flowedge batch."
+                )
+            return dataset.dataset(found, format="parquet")
+        opened = dataset.dataset(place, format="parquet")
+    except FileNotFoundError as error:
+        raise DataError(f"{printable(place)} does not exist. Name a result of flowedge batch.") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{printable(place)} cannot be read: {printable(str(error))}") from error
+    if not opened.files:
+        raise DataError(f"{printable(place)} holds no Parquet files. Name a result of flowedge batch.")
+    return opened
