@@ -5,7 +5,8 @@
 #   make test-all also the slow ones: full products and systems of which make test tries a part; anomalib trains anew
 #   make check    lint, formatting and types
 #   make wheel    build the wheel and try it in an environment without torch
-#   make bench    speed against anomalib's own ONNX, into bench-out/ (anomalib gets an environment of its own)
+#   make bench    speed against anomalib's own ONNX, also in OpenVINO and in NNCF's INT8, into bench-out/ (anomalib and
+#                 NNCF get an environment of their own)
 #   make parity   every family by source and backbone: errors, sizes and speed, into bench-out/parity/
 #   make memory   peak memory and time of the largest exports, into bench-out/memory/
 #   make precision what float16 and INT8 cost on a trained model of every family, into bench-out/precision/
@@ -127,7 +128,7 @@ $(VENV): pyproject.toml
 
 $(PEER):
 	$(call new_environment,.venv-peer)
-	.venv-peer/bin/python -m pip install --quiet 'anomalib==2.7.*' onnx onnxscript onnxruntime openvino
+	.venv-peer/bin/python -m pip install --quiet 'anomalib==2.7.*' onnx onnxscript onnxruntime openvino nncf
 	touch $@
 
 $(DOCS): pyproject.toml

@@ -22,7 +22,7 @@ from flowedge.cli.output import (
     size_from,
     table,
 )
-from flowedge.cli.places import check_bundle, check_file
+from flowedge.cli.places import check_bundle, check_file, check_images
 from flowedge.cli.progress import progress_bar
 from flowedge.errors import FlowEdgeError
 from flowedge.files import write_whole_file
@@ -69,7 +69,26 @@ def command(
     peers: Annotated[
         list[Path] | None,
         typer.Option(
-            "--peer", metavar="FILE", help="An ONNX file of another project to time as well. May be repeated."
+            "--peer",
+            metavar="FILE",
+            help="An ONNX file of another project to time as well, on ONNX Runtime and OpenVINO. May be repeated.",
+        ),
+    ] = None,
+    peer_images: Annotated[
+        Path | None,
+        typer.Option(
+            "--peer-images",
+            metavar="DIR",
+            help="Good images, to time each --peer in INT8 as well, as NNCF quantises it for OpenVINO.",
+        ),
+    ] = None,
+    peer_python: Annotated[
+        Path | None,
+        typer.Option(
+            "--peer-python",
+            metavar="PYTHON",
+            help="The Python that has NNCF and OpenVINO for --peer-images.",
+            show_default="this one",
         ),
     ] = None,
     against: Annotated[
@@ -112,10 +131,15 @@ def command(
         raise FlowEdgeError("--against is the first bundle's checkpoint, and no bundle is named.")
     if backbone_weights is not None and against is None:
         raise FlowEdgeError("--backbone-weights goes with --against CKPT.")
+    if peer_images is not None and not peers:
+        raise FlowEdgeError("--peer-images goes with --peer FILE, which NNCF quantises on them.")
+    if peer_python is not None and peer_images is None:
+        raise FlowEdgeError("--peer-python goes with --peer-images DIR.")
     for bundle in bundles or ():
         _check_bundle(bundle)
-    for file in (*(peers or ()), against, backbone_weights):
+    for file in (*(peers or ()), against, backbone_weights, peer_python):
         check_file(file)
+    check_images(peer_images)
     check_separate_targets(html, markdown)
     for target, mark in ((html, PAGE_MARK), (markdown, _MARKDOWN_MARK)):
         if target is not None:
@@ -125,6 +149,7 @@ def command(
     from flowedge.runtime.bench.table import markdown_of
     from flowedge.runtime.bench.timing_page import page_of
     from flowedge.runtime.bench.timing_report import json_from_report
+    from flowedge.runtime.frames.finding import find_images
 
     options = BenchOptions(
         engines=_words("--engines", engines),
@@ -132,6 +157,8 @@ def command(
         batches=_batches(batch),
         frame_size=None if frame_size is None else size_from("--frame-size", frame_size),
         peers=tuple(peers or ()),
+        peer_images=() if peer_images is None else tuple(find_images(peer_images).images),
+        peer_python=peer_python,
         checkpoint=against,
         backbone_weights=backbone_weights,
         threads=threads,

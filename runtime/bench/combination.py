@@ -59,6 +59,7 @@ class Combination:
     shared: list[Shared] = field(default_factory=list)
     parity: Parity | None = None
     parity_problem: str = ""
+    own_correlation: float | None = None
     peak_mb: float | None = None
     device_mb: float | None = None
     macs: int | None = None
@@ -66,6 +67,8 @@ class Combination:
 
     def start(self, stack: contextlib.ExitStack) -> None:
         self.date = utc_now().isoformat()
+        if self.problem:
+            return
         try:
             self.worker = stack.enter_context(Worker(self.job))
         except EngineUnavailableError as error:
@@ -172,6 +175,7 @@ class Combination:
             shared=tuple(self.shared),
             parity=self.parity,
             parity_problem=self.parity_problem,
+            own_correlation=self.own_correlation,
             macs=self.macs,
             peak_share=peak_share,
             bandwidth_share=bandwidth_share,

@@ -52,7 +52,7 @@ def run_bench(
     date = utc_now().isoformat()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flowedge-bench-")))
-        runs = list(combinations_of(bundles, options, folder))
+        runs = list(combinations_of(bundles, options, folder, reports))
         machine_worker = stack.enter_context(Worker(Job(kind="machine", threads=options.threads)))
         for run in runs:
             reports.step(f"starting {run.label}")

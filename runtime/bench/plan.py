@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,14 @@ import numpy as np
 
 from flowedge.bundle import Bundle, open_bundle
 from flowedge.errors import FlowEdgeError
+from flowedge.progress import SILENT, Reports
 from flowedge.runtime.bench.combination import Combination
+from flowedge.runtime.bench.peer_int8 import peer_int8
+from flowedge.runtime.bench.peers import ON_ONNXRUNTIME, ON_OPENVINO, has_bfloat16
 from flowedge.runtime.bench.protocol import Job
 from flowedge.runtime.opening.engine import ENGINES
-from flowedge.runtime.opening.selftest import synthetic_frames
+from flowedge.runtime.opening.selftest import read_selftest, synthetic_frames
+from flowedge.text import printable
 
 DEFAULT_FRAME: Final = (1024, 1024)
 _JPEG_QUALITY: Final = 90
@@ -32,7 +37,9 @@ class BenchOptions:
         batches: The numbers of images of one inference. Shares and plots refer to the first.
         frame_size: The ``(height, width)`` of the synthetic source frames. The default is the bundle's ``frame_size``,
             or 1024x1024 where it has none.
-        peers: The paths of foreign ONNX files.
+        peers: The paths of foreign ONNX files. They run on ONNX Runtime and OpenVINO.
+        peer_images: The good images on which NNCF quantises the foreign files. Without images they are not quantised.
+        peer_python: The Python that has NNCF. The default is this one.
         checkpoint: The checkpoint of the first bundle, to run in PyTorch beside it. PyTorch runs only with a
             checkpoint.
         backbone_weights: The file of the backbone's weights, where the checkpoint has none.
@@ -46,6 +53,8 @@ class BenchOptions:
     batches: tuple[int, ...] = (1, 4, 8)
     frame_size: tuple[int, int] | None = None
     peers: tuple[Path, ...] = ()
+    peer_images: tuple[Path, ...] = ()
+    peer_python: Path | None = None
     checkpoint: Path | None = None
     backbone_weights: Path | None = None
     threads: int | None = None
@@ -59,7 +68,9 @@ class BenchOptions:
             raise ValueError(f"seconds must not be negative, got {self.seconds}")
 
 
-def combinations_of(bundles: Sequence[Path], options: BenchOptions, folder: Path) -> Iterator[Combination]:
+def combinations_of(
+    bundles: Sequence[Path], options: BenchOptions, folder: Path, reports: Reports = SILENT
+) -> Iterator[Combination]:
     """Yield the combinations in the order of the command line, and write the frames that their workers read."""
     for number, path in enumerate(bundles):
         bundle = open_bundle(path)
@@ -82,9 +93,52 @@ def combinations_of(bundles: Sequence[Path], options: BenchOptions, folder: Path
                 backbone_weights=weights,
             )
             yield Combination(job=run, label=f"{path.name} in PyTorch", frame_size=size)
-    for peer in options.peers:
-        job = Job(kind="peer", path=str(peer), engine="onnxruntime-cpu", threads=options.threads)
-        yield Combination(job=job, label=peer.name, frame_size=DEFAULT_FRAME)
+    for number, peer in enumerate(options.peers):
+        yield from _peers(peer, bundles[:1], options, folder / f"peer{number}", reports)
+
+
+def _peers(
+    peer: Path, bundles: Sequence[Path], options: BenchOptions, folder: Path, reports: Reports
+) -> Iterator[Combination]:
+    """Yield a foreign file on each library, and in each precision that OpenVINO computes it in.
+
+    The named engines and precisions hold for foreign files too. The file itself always runs on one library at least.
+    """
+    job = Job(kind="peer", path=str(peer), threads=options.threads)
+    engines = [name for name in (ON_ONNXRUNTIME, ON_OPENVINO) if name in (options.engines or ENGINES)]
+    wanted = options.precisions or ("fp32", "bf16", "int8")
+    for engine in engines or [ON_ONNXRUNTIME]:
+        names = [""]
+        if engine == ON_OPENVINO:
+            names = ["fp32"]
+            names += ["bf16"] if "bf16" in wanted and has_bfloat16() else []
+            names += ["int8"] if "int8" in wanted and options.peer_images else []
+        for precision in names:
+            run = msgspec.structs.replace(job, engine=engine, precision=precision)
+            label = " ".join(part for part in (peer.name, engine, precision) if part)
+            found = Combination(job=run, label=label, frame_size=DEFAULT_FRAME)
+            if precision == "int8":
+                reports.step(f"quantising {peer.name} through NNCF")
+                _quantise(found, bundles, options, folder)
+            yield found
+
+
+def _quantise(run: Combination, bundles: Sequence[Path], options: BenchOptions, folder: Path) -> None:
+    """Quantise the file of a combination, whose maps are compared on the frames of the first bundle's self-test."""
+    try:
+        made = peer_int8(
+            Path(run.job.path),
+            options.peer_images,
+            read_selftest(open_bundle(bundles[0])).frames if bundles else None,
+            python=options.peer_python or Path(sys.executable),
+            folder=folder,
+        )
+    except FlowEdgeError as error:
+        run.problem = printable(str(error))
+        return
+    run.job = msgspec.structs.replace(run.job, graph=str(made.file))
+    run.own_correlation = made.correlation
+    run.notes.append(printable(made.note))
 
 
 def _precisions(bundle: Bundle) -> list[str]:

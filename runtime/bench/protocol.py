@@ -18,8 +18,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         kind: A bundle on an engine, a bundle's checkpoint in PyTorch, a foreign ONNX file, or the machine itself.
         path: The path of the bundle or the file.
-        engine: A name of ``ENGINES``, for a bundle.
-        precision: The precision of the graph, for a bundle.
+        graph: The file that runs in place of ``path``, for a foreign file that was quantised.
+        engine: A name of ``ENGINES``, for a bundle or a foreign file.
+        precision: The precision of the graph, for a bundle. The precision that OpenVINO computes in, for a foreign
+            file. ONNX Runtime takes the precision of a foreign file as it is, and the name is empty.
         threads: The number of CPU threads. The default is the choice of the engine.
         frame: A ``.npy`` file with the source frame, ``(H, W, 3)`` uint8.
         picture: A JPEG file with this frame.
@@ -29,6 +31,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: Kind
     path: str = ""
+    graph: str = ""
     engine: str = ""
     precision: str = ""
     threads: int | None = None

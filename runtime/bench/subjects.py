@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.errors import EngineUnavailableError, FlowEdgeError
-from flowedge.packages import pip_install
+from flowedge.errors import FlowEdgeError
 from flowedge.runtime.bench.protocol import (
     Command,
     Job,
@@ -32,7 +31,6 @@ from flowedge.runtime.opening.timing import window_of
 _BASELINE: Final = "flowedge.export.baseline"  # imports torch, and only in the process that measures it
 _PEAK_SIDE: Final = 1024
 _COPY_BYTES: Final = 64_000_000
-_FLOATS: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
 class Subject(Protocol):
@@ -65,7 +63,11 @@ def subject_of(job: Job) -> Subject:
         return _MachineSpeed()
     if job.kind == "torch":
         return _Timed(importlib.import_module(_BASELINE).TorchBaseline(job))
-    return _Bundle(job) if job.kind == "bundle" else _Timed(_Peer(job))
+    if job.kind == "peer":
+        from flowedge.runtime.bench.peers import peer_of
+
+        return _Timed(peer_of(job))
+    return _Bundle(job)
 
 
 class _Timed:
@@ -199,69 +201,6 @@ def shared_speed(
         running = [pool.submit(keep_inspecting) for _ in range(threads)]
         frames = sum(one.result() for one in running)
         return Shared(threads=threads, frames_per_s=frames / (time.perf_counter() - start))
-
-
-class _Peer:
-    """A foreign ONNX file on ONNX Runtime's CPU, fed with random numbers of its input's shape."""
-
-    def __init__(self, job: Job) -> None:
-        start = time.perf_counter()
-        try:
-            import onnxruntime as ort
-        except ModuleNotFoundError as error:
-            raise EngineUnavailableError(
-                f"a peer runs on onnxruntime, which is not installed. Install it with: {pip_install('ort')}"
-            ) from error
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        # FlowEdge's engine sets this too, and denormal numbers would slow the peer alone.
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        if job.threads is not None:
-            options.intra_op_num_threads = job.threads
-        self._path = job.path
-        try:
-            self._session = ort.InferenceSession(job.path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # a foreign file may break anything
-            raise self._problem("load", error) from error
-        loaded = time.perf_counter()
-        self.work(1)()
-        self.started = Started(
-            engine="onnxruntime-cpu",
-            version=ort.__version__,
-            device="cpu",
-            load_ms=1000 * (loaded - start),
-            first_ms=1000 * (time.perf_counter() - loaded),
-            graph=job.path,
-            counted=job.path,
-        )
-
-    def work(self, batch: int) -> Callable[[], object]:
-        rng = np.random.default_rng(0)
-        feed: dict[str, NDArray[Any]] = {}
-        for entry in self._session.get_inputs():
-            # A side without a number is free. Only the batch may be free, because no other size can be guessed.
-            first, *sides = entry.shape or [None]
-            if isinstance(first, int) and first != batch:
-                raise FlowEdgeError(f"{self._path} takes a batch of {first} only, not of {batch}.")
-            fixed = [side for side in sides if isinstance(side, int)]
-            if entry.type not in _FLOATS or len(fixed) < len(sides):
-                raise FlowEdgeError(
-                    f"{self._path} takes {entry.name} {entry.type} {entry.shape}: a peer is fed with random floats, so "
-                    "its inputs must be floats whose sides are fixed but for the batch. Export it so."
-                )
-            feed[entry.name] = rng.random((batch, *fixed)).astype(_FLOATS[entry.type])
-
-        def run() -> object:
-            try:
-                return self._session.run(None, feed)
-            except Exception as error:
-                raise self._problem("run", error) from error
-
-        return run
-
-    def _problem(self, what: str, error: Exception) -> EngineUnavailableError:
-        reason = " ".join(str(error).split())
-        return EngineUnavailableError(f"ONNX Runtime cannot {what} {self._path}: {reason}.")
 
 
 class _MachineSpeed:

@@ -87,7 +87,7 @@ def cells_of(row: Row) -> tuple[str, ...]:
         _name(row),
         _verdict(row),
         "-" if parity is None or parity.worst_error is None else f"{parity.worst_error:.1e}",
-        _number(None if parity is None else parity.correlation, 5),
+        _number(row.own_correlation if parity is None else parity.correlation, 5),
         *map(_ms, _latencies(row)),
         _number(None if timing is None else timing.images_per_s, 1),
         _number(row.cold_start_ms, 0),

@@ -92,7 +92,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         engine: The name of the engine or the library that computed.
         version: The version of the library. The version is empty when the subject did not start.
         device: The device that the engine or library computed on.
-        precision: The precision of the graph. The precision is empty for a foreign file.
+        precision: The precision of the graph. The precision is empty for a foreign file that a library runs as it is.
         threads: The chosen number of CPU threads. The number is None where the engine chose.
         date: The time of the start in UTC, in the format ISO 8601.
         command: The command line.
@@ -111,6 +111,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
             have them.
         parity: The comparison with the expected answers. Only bundles have it.
         parity_problem: The reason why there is no comparison.
+        own_correlation: For a foreign file that was quantised, the lowest correlation of its map with the map of the
+            same file in float32. The correlation is None for other rows, and where a map is flat or not finite.
         macs: The number of multiply-accumulates for one image.
         peak_share: The reached share of the machine's peak speed of matrix products, at the fastest batch. Only CPU
             engines have it.
@@ -139,6 +141,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     shared: tuple[Shared, ...] = ()
     parity: Parity | None = None
     parity_problem: str = ""
+    own_correlation: float | None = None
     macs: int | None = None
     peak_share: float | None = None
     bandwidth_share: float | None = None

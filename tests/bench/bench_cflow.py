@@ -2,10 +2,11 @@
 
     make bench        or: PYTHONPATH=tests python tests/bench/bench_cflow.py --peer .venv-peer/bin/python
 
-fp32, ONNX Runtime on two threads, batch 1, 256x256. Every graph has a process of its own, and they take turns of a
-few runs each, so that a noisy machine hurts all alike. A time is the median over the turns of each turn's median; a
-ratio is the median of the turns' ratios. What anomalib makes is kept in the output folder and used again, FlowEdge
-exports anew. Nothing here passes or fails.
+fp32 on two threads, batch 1, 256x256, on ONNX Runtime and on OpenVINO. Beside them runs the INT8 that NNCF makes of
+anomalib's file for OpenVINO, calibrated on the demo's photographs or on the tiles. Every graph has a process of its
+own, and they take turns of a few runs each, so that a noisy machine hurts all alike. A time is the median over the
+turns of each turn's median; a ratio is the median of the turns' ratios. What anomalib makes is kept in the output
+folder and used again, FlowEdge exports anew. Nothing here passes or fails.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import openvino as ov
 import torch
 from numpy.typing import NDArray
 
@@ -29,13 +31,18 @@ from bench.graph_facts import file_mb, node_count
 from bench.time_onnx import THREADS, session_of
 from bench.turns import median_ratio, peak_gflops, processor, times_in_turns
 from flowedge.bundle import open_bundle
+from flowedge.export.demo.photos import PhotoPlan, write_photos
 from flowedge.export.pipeline import ExportOptions, export_bundle, read_model
 from flowedge.manifest import Preprocessing, SourceScale
 from flowedge.runtime.bench.macs import multiply_accumulates
+from flowedge.runtime.bench.peer_int8 import peer_int8
 from flowedge.runtime.source_scale import scaled_map, scaled_score
 
 HERE = Path(__file__).resolve().parent
-REAL = HERE.parents[2] / "shared/checkpoints/cflow_magnetic_tile.ckpt"  # beside the checkout
+SHARED = HERE.parents[2] / "shared"  # beside the checkout
+REAL = SHARED / "checkpoints/cflow_magnetic_tile.ckpt"
+TILES = SHARED / "data/magnetic_tile/train/good"
+CALIBRATED = 24
 MODELS = {"resnet18": "resnet18", "wide_resnet50_2": "wide_resnet50_2", "magnetic_tile": str(REAL)}
 
 
@@ -46,6 +53,10 @@ class Row:
     Attributes:
         peer_ms: What anomalib 2.7.0 exports.
         older_ms: The same module by the TorchScript exporter, as anomalib wrote before 2.7.0.
+        openvino_ms: FlowEdge's graph on OpenVINO.
+        peer_openvino_ms: What anomalib 2.7.0 exports, on OpenVINO.
+        peer_int8_ms: The same in INT8 by NNCF, on OpenVINO.
+        peer_int8_correlation: The map of the peer's INT8 with that of its own float32, None where it is flat.
         speed_up: The peer's time over FlowEdge's, and ``older_speed_up`` the older file's.
         gmac: 10^9 multiply-accumulates of FlowEdge's graph.
         share_of_peak: What FlowEdge's graph reaches of the machine's float32 matrix peak.
@@ -57,8 +68,13 @@ class Row:
     peer_ms: float
     older_ms: float
     flowedge_ms: float
+    openvino_ms: float
+    peer_openvino_ms: float
+    peer_int8_ms: float
+    peer_int8_correlation: float | None
     backbone_ms: float
     speed_up: float
+    openvino_speed_up: float
     older_speed_up: float
     peer_nodes: int
     older_nodes: int
@@ -118,24 +134,40 @@ def measure(name: str, folder: Path, peer_python: Path, rounds: int, peak: float
     )
     np.save(folder / "image.npy", image)
     np.save(folder / "normalised.npy", mine)
+    print(f"{name}: NNCF quantises (minutes)", flush=True)
+    shutil.rmtree(folder / "int8", ignore_errors=True)
+    frame = (255 * image[0].transpose(1, 2, 0)).astype(np.uint8)[None]
+    int8 = peer_int8(peer, good_images(name, folder), frame, python=peer_python, folder=folder / "int8")
+    peer_openvino = folder / "int8" / "float32.xml"
+    ov.save_model(ov.Core().read_model(peer), peer_openvino, compress_to_fp16=False)
     turns = times_in_turns(
         {
             ours: folder / "normalised.npy",
             peer: folder / "image.npy",
             older: folder / "image.npy",
             backbone: folder / "normalised.npy",
+            bundle: folder / "normalised.npy",
+            peer_openvino: folder / "image.npy",
+            int8.file: folder / "image.npy",
         },
         rounds,
     )
-    ours_ms, peer_ms, older_ms, backbone_ms = (statistics.median(taken) for taken in turns.values())
+    ours_ms, peer_ms, older_ms, backbone_ms, openvino_ms, peer_openvino_ms, peer_int8_ms = (
+        statistics.median(taken) for taken in turns.values()
+    )
     gmac, backbone_gmac = multiply_accumulates(ours) / 1e9, multiply_accumulates(backbone) / 1e9
     return Row(
         model=name,
         peer_ms=peer_ms,
         older_ms=older_ms,
         flowedge_ms=ours_ms,
+        openvino_ms=openvino_ms,
+        peer_openvino_ms=peer_openvino_ms,
+        peer_int8_ms=peer_int8_ms,
+        peer_int8_correlation=int8.correlation,
         backbone_ms=backbone_ms,
         speed_up=median_ratio(turns[peer], turns[ours]),
+        openvino_speed_up=median_ratio(turns[peer_openvino], turns[bundle]),
         older_speed_up=median_ratio(turns[older], turns[ours]),
         peer_nodes=node_count(peer),
         older_nodes=node_count(older),
@@ -148,6 +180,13 @@ def measure(name: str, folder: Path, peer_python: Path, rounds: int, peak: float
         map_difference=map_difference,
         score_difference=score_difference,
     )
+
+
+def good_images(name: str, folder: Path) -> list[Path]:
+    """Return the images that NNCF calibrates on: the tiles for their checkpoint, and else the demo's photographs."""
+    if MODELS[name] == str(REAL):
+        return sorted(TILES.glob("*"))[:CALIBRATED]
+    return [*write_photos(folder / "photos", PhotoPlan(calibration=CALIBRATED)).calibration]
 
 
 def export_backbone(backbone: torch.nn.Module, path: Path, size: tuple[int, int]) -> None:
@@ -199,6 +238,7 @@ def write_results(out: Path, rows: list[Row], peak: float, rounds: int) -> None:
         "processor": processor(),
         "python": platform.python_version(),
         "onnxruntime": ort.__version__,
+        "openvino": ov.__version__.partition("-")[0],
         "threads": THREADS,
         "rounds": rounds,
         "peak_gflops": peak,
@@ -207,16 +247,20 @@ def write_results(out: Path, rows: list[Row], peak: float, rounds: int) -> None:
         json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=2) + "\n"
     )
     lines = [
-        f"{facts['processor']}, {THREADS} threads, ONNX Runtime {ort.__version__}, float32 matrix peak "
-        f"{peak:.0f} GFLOP/s, median of {rounds} turns. Nodes: FlowEdge; anomalib 2.7.0; TorchScript.",
+        f"{facts['processor']}, {THREADS} threads, ONNX Runtime {ort.__version__}, OpenVINO {facts['openvino']}, "
+        f"float32 matrix peak {peak:.0f} GFLOP/s, median of {rounds} turns. Nodes: FlowEdge; anomalib 2.7.0; "
+        "TorchScript.",
         "",
-        "| model | FlowEdge | anomalib 2.7.0 | faster | TorchScript export | faster | backbone alone | nodes "
+        "| model | FlowEdge | anomalib 2.7.0 | faster | TorchScript export | faster | backbone alone "
+        "| OpenVINO: FlowEdge | anomalib | faster | NNCF INT8, map correlation | nodes "
         "| files | GMAC | of the peak | map, score differ by |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {r.model} | {r.flowedge_ms:.1f} ms | {r.peer_ms:.1f} ms | {r.speed_up:.2f}x | {r.older_ms:.1f} ms "
         f"| {r.older_speed_up:.2f}x | {r.backbone_ms:.1f} ms "
+        f"| {r.openvino_ms:.1f} ms | {r.peer_openvino_ms:.1f} ms | {r.openvino_speed_up:.2f}x "
+        f"| {r.peer_int8_ms:.1f} ms, {r.peer_int8_correlation or float('nan'):.4f} "
         f"| {r.flowedge_nodes:,}; {r.peer_nodes:,}; {r.older_nodes:,} "
         f"| {r.flowedge_mb:.0f}; {r.peer_mb:.0f} MB | {r.gmac:.2f} "
         f"| {r.share_of_peak:.0%} | {r.map_difference:.0e}, {r.score_difference:.0e} |"

@@ -5,8 +5,9 @@
 Each model has random weights (``full_size``). Lower precisions are added on the demo's photographs. The
 limits of the gate let every block have them, because the answers of random weights mean nothing and only speed counts.
 Then ``flowedge bench`` times everything in turns, with the checkpoint in PyTorch and, with ``--peer``, anomalib's own
-ONNX of the same weights on ONNX Runtime beside it. Each model is kept in the output folder. Remove its folder to
-compute it again. The table names the command of each model. Nothing here passes or fails.
+ONNX of the same weights beside it: on ONNX Runtime, on OpenVINO, and in INT8 through NNCF on the same photographs. Each
+model is kept in the output folder. Remove its folder to compute it again. The table names the command of each model.
+Nothing here passes or fails.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ def measure(
     bundle = folder / "bundle.flowedge"
     shutil.rmtree(bundle, ignore_errors=True)
     export = ["export", str(checkpoint), "-o", str(bundle), *model.export_options(folder)]
+    good = write_photos(folder / "photos", PHOTOS).calibration[0].parent
     if int8:
-        good = write_photos(folder / "photos", PHOTOS).calibration[0].parent
         export += ["--int8", "--calib-data", str(good), *(f"--gate={limit}" for limit in ANY)]
     run(*export, "--bf16")
     bench = ["bench", str(bundle), "--engines", engines, "--batch", "1"]
@@ -101,6 +102,8 @@ def measure(
         command = [peer, HERE / "peer_onnx.py", model.family, model.size, checkpoint, folder / "peer"]
         subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
         bench += ["--peer", str(folder / "peer" / "model.onnx")]
+        if int8:
+            bench += ["--peer-images", str(good), "--peer-python", str(peer)]
     (folder / "command.txt").write_text(f"flowedge {shlex.join(bench)}\n", encoding="utf-8")
     with (folder / REPORT).open("wb") as report:
         run(*bench, "--json", output=report)
@@ -121,10 +124,10 @@ def write_table(out: Path, names: Sequence[str]) -> None:
     """Write ``engines.md`` from the reports in the models' folders."""
     lines = [f"{processor()}.", ""]
     lines += [
-        "| model | what | answers | map correlation | p50, ms | as fast as fp32 | as fast as the peer | cold start, s "
-        "| overhead, ms |"
+        "| model | what | answers | map correlation | p50, ms | fastest, ms | as fast as fp32 | as fast as the peer "
+        "| as the peer's best | cold start, s | overhead, ms |"
     ]
-    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    lines += ["|---|---|---|---|---|---|---|---|---|---|---|"]
     for name in names:
         report = json.loads((out / name / REPORT).read_text(encoding="utf-8"))
         lines += lines_of(name, report)
@@ -134,28 +137,30 @@ def write_table(out: Path, names: Sequence[str]) -> None:
 
 
 def lines_of(name: str, report: dict[str, Any]) -> list[str]:
-    """Return the rows of one model in the table, from the report of its bench."""
+    """Return the rows of one model in the table, from the report of its bench.
+
+    The ratios are those of the fastest run of each row. All rows take turns, so that the fastest runs are those that
+    other work on the machine slowed least.
+    """
     rows = [row for row in report["rows"] if row["timings"] and row["timings"][0]["p50_ms"]]
-    peer = next((row["timings"][0]["p50_ms"] for row in rows if row["kind"] == "peer"), None)
+    peers = {(row["engine"], row["precision"]): _fastest_ms(row) for row in rows if row["kind"] == "peer"}
     fp32 = {
-        row["engine"]: row["timings"][0]["p50_ms"]
-        for row in rows
-        if row["kind"] == "bundle" and row["precision"] == "fp32"
+        (row["kind"], row["engine"]): _fastest_ms(row) for row in rows if row["precision"] in ("fp32", "")
     }
     model = ROWS[name]
     lines = []
     for row in rows:
-        p50, parity = row["timings"][0]["p50_ms"], row["parity"]
-        what = {"peer": "anomalib's ONNX, ONNX Runtime", "torch": "PyTorch, to the levels"}.get(
-            row["kind"], f"{row['engine']}, {row['precision']}"
-        )
-        cells = [f"{name}: {model.network}, {model.size}", what]
+        parity, fastest = row["parity"], _fastest_ms(row)
+        correlation = row["own_correlation"] if parity is None else parity["correlation"]
+        cells = [f"{name}: {model.network}, {model.size}", _what(row)]
         cells += ["-" if parity is None else "WRONG" if parity["failed"] else "right"]
-        cells += ["-" if parity is None or parity["correlation"] is None else f"{parity['correlation']:.5f}"]
+        cells += ["-" if correlation is None else f"{correlation:.5f}"]
         cells += [
-            f"{p50:.1f}",
-            _speed_beside_fp32(row, fp32.get(row["engine"])),
-            "-" if peer is None else f"{peer / p50:.2f}x",
+            f"{row['timings'][0]['p50_ms']:.1f}",
+            f"{fastest:.1f}",
+            _speed_beside_fp32(row, fp32.get((row["kind"], row["engine"]))),
+            _times_as_fast(peers.get(("onnxruntime-cpu", "")), fastest),
+            _times_as_fast(min(peers.values(), default=None), fastest),
         ]
         cells += ["-" if row["cold_start_ms"] is None else f"{row['cold_start_ms'] / 1000:.1f}"]
         cells += ["-" if row["stages"] is None else f"{row['stages']['overhead_ms']:.1f}"]
@@ -163,16 +168,35 @@ def lines_of(name: str, report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _speed_beside_fp32(row: dict[str, Any], fp32_ms: float | None) -> str:
-    """Return how many times as fast as fp32 on the same engine a lower precision is.
+def _what(row: dict[str, Any]) -> str:
+    """Name a row of the table by its kind, engine and precision."""
+    if row["kind"] == "torch":
+        return "PyTorch, to the levels"
+    if row["kind"] != "peer":
+        return f"{row['engine']}, {row['precision']}"
+    if row["engine"] == "onnxruntime-cpu":
+        return "anomalib's ONNX, ONNX Runtime"
+    precision = "INT8 by NNCF" if row["precision"] == "int8" else row["precision"]
+    return f"anomalib's ONNX, OpenVINO {precision}"
 
-    INT8 exists for its speed alone, so an INT8 graph that is slower than fp32 is marked.
+
+def _fastest_ms(row: dict[str, Any]) -> float:
+    return float(row["timings"][0]["percentiles_ms"][0])
+
+
+def _times_as_fast(other_ms: float | None, ms: float) -> str:
+    return "-" if other_ms is None else f"{other_ms / ms:.2f}x"
+
+
+def _speed_beside_fp32(row: dict[str, Any], fp32_ms: float | None) -> str:
+    """Return how many times as fast as fp32 on the same engine a lower precision is, for each side by itself.
+
+    A lower precision exists for its speed alone, so one that is slower than fp32 is marked.
     """
-    if row["kind"] != "bundle" or row["precision"] == "fp32" or fp32_ms is None:
+    if row["kind"] == "torch" or row["precision"] in ("fp32", "") or fp32_ms is None:
         return "-"
-    speed = fp32_ms / row["timings"][0]["p50_ms"]
-    slower = row["precision"].startswith("int8") and speed < 1
-    return f"{'SLOWER: ' if slower else ''}{speed:.2f}x"
+    speed = fp32_ms / _fastest_ms(row)
+    return f"{'SLOWER: ' if speed < 1 else ''}{speed:.2f}x"
 
 
 if __name__ == "__main__":

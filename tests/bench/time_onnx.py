@@ -1,7 +1,9 @@
-"""Time one ONNX graph in this process, or the machine's float32 matrix peak: ``turns`` starts one per graph.
+"""Time one graph in this process, or the machine's float32 matrix peak: ``turns`` starts one per graph.
 
 python tests/bench/time_onnx.py GRAPH INPUT.npy        prints {"ms": ...} for each line that it reads
 python tests/bench/time_onnx.py --peak                 prints {"gflops": ...}
+
+GRAPH is an ONNX file for ONNX Runtime, a file of OpenVINO (.xml), or a bundle, whose fp32 graph runs on OpenVINO.
 """
 
 from __future__ import annotations
@@ -47,12 +49,31 @@ def seconds_of(work: Callable[[], object], runs: int, at_most: float = math.inf)
 
 def serve_turns(graph: str, feed: str) -> None:
     """Do a turn of runs at batch 1 for each line of the standard input, and print their median."""
-    session, image = session_of(graph), np.load(feed)
-    (entry,) = session.get_inputs()
+    work = work_of(graph, np.load(feed))
     print("{}", flush=True)
     for _ in sys.stdin:
-        taken = seconds_of(lambda: session.run(None, {entry.name: image}), TURN, TURN_SECONDS)
+        taken = seconds_of(work, TURN, TURN_SECONDS)
         print(json.dumps({"ms": 1000 * statistics.median(taken)}), flush=True)
+
+
+def work_of(graph: str, image: Any) -> Callable[[], object]:
+    """Load a graph, and return a function that runs it once."""
+    if graph.endswith(".onnx"):
+        session = session_of(graph)
+        (entry,) = session.get_inputs()
+        return lambda: session.run(None, {entry.name: image})
+    if graph.endswith(".xml"):
+        from flowedge.runtime.bench.peers import peer_of
+        from flowedge.runtime.bench.protocol import Job
+
+        return peer_of(
+            Job(kind="peer", path=graph, engine="openvino", precision="fp32", threads=THREADS)
+        ).work(1)
+    from flowedge.bundle import open_bundle
+    from flowedge.runtime.opening.unproven import open_unproven
+
+    engine = open_unproven("openvino", open_bundle(graph), "fp32", threads=THREADS)
+    return lambda: engine.infer(image)
 
 
 def time_peak() -> dict[str, float]:
