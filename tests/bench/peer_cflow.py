@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from anomalib.models import Cflow
 
-from bench.settled import settle_batch_norms
+from bench.settled import settle_batch_norms, settle_post_processor
 
 INPUT_SIZE = (256, 256)
 SEED = 7
@@ -38,7 +38,8 @@ def random_cflow(network: str) -> Any:
         for name, tensor in model.model.decoders.named_parameters():
             if name.endswith(("global_scale", "global_offset", "bias")):
                 tensor += 0.05 * torch.randn_like(tensor)
-    return model.eval()
+    settle_post_processor(model.eval(), INPUT_SIZE)
+    return model
 
 
 def save_checkpoint(model: Any, path: Path) -> None:

@@ -19,6 +19,8 @@ import torchvision
 from anomalib.models import Cflow, Csflow, Fastflow, Uflow
 from anomalib.models.image.csflow import torch_model as csflow_torch
 
+from bench.settled import settle_post_processor
+
 MODELS: Mapping[str, Callable[..., Any]] = {
     "cflow": lambda **kwargs: Cflow(**kwargs, pre_trained=False),
     "fastflow": lambda **kwargs: Fastflow(**kwargs, pre_trained=False),
@@ -45,8 +47,9 @@ def main() -> None:
     left_over = [name for name in (*missing, *unexpected) if not any(part in name for part in UNNEEDED)]
     if left_over:
         raise SystemExit(f"{checkpoint} is not anomalib's {family}: {left_over[:5]}")
+    settle_post_processor(model.eval(), (size, size))
     folder.mkdir(exist_ok=True)
-    written = model.eval().to_onnx(folder, input_size=(size, size))
+    written = model.to_onnx(folder, input_size=(size, size))
     for file in written.parent.glob(f"{written.name}*"):
         file.replace(folder / file.name)  # the graph names its file of weights: both keep their names
 

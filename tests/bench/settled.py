@@ -1,6 +1,8 @@
-"""Make random backbones whose features are of ordinary size, with torch alone for the peer's environment."""
+"""Make random models as ordinary as trained ones, with torch alone for the peer's environment."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,3 +37,25 @@ def settle_batch_norms(network: nn.Module, size: tuple[int, int]) -> None:
             assert norm.running_var is not None
             norm.running_var += 0.1
             norm.eps = eps  # what the network's builder sets: a checkpoint does not hold it
+
+
+def settle_post_processor(model: Any, size: tuple[int, int]) -> None:
+    """Give anomalib's post-processor limits that keep the maps of random images between a third and two thirds.
+
+    The limits of a model that was never validated are NaN, and NNCF refuses a graph in which it finds NaN.
+
+    Args:
+        model: A model of anomalib in evaluation mode.
+        size: ``(height, width)`` of the images, pixels.
+    """
+    if not bool(torch.isnan(model.post_processor.pixel_min)):
+        return
+    with torch.no_grad():
+        coarse = torch.rand(4, 3, 16, 16)
+        maps = model.model(nn.functional.interpolate(coarse, size, mode="bicubic") * 4 - 2).anomaly_map
+        low, high = maps.min(), maps.max()
+        limits = {"min": 2 * low - high, "max": 2 * high - low, "threshold": (low + high) / 2}
+        for name, buffer in model.post_processor.named_buffers():
+            kind = name.rpartition("_")[2]
+            if kind in limits and bool(torch.isnan(buffer)):
+                buffer.copy_(limits[kind])
