@@ -41,7 +41,12 @@ class MapTriple:
 
 
 def page_from_gate(
-    title: str, report: GateReport, blocks: Sequence[BlockChoice], maps: Sequence[MapTriple]
+    title: str,
+    report: GateReport,
+    blocks: Sequence[BlockChoice],
+    maps: Sequence[MapTriple],
+    *,
+    notes: Sequence[str] = (),
 ) -> str:
     """Return the HTML page of a gate's report.
 
@@ -50,6 +55,7 @@ def page_from_gate(
         report: The gate's report.
         blocks: The blocks in the order to show them. Without blocks the page has no section on them.
         maps: Frames with their two maps. Without maps the page has no section on them.
+        notes: Sentences about the speed of the precision, which stand above the quantities.
 
     Returns:
         A complete HTML document, with its style and its pictures inside.
@@ -62,6 +68,7 @@ def page_from_gate(
             f": {report.good_images} good images, {report.defect_images} synthetic defects and "
             f"{report.labelled_images} labelled images, each run through the fp32 graph and through this graph.",
         ),
+        *(paragraph(sentence) for sentence in notes),
         table(
             "Quantities that the gate compares",
             ("quantity", ">value", ">limit", "outcome", "summary"),

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Final, TypeVar
 
-from flowedge.runtime.device.machine import usable_cores
+from flowedge.runtime.device.cores import usable_cores
 from flowedge.runtime.opening.engine_contract import Opened
 
 MOST_LANES: Final = 8

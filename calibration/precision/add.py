@@ -62,6 +62,7 @@ from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.manifest import Manifest, level_outputs
 from flowedge.progress import SILENT, Prefixed, Reports
 from flowedge.runtime.device.device_cache import DeviceCache
+from flowedge.runtime.device.machine import slow_precisions
 from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.opening.engine import JUDGE
@@ -226,7 +227,8 @@ class _Work:
                     )
                 )
         title = f"{calibrated.manifest.source.file}: {report.precision}"
-        return page_from_gate(title, report.gate, report.blocks, maps).encode()
+        notes = [sentence for name, sentence in slow_precisions().items() if name == report.precision]
+        return page_from_gate(title, report.gate, report.blocks, maps, notes=notes).encode()
 
     def _shown_frames(self, bundle: Bundle) -> Iterator[NDArray[np.uint8]]:
         return probe_frames(self._gate_images()[:_SHOWN], bundle.manifest.pixel_range)

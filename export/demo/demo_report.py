@@ -12,7 +12,7 @@ import torch
 from flowedge.clock import utc_now
 from flowedge.export.demo.demo_result import DemoResult, GraphChecks, GraphMetrics, InspectedPhoto
 from flowedge.manifest import Manifest
-from flowedge.runtime.device.machine import usable_cores
+from flowedge.runtime.device.cores import usable_cores
 from flowedge.runtime.report.charts import Series, charts, histogram
 from flowedge.runtime.report.markup import Markup, element, joined
 from flowedge.runtime.report.pages import write_page

@@ -31,6 +31,7 @@ from flowedge.cli.precision import (
     precision_request,
     print_fitted,
     print_reports,
+    print_slow_precisions,
 )
 from flowedge.cli.progress import progress_bar
 from flowedge.cli.threshold_options import (
@@ -175,6 +176,7 @@ def command(
             "and without --fp16, --bf16 and --int8 first."
         )
     opened = open_bundle(bundle)
+    print_slow_precisions(bf16=bf16, int8=int8)
     print_left_out_subfolders(data)
     with signature_noted(bundle), progress_bar() as reports:
         result = carry_out(

@@ -40,6 +40,7 @@ def command(json: Json = False) -> None:
                 ],
                 "order": found.order,
                 "default": found.default,
+                "slow_precisions": found.slow,
                 "export": found.export,
                 "nfa_compiler": {"numba": found.numba},
             }
@@ -65,6 +66,8 @@ def command(json: Json = False) -> None:
         ),
         soft_wrap=True,
     )
+    for sentence in found.slow.values():
+        RESULTS.print(sentence, soft_wrap=True)
     for status in found.engines:
         if status.problem:
             RESULTS.print(f"{status.spec.name}: {status.problem}", soft_wrap=True)

@@ -20,6 +20,7 @@ from flowedge.cli.precision import (
     precision_request,
     print_fitted,
     print_reports,
+    print_slow_precisions,
 )
 from flowedge.cli.progress import progress_bar
 from flowedge.cli.settings import TransformFrom, print_assumed, settings_from
@@ -133,6 +134,7 @@ def command(
         halves.append("bf16")
     if fp16 or bf16 or int8:
         _check_opset(opset)
+    print_slow_precisions(bf16=bf16, int8=int8)
     precisions: tuple[PrecisionReport, ...] = ()
     with progress_bar() as reports:
 

@@ -92,6 +92,16 @@ def precision_request(
     )
 
 
+def print_slow_precisions(*, bf16: bool, int8: bool) -> None:
+    """Print which of the wanted precisions gain nothing on this processor, before anyone waits for them."""
+    from flowedge.runtime.device.machine import slow_precisions
+
+    slow = slow_precisions()
+    for name, is_wanted in (("bf16", bf16), ("int8-cpu", int8)):
+        if is_wanted and name in slow:
+            MESSAGES.print(f"{slow[name]} The graph may still be worth it on another device.", soft_wrap=True)
+
+
 def _limits(defaults: GateLimits, assignments: Sequence[str]) -> GateLimits:
     """Return the limits of a gate, with those that ``--gate`` names changed."""
     import msgspec

@@ -12,7 +12,8 @@ from typing import Final
 
 from flowedge.children import clean_environment, find_program
 from flowedge.runtime.bench.timing_report import Environment
-from flowedge.runtime.device.machine import cpu_name, system_name, usable_cores
+from flowedge.runtime.device.cores import usable_cores
+from flowedge.runtime.device.machine import cpu_name, system_name
 
 _SYS: Final = Path("/sys")
 _SAMPLE_SECONDS: Final = 0.05

@@ -22,6 +22,7 @@ from flowedge.runtime.bench.plan import BenchOptions, combinations_of
 from flowedge.runtime.bench.process import Worker
 from flowedge.runtime.bench.protocol import Command, Job, Peak
 from flowedge.runtime.bench.timing_report import SCHEMA, Environment, Report
+from flowedge.runtime.device.machine import slow_precisions
 from flowedge.runtime.opening.engine import engine_spec
 from flowedge.version import __version__
 
@@ -54,6 +55,7 @@ def run_bench(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flowedge-bench-")))
         runs = list(combinations_of(bundles, options, folder, reports))
         machine_worker = stack.enter_context(Worker(Job(kind="machine", threads=options.threads)))
+        _tell_what_is_slow(runs, reports)
         for run in runs:
             reports.step(f"starting {run.label}")
             run.start(stack)
@@ -72,6 +74,20 @@ def run_bench(
         rows=rows,
         wrong=tuple(row.label for row in rows if row.is_wrong),
     )
+
+
+def _tell_what_is_slow(runs: Sequence[Combination], reports: Reports) -> None:
+    """Tell before anyone waits which graphs gain nothing on this processor. The sentence stays beside their numbers."""
+    slow = slow_precisions()
+    for run in runs:
+        precision = "int8-cpu" if run.job.precision == "int8" else run.job.precision
+        is_on_cpu = (
+            bool(run.job.engine) and run.job.engine != "torch" and engine_spec(run.job.engine).device == "cpu"
+        )
+        if is_on_cpu and precision in slow:
+            run.notes.append(slow[precision])
+    for sentence in dict.fromkeys(note for run in runs for note in run.notes if note in slow.values()):
+        reports.note(sentence)
 
 
 def _measure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -145,9 +146,24 @@ def overflows_in_eight_bits(root: Path = Path("/")) -> bool:
     return platform.machine() in ("x86_64", "AMD64") and safe.isdisjoint(cpu_extensions(root))
 
 
-def usable_cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def slow_precisions(root: Path = Path("/")) -> Mapping[str, str]:
+    """Return a sentence about each precision whose graphs gain nothing on this processor, by the precision.
+
+    A graph of such a precision gives right answers, but an engine on the CPU runs it in wider numbers.
+    """
+    found: dict[str, str] = {}
+    named = cpu_extensions(root)
+    if not {"amx_bf16", "avx512_bf16", "bf16"}.intersection(named):
+        found["bf16"] = (
+            f"bfloat16 is slower than float32 on this processor ({cpu_name(root)}), which has neither AMX nor "
+            "AVX512-BF16: OpenVINO took 3.4 times as long as in float32 on such a one."
+        )
+    if overflows_in_eight_bits(root):
+        found["int8-cpu"] = (
+            f"INT8 is hardly faster than float32 on this processor ({cpu_name(root)}), which has no VNNI: its products "
+            "of eight bits would overflow, so that the engines take wider ones."
+        )
+    return found
 
 
 def system_name() -> str:

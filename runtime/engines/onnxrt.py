@@ -20,6 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright
 from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
 from flowedge.files import utf8_name
 from flowedge.packages import pip_install
+from flowedge.runtime.device.cores import fast_cpus_for
 from flowedge.runtime.device.denormals import flushing_denormals
 from flowedge.runtime.device.device_cache import DeviceCache, device_cache
 from flowedge.runtime.device.engine_file import IGNORED_FACTS, EngineFacts
@@ -307,6 +308,9 @@ _DISABLED: Final = ["WeightBiasQuantization", "QDQPropagationTransformer"]
 # need the option get it.
 _WIDER_PRODUCTS: Final = "session.x64quantprecision"
 
+# On a processor with two kinds of cores, all threads of an inference wait for the one that is on a slow core.
+_AFFINITIES: Final = "session.intra_op_thread_affinities"
+
 
 def _session(
     model: str | bytes, providers: _Providers, *, threads: int | None, where: str, takes_turns: bool = False
@@ -351,6 +355,11 @@ def _session_options(providers: _Providers, threads: int | None) -> ort.SessionO
         options.add_session_config_entry(_WIDER_PRODUCTS, "1")
     if threads is not None:
         options.intra_op_num_threads = threads
+        fast = fast_cpus_for(threads)
+        if fast and threads > 1:
+            # The calling thread is one of them, so ONNX Runtime starts one less. It counts the CPUs from one.
+            named = ",".join(str(cpu + 1) for cpu in fast)
+            options.add_session_config_entry(_AFFINITIES, ";".join([named] * (threads - 1)))
     return options
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from openvino.frontend import FrontEndManager, OpConversionFailure
 
 from flowedge.errors import BundleError, EngineCacheError, EngineUnavailableError
+from flowedge.runtime.device.cores import fast_cpus_for
 from flowedge.runtime.device.denormals import flushing_denormals
 from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.device.engine_file import EngineFacts
@@ -275,6 +276,9 @@ def _options(device: str, threads: int | None) -> dict[str, Any]:
             # Requests of other threads run beside one another on the cores that one inference leaves free.
             streams = lanes_beside(threads)
             options |= {"INFERENCE_NUM_THREADS": threads * streams, "NUM_STREAMS": streams}
+            if fast_cpus_for(threads * streams):
+                # Otherwise all threads of an inference wait for the one that is on a slow core.
+                options["SCHEDULING_CORE_TYPE"] = "PCORE_ONLY"
     else:
         # Compiling for a GPU or an NPU takes long. OpenVINO itself checks which device a stored graph fits.
         with contextlib.suppress(EngineCacheError):  # without a cache, OpenVINO compiles every time

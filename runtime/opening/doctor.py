@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from flowedge.packages import installed_version, pip_install
+from flowedge.runtime.device.cores import Cores, find_cores
 from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.device.machine import (
     Jetson,
@@ -18,8 +19,8 @@ from flowedge.runtime.device.machine import (
     find_jetson,
     find_memory,
     find_nvidia_driver,
+    slow_precisions,
     system_name,
-    usable_cores,
 )
 from flowedge.runtime.opening.engine_status import EngineStatus, available_engines
 from flowedge.version import __version__
@@ -37,7 +38,7 @@ class MachineFacts:
         platform: The operating system and the processor's architecture.
         cpu: The name of the processor.
         cpu_extensions: The processor's extensions that matter for inference, such as ``avx512_vnni``.
-        cpus: The number of CPUs that this process may use.
+        cores: The cores that this process may use.
         memory: The memory. The value is None where the system does not tell.
         jetson: The facts of a Jetson. The value is None on other machines.
         nvidia: The driver of NVIDIA's GPUs, with an empty version where there is none.
@@ -49,7 +50,7 @@ class MachineFacts:
     platform: str
     cpu: str
     cpu_extensions: tuple[str, ...]
-    cpus: int
+    cores: Cores
     memory: Memory | None
     jetson: Jetson | None
     nvidia: NvidiaDriver
@@ -67,6 +68,7 @@ class Diagnosis:
         default: The first of ``order`` that works here and needs no build. The value is None where there is no such
             engine.
         compiled: The names in ``order`` that work here and load what ``flowedge build`` has compiled.
+        slow: A sentence about each precision that gains nothing on the CPU here.
         export: The versions of the packages that exporting needs. A package that is not installed has the value None.
         numba: The version of Numba, which compiles the NFA tree. The value is None where Numba is not installed.
     """
@@ -76,6 +78,7 @@ class Diagnosis:
     order: tuple[str, ...]
     default: str | None
     compiled: tuple[str, ...]
+    slow: Mapping[str, str]
     export: Mapping[str, str | None]
     numba: str | None
 
@@ -127,6 +130,7 @@ def doctor() -> Diagnosis:
         order=tuple(status.spec.name for status in ordered),
         default=next((spec.name for spec in works if not spec.compiled), None),
         compiled=tuple(spec.name for spec in works if spec.compiled),
+        slow=slow_precisions(),
         export={name: installed_version(name) for name in _EXPORT_PACKAGES},
         numba=installed_version("numba"),
     )
@@ -140,7 +144,7 @@ def _facts() -> MachineFacts:
         platform=system_name(),
         cpu=cpu_name(),
         cpu_extensions=cpu_extensions(),
-        cpus=usable_cores(),
+        cores=find_cores(),
         memory=find_memory(),
         jetson=find_jetson(),
         nvidia=find_nvidia_driver(),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from flowedge.errors import BundleError
 from flowedge.pack import Feature, Pack, backbone_file, head_file
+from flowedge.runtime.device.cores import suitable_threads
 from flowedge.runtime.opening.contract import GraphSource, TensorSpec, input_of_graph, outputs_of_graph
 from flowedge.runtime.opening.engine import AUTO, engine_module
 from flowedge.runtime.opening.engine_contract import EngineSpec, Opened, Opening
@@ -101,6 +102,7 @@ def open_products(
         EngineUnavailableError: The engine cannot run here.
         EngineWrongError: The engine's answers to the self-test of a product are wrong here.
     """
+    threads = suitable_threads(threads)
     if precision == AUTO:
         raise BundleError(
             f"{pack.path}: the precision auto measures the graphs of one bundle. For a pack, name one of "

@@ -25,7 +25,8 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
             ``reason`` then tells why the engines before it were passed over.
         bundle: A verified bundle.
         precision: The precision of the graph. ``int8`` means the INT8 graph for the engine's device.
-        threads: The number of CPU threads of one inference. Without a number the engine decides.
+        threads: The number of CPU threads of one inference. Without a number the engine decides, or
+            `flowedge.runtime.device.cores` where the process may use only a part of the machine.
 
     Raises:
         TypeError: ``threads`` is not a whole number.
@@ -36,7 +37,11 @@ def open_engine(name: str | None, bundle: Bundle, precision: str, *, threads: in
             self-test.
     """
     return open_unproven(
-        name, bundle, precision, threads=threads, check=lambda engine: prove(bundle, engine, threads=threads)
+        name,
+        bundle,
+        precision,
+        threads=threads,
+        check=lambda engine: prove(bundle, engine, threads=engine.threads),
     )
 
 
@@ -50,7 +55,8 @@ def open_or_build(
         bundle: A verified bundle.
         precision: The precision of the graph. ``auto`` means the fastest graph that is right here, see
             `flowedge.runtime.opening.auto`. Without an engine's name, it is the fastest on all engines.
-        threads: The number of CPU threads of one inference. Without a number the engine decides.
+        threads: The number of CPU threads of one inference. Without a number the engine decides, and ``auto`` measures
+            which number is the fastest.
         build: True compiles the named engine first.
 
     Raises:
@@ -80,10 +86,8 @@ def _open_fastest(engine: str | None, bundle: Bundle, threads: int | None) -> Op
     """Open the fastest graph that is right here. A stored choice that does not open is measured again."""
     choice = fastest_precision(bundle, engine, threads=threads)
     try:
-        opened = open_engine(choice.engine, bundle, choice.precision, threads=threads)
+        opened = open_engine(choice.engine, bundle, choice.precision, threads=choice.threads)
     except EngineUnavailableError:
         choice = choose_anew(bundle, engine, threads=threads)
-        opened = open_engine(choice.engine, bundle, choice.precision, threads=threads)
-    right = ", ".join(str(one) for one in choice.measured if one.median_ms is not None)
-    reason = f"the fastest {'here' if engine is None else 'graph on it'} that is right: {right}"
-    return replace(opened, reason=". ".join([reason, *choice.not_built]))
+        opened = open_engine(choice.engine, bundle, choice.precision, threads=choice.threads)
+    return replace(opened, reason=". ".join([choice.reason, *choice.not_built]))

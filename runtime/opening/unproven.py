@@ -10,6 +10,8 @@ from typing import Final
 
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError, EngineWrongError
+from flowedge.runtime.device.cores import suitable_threads
+from flowedge.runtime.opening.choice import faster_first
 from flowedge.runtime.opening.contract import graph_of_bundle
 from flowedge.runtime.opening.engine import engine_module, engine_spec, engines_in_order
 from flowedge.runtime.opening.engine_contract import EngineSpec, Opened, Opening
@@ -34,10 +36,12 @@ def open_unproven(
 
     Args:
         name: A name of ``ENGINES``. Without a name, the first by ``order`` that opens here and that ``check`` accepts
-            is taken. The ``reason`` then tells why the engines before it were passed over.
+            is taken. Where ``--precision auto`` has measured the bundle here, a faster engine comes before a slower
+            one. The ``reason`` then tells why the engines before it were passed over.
         bundle: A verified bundle.
         precision: The precision of the graph. ``int8`` means the INT8 graph for the engine's device.
-        threads: The number of CPU threads of one inference. Without a number the engine decides.
+        threads: The number of CPU threads of one inference. Without a number the engine decides, or
+            `flowedge.runtime.device.cores` where the process may use only a part of the machine.
         check: A function that raises a `FlowEdgeError` to refuse an opened engine. A refused engine is closed.
         load: A function that loads the graph of a precision on an engine. Without one, the bundle's graph is loaded.
 
@@ -51,6 +55,8 @@ def open_unproven(
         raise TypeError(f"threads must be a whole number or None, got {threads!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
+
+    threads = suitable_threads(threads)
 
     def load_graph(spec: EngineSpec, exact: str) -> Engine:
         source = graph_of_bundle(bundle, exact)
@@ -76,7 +82,7 @@ def open_unproven(
         return opened(spec, exact, "named")
     problems: dict[str, EngineUnavailableError] = {}
     have = {graph.precision for graph in bundle.manifest.graphs}
-    engines = engines_in_order()
+    engines, measured = faster_first(bundle, precision, engines_in_order(), threads)
     if not any(bundle.manifest.precision_on(spec.device, precision) in have for spec in engines):
         bundle.manifest.graph(precision)  # the error lists the graphs that the bundle has
     for spec in engines:
@@ -90,7 +96,7 @@ def open_unproven(
             _LOG.info("passed over %s: %s", spec.name, problems[spec.name])
             continue
         try:
-            return opened(spec, exact, _reason(problems))
+            return opened(spec, exact, ". ".join(part for part in (_reason(problems), measured) if part))
         except EngineUnavailableError as error:
             _LOG.info("passed over %s: %s", spec.name, error)
             problems[spec.name] = error

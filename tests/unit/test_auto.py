@@ -18,6 +18,7 @@ from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.opening import auto
 from flowedge.runtime.opening.auto import fastest_precision, precisions_on
+from flowedge.runtime.opening.choice import CLEARLY
 from flowedge.runtime.opening.engine import engine_spec
 from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.opening.unproven import open_unproven
@@ -50,7 +51,8 @@ def test_the_fastest_right_graph_is_taken_and_remembered(exported: Bundle, cache
     times = {one.precision: one.median_ms for one in choice.measured}
     assert set(times) == {"fp32", "fp16"}
     assert all(time is not None for time in times.values()), choice
-    assert choice.precision == min(times, key=lambda name: times[name] or 0.0)
+    fastest = min(time for time in times.values() if time is not None)
+    assert CLEARLY * (times[choice.precision] or 0.0) <= fastest
     (known,) = (cache / "precision").iterdir()
     known.write_bytes(
         known.read_bytes().replace(b'"precision":"' + choice.precision.encode(), b'"precision":"fp16', 1)
@@ -68,7 +70,7 @@ def test_without_a_named_engine_all_that_open_here_are_compared(exported: Bundle
     times = {(one.engine, one.precision): one.median_ms for one in choice.measured}
     assert set(times) == {(engine, name) for engine in (CPU, "openvino") for name in ("fp32", "fp16")}
     right = {key: time for key, time in times.items() if time is not None}
-    assert (choice.engine, choice.precision) == min(right, key=lambda key: right[key])
+    assert CLEARLY * right[choice.engine, choice.precision] <= min(right.values())
     with flowedge.load(exported.path, precision="auto", threads=1) as detector:
         assert (detector.engine.name, detector.precision) == (choice.engine, choice.precision)
         assert "openvino fp32" in detector.engine.reason

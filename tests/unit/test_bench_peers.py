@@ -12,12 +12,15 @@ import onnxruntime as ort
 import pytest
 
 from flowedge.errors import EngineUnavailableError
-from flowedge.runtime.bench import plan
+from flowedge.runtime.bench import measure, plan
+from flowedge.runtime.bench.combination import Combination
 from flowedge.runtime.bench.peer_int8 import peer_int8
 from flowedge.runtime.bench.peers import image_size_of, peer_of
 from flowedge.runtime.bench.plan import BenchOptions, combinations_of
+from flowedge.runtime.bench.protocol import Job
 from flowedge.runtime.opening.selftest import read_selftest
 from support.command_line import flowedge
+from support.recorded_reports import RecordedReports
 from support.tiny_bundle import tiny_model, write_tiny_bundle
 
 NNCF = """
@@ -188,3 +191,20 @@ def test_options_of_peers_that_make_no_sense_are_refused(
     done = flowedge("bench", *arguments, cwd=tmp_path)
     assert done.status == 2
     assert message in done.stderr
+
+
+def test_what_is_slow_here_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentence = "bfloat16 is slow here."
+    monkeypatch.setattr(measure, "slow_precisions", lambda: {"bf16": sentence})
+    jobs = [
+        Job(kind="bundle", engine="openvino", precision="bf16"),
+        Job(kind="bundle", engine="openvino", precision="fp32"),
+        Job(kind="bundle", engine="tensorrt", precision="bf16"),
+        Job(kind="torch", engine="torch", precision="bf16"),
+        Job(kind="peer", engine="openvino", precision="bf16"),
+    ]
+    runs = [Combination(job=job, label="", frame_size=(8, 8)) for job in jobs]
+    reports = RecordedReports()
+    measure._tell_what_is_slow(runs, reports)
+    assert [run.notes for run in runs] == [[sentence], [], [], [], [sentence]]
+    assert reports.notes == [sentence]

@@ -120,6 +120,12 @@ def test_the_table_says_what_passed_and_what_did_not() -> None:
     assert "The gate passed" in Read(page_from_gate("bottle", report_of(passed=True), [], [])).text
 
 
+def test_a_note_on_the_speed_stands_above_the_quantities() -> None:
+    notes = ["bfloat16 is slow here <b>."]
+    text = Read(page_from_gate("bottle bf16", report_of(passed=True), [], [], notes=notes)).text
+    assert 0 < text.index("bfloat16 is slow here <b>.") < text.index("map_correlation")
+
+
 def test_bars_are_as_long_as_the_sensitivity() -> None:
     blocks = [
         block("a", 1.0),

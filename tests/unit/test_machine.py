@@ -10,6 +10,7 @@ import pytest
 
 import flowedge.runtime.opening.doctor as doctor_of_runtime
 from flowedge.cli import doctor
+from flowedge.runtime.device.cores import Cores
 from flowedge.runtime.device.machine import (
     Memory,
     NvidiaDriver,
@@ -18,6 +19,7 @@ from flowedge.runtime.device.machine import (
     find_memory,
     find_nvidia_driver,
     overflows_in_eight_bits,
+    slow_precisions,
 )
 from support.command_line import flowedge
 
@@ -167,6 +169,49 @@ def test_x86_without_vnni_overflows_in_eight_bits(
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine_name)
     assert overflows_in_eight_bits(tree(tmp_path, {"proc/cpuinfo": f"{line}\n"})) is expected
+
+
+@pytest.mark.parametrize(
+    ("machine_name", "line", "slow"),
+    [
+        ("x86_64", "flags : avx2 fma", ("bf16", "int8-cpu")),
+        ("x86_64", "flags : avx512f avx512_vnni", ("bf16",)),  # Cascade Lake
+        ("x86_64", "flags : avx512f avx512_vnni avx512_bf16", ()),  # Zen 4: no AMX, and bfloat16 is faster
+        ("x86_64", "flags : avx512_vnni amx_bf16", ()),
+        ("x86_64", "flags : avx_vnni", ("bf16",)),
+        ("aarch64", "Features : asimddp", ("bf16",)),
+        ("aarch64", "Features : asimddp bf16", ()),
+    ],
+)
+def test_precisions_that_a_processor_computes_in_wider_numbers_are_slow(
+    machine_name: str, line: str, slow: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine_name)
+    root = tree(tmp_path, {"proc/cpuinfo": f"model name : Old One\n{line}\n"})
+    found = slow_precisions(root)
+    assert tuple(found) == slow
+    assert all("on this processor (Old One)" in sentence for sentence in found.values())
+
+
+def test_doctor_names_the_precisions_that_are_slow_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_of_runtime, "available_engines", lambda: ())
+    monkeypatch.setattr(doctor_of_runtime, "slow_precisions", lambda: {"bf16": "bfloat16 is slow here."})
+    assert "bfloat16 is slow here." in flowedge("doctor").stdout
+    assert json.loads(flowedge("doctor", "--json").stdout)["slow_precisions"] == {
+        "bf16": "bfloat16 is slow here."
+    }
+
+
+def test_doctor_shows_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Cores(
+        cpus=(0, 1, 2, 3), physical=3, fast_cpus=(0, 1), fast_physical=1, quota=1.5, whole_machine=False
+    )
+    monkeypatch.setattr(doctor_of_runtime, "available_engines", lambda: ())
+    monkeypatch.setattr(doctor_of_runtime, "find_cores", lambda: found)
+    words = " ".join(flowedge("doctor").stdout.split())
+    assert "3 cores with 4 hyperthreads, 1 of them fast, a quota of 1.5 CPUs" in words
+    machine = json.loads(flowedge("doctor", "--json").stdout)["machine"]
+    assert machine["cores"]["fast_cpus"] == [0, 1]
 
 
 def test_doctor_shows_the_machine_and_every_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import pytest
 from flowedge.bundle import open_bundle
 from flowedge.calibration.calibration_record import read_record
 from flowedge.calibration.score_maxima import constants_of
+from flowedge.cli.precision import print_slow_precisions
 from support.block_graph import write_photographs
 from support.command_line import flowedge
 from support.oracles.stored_constants import read_constants
@@ -209,3 +210,16 @@ def test_a_bundle_with_bfloat16_says_how_it_is_calibrated(
     assert "--engine openvino" in done.stderr
     assert "or add --bf16" in done.stderr
     assert (target / "manifest.json").read_bytes() == before
+
+
+def test_a_precision_that_is_slow_here_is_told_before_it_is_planned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = {"bf16": "bfloat16 is slow here.", "int8-cpu": "INT8 is slow here."}
+    monkeypatch.setattr("flowedge.runtime.device.machine.slow_precisions", lambda: slow)
+    print_slow_precisions(bf16=True, int8=False)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "bfloat16 is slow here. The graph may still be worth it on another device.\n"
+    print_slow_precisions(bf16=False, int8=True)
+    assert capsys.readouterr().err.startswith("INT8 is slow here.")
