@@ -23,7 +23,7 @@ from flowedge.errors import FlowEdgeError
 from flowedge.progress import Prefixed
 
 if TYPE_CHECKING:
-    from flowedge.runtime.opening.auto import Choice
+    from flowedge.runtime.opening.choice import Choice
     from flowedge.runtime.opening.engine_contract import BuildOptions, Built
 
 NAME = "build"
@@ -103,6 +103,11 @@ def print_choice(choice: Choice) -> None:
     for one in choice.measured:
         is_chosen = (one.engine, one.precision) == (choice.engine, choice.precision)
         rows.add_row(one.engine, one.precision, number(one.median_ms), "auto" if is_chosen else one.problem)
+    for one in choice.other_threads:
+        mark = "auto" if one.threads == choice.threads else ""
+        rows.add_row(
+            one.engine, f"{one.precision}, {one.threads or 'its own'} threads", number(one.median_ms), mark
+        )
     RESULTS.print(rows)
 
 

@@ -41,14 +41,19 @@ class PeerInt8:
 
 
 def peer_int8(
-    peer: Path, images: Sequence[Path], frames: NDArray[np.uint8] | None, *, python: Path, folder: Path
+    peer: Path,
+    images: Sequence[Path],
+    frames: Sequence[NDArray[np.uint8]] | None,
+    *,
+    python: Path,
+    folder: Path,
 ) -> PeerInt8:
     """Quantise a foreign ONNX file through NNCF, and compare its maps with those of the same file in float32.
 
     Args:
         peer: The ONNX file. It takes RGB images in 0..1, as anomalib's files do.
         images: The files of the good images to calibrate on.
-        frames: The frames ``(N, H, W, 3)`` whose maps are compared. Without frames, the maps of the images are.
+        frames: The frames ``(H, W, 3)`` whose maps are compared. Without frames, the maps of the images are.
         python: The Python that has NNCF and OpenVINO.
         folder: The folder that the model is written to.
 
@@ -65,7 +70,8 @@ def peer_int8(
         np.save(folder / "frames.npy", np.stack([_resized(frame, size) for frame in frames]))
     compared, target = folder / ("images.npy" if frames is None else "frames.npy"), folder / "int8.xml"
     # An isolated interpreter does not find the modules beside the script under the names of other packages.
-    command = [python, "-I", _SCRIPT, peer.absolute(), folder / "images.npy", compared, target]
+    command: list[str | Path] = [python, "-I", _SCRIPT]
+    command += [peer.absolute(), folder / "images.npy", compared, target]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env=clean_environment(), cwd=folder

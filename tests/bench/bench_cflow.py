@@ -136,8 +136,8 @@ def measure(name: str, folder: Path, peer_python: Path, rounds: int, peak: float
     np.save(folder / "normalised.npy", mine)
     print(f"{name}: NNCF quantises (minutes)", flush=True)
     shutil.rmtree(folder / "int8", ignore_errors=True)
-    frame = (255 * image[0].transpose(1, 2, 0)).astype(np.uint8)[None]
-    int8 = peer_int8(peer, good_images(name, folder), frame, python=peer_python, folder=folder / "int8")
+    frame = (255 * image[0].transpose(1, 2, 0)).astype(np.uint8)
+    int8 = peer_int8(peer, good_images(name, folder), [frame], python=peer_python, folder=folder / "int8")
     peer_openvino = folder / "int8" / "float32.xml"
     ov.save_model(ov.Core().read_model(peer), peer_openvino, compress_to_fp16=False)
     turns = times_in_turns(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -49,7 +50,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return clone_bundle(tiny, folder / "two.flowedge", manifest=manifest, files={"model.fp16.onnx": content})
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, times: Mapping[tuple[str, str, int | None], float]) -> list[str]:
+def pretend(monkeypatch: pytest.MonkeyPatch, times: Mapping[Any, float]) -> list[str]:
     """Let each engine, precision and number of threads take a known time, and list what is timed."""
     timed: list[str] = []
 
@@ -146,12 +147,12 @@ def test_other_cores_have_a_choice_of_their_own(bundle: Bundle, monkeypatch: pyt
     "change", [{"threads": 0}, {"threads": 1_000_000}, {"reason": "\x1b[31m"}, {"precision": "bf16"}]
 )
 def test_a_stored_choice_that_cannot_be_is_measured_again(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, cache: Path, change: dict[str, object]
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, cache: Path, change: dict[str, Any]
 ) -> None:
     pretend(monkeypatch, {(CPU, "fp32", 1): 10.0, (CPU, "fp16", 1): 15.0})
     found = fastest_precision(bundle, CPU, threads=1)
     (file,) = (cache / "precision").iterdir()
-    file.write_bytes(msgspec.json.encode(msgspec.structs.replace(found, **change)))  # type: ignore[arg-type]
+    file.write_bytes(msgspec.json.encode(msgspec.structs.replace(found, **change)))
     assert fastest_precision(bundle, CPU, threads=1) == found
 
 

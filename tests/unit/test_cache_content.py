@@ -16,7 +16,8 @@ from flowedge.errors import EngineCacheError, EngineUnavailableError
 from flowedge.runtime.device.device_cache import DeviceCache, device_cache
 from flowedge.runtime.engines import onnxrt
 from flowedge.runtime.opening import auto
-from flowedge.runtime.opening.auto import Choice, Measured, fastest_precision
+from flowedge.runtime.opening.auto import fastest_precision
+from flowedge.runtime.opening.choice import Choice, Measured
 from flowedge.runtime.opening.engine_contract import Opening
 from flowedge.runtime.protocols import Engine
 from support.command_line import flowedge as run_flowedge
