@@ -142,7 +142,10 @@ def inspect_images(
         FlowEdgeError: The folder ``out`` cannot be made, or a sink can store no record at all.
     """
     source = ImageFiles(images, detector.bundle.manifest.pixel_range)
-    yield from inspect_source(detector, source, images, out=out, style=style, sinks=sinks, batch=batch)
+    lanes = lanes_of(detector.engine)
+    yield from inspect_source(
+        detector, source, images, out=out, style=style, sinks=sinks, batch=batch, lanes=lanes
+    )
 
 
 def inspect_source(
@@ -154,6 +157,7 @@ def inspect_source(
     style: Style = "overlay",
     sinks: Sequence[Sink] = (),
     batch: int = 1,
+    lanes: int = 1,
     limit: int | None = None,
 ) -> Iterator[Inspection]:
     """Inspect the frames of a source in order, as `inspect_images` does for image files, and close the source.
@@ -166,6 +170,7 @@ def inspect_source(
         style: The style of the pictures.
         sinks: Each takes the record after the pictures were written.
         batch: The number of images of one run of the engine.
+        lanes: The number of threads that inspect at once, see `inspect_all`.
         limit: The number of frames after which the inspection ends.
 
     Raises:
@@ -181,7 +186,7 @@ def inspect_source(
             source,
             [*pictures, *sinks],
             batch=batch_of(detector, batch),
-            lanes=lanes_of(detector.engine) if images else 1,
+            lanes=lanes,
             limit=limit,
         )
 

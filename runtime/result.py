@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -17,6 +17,8 @@ from flowedge.manifest import ColourScale, NfaThreshold, Preprocessing, Threshol
 from flowedge.runtime.record import Inspection, Verdict
 from flowedge.runtime.regions import Region, find_regions
 from flowedge.runtime.render import Style, check_style, draw, write_content, write_jpeg, write_png
+
+_ROUNDING: Final = 1e-5  # of the largest value; an interpolation in float32 is off by less than a tenth of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +119,17 @@ class Result:
         """
         if self.verdict == "not_inspected":
             return None
-        if self.nfa is not None and self.log_nfa_map is not None:
+        # A frame of which no pixel can be anomalous needs no map over the frame, which costs more than all else here.
+        if self.nfa is not None and self.network_log_nfa is not None:
+            if _stays_below(-self.network_log_nfa, -self.nfa.log_nfa):
+                return np.zeros(self.frame_size, np.bool_)
+            assert self.log_nfa_map is not None  # it is the network's, laid over the frame
             return self.log_nfa_map < self.nfa.log_nfa
-        return None if self.pixel_threshold is None else self.anomaly_map > self.pixel_threshold.value
+        if self.pixel_threshold is None:
+            return None
+        if _stays_below(self.network_map, self.pixel_threshold.value):
+            return np.zeros(self.frame_size, np.bool_)
+        return self.anomaly_map > self.pixel_threshold.value
 
     @property
     def log_nfa(self) -> float | None:
@@ -142,7 +152,7 @@ class Result:
         A frame smaller than the network's input can lose a region that is narrower than its pixels. The verdict does
         not lose it.
         """
-        if self.mask is None:
+        if self.mask is None or not self.mask.any():
             return ()
         return find_regions(
             self.mask, self.anomaly_map, log_nfa=self.log_nfa_map, min_area_px=self.min_region_px
@@ -247,3 +257,9 @@ class Result:
         if self.problem:
             facts.append(f"problem={self.problem!r}")
         return f"Result({', '.join(facts)})"
+
+
+def _stays_below(values: NDArray[np.floating[Any]], limit: float) -> bool:
+    """Return True where no value exceeds a limit, not even after the rounding of an interpolation between values."""
+    highest, lowest = float(values.max()), float(values.min())
+    return highest + _ROUNDING * max(abs(highest), abs(lowest)) <= limit

@@ -162,13 +162,14 @@ def command(
     from flowedge.runtime.area.settings import AreaSettings
     from flowedge.runtime.csv_file import HEADER, CsvFile, csv_line
     from flowedge.runtime.inspection import batch_of, inspect_source
-    from flowedge.runtime.lanes import threads_for_many
+    from flowedge.runtime.lanes import lanes_of, threads_for_many
     from flowedge.runtime.report.run_report import RunReport
     from flowedge.runtime.settings import read_settings
 
     drawn = None if area is None else read_settings(area, AreaSettings)
     images = [] if camera else _images(sources or [], list_file, recursive=recursive)[:limit]
     count = limit if camera else len(images)
+    comes_one_by_one = is_camera(camera) or count == 1
     if build:
         build_first(bundle, engine, precision)
     totals = Totals()
@@ -177,7 +178,7 @@ def command(
             bundle,
             engine=engine,
             precision=precision,
-            threads=threads if camera or count == 1 else threads_for_many(threads),
+            threads=threads if comes_one_by_one else threads_for_many(threads),
             source_scale=source_scale,
             build=build,
             min_region_px=min_region,
@@ -211,7 +212,15 @@ def command(
                 display.step("inspecting", count)
                 opened = _opened(camera, images, detector, display)
                 for inspection in inspect_source(
-                    detector, opened, images, out=out, style=style, sinks=sinks, batch=batch, limit=limit
+                    detector,
+                    opened,
+                    images,
+                    out=out,
+                    style=style,
+                    sinks=sinks,
+                    batch=batch,
+                    lanes=1 if comes_one_by_one else lanes_of(detector.engine),
+                    limit=limit,
                 ):
                     if json:
                         print_json(inspection)

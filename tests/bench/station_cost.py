@@ -5,11 +5,14 @@
 The model is a CFLOW on resnet18 at 256x256 with random weights, calibrated on good pictures, in fp32 and INT8. All
 sides take the same JPEG files, of 256 and of 1024 pixels, in turns within one run:
 
-* bare: the engine alone, called with one prepared image again and again.
+* bare: the engine alone, called with one prepared image again and again, with all cores for each inference.
+* bare at once: the same with an inference of one thread on each core.
 * one by one: a detector that reads, prepares, infers and decides one file after the other.
+* files at once: the same with a file on each core, as ``flowedge run`` does.
 * station: ``flowedge station run`` over a folder, with its journal, until each verdict is delivered as a line of JSON.
   A second run gets a file at half of that speed, and gives the time from the file to the delivered line.
-* anomalib: ``OpenVINOInferencer`` on anomalib's own export of the checkpoint, in an environment of its own.
+* anomalib: ``OpenVINOInferencer`` on anomalib's own export of the checkpoint, in an environment of its own, once in the
+  precision that OpenVINO chooses and once in float32.
 
 A time per frame is the median over the turns. A ratio is the median of the turns' ratios. Nothing here passes or fails.
 """
@@ -67,7 +70,7 @@ class Times:
     def add(self, answer: Mapping[str, Any]) -> None:
         """Add the answer of a worker to one task."""
         taken = answer["ms"]
-        self.per_frame.append(statistics.fmean(taken))
+        self.per_frame.append(answer["wall_ms"] / len(taken))
         self.latencies += taken
         self.cpu.append(answer["cpu_ms"] / len(taken))
 
@@ -78,6 +81,7 @@ class Row:
 
     Attributes:
         over_bare: The time per frame over that of the bare engine, as the median of the turns' ratios.
+        over_at_once: The time per frame over that of the bare engine on each core, as the median of the turns' ratios.
     """
 
     precision: str
@@ -86,6 +90,7 @@ class Row:
     frames_per_second: float
     ms_per_frame: float
     over_bare: float
+    over_at_once: float
     p50: float
     p99: float
     cpu_ms: float
@@ -138,7 +143,10 @@ def main() -> None:
         precision: Worker(sys.executable, HERE / "cost_worker.py", bundle, precision, *threads)
         for precision in PRECISIONS
     }
-    peer = Worker(options.peer, HERE / "peer_inferencer.py", peer_model, 256) if peer_model else None
+    peers = {}
+    if peer_model is not None:
+        program = options.peer, HERE / "peer_inferencer.py", peer_model, 256
+        peers = {"anomalib": Worker(*program), "anomalib f32": Worker(*program, "f32")}
     loads = []
     try:
         for number in range(options.rounds):
@@ -151,16 +159,16 @@ def main() -> None:
                         precision,
                         side,
                         workers[precision],
-                        peer,
+                        peers,
                         out / f"jpeg-{side}",
                         options,
                     )
             print(f"round {number + 1} of {options.rounds}, load {loads[-1]:.1f}", flush=True)
     finally:
-        for worker in (*workers.values(), *([peer] if peer else [])):
+        for worker in (*workers.values(), *peers.values()):
             worker.close()
     engines = {precision: f"{precision}, {worker.started['engine']}" for precision, worker in workers.items()}
-    engines["anomalib"] = peer.started["engine"] if peer else ""
+    engines |= {who: peer.started["engine"] for who, peer in peers.items()}
     write_results(out, rows_of(times), engines, loads, options)
 
 
@@ -170,7 +178,7 @@ def measure(
     precision: str,
     side: int,
     worker: Worker,
-    peer: Worker | None,
+    peers: Mapping[str, Worker],
     pictures: Path,
     options: argparse.Namespace,
 ) -> None:
@@ -180,9 +188,11 @@ def measure(
         return times.setdefault((precision, side, who), Times())
 
     of("bare").add(bare := worker.ask("bare", pictures, options.frames))
+    of("bare at once").add(worker.ask("bare-at-once", pictures, options.frames))
     of("one by one").add(worker.ask("one", pictures, options.frames))
-    if peer is not None:
-        of("anomalib").add(peer.ask("predict", pictures, options.frames))
+    of("files at once").add(worker.ask("files-at-once", pictures, options.frames))
+    for who, peer in peers.items():
+        of(who).add(peer.ask("predict", pictures, options.frames))
     at_full_speed(of("station"), bundle, precision, pictures, options)
     pause_s = 2 * statistics.fmean(bare["ms"]) / 1000
     at_a_pace(of("station"), bundle, precision, pictures, pause_s, options)
@@ -351,7 +361,13 @@ def rows_of(times: Mapping[tuple[str, int, str], Times]) -> list[Row]:
     """Make the lines of the table."""
     rows = []
     for (precision, side, who), one in times.items():
-        bare = times[precision, side, "bare"].per_frame
+        beside = [
+            statistics.median(
+                mine / other
+                for mine, other in zip(one.per_frame, times[precision, side, whose].per_frame, strict=True)
+            )
+            for whose in ("bare", "bare at once")
+        ]
         per_frame = statistics.median(one.per_frame)
         p50, p99 = np.percentile(one.latencies, (50, 99))
         rows.append(
@@ -361,9 +377,8 @@ def rows_of(times: Mapping[tuple[str, int, str], Times]) -> list[Row]:
                 who=who,
                 frames_per_second=1000 / per_frame,
                 ms_per_frame=per_frame,
-                over_bare=statistics.median(
-                    mine / other for mine, other in zip(one.per_frame, bare, strict=True)
-                ),
+                over_bare=beside[0],
+                over_at_once=beside[1],
                 p50=float(p50),
                 p99=float(p99),
                 cpu_ms=statistics.median(one.cpu),
@@ -383,14 +398,15 @@ def write_results(
     lines = [
         title,
         "",
-        "| precision | JPEG | | frames/s | ms/frame | beside bare | p50 ms | p99 ms | CPU ms/frame |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| precision | JPEG | | frames/s | ms/frame | beside bare | beside bare at once | p50 ms | p99 ms "
+        "| CPU ms/frame |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        engine = engines[row.who if row.who == "anomalib" else row.precision]
+        engine = engines.get(row.who, engines[row.precision])
         lines.append(
             f"| {engine} | {row.side} | {row.who} | {row.frames_per_second:.1f} | {row.ms_per_frame:.1f} "
-            f"| {row.over_bare:.2f} | {row.p50:.1f} | {row.p99:.1f} | {row.cpu_ms:.1f} |"
+            f"| {row.over_bare:.2f} | {row.over_at_once:.2f} | {row.p50:.1f} | {row.p99:.1f} | {row.cpu_ms:.1f} |"
         )
     (out / "station.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     facts = {"processor": processor(), "loads": loads, "rows": [asdict(row) for row in rows]}

@@ -54,6 +54,17 @@ def test_the_pixel_threshold_gives_regions_with_the_highest_peak_first(tmp_path:
     assert sum(region.area_px for region in result.regions) == result.mask.sum()
 
 
+@pytest.mark.parametrize(("value", "needs_map"), [(4.1, False), (4.00001, True), (4.0, True), (3.9, True)])
+def test_a_frame_without_an_anomalous_pixel_needs_no_map_over_the_frame(
+    tmp_path: Path, value: float, needs_map: bool
+) -> None:
+    result = result_of(tmp_path, thresholds=Thresholds(image=limit(9.0), pixel=limit(value)))
+    assert result.mask is not None
+    assert ("anomaly_map" in vars(result)) == needs_map
+    np.testing.assert_array_equal(result.mask, result.anomaly_map > value)
+    assert bool(result.regions) == (value < 4)
+
+
 @pytest.mark.parametrize("thresholds", [Thresholds(), Thresholds(image=limit(1.0))])
 def test_without_a_limit_for_pixels_there_are_no_regions(tmp_path: Path, thresholds: Thresholds) -> None:
     result = result_of(tmp_path, thresholds=thresholds)
