@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeAlias
 
 import cv2
 import msgspec
@@ -19,9 +20,12 @@ from flowedge.resampling import PIL_FRACTION_BITS, BandedMatrix, pil_fixed_point
 from flowedge.runtime.device.limits import check_frame_size
 
 _SIZES_KEPT: Final = 16  # frame sizes whose matrices are kept
-_STRIP_PIXELS: Final = (
-    1 << 19
-)  # of a channel that are resized along x at once, so that they stay in the cache
+_STRIP_ROWS: Final = 16  # of the result that are computed at once
+_STRIP_PIXELS: Final = 1 << 18  # of a channel that are resized along x at once
+_MOST_KEPT_BYTES: Final = 16 << 20  # of one array that a thread keeps for the next frame
+
+_Strip: TypeAlias = tuple[slice, slice, BandedMatrix]
+"""Some rows of a result, the rows of the frame that they need, and the weights."""
 
 
 def check_frame(frame: NDArray[np.uint8]) -> None:
@@ -47,6 +51,22 @@ def check_frame(frame: NDArray[np.uint8]) -> None:
     check_frame_size(*frame.shape[:2])
 
 
+class _Scratch(threading.local):
+    """Arrays that each thread uses again for the next frame, because new memory costs as much as the products."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, NDArray[Any]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+        """Return an array of any content, which belongs to the caller until it asks for the name again."""
+        kept = self._kept.get(name)
+        if kept is None or kept.shape != shape:
+            kept = np.empty(shape, dtype)
+            if kept.nbytes <= _MOST_KEPT_BYTES:
+                self._kept[name] = kept
+        return kept
+
+
 class Preprocessor:
     """Change the borders of frames, resize, crop and normalise them. Threads may share one.
 
@@ -60,6 +80,7 @@ class Preprocessor:
         self._preprocessing = msgspec.structs.replace(preprocessing, frame_steps=())
         self._mean = np.array(preprocessing.mean, np.float32)[:, None, None]
         self._std = np.array(preprocessing.std, np.float32)[:, None, None]
+        self._scratch = _Scratch()
         self._float_matrices = lru_cache(maxsize=_SIZES_KEPT)(self._make_float_matrices)
         self._pil_matrices = lru_cache(maxsize=_SIZES_KEPT)(self._make_pil_matrices)
 
@@ -94,7 +115,7 @@ class Preprocessor:
         if not strips:
             return _planes(frame)
         flat = frame.reshape(height, width * 3)
-        lower = np.empty((3, strips[-1][0].stop, width), np.float32)
+        lower = self._scratch.array("lower", (3, strips[-1][0].stop, width), np.float32)
         for outputs, inputs, rows in strips:
             strip = rows @ flat[inputs].astype(np.float32)
             cv2.split(strip.reshape(-1, width, 3), tuple(lower[:, outputs]))
@@ -108,10 +129,36 @@ class Preprocessor:
         rows, columns = self._pil_matrices(size)
         levels = np.stack(cv2.split(frame), axis=1, dtype=np.uint8)
         if pil_resizes_rows_first(size, placement(self._preprocessing, size).resized):
-            levels = _resize_along_x(columns, _resize_along_y(rows, levels))
+            levels = self._resize_along_x(columns, self._resize_along_y(rows, levels))
         else:
-            levels = _resize_along_y(rows, _resize_along_x(columns, levels))
+            levels = self._resize_along_y(rows, self._resize_along_x(columns, levels))
         return levels.transpose(1, 0, 2).astype(np.float32, order="C")
+
+    def _resize_along_y(self, strips: list[_Strip], levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resize ``(H, 3, W)`` grey levels to ``(h, 3, W)``. Without strips the height stays."""
+        if not strips:
+            return levels
+        flat = levels.reshape(len(levels), -1)
+        result = np.empty((strips[-1][0].stop, flat.shape[1]), np.uint8)
+        for outputs, inputs, rows in strips:
+            _round_to_levels(rows @ flat[inputs], result[outputs])
+        return result.reshape(len(result), 3, -1)
+
+    def _resize_along_x(self, columns: BandedMatrix | None, levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resize ``(H, 3, W)`` grey levels to ``(H, 3, w)``. Without a matrix the width stays."""
+        if columns is None:
+            return levels
+        flat = levels.reshape(-1, levels.shape[2])
+        result = np.empty((len(flat), columns.shape[0]), np.uint8)
+        at_once = max(1, _STRIP_PIXELS // flat.shape[1])
+        exact = self._scratch.array("exact", (at_once, flat.shape[1]), np.float64)
+        resized = self._scratch.array("resized", (at_once, columns.shape[0]), np.float64)
+        for first in range(0, len(flat), at_once):
+            strip = flat[first : first + at_once]
+            np.copyto(exact[: len(strip)], strip)
+            columns.along_rows(exact[: len(strip)], resized[: len(strip)])
+            _round_to_levels(resized[: len(strip)], result[first : first + at_once])
+        return result.reshape(len(levels), 3, -1)
 
     def _cv2_bilinear(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Resize by OpenCV's INTER_LINEAR, which does not antialias. Then crop, with black outside of the image."""
@@ -123,10 +170,8 @@ class Preprocessor:
         window[max(-place.top, 0) :, max(-place.left, 0) :][: len(inside), : inside.shape[1]] = inside
         return _planes(window)
 
-    def _make_float_matrices(
-        self, frame: Size
-    ) -> tuple[list[tuple[slice, slice, BandedMatrix]], BandedMatrix]:
-        """Return output rows, input rows and resize matrix of each strip of rows, and one matrix for the columns.
+    def _make_float_matrices(self, frame: Size) -> tuple[list[_Strip], BandedMatrix]:
+        """Return the strips of rows, and one matrix for the columns.
 
         There is no strip for frames of the network's own size, which are taken as they are.
         """
@@ -134,24 +179,21 @@ class Preprocessor:
         # A product with 1 and zeros is exact, so the answer is the same to the last bit.
         if _is_identity(rows) and _is_identity(columns):
             return [], BandedMatrix(columns)
-        strips = [
-            (outputs, inputs, BandedMatrix(weights, outputs_at_once=4))
-            for outputs, inputs, weights in BandedMatrix(rows, outputs_at_once=16).bands
-        ]
-        return strips, BandedMatrix(columns, outputs_at_once=16)
+        return _strips(rows, outputs_at_once=4), BandedMatrix(columns, outputs_at_once=16)
 
-    def _make_pil_matrices(self, frame: Size) -> tuple[BandedMatrix | None, BandedMatrix | None]:
-        """Return the resize matrices of the rows and the columns, in units of a grey level.
+    def _make_pil_matrices(self, frame: Size) -> tuple[list[_Strip], BandedMatrix | None]:
+        """Return the strips of rows and the matrix of the columns, in units of a grey level.
 
-        A value is None where nothing changes along the axis.
+        There is no strip, and no matrix, where nothing changes along the axis.
         """
         rows, columns = (
-            None
-            if _is_identity(matrix)
-            else BandedMatrix(np.ldexp(pil_fixed_point(matrix), -PIL_FRACTION_BITS), outputs_at_once=8)
+            np.ldexp(pil_fixed_point(matrix), -PIL_FRACTION_BITS)
             for matrix in input_matrices(self._preprocessing, frame)
         )
-        return rows, columns
+        return (
+            [] if _is_identity(rows) else _strips(rows, outputs_at_once=8),
+            None if _is_identity(columns) else BandedMatrix(columns, outputs_at_once=8),
+        )
 
     _METHODS: ClassVar[
         Mapping[ResizeMethod, Callable[[Preprocessor, NDArray[np.uint8]], NDArray[np.float32]]]
@@ -164,32 +206,12 @@ class Preprocessor:
     }
 
 
-def _resize_along_y(rows: BandedMatrix | None, levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Resize ``(H, 3, W)`` grey levels to ``(h, 3, W)``. Without a matrix the height stays."""
-    if rows is None:
-        return levels
-    flat = levels.reshape(len(levels), -1)
-    result = np.empty((rows.shape[0], flat.shape[1]), np.uint8)
-    _round_to_levels(rows @ flat, result)
-    return result.reshape(len(result), 3, -1)
-
-
-def _resize_along_x(columns: BandedMatrix | None, levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Resize ``(H, 3, W)`` grey levels to ``(H, 3, w)``. Without a matrix the width stays."""
-    if columns is None:
-        return levels
-    flat = levels.reshape(-1, levels.shape[2])
-    result = np.empty((len(flat), columns.shape[0]), np.uint8)
-    at_once = max(1, _STRIP_PIXELS // flat.shape[1])
-    # Memory that is taken anew for each strip would cost more than the products.
-    exact = np.empty((min(at_once, len(flat)), flat.shape[1]), np.float64)
-    resized = np.empty((len(exact), columns.shape[0]), np.float64)
-    for first in range(0, len(flat), at_once):
-        strip = flat[first : first + at_once]
-        np.copyto(exact[: len(strip)], strip)
-        columns.along_rows(exact[: len(strip)], resized[: len(strip)])
-        _round_to_levels(resized[: len(strip)], result[first : first + at_once])
-    return result.reshape(len(levels), 3, -1)
+def _strips(rows: NDArray[Any], *, outputs_at_once: int) -> list[_Strip]:
+    """Cut a matrix into strips of outputs whose products stay in the cache."""
+    return [
+        (outputs, inputs, BandedMatrix(weights, outputs_at_once=outputs_at_once))
+        for outputs, inputs, weights in BandedMatrix(rows, outputs_at_once=_STRIP_ROWS).bands
+    ]
 
 
 def _round_to_levels(exact: NDArray[np.float64], levels: NDArray[np.uint8]) -> None:
