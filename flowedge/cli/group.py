@@ -92,6 +92,11 @@ COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
             "flowedge.cli.pull",
             "Pull a bundle or a pack, and put it in its place when all of it is there and right.",
         ),
+        "rollout": Listed(
+            "flowedge.cli.rollout",
+            "Say in a signed file which version of a bundle which stations run.",
+            opens_bundles=False,
+        ),
         "keys": Listed(
             "flowedge.cli.keys",
             "Make a key for signatures, or list the keys that a machine trusts.",

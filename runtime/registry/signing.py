@@ -221,7 +221,7 @@ def toml_lines(record: msgspec.Struct) -> bytes:
     lines = [
         f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
         for name, value in fields.items()
-        if value not in (None, "")
+        if value not in (None, "", (), [])
     ]
     return "".join(lines).replace("\x7f", "\\u007f").encode()
 

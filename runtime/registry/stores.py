@@ -48,6 +48,11 @@ class Store(Protocol):
         """
         ...
 
+    @property
+    def pinned(self) -> str:
+        """The name by which this very version can be pulled, once something was read."""
+        ...
+
     def push(self, files: Mapping[str, Path], facts: Mapping[str, str], *, overwrite: bool) -> str:
         """Write all files of a bundle or a pack. Whoever reads meanwhile finds no bundle, or the whole one.
 
@@ -114,9 +119,14 @@ class OciStore:
         """Push all files as one artefact, see `Store`."""
         kind = PACK_TYPE if PACK_INDEX in files else BUNDLE_TYPE
         types = {name: _media_type(name) for name in files}
-        digest = self._registry.push(dict(files), types, kind, facts, overwrite=overwrite)
+        self.digest = self._registry.push(dict(files), types, kind, facts, overwrite=overwrite)
+        return self.pinned
+
+    @property
+    def pinned(self) -> str:
+        """The reference with the digest of the artefact."""
         reference = self._registry.reference
-        return f"{OCI}{reference.host}/{reference.repository}:{reference.tag}@{digest}"
+        return f"{OCI}{reference.host}/{reference.repository}:{reference.tag}@{self.digest}"
 
     def _found(self) -> Mapping[str, Descriptor]:
         if self._files is None:
@@ -147,6 +157,11 @@ class WebStore:
     def download(self, stored: StoredFile, to: BinaryIO) -> None:
         """Write the content of a listed file, see `Store`."""
         self._http.download(self._address(stored.path), stored.size, stored.sha256, to)
+
+    @property
+    def pinned(self) -> str:
+        """The address."""
+        return self._url
 
     def push(self, files: Mapping[str, Path], facts: Mapping[str, str], *, overwrite: bool) -> str:
         """Refuse, since a web server takes no files."""
@@ -208,6 +223,11 @@ class FolderStore:
                 "have been interrupted, or somebody changed the file. Do not use it, and push the bundle again."
             )
 
+    @property
+    def pinned(self) -> str:
+        """The address."""
+        return self._url
+
     def push(self, files: Mapping[str, Path], facts: Mapping[str, str], *, overwrite: bool) -> str:
         """Write all files, the manifest last, see `Store`."""
         with self._explained("written"):
@@ -232,6 +252,16 @@ class FolderStore:
                     while chunk := source.read(_CHUNK_BYTES):
                         target.write(chunk)
         return self._url
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file.
+
+        Raises:
+            RegistryError: The place cannot be written.
+        """
+        with self._explained("written"):
+            self._system.makedirs(str(self._root), exist_ok=True)
+            self._system.pipe_file(self._place(name), content)
 
     def _place(self, name: str) -> str:
         return f"{str(self._root).rstrip('/')}/{name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -164,10 +165,7 @@ def pull(
     with folder_for_next_version(place) as draft:
         folder = draft / "pulled"
         folder.mkdir()
-        _write(folder / mark, content)
-        for name in (SIGNATURE, f"{mark}.minisig"):
-            if (signed := store.read(name, MOST_BYTES)) is not None:
-                _write(folder / name, signed)
+        _write_description(folder, store, mark, content)
         try:
             stored = parse_index(folder, content).files if is_pack else parse_manifest(folder, content).files
             signature = check_signature(folder, content, require_signature)
@@ -194,6 +192,45 @@ def pull(
         downloaded=downloaded,
         kept=kept,
     )
+
+
+def version_of(
+    reference: str,
+    *,
+    connection: Connection = Connection(),  # noqa: B008 - frozen
+    require_signature: Required = None,
+) -> tuple[str, str]:
+    """Look at a bundle or a pack in a registry, without pulling it.
+
+    Args:
+        reference: ``oci://HOST/REPOSITORY:TAG``, ``https://…``, an address of fsspec, or a folder.
+        connection: The way to a server.
+        require_signature: The trusted keys, as `flowedge.load` takes them.
+
+    Returns:
+        The reference of this very version, and the SHA-256 of its manifest or of ``pack.json``.
+
+    Raises:
+        SignatureError: A signature is required, and there is none that is accepted.
+        RegistryError: The registry does not answer, or has no such bundle.
+    """
+    store = store_of(reference, connection)
+    mark, content = _description(store, reference)
+    with tempfile.TemporaryDirectory() as folder:
+        _write_description(Path(folder), store, mark, content)
+        try:
+            check_signature(Path(folder), content, require_signature)
+        except BundleError as error:
+            raise _told(error, Path(folder), reference) from error
+    return store.pinned, hashlib.sha256(content).hexdigest()
+
+
+def _write_description(folder: Path, store: Store, mark: str, content: bytes) -> None:
+    """Write the manifest and the signatures that lie beside it."""
+    _write(folder / mark, content)
+    for name in (SIGNATURE, f"{mark}.minisig"):
+        if (signed := store.read(name, MOST_BYTES)) is not None:
+            _write(folder / name, signed)
 
 
 def _description(store: Store, reference: str) -> tuple[str, bytes]:

@@ -25,6 +25,7 @@ from flowedge.runtime.station.journal_reader import JournalReader
 from flowedge.runtime.station.judges import engines_of, open_judge
 from flowedge.runtime.station.overrides import Overrides
 from flowedge.runtime.station.page.settings import PageSettings
+from flowedge.runtime.station.rollout_follower import follower_of
 from flowedge.runtime.station.settings import ProductSettings, StationSettings
 from flowedge.runtime.station.sinks import StationLink, probe
 from flowedge.runtime.station.status import NoStationError, ask_station
@@ -81,6 +82,8 @@ def check_station(settings: StationSettings, *, folder: Path) -> Iterator[Item]:
     except FlowEdgeError as error:
         yield Item(name="[station] state", state="wrong", text=printable(str(error)))
         return
+    if (follower := follower_of(settings, lambda event: None, folder=folder)) is not None:
+        yield _tried("[rollout] file", follower.outlook)
     for product in settings.all_products:
         yield from _check_product(product, settings, fit, detectors)
     if settings.shadow is not None:

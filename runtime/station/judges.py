@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -192,6 +192,36 @@ class Judges:
         The next `refresh` makes the change. Engines that open later must have it by themselves.
         """
         self._requested = change
+
+    def open_others(self, products: Sequence[ProductSettings]) -> dict[str, Judge]:
+        """Open other bundles of the products on the engine that computes, beside those that judge. Any thread calls it.
+
+        Raises:
+            FlowEdgeError: A bundle cannot be trusted, or the engine cannot run it on this machine.
+        """
+        return self._open_all(products, self._engines[self._at])
+
+    def take(self, products: Sequence[ProductSettings], opened: Mapping[str, Judge]) -> tuple[Judge, ...]:
+        """Let detectors of `open_others` judge from the next frame on.
+
+        Args:
+            products: The products with the bundles that engines are opened with from now on.
+            opened: The detectors.
+
+        Returns:
+            The detectors that judged. The caller closes them when their last frames have their answers.
+
+        Raises:
+            EngineUnavailableError: Another engine computes by now, or none.
+        """
+        if not self._judges or any(one.detector.engine_name != self._name for one in opened.values()):
+            raise EngineUnavailableError("the engine was replaced while another bundle was opened on it.")
+        before = tuple(self._judges.values())
+        self._openings += 1
+        self._products = tuple(products)
+        self._judges = {name: replace(judge, opening=self._openings) for name, judge in opened.items()}
+        self._known = self._judges
+        return before
 
     def close(self) -> None:
         """Close the detectors."""

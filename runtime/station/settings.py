@@ -86,6 +86,26 @@ class ProductSettings(Settings, frozen=True, kw_only=True):
         return not self.parts or (part is not None and fnmatch.fnmatchcase(part, self.parts))
 
 
+class RolloutSettings(Settings, frozen=True, kw_only=True):
+    """The table ``[rollout]``: the signed file that says which version of its bundles the station runs.
+
+    Attributes:
+        file: The rollout file: a path, ``oci://HOST/REPOSITORY:TAG``, ``https://…`` or an address of fsspec.
+        keys: A file or a folder of public keys, one of which must have signed the rollout file and each bundle.
+        rings: The rings that the station is in, such as ``["canary"]``.
+        every_s: The seconds between two looks at the file.
+        ca_file: The certificates to trust in place of the system's.
+        plain_http: True speaks without encryption also with servers on other machines.
+    """
+
+    file: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+    keys: Path
+    rings: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=100)] = ()
+    every_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 60.0
+    ca_file: Path | None = None
+    plain_http: bool = False
+
+
 class StationSettings(Settings, frozen=True, kw_only=True):
     """The settings of a station, one attribute for each table of ``station.toml``.
 
@@ -101,6 +121,7 @@ class StationSettings(Settings, frozen=True, kw_only=True):
         decision: The rule by which a verdict becomes ok or nok.
         archive: The pictures that are kept as evidence, and for how long.
         journal: The time for which records are kept.
+        rollout: The signed file that says which version of its bundles the station runs.
         products: The products of a station that inspects several. The first one that fits a frame's part judges it.
     """
 
@@ -115,6 +136,7 @@ class StationSettings(Settings, frozen=True, kw_only=True):
     page: PageSettings = PageSettings()
     watch: WatchSettings = WatchSettings()
     shadow: ShadowSettings | None = None
+    rollout: RolloutSettings | None = None
     products: Annotated[tuple[ProductSettings, ...], msgspec.Meta(max_length=1000)] = ()
 
     def __post_init__(self) -> None:

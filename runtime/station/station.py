@@ -31,6 +31,7 @@ from flowedge.runtime.station.overrides import Overrides
 from flowedge.runtime.station.picture_store import PictureStore
 from flowedge.runtime.station.record import Event, Level
 from flowedge.runtime.station.recording import Recorder
+from flowedge.runtime.station.rollout_follower import follower_of
 from flowedge.runtime.station.settings import StationSettings
 from flowedge.runtime.station.sinks import StationLink
 from flowedge.runtime.station.stage_calls import StageCalls
@@ -116,8 +117,9 @@ class Station:
         self._archive = Archive(settings.archive, store, self.tell)
         stack.callback(self._archive.close)
         fitting = Fitting(settings.area, Overrides(state))
+        self._follower = follower_of(settings, self.tell, folder=folder)
         self._judges = Judges(
-            settings.all_products,
+            settings.all_products if self._follower is None else self._follower.products(),
             engines_of(settings.inspect),
             partial(open_judges, inspect=settings.inspect_by_source, fit=fitting),
             self.tell,
@@ -291,6 +293,7 @@ class Station:
             page="" if self.page is None else self.page.url,
             watch=self._watch.status(),
             shadow=None if self._shadow is None else self._shadow.status(),
+            rollout=None if self._follower is None else self._follower.status(),
         )
 
     @property
@@ -359,11 +362,16 @@ class Station:
             if self.page.warning:
                 self.tell(Event(kind="page", level="warning", text=self.page.warning))
         self._running_loop.start()
+        if self._follower is not None:
+            self._follower.attach(self._judges, self._watch, self._running_loop.between_frames)
+            self._follower.start()
         self.live.beat()
         self._notifier.ready(self._status_line())
 
     def _end(self) -> None:
         self._notifier.stopping()
+        if self._follower is not None:
+            self._follower.close()
         loop = self._running_loop
         loop.stop()
         if not loop.join(_DRAIN_LOOP_S):

@@ -29,6 +29,7 @@ def summary(
     page: str,
     watch: Mapping[str, Any],
     shadow: Mapping[str, Any] | None,
+    rollout: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what a station does, as JSON's own types.
 
@@ -45,6 +46,7 @@ def summary(
         page: The address of the page. The text is empty where there is none.
         watch: The state of the watch.
         shadow: The state of the second bundle. The value is None where there is none.
+        rollout: The state of the rollout. The value is None where the station follows none.
     """
     counts, rates = live.counts, live.rates
     detector = judges.judges[0].detector if judges.judges else None
@@ -81,5 +83,6 @@ def summary(
         "archive": msgspec.to_builtins(archive),
         "watch": watch,
         "shadow": shadow,
+        "rollout": rollout,
         "sinks": [msgspec.to_builtins(one) for one in sinks],
     }

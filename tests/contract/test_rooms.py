@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "runtime.bench": {CORE, *RUNTIME},
     "runtime.sources": {CORE, *RUNTIME},
     "runtime.area": {CORE, *RUNTIME},
-    "runtime.station": {CORE, *RUNTIME, "runtime.sources", "runtime.area"},
+    "runtime.station": {CORE, *RUNTIME, "runtime.sources", "runtime.area", "runtime.registry"},
     "runtime.serving": {CORE, *RUNTIME},
     "runtime.batch": {CORE, *RUNTIME},
     "runtime.registry": {CORE, *RUNTIME},

@@ -276,7 +276,7 @@ def test_openssl_verifies_what_flowedge_signs_and_its_keys_are_accepted(place: P
     kind = b"application/vnd.flowedge.signature.v1+toml"
     (place / "message").write_bytes(b" ".join((b"DSSEv1", b"42", kind, str(len(body)).encode(), body)))
     (place / "signature").write_bytes(raw)
-    verify = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", public, "-rawin"]
+    verify: list[str | Path] = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", public, "-rawin"]
     verify += ["-in", place / "message", "-sigfile", place / "signature"]
     assert b"Success" in subprocess.run(verify, check=True, capture_output=True).stdout
     assert base64.b64encode(read_keys(public).keys[0].public) == base64.b64encode(

@@ -49,6 +49,10 @@ class Watch:
         self._tests = {product: EngineTest(settings.self_test_hours) for product in bundles}
         self._drift = DriftKeeper(settings, folder, self._bundles, area=area)
 
+    def change_bundles(self, bundles: Mapping[str, Bundle]) -> None:
+        """Compare with other bundles of the products from now on. Any thread may call this."""
+        self._bundles.update(bundles)
+
     def check(self, frame: Frame, pixels: NDArray[np.uint8], *, product: str = "") -> str:
         """Return the reason why a frame must not be judged, as a clause, or an empty string.
 
