@@ -1,4 +1,4 @@
-"""``flowedge rollout`` says which version of a bundle which stations run."""
+"""``flowedge rollout`` writes and checks the signed file that names the version of a bundle for each station."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Define the rollout file: a small signed text that says which version of a bundle which stations run, and since when.
+"""Define the rollout file: a small signed text that names the version of a bundle for each station, and its beginning.
 
 The file follows the ideas of The Update Framework (https://theupdateframework.io) in one file: a version that only
 grows stops a return to an older file, an expiry stops an attacker who withholds newer files, and each version of a
