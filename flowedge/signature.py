@@ -11,6 +11,7 @@ version, which has to be signed again.
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 import os
 import re
@@ -22,7 +23,7 @@ import msgspec
 
 from flowedge.bundle_files import MANIFEST, PACK_INDEX, SIGNATURE, open_inside
 from flowedge.clock import utc_now
-from flowedge.errors import SignatureError
+from flowedge.errors import BundleError, SignatureError
 from flowedge.manifest_bounds import Moment, Reason, Sha256
 from flowedge.signed_text import MOST_BYTES, signed_bytes, split_signed_text
 from flowedge.text import printable
@@ -77,6 +78,7 @@ class Signature:
         signed: The moment of signing. The text is empty where minisign has signed.
         expires: The moment from which on the signature is not accepted. The value None means never.
         comment: A sentence of the signer.
+        ends: The earlier one of ``expires`` and the expiry of the key. The value None means never.
     """
 
     key: str
@@ -84,6 +86,7 @@ class Signature:
     signed: str
     expires: str | None
     comment: str
+    ends: datetime.datetime | None = None
 
 
 def required_keys(require_signature: Required) -> Path | None:
@@ -166,7 +169,8 @@ def check_statement(
         )
     _check_usable(folder, key)
     now = utc_now()
-    if statement.expires is not None and now >= moment_from(statement.expires):
+    ends = None if statement.expires is None else moment_from(statement.expires)
+    if ends is not None and now >= ends:
         raise SignatureError(
             f"the signature of {folder} by {key.name} expired on {statement.expires}, and now it is {now.isoformat()}. "
             "Have the bundle signed again, or set the clock."
@@ -177,7 +181,31 @@ def check_statement(
         signed=statement.signed,
         expires=statement.expires,
         comment=statement.comment,
+        ends=min((one for one in (ends, key.expires) if one is not None), default=None),
     )
+
+
+def signature_words(folder: Path, accepted: Signature | None) -> str:
+    """Return in words who has signed a bundle or a pack.
+
+    Args:
+        folder: The folder.
+        accepted: The signature that the opening has accepted. Without one, the words of the file are repeated as
+            they are, and nobody has checked them.
+    """
+    if accepted is not None:
+        when = f" on {accepted.signed}" if accepted.signed else ""
+        until = "" if accepted.expires is None else f", until {accepted.expires}"
+        comment = f": {accepted.comment}" if accepted.comment else ""
+        return printable(f"by {accepted.key} ({accepted.key_id}){when}{until}{comment}")
+    mark = PACK_INDEX if os.path.lexists(folder / PACK_INDEX) else MANIFEST
+    if not os.path.lexists(folder / SIGNATURE):
+        return "by minisign, not checked" if os.path.lexists(folder / f"{mark}.minisig") else "none"
+    try:
+        statement = read_statement(split_signed_text(_content(folder, SIGNATURE)).body)
+    except (ValueError, BundleError) as error:
+        return printable(f"it cannot be read: it {error}")
+    return printable(f"by {statement.by} ({statement.key}) on {statement.signed}, not checked")
 
 
 def read_statement(body: bytes) -> Statement:
@@ -219,7 +247,12 @@ def _check_minisign(file: Path, mark: str, content: bytes, signature: bytes, key
         )
     _check_usable(file.parent, key)
     return Signature(
-        key=key.name, key_id=key.id, signed="", expires=None, comment=comment.decode("utf-8", "replace")
+        key=key.name,
+        key_id=key.id,
+        signed="",
+        expires=None,
+        comment=comment.decode("utf-8", "replace"),
+        ends=key.expires,
     )
 
 

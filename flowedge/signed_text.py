@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 MOST_BYTES: Final = 1 << 16
 _MARK: Final = b"# signature: "
-_SIGNATURE: Final = re.compile(rb"# signature: ([A-Za-z0-9+/]{86}==)\n?\Z")
+_SIGNATURE: Final = re.compile(rb"# signature: ([A-Za-z0-9+/]{86}==)\n\Z")
 
 
 class SignedText(NamedTuple):

@@ -28,6 +28,7 @@ from flowedge.manifest import (
 )
 from flowedge.pack import open_pack
 from flowedge.packages import explain_missing
+from flowedge.signature import signature_words
 from flowedge.text import images_words, printable
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def command(
         elif isinstance(result, Lowering):
             _print_lowering(result)
         else:
-            _print_bundle(result)
+            _print_bundle(result, signature_words(source, bundle.signature))
         return
     if graph and os.path.lexists(source):
         raise BundleError(
@@ -104,7 +105,7 @@ def _print_pack(folder: Path, *, json: bool) -> None:
         if json:
             print_json(manifest)
         else:
-            _print_bundle(manifest)
+            _print_bundle(manifest, signature_words(pack.path, pack.signature))
         return
     manifests = {name: bundle.manifest for name, bundle in pack.products.items()}
     if json:
@@ -119,6 +120,7 @@ def _print_pack(folder: Path, *, json: bool) -> None:
         shapes = ", ".join(f"{one.channels}@{one.height}x{one.width}" for one in backbone.features)
         facts.add_row(backbone.precision, f"features {shapes}, digest {backbone.digest[:12]}…")
     facts.add_row("written", f"{pack.index.created} by FlowEdge {pack.index.flowedge_version}")
+    facts.add_row("signature", signature_words(pack.path, pack.signature))
     size = sum(file.size for file in pack.index.files)
     facts.add_row("size", f"{size / 1e6:.1f} MB in {len(pack.index.files)} files")
     RESULTS.print(facts)
@@ -130,8 +132,8 @@ def _print_pack(folder: Path, *, json: bool) -> None:
     RESULTS.print(products)
 
 
-def _print_bundle(manifest: Manifest) -> None:
-    """Print the facts of a bundle as a table."""
+def _print_bundle(manifest: Manifest, signature: str) -> None:
+    """Print the facts of a bundle as a table, and in words who has signed it."""
     rows = table("", "")
     source = manifest.source
     rows.add_row("family", manifest.family)
@@ -166,6 +168,7 @@ def _print_bundle(manifest: Manifest) -> None:
             "thresholds", f"{last_change_text(manifest.threshold_history)} (flowedge threshold show)"
         )
     rows.add_row("written", f"{manifest.created} by FlowEdge {manifest.flowedge_version}")
+    rows.add_row("signature", signature)
     rows.add_row(
         "size", f"{sum(file.size for file in manifest.files) / 1e6:.1f} MB in {len(manifest.files)} files"
     )

@@ -25,12 +25,12 @@ from flowedge.cli.products import ProductName, folder_of_product
 from flowedge.cli.progress import progress_bar
 from flowedge.errors import FlowEdgeError
 from flowedge.packages import explain_missing
+from flowedge.signature import Signature, signature_words
 
 if TYPE_CHECKING:
     from flowedge.calibration.gate_report import GateReport
     from flowedge.runtime.detector import Detector
     from flowedge.runtime.verify import Check
-    from flowedge.signature import Signature
 
 NAME = "verify"
 
@@ -131,7 +131,7 @@ def command(
         )
     else:
         if opened.signature is not None:
-            _print_signature(opened.signature)
+            _print_signature(bundle, opened.signature)
         print_checks(checks, f"{bundle}, {precision}")
         if gate is not None:
             print_gate(gate, f"{precision} against fp32, {gate.good_images} images of {data}")
@@ -166,18 +166,15 @@ def _verify_products(
         )
     else:
         if pack.signature is not None:
-            _print_signature(pack.signature)
+            _print_signature(pack.path, pack.signature)
         for name, checks in found.items():
             print_checks(checks, f"{pack.path}, {name}, {precision}")
     raise typer.Exit(0 if passed else 1)
 
 
-def _print_signature(signature: Signature) -> None:
+def _print_signature(folder: Path, signature: Signature) -> None:
     """Print who vouches for the bundle."""
-    made = f" on {signature.signed}" if signature.signed else ""
-    until = "" if signature.expires is None else f", until {signature.expires}"
-    comment = f": {signature.comment}" if signature.comment else ""
-    RESULTS.print(f"signed by {signature.key} ({signature.key_id}){made}{until}{comment}", soft_wrap=True)
+    RESULTS.print(f"signed {signature_words(folder, signature)}", soft_wrap=True)
 
 
 def _gate(bundle: Bundle, engine: str | None, precision: str, threads: int | None, data: Path) -> GateReport:

@@ -25,6 +25,7 @@ from flowedge.runtime.detector import Detector
 from flowedge.runtime.frames.images import check_content, image_from_bytes
 from flowedge.runtime.from_path import load
 from flowedge.runtime.inspection import batch_of, not_inspected
+from flowedge.signature import required_keys
 
 _NAME: Final = "the image"  # Rows of equal content share a problem, so the problem names no file.
 _REMEMBERED: Final = 10_000
@@ -113,6 +114,8 @@ class BatchInspector:
             "threads": threads,
             "source_scale": source_scale,
             "min_region_px": min_region_px,
+            # The processes of a cluster may have another environment than this one.
+            "require_signature": required_keys(None),
         }
         self._batch, self._readers = batch, readers
         self._columns = {"image": image, "content": content, "label": label}

@@ -9,6 +9,7 @@ from flowedge.clock import utc_now
 from flowedge.files import open_regular_file
 from flowedge.manifest import Manifest, Threshold
 from flowedge.runtime.detector import Detector
+from flowedge.signature import signature_words
 from flowedge.text import images_words
 from flowedge.version import __version__
 
@@ -22,6 +23,7 @@ def provenance_of(detector: Detector) -> list[tuple[str, str]]:
     return [
         ("bundle", str(bundle.path)),
         ("SHA-256 of its manifest", sha256),
+        *([] if bundle.signature is None else [("signed", signature_words(bundle.path, bundle.signature))]),
         (
             "detector",
             f"{manifest.family}, {manifest.backbone}, {manifest.image_size[1]}x{manifest.image_size[0]} pixels",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 import threading
@@ -12,6 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
+from flowedge.clock import utc_now
 from flowedge.errors import FlowEdgeError
 from flowedge.files import existing_folder
 from flowedge.packages import explain_missing
@@ -37,6 +39,7 @@ from flowedge.text import printable
 State: TypeAlias = Literal["ok", "warning", "wrong"]
 
 _FRAME_S: Final = 5.0
+_SOON: Final = datetime.timedelta(days=30)
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,6 +182,10 @@ def _check_product(
             detectors.append(detector)
         else:
             detector.close()
+    signature = first.bundle.signature if first else None
+    if signature is not None and signature.ends is not None and signature.ends < utc_now() + _SOON:
+        text = f"the signature is accepted until {signature.ends.isoformat()} alone, and after it no station starts"
+        yield Item(name=f"{prefix}signature", state="warning", text=text)
     thresholds = first.thresholds if first else None
     if thresholds is not None and thresholds.image is None and thresholds.nfa is None:
         text = "the bundle has no threshold, so no frame is ever ok. Run flowedge calibrate first."

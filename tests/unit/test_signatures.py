@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import os
+import pickle
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -19,11 +23,13 @@ from flowedge.bundle import open_bundle, replace_in_bundle
 from flowedge.bundle_files import MANIFEST, SIGNATURE
 from flowedge.calibration.threshold_changes import NewThresholds, set_thresholds
 from flowedge.errors import BundleError, SignatureError
+from flowedge.runtime.batch.inspector import BatchInspector
 from flowedge.runtime.registry.signing import new_key, read_signing_key, sign_folder
 from flowedge.signed_text import join_signed_text, signed_bytes, split_signed_text
 from flowedge.trusted_keys import moment_from, read_keys
 from support.command_line import flowedge as command
 from support.small_dataset import write_dataset
+from support.station_files import write_station
 from support.tiny_bundle import write_tiny_bundle
 
 
@@ -316,3 +322,55 @@ def test_a_bundle_that_does_not_verify_is_not_signed(place: Path) -> None:
     (place / "a.flowedge" / "model.onnx").write_bytes(b"other")
     with pytest.raises(BundleError, match=r"model\.onnx has 5 bytes"):
         sign_folder(place / "a.flowedge", read_signing_key(place / "release.key"))
+
+
+def test_damaged_signatures_keys_and_statements_are_refused_in_words_and_end_nothing(place: Path) -> None:
+    random = np.random.default_rng(7)
+    files = {"signature": place / "a.flowedge" / SIGNATURE, "keys": place / "release.pub"}
+    for file in files.values():
+        content = file.read_bytes()
+        for _ in range(150):
+            damaged = bytearray(content)
+            for at in random.integers(0, len(damaged), random.integers(1, 6)):
+                match random.integers(3):
+                    case 0:
+                        damaged[at] = random.integers(256)
+                    case 1:
+                        del damaged[at : at + int(random.integers(1, 40))]
+                        break
+                    case _:
+                        damaged[at:at] = damaged[: int(random.integers(1, 200))]
+            file.write_bytes(damaged)
+            # A damaged name or comment of the file of keys changes no key.
+            with suppress(SignatureError):
+                open_bundle(place / "a.flowedge", require_signature=place / "release.pub")
+                assert file == files["keys"]
+        file.write_bytes(content)
+
+
+def test_info_and_the_check_of_a_station_tell_about_the_signature(place: Path, tmp_path: Path) -> None:
+    bundle, key = place / "a.flowedge", place / "release.key"
+    assert "by release (" in command("info", bundle).stdout
+    assert "not checked" in command("info", bundle).stdout
+    assert "checked by Ann" in command("info", bundle, "--require-signature", place / "release.pub").stdout
+    set_thresholds(bundle, NewThresholds(image=1.0), reason="test")
+    row = next(line for line in command("info", bundle).stdout.splitlines() if line.startswith("signature"))
+    assert row.split() == ["signature", "none"]
+    soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=3)
+    sign_folder(bundle, read_signing_key(key), expires=soon.isoformat())
+    file = write_station(tmp_path, photos=1, require_signature=str(place / "release.pub"))
+    done = command("station", "check", file)
+    assert (done.status, "tiny.flowedge is not signed" in done.stdout) == (1, True)
+    file.write_text(file.read_text().replace('"tiny.flowedge"', f'"{bundle}"'))
+    done = command("station", "check", file)
+    assert (done.status, "signature is accepted until" in done.stdout) == (0, True)
+
+
+def test_a_process_of_a_cluster_requires_the_signatures_that_its_job_required(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWEDGE_REQUIRE_SIGNATURE", str(place / "other.pub"))
+    job = pickle.dumps(BatchInspector(place / "a.flowedge"))
+    monkeypatch.delenv("FLOWEDGE_REQUIRE_SIGNATURE")
+    with pytest.raises(SignatureError, match="does not list"):
+        _ = pickle.loads(job).detector
