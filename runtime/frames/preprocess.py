@@ -21,7 +21,8 @@ from flowedge.runtime.device.limits import check_frame_size
 
 _SIZES_KEPT: Final = 16  # frame sizes whose matrices are kept
 _STRIP_ROWS: Final = 16  # of the result that are computed at once
-_STRIP_PIXELS: Final = 1 << 18  # of a channel that are resized along x at once
+# At least four megabytes of float64 are resized along x at once, since NumPy asks for large pages from there on.
+_STRIP_PIXELS: Final = 1 << 19
 _MOST_KEPT_BYTES: Final = 16 << 20  # of one array that a thread keeps for the next frame
 
 _Strip: TypeAlias = tuple[slice, slice, BandedMatrix]
@@ -150,7 +151,7 @@ class Preprocessor:
             return levels
         flat = levels.reshape(-1, levels.shape[2])
         result = np.empty((len(flat), columns.shape[0]), np.uint8)
-        at_once = max(1, _STRIP_PIXELS // flat.shape[1])
+        at_once = -(-_STRIP_PIXELS // flat.shape[1])
         exact = self._scratch.array("exact", (at_once, flat.shape[1]), np.float64)
         resized = self._scratch.array("resized", (at_once, columns.shape[0]), np.float64)
         for first in range(0, len(flat), at_once):
