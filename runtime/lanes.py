@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Final, TypeVar
 
-from flowedge.runtime.device.cores import usable_cores
+from flowedge.runtime.device.cores import fast_cores
 from flowedge.runtime.opening.engine_contract import Opened
 
 MOST_LANES: Final = 8
@@ -32,12 +32,12 @@ def threads_for_many(threads: int | None = None) -> int:
         threads: The number that a user wants. Without a number, the threads are as few as `MOST_LANES` lanes need to
             use all cores.
     """
-    return threads or -(-usable_cores() // MOST_LANES)
+    return threads or -(-fast_cores() // MOST_LANES)
 
 
 def lanes_beside(threads: int) -> int:
     """Return the number of inferences of so many threads that run at once on the cores of this process."""
-    return max(1, min(MOST_LANES, usable_cores() // threads))
+    return max(1, min(MOST_LANES, fast_cores() // threads))
 
 
 def lanes_of(engine: Opened) -> int:

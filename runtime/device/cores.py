@@ -100,6 +100,11 @@ def usable_cores() -> int:
     return find_cores().usable
 
 
+def fast_cores() -> int:
+    """Count the physical cores that this process may keep busy. Of a hybrid processor only the fast ones count."""
+    return find_cores().threads
+
+
 def suitable_threads(threads: int | None) -> int | None:
     """Return the number of threads to open an engine with, where a user wants the given one.
 

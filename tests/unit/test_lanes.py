@@ -102,7 +102,7 @@ def test_nothing_is_at_work_when_the_caller_has_left() -> None:
 def test_inferences_share_the_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, threads: int, lanes: int
 ) -> None:
-    monkeypatch.setattr(lanes_module, "usable_cores", lambda: cores)
+    monkeypatch.setattr(lanes_module, "fast_cores", lambda: cores)
     assert lanes_beside(threads) == lanes
 
 
@@ -110,7 +110,7 @@ def test_inferences_share_the_cores(
 def test_many_frames_use_all_cores_with_few_threads_each(
     monkeypatch: pytest.MonkeyPatch, cores: int, threads: int
 ) -> None:
-    monkeypatch.setattr(lanes_module, "usable_cores", lambda: cores)
+    monkeypatch.setattr(lanes_module, "fast_cores", lambda: cores)
     assert threads_for_many() == threads
     assert threads_for_many(3) == 3
     assert lanes_beside(threads) <= MOST_LANES

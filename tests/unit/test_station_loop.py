@@ -151,7 +151,7 @@ def test_any_error_of_an_engine_counts_and_a_rare_one_replaces_nothing(bundle: B
 @pytest.fixture
 def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the engine have four lanes for inferences of one thread."""
-    monkeypatch.setattr("flowedge.runtime.lanes.usable_cores", lambda: 4)
+    monkeypatch.setattr("flowedge.runtime.lanes.fast_cores", lambda: 4)
 
 
 @pytest.mark.usefixtures("four_cores")
