@@ -96,7 +96,8 @@ def inspect_all(
     def inspected(together: list[Frame]) -> Iterator[tuple[Frame, tuple[Inspection, Result | None]]]:
         return zip(together, inspect_batch(detector, together, smallest=smallest), strict=True)
 
-    with contextlib.closing(in_order(inspected, batches, lanes=lanes)) as answers:
+    in_turn = in_order(inspected, batches, lanes=lanes, size=_bytes_of)
+    with contextlib.closing(in_turn) as answers:
         for frame, (record, result) in itertools.chain.from_iterable(answers):
             for sink in sinks:
                 record = sink.put(frame, record, result)
@@ -189,6 +190,10 @@ def inspect_source(
             lanes=lanes,
             limit=limit,
         )
+
+
+def _bytes_of(frames: Sequence[Frame]) -> int:
+    return sum(frame.pixels.nbytes for frame in frames)
 
 
 def _record(frame: Frame, result: Result) -> Inspection:

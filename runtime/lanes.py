@@ -21,6 +21,8 @@ from flowedge.runtime.opening.engine_contract import Opened
 MOST_LANES: Final = 8
 """The most items that are worked on at once. More lanes would read more weights at once than the caches hold."""
 
+_MOST_BYTES: Final = 256 << 20  # of the items that are worked on at once; a larger item is worked on alone
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -82,14 +84,19 @@ class Lanes:
 
 
 def in_order(
-    do: Callable[[Item], Answer], items: Iterable[Item], *, lanes: int
+    do: Callable[[Item], Answer],
+    items: Iterable[Item],
+    *,
+    lanes: int,
+    size: Callable[[Item], int] = lambda item: 0,
 ) -> Generator[Answer, None, None]:
     """Give the answer to each item in the order of the items, and work on the next few items meanwhile.
 
     Args:
         do: A function that threads may call at once.
-        items: The items, which are taken in the caller's thread, at most ``lanes`` before the answer that is awaited.
+        items: The items, which are taken in the caller's thread, at most two more than there are lanes.
         lanes: The number of threads. With 1, everything is done in the caller's thread.
+        size: Returns the bytes of an item, so that few large ones are held at once.
 
     Raises:
         Exception: The error of an item is raised at its place, and an error of ``items`` after the answers before it.
@@ -98,20 +105,24 @@ def in_order(
         yield from map(do, items)
         return
     pool, waiting = Lanes(lanes), deque[Future[Answer]]()
+    sizes: deque[int] = deque()
     iterator = iter(items)
     try:
         while True:
             try:
-                waiting.append(pool.submit(partial(do, next(iterator))))
+                item = next(iterator)
             except StopIteration:
                 break
             except Exception as error:  # the items before it have their answers first
                 waiting.append(Future())
                 waiting[-1].set_exception(error)
                 break
+            sizes.append(size(item))
             # While the caller uses an answer, one more item than there are threads keeps all of them at work.
-            if len(waiting) > lanes:
+            while waiting and (len(waiting) > lanes or sum(sizes) > _MOST_BYTES):
+                sizes.popleft()
                 yield waiting.popleft().result()
+            waiting.append(pool.submit(partial(do, item)))
         while waiting:
             yield waiting.popleft().result()
     finally:
