@@ -151,7 +151,7 @@ class Preprocessor:
             return levels
         flat = levels.reshape(-1, levels.shape[2])
         result = np.empty((len(flat), columns.shape[0]), np.uint8)
-        at_once = -(-_STRIP_PIXELS // flat.shape[1])
+        at_once = min(len(flat), -(-_STRIP_PIXELS // max(flat.shape[1], columns.shape[0])))
         exact = self._scratch.array("exact", (at_once, flat.shape[1]), np.float64)
         resized = self._scratch.array("resized", (at_once, columns.shape[0]), np.float64)
         for first in range(0, len(flat), at_once):
@@ -231,6 +231,6 @@ def _is_identity(matrix: NDArray[Any]) -> bool:
 def _planes(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return ``(h, w, 3)`` grey levels as ``(3, h, w)`` float32, still in 0..255."""
     planes = np.empty((3, *image.shape[:2]), np.float32)
-    for plane, channel in zip(planes, cv2.split(image), strict=True):
-        np.copyto(plane, channel)
+    for number, channel in enumerate(cv2.split(image)):
+        planes[number] = channel
     return planes
