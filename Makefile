@@ -29,6 +29,9 @@ VENV := .venv/.complete
 PEER := .venv-peer/.complete
 DOCS := .venv-docs/.complete
 
+# Hundreds of tests start a process, and each would compile the package anew where Python may not keep what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo screenshots test test-all check wheel bench parity memory precision engines profile packs area fuzz gpu soak station-cost schema drift docs venv peer clean
 
 demo: $(VENV)

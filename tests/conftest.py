@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -18,12 +20,21 @@ from support.command_line import flowedge
 if TYPE_CHECKING:
     from support.family_graphs import FamilyBundle
 
+# The threads of OpenMP wait for each other in busy loops. Where two processes share two cores, a network took 23 s of
+# processor time with two threads, and 1.6 s with one. PyTorch reads the variable when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The time that an example takes, or that it takes to make one, decides nothing.
 settings.register_profile("flowedge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("flowedge")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
+
+
+def pytest_collection_finish() -> None:
+    """Leave the thousands of tests and the imported modules out of every garbage collection that follows."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,7 +68,17 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Exports of the same network in this run are traced once."""
+    from support.traced_graphs import trace_each_network_once  # torch, which most tests do without
+
+    with pytest.MonkeyPatch.context() as patch:
+        trace_each_network_once(patch, tmp_path_factory)
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(traced_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a CFLOW of 3 MB for 64x64 pixels with random weights."""
 
     def make(folder: Path) -> None:
@@ -80,7 +101,7 @@ def small_bundle(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def tile_checkpoint(shared: Path) -> Path:
+def tile_checkpoint(traced_once: None, shared: Path) -> Path:
     """Return the CFLOW that anomalib trained on photographs of magnetic tiles."""
     checkpoint = shared / "checkpoints" / "cflow_magnetic_tile.ckpt"
     if not checkpoint.is_file():
