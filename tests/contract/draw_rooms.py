@@ -11,7 +11,7 @@ from __future__ import annotations
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from contract.test_rooms import CORE, DOOR, IMPORTS, MAY_IMPORT, room_of
+from contract.test_rooms import CORE, DOOR, MAY_IMPORT, imports, room_of
 
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "images" / "rooms.svg"
 TITLES = {CORE: "flowedge/", DOOR: "flowedge/__init__.py", "cli": "flowedge/cli/"}
@@ -23,7 +23,7 @@ MARGIN = 20
 def arrows_between_rooms() -> dict[str, set[str]]:
     """Return for each folder the folders that its modules import."""
     found: dict[str, set[str]] = {room: set() for room in MAY_IMPORT}
-    for module, imported in IMPORTS.items():
+    for module, imported in imports().items():
         room = room_of(module)
         found[room] |= {room_of(other) for other in imported} - {room}
     return found

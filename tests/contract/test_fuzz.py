@@ -9,7 +9,8 @@ import pytest
 from fuzz.run import fuzz
 from support.artifacts import made_once
 
-CASES = 1000
+CASES = 250
+MORE = 1000
 
 
 @pytest.fixture(scope="session")
@@ -24,10 +25,13 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "fuzz", make) / "seeds"
 
 
-@pytest.mark.parametrize("first", [0, CASES])
-def test_damaged_inputs_break_no_promise(seeds: Path, tmp_path: Path, first: int) -> None:
-    tally = fuzz(CASES, first=first, seeds=seeds, folder=tmp_path, say=False)
+@pytest.mark.parametrize(
+    ("first", "cases"),
+    [(0, CASES), (CASES, CASES), *(pytest.param(n, MORE, marks=pytest.mark.slow) for n in (500, 1500))],
+)
+def test_damaged_inputs_break_no_promise(seeds: Path, tmp_path: Path, first: int, cases: int) -> None:
+    tally = fuzz(cases, first=first, seeds=seeds, folder=tmp_path, say=False)
     assert not tally.faults, "\n".join(f"case {number}: {why}" for number, why in tally.faults[:10])
-    assert sum(tally.outcomes.values()) == CASES
+    assert sum(tally.outcomes.values()) == cases
     # A seed that is never accepted would make every case pass.
     assert {"accepted", "answered as before", "read as Pillow does", "refused"} <= tally.outcomes.keys()

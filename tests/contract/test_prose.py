@@ -8,6 +8,7 @@ CONTRIBUTING.md explains the rule, in its section "Prose".
 """
 
 import ast
+import functools
 import io
 import re
 import sys
@@ -73,9 +74,10 @@ def _texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
                     yield statement.lineno, statement.value.value
 
 
-def sentences_of(path: Path) -> list[Sentence]:
+@functools.cache
+def sentences_of(path: Path) -> tuple[Sentence, ...]:
     """Split the docstrings of one Python file into sentences. Code and section headings are left out."""
-    found = []
+    found: list[Sentence] = []
     for line, text in _texts(ast.parse(path.read_text(encoding="utf-8"))):
         prose: list[str] = []
         indent = min(
@@ -101,7 +103,7 @@ def sentences_of(path: Path) -> list[Sentence]:
             for sentence in _split(paragraph.strip()):
                 found.append(Sentence(path, line, sentence, opens))
                 opens = False
-    return found
+    return tuple(found)
 
 
 def _split(paragraph: str) -> Iterator[str]:
