@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 import flowedge
 from flowedge.bundle import open_bundle
 from flowedge.export.checkpoints import read_checkpoint
+from flowedge.export.pipeline import ExportOptions
 from flowedge.runtime import Detector, Preprocessor
 from flowedge.runtime.frames.images import read_image
 from support.artifacts import kept, made_once
 from support.command_line import flowedge as run_flowedge
+from support.lowered_network import lowered_answers
 
 # The limit is relative to the largest magnitude. Both sides compute in float32.
 TOLERANCE = 1e-4
@@ -78,7 +80,11 @@ def peer_folder(peer_python: Path) -> Path:
     return kept("anomalib", sources, make)
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+# Three EfficientNets take half a minute. Tests of the network without an export guard them in every run.
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=pytest.mark.slow if name == "csflow" else ()) for name in FAMILIES],
+)
 def trained(
     request: pytest.FixtureRequest, peer_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Trained:
@@ -151,6 +157,21 @@ def test_the_graph_answers_what_anomalibs_model_answers(trained: Trained, detect
         found = detector.engine.infer(x[None])
         assert_close(found["score"][0], trained.of("raw_score")[n])
         assert_close(found["anomaly_map"][0, 0], trained.of("raw_map")[n])
+
+
+def test_csflows_lowered_network_answers_what_anomalibs_model_answers(peer_folder: Path) -> None:
+    folder = peer_folder / "csflow"
+    with np.load(folder / "answers.npz") as archive:
+        answers = dict(archive)
+    numbers = range(len(answers["names"]))
+    x = np.concatenate([answers[f"x_{n}"].reshape(1, *answers[f"x_{n}"].shape[-3:]) for n in numbers])
+    found, preprocessing = lowered_answers(folder / "model.ckpt", ExportOptions(), x)
+    preprocess = Preprocessor(preprocessing)
+    for n in numbers:
+        photograph = read_image(folder / "asked" / str(answers["names"][n]))
+        np.testing.assert_allclose(preprocess(photograph), x[n], rtol=0, atol=2e-5)
+        assert_close(found["score"][n], answers[f"raw_score_{n}"].squeeze())
+        assert_close(found["anomaly_map"][n, 0], answers[f"raw_map_{n}"].squeeze())
 
 
 def test_from_the_file_on_score_and_map_are_anomalibs(trained: Trained, detector: Detector) -> None:

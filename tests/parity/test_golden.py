@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from flowedge.bundle import open_bundle
+from flowedge.export.pipeline import ExportOptions
 from support.command_line import flowedge
-from support.golden import PARAMETERS, RECORDS, ExportedRecord, exported_record
+from support.golden import PARAMETERS, RECORDS, ExportedRecord, exported_record, unpack
+from support.lowered_network import lowered_answers
 
 
 @pytest.fixture(scope="module", params=PARAMETERS)
@@ -50,6 +52,19 @@ def test_levels_map_and_score_are_those_of_the_official_implementation(
     assert status == 0, printed
 
 
+def test_csflows_levels_and_score_are_official_before_an_export(shared: Path, tmp_path: Path) -> None:
+    (record,) = (one for one in RECORDS if one.folder == "csflow_official")
+    folder = unpack(record, shared, tmp_path)
+    assert record.weights is not None
+    options = ExportOptions(image_size=(256, 256), backbone_weights=folder / record.weights)
+    with np.load(folder / "golden.npz") as golden:
+        found, _ = lowered_answers(folder / record.checkpoint, options, golden["x"])
+        for ours, theirs in {"score": "score", **{f"level_{n}": f"z_mean_sq_{n}" for n in range(3)}}.items():
+            expected = golden[theirs].astype(np.float64)
+            limit = 3e-5 * np.abs(expected).max()
+            np.testing.assert_allclose(found[ours].reshape(expected.shape), expected, rtol=0, atol=limit)
+
+
 def test_the_comparison_can_fail(
     shared: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +72,7 @@ def test_the_comparison_can_fail(
     assert compare(shared, fastest, "1e-12", monkeypatch)[0] == 1
 
 
+@pytest.mark.slow  # test_cflow_magnetic_tile.py compares such a graph with anomalib's answers
 def test_a_graph_without_the_outputs_for_false_alarms_is_right_as_well(
     shared: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

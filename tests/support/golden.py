@@ -32,7 +32,7 @@ RECORDS = (
 )
 
 
-# CS-Flow's three EfficientNets take a minute. test_anomalib.py compares an export of that network with anomalib's.
+# CS-Flow's three EfficientNets take a minute. test_golden.py compares that network without an export as well.
 PARAMETERS = tuple(
     pytest.param(record, id=record.folder, marks=pytest.mark.slow if "csflow" in record.folder else ())
     for record in RECORDS
