@@ -67,7 +67,7 @@ class HttpClient:
 
     connection: Connection
     authorization: dict[str, str] = field(default_factory=dict)
-    _opener: urllib.request.OpenerDirector | None = None
+    _openers: dict[bool, urllib.request.OpenerDirector] = field(default_factory=dict)
 
     def check(self, url: str) -> None:
         """Refuse an address that is neither https nor, where that is allowed, http.
@@ -150,6 +150,7 @@ class HttpClient:
         self, url: str, most_bytes: int, headers: Mapping[str, str] | None = None
     ) -> tuple[bytes | None, Mapping[str, str]]:
         """Return the content of a small file as `read` does, and the headers of the answer."""
+        problem = ""
         for attempt in range(_MOST_TRIES):
             try:
                 with self.open("GET", url, headers) as answer:
@@ -216,7 +217,7 @@ class HttpClient:
                                 "not use it, and have it pushed again."
                             )
                         digest.update(chunk)
-                        to.write(chunk)
+                        _write(to, chunk)
                         _check_speed(url, done, time.monotonic() - begun)
             except BROKEN as error:
                 if is_final(error) and not done:
@@ -234,8 +235,10 @@ class HttpClient:
     def _send(
         self, method: str, url: str, headers: dict[str, str], body: BinaryIO | bytes | None, size: int | None
     ) -> Any:
-        if self._opener is None:
-            self._opener = _opener(client_context(self.connection.ca_file))
+        # What is for this machine goes to no proxy, which would be another machine.
+        is_here = is_this_machine(urllib.parse.urlsplit(url).hostname or "")
+        if is_here not in self._openers:
+            self._openers[is_here] = _opener(client_context(self.connection.ca_file), proxied=not is_here)
         headers.setdefault("User-Agent", f"flowedge/{__version__}")
         if (known := self.authorization.get(origin_of(url))) is not None:
             headers.setdefault("Authorization", known)
@@ -244,7 +247,7 @@ class HttpClient:
             headers["Content-Length"] = str(len(body) if isinstance(body, bytes) else size)
         request = urllib.request.Request(url, data=body, headers=headers, method=method)
         _LOG.debug("%s %s", method, _bare(url))
-        return self._opener.open(request, timeout=_TIMEOUT_S)
+        return self._openers[is_here].open(request, timeout=_TIMEOUT_S)
 
 
 def origin_of(url: str) -> str:
@@ -269,6 +272,7 @@ def check_status(answer: Any, url: str) -> None:
         return
     said = printable(answer.read(_MOST_ERROR_BYTES)[:300].decode("utf-8", "replace").strip())
     advice = {
+        400: "Check the address, and name the server's certificates with --ca where it speaks TLS.",
         401: "Log in with docker login, or set FLOWEDGE_REGISTRY_USER and FLOWEDGE_REGISTRY_PASSWORD.",
         403: "This account may not do it.",
         404: "Nothing has this name.",
@@ -297,11 +301,11 @@ def unreachable(url: str, error: Exception) -> RegistryError:
     )
 
 
-def _opener(context: ssl.SSLContext) -> urllib.request.OpenerDirector:
-    """Make an opener that knows http, https and proxies, and gives an answer of whatever status."""
+def _opener(context: ssl.SSLContext, *, proxied: bool) -> urllib.request.OpenerDirector:
+    """Make an opener that knows http and https, and gives an answer of whatever status."""
     opener = urllib.request.OpenerDirector()
     for handler in (
-        urllib.request.ProxyHandler(),
+        urllib.request.ProxyHandler(None if proxied else {}),
         urllib.request.UnknownHandler(),
         urllib.request.HTTPHandler(),
         urllib.request.HTTPSHandler(context=context),
@@ -327,6 +331,16 @@ def _goes_on(answer: Any, done: int) -> bool:
     if not begins.startswith(f"bytes {done}-"):
         raise http.client.HTTPException(f"bytes from {done} were asked for, and the answer is {begins!r}")
     return True
+
+
+def _write(to: BinaryIO, chunk: bytes) -> None:
+    """Write a piece of a download. A full disk is no broken connection."""
+    try:
+        to.write(chunk)
+    except OSError as error:
+        raise RegistryError(
+            f"the download cannot be written: {error.strerror}. Make room, and try again."
+        ) from error
 
 
 def _check_speed(url: str, done: int, seconds: float) -> None:

@@ -23,7 +23,7 @@ from flowedge.bundle_files import (
 from flowedge.errors import BundleError, RegistryError
 from flowedge.manifest import StoredFile
 from flowedge.manifest_json import MAX_BYTES
-from flowedge.pack import open_pack, parse_index, put_pack_in_place, read_index
+from flowedge.pack import PackIndex, open_pack, parse_index, put_pack_in_place, read_index
 from flowedge.progress import SILENT, Reports
 from flowedge.replacing import link_or_copy, put_in_place, sync_folder
 from flowedge.runtime.registry.http_client import Connection
@@ -167,24 +167,24 @@ def pull(
         folder.mkdir()
         _write_description(folder, store, mark, content)
         try:
-            stored = parse_index(folder, content).files if is_pack else parse_manifest(folder, content).files
+            described = parse_index(folder, content) if is_pack else parse_manifest(folder, content)
             signature = check_signature(folder, content, require_signature)
         except BundleError as error:
             raise _told(error, folder, reference) from error
-        downloaded, kept = _fill(folder, place, mark, stored, store, reports)
+        downloaded, kept = _fill(folder, place, mark, described.files, store, reports)
         for inner, _, _ in os.walk(folder):
             sync_folder(Path(inner))
         try:
             if is_pack:
                 open_pack(folder, require_signature=False)
             else:
-                manifest = open_bundle(folder, require_signature=False).manifest
+                open_bundle(folder, require_signature=False)
         except BundleError as error:
             raise _told(error, folder, reference) from error
-        if is_pack:
+        if isinstance(described, PackIndex):
             put_pack_in_place(folder, place)
         else:
-            put_in_place(folder, place, manifest)
+            put_in_place(folder, place, described)
     return Pulled(
         path=Path(target),
         sha256=found,

@@ -370,8 +370,6 @@ class Station:
 
     def _end(self) -> None:
         self._notifier.stopping()
-        if self._follower is not None:
-            self._follower.close()
         loop = self._running_loop
         loop.stop()
         if not loop.join(_DRAIN_LOOP_S):
@@ -384,6 +382,8 @@ class Station:
             with suppress(JournalError):  # the disk may be full just now, and the sinks still get the rest
                 self.journal.append(events=[event])
         self._deliveries.stop(_DRAIN_SINKS_S)
+        if self._follower is not None:
+            self._follower.close()
         self._watchdog.stop()
         self.final = self.status()
 

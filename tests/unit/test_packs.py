@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import flowedge
 from flowedge.bundle import Bundle, open_bundle, replace_in_bundle
 from flowedge.calibration.operating_points import nfa_operating_points, with_commands
-from flowedge.errors import BundleError, EngineWrongError, ProcessError, SignatureError
+from flowedge.errors import BundleError, EngineWrongError, ProcessError, RegistryError, SignatureError
 from flowedge.export.graph.split import first_difference, split_graph
 from flowedge.export.pack import PackResult, pack_bundles
 from flowedge.manifest import NfaThreshold, Thresholds
@@ -32,6 +32,7 @@ from flowedge.runtime.opening.joined import joined_of
 from flowedge.runtime.products import ProductLine
 from flowedge.runtime.protocols import Inspects, InspectsProducts
 from flowedge.runtime.registry.signing import new_key, read_signing_key, sign_folder
+from flowedge.runtime.registry.transfer import pull, push
 from flowedge.runtime.result import Result
 from flowedge.runtime.verify import BATCH_LIMIT
 from flowedge.targets import check_pack_target
@@ -804,6 +805,14 @@ def test_a_signed_pack_is_covered_as_a_whole_and_its_products_open_with_its_sign
     assert {*(one.path for one in pack.index.files), "pack.json", "signature.toml"} == on_disk
     with flowedge.load(line / "products" / name, require_signature=public) as detector:
         assert detector.bundle.signature == pack.signature is not None
+    push(line, str(folder / "shared"), require_signature=public)
+    pulled = pull(str(folder / "shared"), folder / "pulled.flowedgepack", require_signature=public)
+    assert pulled.signature == pack.signature
+    again = pull(str(folder / "shared"), pulled.path, require_signature=public, overwrite=True)
+    assert (again.downloaded, again.kept) == (0, pulled.downloaded)
+    assert open_pack(pulled.path, require_signature=public).index == pack.index
+    with pytest.raises(RegistryError, match="product of the pack"):
+        push(line / "products" / name, str(folder / "other"))
     (line / "products" / name / "manifest.json").write_bytes(b"{}")
     with pytest.raises(BundleError, match=r"manifest\.json has 2 bytes"):
         flowedge.load_pack(line, require_signature=public)
