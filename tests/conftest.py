@@ -9,7 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -50,6 +50,26 @@ def no_progress_lines() -> Iterator[None]:
     """Commands in this process print no plain lines of progress, so that no output depends on the machine's speed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("flowedge.cli.progress.SECONDS_BETWEEN_LINES", threading.TIMEOUT_MAX)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_busy_waiting() -> Iterator[None]:
+    """Threads of ONNX Runtime sleep while they wait, because the processes of a test run share the cores.
+
+    A network took twice the processor time while its threads waited in busy loops.
+    """
+    from flowedge.runtime.engines import onnxrt
+
+    options_of = onnxrt._session_options
+
+    def patient(*arguments: Any) -> Any:
+        options = options_of(*arguments)
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxrt, "_session_options", patient)
         yield
 
 
