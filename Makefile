@@ -18,6 +18,7 @@
 #   make soak     a station at full speed for ten minutes (SECONDS=600) while all around it breaks, into soak-out/
 #   make drift    false alarms of the watch for drift, and its delay on real tiles, into bench-out/drift.md
 #   make station-cost  what a station costs beside the bare engine and beside anomalib, into bench-out/station/
+#   make serve-bench  a server under load beside the bare engine and beside anomalib in FastAPI, into bench-out/serve/
 #   make screenshots  pictures of all HTML pages for the documentation, from the demo; needs Debian's chromium
 #   make schema   the JSON Schema of what a station's sinks send, into docs/station.schema.json
 #   make docs     the site, into site/; a warning is an error
@@ -32,7 +33,7 @@ DOCS := .venv-docs/.complete
 # Hundreds of tests start a process, and each would compile the package anew where Python may not keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines profile packs area fuzz gpu soak station-cost schema drift docs venv peer clean
+.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines profile packs area fuzz gpu soak station-cost serve-bench schema drift docs venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out --force
@@ -110,6 +111,9 @@ soak: $(VENV)
 station-cost: $(VENV) $(PEER)
 	PYTHONPATH=tests $(BIN)/python tests/bench/station_cost.py --peer .venv-peer/bin/python --out bench-out/station
 
+serve-bench: $(VENV) $(PEER)
+	PYTHONPATH=tests $(BIN)/python tests/bench/table_serve.py --peer .venv-peer/bin/python --out bench-out/serve
+
 drift: $(VENV)
 	mkdir -p bench-out
 	PYTHONPATH=tests $(BIN)/python tests/bench/table_drift.py > bench-out/drift.md
@@ -131,7 +135,7 @@ $(VENV): pyproject.toml
 
 $(PEER):
 	$(call new_environment,.venv-peer)
-	.venv-peer/bin/python -m pip install --quiet 'anomalib==2.7.*' onnx onnxscript onnxruntime openvino nncf
+	.venv-peer/bin/python -m pip install --quiet 'anomalib==2.7.*' onnx onnxscript onnxruntime openvino nncf fastapi uvicorn httptools uvloop python-multipart
 	touch $@
 
 $(DOCS): pyproject.toml

@@ -23,6 +23,7 @@ from flowedge.runtime.serving.settings import ModelSettings, ServeSettings
 from flowedge.text import printable, shown
 
 _LOG: Final = logging.getLogger(__name__)
+_UNLOADED: Final = "unloaded"
 _ENDINGS: Final = (".flowedge", ".flowedgepack")
 _NAME: Final = re.compile(
     r"(?!stats\Z)[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
@@ -86,15 +87,15 @@ class Repository:
 
     @property
     def is_ready(self) -> bool:
-        """True where all models that were named at the start can answer, and no engine is stuck."""
-        stuck_s = self._settings.limits.stuck_s
+        """True where all models that were named at the start can answer, and no engine is stuck.
+
+        A model that a client has unloaded is not missed.
+        """
+        named = [self._entries[name] for name in self._named]
+        if any(entry.batcher is None and entry.reason != _UNLOADED for entry in named):
+            return False
         loaded = [entry.batcher for entry in self._entries.values() if entry.batcher is not None]
-        lost = [name for name in self._named if self._entries[name].state == "UNAVAILABLE"]
-        return (
-            bool(loaded or not self._named)
-            and not any(self._entries[name].reason != "unloaded" for name in lost)
-            and all(batcher.longest_run_s < stuck_s for batcher in loaded)
-        )
+        return all(batcher.longest_run_s < self._settings.limits.stuck_s for batcher in loaded)
 
     def known(self, name: str, version: str | None = None) -> Entry:
         """Return a model that is known.
@@ -179,7 +180,7 @@ class Repository:
                 return
             entry.state, entry.reason = "UNLOADING", ""
             await asyncio.to_thread(batcher.close)
-            entry.state, entry.reason = "UNAVAILABLE", "unloaded"
+            entry.state, entry.reason = "UNAVAILABLE", _UNLOADED
 
     async def close(self) -> None:
         """Unload all models."""

@@ -29,6 +29,7 @@ OTHER_PROGRAMS = {
     "cd",
     "git",
     "jq",
+    "curl",
     "docker",
     "find",
     "cp",

@@ -37,8 +37,11 @@ from flowedge.runtime.serving.settings import (
     ServeSettings,
     TraceSettings,
 )
+from flowedge.runtime.settings import Settings
 from support.made_result import made_result
+from support.pages import REPOSITORY
 from support.served import Gate, Reply, Served, infer_body, served, some_frames, tiny_models
+from support.settings_rows import rows_of
 from support.waiting import wait_until
 
 INFER = "/v2/models/bottle/infer"
@@ -630,3 +633,13 @@ def test_traces_reach_a_collector(models: tuple[ModelSettings, ...]) -> None:
     facts = {one.key: one.value for one in whole.attributes}
     assert facts["model"].string_value == "bottle"
     assert facts["http.response.status_code"].int_value == 200
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [ServerSettings, BatchSettings, LimitSettings, TraceSettings, ModelSettings],
+    ids=lambda kind: kind.__name__,
+)
+def test_the_page_has_every_setting(kind: type[Settings]) -> None:
+    page = (REPOSITORY / "docs" / "fleet.md").read_text(encoding="utf-8")
+    assert "\n".join(rows_of(kind)) in page

@@ -1,0 +1,339 @@
+"""Measure a server under load beside the bare engine and beside anomalib's inferencer in a FastAPI handler.
+
+    make serve-bench     or: PYTHONPATH=tests python tests/bench/table_serve.py --peer .venv-peer/bin/python
+
+The model is that of the station's cost: a CFLOW on resnet18 at 256x256 with random weights. All servers run on this
+computer, one at a time is loaded, and they take turns:
+
+* engine: the bare engine on a prepared image, as many inferences at once as the server has threads.
+* picture: ``POST /v1/inspect`` of ``flowedge serve`` with a JPEG.
+* tensor: the Open Inference Protocol with a binary tensor, which asks for score and verdict.
+* anomalib: ``OpenVINOInferencer`` in a plain function of FastAPI, which takes the JPEG as an uploaded file.
+
+Then each server gets twice as many requests a second as it answered. A latency counts from the moment at which a
+request was planned. Processor time is that of the server's process. Nothing here passes or fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.request import urlopen
+
+import numpy as np
+
+import flowedge
+from bench.full_size import write_checkpoint
+from bench.load_generator import Load, Request, closed_loop, open_loop
+from bench.station_cost import HERE, MODEL, cpu_seconds, flowedge_program, run, write_pictures
+from bench.turns import processor
+from flowedge.runtime.frames.images import read_image
+from flowedge.runtime.lanes import lanes_of, threads_for_many
+
+SIDE: Final = 256
+CONCURRENCIES: Final = (1, 4, 16, 64)
+DEADLINE_MS: Final = 2000
+_START_S: Final = 180.0
+_MOST_AT_ONCE: Final = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table. Times are in ms."""
+
+    who: str
+    clients: int
+    per_second: float
+    p50: float
+    p99: float
+    cpu_ms: float
+    failed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overload:
+    """One server at twice its capacity. Times are in ms."""
+
+    who: str
+    planned_per_second: float
+    sent: int
+    answered: int
+    refused: int
+    late: int
+    lost: int
+    p50: float
+    p99: float
+    refusal_p99: float
+
+
+class Server:
+    """A process that serves, with a request for it."""
+
+    def __init__(self, who: str, request: Request, pid: int) -> None:
+        self.who, self.request, self.pid = who, request, pid
+
+    def turn(self, clients: int, count: int) -> tuple[Load, float]:
+        """Load the server, and return what came back and the processor time of a request in ms."""
+        before = cpu_seconds(self.pid)
+        load = closed_loop(self.request, clients, count)
+        return load, 1000 * (cpu_seconds(self.pid) - before) / count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--peer", type=Path, help="a Python with anomalib 2.7, OpenVINO and FastAPI")
+    parser.add_argument("--out", type=Path, default=Path("bench-out/serve"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=96, help="the requests of one turn")
+    parser.add_argument("--seconds", type=float, default=8.0, help="the time at twice the capacity")
+    parser.add_argument("--precision", default="fp32")
+    options = parser.parse_args()
+    out = options.out.resolve()
+    bundle, peer_model = prepared(out, options.peer)
+    jpeg = sorted((out / f"jpeg-{SIDE}").glob("*.jpg"))[0]
+    turns: dict[tuple[str, int], list[tuple[Load, float]]] = {}
+    engine: list[float] = []
+    overloads: list[Overload] = []
+    loads: list[float] = []
+    with contextlib.ExitStack() as stack:
+        servers = list(stack.enter_context(ours(bundle, jpeg, options.precision)))
+        if peer_model is not None:
+            servers.append(stack.enter_context(home_made(options.peer, peer_model, jpeg)))
+        for server in servers:
+            server.turn(4, 16)  # not counted
+        for number in range(options.rounds):
+            engine.append(engine_speed(bundle, jpeg, options.precision, options.requests))
+            for clients in CONCURRENCIES:
+                for server in servers:
+                    loads.append(os.getloadavg()[0])
+                    turn = server.turn(clients, max(options.requests, 2 * clients))
+                    turns.setdefault((server.who, clients), []).append(turn)
+            print(f"round {number + 1} of {options.rounds}, load {loads[-1]:.1f}", flush=True)
+        for server in servers:
+            capacity = max(
+                statistics.median(one.statuses[200] / one.seconds for one, _ in turns[server.who, clients])
+                for clients in CONCURRENCIES
+            )
+            overloads.append(overloaded(server, 2 * capacity, options.seconds))
+    rows = [row_of(who, clients, found) for (who, clients), found in turns.items()]
+    write_results(rows, overloads, engine, loads, options, out)
+
+
+def prepared(out: Path, peer: Path | None) -> tuple[Path, Path | None]:
+    """Make the bundle, the pictures and the peer's model, where the output folder lacks them."""
+    out.mkdir(parents=True, exist_ok=True)
+    pictures, bundle, peer_model = out / f"jpeg-{SIDE}", out / "bundle.flowedge", out / "peer" / "model.onnx"
+    if not pictures.exists():
+        write_pictures(pictures, SIDE)
+    checkpoint = write_checkpoint(MODEL, out)
+    if not bundle.exists():
+        run("export", checkpoint, "-o", out / "made.flowedge", *MODEL.export_options(out), "--force")
+        run("calibrate", out / "made.flowedge", "--data", pictures)
+        (out / "made.flowedge").rename(bundle)
+    if peer is not None and not peer_model.exists():
+        command = [peer, HERE / "peer_onnx.py", MODEL.family, MODEL.size, checkpoint, peer_model.parent]
+        subprocess.run([str(one) for one in command], check=True, stdout=subprocess.DEVNULL)
+    return bundle, None if peer is None else peer_model
+
+
+def engine_speed(bundle: Path, jpeg: Path, precision: str, count: int) -> float:
+    """Return the images a second of the bare engine, with as many inferences at once as the server runs."""
+    with flowedge.load(bundle, precision=precision, threads=threads_for_many()) as detector:
+        _, image = detector.prepare([read_image(jpeg)])
+        lanes = lanes_of(detector.engine)
+
+        def work() -> None:
+            for _ in range(count // lanes):
+                detector.engine.infer(image)
+
+        work()
+        threads = [threading.Thread(target=work) for _ in range(lanes)]
+        begun = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return lanes * (count // lanes) / (time.perf_counter() - begun)
+
+
+@contextlib.contextmanager
+def ours(bundle: Path, jpeg: Path, precision: str) -> Iterator[tuple[Server, Server]]:
+    """Run ``flowedge serve``, and give it with a picture and with a tensor."""
+    command = [flowedge_program(), "serve", str(bundle), "--port", "0", "--json", "--precision", precision]
+    command += ["--deadline-ms", str(DEADLINE_MS * 5)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        port, name = int(told["url"].rstrip("/").rpartition(":")[2]), told["models"][0]
+        deadline = f"&deadline_ms={DEADLINE_MS}"
+        body, headers = tensor_of(jpeg)
+        try:
+            yield (
+                Server(
+                    "picture",
+                    Request(port=port, path=f"/v1/inspect?model={name}{deadline}", body=jpeg.read_bytes()),
+                    process.pid,
+                ),
+                Server(
+                    "tensor",
+                    Request(port=port, path=f"/v2/models/{name}/infer", body=body, headers=headers),
+                    process.pid,
+                ),
+            )
+        finally:
+            process.terminate()
+
+
+def tensor_of(jpeg: Path) -> tuple[bytes, dict[str, str]]:
+    """Return the body and the headers of a request with a binary tensor."""
+    frame = read_image(jpeg)
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "image",
+                    "shape": [1, *frame.shape],
+                    "datatype": "UINT8",
+                    "parameters": {"binary_data_size": frame.size},
+                }
+            ],
+            "outputs": [{"name": "score"}, {"name": "verdict"}],
+            "parameters": {"timeout": DEADLINE_MS * 1000},
+        }
+    ).encode()
+    return head + frame.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
+
+
+@contextlib.contextmanager
+def home_made(peer: Path, model: Path, jpeg: Path) -> Iterator[Server]:
+    """Run anomalib's inferencer in a handler of FastAPI."""
+    port = free_port()
+    command = [str(peer), str(HERE / "peer_fastapi.py"), str(model), str(SIDE), str(port)]
+    boundary = "flowedge-bench"
+    body = (
+        (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="part.jpg"\r\n'
+            "Content-Type: image/jpeg\r\n\r\n"
+        ).encode()
+        + jpeg.read_bytes()
+        + f"\r\n--{boundary}--\r\n".encode()
+    )
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(f"http://127.0.0.1:{port}/readyz", process)
+            yield Server(
+                "anomalib", Request(port=port, path="/v1/inspect", body=body, headers=headers), process.pid
+            )
+        finally:
+            process.terminate()
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+def wait_for(url: str, process: subprocess.Popen[Any]) -> None:
+    """Wait until a server answers.
+
+    Raises:
+        RuntimeError: It ended, or does not answer in time.
+    """
+    until = time.monotonic() + _START_S
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError), urlopen(url, timeout=5) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.2)
+    raise RuntimeError(f"{url} does not answer")
+
+
+def overloaded(server: Server, per_second: float, seconds: float) -> Overload:
+    """Send requests at a pace that is too fast, and count what becomes of them."""
+    load = open_loop(server.request, per_second, int(per_second * seconds), _MOST_AT_ONCE)
+    sent = sum(load.statuses.values())
+    return Overload(
+        who=server.who,
+        planned_per_second=per_second,
+        sent=sent,
+        answered=load.statuses[200],
+        refused=load.statuses[429],
+        late=load.statuses[504],
+        lost=sent - sum(load.statuses[one] for one in (200, 429, 504)),
+        p50=percentile(load.latencies, 50),
+        p99=percentile(load.latencies, 99),
+        refusal_p99=percentile(load.refused, 99),
+    )
+
+
+def percentile(seconds: list[float], share: float) -> float:
+    return float(np.percentile(seconds, share)) * 1000 if seconds else float("nan")
+
+
+def row_of(who: str, clients: int, found: list[tuple[Load, float]]) -> Row:
+    """Make a line of the turns: the median of the speeds, and the percentiles of all latencies."""
+    latencies = [one for load, _ in found for one in load.latencies]
+    return Row(
+        who=who,
+        clients=clients,
+        per_second=statistics.median(load.statuses[200] / load.seconds for load, _ in found),
+        p50=percentile(latencies, 50),
+        p99=percentile(latencies, 99),
+        cpu_ms=statistics.median(cpu for _, cpu in found),
+        failed=sum(count for load, _ in found for status, count in load.statuses.items() if status != 200),
+    )
+
+
+def write_results(
+    rows: list[Row],
+    overloads: list[Overload],
+    engine: list[float],
+    loads: list[float],
+    options: argparse.Namespace,
+    out: Path,
+) -> None:
+    """Print the tables, and write them as JSON."""
+    print(
+        f"\n{processor()}, {os.cpu_count()} cores, load {min(loads):.1f} to {max(loads):.1f}, {options.precision}"
+    )
+    print(f"bare engine: {statistics.median(engine):.1f} images/s\n")
+    print("| server | clients | images/s | p50, ms | p99, ms | processor, ms | failed |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for row in sorted(rows, key=lambda one: (one.clients, one.who)):
+        print(
+            f"| {row.who} | {row.clients} | {row.per_second:.1f} | {row.p50:.0f} | {row.p99:.0f} | {row.cpu_ms:.1f} | "
+            f"{row.failed} |"
+        )
+    print(
+        "\n| server at twice its capacity | planned/s | sent | answered | refused | late | lost | p50, ms | p99, ms |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for one in overloads:
+        print(
+            f"| {one.who} | {one.planned_per_second:.0f} | {one.sent} | {one.answered} | {one.refused} | {one.late} | "
+            f"{one.lost} | {one.p50:.0f} | {one.p99:.0f} |"
+        )
+    told = {
+        "engine": engine,
+        "rows": [asdict(row) for row in rows],
+        "overloads": [asdict(one) for one in overloads],
+        "loads": loads,
+    }
+    (out / "serve.json").write_text(json.dumps(told, indent=1))
+
+
+if __name__ == "__main__":
+    main()
