@@ -128,7 +128,10 @@ class Preprocessor:
         """Resize like PIL to the last grey level: two passes, in PIL's order, with rounding in between."""
         size = frame.shape[:2]
         rows, columns = self._pil_matrices(size)
-        levels = np.stack(cv2.split(frame), axis=1, dtype=np.uint8)
+        if not rows and columns is None:
+            return _planes(frame)
+        levels = np.empty((size[0], 3, size[1]), np.uint8)
+        cv2.split(frame, tuple(levels[:, channel] for channel in range(3)))
         if pil_resizes_rows_first(size, placement(self._preprocessing, size).resized):
             levels = self._resize_along_x(columns, self._resize_along_y(rows, levels))
         else:
