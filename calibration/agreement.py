@@ -51,6 +51,11 @@ class PairMoments:
         self._means = self._means + apart * (other._count / count)
         self._count = count
 
+    @property
+    def count(self) -> int:
+        """The number of pairs."""
+        return self._count
+
     def correlation(self) -> float:
         """Return Pearson's correlation, in -1..1.
 
@@ -60,6 +65,14 @@ class PairMoments:
         if a == 0 or b == 0:
             return float(a == b)
         return float(np.clip(product / (math.sqrt(a) * math.sqrt(b)), -1, 1))
+
+    def unexplained(self) -> float:
+        """Return the sum of squares of the first numbers' distances from the line through the second that fits best.
+
+        The result is 0 without pairs.
+        """
+        (a, product), (_, b) = self._products
+        return max(float(a - product**2 / b if b else a), 0.0)
 
     def first_deviation(self) -> float:
         """Return the standard deviation of the pairs' first numbers, or 0 without pairs."""

@@ -8,7 +8,6 @@ The gate keeps two numbers of each image and sums over all images. The gate keep
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,22 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.calibration.agreement import PairMoments, rank_correlation
-from flowedge.calibration.dataset import Dataset, read_mask
-from flowedge.calibration.defects import DEFECTS, Defect, synthetic_defect
+from flowedge.calibration.compared_frames import ComparedFrame, compared_frames, naming
+from flowedge.calibration.dataset import Dataset
 from flowedge.calibration.gate_report import GateLimits, GateQuantity, GateReport
 from flowedge.calibration.masks import mask_on_map
 from flowedge.calibration.metrics import PixelMetrics, curve_from_scores
 from flowedge.calibration.tally import LARGEST_SCORE, Detection
 from flowedge.calibration.threshold import fit_threshold
-from flowedge.errors import CalibrationError, ImageError
+from flowedge.errors import CalibrationError
 from flowedge.progress import SILENT, Reports
-from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.frames.pixel_range import PixelRange
 
 Detect: TypeAlias = Callable[[NDArray[np.uint8]], Detection]
 
 # The product 0.07 * 100 is a little more than 7 in floating point.
-_ROUNDING: Final = 1e-9
+ROUNDING: Final = 1e-9
 
 
 class Gate:
@@ -51,6 +49,25 @@ class Gate:
         self._synthetic = (PixelMetrics(), PixelMetrics())
         self._labelled = (PixelMetrics(), PixelMetrics())
         self._has_masks = True
+
+    def add(self, frame: ComparedFrame, fp32: Detection, converted: Detection) -> None:
+        """Compare the answers on a frame of any kind.
+
+        Args:
+            frame: The frame, of which the label and the mask are read.
+            fp32: The fp32 graph's answer.
+            converted: The converted graph's answer on the same frame.
+
+        Raises:
+            CalibrationError: The fp32 graph's answer is not finite.
+            ValueError: The maps differ in shape.
+        """
+        if frame.is_anomalous is not None:
+            self.add_labelled(fp32, converted, is_anomalous=frame.is_anomalous, mask=frame.mask)
+        elif frame.mask is not None:
+            self.add_defect(fp32, converted, frame.mask)
+        else:
+            self.add_good(fp32, converted)
 
     def add_good(self, fp32: Detection, converted: Detection) -> None:
         """Compare the answers on a good image.
@@ -184,7 +201,7 @@ class Gate:
             "flips",
             f"verdicts that flip ({flipped} of {images})",
             flipped / images,
-            math.ceil(limits.flips * images - _ROUNDING) / images,
+            math.ceil(limits.flips * images - ROUNDING) / images,
         )
         yield from self._metric_changes()
 
@@ -257,57 +274,9 @@ def compare(
     """
     gate = Gate(limits)
     for one in compared_frames(images, defects_per_image, labelled, reports, pixel_range=pixel_range):
-        with _naming(one.path):
-            answers = (fp32_detector(one.frame), converted_detector(one.frame))
-            if one.is_anomalous is not None:
-                gate.add_labelled(*answers, is_anomalous=one.is_anomalous, mask=one.mask)
-            elif one.mask is not None:
-                gate.add_defect(*answers, one.mask)
-            else:
-                gate.add_good(*answers)
+        with naming(one.path):
+            gate.add(one, fp32_detector(one.frame), converted_detector(one.frame))
     return gate.report()
-
-
-class ComparedFrame(NamedTuple):
-    """One frame of a comparison.
-
-    A labelled frame has ``is_anomalous``. A synthetic defect has only a mask. A good frame has neither.
-    """
-
-    path: Path
-    frame: NDArray[np.uint8]
-    mask: NDArray[np.bool_] | None = None
-    is_anomalous: bool | None = None
-
-
-def compared_frames(
-    images: Sequence[Path],
-    defects_per_image: int,
-    labelled: Dataset | None = None,
-    reports: Reports = SILENT,
-    *,
-    pixel_range: PixelRange | None = None,
-) -> Iterator[ComparedFrame]:
-    """Yield the frames that `compare` compares, in the order of comparison.
-
-    The docstring of `compare` describes the arguments and errors.
-    """
-    if defects_per_image < 0:
-        raise ValueError(f"defects_per_image must not be negative, got {defects_per_image}")
-    samples = labelled.samples if labelled is not None else ()
-    reports.step("comparing with fp32", len(images) + len(samples))
-    for index, path in enumerate(images):
-        frame = read_image(path, pixel_range)
-        yield ComparedFrame(path, frame)
-        with _naming(path):
-            for defect in _defects(frame, index, defects_per_image):
-                yield ComparedFrame(path, defect.frame, defect.mask)
-        reports.advance()
-    for sample in samples:
-        frame = read_image(sample.path, pixel_range)
-        mask = None if sample.mask is None else read_mask(sample.mask, frame)
-        yield ComparedFrame(sample.path, frame, mask, sample.is_anomalous)
-        reports.advance()
 
 
 class _Scores(NamedTuple):
@@ -317,24 +286,6 @@ class _Scores(NamedTuple):
     is_anomalous: bool | None
     fp32: float
     converted: float
-
-
-def _defects(frame: NDArray[np.uint8], index: int, count: int) -> Iterator[Defect]:
-    """Yield synthetic defects made from one image. The kinds continue from one image to the next."""
-    kinds = tuple(DEFECTS)
-    for n in range(count):
-        yield synthetic_defect(
-            frame, kinds[(index * count + n) % len(kinds)], np.random.default_rng([index, n])
-        )
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Add the file's path to an error that was raised for its frame."""
-    try:
-        yield
-    except (CalibrationError, ImageError) as error:
-        raise type(error)(f"{path}: {error}") from error
 
 
 def _is_finite(answer: Detection) -> bool:

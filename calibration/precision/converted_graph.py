@@ -59,6 +59,19 @@ class Written:
     bytes: int
 
 
+class Conversion(NamedTuple):
+    """The result of converting a graph in place.
+
+    Attributes:
+        kept_in_fp32: The nodes that stay in float32 although the families' rule converts them, each with the reason.
+        rounded: For each tensor that a converted node writes, the tensor with the rounded values, which all readers
+            take. Half-precision graphs for devices have no such tensors.
+    """
+
+    kept_in_fp32: Mapping[str, str]
+    rounded: Mapping[str, str]
+
+
 class PrecisionConverter:
     """Converts one fp32 graph to lower precisions. The graph's weights are held in memory.
 
@@ -92,6 +105,11 @@ class PrecisionConverter:
         self._scales = {name: Scales(ranges or {}, calibrator, layout) for name, layout in _LAYOUTS.items()}
         self.fp32_bytes = bytes_of_graph(source)
 
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The fp32 graph with inferred shapes and weights, which nobody may change."""
+        return self._model
+
     def blocks(self, precision: ConvertedPrecision) -> Mapping[str, int]:
         """Return the blocks that can have a precision, with the multiply-accumulates of each, in the graph's order."""
         if precision in _LAYOUTS:
@@ -118,40 +136,65 @@ class PrecisionConverter:
         """
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
-        everything = self.blocks(precision)
-        reverted = tuple(name for name in everything if name not in blocks)
-        int8: tuple[str, ...] = ()
-        # The nodes that the conversion to half precision leaves alone: INT8 nodes, or nodes of reverted blocks.
-        keep: set[str] = set()
-        if precision in _LAYOUTS:
-            keep |= quantise(model, blocks, self._scales[precision]).nodes
-            int8 = tuple(name for name in everything if name in blocks)
-        else:
-            keep |= {node for node in self._half_nodes if block_of(node) in reverted}
-        # The nodes outside of INT8 blocks.
-        rest = None if emulated and precision in _LAYOUTS else _REST[precision]
-        found: dict[str, str] = {}
-        if rest is not None:
-            found = {node: why for node, why in self._exceptions_of(rest).items() if node not in keep}
-            if emulated:
-                emulate_half(model, rest, keep={*keep, *found})
-            else:
-                to_half(model, rest, keep={*keep, *found})
-        elif not emulated:
-            store_in_half(model)
+        found = self.convert(model, precision, blocks, emulated=emulated).kept_in_fp32
         del model.graph.value_info[:]  # the inferred shapes
         save_graph(model, target, check=not emulated)
+        everything = self.blocks(precision)
         graph = GraphFile(
             precision=precision,
             file=FILES[precision],
             opset=model.opset_import[0].version,
             scoring=self._fp32.scoring,
-            half=CONVERTIBLE if rest is not None else (),
+            half=CONVERTIBLE if self._rest(precision, emulated) is not None else (),
             fp32_islands=tuple(sorted(found)),
-            int8=int8,
-            given_back=reverted,
+            int8=tuple(name for name in everything if name in blocks) if precision in _LAYOUTS else (),
+            given_back=tuple(name for name in everything if name not in blocks),
         )
         return Written(graph=graph, kept_in_fp32=found, bytes=bytes_of_graph(target))
+
+    def convert(
+        self,
+        model: onnx.ModelProto,
+        precision: ConvertedPrecision,
+        blocks: Collection[str],
+        *,
+        emulated: bool = False,
+    ) -> Conversion:
+        """Convert the graph, or a part of it, in place, so that the given blocks have the precision.
+
+        Args:
+            model: A copy of the fp32 graph or of some of its nodes, with inferred shapes and weights.
+            precision: The lower precision.
+            blocks: Some of the blocks that the method `blocks` gives.
+            emulated: The meaning is that of ``emulated`` in `write`.
+        """
+        # The nodes that the conversion to half precision leaves alone: INT8 nodes, or nodes of reverted blocks.
+        keep: set[str] = set()
+        rounded: dict[str, str] = {}
+        if precision in _LAYOUTS:
+            plan = quantise(model, blocks, self._scales[precision])
+            keep |= plan.nodes
+            rounded = {name: f"{name}.dq" for name in plan.written}
+        else:
+            reverted = {name for name in self.blocks(precision) if name not in blocks}
+            keep |= {node for node in self._half_nodes if block_of(node) in reverted}
+        rest = self._rest(precision, emulated)
+        found: dict[str, str] = {}
+        if rest is not None:
+            found = {node: why for node, why in self._exceptions_of(rest).items() if node not in keep}
+            if emulated:
+                written = emulate_half(model, rest, keep={*keep, *found})
+                rounded |= {name: f"{name}.rounded" for name in written}
+            else:
+                to_half(model, rest, keep={*keep, *found})
+        elif not emulated:
+            store_in_half(model)
+        return Conversion(kept_in_fp32=found, rounded=rounded)
+
+    @staticmethod
+    def _rest(precision: ConvertedPrecision, emulated: bool) -> HalfType | None:
+        """Return the half precision of the nodes outside of INT8 blocks, or None for float32."""
+        return None if emulated and precision in _LAYOUTS else _REST[precision]
 
     def _exceptions_of(self, half: HalfType) -> Mapping[str, str]:
         """Return the nodes that stay in float32 because float16 cannot hold their values, and keep the result."""

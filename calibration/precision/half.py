@@ -206,7 +206,7 @@ def _retype(
     graph.node.extend(ordered)
 
 
-def emulate_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str]) -> None:
+def emulate_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str]) -> frozenset[str]:
     """Emulate half precision in place: round the values, but keep the float32 types that every engine runs.
 
     ONNX Runtime's CPU has no bfloat16 convolution. In a float16 graph it rounds the weights alone, so a value that
@@ -216,6 +216,9 @@ def emulate_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str
         model: The graph with its weights and inferred shapes.
         half: The half precision.
         keep: Names of convertible nodes that stay in float32.
+
+    Returns:
+        The tensors that converted nodes write. The rounded values of ``NAME`` are in the tensor ``NAME.rounded``.
     """
     graph = model.graph
     rounded = set(convertible_nodes(model)) - set(keep)
@@ -260,6 +263,7 @@ def emulate_half(model: onnx.ModelProto, half: HalfType, *, keep: Collection[str
                     written.add(name)
     del graph.node[:]
     graph.node.extend(nodes)
+    return frozenset(written)
 
 
 def _is_stored_in(half: HalfType, node: onnx.NodeProto, weight: onnx.TensorProto) -> bool:

@@ -201,10 +201,12 @@ class _Planner:
 
 def tensors_to_observe(model: onnx.ModelProto) -> tuple[str, ...]:
     """Return every tensor whose range a plan may need, in a stable order."""
-    everything = {site.block for site in sites_of(model)}
+    sites = sites_of(model)
+    everything = {site.block for site in sites}
     names = {name for layout in (CPU, GPU) for name in plan_of(model, everything, layout).tensors.values()}
     # A reverted block turns the middle of a chain of nodes into its end, and the end needs the range of its own tensor.
-    return tuple(sorted(names))
+    # A pooling after a reverted block takes no range from that block, so what a site reads needs a range too.
+    return tuple(sorted(names | {site.source for site in sites}))
 
 
 class Scales:

@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Final, TypeAlias
@@ -135,6 +136,25 @@ def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.
         raise EngineUnavailableError(str(error)) from error
     (answer,) = _run(session, None, {session.get_inputs()[0].name: x})
     return answer
+
+
+def open_part(model: bytes, where: str) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
+    """Open a part of a graph on the CPU with the options of ``onnxruntime-cpu``, on the calling thread alone.
+
+    Args:
+        model: The part as an ONNX graph with its weights, below 2 GiB.
+        where: A few words for messages, which name the part.
+
+    Returns:
+        A function from the inputs to the outputs, by name. Threads may share it.
+
+    Raises:
+        BundleError: ONNX Runtime cannot read the part.
+        EngineUnavailableError: ONNX Runtime cannot run the part.
+    """
+    session = _session(model, [(_CPU, {})], threads=1, where=where)
+    names = tuple(output.name for output in session.get_outputs())
+    return lambda feed: dict(zip(names, _run(session, names, dict(feed)), strict=True))
 
 
 def _providers(spec: EngineSpec) -> _Providers:

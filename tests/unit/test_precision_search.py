@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +26,9 @@ from flowedge.calibration.calibration_record import FittedGraph, PrecisionReport
 from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateLimits, GateReport
 from flowedge.calibration.precision import PrecisionRequest, add_precisions
 from flowedge.calibration.precision.converted_graph import FILES, PrecisionConverter, tensors_for_conversion
+from flowedge.calibration.precision.gate_images import GateImages
 from flowedge.calibration.precision.ranges import Observer, tensor_shapes
-from flowedge.calibration.precision.search import GateImages, Search
+from flowedge.calibration.precision.search import Search
 from flowedge.calibration.score_maxima import StoredLevels
 from flowedge.calibration.threshold import ThresholdRequest
 from flowedge.errors import CalibrationError, PrecisionError
@@ -179,8 +181,6 @@ def test_a_calibrated_graph_that_fails_its_gate_reverts_one_more_block_each_time
 
     def judge_calibrated(self: GateImages, *arguments: Any, **options: Any) -> GateReport:
         report = judge(self, *arguments, **options)
-        if len(arguments) < 5:  # The search gives no labelled images and names its reports.
-            return report
         judged.append(report)
         return msgspec.structs.replace(report, passed=len(judged) > failures)
 
@@ -386,10 +386,10 @@ def judged(
     written = converter.write(precision, blocks, place, emulated=True)  # type: ignore[arg-type]
     graph = msgspec.structs.replace(written.graph, file=f"model.{precision}.onnx")
     candidate = Bundle(folder, msgspec.structs.replace(bundle.manifest, graphs=(graph,)))
-    images = GateImages(bundle, photographs, 1, 1)
     # Eight soft clouds score much alike: two that change places are no sign of anything.
     limits = msgspec.structs.replace(DEFAULT_LIMITS[precision.partition("-")[0]], rank_agreement=0.9)
-    return images.judge(candidate, precision, limits)
+    with contextlib.closing(GateImages(bundle, photographs, 1, 1)) as images:
+        return images.judge(candidate, precision, limits)
 
 
 def ranges_of(bundle: Bundle, photographs: Sequence[Path]) -> Any:

@@ -1,0 +1,332 @@
+"""Keep the frames that every candidate is compared on, with their fp32 answers."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowedge.bundle import Bundle
+from flowedge.calibration.compared_frames import ComparedFrame, frames_of_image, labelled_frames, naming
+from flowedge.calibration.dataset import Dataset
+from flowedge.calibration.gate_report import GateLimits, GateReport
+from flowedge.calibration.gates import Gate
+from flowedge.calibration.precision.converted_graph import ConvertedPrecision
+from flowedge.calibration.precision.in_order import in_order
+from flowedge.calibration.precision.pieces import PiecedGraph
+from flowedge.calibration.precision.trial_gate import Fp32Facts, TrialGate, fp32_facts, squared_error
+from flowedge.manifest import Preprocessing
+from flowedge.progress import SILENT, Reports
+from flowedge.runtime.frames.graph_input import GraphInput
+from flowedge.runtime.opening.engine import JUDGE
+from flowedge.runtime.opening.engine_contract import Opened
+from flowedge.runtime.opening.unproven import open_unproven
+
+Outputs: TypeAlias = Mapping[str, NDArray[Any]]
+Candidate: TypeAlias = Callable[[NDArray[Any]], Outputs]
+"""A function from a graph's input for one image to the graph's outputs."""
+
+_PROBES: Final = 4  # Good images for measuring a block's sensitivity, each also with one defect.
+_INPUT_BYTES: Final = 1 << 30  # The largest size of the prepared inputs on disk.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The part of a graph's answer that the gate compares."""
+
+    score: float
+    network_map: NDArray[np.float32]
+    preprocessing: Preprocessing
+
+
+def judging_engine(bundle: Bundle, precision: str) -> Opened:
+    """Open one graph of a bundle on the engine that judges candidates, on one thread.
+
+    The engine's answers need no proof beforehand, because the gate follows.
+    """
+    return open_unproven(JUDGE, bundle, precision, threads=1)
+
+
+class GateImages:
+    """Keeps the frames that every candidate is compared on, and computes their fp32 answers once.
+
+    Each image runs on one thread, and several images at a time. So the answers do not depend on the number of threads.
+
+    Attributes:
+        fp32: The bundle with the fp32 graph.
+        sensitivities: The sensitivities that `Search.measure` found so far, by precision and block.
+    """
+
+    def __init__(
+        self, fp32: Bundle, images: Sequence[Path], defects_per_image: int, threads: int | None
+    ) -> None:
+        """Keep the images. The fp32 graph runs only when a comparison first needs its answers.
+
+        Args:
+            fp32: The bundle with the fp32 graph.
+            images: Images of good parts.
+            defects_per_image: The number of synthetic defects made from each image.
+            threads: The number of images that run at a time.
+        """
+        self.fp32 = fp32
+        self._images = images
+        self._defects_per_image = defects_per_image
+        self._threads = threads
+        self._input_of = GraphInput(fp32.manifest)
+        self.sensitivities: dict[ConvertedPrecision, dict[str, float]] = {}
+        self._frames: list[_Kept] = []
+        self._inputs = _Inputs()
+        self._facts: Fp32Facts | None = None
+        self._hardness: list[float] = []
+        self._labelled: list[Answer] = []
+
+    def close(self) -> None:
+        """Remove the prepared inputs of the frames."""
+        self._inputs.close()
+
+    def judge(
+        self,
+        candidate: Bundle,
+        precision: str,
+        limits: GateLimits,
+        labelled: Dataset | None = None,
+        reports: Reports = SILENT,
+    ) -> GateReport:
+        """Compare a graph with fp32 on good images, synthetic defects and then labelled images.
+
+        All fp32 answers are computed first, because two sessions at a time slow each other down.
+        """
+        frames = self._prepared(reports)
+        samples = () if labelled is None else labelled.samples
+        if labelled is not None and len(self._labelled) < len(samples):
+            with contextlib.closing(judging_engine(self.fp32, "fp32")) as engine:
+                self._labelled = [answer for _, answer in self._labelled_answers(labelled, engine)]
+        gate = Gate(limits)
+        reports.step("comparing with fp32", len(frames) + len(samples))
+        with contextlib.closing(judging_engine(candidate, precision)) as engine:
+            answers = in_order(lambda one: self._answer(engine.infer, one), frames, self._threads)
+            for one, answer in zip(frames, answers, strict=True):
+                with naming(one.path):
+                    gate.add(one.compared(), one.answer, answer)
+                reports.advance()
+            if labelled is not None:
+                found = self._labelled_answers(labelled, engine)
+                for expected, (frame, answer) in zip(self._labelled, found, strict=True):
+                    with naming(frame.path):
+                        gate.add(frame, expected, answer)
+                    reports.advance()
+        return gate.report()
+
+    def trial(
+        self, candidate: Candidate, limits: GateLimits, reports: Reports = SILENT, *, to_the_end: bool = False
+    ) -> GateReport | None:
+        """Compare a candidate of the search with fp32, without the quantities that have no limit.
+
+        Frames on which the candidates before differed most from fp32 come first, because a candidate that cannot pass
+        fails there.
+
+        Args:
+            candidate: The candidate, which threads may call at the same time.
+            limits: The limits that the candidate must keep.
+            reports: Receives the progress, one unit for each frame.
+            to_the_end: True compares all frames also where the candidate cannot pass any more.
+
+        Returns:
+            The report, or None where the candidate could not pass any more after some of the frames.
+        """
+        frames = self._prepared(reports)
+        assert self._facts is not None, "the frames were prepared"
+        reports.step("comparing with fp32", len(frames))
+        gate = TrialGate(limits, self._facts)
+        order = sorted(range(len(frames)), key=lambda n: -self._hardness[n])
+        answers = in_order(lambda n: self._answer(candidate, frames[n]), order, self._threads)
+        with contextlib.closing(answers):
+            for n, answer in zip(order, answers, strict=True):
+                with naming(frames[n].path):
+                    gate.add(frames[n].compared(), frames[n].answer, answer)
+                self._hardness[n] = squared_error(frames[n].answer, answer)
+                reports.advance()
+                if not to_the_end and gate.cannot_pass():
+                    return None
+        return gate.report()
+
+    def measure(
+        self, graph: PiecedGraph, precision: ConvertedPrecision, blocks: Sequence[str], reports: Reports
+    ) -> dict[str, float]:
+        """Return how much each block alone changes the anomaly map of fp32 when it has a lower precision.
+
+        The unit is that of `flowedge.calibration.calibration_record.BlockChoice`: standard deviations of the good
+        images' fp32 map. The value is infinite where a map is not finite.
+
+        Args:
+            graph: The pieces of the fp32 graph.
+            precision: The lower precision.
+            blocks: The blocks.
+            reports: Receives the progress, one unit for each block and probe.
+        """
+        step = 1 + min(self._defects_per_image, 1)
+        every = 1 + self._defects_per_image
+        frames = self._prepared(reports)[: _PROBES * every]
+        probes = [one for n, one in enumerate(frames) if n % every < step]
+        good = [one.answer.network_map for one in probes if one.mask is None]
+        spread = max(float(np.std(np.stack(good))), 1e-12)
+        reports.step("measuring the sensitivity of each block", len(blocks) * len(probes))
+
+        def errors(probe: _Kept) -> list[float]:
+            values = graph.values(self._input(probe))
+            expected = values["anomaly_map"].astype(np.float64)
+            return [
+                float(np.mean(np.square(graph.changed(values, precision, block)["anomaly_map"] - expected)))
+                for block in blocks
+            ]
+
+        sums = np.zeros(len(blocks))
+        for one in in_order(errors, probes, self._threads):
+            sums += one
+            reports.advance(len(blocks))
+        changes = np.sqrt(sums / len(probes)) / spread
+        return {
+            block: float(value) if np.isfinite(value) else math.inf
+            for block, value in zip(blocks, changes, strict=True)
+        }
+
+    def _prepared(self, reports: Reports) -> Sequence[_Kept]:
+        """Return all frames, with their inputs and fp32 answers."""
+        if not self._frames:
+            reports.step("preparing the gate", len(self._images))
+            with contextlib.closing(judging_engine(self.fp32, "fp32")) as engine:
+
+                def prepared(item: tuple[int, Path]) -> list[tuple[_Kept, NDArray[Any]]]:
+                    index, path = item
+                    return [
+                        self._kept(index, place, frame, engine)
+                        for place, frame in enumerate(self._read(index, path))
+                    ]
+
+                for found in in_order(prepared, enumerate(self._images), self._threads):
+                    for kept, image in found:
+                        self._inputs.add(image)
+                        self._frames.append(kept)
+                    reports.advance()
+            self._facts = fp32_facts((one.mask is None, one.answer) for one in self._frames)
+            self._hardness = [0.0] * len(self._frames)
+        return self._frames
+
+    def _read(self, index: int, path: Path) -> Iterator[ComparedFrame]:
+        return frames_of_image(path, index, self._defects_per_image, self.fp32.manifest.pixel_range)
+
+    def _kept(
+        self, index: int, place: int, frame: ComparedFrame, engine: Opened
+    ) -> tuple[_Kept, NDArray[Any]]:
+        image = self._input_of([frame.frame])
+        kept = _Kept(
+            path=frame.path,
+            index=index,
+            place=place,
+            number=index * (1 + self._defects_per_image) + place,
+            mask=None if frame.mask is None else np.packbits(frame.mask),
+            size=frame.frame.shape[:2],
+            answer=self._compared_part(engine.infer(image)),
+        )
+        return kept, image
+
+    def _input(self, one: _Kept) -> NDArray[Any]:
+        stored = self._inputs.read(one.number)
+        if stored is not None:
+            return stored
+        frame = next(itertools.islice(self._read(one.index, one.path), one.place, None))
+        return self._input_of([frame.frame])
+
+    def _answer(self, candidate: Candidate, one: _Kept) -> Answer:
+        return self._compared_part(candidate(self._input(one)))
+
+    def _compared_part(self, outputs: Outputs) -> Answer:
+        return Answer(
+            score=float(outputs["score"][0]),
+            network_map=outputs["anomaly_map"][0, 0],
+            preprocessing=self.fp32.manifest.preprocessing,
+        )
+
+    def _labelled_answers(self, labelled: Dataset, engine: Opened) -> Iterator[tuple[ComparedFrame, Answer]]:
+        def answered(frame: ComparedFrame) -> tuple[ComparedFrame, Answer]:
+            with naming(frame.path):
+                return frame, self._compared_part(engine.infer(self._input_of([frame.frame])))
+
+        frames = labelled_frames(labelled, self.fp32.manifest.pixel_range)
+        return in_order(answered, frames, self._threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """One frame of the gate, without its pixels.
+
+    Attributes:
+        path: The image file.
+        index: The place of the image among the images.
+        place: The place of the frame among the frames of its image. The first is the good one.
+        number: The place of the frame among all frames.
+        mask: The mask of a synthetic defect, packed to bits, or None for a good frame.
+        size: Height and width of the mask.
+        answer: The fp32 graph's answer.
+    """
+
+    path: Path
+    index: int
+    place: int
+    number: int
+    mask: NDArray[np.uint8] | None
+    size: tuple[int, ...]
+    answer: Answer
+
+    def compared(self) -> ComparedFrame:
+        """Return the frame for the gate, which reads only its mask."""
+        mask = None
+        if self.mask is not None:
+            mask = np.unpackbits(self.mask, count=math.prod(self.size)).reshape(self.size).astype(np.bool_)
+        return ComparedFrame(self.path, _NO_PIXELS, mask)
+
+
+_NO_PIXELS: Final = np.zeros((0, 0, 3), np.uint8)
+
+
+class _Inputs:
+    """The prepared inputs of frames in a temporary file, up to a limit."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="flowedge-inputs-")  # noqa: SIM115, closed with this object
+        self._lock = Lock()
+        self._places: list[tuple[int, tuple[int, ...], np.dtype[Any]] | None] = []
+        self._size = 0
+
+    def add(self, image: NDArray[Any]) -> None:
+        """Store the input of the next frame, unless the file would become too large."""
+        if self._size + image.nbytes > _INPUT_BYTES:
+            self._places.append(None)
+            return
+        self._file.write(np.ascontiguousarray(image).tobytes())
+        self._places.append((self._size, image.shape, image.dtype))
+        self._size += image.nbytes
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._file.close()
+
+    def read(self, number: int) -> NDArray[Any] | None:
+        """Return the input of a frame, or None where it is not stored. Threads may call this method."""
+        place = self._places[number]
+        if place is None:
+            return None
+        begin, shape, dtype = place
+        with self._lock:
+            self._file.seek(begin)
+            data = self._file.read(math.prod(shape) * dtype.itemsize)
+        return np.frombuffer(data, dtype).reshape(shape)
