@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
@@ -17,7 +17,7 @@ MOST_THREADS: Final = 8
 
 def in_order(
     function: Callable[[_Item], _Answer], items: Iterable[_Item], threads: int | None
-) -> Iterator[_Answer]:
+) -> Generator[_Answer, None, None]:
     """Yield the result of a function for each item, in the order of the items.
 
     A few results are computed ahead. No further call begins when the iterator is closed or a call raises an error.

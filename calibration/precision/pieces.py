@@ -1,17 +1,17 @@
-"""Cut a graph into pieces, one for each block, and run every piece in fp32 or in a lower precision.
+"""Cut a graph into pieces, at least one for each block, and run every piece in fp32 or in a lower precision.
 
 The search for a precision compares many graphs that differ in a few blocks. Whole graphs would be written and opened
 for each of them, and would compute again what did not change. A piece is opened once in fp32 and once in the lower
 precision. A candidate is then a choice for each piece, and only pieces whose input changed run again.
 
-The pieces round where the whole graph rounds, except at a pooling between two blocks. So the answers of the pieces
-decide the search alone. The gate judges whole graphs.
+The pieces round where the whole graph rounds, except where a sum or a pooling reads another piece. So the answers of
+the pieces decide the search alone. The gate judges whole graphs.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final, TypeAlias
@@ -36,19 +36,20 @@ class Piece:
 
     Attributes:
         nodes: The places of the nodes in the graph.
-        blocks: The blocks of the piece. Most pieces have one. Blocks whose nodes alternate share a piece.
+        block: The block of the piece. Several pieces have the same block where a backbone runs on several scales, or
+            where the nodes of blocks alternate. The value is None only in a graph without blocks.
         inputs: The tensors that the piece reads and that are no weights.
         outputs: The tensors that later pieces read, or that are wanted of the graph.
     """
 
     nodes: range
-    blocks: tuple[str, ...]
+    block: str | None
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
 
 def pieces_of(model: onnx.ModelProto, outputs: Sequence[str] = OUTPUTS) -> tuple[Piece, ...]:
-    """Cut a graph into pieces. A piece begins with the first node of a block and goes on to the next block.
+    """Cut a graph into pieces. A piece begins with the node of a block and goes on to the next other block.
 
     Args:
         model: The graph.
@@ -70,27 +71,21 @@ def pieces_of(model: onnx.ModelProto, outputs: Sequence[str] = OUTPUTS) -> tuple
         read = {name for node in own for name in node.input if name}
         inputs = sorted(read - weights - constants - set(written))
         needed = (needed - set(written)) | set(inputs)
-        blocks = dict.fromkeys(name for node in own if (name := block_of(node.name)) is not None)
-        pieces.append(
-            Piece(nodes=range(begin, end), blocks=tuple(blocks), inputs=tuple(inputs), outputs=tuple(given))
-        )
+        block = next((name for node in own if (name := block_of(node.name)) is not None), None)
+        pieces.append(Piece(nodes=range(begin, end), block=block, inputs=tuple(inputs), outputs=tuple(given)))
     return tuple(reversed(pieces))
 
 
 def _cuts(blocks: Sequence[str | None]) -> list[int]:
-    """Return the places where pieces begin, and the number of nodes, so that no block is cut."""
-    last = {name: place for place, name in enumerate(blocks) if name is not None}
+    """Return the places where pieces begin, and the number of nodes."""
     cuts = [0]
-    begun: set[str] = set()
-    until = -1  # The last node of the blocks that have begun.
+    last: str | None = None
     for place, name in enumerate(blocks):
-        if name is None or name in begun:
-            continue
         # The nodes before the first block belong to its piece.
-        if begun and place > until:
-            cuts.append(place)
-        begun.add(name)
-        until = max(until, last[name])
+        if name is not None and name != last:
+            if last is not None:
+                cuts.append(place)
+            last = name
     return [*cuts, len(blocks)]
 
 
@@ -109,7 +104,7 @@ class PiecedGraph:
         self._converter = converter
         self._pieces = pieces_of(converter.model)
         self._input = converter.model.graph.input[0].name
-        self._known: dict[tuple[int, ConvertedPrecision | None, frozenset[str]], _Opened] = {}
+        self._known: dict[tuple[int, ConvertedPrecision | None, bool], _Opened] = {}
         self._lock = Lock()
         self.opened = self.runs = 0
 
@@ -136,7 +131,7 @@ class PiecedGraph:
         """
         now: dict[str, NDArray[Any]] = {}
         for place, piece in enumerate(self._pieces):
-            chosen = block in piece.blocks
+            chosen = piece.block == block
             if not chosen and not any(name in now for name in piece.inputs):
                 continue
             answers = self._run(place, precision if chosen else None, (block,), {**fp32, **now})
@@ -163,35 +158,36 @@ class PiecedGraph:
         self._known.clear()
 
     def _run(
-        self, place: int, precision: ConvertedPrecision | None, blocks: Iterable[str], values: Values
+        self, place: int, precision: ConvertedPrecision | None, blocks: Collection[str], values: Values
     ) -> Values:
         opened = self._open(place, precision, blocks)
         return opened({name: values[name] for name in self._pieces[place].inputs})
 
-    def _open(self, place: int, precision: ConvertedPrecision | None, blocks: Iterable[str]) -> _Opened:
+    def _open(self, place: int, precision: ConvertedPrecision | None, blocks: Collection[str]) -> _Opened:
         piece = self._pieces[place]
-        chosen = frozenset(blocks).intersection(piece.blocks)
+        is_chosen = piece.block in blocks
         # INT8 leaves a piece without a chosen block as it is. Half precision may also convert nodes between blocks.
-        if precision is not None and precision.startswith("int8") and not chosen:
+        if precision is not None and precision.startswith("int8") and not is_chosen:
             precision = None
-        key = (place, precision, chosen)
+        key = (place, precision, is_chosen)
         with self._lock:
             self.runs += 1
             if key not in self._known:
-                self._known[key] = self._load(piece, precision, chosen)
+                self._known[key] = self._load(piece, precision, is_chosen)
                 self.opened += 1
             return self._known[key]
 
-    def _load(self, piece: Piece, precision: ConvertedPrecision | None, blocks: frozenset[str]) -> _Opened:
+    def _load(self, piece: Piece, precision: ConvertedPrecision | None, is_chosen: bool) -> _Opened:
         model = graph_of_piece(self._converter.model, piece)
         names = {name: name for name in piece.outputs}
         if precision is not None:
+            blocks = [piece.block] if is_chosen and piece.block is not None else []
             rounded = self._converter.convert(model, precision, blocks, emulated=True).rounded
             names = {name: rounded.get(name, name) for name in piece.outputs}
             for output in model.graph.output:
                 output.name = names[output.name]
         del model.graph.value_info[:]  # The types of before the conversion.
-        run = open_part(model.SerializeToString(), f"a piece of the graph ({', '.join(piece.blocks)})")
+        run = open_part(model.SerializeToString(), f"a piece of the graph ({piece.block})")
 
         def renamed(inputs: Values) -> Values:
             answers = run(inputs)
