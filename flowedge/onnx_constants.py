@@ -36,6 +36,19 @@ _DTYPES: Final[Mapping[int, str]] = {
     12: "<u4", 13: "<u8",
 }  # fmt: skip
 
+# onnx.proto: the fields through which a message leads to tensors, and the fields of a tensor's external data.
+_TENSORS_IN: Final[Mapping[str, Mapping[int, str]]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "tensor": {13: "entry"},
+}
+_DEEPEST: Final = 100
+
 _LONGEST_NAME_BYTES: Final = 1 << 16
 _MOST_DIMS: Final = 32  # what NumPy 1.26 can hold
 _MOST_ELEMENTS: Final = 1 << 31  # protobuf ends at 2 GB
@@ -112,6 +125,38 @@ def _find(file: BinaryIO, names: Iterable[str]) -> dict[str, _Constant]:
             f"{file.name} has no constant named {', '.join(map(repr, missing))}. Export the bundle again."
         )
     return {name: constant for name, constant in found.items() if constant is not None}
+
+
+def external_files(source: Path) -> set[str]:
+    """Return the names of the files beside an ONNX file that its tensors are stored in, wherever in it the tensors are.
+
+    Raises:
+        BundleError: The file cannot be read or is not ONNX.
+    """
+    with _reading(source) as file:
+        return set(_locations(file, "model", 0, file.seek(0, os.SEEK_END), 0))
+
+
+def _locations(file: BinaryIO, kind: str, start: int, end: int, depth: int) -> Iterator[str]:
+    """Yield the locations of external data in a message of a kind of `_TENSORS_IN`."""
+    if depth > _DEEPEST:
+        raise _malformed(file, f"its messages are nested more than {_DEEPEST} deep")
+    for field in _fields(file, start, end):
+        inner = _TENSORS_IN[kind].get(field.number)
+        if inner is None or field.wire_type != _BYTES:
+            continue
+        if inner != "entry":
+            yield from _locations(file, inner, field.start, field.end, depth + 1)
+            continue
+        texts = {one.number: _text(file, one) for one in _fields(file, field.start, field.end)}
+        if texts.get(1) == "location":
+            yield texts.get(2, "")
+
+
+def _text(file: BinaryIO, field: _Field) -> str:
+    """Return the text of a field, or the beginning of a long one."""
+    file.seek(field.start)
+    return file.read(min(field.end - field.start, _LONGEST_NAME_BYTES)).decode("utf-8", errors="replace")
 
 
 def _constant(file: BinaryIO, name: str, fields: list[_Field]) -> _Constant:

@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,10 +20,13 @@ from flowedge.bundle_files import MANIFEST, PACK_INDEX, SIGNATURE, description_b
 from flowedge.clock import utc_now
 from flowedge.errors import BundleChangedError, SignatureError
 from flowedge.files import open_regular_file, write_whole_file
+from flowedge.manifest import StoredFile
+from flowedge.onnx_constants import external_files
 from flowedge.pack import open_pack
 from flowedge.packages import explain_missing
 from flowedge.signature import MEDIA_TYPE, Statement
 from flowedge.signed_text import MOST_BYTES, join_signed_text, signed_bytes
+from flowedge.text import printable
 from flowedge.trusted_keys import key_id, moment_from
 
 if TYPE_CHECKING:
@@ -177,7 +181,8 @@ def sign_folder(
         comment: A sentence that is signed as well.
 
     Raises:
-        BundleError: The folder cannot be trusted as it is, is a product of a pack, or cannot be written.
+        BundleError: The folder cannot be trusted as it is, is a product of a pack, or cannot be written. A graph takes
+            weights from a file that is not listed.
         SignatureError: The date is none, or the comment is too long.
     """
     path = Path(folder)
@@ -187,9 +192,9 @@ def sign_folder(
     mark = MANIFEST if around is None else PACK_INDEX
     content = description_bytes(path, mark) if os.path.lexists(path / mark) else b""
     if around is None:
-        open_bundle(path, require_signature=False)
+        _check_graphs(path, open_bundle(path, require_signature=False).manifest.files)
     else:
-        open_pack(path, require_signature=False)
+        _check_graphs(path, open_pack(path, require_signature=False).index.files)
     if description_bytes(path, mark) != content:
         raise BundleChangedError(
             f"{path} was changed while it was verified, so it is not signed. Sign it again."
@@ -212,6 +217,18 @@ def sign_folder(
     except OSError as error:
         raise SignatureError(f"{path / SIGNATURE} cannot be written: {error.strerror}.") from error
     return statement
+
+
+def _check_graphs(folder: Path, files: Sequence[StoredFile]) -> None:
+    """Refuse a graph whose weights are in a file that is not listed, since no signature would cover that file."""
+    listed = {stored.path for stored in files}
+    for path in sorted(one for one in listed if one.endswith(".onnx")):
+        for location in sorted(external_files(folder / path)):
+            if (PurePosixPath(path).parent / location).as_posix() not in listed:
+                raise SignatureError(
+                    f"{folder / path} takes weights from {printable(location[:200])!r}, which the manifest does not "
+                    "list, so no signature would cover them. Export the bundle again."
+                )
 
 
 def toml_lines(record: msgspec.Struct) -> bytes:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from onnx import helper, numpy_helper
 
 import flowedge
 from flowedge import signature as signature_module
@@ -235,6 +237,9 @@ def test_every_command_that_opens_a_bundle_takes_the_option_and_leaves_the_envir
         ("threshold", "show", bundle),
         ("bench", bundle, "--engines", "onnxruntime-cpu"),
         ("pack", bundle, "-o", place / "line.flowedgepack"),
+        ("serve", bundle, "--port", "0"),
+        ("batch", data, "--bundle", bundle, "-o", place / "out.parquet"),
+        ("push", bundle, place / "pushed"),
     ):
         done = command(*words, "--require-signature", place / "other.pub")
         assert done.status == 2, words
@@ -374,3 +379,49 @@ def test_a_process_of_a_cluster_requires_the_signatures_that_its_job_required(
     monkeypatch.delenv("FLOWEDGE_REQUIRE_SIGNATURE")
     with pytest.raises(SignatureError, match="does not list"):
         _ = pickle.loads(job).detector
+
+
+def outside_tensor(location: str) -> onnx.TensorProto:
+    """Return a tensor whose content is in another file."""
+    tensor = numpy_helper.from_array(np.zeros(4, np.float32), "outside")
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="length", value="16")
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def graph_around(tensor: onnx.TensorProto, place: str) -> onnx.ModelProto:
+    """Return a model that holds a tensor at one of the places where ONNX allows one."""
+    constant = helper.make_node("Constant", [], ["out"], value=tensor)
+    nodes = [constant]
+    if place == "subgraph":
+        branch = helper.make_graph([constant], "branch", [], [])
+        nodes = [helper.make_node("If", ["yes"], ["out"], then_branch=branch, else_branch=branch)]
+    model = helper.make_model(helper.make_graph([] if place == "function" else nodes, "graph", [], []))
+    match place:
+        case "initializer":
+            del model.graph.node[:]
+            model.graph.initializer.append(tensor)
+        case "sparse":
+            del model.graph.node[:]
+            model.graph.sparse_initializer.add(values=tensor)
+        case "function":
+            model.functions.append(helper.make_function("d", "f", [], ["out"], [constant], []))
+        case "list":
+            model.graph.node[0].attribute[0].ClearField("t")
+            model.graph.node[0].attribute[0].tensors.append(tensor)
+    return model
+
+
+@pytest.mark.parametrize("at", ["node", "subgraph", "initializer", "sparse", "function", "list"])
+def test_a_graph_with_weights_in_a_file_that_is_not_listed_is_not_signed(place: Path, at: str) -> None:
+    bundle, key = open_bundle(place / "a.flowedge"), read_signing_key(place / "release.key")
+    for location in ("weights.bin", "../weights.bin", "/tmp/weights.bin"):
+        model = graph_around(outside_tensor(location), at).SerializeToString()
+        bundle = replace_in_bundle(bundle, files={"model.onnx": model})
+        with pytest.raises(SignatureError, match=r"model\.onnx takes weights from .*weights\.bin"):
+            sign_folder(bundle.path, key)
+    model = graph_around(outside_tensor("weights.bin"), at).SerializeToString()
+    bundle = replace_in_bundle(bundle, files={"model.onnx": model, "weights.bin": bytes(16)})
+    sign_folder(bundle.path, key)
