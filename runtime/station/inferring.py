@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 
 from flowedge.errors import EngineWrongError
@@ -31,7 +30,7 @@ class InferStage:
         self._parts = parts
         self._prepared, self._inferred = prepared, inferred
         self._lanes = Lanes(1)
-        self._running: deque[Future[Exception | None]] = deque()
+        self._running: list[Future[Exception | None]] = []
 
     def between_frames(self, action: Action) -> bool:
         """Let the thread of the engine do something between two frames. Return False where too much waits for it."""
@@ -57,7 +56,8 @@ class InferStage:
         judges = self._parts.judges
         judge = None if work.judge is None else judges.current(work.judge)
         count = self._lanes.count if judge is None else judge.lanes
-        self._settle(most=count - 1)
+        # One frame more than there are lanes waits, so that no lane has to wait for this thread.
+        self._settle(most=count if count > 1 else 0)
         # An engine is opened outside of the stage's mark, since it may take longer than any frame.
         guarded(judges.refresh)
         error = do_stage(self._parts, "infer", work, self._choose)
@@ -102,14 +102,18 @@ class InferStage:
 
     def _settle(self, most: int | None = None) -> None:
         """Take note of the answers that are there, and wait until at most so many inferences are still running."""
-        judges = self._parts.judges
-        while self._running and (self._running[0].done() or (most is not None and len(self._running) > most)):
-            error = self._running.popleft().result()
+        if most is not None:
+            # Any lane may be free first. The frames keep their order, since they went on when they began.
+            while len(busy := [answer for answer in self._running if not answer.done()]) > most:
+                wait(busy, return_when=FIRST_COMPLETED)
+        for answer in [one for one in self._running if one.done()]:
+            self._running.remove(answer)
+            error = answer.result()
             if error is None:
-                judges.worked()
+                self._parts.judges.worked()
             # Where several frames fail with one engine, it is replaced once.
-            elif isinstance(error, EngineError) and judges.current(error.judge) is error.judge:
-                guarded(partial(judges.failed, error.error))
+            elif isinstance(error, EngineError) and self._parts.judges.current(error.judge) is error.judge:
+                guarded(partial(self._parts.judges.failed, error.error))
 
 
 def _compute(work: Work) -> None:

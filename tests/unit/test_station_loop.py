@@ -176,7 +176,8 @@ def test_an_engine_that_fails_on_several_frames_at_once_is_replaced_once(bundle:
     opened: list[ScriptedEngine] = []
 
     def fail() -> None:
-        together.wait()
+        if opened[0].runs <= 4:
+            together.wait()
         raise EngineUnavailableError("the device is gone")
 
     def open_judge(product: ProductSettings, engine: str | None) -> Judge:
@@ -187,7 +188,10 @@ def test_an_engine_that_fails_on_several_frames_at_once_is_replaced_once(bundle:
     run(loop_of(FrameList([frame(n) for n in range(12)]), open_judge, notes))
     assert notes.kinds == ["engine_failed", "engine_reopened"]
     assert [one.is_closed for one in opened] == [True, False]
-    assert [record.verdict for record in notes.records] == ["not_inspected"] * 4 + ["ok"] * 8
+    # A fifth frame may already have waited for a lane, and was then meant for the engine that failed.
+    lost = sum(record.verdict == "not_inspected" for record in notes.records)
+    assert lost in (4, 5)
+    assert [record.verdict for record in notes.records[lost:]] == ["ok"] * (12 - lost)
 
 
 def test_an_engine_that_fails_is_replaced_although_no_further_frame_comes(bundle: Bundle) -> None:
