@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,8 +56,7 @@ def steps_of(file: Path) -> dict[str, Callable[[], Any]]:
         preprocessing = Preprocessing(
             resize=(side, side), method=method, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
         )
-        prepare = Preprocessor(preprocessing)
-        steps[f"{method} to {side}, normalised"] = lambda prepare=prepare: prepare(frame)
+        steps[f"{method} to {side}, normalised"] = partial(Preprocessor(preprocessing), frame)
     network_map = np.random.default_rng(0).random((256, 256), np.float32)
     size = frame.shape[:2]
     steps["statistics of the frame"] = lambda: frame_statistics(frame)
