@@ -42,15 +42,21 @@ def lanes_beside(threads: int) -> int:
     return max(1, min(MOST_LANES, fast_cores() // threads))
 
 
-def lanes_of(engine: Opened) -> int:
-    """Return the number of frames that are to be inspected at once by an engine.
+def inferences_at_once(engine: Opened) -> int:
+    """Return the number of inferences that an engine runs at once.
 
     An engine on the CPU that chooses its own number of threads fills all cores with one inference. On another device
-    the inferences take turns, and a second lane prepares the next frame meanwhile.
+    the inferences take turns.
     """
-    if engine.spec.device != "cpu":
-        return 2
-    return 1 if engine.threads is None else lanes_beside(engine.threads)
+    return 1 if engine.spec.device != "cpu" or engine.threads is None else lanes_beside(engine.threads)
+
+
+def lanes_of(engine: Opened) -> int:
+    """Return the number of frames that are to be read, prepared and inspected at once.
+
+    Beside an engine that is not on the CPU, a second lane prepares the next frame.
+    """
+    return inferences_at_once(engine) if engine.spec.device == "cpu" else 2
 
 
 class Lanes:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from flowedge.errors import EngineUnavailableError, FlowEdgeError
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.from_path import load_detectors
-from flowedge.runtime.lanes import lanes_of
+from flowedge.runtime.lanes import inferences_at_once
 from flowedge.runtime.opening.engine import ENGINES, library_version
 from flowedge.runtime.protocols import PixelArray
 from flowedge.runtime.station.record import Event, Level, Tell
@@ -57,7 +57,7 @@ class Judge:
     @property
     def lanes(self) -> int:
         """The number of frames that the engine judges at once."""
-        return lanes_of(self.detector.engine)
+        return inferences_at_once(self.detector.engine)
 
     def prepare(self, pixels: PixelArray) -> tuple[list[NDArray[np.uint8]], Any]:
         """Make the engine's input of one frame, and return it with the frame as 8-bit RGB.

@@ -12,7 +12,14 @@ import pytest
 
 from flowedge.runtime import lanes as lanes_module
 from flowedge.runtime.engines.null import NullEngine
-from flowedge.runtime.lanes import MOST_LANES, in_order, lanes_beside, lanes_of, threads_for_many
+from flowedge.runtime.lanes import (
+    MOST_LANES,
+    in_order,
+    inferences_at_once,
+    lanes_beside,
+    lanes_of,
+    threads_for_many,
+)
 from flowedge.runtime.opening.engine import ENGINES, NULL
 from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.opening.unproven import open_unproven
@@ -139,7 +146,8 @@ def test_an_engine_that_fills_all_cores_gets_one_frame_at_a_time(tmp_path: Path)
     opened = Opened(engine=NullEngine(bundle.manifest), spec=NULL, precision="fp32", reason="named")
     assert lanes_of(opened) == 1
     assert lanes_of(replace(opened, threads=1)) == lanes_beside(1)
-    assert lanes_of(replace(opened, spec=replace(NULL, device="cuda"))) == 2
+    on_gpu = replace(opened, spec=replace(NULL, device="nvidia"), threads=1)
+    assert (inferences_at_once(on_gpu), lanes_of(on_gpu)) == (1, 2)
 
 
 @pytest.mark.parametrize("name", [name for name, spec in ENGINES.items() if spec.device == "cpu"])
