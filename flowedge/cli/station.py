@@ -210,6 +210,9 @@ def _print_status(told: dict[str, Any]) -> None:
         rows.add_row(f"{name}, ms", f"{times['p50']:.1f} (p99 {times['p99']:.1f})")
     for product, watched in told["watch"].items():
         rows.add_row(f"watch {product}".strip(), _watch_words(watched))
+    if (rollout := told.get("rollout")) is not None:
+        version = "not read yet" if rollout["version"] is None else f"version {rollout['version']}"
+        rows.add_row("rollout", _with_problem(f"{rollout['file']}, {version}", rollout["problem"]))
     if told["shadow"] is not None:
         one = told["shadow"]
         text = f"{one['state']}, {one['frames']} of {one['of']} frames, {one['flipped']} flipped"

@@ -100,6 +100,13 @@ class HealthReport:
             unit="bytes",
         )
 
+    def rollout(self, status: Mapping[str, Any] | None) -> None:
+        """Tell the state of the rollout, where the station follows one."""
+        if status is not None:
+            version = f"version {status['version']}" if status["version"] else "not read yet"
+            problem = status["problem"]
+            self._live.tell("rollout", "warning" if problem else "ok", problem or version, kind="rollout")
+
     def sinks(self, all_of_them: Iterable[DeliveryStatus]) -> None:
         """Tell the state of each sink."""
         for one in all_of_them:

@@ -29,7 +29,9 @@ _RATE_SECONDS: Final = 60
 Health: TypeAlias = Literal["ok", "warning", "down"]
 """``warning``: the part works, and a person should look at it. ``down``: the part does not do its work."""
 
-Kind: TypeAlias = Literal["source", "engine", "journal", "sink", "disk", "self_test", "drift", "archive"]
+Kind: TypeAlias = Literal[
+    "source", "engine", "journal", "sink", "disk", "self_test", "drift", "archive", "rollout"
+]
 """The kind of a part, by which the page puts parts together."""
 
 

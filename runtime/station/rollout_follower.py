@@ -100,7 +100,7 @@ class RolloutFollower:
             "version": None if rollout is None else rollout.version,
             "expires": None if rollout is None else rollout.expires,
             "problem": self._problem,
-            "in_force": msgspec.to_builtins(self._state.in_force),
+            "in_force": msgspec.to_builtins(dict(self._state.in_force)),
         }
 
     def _run(self) -> None:

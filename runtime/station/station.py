@@ -344,6 +344,7 @@ class Station:
         self._health.journal(self.journal.problem or loop.write_problem)
         self._health.archive(self._archive.status)
         self._health.sinks(self._deliveries.status)
+        self._health.rollout(None if self._follower is None else self._follower.status())
 
     def _status_line(self) -> str:
         counts = self.live.counts

@@ -31,7 +31,9 @@ from flowedge.runtime.registry.signing import new_key, read_signing_key, sign_fo
 from flowedge.runtime.registry.transfer import push, version_of
 from flowedge.runtime.station import rollout_follower
 from flowedge.runtime.station.fitting import Fitting
+from flowedge.runtime.station.health_report import HealthReport
 from flowedge.runtime.station.judges import Judges, hash_of_bundle, open_judges
+from flowedge.runtime.station.live import Live
 from flowedge.runtime.station.overrides import Overrides
 from flowedge.runtime.station.record import Event
 from flowedge.runtime.station.rollout_follower import RolloutFollower
@@ -351,8 +353,14 @@ def test_a_problem_is_told_once_until_it_is_another_one(line: Line, made: Path) 
     assert [one.text for one in problems] == [
         "no bundle is changed: the rollout file rollout.toml is not there."
     ]
+    live = Live()
+    report = HealthReport(live, line.folder)
+    report.rollout(line.follower.status())
+    assert [(part.name, part.state) for part in live.parts] == [("rollout", "warning")]
     line.set(stage(made, 1))
     line.follower._look_and_tell()
+    report.rollout(line.follower.status())
+    assert [(part.state, part.text) for part in live.parts] == [("ok", "version 1")]
     assert line.follower.status()["problem"] == ""
 
 
