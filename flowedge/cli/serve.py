@@ -70,7 +70,11 @@ def command(
     batch: Annotated[
         int | None,
         typer.Option(
-            "--batch", min=1, max=256, help="The most frames in one run of the engine.", show_default="8"
+            "--batch",
+            min=1,
+            max=256,
+            help="The most frames in one run of the engine.",
+            show_default="1 on a CPU, else 8",
         ),
     ] = None,
     delay: Annotated[

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,49 +38,78 @@ class Job(Generic[Made]):
     Attributes:
         count: The number of frames.
         products: The product of each frame. For a bundle each is None.
-        load: Gives the frames. A thread of the model calls it, so a picture is decoded only where there is time for it.
-        finish: Makes the answer of the results, in a thread of the model.
+        load: Gives a frame by its number. A thread of the model calls it, so a picture is decoded only where there is
+            time for it.
         deadline: The time of `time.monotonic` by which the answer must be there.
         answer: The future of the answer, which belongs to the loop of the server.
         entered: The time of the admission.
-        queue_s: The time in the queue in seconds.
-        infer_s: The time of the engine for the whole batch in seconds.
-        batch: The number of frames of the batch.
+        queue_s: The time in seconds from the admission until a thread took the first frame.
+        is_over: True once the answer or an error was given, or nobody waits any more.
     """
 
     def __init__(
         self,
         products: Sequence[str | None],
-        load: Callable[[], list[NDArray[np.uint8]]],
+        load: Callable[[int], NDArray[np.uint8]],
         finish: Callable[[list[Result]], Made],
         deadline: float,
     ) -> None:
-        """Describe the work. `Batcher.submit` admits it."""
+        """Describe the work. `Batcher.submit` admits it.
+
+        Args:
+            products: The product of each frame. For a bundle each is None.
+            load: Gives a frame by its number.
+            finish: Makes the answer of the results, in a thread of the model.
+            deadline: The time of `time.monotonic` by which the answer must be there.
+        """
         self.count = len(products)
         self.products = tuple(products)
-        self.load, self.finish = load, finish
+        self.load, self._finish = load, finish
         self.deadline = deadline
-        self.loop = asyncio.get_running_loop()
-        self.answer: asyncio.Future[Made] = self.loop.create_future()
+        self.answer: asyncio.Future[Made] = asyncio.get_running_loop().create_future()
         self.entered = time.monotonic()
-        self.queue_s = self.infer_s = 0.0
-        self.batch = 0
+        self.queue_s = 0.0
+        self.is_over = False
+        self._results: dict[int, Result] = {}
+        self._lock = threading.Lock()
 
-    def give(self, made: Made) -> None:
-        """Give the answer, from any thread."""
-        self._call(self.answer.set_result, made)
+    def add(self, number: int, result: Result) -> None:
+        """Take the result of a frame, and give the answer with the last one. Any thread may call this."""
+        with self._lock:
+            self._results[number] = result
+            is_whole = len(self._results) == self.count
+        if not is_whole or self.is_over:
+            return
+        try:
+            made = self._finish([self._results[one] for one in range(self.count)])
+        except RequestError as error:
+            self.fail(error)
+        except Exception:
+            _LOG.exception("an answer could not be made")
+            self.fail(failure())
+        else:
+            self._call(self.answer.set_result, made)
 
     def fail(self, error: RequestError) -> None:
-        """Give an error in place of the answer, from any thread."""
+        """Give an error in place of the answer. Any thread may call this."""
         self._call(self.answer.set_exception, error)
 
     def _call(self, what: Callable[[Any], object], given: object) -> None:
+        self.is_over = True
+
         def in_loop() -> None:
             if not self.answer.done():  # nobody waits any more where it is
                 what(given)
 
         with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
-            self.loop.call_soon_threadsafe(in_loop)
+            self.answer.get_loop().call_soon_threadsafe(in_loop)
+
+
+class _Frame(NamedTuple):
+    """One frame of a job, by its number."""
+
+    job: Job[Any]
+    number: int
 
 
 class Batcher:
@@ -106,8 +135,8 @@ class Batcher:
         self._largest = model.batch_of(batch.largest)[1]
         self._delay_s = batch.delay_ms / 1000
         self._most_waiting = limits.queue
-        self._waiting: deque[Job[Any]] = deque()
-        self._frames_waiting = self._frames_running = 0
+        self._waiting: deque[_Frame] = deque()
+        self._frames_running = 0
         self._changed = threading.Condition()
         self._gathering = threading.Lock()
         self._s_per_frame = 0.0
@@ -123,7 +152,7 @@ class Batcher:
     @property
     def frames_waiting(self) -> int:
         """The number of frames in the queue."""
-        return self._frames_waiting
+        return len(self._waiting)
 
     @property
     def longest_run_s(self) -> float:
@@ -134,7 +163,7 @@ class Batcher:
     @property
     def expected_wait_s(self) -> float:
         """The time in seconds that a new frame would wait, by the speed of the last runs."""
-        return (self._frames_waiting + self._frames_running) * self._s_per_frame
+        return (len(self._waiting) + self._frames_running) * self._s_per_frame
 
     def submit(self, job: Job[Any]) -> None:
         """Admit a request to the queue, or refuse it at once.
@@ -157,31 +186,30 @@ class Batcher:
                     f"the request has {job.count} frames, and the queue has room for {self._most_waiting}. Send fewer "
                     "frames at once."
                 )
-            if self._frames_waiting + job.count > self._most_waiting:
+            waiting = len(self._waiting)
+            if waiting + job.count > self._most_waiting:
                 raise too_many(
-                    f"the queue is full: {self._frames_waiting} frames wait, and it has room for "
+                    f"the queue is full: {waiting} frames wait, and it has room for "
                     f"{self._most_waiting}. Try again later, or more slowly.",
                     "queue_full",
                     wait_s,
                 )
             left_s = job.deadline - time.monotonic()
-            if self._frames_waiting and wait_s > left_s:
+            if waiting and wait_s > left_s:
                 raise too_many(
                     f"the request would wait {wait_s:.2f} s for the frames before it, and must be answered within "
                     f"{max(left_s, 0):.2f} s. Try again later, or more slowly.",
                     "too_late",
                     wait_s,
                 )
-            self._waiting.append(job)
-            self._frames_waiting += job.count
+            self._waiting.extend(_Frame(job, number) for number in range(job.count))
             self._changed.notify_all()
 
     def withdraw(self, job: Job[Any]) -> None:
-        """Take a job out of the queue, if no thread has it yet."""
+        """Take the frames of a job out of the queue, since nobody waits for its answer any more."""
         with self._changed:
-            if job in self._waiting:
-                self._waiting.remove(job)
-                self._frames_waiting -= job.count
+            job.is_over = True
+            self._drop()
 
     def close(self) -> None:
         """Answer what is in the queue, end the threads and free the model. This waits for the last run."""
@@ -193,89 +221,78 @@ class Batcher:
         self.model.close()
 
     def _work(self) -> None:
-        while jobs := self._gathered():
-            number, frames = threading.get_ident(), sum(job.count for job in jobs)
+        while batch := self._gathered():
+            number = threading.get_ident()
             taken = self._runs[number]
             try:
-                for job in jobs:
-                    job.queue_s = taken - job.entered
-                    self.counts.taken(job.queue_s)
-                self._judge(jobs)
+                self._judge(batch)
             except Exception:
                 # A thread that ends would leave its model without answers, so nothing may end it.
-                _LOG.exception("a batch of %d frames has failed", frames)
-                for job in jobs:
-                    job.fail(_failure())
+                _LOG.exception("a batch of %d frames has failed", len(batch))
+                for frame in batch:
+                    frame.job.fail(failure())
             finally:
                 with self._changed:
                     del self._runs[number]
-                    self._frames_running -= frames
-                    per_frame = (time.monotonic() - taken) / frames / len(self._threads)
+                    self._frames_running -= len(batch)
+                    per_frame = (time.monotonic() - taken) / len(batch) / len(self._threads)
                     before = self._s_per_frame or per_frame
                     self._s_per_frame = before + _OF_THE_NEWEST * (per_frame - before)
 
-    def _gathered(self) -> list[Job[Any]]:
+    def _gathered(self) -> list[_Frame]:
         """Wait for a batch and take it from the queue. The list is empty when the model is closed."""
         # One thread gathers at a time, so that two threads do not share out what could be one batch.
         with self._gathering, self._changed:
             while True:
-                self._drop_late()
+                self._drop()
                 if not self._waiting:
                     if self._is_closing:
                         return []
                     self._changed.wait()
                     continue
-                left_s = self._waiting[0].entered + self._delay_s - time.monotonic()
-                if self._frames_waiting >= self._largest or self._is_closing or left_s <= 0:
+                left_s = self._waiting[0].job.entered + self._delay_s - time.monotonic()
+                if len(self._waiting) >= self._largest or self._is_closing or left_s <= 0:
                     return self._taken()
                 self._changed.wait(left_s)
 
-    def _taken(self) -> list[Job[Any]]:
-        """Take as many jobs as fit one batch. A job that is larger than a batch is taken alone."""
+    def _taken(self) -> list[_Frame]:
+        """Take a batch from the queue."""
         # Threads that are free share the frames, so that no core rests while another has a long batch.
         free = len(self._threads) - len(self._runs)
-        most = min(self._largest, -(-self._frames_waiting // free))
-        jobs: list[Job[Any]] = []
-        frames = 0
-        while self._waiting and (not jobs or frames + self._waiting[0].count <= most):
-            job = self._waiting.popleft()
-            jobs.append(job)
-            frames += job.count
-        self._frames_waiting -= frames
-        self._frames_running += frames
-        self._runs[threading.get_ident()] = time.monotonic()
-        return jobs
-
-    def _drop_late(self) -> None:
-        """Drop the jobs whose senders have their error already, since their deadline is over."""
+        count = min(self._largest, -(-len(self._waiting) // free))
+        batch = [self._waiting.popleft() for _ in range(count)]
         now = time.monotonic()
-        late = [job for job in self._waiting if job.deadline <= now]
-        for job in late:
-            self._waiting.remove(job)
-            self._frames_waiting -= job.count
-            job.fail(late_error())
+        self._runs[threading.get_ident()] = now
+        self._frames_running += count
+        for job, number in batch:
+            if number == 0:
+                job.queue_s = now - job.entered
+                self.counts.taken(job.queue_s)
+        return batch
 
-    def _judge(self, jobs: Sequence[Job[Any]]) -> None:
+    def _drop(self) -> None:
+        """Drop the frames of jobs that are over, and of those whose deadline is."""
+        now = time.monotonic()
+        for job in {frame.job for frame in self._waiting if frame.job.deadline <= now}:
+            job.fail(late_error())
+        if any(frame.job.is_over for frame in self._waiting):
+            self._waiting = deque(frame for frame in self._waiting if not frame.job.is_over)
+
+    def _judge(self, batch: Sequence[_Frame]) -> None:
         begun = time.monotonic()
-        loaded: list[tuple[Job[Any], list[NDArray[np.uint8]]]] = []
-        for job in jobs:
+        loaded: list[tuple[_Frame, NDArray[np.uint8]]] = []
+        for frame in batch:
             try:
-                loaded.append((job, job.load()))
+                loaded.append((frame, frame.job.load(frame.number)))
             except (RequestError, ImageError) as error:
-                job.fail(_explained(error))
+                frame.job.fail(_explained(error))
         if loaded:
             self._judge_loaded(loaded, time.monotonic() - begun)
 
-    def _judge_loaded(
-        self, loaded: Sequence[tuple[Job[Any], list[NDArray[np.uint8]]]], load_s: float
-    ) -> None:
-        frames = [frame for _, some in loaded for frame in some]
-        products = [product for job, _ in loaded for product in job.products]
-        results: list[Result] = []
+    def _judge_loaded(self, loaded: Sequence[tuple[_Frame, NDArray[np.uint8]]], load_s: float) -> None:
+        products = [frame.job.products[frame.number] for frame, _ in loaded]
         try:
-            for at in range(0, len(frames), self._largest):
-                part = slice(at, at + self._largest)
-                results += self.model.judge(frames[part], products[part])
+            results = self.model.judge([pixels for _, pixels in loaded], products)
         except Exception as error:
             if len(loaded) > 1:
                 # One frame that fails takes no other request with it.
@@ -284,27 +301,16 @@ class Batcher:
                 return
             if not isinstance(error, FlowEdgeError):
                 _LOG.exception("a request has failed")
-            loaded[0][0].fail(_explained(error))
+            loaded[0][0].job.fail(_explained(error))
             return
-        seconds = [
+        input_s, infer_s, output_s = (
             sum(getattr(result.timings, name) for result in results) / 1000
             for name in ("preprocess_ms", "infer_ms", "decide_ms")
-        ]
-        self.counts.run(len(frames), load_s + seconds[0], seconds[1], seconds[2])
-        at = 0
-        for job, _ in loaded:
-            job.infer_s, job.batch = seconds[1], len(frames)
-            found = results[at : at + job.count]
-            at += job.count
-            for product, result in zip(job.products, found, strict=True):
-                self.counts.judged(product, result.verdict)
-            try:
-                job.give(job.finish(found))
-            except RequestError as error:
-                job.fail(error)
-            except Exception:
-                _LOG.exception("an answer could not be made")
-                job.fail(_failure())
+        )
+        self.counts.run(len(results), load_s + input_s, infer_s, output_s)
+        for (frame, _), product, result in zip(loaded, products, results, strict=True):
+            self.counts.judged(product, result.verdict)
+            frame.job.add(frame.number, result)
 
 
 def late_error() -> RequestError:
@@ -317,7 +323,8 @@ def late_error() -> RequestError:
     )
 
 
-def _failure() -> RequestError:
+def failure() -> RequestError:
+    """Make the error of a request that failed for a reason which its sender cannot change."""
     return RequestError(
         "the request has failed inside the server, whose log has the reason. The part was not inspected.",
         HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -336,4 +343,4 @@ def _explained(error: Exception) -> RequestError:
             return RequestError(
                 f"the engine has failed: {error}", HTTPStatus.SERVICE_UNAVAILABLE, reason="engine"
             )
-    return _failure()
+    return failure()

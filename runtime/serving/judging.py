@@ -153,7 +153,7 @@ class Judging:
     def _trace(self, exchange: Exchange, job: Job[Answer]) -> None:
         ago = time.monotonic() - job.entered
         exchange.span.stage("queue", ago, job.queue_s, {})
-        exchange.span.stage("judge", ago - job.queue_s, ago - job.queue_s, {"flowedge.batch": job.batch})
+        exchange.span.stage("judge", ago - job.queue_s, ago - job.queue_s, {})
 
 
 class _Counted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from flowedge.runtime.result import Result
 from flowedge.runtime.serving.refusal import RequestError
 from flowedge.runtime.serving.settings import ModelSettings
 from flowedge.text import shown
+
+_BATCH_OF_A_DEVICE: Final = 8
 
 
 class LoadedModel:
@@ -57,6 +59,7 @@ class LoadedModel:
             first = opened
         self.manifest: Manifest = first.bundle.manifest
         self._batches = first.engine.batches
+        self._usual_batch = 1 if first.engine.spec.device == "cpu" else _BATCH_OF_A_DEVICE
         self.lanes = lanes_of(first.engine)
         self.engine, self.precision = opened.engine_name, opened.precision
         try:
@@ -65,8 +68,9 @@ class LoadedModel:
             opened.close()
             raise
 
-    def batch_of(self, wanted: int) -> tuple[int, int]:
+    def batch_of(self, wanted: int | None) -> tuple[int, int]:
         """Return the smallest and the largest number of frames of one run, as near to a wish as the engine allows."""
+        wanted = wanted or self._usual_batch
         smallest, largest = self._batches or (1, wanted)
         return smallest, min(max(wanted, smallest), largest)
 

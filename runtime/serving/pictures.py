@@ -58,13 +58,13 @@ class PictureInspection:
         self._name, self._model, self._product = name, model, product
         self._content, self._picture = content, picture
 
-    def load(self) -> list[NDArray[np.uint8]]:
-        """Decode the picture.
+    def load(self, number: int) -> NDArray[np.uint8]:
+        """Decode the picture, which is the frame 0.
 
         Raises:
             ImageError: The picture is damaged or not whole.
         """
-        return [self._model.frame_of(self._content)]
+        return self._model.frame_of(self._content)
 
     def finish(self, results: list[Result]) -> Answer:
         """Make the answer."""

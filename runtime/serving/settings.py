@@ -51,13 +51,14 @@ class BatchSettings(Settings, frozen=True, kw_only=True):
     """The batches that requests are gathered into.
 
     Attributes:
-        largest: The most frames in one run of the engine. With 1 each frame runs alone.
+        largest: The most frames in one run of the engine. Without a number it is 1 on a CPU, where a frame takes as
+            long in a batch as alone, and 8 on another device.
         delay_ms: The longest time in ms that a frame waits for others while the engine is free.
         workers: The number of batches of a model that are worked on at once. Without a number it is that of the
             inferences which the cores have room for, and 2 on another device than the CPU.
     """
 
-    largest: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
+    largest: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     delay_ms: Annotated[float, msgspec.Meta(ge=0, le=10000)] = 2.0
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None
 

@@ -144,9 +144,9 @@ class Inference:
             4 * image.shape[0] * image.shape[1] * image.shape[2] if "anomaly_map" in self._outputs else 0
         )
 
-    def load(self) -> list[NDArray[np.uint8]]:
-        """Return the frames."""
-        return self.frames
+    def load(self, number: int) -> NDArray[np.uint8]:
+        """Return a frame by its number."""
+        return self.frames[number]
 
     def finish(self, results: list[Result]) -> Answer:
         """Make the answer.

@@ -9,6 +9,7 @@ computer, one at a time is loaded, and they take turns:
 * picture: ``POST /v1/inspect`` of ``flowedge serve`` with a JPEG.
 * tensor: the Open Inference Protocol with a binary tensor, which asks for score and verdict.
 * anomalib: ``OpenVINOInferencer`` in a plain function of FastAPI, which takes the JPEG as an uploaded file.
+* anomalib, locked: the same with a lock around the inferencer, which two threads cannot use at once.
 
 Then each server gets twice as many requests a second as it answered, with a deadline where it knows deadlines. There a
 latency counts from the moment at which a request was planned. Processor time is that of the server's process. Nothing
@@ -124,7 +125,10 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         servers = list(stack.enter_context(ours(bundle, jpeg, options.precision)))
         if peer_model is not None:
-            servers.append(stack.enter_context(home_made(options.peer, peer_model, jpeg)))
+            servers += [
+                stack.enter_context(home_made(options.peer, peer_model, jpeg, *words))
+                for words in ((), ("locked",))
+            ]
         for server in servers:
             server.turn(4, 16)  # not counted
         for number in range(options.rounds):
@@ -241,10 +245,10 @@ def tensor_of(jpeg: Path, deadline_ms: int | None) -> tuple[bytes, dict[str, str
 
 
 @contextlib.contextmanager
-def home_made(peer: Path, model: Path, jpeg: Path) -> Iterator[Server]:
+def home_made(peer: Path, model: Path, jpeg: Path, *words: str) -> Iterator[Server]:
     """Run anomalib's inferencer in a handler of FastAPI."""
     port = free_port()
-    command = [str(peer), str(HERE / "peer_fastapi.py"), str(model), str(SIDE), str(port)]
+    command = [str(peer), str(HERE / "peer_fastapi.py"), str(model), str(SIDE), str(port), *words]
     boundary = "flowedge-bench"
     body = (
         (
@@ -259,7 +263,9 @@ def home_made(peer: Path, model: Path, jpeg: Path) -> Iterator[Server]:
         try:
             wait_for(f"http://127.0.0.1:{port}/readyz", process)
             yield Server(
-                "anomalib", Request(port=port, path="/v1/inspect", body=body, headers=headers), process.pid
+                ", ".join(("anomalib", *words)),
+                Request(port=port, path="/v1/inspect", body=body, headers=headers),
+                process.pid,
             )
         finally:
             process.terminate()

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import flowedge
 from flowedge.children import python_command
 from flowedge.errors import EngineUnavailableError, FlowEdgeError, SettingsError
 from flowedge.runtime.result import Result
@@ -356,6 +357,19 @@ def test_an_overload_is_refused_and_counted_and_nothing_is_lost(server: Served) 
     assert all(int(one.headers["retry-after"]) >= 1 and "the queue is full" in one.error for one in refused)
     assert outcomes(server) - before == {"ok": 7, "queue_full": 24}
     assert gate.judged == [1, 4, 2]
+
+
+def test_a_request_with_many_frames_is_several_batches_and_one_answer(server: Served) -> None:
+    frames = some_frames(6)
+    body, headers = infer_body(frames, outputs=[{"name": "score"}])
+    with Gate(server.batcher()) as gate:
+        gate.open()
+        (output,) = server.send("POST", INFER, body, headers).json["outputs"]
+    assert gate.judged == [4, 2]
+    with flowedge.load(server.server.site.models.entries["bottle"].settings.bundle, threads=1) as detector:
+        assert output["data"] == [np.float32(one.score) for one in detector.detect_batch(frames)]
+    body, headers = infer_body(some_frames(7))
+    assert "the queue has room for 6" in server.send("POST", INFER, body, headers).error
 
 
 def test_a_request_that_would_be_late_is_refused_at_once(server: Served) -> None:
