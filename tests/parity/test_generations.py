@@ -262,6 +262,7 @@ def test_norms_of_another_shape_than_the_features_are_refused(tmp_path: Path) ->
         lowered_levels(path, features, {})
 
 
+@pytest.mark.slow  # test_checkpoints_official.py reads the number of pixels, and test_score.py takes their mean
 def test_a_bundle_of_tvtvisions_cflow_scores_by_its_hundred_largest_pixels(tmp_path: Path) -> None:
     stored = small_cflow_checkpoint()["state_dict"]
     state = {name.removeprefix("model."): tensor for name, tensor in stored.items()}

@@ -160,5 +160,6 @@ def test_the_real_checkpoint_with_its_own_preprocessing_raises_no_doubt(
     calibrated_tile_bundle: Path, tiles: Path
 ) -> None:
     for folder in ("train", "test"):
-        images = sorted((tiles / folder / "good").iterdir())
+        images = sorted((tiles / folder / "good").iterdir())[::4]
+        assert len(images) >= FEWEST_IMAGES
         assert doubt_of(open_bundle(calibrated_tile_bundle), tuple(images)) == ""
