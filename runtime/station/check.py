@@ -27,7 +27,7 @@ from flowedge.runtime.station.journal_reader import JournalReader
 from flowedge.runtime.station.judges import engines_of, open_judge
 from flowedge.runtime.station.overrides import Overrides
 from flowedge.runtime.station.page.settings import PageSettings
-from flowedge.runtime.station.rollout_follower import follower_of
+from flowedge.runtime.station.rollout_follower import RolloutFollower, follower_of
 from flowedge.runtime.station.settings import ProductSettings, StationSettings
 from flowedge.runtime.station.sinks import StationLink, probe
 from flowedge.runtime.station.status import NoStationError, ask_station
@@ -86,7 +86,7 @@ def check_station(settings: StationSettings, *, folder: Path) -> Iterator[Item]:
         yield Item(name="[station] state", state="wrong", text=printable(str(error)))
         return
     if (follower := follower_of(settings, lambda event: None, folder=folder)) is not None:
-        yield _tried("[rollout] file", follower.outlook)
+        yield _look_at_rollout(follower)
     for product in settings.all_products:
         yield from _check_product(product, settings, fit, detectors)
     if settings.shadow is not None:
@@ -111,6 +111,15 @@ def _tried(name: str, look: Callable[[], str | Item]) -> Item:
     except FlowEdgeError as error:
         return Item(name=name, state="wrong", text=printable(str(error)))
     return found if isinstance(found, Item) else Item(name=name, state="ok", text=printable(found))
+
+
+def _look_at_rollout(follower: RolloutFollower) -> Item:
+    """Return what the rollout file names. A station without an accepted file runs, and changes no bundle."""
+    name = "[rollout] file"
+    try:
+        return Item(name=name, state="ok", text=printable(follower.outlook()))
+    except FlowEdgeError as error:
+        return Item(name=name, state="warning", text=printable(f"no bundle is changed: {error}"))
 
 
 def _check_shadow(settings: StationSettings, shadow: ShadowSettings, fit: Fitting) -> str:

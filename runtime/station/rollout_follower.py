@@ -14,13 +14,14 @@ from typing import Any, Final
 import msgspec
 
 from flowedge.clock import utc_now
-from flowedge.errors import FlowEdgeError, RegistryError, SignatureError
+from flowedge.errors import EngineWrongError, FlowEdgeError, RegistryError, SignatureError
 from flowedge.runtime.registry.rollout import Rollout, Stage, fetch_rollout, read_rollout
 from flowedge.runtime.station.judges import Judge, Judges
 from flowedge.runtime.station.record import Event, Tell
 from flowedge.runtime.station.rolled_out import RolledOut, content_of
 from flowedge.runtime.station.settings import ProductSettings, RolloutSettings, StationSettings
 from flowedge.runtime.station.watch import Watch
+from flowedge.runtime.station.watch.engine_test import EngineTest
 from flowedge.text import printable
 from flowedge.trusted_keys import read_keys
 
@@ -204,7 +205,7 @@ class RolloutFollower:
         opened = self._judges.open_others(products)
         try:
             self._check_source(opened)
-            old = self._take(products, opened)
+            old = self._take(products, opened, {name: self._proven(one) for name, one in opened.items()})
         except BaseException:
             for judge in opened.values():
                 judge.detector.close()
@@ -214,7 +215,25 @@ class RolloutFollower:
         for name, stage in wanted.items():
             self._state.remember(name, stage, rollout.version)
 
-    def _take(self, products: Sequence[ProductSettings], opened: Mapping[str, Judge]) -> tuple[Judge, ...]:
+    def _proven(self, judge: Judge) -> EngineTest:
+        """Run the self-test before the switch, so that no frame waits for it.
+
+        Raises:
+            EngineWrongError: The test has not passed.
+        """
+        test, events = self._watch.prove(judge.detector)
+        if test.problem:
+            raise EngineWrongError(f"{judge.base.bundle.path} is not used: {test.problem}")
+        for event in events:
+            self._tell(event)
+        return test
+
+    def _take(
+        self,
+        products: Sequence[ProductSettings],
+        opened: Mapping[str, Judge],
+        tests: Mapping[str, EngineTest],
+    ) -> tuple[Judge, ...]:
         """Let the thread of the engine switch between two frames.
 
         Raises:
@@ -228,7 +247,8 @@ class RolloutFollower:
                 return  # nobody waits any more
             try:
                 old = self._judges.take(products, opened)
-                self._watch.change_bundles({name: one.detector.bundle for name, one in opened.items()})
+                bundles = {name: one.detector.bundle for name, one in opened.items()}
+                self._watch.change_bundles(bundles, tests)
             except FlowEdgeError as error:
                 switched.set_exception(error)
             else:

@@ -105,8 +105,8 @@ class Line:
         self.judges = Judges(self.follower.products(), [CPU], opens, self.events.append)
         self.judges.open()
         bundles = {one.product: one.detector.bundle for one in self.judges.judges}
-        watch = Watch(WatchSettings(), self.folder / "state", bundles)
-        self.follower.attach(self.judges, watch, lambda action: (action(), True)[1])
+        self.watch = Watch(WatchSettings(), self.folder / "state", bundles)
+        self.follower.attach(self.judges, self.watch, lambda action: (action(), True)[1])
 
     def set(self, one: Stage | None, **options: float) -> bytes:
         """Write the next version of the rollout file."""
@@ -236,6 +236,7 @@ def test_a_station_switches_to_what_the_rollout_names_and_keeps_it_over_a_restar
     assert event.data["sha256"] == wanted
     assert (event.data["by"], event.data["why"]) == ("Ann", "version 1")
     judge = line.judges.judges[0]
+    assert not line.watch.due(judge.detector), "the self-test was before the switch, so no frame waits for it"
     line.follower.look()
     assert line.judges.judges[0] is judge, "nothing is opened again"
     line.follower.close()

@@ -49,9 +49,24 @@ class Watch:
         self._tests = {product: EngineTest(settings.self_test_hours) for product in bundles}
         self._drift = DriftKeeper(settings, folder, self._bundles, area=area)
 
-    def change_bundles(self, bundles: Mapping[str, Bundle]) -> None:
-        """Compare with other bundles of the products from now on. Any thread may call this."""
+    def prove(self, detector: Tested) -> tuple[EngineTest, Sequence[Event]]:
+        """Run the whole self-test on the engine of a detector that does not judge yet. Any thread may call this.
+
+        Returns:
+            The test for `change_bundles`, whose problem is empty where it has passed, and the event of it.
+        """
+        test = EngineTest(self._settings.self_test_hours)
+        return test, test.step(detector)
+
+    def change_bundles(self, bundles: Mapping[str, Bundle], tests: Mapping[str, EngineTest]) -> None:
+        """Compare with other bundles of the products from now on. The thread of the engine calls this.
+
+        Args:
+            bundles: The bundle of each product.
+            tests: The test of each product by `prove`, so that no frame waits for it.
+        """
         self._bundles.update(bundles)
+        self._tests.update(tests)
 
     def check(self, frame: Frame, pixels: NDArray[np.uint8], *, product: str = "") -> str:
         """Return the reason why a frame must not be judged, as a clause, or an empty string.
