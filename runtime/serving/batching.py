@@ -195,7 +195,8 @@ class Batcher:
                     wait_s,
                 )
             left_s = job.deadline - time.monotonic()
-            if waiting and wait_s > left_s:
+            own_s = self._s_per_frame * len(self._threads)
+            if waiting and wait_s + own_s > left_s:
                 raise too_many(
                     f"the request would wait {wait_s:.2f} s for the frames before it, and must be answered within "
                     f"{max(left_s, 0):.2f} s. Try again later, or more slowly.",

@@ -38,12 +38,14 @@ class Judging:
 
     async def infer(self, exchange: Exchange, names: Mapping[str, str]) -> Answer:
         """Judge the frames of an inference request."""
-        entry, batcher = self._repository.ready(names["model"], names.get("version"))
+        entry, _ = self._repository.ready(names["model"], names.get("version"))
         with _Counted(entry) as counted:
             body = await self._opened(exchange)
             request = await self._read(
                 len(body), parse_request, memoryview(body), exchange.headers.get(HEADER_LENGTH)
             )
+            # The model may have been loaded again while the body came.
+            entry, batcher = self._repository.ready(entry.name)
             inference = Inference(entry.name, batcher.model, request, self._limits)
             exchange.hold(inference.answer_bytes)
             deadline = _deadline(request.message.parameters.get("timeout"), 1e6, self._limits.deadline_ms)
@@ -63,9 +65,11 @@ class Judging:
         try:
             wanted = exchange.query("model", "product", "map", "deadline_ms")
             picture = _picture(wanted.get("map"))
-            entry, batcher, product = self._chosen(wanted.get("model"), wanted.get("product"))
+            entry, _, _ = self._chosen(wanted.get("model"), wanted.get("product"))
             with _Counted(entry) as counted:
                 body = await self._opened(exchange)
+                # The model may have been loaded again while the body came.
+                entry, batcher, product = self._chosen(wanted.get("model"), wanted.get("product"))
                 one = PictureInspection(
                     entry.name, batcher.model, product, bytes(body), picture, self._limits
                 )

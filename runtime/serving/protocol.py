@@ -44,7 +44,7 @@ class ServingProtocol(Timely, HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Give the application the means to end a connection whose client does not read."""
         super().on_message_begin()
-        self.scope["state"]["abort"] = self.transport.abort
+        self.scope.setdefault("state", {})["abort"] = self.transport.abort
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""

@@ -30,6 +30,7 @@ from support.served import (
     write_tiny_pack,
 )
 from support.tiny_bundle import write_tiny_bundle
+from support.waiting import wait_until
 
 OUTPUTS = ("score", "verdict", "anomaly_map", "problem")
 
@@ -158,6 +159,21 @@ def test_a_model_of_the_folder_is_loaded_and_unloaded_by_the_client(client: Any,
     assert server.get("/v2/health/ready").status == 200  # nobody named it at the start
     with pytest.raises(triton.InferenceServerException, match="extra is not loaded: unloaded"):
         client.infer("extra", [image_of(some_frames(1))])
+
+
+def test_a_model_may_be_loaded_again_while_a_body_comes(client: Any, server: Served) -> None:
+    body, headers = infer_body(some_frames(1))
+    head = "".join(f"{name}: {value}\r\n" for name, value in {**headers, "Content-Length": len(body)}.items())
+    with server.raw() as raw:
+        raw.sendall(
+            f"POST /v2/models/bottle/infer HTTP/1.1\r\nHost: localhost\r\n{head}\r\n".encode() + body[:99]
+        )
+        wait_until(lambda: server.metric("flowedge_held_bytes") == len(body), "the body is expected")
+        before = server.batcher()
+        client.load_model("bottle")
+        assert server.batcher() is not before
+        raw.sendall(body[99:])
+        assert raw.recv(1 << 16).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize(
