@@ -357,6 +357,18 @@ def test_servers_elsewhere_are_spoken_with_over_tls_alone(tmp_path: Path, web: W
         pull(f"{web.url}/a", tmp_path / "got")
 
 
+def test_a_server_on_this_machine_is_asked_without_the_proxy_of_the_environment(
+    made: Path, tmp_path: Path, web: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tmp_path) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        pull(f"{web.url}/a", tmp_path / "got")
+        assert proxy.requests == []
+        HttpClient(Connection(plain_http=True)).read("http://registry.example/a", 100)
+        assert [path for _, path, _ in proxy.requests] == ["http://registry.example/a"]
+
+
 def test_a_certificate_is_checked_and_a_redirect_takes_no_password_along(
     tmp_path: Path, web: WebServer
 ) -> None:
