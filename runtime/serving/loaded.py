@@ -17,6 +17,7 @@ from flowedge.runtime.products import ProductLine
 from flowedge.runtime.result import Result
 from flowedge.runtime.serving.refusal import RequestError
 from flowedge.runtime.serving.settings import ModelSettings
+from flowedge.signature import Required
 from flowedge.text import shown
 
 _BATCH_OF_A_DEVICE: Final = 8
@@ -33,11 +34,12 @@ class LoadedModel:
         lanes: The number of batches that are to be worked on at once.
     """
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: ModelSettings, require_signature: Required = None) -> None:
         """Load the graphs and warm them up.
 
         Args:
             settings: The bundle or the pack, and how it is opened.
+            require_signature: The trusted keys, as `flowedge.load` takes them.
 
         Raises:
             FlowEdgeError: The bundle cannot be trusted, or the engine cannot run on this machine.
@@ -49,6 +51,7 @@ class LoadedModel:
             precision=settings.precision,
             threads=threads_for_many(settings.threads),
             min_region_px=settings.min_region_px,
+            require_signature=require_signature,
         )
         self._opened = opened
         self.products: tuple[str, ...] = ()

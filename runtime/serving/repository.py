@@ -194,7 +194,9 @@ class Repository:
             if before is None:
                 entry.state, entry.reason = "LOADING", ""
             try:
-                model = await asyncio.to_thread(LoadedModel, entry.settings)
+                model = await asyncio.to_thread(
+                    LoadedModel, entry.settings, settings.server.require_signature
+                )
             except BaseException as error:
                 if before is None:
                     entry.state, entry.reason = "UNAVAILABLE", type(error).__name__

@@ -34,6 +34,7 @@ class ServerSettings(Settings, frozen=True, kw_only=True):
         model_control: True lets clients load and unload the models that are known here.
         tls_certificate: The file of the certificate chain, PEM. With it the server speaks HTTPS.
         tls_key: The file of the certificate's private key, PEM.
+        require_signature: A file or a folder of public keys, one of which must have signed each bundle and pack.
     """
 
     host: Annotated[str, msgspec.Meta(min_length=1, max_length=255)] = "127.0.0.1"
@@ -45,6 +46,7 @@ class ServerSettings(Settings, frozen=True, kw_only=True):
     model_control: bool = False
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    require_signature: Path | None = None
 
 
 class BatchSettings(Settings, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime
 import os
@@ -27,6 +28,8 @@ from flowedge.calibration.threshold_changes import NewThresholds, set_thresholds
 from flowedge.errors import BundleError, SignatureError
 from flowedge.runtime.batch.inspector import BatchInspector
 from flowedge.runtime.registry.signing import new_key, read_signing_key, sign_folder
+from flowedge.runtime.serving.repository import Repository
+from flowedge.runtime.serving.settings import ModelSettings, ServerSettings, ServeSettings
 from flowedge.signed_text import join_signed_text, signed_bytes, split_signed_text
 from flowedge.trusted_keys import moment_from, read_keys
 from support.command_line import flowedge as command
@@ -425,3 +428,12 @@ def test_a_graph_with_weights_in_a_file_that_is_not_listed_is_not_signed(place: 
     model = graph_around(outside_tensor("weights.bin"), at).SerializeToString()
     bundle = replace_in_bundle(bundle, files={"model.onnx": model, "weights.bin": bytes(16)})
     sign_folder(bundle.path, key)
+
+
+def test_a_server_loads_only_what_a_key_of_its_file_has_signed(made: Path) -> None:
+    settings = ServeSettings(
+        server=ServerSettings(require_signature=made / "other.pub"),
+        models=(ModelSettings(bundle=made / "a.flowedge"),),
+    )
+    with pytest.raises(SignatureError, match="does not list"):
+        asyncio.run(Repository(settings).load_all())
