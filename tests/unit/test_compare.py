@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 from sklearn.metrics import roc_auc_score
 
 from flowedge.errors import DataError
