@@ -13,6 +13,8 @@
 #   make engines  every family on every engine and precision of a CPU, into bench-out/engines/
 #   make profile  the time of convolutions and of all other nodes, by family, engine and precision, into bench-out/profile/
 #   make packs    8 and 32 products as bundles and as a pack: memory, change of product, speed, into bench-out/packs/
+#   make batch-bench  flowedge batch on 20,000 images: a loop, processes and Ray, and a job that is killed twice, into bench-out/batch/
+#   make cluster  only the environment for Ray, Dask and Spark, .venv-cluster, for the slow tests of flowedge batch
 #   make area     the speed of a region of interest, and the memory of large frames, into bench-out/area/
 #   make fuzz     damaged checkpoints, bundles and pictures: N cases (2,000) from FIRST (0) with SEED (0), into fuzz-out/
 #   make soak     a station at full speed for ten minutes (SECONDS=600) while all around it breaks, into soak-out/
@@ -29,11 +31,12 @@ BIN := .venv/bin
 VENV := .venv/.complete
 PEER := .venv-peer/.complete
 DOCS := .venv-docs/.complete
+CLUSTER := .venv-cluster/.complete
 
 # Hundreds of tests start a process, and each would compile the package anew where Python may not keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines profile packs area fuzz gpu soak station-cost serve-bench schema drift docs venv peer clean
+.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines profile packs batch-bench cluster area fuzz gpu soak station-cost serve-bench schema drift docs venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out --force
@@ -84,6 +87,11 @@ profile: $(VENV)
 packs: $(VENV)
 	PYTHONPATH=tests $(BIN)/python tests/bench/table_packs.py --out bench-out/packs
 
+# IMAGES=2000 takes a tenth of the time.
+IMAGES ?= 20000
+batch-bench: $(CLUSTER)
+	PYTHONPATH=tests .venv-cluster/bin/python tests/bench/table_batch.py --images $(IMAGES) --out bench-out/batch
+
 # DEVICE=cpu tries the campaign on a machine without a GPU. KIT names a kit of gpu.kit, for a machine without a network.
 DEVICE ?= cuda
 gpu:
@@ -127,6 +135,8 @@ venv: $(VENV)
 
 peer: $(PEER)
 
+cluster: $(CLUSTER)
+
 # pip learned --group in 25.1. pyright runs on Node.js, which its extra brings along.
 $(VENV): pyproject.toml
 	$(call new_environment,.venv)
@@ -136,6 +146,12 @@ $(VENV): pyproject.toml
 $(PEER):
 	$(call new_environment,.venv-peer)
 	.venv-peer/bin/python -m pip install --quiet 'anomalib==2.7.*' onnx onnxscript onnxruntime openvino nncf fastapi uvicorn httptools uvloop python-multipart
+	touch $@
+
+# Spark needs Java 17 besides.
+$(CLUSTER): pyproject.toml
+	$(call new_environment,.venv-cluster)
+	.venv-cluster/bin/python -m pip install --quiet --editable '.[calibrate,batch,ray]' 'dask[dataframe,distributed]' pyspark
 	touch $@
 
 $(DOCS): pyproject.toml
@@ -151,4 +167,4 @@ $(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 endef
 
 clean:
-	rm -rf .venv .venv-peer .venv-docs site .pytest_cache build dist demo-out bench-out fuzz-out soak-out *.egg-info
+	rm -rf .venv .venv-peer .venv-docs .venv-cluster site .pytest_cache build dist demo-out bench-out fuzz-out soak-out *.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -55,8 +56,9 @@ class _Loaded:
 class BatchInspector:
     """A callable that judges a table of images and gives a table with a row for each, in the same order.
 
-    An inspector can be pickled, and opens its bundle where it is first called. Each process opens it once. Threads read
-    and decode images while the engine computes. Images of equal content are judged once, as long as a process
+    An inspector can be pickled, and opens its bundle where it is first called. The copies that a process gets of one
+    inspector are one inspector there, with one engine. Threads may share it. Threads of its own read and decode images
+    while the engine computes. Images of equal content are judged once, as long as a process
     remembers the answer.
 
     Examples:
@@ -119,6 +121,7 @@ class BatchInspector:
         }
         self._batch, self._readers = batch, readers
         self._columns = {"image": image, "content": content, "label": label}
+        self._lock = threading.Lock()
         self._detector: Detector | None = None
         self._bundle_sha256 = ""
         # The answers by the hash of the content, the oldest first.
@@ -202,11 +205,12 @@ class BatchInspector:
     @property
     def detector(self) -> Detector:
         """The detector of this process. The first use opens it."""
-        if self._detector is None:
-            loaded: Detector = load(folder_of_product(Path(self._bundle), self._product), **self._loading)
-            self._bundle_sha256 = hash_of_bundle(loaded.bundle.path)
-            self._detector = loaded
-        return self._detector
+        with self._lock:
+            if self._detector is None:
+                loaded: Detector = load(folder_of_product(Path(self._bundle), self._product), **self._loading)
+                self._bundle_sha256 = hash_of_bundle(loaded.bundle.path)
+                self._detector = loaded
+            return self._detector
 
     @property
     def bundle_sha256(self) -> str:
@@ -223,14 +227,9 @@ class BatchInspector:
     def _forget(self) -> None:
         self._detector, self._bundle_sha256, self._known = None, "", {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the settings alone, since an engine belongs to its process."""
-        return {name: getattr(self, name) for name in _SETTINGS}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the settings in another process."""
-        self.__dict__.update(state)
-        self._forget()
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the settings alone, since an engine belongs to its process."""
+        return _shared, ({name: getattr(self, name) for name in _SETTINGS},)
 
     def _stored(self, images: pyarrow.Table) -> Iterator[StoredImage]:
         named = self._columns["image"]
@@ -316,6 +315,18 @@ class BatchInspector:
 
 
 _SETTINGS: Final = ("_bundle", "_product", "_loading", "_batch", "_readers", "_columns")
+_SHARED: Final[dict[str, BatchInspector]] = {}
+_SHARED_LOCK: Final = threading.Lock()
+
+
+def _shared(settings: dict[str, Any]) -> BatchInspector:
+    """Return the inspector of this process with these settings, since Dask and Spark send a copy with each task."""
+    with _SHARED_LOCK:
+        found = _SHARED.get(key := repr(settings))
+        if found is None:
+            _SHARED[key] = found = BatchInspector(settings["_bundle"])
+            found.__dict__.update(settings)
+        return found
 
 
 def _reader(name: str, content: Any) -> Callable[[], bytes]:

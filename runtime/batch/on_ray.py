@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -60,6 +61,7 @@ def parts_by_ray(
                 "tasks, or else they would wait for ever. Give fewer --workers or --threads."
             )
         ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         made = ray.data.from_items(listed, override_num_blocks=len(listed)).map_batches(
             PartMaker,
             fn_constructor_args=(msgspec.json.encode(job),),
@@ -80,7 +82,12 @@ def _started(ray: Any, address: str, cpus: int) -> Iterator[None]:
     """Connect to a cluster, or start Ray on this machine so that nobody else can reach it."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     with contextlib.ExitStack() as stack:
-        options: dict[str, Any] = {"log_to_driver": False}
+        named = {name: value for name, value in os.environ.items() if name.startswith("FLOWEDGE_")}
+        options: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": "ERROR",
+            "runtime_env": {"env_vars": named},
+        }
         if address == LOCAL:
             # Ray would write a token into the home folder, and listen on the machine's own address.
             os.environ["RAY_AUTH_MODE"] = "disabled"

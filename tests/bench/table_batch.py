@@ -1,7 +1,7 @@
 """Measure ``flowedge batch`` on many small images: a plain loop, one process, two processes, and two actors of Ray.
 
-``make batch-bench`` runs it and writes ``bench-out/batch/batch.md``. The images are a few photographs of noise as JPEG, each
-copy with a comment of its own, so that no two files are equal. The detector is small, so that the table shows what the
+``make batch-bench`` runs it and writes ``bench-out/batch/batch.md``. The images are a few pictures of noise as JPEG. Each
+copy has a comment of its own, so that no two files are equal. The detector is small, so that the table shows what the
 batch itself costs. With ``--bundle`` a real one is measured. The last part kills a job twice, and counts its rows.
 """
 
@@ -79,15 +79,17 @@ def measured(command: Sequence[str]) -> tuple[float, float]:
 
 def rows_of(out: Path) -> tuple[int, int]:
     """Return the number of rows of an output, and of different images in it."""
-    place = f"{out}/*.parquet" if out.is_dir() else str(out)
-    if out.is_dir() and not list(out.glob("*.parquet")):
+    if not out.is_file() and not list(out.glob("*.parquet")):
         return 0, 0
-    found = duckdb.execute("SELECT count(*), count(DISTINCT image) FROM read_parquet(?)", [place]).fetchall()[0]
+    place = str(out) if out.is_file() else f"{out}/*.parquet"
+    found = duckdb.execute("SELECT count(*), count(DISTINCT image) FROM read_parquet(?)", [place]).fetchall()[
+        0
+    ]
     return int(found[0]), int(found[1])
 
 
 def killed_twice(command: Sequence[str], out: Path, count: int) -> list[str]:
-    """Kill a job when about a third and two thirds of its rows are there, let it end, and return lines for the table."""
+    """Kill a job when a third and two thirds of its rows are there, let it end, and return lines for the table."""
     lines = []
     for share in (1 / 3, 2 / 3):
         job = subprocess.Popen(
@@ -107,7 +109,10 @@ def killed_twice(command: Sequence[str], out: Path, count: int) -> list[str]:
     rows, images = rows_of(out)
     if (rows, images) != (count, count):
         raise AssertionError(f"{rows} rows for {images} images, and not {count}")
-    return [*lines, f"the third run judged {summary['judged']} images: {rows} rows of {images} different images"]
+    return [
+        *lines,
+        f"the third run judged {summary['judged']} images: {rows} rows of {images} different images",
+    ]
 
 
 def main() -> None:
@@ -142,8 +147,8 @@ def main() -> None:
         "ray": "flowedge batch --workers 2 --ray local",
     }
     lines = [
-        f"{count} JPEGs of {SIDE}x{SIDE}, {bundle.name}, {processor()}, {os.cpu_count()} CPUs. A CPU second of Ray's is "
-        "not counted, since its processes are not children of the command.",
+        f"{count} JPEGs of {SIDE}x{SIDE}, {bundle.name}, {processor()}, {os.cpu_count()} CPUs. The CPU seconds of Ray "
+        "are not counted, since its processes are not children of the command.",
         "",
         "| | seconds | images/s | CPU s | load before |",
         "|---|---|---|---|---|",
