@@ -22,7 +22,7 @@ def main() -> None:
         ray.init()
     else:
         # Ray's own tasks need CPUs beside those of the actors. Without them Ray waits for ever.
-        ray.init(num_cpus=ACTORS + 2, include_dashboard=False, _node_ip_address="127.0.0.1")
+        ray.init("local", num_cpus=ACTORS + 2, include_dashboard=False, _node_ip_address="127.0.0.1")
     read = ray.data.read_binary_files(images, include_paths=True)
     rows = read.map_batches(
         BatchInspector,

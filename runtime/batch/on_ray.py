@@ -94,6 +94,7 @@ def _started(ray: Any, address: str, cpus: int) -> Iterator[None]:
             folder = tempfile.mkdtemp(prefix="ray-")
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             options |= {
+                "address": "local",  # else Ray would join another job of this machine
                 "num_cpus": cpus,
                 "include_dashboard": False,
                 "object_store_memory": _STORE_BYTES,
