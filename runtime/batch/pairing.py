@@ -11,8 +11,6 @@ from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import duckdb
-import pyarrow
-from pyarrow import dataset
 
 from flowedge.errors import DataError
 from flowedge.runtime.batch.reading import is_address, store_of
@@ -24,6 +22,7 @@ BY: Final[tuple[By, ...]] = ("sha256", "image", "picture", "part")
 """The ways to pair rows, in the order in which they are tried."""
 
 _MEMORY: Final = "512MB"
+_SUFFIXES: Final = (".parquet", ".pq")
 _NEEDED: Final = ("verdict", "score")
 # A journal's picture has three parts: the journal, the thousand and the number. A batch on the archive has its path.
 _PICTURE: Final = "nullif(regexp_extract({}, '[^/]+/[^/]+/[^/]+$'), '')"
@@ -113,8 +112,17 @@ class Pairing:
 
     def _read(self, side: str, place: str) -> Side:
         """Read a result into the table of its side."""
-        rows = _opened(place)
-        columns = rows.schema.names
+        source = (
+            f"read_parquet([{', '.join(map(_quoted, _files_of(self._base, place)))}], union_by_name = true)"
+        )
+        try:
+            columns = [name for name, *_ in self.rows(f"DESCRIBE SELECT * FROM {source}")]
+            return self._read_columns(side, place, source, columns)
+        except duckdb.Error as error:
+            first = str(error).splitlines()[0]
+            raise DataError(f"{printable(place)} cannot be read: {printable(first)}") from error
+
+    def _read_columns(self, side: str, place: str, source: str, columns: Sequence[str]) -> Side:
         named = next((one for one in ("image", "source_id") if one in columns), None)
         missing = [one for one in _NEEDED if one not in columns]
         if named is None or missing:
@@ -129,18 +137,16 @@ class Pairing:
 
         limit = f"CASE WHEN {column('log_nfa_limit', 'DOUBLE')} IS NULL THEN score - {column('threshold', 'DOUBLE')} "
         limit += f"ELSE {column('log_nfa_limit', 'DOUBLE')} - {column('log_nfa', 'DOUBLE')} END"
-        self._base.register("given", rows)
         self._base.execute(
             f"CREATE TABLE {side} AS SELECT {column(named)} AS image, {column('sha256')} AS sha256, "
             f"{column('picture') if is_journal else _PICTURE.format(named)} AS picture, {column('part')} AS part, "
             f"{column('verdict')} AS verdict, CAST(score AS DOUBLE) AS score, {limit} AS margin, "
-            f"{column('label')} AS label, {column('number', 'BIGINT')} AS number FROM given"
+            f"{column('label')} AS label, {column('number', 'BIGINT')} AS number FROM {source}"
         )
         bundle = f"coalesce({column('bundle_sha256')}, '') || ' ' || coalesce({column('precision')}, '')"
         bundles = self.rows(
-            f"SELECT DISTINCT {bundle} FROM given WHERE score IS NOT NULL ORDER BY 1 LIMIT 20"
+            f"SELECT DISTINCT {bundle} FROM {source} WHERE score IS NOT NULL ORDER BY 1 LIMIT 20"
         )
-        self._base.unregister("given")
         has = ", ".join(f"count({by})" for by in BY)
         counts = self.row(f"SELECT count(*), count(DISTINCT image), {has} FROM {side}")
         return Side(
@@ -203,28 +209,38 @@ class Pairing:
         self._base.execute("UPDATE pairs SET is_bad = (lower(label) <> 'good') WHERE label IS NOT NULL")
 
 
-def _opened(place: str) -> Any:
-    """Open a result as a dataset of Arrow.
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _files_of(base: duckdb.DuckDBPyConnection, place: str) -> list[str]:
+    """Return the Parquet files of a result, as DuckDB names them. Hidden files are left out.
 
     Raises:
-        DataError: The result cannot be read.
+        DataError: There are none.
     """
-    try:
-        if is_address(place):
-            files, path = store_of(place)
-            return dataset.dataset(path, format="parquet", filesystem=files)
-        if not os.path.exists(place) and glob.has_magic(place):
-            found = sorted(glob.glob(place, recursive=True))
-            if not found:
-                raise DataError(
-                    f"the pattern {printable(place)} matches nothing. Name a result of flowedge batch."
-                )
-            return dataset.dataset(found, format="parquet")
-        opened = dataset.dataset(place, format="parquet")
-    except FileNotFoundError as error:
-        raise DataError(f"{printable(place)} does not exist. Name a result of flowedge batch.") from error
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{printable(place)} cannot be read: {printable(str(error))}") from error
-    if not opened.files:
-        raise DataError(f"{printable(place)} holds no Parquet files. Name a result of flowedge batch.")
-    return opened
+    if is_address(place):
+        files, path = store_of(place)
+        base.register_filesystem(files)
+        found = files.find(path) if files.isdir(path) else files.glob(path)
+        listed = [files.unstrip_protocol(one) for one in found if _is_shown(one.removeprefix(path))]
+    elif os.path.isdir(place):
+        listed = [
+            glob.escape(os.path.join(folder, name))
+            for folder, _, names in os.walk(place)
+            for name in names
+            if _is_shown(os.path.join(folder, name).removeprefix(place))
+        ]
+    elif os.path.exists(place):
+        return [glob.escape(place)]
+    else:
+        listed = [glob.escape(one) for one in glob.glob(place, recursive=True)]
+    chosen = sorted(one for one in listed if one.lower().endswith(_SUFFIXES))
+    if not chosen:
+        what = "matches nothing" if glob.has_magic(place) else "holds no Parquet files, or does not exist"
+        raise DataError(f"{printable(place)} {what}. Name a result of flowedge batch.")
+    return chosen
+
+
+def _is_shown(relative: str) -> bool:
+    return not any(part.startswith((".", "_")) for part in relative.split("/"))

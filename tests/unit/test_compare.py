@@ -172,15 +172,15 @@ def test_the_pictures_of_an_archive_are_paired_with_their_records(tmp_path: Path
 
 
 def test_folders_of_parts_are_compared_and_labels_come_from_a_table(tmp_path: Path) -> None:
-    for side, shift in (("old", 0.0), ("new", 0.7)):
+    for side, shift in (("old", 0.0), ("new[1]'s", 0.7)):
         for part in (0, 1):
             rows = [{"image": f"{tmp_path}/{part}{n}.png", "score": n / 2 + shift} for n in range(4)]
             write_result(tmp_path / side / f"part-{part}.parquet", rows)
         (tmp_path / side / ".tmp-part-9.parquet-1").write_bytes(b"half")
     (tmp_path / "labels.csv").write_text("image,label\n00.png,good\n01.png,scratch\n")
-    one = compared(tmp_path / "old", tmp_path / "new", labels=tmp_path / "labels.csv")
+    one = compared(tmp_path / "old", tmp_path / "new[1]'s", labels=tmp_path / "labels.csv")
     assert (one.images, one.labelled, one.to_anomalous, one.right_flips) == (8, 2, 4, 1)
-    assert compared(tmp_path / "old", f"{tmp_path}/new/*.parquet").images == 8  # type: ignore[arg-type]
+    assert compared(tmp_path / "old", f"{tmp_path}/new*/*.parquet").images == 8  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_compared_is_refused_in_words(tmp_path: Path) -> None:
