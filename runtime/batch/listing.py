@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import duckdb
 import pyarrow
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
 from flowedge.errors import DataError, ImageError
 from flowedge.runtime.batch.chunks import Chunk, Columns, Kind, ListedFile, together
@@ -173,7 +173,7 @@ class Listing:
         for part in names:
             with parts.open(part) as opened:
                 for batch in opened.iter_batches(_AT_ONCE, columns=["image", "source", "version"]):
-                    name = pyarrow.compute.coalesce(batch["source"], batch["image"])
+                    name = compute.coalesce(batch["source"], batch["image"])
                     of_part = pyarrow.repeat(part, len(batch))
                     found = pyarrow.Table.from_arrays([name, batch["version"], of_part], schema=schema)
                     self._base.register("found", found)

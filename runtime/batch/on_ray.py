@@ -16,6 +16,7 @@ from flowedge.errors import EngineUnavailableError, FlowEdgeError
 from flowedge.packages import explain_missing
 from flowedge.runtime.batch.chunks import Chunk
 from flowedge.runtime.batch.part_maker import Job, PartDone, PartMaker
+from flowedge.signature import ENVIRONMENT
 from flowedge.text import printable
 
 LOCAL: Final = "local"
@@ -82,11 +83,11 @@ def _started(ray: Any, address: str, cpus: int) -> Iterator[None]:
     """Connect to a cluster, or start Ray on this machine so that nobody else can reach it."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     with contextlib.ExitStack() as stack:
-        named = {name: value for name, value in os.environ.items() if name.startswith("FLOWEDGE_")}
+        required = os.environ.get(ENVIRONMENT)
         options: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": "ERROR",
-            "runtime_env": {"env_vars": named},
+            "runtime_env": {"env_vars": {ENVIRONMENT: required} if required else {}},
         }
         if address == LOCAL:
             # Ray would write a token into the home folder, and listen on the machine's own address.
