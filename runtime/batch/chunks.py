@@ -104,7 +104,10 @@ def together(files: Sequence[ListedFile]) -> Chunk:
 
 
 def _stored(file: ListedFile) -> StoredImage:
-    name = file.name
+    name, size = file.name, file.version.partition("-")[0]
     return StoredImage(
-        image=printable(name), read=lambda: read_address(name), version=file.version, label=file.label
+        image=printable(name),
+        read=lambda: read_address(name, int(size) if size.isdigit() else None),
+        version=file.version,
+        label=file.label,
     )

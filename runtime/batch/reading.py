@@ -41,11 +41,12 @@ def is_address(name: str) -> bool:
     )
 
 
-def read_address(name: str) -> bytes:
+def read_address(name: str, size: int | None = None) -> bytes:
     """Return the content of an image file on this machine or in an object store.
 
     Args:
         name: A path, or an address that fsspec reads.
+        size: The number of bytes that a listing of the store has told. Without it, the store is asked before the read.
 
     Raises:
         ImageError: There is no such file, it may not be read, or it is empty or too large.
@@ -54,8 +55,7 @@ def read_address(name: str) -> bytes:
     if not is_address(name):
         return read_content(name.removeprefix("file://"))
     files, path = store_of(name)
-    size = tried(name, lambda: files.size(path))
-    check_content(name, int(size or 1))
+    check_content(name, int(size if size is not None else tried(name, lambda: files.size(path)) or 1))
     content: bytes = tried(name, lambda: files.cat_file(path))
     return content
 
