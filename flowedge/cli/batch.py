@@ -61,7 +61,7 @@ def command(
             min=1,
             metavar="N",
             help="The number of processes, or of Ray's actors. Each has an engine of its own.",
-            show_default="one a CPU, at most 8; 1 on a GPU",
+            show_default="one a core, at most 8; 1 on a GPU",
         ),
     ] = None,
     ray: Annotated[

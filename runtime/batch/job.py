@@ -24,6 +24,7 @@ from flowedge.runtime.batch.part_maker import Identity, Job, PartDone, PartMaker
 from flowedge.runtime.batch.processes import parts_by_processes
 from flowedge.runtime.batch.reading import is_address
 from flowedge.runtime.batch.rows import ROWS
+from flowedge.runtime.device.cores import usable_cores
 from flowedge.text import printable
 
 FILE_SUFFIXES: Final = (".parquet", ".pq")
@@ -49,7 +50,7 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True):
         labels: The word ``folders``, or a CSV file with the columns ``image`` and ``label``. Without either, images
             have no label.
         columns: The columns of tables, and the field of samples with the label.
-        workers: The number of processes or actors. Without a number there is one for each CPU, at most 8, or one for
+        workers: The number of processes or actors. Without a number there is one for each core, at most 8, or one for
             an engine on a GPU.
         ray: The word ``local``, or the address of a Ray cluster. Without either, processes of this machine do the work.
     """
@@ -241,7 +242,7 @@ def _name_of_labels(settings: BatchSettings) -> str:
 
 def _shares(settings: BatchSettings, device: str) -> tuple[int, int | None]:
     """Return the number of workers, and the number of CPU threads of each."""
-    cpus = len(os.sched_getaffinity(0))
+    cpus = usable_cores()
     if device != "cpu":
         return settings.workers or 1, settings.threads
     workers = settings.workers or max(1, min(_MOST_WORKERS, cpus // (settings.threads or 1)))
