@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import uvicorn
 from anomalib.deploy import OpenVINOInferencer
-from fastapi import FastAPI, UploadFile
+from fastapi import FastAPI, HTTPException, UploadFile
 
 
 def main() -> None:
@@ -42,6 +42,8 @@ def main() -> None:
 
     def inspect(file: UploadFile) -> dict[str, object]:
         picture = cv2.imdecode(np.frombuffer(file.file.read(), np.uint8), cv2.IMREAD_COLOR_RGB)
+        if picture is None:
+            raise HTTPException(422, "no picture")
         if picture.shape[:2] != (side, side):
             picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
         with turn:

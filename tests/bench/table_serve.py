@@ -44,7 +44,7 @@ from flowedge.runtime.lanes import lanes_of, threads_for_many
 
 SIDE: Final = 256
 CONCURRENCIES: Final = (1, 4, 16, 64)
-WORTH: Final = 20  # at twice the capacity, an answer is worth so many times the time of a single client
+WORTH: Final = 5  # at twice the capacity, an answer is worth so many times the time of a single client
 _START_S: Final = 180.0
 _MOST_AT_ONCE: Final = 400
 
@@ -112,7 +112,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench-out/serve"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=96, help="the requests of one turn")
-    parser.add_argument("--seconds", type=float, default=8.0, help="the time at twice the capacity")
+    parser.add_argument("--seconds", type=float, default=20.0, help="the time at twice the capacity")
+    parser.add_argument("--clients", type=int, nargs="+", default=CONCURRENCIES)
     parser.add_argument("--precision", default="fp32")
     options = parser.parse_args()
     out = options.out.resolve()
@@ -133,7 +134,7 @@ def main() -> None:
             server.turn(4, 16)  # not counted
         for number in range(options.rounds):
             engine.append(engine_speed(bundle, jpeg, options.precision, options.requests))
-            for clients in CONCURRENCIES:
+            for clients in options.clients:
                 for server in servers:
                     loads.append(os.getloadavg()[0])
                     turn = server.turn(clients, max(options.requests, clients))
@@ -142,9 +143,9 @@ def main() -> None:
         for server in servers:
             capacity = max(
                 statistics.median(one.statuses[200] / one.seconds for one, _ in turns[server.who, clients])
-                for clients in CONCURRENCIES
+                for clients in options.clients
             )
-            alone = [one for load, _ in turns[server.who, 1] for one in load.latencies]
+            alone = [one for load, _ in turns[server.who, min(options.clients)] for one in load.latencies]
             deadline_ms = round(WORTH * percentile(alone, 50))
             overloads.append(overloaded(server, 2 * capacity, options.seconds, deadline_ms))
     rows = [row_of(who, clients, found) for (who, clients), found in turns.items()]
@@ -202,7 +203,6 @@ def ours(bundle: Path, jpeg: Path, precision: str) -> Iterator[tuple[Server, Ser
         told = json.loads(process.stdout.readline())
         port, name = int(told["url"].rstrip("/").rpartition(":")[2]), told["models"][0]
         path = f"/v1/inspect?model={name}"
-        body, headers = tensor_of(jpeg, None)
         try:
             yield (
                 Server(
@@ -213,19 +213,17 @@ def ours(bundle: Path, jpeg: Path, precision: str) -> Iterator[tuple[Server, Ser
                 ),
                 Server(
                     "tensor",
-                    Request(port=port, path=f"/v2/models/{name}/infer", body=body, headers=headers),
+                    tensor_request(port, name, jpeg, None),
                     process.pid,
-                    lambda one, ms: replace(
-                        one, **dict(zip(("body", "headers"), tensor_of(jpeg, ms), strict=True))
-                    ),
+                    lambda one, ms: tensor_request(one.port, name, jpeg, ms),
                 ),
             )
         finally:
             process.terminate()
 
 
-def tensor_of(jpeg: Path, deadline_ms: int | None) -> tuple[bytes, dict[str, str]]:
-    """Return the body and the headers of a request with a binary tensor, which may have a deadline."""
+def tensor_request(port: int, name: str, jpeg: Path, deadline_ms: int | None) -> Request:
+    """Make a request with a binary tensor, which may have a deadline."""
     frame = read_image(jpeg)
     head = json.dumps(
         {
@@ -241,7 +239,12 @@ def tensor_of(jpeg: Path, deadline_ms: int | None) -> tuple[bytes, dict[str, str
             "parameters": {} if deadline_ms is None else {"timeout": deadline_ms * 1000},
         }
     ).encode()
-    return head + frame.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
+    return Request(
+        port=port,
+        path=f"/v2/models/{name}/infer",
+        body=head + frame.tobytes(),
+        headers={"Inference-Header-Content-Length": str(len(head))},
+    )
 
 
 @contextlib.contextmanager
