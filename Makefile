@@ -30,6 +30,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 VENV := .venv/.complete
 PEER := .venv-peer/.complete
+TRITON := .venv-triton/.complete
 DOCS := .venv-docs/.complete
 CLUSTER := .venv-cluster/.complete
 
@@ -51,7 +52,7 @@ screenshots: demo
 test: $(VENV) $(PEER)
 	$(PYTEST) --durations=15
 
-test-all: $(VENV) $(PEER)
+test-all: $(VENV) $(PEER) $(TRITON)
 	rm -rf .pytest_cache/flowedge
 	$(PYTEST) -m 'not bench' --durations=60
 
@@ -154,6 +155,12 @@ $(CLUSTER): pyproject.toml
 	.venv-cluster/bin/python -m pip install --quiet --editable '.[calibrate,batch,ray]' 'dask[dataframe,distributed]' pyspark
 	touch $@
 
+# A real Triton without a GPU, with its Python backend alone. Its Python models need NumPy 1.
+$(TRITON): pyproject.toml
+	$(call new_environment,.venv-triton)
+	.venv-triton/bin/python -m pip install --quiet nvidia-pytriton 'numpy<2' --editable '.[ort]'
+	touch $@
+
 $(DOCS): pyproject.toml
 	$(call new_environment,.venv-docs)
 	.venv-docs/bin/python -m pip install --quiet --group docs
@@ -167,4 +174,4 @@ $(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 endef
 
 clean:
-	rm -rf .venv .venv-peer .venv-docs .venv-cluster site .pytest_cache build dist demo-out bench-out fuzz-out soak-out *.egg-info
+	rm -rf .venv .venv-peer .venv-triton .venv-cluster .venv-docs site .pytest_cache build dist demo-out bench-out fuzz-out soak-out *.egg-info

@@ -66,6 +66,10 @@ COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
             "flowedge.cli.serve",
             "Serve bundles and packs over HTTP until SIGTERM or Ctrl-C, which let the requests that came be answered.",
         ),
+        "triton": Listed(
+            "flowedge.cli.triton",
+            "Write a bundle or a pack into a model repository of NVIDIA Triton Inference Server.",
+        ),
         "batch": Listed(
             "flowedge.cli.batch",
             "Judge archives of images into Parquet, by many processes or a cluster, with exactly one row an image.",

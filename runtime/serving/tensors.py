@@ -1,13 +1,14 @@
 """Describe the tensors of a model, and judge the frames of an inference request.
 
 The input ``image`` is ``(N, H, W, 3)`` UINT8, RGB, of any size that the detector takes. The outputs are ``score``
-``(N,)``, ``verdict`` ``(N,)``, ``problem`` ``(N,)`` and ``anomaly_map`` ``(N, H, W)`` over the frame.
+``(N, 1)``, ``verdict`` ``(N, 1)``, ``problem`` ``(N, 1)`` and ``anomaly_map`` ``(N, H, W)`` over the frame. Triton has
+no output without a dimension beside that of the batch, so a number of a frame has one of size 1 here as there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -32,17 +33,17 @@ def metadata_of(name: str, model: LoadedModel) -> dict[str, Any]:
     """Return the metadata of a model, as the protocol gives them."""
     inputs = [{"name": IMAGE, "datatype": "UINT8", "shape": [-1, *_frame_sides(model.manifest), 3]}]
     if model.products:
-        inputs.append({"name": PRODUCT, "datatype": "BYTES", "shape": [-1]})
+        inputs.append({"name": PRODUCT, "datatype": "BYTES", "shape": [-1, 1]})
     return {
         "name": name,
         "versions": ["1"],
         "platform": "flowedge",
         "inputs": inputs,
         "outputs": [
-            {"name": "score", "datatype": "FP32", "shape": [-1]},
-            {"name": "verdict", "datatype": "BYTES", "shape": [-1]},
+            {"name": "score", "datatype": "FP32", "shape": [-1, 1]},
+            {"name": "verdict", "datatype": "BYTES", "shape": [-1, 1]},
             {"name": "anomaly_map", "datatype": "FP32", "shape": [-1, *_frame_sides(model.manifest)]},
-            {"name": "problem", "datatype": "BYTES", "shape": [-1]},
+            {"name": "problem", "datatype": "BYTES", "shape": [-1, 1]},
         ],
         "parameters": _facts(model),
     }
@@ -53,7 +54,7 @@ def config_of(name: str, model: LoadedModel, batch: BatchSettings) -> dict[str, 
     sides = [str(side) for side in _frame_sides(model.manifest)]
     inputs: list[dict[str, Any]] = [{"name": IMAGE, "data_type": "TYPE_UINT8", "dims": [*sides, "3"]}]
     if model.products:
-        inputs.append({"name": PRODUCT, "data_type": "TYPE_STRING", "dims": [], "optional": True})
+        inputs.append({"name": PRODUCT, "data_type": "TYPE_STRING", "dims": ["1"], "optional": True})
     return {
         "name": name,
         "platform": "flowedge",
@@ -61,10 +62,10 @@ def config_of(name: str, model: LoadedModel, batch: BatchSettings) -> dict[str, 
         "max_batch_size": model.batch_of(batch.largest)[1],
         "input": inputs,
         "output": [
-            {"name": "score", "data_type": "TYPE_FP32", "dims": []},
-            {"name": "verdict", "data_type": "TYPE_STRING", "dims": []},
+            {"name": "score", "data_type": "TYPE_FP32", "dims": ["1"]},
+            {"name": "verdict", "data_type": "TYPE_STRING", "dims": ["1"]},
             {"name": "anomaly_map", "data_type": "TYPE_FP32", "dims": sides},
-            {"name": "problem", "data_type": "TYPE_STRING", "dims": []},
+            {"name": "problem", "data_type": "TYPE_STRING", "dims": ["1"]},
         ],
         "dynamic_batching": {"max_queue_delay_microseconds": round(batch.delay_ms * 1000)},
         "instance_group": [{"count": batch.workers or model.lanes}],
@@ -133,13 +134,9 @@ class Inference:
             )
         if not isinstance(image, np.ndarray):
             raise RequestError(f"the input {IMAGE} of the datatype UINT8 is missing.")
-        if image.ndim != 4 or image.shape[3] != 3 or image.size == 0:
-            raise RequestError(
-                f"the input {IMAGE} must have the shape [N, H, W, 3] with at least one pixel, got {list(image.shape)}."
-            )
-        check_pixels(image.shape[1], image.shape[2], limits)
+        check_frames(image, limits)
         self.frames: list[NDArray[np.uint8]] = list(image)
-        self.products = _products(model, product, request.message.parameters.get(PRODUCT), len(image))
+        self.products = products_of(model, product, request.message.parameters.get(PRODUCT), len(image))
         self.answer_bytes = (
             4 * image.shape[0] * image.shape[1] * image.shape[2] if "anomaly_map" in self._outputs else 0
         )
@@ -157,19 +154,29 @@ class Inference:
         Raises:
             RequestError: A frame was not inspected, and the request asks for no verdict.
         """
-        lost = [number for number, result in enumerate(results) if result.verdict == "not_inspected"]
-        if lost and "verdict" not in self._outputs:
-            raise RequestError(
-                f"the frame {lost[0]} of the request was not inspected: {results[lost[0]].problem}. Ask for the output "
-                "verdict, which tells it for each frame.",
-                HTTPStatus.UNPROCESSABLE_ENTITY,
-                reason="not_inspected",
-            )
-        return infer_answer(
-            self._head,
-            [(one, *_values(one, results)) for one in OUTPUTS if one in self._outputs],
-            self._outputs,
+        refuse_lost(results, self._outputs)
+        made: list[tuple[str, NDArray[np.float32] | list[str], tuple[int, ...]]] = []
+        for name in OUTPUTS:
+            if name in self._outputs:
+                values = values_of(name, results)
+                shape = (
+                    values.shape if isinstance(values, np.ndarray) and values.ndim > 1 else (len(values), 1)
+                )
+                made.append((name, values, shape))
+        return infer_answer(self._head, made, self._outputs)
+
+
+def check_frames(image: NDArray[np.uint8], limits: LimitSettings) -> None:
+    """Check the shape of the input ``image``.
+
+    Raises:
+        RequestError: The array is not ``(N, H, W, 3)``, has no pixel, or has frames that are too large.
+    """
+    if image.ndim != 4 or image.shape[3] != 3 or image.size == 0:
+        raise RequestError(
+            f"the input {IMAGE} must have the shape [N, H, W, 3] with at least one pixel, got {list(image.shape)}."
         )
+    check_pixels(image.shape[1], image.shape[2], limits)
 
 
 def check_pixels(height: int, width: int, limits: LimitSettings) -> None:
@@ -186,20 +193,39 @@ def check_pixels(height: int, width: int, limits: LimitSettings) -> None:
         )
 
 
-def _values(name: str, results: Sequence[Result]) -> tuple[NDArray[np.float32] | list[str], tuple[int, ...]]:
-    """Return the elements of an output and its shape."""
+def refuse_lost(results: Sequence[Result], outputs: Container[str]) -> None:
+    """Refuse to answer without the verdict of a frame that was not inspected.
+
+    Args:
+        results: The results of the request's frames.
+        outputs: The names of the outputs that the request asks for.
+
+    Raises:
+        RequestError: A frame was not inspected, and the request asks for no verdict.
+    """
+    lost = [number for number, result in enumerate(results) if result.verdict == "not_inspected"]
+    if lost and "verdict" not in outputs:
+        raise RequestError(
+            f"the frame {lost[0]} of the request was not inspected: {results[lost[0]].problem}. Ask for the output "
+            "verdict, which tells it for each frame.",
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            reason="not_inspected",
+        )
+
+
+def values_of(name: str, results: Sequence[Result]) -> NDArray[np.float32] | list[str]:
+    """Return the elements of an output: a number or a text of each frame, or the maps ``(N, H, W)``."""
     if name == "verdict":
-        return [result.verdict for result in results], (len(results),)
+        return [result.verdict for result in results]
     if name == "problem":
-        return [result.problem for result in results], (len(results),)
+        return [result.problem for result in results]
     if name == "score":
         scores = [math.nan if one.verdict == "not_inspected" else one.score for one in results]
-        return np.array(scores, np.float32), (len(results),)
-    maps = np.stack([result.anomaly_map for result in results])
-    return maps, maps.shape
+        return np.array(scores, np.float32)
+    return np.stack([result.anomaly_map for result in results])
 
 
-def _products(
+def products_of(
     model: LoadedModel, tensor: NDArray[np.uint8] | list[bytes] | None, parameter: Any, count: int
 ) -> tuple[str | None, ...]:
     """Return the product of each frame: by the input, by the parameter, or none.

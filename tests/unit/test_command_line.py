@@ -291,6 +291,7 @@ JSON_OF = {
     "keys new": "keys new release -o {data}",
     "keys show": "keys show {key}",
     "serve": "serve {bundle} --host 0.0.0.0",
+    "triton": "triton {bundle} -o {data}/models",
     "station init": "station init {bundle} -o other.toml --source {photos}",
     "station check": "station check {station}",
     "station run": "station run {station} --until-end",

@@ -74,7 +74,7 @@ def image_of(frames: NDArray[np.uint8], *, binary: bool = True) -> Any:
 
 def texts(values: NDArray[Any]) -> list[str]:
     """Return texts, which the client gives as bytes or as text by the way they came."""
-    return [one.decode() if isinstance(one, bytes) else str(one) for one in values]
+    return [one.decode() if isinstance(one, bytes) else str(one) for one in values.ravel()]
 
 
 @pytest.mark.parametrize("coding", [None, "gzip", "deflate"])
@@ -105,7 +105,7 @@ def test_tritonclient_gets_the_answers_of_the_detector(
     assert len({one.verdict for one in results}) == 2
     assert texts(answer.as_numpy("problem")) == [""] * 3
     np.testing.assert_array_equal(
-        answer.as_numpy("score"), np.array([one.score for one in results], np.float32)
+        answer.as_numpy("score"), np.array([[one.score] for one in results], np.float32)
     )
     np.testing.assert_array_equal(
         answer.as_numpy("anomaly_map"), np.stack([one.anomaly_map for one in results])
@@ -137,9 +137,10 @@ def test_the_client_learns_what_is_served(client: Any) -> None:
     metadata = client.get_model_metadata("line", "1")
     assert metadata["inputs"] == [
         {"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]},
-        {"name": "product", "datatype": "BYTES", "shape": [-1]},
+        {"name": "product", "datatype": "BYTES", "shape": [-1, 1]},
     ]
     assert [one["name"] for one in metadata["outputs"]] == list(OUTPUTS)
+    assert [one["shape"] for one in metadata["outputs"]] == [[-1, 1], [-1, 1], [-1, -1, -1], [-1, 1]]
     assert metadata["parameters"]["products"] == "cable,screw"
     config = client.get_model_config("bottle")
     assert config["max_batch_size"] == 8
@@ -151,7 +152,7 @@ def test_a_model_of_the_folder_is_loaded_and_unloaded_by_the_client(client: Any,
     assert {"name": "extra"} in client.get_model_repository_index()
     assert not client.is_model_ready("extra")
     client.load_model("extra")
-    assert client.infer("extra", [image_of(some_frames(1))]).as_numpy("score").shape == (1,)
+    assert client.infer("extra", [image_of(some_frames(1))]).as_numpy("score").shape == (1, 1)
     client.load_model("extra")  # a second load replaces it
     assert client.is_model_ready("extra")
     client.unload_model("extra")
@@ -282,7 +283,7 @@ def test_frames_of_several_products_share_one_run_of_the_backbone(
         != client.infer("line", [image_of(frames), product_input("cable")]).as_numpy("score").tolist()
     )
     np.testing.assert_array_equal(
-        answer.as_numpy("score"), np.array([one.score for one in expected], np.float32)
+        answer.as_numpy("score"), np.array([[one.score] for one in expected], np.float32)
     )
     runs: list[int] = []
     judged = ProductLine._judged
