@@ -65,7 +65,7 @@ def command(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Tell what changed between two results of the same images: verdicts, scores, and errors where labels are there.
+    """Tell what changed between two results of the same images: verdicts, scores, and errors by labels.
 
     The exit status is 0 when the results were compared, 1 when more images flipped than --fail-on-flips allows, and 2
     when they could not be compared.

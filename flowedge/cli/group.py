@@ -76,7 +76,7 @@ COMMANDS: Final[Mapping[str, Listed]] = MappingProxyType(
         ),
         "compare": Listed(
             "flowedge.cli.compare",
-            "Tell what changed between two results of the same images: verdicts, scores, and errors by label.",
+            "Tell what changed between two results of the same images: verdicts, scores, and errors by labels.",
             opens_bundles=False,
         ),
         "pack": Listed(

@@ -19,7 +19,7 @@ def command(
         str,
         typer.Argument(
             metavar="REFERENCE",
-            help="The name: oci://HOST/REPOSITORY:TAG, https://…, an address of fsspec, or a folder.",
+            help="The name: oci://HOST/REPOSITORY:TAG, https://..., an address of fsspec, or a folder.",
             show_default=False,
         ),
     ],
