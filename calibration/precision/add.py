@@ -45,6 +45,7 @@ from flowedge.calibration.precision.converted_graph import (
 )
 from flowedge.calibration.precision.device_graphs import with_device_graphs
 from flowedge.calibration.precision.gate_images import GateImages, judging_engine
+from flowedge.calibration.precision.in_order import in_order
 from flowedge.calibration.precision.pieces import PiecedGraph
 from flowedge.calibration.precision.precision_request import PrecisionRequest
 from flowedge.calibration.precision.range_cache import RangeCache
@@ -301,9 +302,7 @@ class _Work:
                 return self._calibrated(draft, {}), ranges
         self._reports.step("taking the ranges of all tensors", len(self._images))
         names = list(level_outputs(draft.manifest.levels, None))
-        observer = Observer(
-            graph, observed.tensors, counted=observed.counted, outputs=names, threads=self._threads
-        )
+        observer = Observer(graph, observed.tensors, counted=observed.counted, outputs=names, threads=1)
         answers = self._answers(observer, draft.manifest)
         with contextlib.ExitStack() as stack:
             levels: dict[str, StoredLevels] = {}
@@ -322,8 +321,13 @@ class _Work:
 
     def _answers(self, observer: Observer, manifest: Manifest) -> Iterator[tuple[NDArray[np.float32], ...]]:
         input_of = GraphInput(manifest)
-        for path in self._images:
-            yield observer(input_of([read_image(path, manifest.pixel_range)]))
+
+        def answered(path: Path) -> tuple[NDArray[np.float32], ...]:
+            return observer(input_of([read_image(path, manifest.pixel_range)]))
+
+        # Each image runs on one thread, because counting values takes as long as the graph does.
+        for answer in in_order(answered, self._images, self._threads, bytes_each=observer.run_bytes):
+            yield answer
             self._reports.advance()
 
     def _gate_images(self) -> Sequence[Path]:

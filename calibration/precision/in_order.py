@@ -14,9 +14,11 @@ _Answer = TypeVar("_Answer")
 MOST_THREADS: Final = 8
 """The largest number of images that run at a time, because each takes memory of its own."""
 
+_MOST_BYTES: Final = 2 << 30
+
 
 def in_order(
-    function: Callable[[_Item], _Answer], items: Iterable[_Item], threads: int | None
+    function: Callable[[_Item], _Answer], items: Iterable[_Item], threads: int | None, *, bytes_each: int = 0
 ) -> Generator[_Answer, None, None]:
     """Yield the result of a function for each item, in the order of the items.
 
@@ -27,8 +29,10 @@ def in_order(
             time outside of Python.
         items: The items, which are taken in the caller's thread.
         threads: The number of threads, or None for one for each processor core. At most `MOST_THREADS` run.
+        bytes_each: The memory of one call where it is large. Fewer calls run at a time where together they would need
+            more than 2 GiB.
     """
-    count = min(threads or _cores(), MOST_THREADS)
+    count = min(threads or _cores(), MOST_THREADS, max(1, _MOST_BYTES // max(1, bytes_each)))
     if count == 1:
         yield from map(function, items)
         return

@@ -14,6 +14,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import cv2
@@ -111,12 +112,14 @@ _MIDDLES: Final = _middles()
 
 
 class Observer:
-    """Run a graph and count the values of some of its tensors.
+    """Run a graph and count the values of some of its tensors. Threads may share it.
 
-    An image takes several runs where the tensors of one run would need more than 1 GiB of memory.
+    The order of the images does not change the counts. An image takes several runs where the tensors of one run would
+    need more than 1 GiB of memory.
 
     Attributes:
         ranges: The values that each tensor took so far, by the tensor's name.
+        run_bytes: The size of the observed tensors of the largest run.
     """
 
     def __init__(
@@ -138,8 +141,11 @@ class Observer:
             threads: The number of CPU threads. ONNX Runtime chooses it by default.
         """
         self.ranges = {name: TensorRange() for name in tensors}
+        self._locks = {name: Lock() for name in tensors}
         self._counted = frozenset(tensors if counted is None else counted)
-        groups = _groups(graph, tensors)
+        sized = _groups(graph, tensors)
+        self.run_bytes = max((size for _, size in sized), default=0)
+        groups = [group for group, _ in sized]
         wanted = [tuple(outputs), *(() for _ in groups[1:])]
         self._sessions = [
             (_session(graph, (*group, *more), threads), group, more)
@@ -160,24 +166,25 @@ class Observer:
             with flushing_denormals():
                 answers: Sequence[Any] = session.run([*group, *more], {session.get_inputs()[0].name: image})
             for name, values in zip(group, answers[: len(group)], strict=True):
-                self.ranges[name].add(values, counted=name in self._counted)
+                with self._locks[name]:
+                    self.ranges[name].add(values, counted=name in self._counted)
             outputs += tuple(answers[len(group) :])
         return outputs
 
 
-def _groups(graph: Path, tensors: Sequence[str]) -> list[tuple[str, ...]]:
+def _groups(graph: Path, tensors: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
+    """Return the tensors of each run, with their size in bytes."""
     shapes = tensor_shapes(onnx.shape_inference.infer_shapes(onnx.load(str(graph), load_external_data=False)))
-    groups: list[list[str]] = [[]]
-    size = 0
+    groups: list[tuple[list[str], int]] = [([], 0)]
     for name in tensors:
         # An open batch size counts as one, because images are observed one by one.
         own = 4 * math.prod(side or 1 for side in shapes.get(name, ()))
-        if groups[-1] and size + own > _OUTPUT_BYTES:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += own
-    return [tuple(group) for group in groups if group]
+        names, size = groups[-1]
+        if names and size + own > _OUTPUT_BYTES:
+            groups.append(([name], own))
+        else:
+            groups[-1] = ([*names, name], size + own)
+    return [(tuple(names), size) for names, size in groups if names]
 
 
 def _session(graph: Path, outputs: Sequence[str], threads: int | None) -> ort.InferenceSession:

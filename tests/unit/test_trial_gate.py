@@ -186,6 +186,17 @@ def test_results_keep_the_order_of_their_items_and_no_call_begins_after_the_end(
     found.close()
     assert max(begun) <= 5 + 2 * threads
 
+    at_once = [0, 0]
+
+    def measured(item: int) -> int:
+        at_once[0] += 1
+        at_once[1] = max(at_once)
+        at_once[0] -= 1
+        return item
+
+    assert list(in_order(measured, range(9), threads, bytes_each=2 << 30)) == list(range(9))
+    assert at_once[1] == 1, "two calls would need too much memory"
+
     def fail(item: int) -> int:
         raise ValueError(f"item {item}")
 
