@@ -178,10 +178,12 @@ class _Work:
     def _planned(self, gate: GateImages) -> tuple[Bundle, tuple[PrecisionReport, ...]]:
         """Return what `run` returns, once the converter is there."""
         request = self._request
-        graph = PiecedGraph(self.converter)
-        searches: dict[ConvertedPrecision, Search] = {
-            name: self._search(name, gate, graph) for name in self._precisions
-        }
+        graphs: dict[str, PiecedGraph] = {}
+        searches: dict[ConvertedPrecision, Search] = {}
+        for name in self._precisions:
+            # Both layouts of INT8 have the same blocks, so they share the pieces in fp32.
+            graph = graphs.setdefault(name.partition("-")[0], PiecedGraph(self.converter, name))
+            searches[name] = self._search(name, gate, graph)
         reverted: dict[ConvertedPrecision, int] = {}
         for name, search in searches.items():
             # The two layouts of INT8 revert about as many blocks.
@@ -189,6 +191,8 @@ class _Work:
             reverted[name] = search.first_that_passes(likely=likely)
             if name.startswith("int8"):
                 search.measure()
+            else:
+                graphs[name].close()
         judged: dict[ConvertedPrecision, GateReport] = {}
         failed: dict[ConvertedPrecision, GateReport] = {}
         # The search judged candidates with the numbers fitted on fp32. Each graph must also pass with its own score
@@ -197,7 +201,8 @@ class _Work:
             chosen: dict[ConvertedPrecision, tuple[str, ...]] = {
                 name: search.chosen(reverted[name]) for name, search in searches.items()
             }
-            graph.close()  # The pieces need as much memory as a graph does.
+            for graph in graphs.values():
+                graph.close()  # The pieces need as much memory as a graph does.
             before = self._chosen
             calibrated, written = self._assembled(chosen)
             for name in self._precisions:

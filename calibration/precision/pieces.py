@@ -48,17 +48,21 @@ class Piece:
     outputs: tuple[str, ...]
 
 
-def pieces_of(model: onnx.ModelProto, outputs: Sequence[str] = OUTPUTS) -> tuple[Piece, ...]:
+def pieces_of(
+    model: onnx.ModelProto, blocks: Collection[str], outputs: Sequence[str] = OUTPUTS
+) -> tuple[Piece, ...]:
     """Cut a graph into pieces. A piece begins with the node of a block and goes on to the next other block.
 
     Args:
         model: The graph.
+        blocks: The blocks whose precision can be chosen. All other nodes belong to the piece before them.
         outputs: The graph's outputs that are wanted. Pieces that none of these outputs needs are left out.
     """
     nodes = model.graph.node
     weights = {tensor.name for tensor in model.graph.initializer}
     constants = {name for node in nodes if not node.input for name in node.output}
-    cuts = _cuts([block_of(node.name) for node in nodes])
+    named = [name if (name := block_of(node.name)) in blocks else None for node in nodes]
+    cuts = _cuts(named)
     pieces: list[Piece] = []
     needed = set(outputs)
     # Backwards, because the outputs of a piece are what the pieces after it read.
@@ -71,7 +75,7 @@ def pieces_of(model: onnx.ModelProto, outputs: Sequence[str] = OUTPUTS) -> tuple
         read = {name for node in own for name in node.input if name}
         inputs = sorted(read - weights - constants - set(written))
         needed = (needed - set(written)) | set(inputs)
-        block = next((name for node in own if (name := block_of(node.name)) is not None), None)
+        block = next((name for name in named[begin:end] if name is not None), None)
         pieces.append(Piece(nodes=range(begin, end), block=block, inputs=tuple(inputs), outputs=tuple(given)))
     return tuple(reversed(pieces))
 
@@ -99,10 +103,15 @@ class PiecedGraph:
         runs: The number of runs of a piece so far.
     """
 
-    def __init__(self, converter: PrecisionConverter) -> None:
-        """Cut the graph of a converter. A piece is opened when it first runs."""
+    def __init__(self, converter: PrecisionConverter, precision: ConvertedPrecision) -> None:
+        """Cut the graph of a converter. A piece is opened when it first runs.
+
+        Args:
+            converter: The converter of the fp32 graph.
+            precision: The precision whose blocks have pieces of their own. Both layouts of INT8 have the same blocks.
+        """
         self._converter = converter
-        self._pieces = pieces_of(converter.model)
+        self._pieces = pieces_of(converter.model, converter.blocks(precision))
         self._input = converter.model.graph.input[0].name
         self._known: dict[tuple[int, ConvertedPrecision | None, bool], _Opened] = {}
         self._lock = Lock()

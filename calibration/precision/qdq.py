@@ -85,15 +85,18 @@ class Plan:
     written: frozenset[str]
 
 
-def plan_of(model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> Plan:
+def plan_of(
+    model: onnx.ModelProto, blocks: Collection[str], layout: Layout, float_only: Collection[str] = ()
+) -> Plan:
     """Plan where QuantizeLinear and DequantizeLinear go when some blocks run in INT8.
 
     Args:
         model: An fp32 graph of a bundle with inferred shapes. The weights may be kept outside of the model.
         blocks: Names that `flowedge.calibration.precision.blocks` gives.
         layout: The layout of the engines that will run the graph.
+        float_only: Tensors that no INT8 sum may read, besides those that the graph itself shows.
     """
-    planner = _Planner(model, blocks, layout)
+    planner = _Planner(model, blocks, layout, float_only)
     for node in model.graph.node:
         planner.visit(node)
     return planner.plan()
@@ -106,7 +109,9 @@ class _Planner:
     these nodes write: activations, pooling and sums run in INT8 too where an engine fuses them.
     """
 
-    def __init__(self, model: onnx.ModelProto, blocks: Collection[str], layout: Layout) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, blocks: Collection[str], layout: Layout, float_only: Collection[str]
+    ) -> None:
         self._blocks, self._layout = blocks, layout
         self._sites = tuple(site for site in sites_of(model) if site.block in blocks and layout.has(site))
         self._site_outputs = {site.output for site in self._sites}
@@ -117,7 +122,7 @@ class _Planner:
         # The tensors that INT8 nodes write, after the activation where one follows.
         self._written: set[str] = set()
         # The tensors that no INT8 sum may read. Rounding only the other side of such a sum is not worth it.
-        self._float_only = set(self._constants)
+        self._float_only = {*self._constants, *float_only}
         self._quantised: dict[str, str] = {site.quantised: site.source for site in self._sites}
 
     def visit(self, node: onnx.NodeProto) -> None:
@@ -225,6 +230,10 @@ class Scales:
         self._calibrator: CalibratorName = calibrator
         self._known: dict[str, tuple[np.float32, NDArray[np.generic]]] = {}
 
+    def has(self, tensor: str) -> bool:
+        """Tell whether the values of a tensor were counted on images."""
+        return tensor in self._ranges and bool(self._ranges[tensor].counts.any())
+
     def __getitem__(self, tensor: str) -> tuple[np.float32, NDArray[np.generic]]:
         """Return the quantisation step and the zero point of a tensor, as `scale_and_zero` computes them."""
         if tensor not in self._known:
@@ -250,8 +259,10 @@ def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) ->
     Returns:
         The plan that the Q/DQ follow.
     """
-    plan = plan_of(model, blocks, chosen.layout)
     graph = model.graph
+    # A part of a graph may read what a node with fixed weights wrote. The values of such tensors were not counted.
+    uncounted = [value.name for value in graph.input if not chosen.has(value.name)]
+    plan = plan_of(model, blocks, chosen.layout, uncounted)
     parts = {site.quantised for site in plan.sites if site.in_parts}
     scales = {
         name: chosen.of_parts(source) if name in parts else chosen[source]

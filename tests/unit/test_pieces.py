@@ -48,9 +48,9 @@ def test_the_pieces_of_each_family_answer_as_the_whole_graph(
     image = made.images[:1]
     source = made.bundle.graph_path("fp32")
     converter = converter_of(source, made.bundle.manifest.graph("fp32"), image)
-    graph = PiecedGraph(converter)
-    blocks = {piece.block for piece in pieces_of(converter.model)}
-    assert blocks >= set(converter.blocks("int8-cpu")), "each block has its own piece"
+    graph = PiecedGraph(converter, "int8-cpu")
+    pieces = pieces_of(converter.model, converter.blocks("int8-cpu"))
+    assert {piece.block for piece in pieces} == set(converter.blocks("int8-cpu")), "each has its own piece"
     fp32 = graph.values(image)
     whole = answers(source, image)
     spread = float(whole["anomaly_map"].std())
@@ -58,6 +58,8 @@ def test_the_pieces_of_each_family_answer_as_the_whole_graph(
         np.testing.assert_allclose(fp32[name], expected, atol=1e-5 * spread)
     cases: dict[ConvertedPrecision, int] = {"int8-cpu": 1, "int8-gpu": 2, "fp16": 2}
     for precision, every in cases.items():
+        if precision == "fp16":
+            graph = PiecedGraph(converter, precision)
         chosen = list(converter.blocks(precision))[::every]
         target = tmp_path / f"{precision}.onnx"
         converter.write(precision, chosen, target, emulated=True)
@@ -71,22 +73,20 @@ def test_the_pieces_of_each_family_answer_as_the_whole_graph(
 def test_a_changed_block_runs_itself_and_what_reads_it_alone(tmp_path: Path) -> None:
     bundle = write_block_bundle(tmp_path / "blocks.flowedge", random_layers(2, (8,) * 7))
     converter = converter_of(bundle.graph_path("fp32"), bundle.manifest.graph("fp32"), IMAGE)
-    graph = PiecedGraph(converter)
+    graph = PiecedGraph(converter, "int8-cpu")
     values = graph.values(IMAGE)
     blocks = list(converter.blocks("int8-cpu"))
-    assert (graph.opened, graph.runs) == (7, 7), (
-        "the image's own convolution is a block that INT8 leaves alone"
-    )
+    assert (graph.opened, graph.runs) == (6, 6), "the image's own convolution belongs to the first piece"
     for place, block in enumerate(blocks, 1):
         before = graph.runs
         changed = graph.changed(values, "int8-cpu", block)
         assert graph.runs - before == 7 - place, "no piece before the block"
         alone = graph.candidate(IMAGE, "int8-cpu", [block])
         np.testing.assert_array_equal(changed["anomaly_map"], alone["anomaly_map"])
-    assert graph.opened == 7 + len(blocks), "each piece is opened once in each precision"
+    assert graph.opened == 6 + len(blocks), "each piece is opened once in each precision"
     for reverted in range(len(blocks)):
         graph.candidate(IMAGE, "int8-cpu", blocks[reverted:])
-    assert graph.opened == 7 + len(blocks), "a candidate opens nothing of its own"
+    assert graph.opened == 6 + len(blocks), "a candidate opens nothing of its own"
 
 
 def test_a_block_that_runs_twice_has_two_pieces() -> None:
@@ -102,8 +102,10 @@ def test_a_block_that_runs_twice_has_two_pieces() -> None:
     nodes = [helper.make_node("Relu", [f"t{n}"], [f"t{n + 1}"], name=name) for n, name in enumerate(names)]
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("t0", "t7")]
     model = helper.make_model(helper.make_graph(nodes, "twice", value[:1], value[1:]))
-    pieces = pieces_of(model, ["t7"])
+    pieces = pieces_of(model, ["backbone/a/0", "backbone/b/0"], ["t7"])
     assert [piece.block for piece in pieces] == ["backbone/a/0", "backbone/b/0", "backbone/a/0"]
     assert [(*piece.inputs, *piece.outputs) for piece in pieces] == [("t0", "t4"), ("t4", "t5"), ("t5", "t7")]
-    unused = pieces_of(model, ["t4"])
+    fewer = pieces_of(model, ["backbone/b/0"], ["t7"])
+    assert [piece.block for piece in fewer] == ["backbone/b/0"], "what cannot be chosen is no block"
+    unused = pieces_of(model, ["backbone/a/0"], ["t4"])
     assert [piece.outputs for piece in unused] == [("t4",)], "nothing that was not asked for"

@@ -118,7 +118,7 @@ def images(tmp_path: Path) -> Iterator[tuple[GateImages, PiecedGraph]]:
     with contextlib.closing(GateImages(bundle, photographs, 1, 1)) as kept:
         first = kept._input_of([np.zeros((48, 64, 3), np.uint8)])
         graph = bundle.graph_path("fp32"), bundle.manifest.graph("fp32")
-        yield kept, PiecedGraph(converter_of(*graph, first))
+        yield kept, PiecedGraph(converter_of(*graph, first), "int8-cpu")
 
 
 def test_a_hopeless_candidate_runs_on_the_worst_frame_alone(images: tuple[GateImages, PiecedGraph]) -> None:
