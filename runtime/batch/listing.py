@@ -29,7 +29,7 @@ from flowedge.runtime.frames.finding import (
     may_be_an_image,
 )
 from flowedge.runtime.image_files import version_of
-from flowedge.text import images_words, printable
+from flowedge.text import printable
 
 _SHARDS: Final = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2|txz)$", re.IGNORECASE)
 _TABLES: Final = re.compile(r"\.(parquet|pq)$", re.IGNORECASE)
@@ -411,5 +411,5 @@ def _row_groups(path: bytes, version: str, columns: Columns) -> Iterator[dict[st
 
 
 def described(files: int, done: int) -> str:
-    """Return a sentence on how much of a job is done already."""
-    return f"{images_words(files)} listed, {done} judged before" if done else f"{images_words(files)} listed"
+    """Return a sentence on how much of a job is done already. A row group of a table counts as a file."""
+    return f"{files} files listed, {done} of them judged before" if done else f"{files} files listed"

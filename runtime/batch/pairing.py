@@ -221,7 +221,9 @@ def _files_of(base: duckdb.DuckDBPyConnection, place: str) -> list[str]:
     """
     if is_address(place):
         files, path = store_of(place)
-        base.register_filesystem(files)
+        schemes = files.protocol if isinstance(files.protocol, tuple) else (files.protocol,)
+        if not set(schemes) & set(base.list_filesystems()):  # the other side may be in the same store
+            base.register_filesystem(files)
         found = files.find(path) if files.isdir(path) else files.glob(path)
         listed = [files.unstrip_protocol(one) for one in found if _is_shown(one.removeprefix(path))]
     elif os.path.isdir(place):

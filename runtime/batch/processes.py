@@ -66,17 +66,17 @@ class _Pool:
 
     def work(self) -> None:
         """Let one process after the other make parts until no chunk is left. The method ends a thread."""
+        process: AskedProcess | None = None
         try:
-            process = self._start()
-            try:
-                while (chunk := self._next()) is not None:
-                    process = self._make(process, chunk)
-            finally:
-                self._end(process)
+            while (chunk := self._next()) is not None:
+                process = self._make(process or self._start(), chunk)
         except BaseException as error:
             self.answers.put(error)
         else:
             self.answers.put(None)
+        finally:
+            if process is not None:
+                self._end(process)
 
     def stop(self) -> None:
         """End the processes at once. What they have not finished leaves no part."""

@@ -306,6 +306,34 @@ def test_an_object_store_is_read_and_written(
         run(bundle, "memory://line/other", out="memory://some")
 
 
+@pytest.mark.slow
+def test_a_client_of_s3_reads_and_writes(
+    bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moto = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    server = moto.ThreadedMotoServer(port=0)
+    server.start()
+    try:
+        options = {
+            "endpoint_url": "http://{}:{}".format(*server.get_host_and_port()),
+            "key": "test",
+            "secret": "test1234567",
+            "client_kwargs": {"region_name": "us-east-1"},
+        }
+        monkeypatch.setitem(fsspec.config.conf, "s3", options)
+        files = fsspec.filesystem("s3")
+        files.call_s3("create_bucket", Bucket="archive")
+        files.put(str(photos), "archive/photos", recursive=True)
+        for out in ("s3://archive/rows", "s3://archive/rows.parquet"):
+            assert run(bundle, "s3://archive/photos", out=out, workers=1).judged == 7
+            assert run(bundle, "s3://archive/photos", out=out).judged == 0
+        files.get("archive/rows.parquet", str(tmp_path / "rows.parquet"))
+        assert images_of(tmp_path / "rows.parquet")[0] == "s3://archive/photos/good/0.png"
+    finally:
+        server.stop()
+
+
 def test_a_store_that_does_not_answer_ends_the_job_and_is_no_verdict(
     bundle: Path, photos: Path, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,11 +380,11 @@ def test_a_process_that_dies_is_started_again(
             return super().exchange(*said)
 
     monkeypatch.setattr(processes, "AskedProcess", Mortal)
-    monkeypatch.setattr("flowedge.runtime.batch.job._MOST_WORKERS", 2)
+    monkeypatch.setattr(processes, "_TRIES", 2)
     allowed = 1
     assert run(bundle, photos, out=tmp_path / "out", workers=2, part_images=7).rows == 7
     allowed = 1000
-    with pytest.raises(EngineUnavailableError, match=r"died 3 times on the same 7 files.*Fewer --workers"):
+    with pytest.raises(EngineUnavailableError, match=r"died 2 times on the same 7 files.*Fewer --workers"):
         run(bundle, photos, out=tmp_path / "other", workers=2, part_images=7)
 
 
@@ -429,7 +457,7 @@ def test_the_command_tells_what_it_did(bundle: Path, photos: Path, tmp_path: Pat
         "batch", photos, "-o", tmp_path / "out", "-b", bundle, "--workers", "1", "--fail-on", "none"
     )
     assert again.status == 0
-    assert "7 images listed, 7 judged before" in again.stderr
+    assert "7 files listed, 7 of them judged before" in again.stderr
     assert "judged now: 0" in again.stdout
     nothing = flowedge("batch", tmp_path / "missing", "-o", tmp_path / "none", "-b", bundle)
     assert (nothing.status, "does not exist. Name a folder" in nothing.stderr) == (2, True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import fsspec
 import numpy as np
 import pyarrow
 import pytest
@@ -48,7 +49,7 @@ def verdict_of(score: float | None) -> str:
     return "not_inspected" if score is None else "anomalous" if score > LIMIT else "ok"
 
 
-def compared(old: Path, new: Path, **given: Any) -> Comparison:
+def compared(old: Path | str, new: Path | str, **given: Any) -> Comparison:
     with Pairing(str(old), str(new), **given) as pairing:
         return compare(pairing)
 
@@ -180,7 +181,16 @@ def test_folders_of_parts_are_compared_and_labels_come_from_a_table(tmp_path: Pa
     (tmp_path / "labels.csv").write_text("image,label\n00.png,good\n01.png,scratch\n")
     one = compared(tmp_path / "old", tmp_path / "new[1]'s", labels=tmp_path / "labels.csv")
     assert (one.images, one.labelled, one.to_anomalous, one.right_flips) == (8, 2, 4, 1)
-    assert compared(tmp_path / "old", f"{tmp_path}/new*/*.parquet").images == 8  # type: ignore[arg-type]
+    assert compared(tmp_path / "old", f"{tmp_path}/new*/*.parquet").images == 8
+
+
+def test_results_in_an_object_store_are_compared(tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    for place, score in (("/compared/old/part-0.parquet", 0.5), ("/compared/new.parquet", 2.0)):
+        result = write_result(tmp_path / "result.parquet", [{"image": "a", "score": score}])
+        store.pipe_file(place, result.read_bytes())
+    one = compared("memory://compared/old", "memory://compared/new.parquet")
+    assert (one.images, one.to_anomalous) == (1, 1)
 
 
 def test_what_cannot_be_compared_is_refused_in_words(tmp_path: Path) -> None:
