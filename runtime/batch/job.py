@@ -11,7 +11,6 @@ from typing import Final
 
 import msgspec
 import pyarrow
-from pyarrow import compute
 
 from flowedge.errors import DataError
 from flowedge.progress import SILENT, Reports
@@ -23,7 +22,7 @@ from flowedge.runtime.batch.output import IDENTITY, PartFolder, identity_of
 from flowedge.runtime.batch.part_maker import Identity, Job, PartDone, PartMaker
 from flowedge.runtime.batch.processes import parts_by_processes
 from flowedge.runtime.batch.reading import is_address
-from flowedge.runtime.batch.rows import ROWS
+from flowedge.runtime.batch.rows import ROWS, files_of_rows
 from flowedge.runtime.device.cores import usable_cores
 from flowedge.text import printable
 
@@ -303,8 +302,8 @@ def _drop(parts: PartFolder, name: str, files: Sequence[str]) -> None:
     """Remove the rows of files that changed from a part."""
     with parts.open(name) as part:
         table = part.read()
-    held = compute.coalesce(table["source"], table["image"])
-    left = table.filter(compute.invert(compute.is_in(held, pyarrow.array(files))))
+    gone = set(files)
+    left = table.filter(pyarrow.array([one not in gone for one in files_of_rows(table).to_pylist()]))
     if len(left):
         parts.put(name, left)
     else:

@@ -15,12 +15,13 @@ from typing import Any, Final, NamedTuple
 
 import duckdb
 import pyarrow
-from pyarrow import compute, parquet
+from pyarrow import parquet
 
 from flowedge.errors import DataError, ImageError
 from flowedge.runtime.batch.chunks import Chunk, Columns, Kind, ListedFile, together
 from flowedge.runtime.batch.output import PartFolder
 from flowedge.runtime.batch.reading import is_address, open_stored, row_group_name, store_of
+from flowedge.runtime.batch.rows import files_of_rows
 from flowedge.runtime.frames.finding import (
     IMAGE_SUFFIXES,
     UNREAD_SUFFIXES,
@@ -173,7 +174,7 @@ class Listing:
         for part in names:
             with parts.open(part) as opened:
                 for batch in opened.iter_batches(_AT_ONCE, columns=["image", "source", "version"]):
-                    name = compute.coalesce(batch["source"], batch["image"])
+                    name = files_of_rows(batch)
                     of_part = pyarrow.repeat(part, len(batch))
                     found = pyarrow.Table.from_arrays([name, batch["version"], of_part], schema=schema)
                     self._base.register("found", found)

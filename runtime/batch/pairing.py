@@ -166,7 +166,8 @@ class Pairing:
                 f"the rows cannot be paired by {wanted}: {self.old.name} has {', '.join(self.old.has) or 'nothing'}, "
                 f"and {self.new.name} has {', '.join(self.new.has) or 'nothing'}."
             )
-        for by in common if wanted is None else [wanted]:
+        ways: list[By] = common if wanted is None else [wanted]
+        for by in ways:
             if self.row(f"SELECT count(*) FROM (SELECT 1 FROM old JOIN new USING ({by}) LIMIT 1)")[0]:
                 break
         else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow
+from pyarrow import compute
 
 from flowedge.runtime.record import Inspection
 from flowedge.runtime.regions import Region
@@ -111,6 +112,11 @@ def facts_of_record(record: Inspection, size: tuple[int, int] | None) -> dict[st
         "engine": record.engine,
         "problem": record.problem,
     }
+
+
+def files_of_rows(rows: pyarrow.Table | pyarrow.RecordBatch) -> Any:
+    """Return the file of each row: the shard or the row group that holds the image, or else the image itself."""
+    return compute.call_function("coalesce", [rows["source"], rows["image"]])
 
 
 def _facts_of_region(region: Region) -> dict[str, Any]:
