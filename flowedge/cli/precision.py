@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from flowedge.calibration.precision import PrecisionRequest
     from flowedge.manifest import ScoreMaxima
 
-_UP_TO_ONE: Final = ("map_correlation", "rank_agreement", "quantile")
+_CORRELATIONS: Final = ("map_correlation", "rank_agreement")
+_UP_TO_ONE: Final = (*_CORRELATIONS, "quantile")
 
 Fp16: TypeAlias = Annotated[bool, typer.Option("--fp16", help="Add a float16 graph.")]
 Bf16: TypeAlias = Annotated[
@@ -114,10 +115,14 @@ def _limits(defaults: GateLimits, assignments: Sequence[str]) -> GateLimits:
             changed[name] = float(text)
         except ValueError:
             raise FlowEdgeError(f"--gate takes NAME=NUMBER, got {assignment!r}.") from None
-        if name not in names or not 0 <= changed[name] <= (1.0 if name in _UP_TO_ONE else sys.float_info.max):
+        least = -1.0 if name in _CORRELATIONS else 0.0
+        if name not in names or not least <= changed[name] <= (
+            1.0 if name in _UP_TO_ONE else sys.float_info.max
+        ):
             raise FlowEdgeError(
                 f"--gate takes one of {', '.join(names)} with a number from 0 on, got {assignment!r}. "
-                f"The largest value of {', '.join(_UP_TO_ONE)} is 1."
+                f"The smallest value of {' and '.join(_CORRELATIONS)} is -1, and the largest value of "
+                f"{', '.join(_UP_TO_ONE)} is 1."
             )
     return msgspec.structs.replace(defaults, **changed)
 

@@ -645,3 +645,14 @@ def test_onnx_runtime_takes_the_slower_products_only_where_eight_bits_overflow(
     else:
         with pytest.raises(RuntimeError, match="x64quantprecision"):
             options.get_session_config_entry("session.x64quantprecision")
+
+
+@pytest.mark.parametrize("overflows", [True, False])
+def test_openvino_multiplies_in_float_only_where_eight_bits_overflow(
+    overflows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(ENGINES["openvino"].module)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(module, "overflows_in_eight_bits", lambda: overflows)
+    assert (module._options("CPU", None).get("LP_TRANSFORMS_MODE") == "NO") == overflows

@@ -17,7 +17,7 @@ import pytest
 from flowedge.bundle import open_bundle
 from flowedge.calibration.calibration_record import read_record
 from flowedge.calibration.score_maxima import constants_of
-from flowedge.cli.precision import print_slow_precisions
+from flowedge.cli.precision import precision_request, print_slow_precisions
 from support.block_graph import write_photographs
 from support.command_line import flowedge
 from support.oracles.stored_constants import read_constants
@@ -137,6 +137,7 @@ def test_calibrate_adds_int8_and_every_precision_gets_its_own_reference(
         ),
         (["--int8", "--calib-data", "GOOD", "--gate", "flips=-1"], "got 'flips=-1'"),
         (["--int8", "--calib-data", "GOOD", "--gate", "flips=nan"], "got 'flips=nan'"),
+        (["--int8", "--calib-data", "GOOD", "--gate", "map_correlation=-1.5"], "got 'map_correlation=-1.5'"),
         (["--int8", "--calib-data", "GOOD", "--gate", "map_correlation=1.5"], "got 'map_correlation=1.5'"),
         (["--int8", "--calib-data", "GOOD", "--calibrator", "nonsense"], "min-max, percentile, mse, entropy"),
         (["--int8", "--calib-data", "EMPTY"], "EMPTY"),
@@ -223,3 +224,11 @@ def test_a_precision_that_is_slow_here_is_told_before_it_is_planned(
     assert printed.err == "bfloat16 is slow here. The graph may still be worth it on another device.\n"
     print_slow_precisions(bf16=False, int8=True)
     assert capsys.readouterr().err.startswith("INT8 is slow here.")
+
+
+def test_a_correlation_may_have_any_limit() -> None:
+    gate = ["map_correlation=-1", "rank_agreement=-0.5"]
+    request = precision_request(fp16=True, bf16=False, int8=False, calibrator="mse", gate=gate, labelled=None)
+    assert request is not None
+    limits = request.limits["fp16"]
+    assert (limits.map_correlation, limits.rank_agreement) == (-1.0, -0.5)
