@@ -52,16 +52,25 @@ class _Client:
         self._connection = http.client.HTTPConnection("127.0.0.1", request.port, timeout=_GIVE_UP_S)
 
     def send(self) -> int:
-        try:
-            self._connection.request(
-                "POST", self._request.path, self._request.body, dict(self._request.headers)
-            )
-            answer = self._connection.getresponse()
-            answer.read()
-        except OSError:
-            self._connection.close()
-            return 0
-        return answer.status
+        """Send the request, and return the status of the answer, or 0 where there is none.
+
+        A server closes the connection after some answers. The request is then sent on a new one.
+        """
+        for _ in range(2):
+            try:
+                self._connection.request(
+                    "POST", self._request.path, self._request.body, dict(self._request.headers)
+                )
+                answer = self._connection.getresponse()
+                answer.read()
+            except (ConnectionError, http.client.HTTPException):
+                self._connection.close()
+            except OSError:
+                break
+            else:
+                return answer.status
+        self._connection.close()
+        return 0
 
     def close(self) -> None:
         self._connection.close()
