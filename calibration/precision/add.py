@@ -181,8 +181,9 @@ class _Work:
         graphs: dict[str, PiecedGraph] = {}
         searches: dict[ConvertedPrecision, Search] = {}
         for name in self._precisions:
-            # Both layouts of INT8 have the same blocks, so they share the pieces in fp32.
-            graph = graphs.setdefault(name.partition("-")[0], PiecedGraph(self.converter, name))
+            # Both layouts of INT8 share the pieces in fp32. The layout for CPUs has all blocks of the other.
+            cut: ConvertedPrecision = "int8-cpu" if name == "int8-gpu" else name
+            graph = graphs.setdefault(cut, PiecedGraph(self.converter, cut))
             searches[name] = self._search(name, gate, graph)
         reverted: dict[ConvertedPrecision, int] = {}
         for name, search in searches.items():

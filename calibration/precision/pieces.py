@@ -108,7 +108,7 @@ class PiecedGraph:
 
         Args:
             converter: The converter of the fp32 graph.
-            precision: The precision whose blocks have pieces of their own. Both layouts of INT8 have the same blocks.
+            precision: The precision whose blocks have pieces of their own.
         """
         self._converter = converter
         self._pieces = pieces_of(converter.model, converter.blocks(precision))

@@ -106,10 +106,12 @@ class Search:
         A block's sensitivity is the change of the map when this block alone has the lower precision.
         """
         precision: ConvertedPrecision = _MEASURED_AS.get(self._precision, self._precision)
-        if precision not in self._gate.sensitivities:
-            found = self._gate.measure(self._graph, precision, self._blocks, self._reports)
-            self._gate.sensitivities[precision] = found
-        self.sensitivities = self._gate.sensitivities[precision]
+        known = self._gate.sensitivities.setdefault(precision, {})
+        # The layout for CPUs has blocks that the layout for GPUs does not have.
+        missing = [block for block in self._blocks if block not in known]
+        if missing:
+            known |= self._gate.measure(self._graph, precision, missing, self._reports)
+        self.sensitivities = known
 
     def _expected(self) -> int:
         """Return the number of reverted blocks with which the correlation of the maps is expected to be enough.

@@ -152,7 +152,7 @@ def open_part(model: bytes, where: str) -> Callable[[Mapping[str, NDArray[Any]]]
         BundleError: ONNX Runtime cannot read the part.
         EngineUnavailableError: ONNX Runtime cannot run the part.
     """
-    session = _session(model, [(_CPU, {})], threads=1, where=where)
+    session = _session(model, [(_CPU, {})], threads=1, where=where, arena=False)
     names = tuple(output.name for output in session.get_outputs())
     return lambda feed: dict(zip(names, _run(session, names, dict(feed)), strict=True))
 
@@ -333,9 +333,17 @@ _AFFINITIES: Final = "session.intra_op_thread_affinities"
 
 
 def _session(
-    model: str | bytes, providers: _Providers, *, threads: int | None, where: str, takes_turns: bool = False
+    model: str | bytes,
+    providers: _Providers,
+    *,
+    threads: int | None,
+    where: str,
+    takes_turns: bool = False,
+    arena: bool = True,
 ) -> ort.InferenceSession:
     options = _session_options(providers, threads)
+    # A process with many sessions gives back what each of them needs for a run.
+    options.enable_cpu_mem_arena = arena
     if takes_turns:
         # Idle threads otherwise hold the cores for a while, and the next session waits for them.
         options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -33,6 +34,7 @@ from flowedge.calibration.score_maxima import StoredLevels
 from flowedge.calibration.threshold import ThresholdRequest
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.graph_files import weights_beside
+from flowedge.progress import SILENT
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.frames.images import read_image
@@ -150,6 +152,25 @@ def test_what_is_given_back_later_is_the_most_sensitive_too() -> None:
     search = CountingSearch({"a": 1.0, "b": 9.0, "c": 2.0}, most=100.0)
     assert search.first_that_passes(1) == 1
     assert search.chosen(1) == ("a", "c")
+
+
+def test_a_block_of_one_layout_alone_is_measured_too() -> None:
+    measured: list[tuple[str, tuple[str, ...]]] = []
+
+    def measure(graph: Any, precision: str, blocks: Sequence[str], reports: Any) -> dict[str, float]:
+        measured.append((precision, tuple(blocks)))
+        return dict.fromkeys(blocks, 1.0)
+
+    gate: Any = SimpleNamespace(sensitivities={}, measure=measure)
+    blocks = {"int8-gpu": {"a": 1, "b": 1}, "int8-cpu": {"image": 1, "a": 1, "b": 1}}
+    converter: Any = SimpleNamespace(blocks=blocks.__getitem__)
+    graph: Any = None
+    for _ in range(2):
+        for layout in ("int8-gpu", "int8-cpu"):
+            search = Search(converter, layout, gate, LIMITS, graph, SILENT)  # type: ignore[arg-type]
+            search.measure()
+            assert search.chosen(0) == tuple(blocks[layout])
+    assert measured == [("int8-cpu", ("a", "b")), ("int8-cpu", ("image",))], "each block once"
 
 
 def test_int8_is_two_graphs_that_keep_the_same_limits() -> None:
