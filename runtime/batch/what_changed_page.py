@@ -169,9 +169,7 @@ def _flips(pairing: Pairing, one: Comparison, archive: Path | None, pixel_range:
         words.append(f"The table has {len(shown)} of {one.flips} flips.")
     missing = min(len(shown), MOST_PICTURES) - len(pictures)
     if missing:
-        words.append(
-            f"{missing} pictures could not be read. Pictures of a journal are found with --archive FOLDER."
-        )
+        words.append(f"Pictures that could not be read: {missing}. Those of a journal need --archive FOLDER.")
     columns = [
         Column(name="image", kind="name"),
         Column(name="old verdict", kind="choice", styles=_STYLES),

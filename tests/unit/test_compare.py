@@ -228,7 +228,7 @@ def test_the_command_prints_writes_a_page_and_fails_on_flips(tmp_path: Path) -> 
     assert "flips: 3 (3 to anomalous, 0 to ok)" in done.stdout
     text = page.read_text()
     assert len(re.findall("data:image/jpeg", text)) == 2
-    assert "1 pictures could not be read" in text
+    assert "Pictures that could not be read: 1." in text
     assert "<b>.png" not in text
     told = flowedge("compare", old, new, "--json", "--fail-on-flips", "3")
     assert (told.status, json.loads(told.stdout)["flips"]) == (0, 3)
