@@ -158,7 +158,7 @@ def test_an_interrupted_file_is_the_same_as_an_uninterrupted_one(
     assert both[0].equals(both[1])
 
 
-@pytest.mark.parametrize("out", ["out", "out.parquet"])
+@pytest.mark.parametrize("out", [pytest.param("out", marks=pytest.mark.slow), "out.parquet"])
 def test_new_and_changed_images_are_judged_and_no_others(
     bundle: Path, photos: Path, tmp_path: Path, out: str
 ) -> None:
@@ -287,7 +287,9 @@ def store() -> Iterator[Any]:
     files.pseudo_dirs[:] = [""]
 
 
-@pytest.mark.parametrize("out", ["memory://out", "memory://results/out.parquet"])
+@pytest.mark.parametrize(
+    "out", [pytest.param("memory://out", marks=pytest.mark.slow), "memory://results/out.parquet"]
+)
 def test_an_object_store_is_read_and_written(
     bundle: Path, photos: Path, tmp_path: Path, store: Any, out: str
 ) -> None:
