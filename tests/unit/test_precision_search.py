@@ -167,7 +167,7 @@ def test_a_block_of_one_layout_alone_is_measured_too() -> None:
     graph: Any = None
     for _ in range(2):
         for layout in ("int8-gpu", "int8-cpu"):
-            search = Search(converter, layout, gate, LIMITS, graph, SILENT)  # type: ignore[arg-type]
+            search = Search(converter, layout, gate, LIMITS, graph, SILENT)
             search.measure()
             assert search.chosen(0) == tuple(blocks[layout])
     assert measured == [("int8-cpu", ("a", "b")), ("int8-cpu", ("image",))], "each block once"

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
+from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 
 from flowedge.calibration.agreement import PairMoments, rank_correlation
 from flowedge.calibration.compared_frames import ComparedFrame
