@@ -59,6 +59,8 @@ GPU: Final = Layout(unsigned=False, outputs=False, biases=False, parts=False)
 
 _SAME_RANGE: Final = frozenset({"MaxPool"})  # These nodes write some of the values that they read.
 _UNARY: Final = frozenset({"LeakyRelu"})
+# ONNX Runtime computes these in eight bits, by a table for the sigmoid. In float32 they take longer than a convolution.
+_UNARY_ON_CPUS: Final = _UNARY | {"GlobalAveragePool", "Sigmoid"}
 _SMALLEST_STEP: Final = 1e-20
 _LARGEST_BIAS: Final = 2.0**30  # In steps. The sum of products needs the rest of the int32.
 # The factor of a remainder. A larger factor leaves the remainder's weights, which are divided by it, too few steps.
@@ -119,6 +121,8 @@ class _Planner:
         self._results = {output.name for output in model.graph.output}
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self._nodes = {site.node for site in self._sites}
+        self._unary = _UNARY_ON_CPUS if layout.outputs else _UNARY
+        self._binary = frozenset({"Add", "Mul"} if layout.outputs else {"Add"})
         # The tensors that INT8 nodes write, after the activation where one follows.
         self._written: set[str] = set()
         # The tensors that no INT8 sum may read. Rounding only the other side of such a sum is not worth it.
@@ -140,12 +144,12 @@ class _Planner:
             self._written.add(node.output[0])
             source = self._quantised.setdefault(node.input[0], node.input[0])
             self._quantised[node.output[0]] = source
-        # Case 4: an activation that no convolution absorbs.
-        elif is_chosen and node.op_type in _UNARY and node.input[0] in self._written:
+        # Case 4: an activation that no convolution absorbs, or a mean over all pixels.
+        elif is_chosen and node.op_type in self._unary and node.input[0] in self._written:
             self._nodes.add(node.name)
             self._written.add(node.output[0])
-        # Case 5: a residual sum.
-        elif is_chosen and node.op_type == "Add" and self._is_sum_in_int8(node):
+        # Case 5: a residual sum, or the product of an activation with its gate, such as x * sigmoid(x).
+        elif is_chosen and node.op_type in self._binary and self._is_sum_in_int8(node):
             self._nodes.add(node.name)
             for name in node.input if self._layout.outputs else self._inputs_to_quantise(node):
                 self._quantised.setdefault(name, name)
@@ -190,7 +194,7 @@ class _Planner:
         )
 
     def _is_sum_in_int8(self, node: onnx.NodeProto) -> bool:
-        """Tell whether a sum has a side that an INT8 node wrote, and no side that stays float."""
+        """Tell whether a sum or a product has a side that an INT8 node wrote, and no side that stays float."""
         return any(name in self._written for name in node.input) and not any(
             name in self._float_only for name in node.input
         )

@@ -91,6 +91,7 @@ def onnx_from_model(
         raise ExportError(
             f"torch could not trace the {model.family} graph at opset {opset}: {error}"
         ) from error
+    _pool_globally(program.model)
     _name_nodes(program.model)
     _set_score_constants(program.model, model)
     program.save(str(path), external_data=size > EXTERNAL_ABOVE)
@@ -120,6 +121,20 @@ def _trace(detector: nn.Module, example: Tensor, input_name: str, outputs: list[
             )
     finally:
         logger.setLevel(level)
+
+
+def _pool_globally(model: Any) -> None:
+    """Replace each mean over all pixels by a global pooling, which ONNX Runtime has in its own layouts and in INT8."""
+    for node in model.graph:
+        if node.op_type != "ReduceMean" or len(node.inputs) != 2 or node.inputs[0].shape is None:
+            continue
+        axes, keeps = node.inputs[1].const_value, node.attributes.get("keepdims")
+        is_kept = keeps is None or keeps.as_int() == 1
+        over_pixels = axes is not None and sorted(axis % 4 for axis in axes.numpy().ravel()) == [2, 3]
+        if len(node.inputs[0].shape) == 4 and is_kept and over_pixels:
+            node.resize_inputs(1)
+            node.op_type = "GlobalAveragePool"
+            node.attributes.clear()
 
 
 def _name_nodes(model: Any) -> None:

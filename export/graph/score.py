@@ -63,7 +63,8 @@ class ScoreModule(nn.Module):
 
     def up(self, number: int, x: Tensor) -> Tensor:
         """Upsample the map of level ``number`` to the size of the network's input."""
-        return self.get_buffer(f"rows_{number}") @ x @ self.get_buffer(f"columns_{number}")
+        # The small product comes first. OpenVINO has its fast kernel only for a constant on the left of the large one.
+        return self.get_buffer(f"rows_{number}") @ (x @ self.get_buffer(f"columns_{number}"))
 
     def maximum(self, x: Tensor, name: str) -> Tensor:
         """Return the stored score maximum of this name or the image's own maximum, ``(N, 1, 1, 1)``."""

@@ -24,7 +24,11 @@ from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.device.engine_file import EngineFacts
 from flowedge.runtime.device.machine import cpu_extensions, overflows_in_eight_bits
 from flowedge.runtime.engines.openvino_cache import facts_of_compiled, find_compiled, store_compiled
-from flowedge.runtime.engines.openvino_forms import join_signed_quantisation, multiply_small_permutations
+from flowedge.runtime.engines.openvino_forms import (
+    join_signed_quantisation,
+    multiply_small_permutations,
+    unround_swish,
+)
 from flowedge.runtime.lanes import lanes_beside
 from flowedge.runtime.opening.contract import TensorSpec, check_contract
 from flowedge.runtime.opening.engine_contract import EngineSpec, Opening
@@ -242,6 +246,7 @@ def _model(graph: Path | io.BytesIO) -> ov.Model:
     try:
         model: ov.Model = front_end.convert(front_end.load(str(graph) if isinstance(graph, Path) else graph))
         join_signed_quantisation(model)
+        unround_swish(model)
     except OpConversionFailure as error:
         raise EngineUnavailableError(
             f"OpenVINO {_VERSION} cannot run {where}: {_one_line(error)}. "

@@ -69,6 +69,63 @@ def _scalar(output: ov.Output) -> float | None:
     return float(node.data.item()) if node.get_type_name() == "Constant" and node.data.size == 1 else None
 
 
+def unround_swish(model: ov.Model) -> None:
+    """Take out the quantisation before a swish, and that of its sigmoid, so that OpenVINO fuses it with a convolution.
+
+    ONNX Runtime needs both quantisations to compute ``x * sigmoid(x)`` in eight bits. OpenVINO computes the swish
+    in float32 in any case, and a quantisation between a convolution and its swish makes a node of its own.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Sigmoid":
+            continue
+        for dequantised in _dequantised_by(node.output(0)):
+            for reader in dequantised.get_target_inputs():
+                reader.replace_source_output(node.output(0))
+        read = node.input_value(0)
+        rounded = _before_rounding(read)
+        readers = [reader.get_node().get_type_name() for reader in read.get_target_inputs()]
+        if rounded is not None and sorted(readers) == ["Multiply", "Sigmoid"]:
+            for reader in read.get_target_inputs():
+                reader.replace_source_output(rounded)
+
+
+def _dequantised_by(output: ov.Output) -> list[ov.Output]:
+    """Return the dequantised values of an output that one quantisation alone reads."""
+    readers = [reader.get_node() for reader in output.get_target_inputs()]
+    if len(readers) != 1 or readers[0].get_type_name() != "FakeQuantize":
+        return []
+    ends, found = [readers[0].output(0)], []
+    while ends:
+        end = ends.pop()
+        if (source := _before_rounding(end)) is not None and source.get_node() == output.get_node():
+            found.append(end)
+            continue
+        following = [reader.get_node() for reader in end.get_target_inputs()]
+        ends += [one.output(0) for one in following if one.get_type_name() in _DEQUANTISATION]
+    return found
+
+
+_DEQUANTISATION: Final = (
+    "Multiply",
+    "Subtract",
+    "Convert",
+    "Convert",
+)  # from its last node; Subtract may be absent
+
+
+def _before_rounding(output: ov.Output) -> ov.Output | None:
+    """Return what a quantised and dequantised output was before, or None for any other output."""
+    node = output.get_node()
+    for kind in (*_DEQUANTISATION, "FakeQuantize"):
+        if kind == "Subtract" and node.get_type_name() == "Convert":
+            continue
+        if node.get_type_name() != kind:
+            return None
+        source = node.input_value(0)
+        node = source.get_node()
+    return source
+
+
 def multiply_small_permutations(model: ov.Model) -> None:
     """Replace each gather of few channels by a product with zeros and ones, which gives exactly the same values.
 

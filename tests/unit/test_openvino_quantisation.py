@@ -111,6 +111,41 @@ def test_quantised_values_reach_a_convolution_unchanged(place: str, zero: str, s
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+def test_a_swish_is_rounded_before_and_after_it_alone() -> None:
+    """ONNX Runtime needs the rounded input and the rounded sigmoid. In OpenVINO they would cost a node each."""
+    step, zero = np.float32(0.05), np.uint8(128)
+    names = {"x": ["x.dq"], "s": ["s.dq"]}
+    pairs = {
+        name: [
+            helper.make_node("QuantizeLinear", [name, f"{name}.step", f"{name}.zero"], [f"{name}.q"]),
+            helper.make_node(
+                "DequantizeLinear", [f"{name}.q", f"{name}.step", f"{name}.zero"], [f"{name}.dq"]
+            ),
+        ]
+        for name in names
+    }
+    nodes = [
+        *pairs["x"],
+        helper.make_node("Sigmoid", ["x.dq"], ["s"]),
+        *pairs["s"],
+        helper.make_node("Mul", ["x.dq", "s.dq"], ["answer"]),
+    ]
+    constants = {"x.step": step, "x.zero": zero, "s.step": np.float32(1 / 255), "s.zero": np.uint8(0)}
+    shape = [1, CHANNELS, HEIGHT, WIDTH]
+    graph = helper.make_graph(
+        nodes,
+        "swish",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    exact = x / (1 + np.exp(-x.astype(np.float64)))
+    found = probe(ENGINES["openvino"], model.SerializeToString(), x)
+    assert np.abs(found - exact).max() < 1e-5
+
+
 ELSEWHERE = """
 import pathlib, sys
 import numpy as np
