@@ -455,3 +455,22 @@ def test_blocks_that_are_given_back_keep_their_float_convolutions(
     onnx.save(source, str(path))
     kinds = Counter(node.op_type for node in optimised(path, tmp_path).node)
     assert kinds["QLinearConv"] == sum(site.block in chosen for site in sites)
+
+
+def test_a_swish_and_a_mean_over_all_pixels_run_in_eight_bits_on_cpus_alone() -> None:
+    model = block_model(random_layers(0))
+    relu = next(node for node in model.graph.node if node.name == "backbone/l1/Relu")
+    place = list(model.graph.node).index(relu)
+    model.graph.node.remove(relu)
+    for op, inputs, output in (
+        ("GlobalAveragePool", ["l1.relu"], "mean"),
+        ("Mul", ["l1.out", "gate"], "l1.relu"),
+        ("Sigmoid", ["l1.out"], "gate"),
+    ):
+        model.graph.node.insert(place, onnx.helper.make_node(op, inputs, [output], name=f"backbone/l1/{op}"))
+    model = onnx.shape_inference.infer_shapes(model)
+    nodes = {f"backbone/l1/{op}" for op in ("Sigmoid", "Mul", "GlobalAveragePool")}
+    cpu, gpu = (plan_of(model, {"backbone/l1", "backbone/l2"}, layout) for layout in (CPU, GPU))
+    assert nodes <= cpu.nodes
+    assert {"l1.out", "gate", "l1.relu", "mean"} <= cpu.tensors.keys()
+    assert not nodes & gpu.nodes
