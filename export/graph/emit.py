@@ -83,7 +83,8 @@ class Flow(nn.Module):
         log_det = exponents[0]
         for exponent in exponents[1:]:
             log_det = log_det + exponent
-        return (self.log_dets[str(number)](log_det) - 0.5 * energy) / channels
+        total: Tensor = self.log_dets[str(number)](log_det)
+        return (total - 0.5 * energy) / channels
 
 
 class DetectorModule(nn.Module):
