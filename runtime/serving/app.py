@@ -34,6 +34,7 @@ _EXTENSIONS: Final = (
     "statistics",
 )
 _OTHER_EXTENSIONS: Final = "trace|logging|systemsharedmemory|cudasharedmemory"
+_INSPECT: Final = "/v1/inspect"
 _MODEL: Final = "/v2/models/{model}"
 _HEALTH: Final = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 _CLIENT_GONE: Final = 499  # the number that nginx made usual
@@ -89,7 +90,7 @@ class Site:
             _route("GET", "/healthz", self._live),
             _route("GET", "/readyz", self._ready),
             _route("GET", "/metrics", self._metrics),
-            _route("POST", "/v1/inspect", judging.inspect),
+            _route("POST", _INSPECT, judging.inspect),
             _route("GET", "/v2", self._metadata),
             _route("GET", "/v2/health/live", self._live),
             _route("GET", "/v2/health/ready", self._ready),
@@ -158,14 +159,17 @@ class Site:
             self._check_sender(exchange)
             return await handler(exchange, names)
         except RequestError as error:
-            return error_answer(error)
+            refused = error
         except (ClientGoneError, asyncio.CancelledError):
             raise
         except Exception:
             _LOG.exception("a request has failed")
-            return json_answer(
-                {"error": "the request has failed inside the server, whose log has the reason."}, 500
+            refused = RequestError(
+                "the request has failed inside the server, whose log has the reason.",
+                HTTPStatus.INTERNAL_SERVER_ERROR,
             )
+        # A program that reads the verdict alone must not take a failure for a good part.
+        return error_answer(refused, {"verdict": "not_inspected"} if exchange.path == _INSPECT else None)
 
     def _check_sender(self, exchange: Exchange) -> None:
         """Check that a client may use the server.
@@ -245,7 +249,11 @@ def _of_model(method: str, end: str, handler: _Handler) -> tuple[_Route, _Route]
 
 
 async def _not_found(exchange: Exchange, names: Mapping[str, str]) -> Answer:
-    return json_answer({"error": "Not Found"}, 404)
+    raise RequestError(
+        f"there is nothing at the address {shown(exchange.path)}. Send a picture to {_INSPECT} by POST. The "
+        "Open Inference Protocol begins at /v2, and the numbers are at /metrics.",
+        HTTPStatus.NOT_FOUND,
+    )
 
 
 async def _wrong_method(exchange: Exchange, names: Mapping[str, str]) -> Answer:

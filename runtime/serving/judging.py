@@ -12,7 +12,7 @@ from typing import Any, Final, cast, get_args
 from flowedge.runtime.serving.batching import Batcher, Job, late_error
 from flowedge.runtime.serving.compression import chosen_coding, compressed, decompressed
 from flowedge.runtime.serving.exchange import ClientGoneError, Exchange
-from flowedge.runtime.serving.messages import HEADER_LENGTH, Answer, error_answer, parse_request
+from flowedge.runtime.serving.messages import HEADER_LENGTH, Answer, parse_request
 from flowedge.runtime.serving.pictures import Picture, PictureInspection
 from flowedge.runtime.serving.refusal import RequestError
 from flowedge.runtime.serving.repository import Entry, Repository
@@ -62,25 +62,19 @@ class Judging:
 
     async def inspect(self, exchange: Exchange, names: Mapping[str, str]) -> Answer:
         """Judge one picture."""
-        try:
-            wanted = exchange.query("model", "product", "map", "deadline_ms")
-            picture = _picture(wanted.get("map"))
-            entry, _, _ = self._chosen(wanted.get("model"), wanted.get("product"))
-            with _Counted(entry) as counted:
-                body = await self._opened(exchange)
-                # The model may have been loaded again while the body came.
-                entry, batcher, product = self._chosen(wanted.get("model"), wanted.get("product"))
-                one = PictureInspection(
-                    entry.name, batcher.model, product, bytes(body), picture, self._limits
-                )
-                deadline = _deadline(wanted.get("deadline_ms"), 1e3, self._limits.deadline_ms)
-                job = Job((product,), one.load, one.finish, deadline)
-                answer = await self._judged(exchange, batcher, job)
-                counted.outcome = "ok"
-                return answer
-        except RequestError as error:
-            # A program that reads the verdict alone must not take a failure for a good part.
-            return error_answer(error, {"verdict": "not_inspected"})
+        wanted = exchange.query("model", "product", "map", "deadline_ms")
+        picture = _picture(wanted.get("map"))
+        entry, _, _ = self._chosen(wanted.get("model"), wanted.get("product"))
+        with _Counted(entry) as counted:
+            body = await self._opened(exchange)
+            # The model may have been loaded again while the body came.
+            entry, batcher, product = self._chosen(wanted.get("model"), wanted.get("product"))
+            one = PictureInspection(entry.name, batcher.model, product, bytes(body), picture, self._limits)
+            deadline = _deadline(wanted.get("deadline_ms"), 1e3, self._limits.deadline_ms)
+            job = Job((product,), one.load, one.finish, deadline)
+            answer = await self._judged(exchange, batcher, job)
+            counted.outcome = "ok"
+            return answer
 
     def _chosen(self, model: str | None, product: str | None) -> tuple[Entry, Batcher, str | None]:
         """Choose the model of a picture: by its name, by its product, or the only one.
@@ -98,11 +92,18 @@ class Judging:
         else:
             fitting = list(loaded) if model is None else [model]
         if len(fitting) != 1:
-            problem = (
-                "name the model" if product is None else f"the product {shown(product)} is not one model's"
-            )
+            listed = ", ".join(fitting or loaded) or "none"
+            if product is None:
+                problem = f"name the model by the parameter model. Loaded are: {listed}."
+            elif fitting:
+                problem = f"the models {listed} all have the product {shown(product)}. Name one by the parameter model."
+            else:
+                problem = (
+                    f"no model has the product {shown(product)}. Loaded are: {listed}. The address "
+                    "/v2/models/MODEL lists the products of one."
+                )
             raise RequestError(
-                f"{problem}, by the parameter model. Loaded are: {', '.join(loaded) or 'none'}.",
+                problem,
                 HTTPStatus.NOT_FOUND if not fitting else HTTPStatus.BAD_REQUEST,
                 reason="unknown_model",
             )

@@ -180,9 +180,9 @@ def test_a_model_may_be_loaded_again_while_a_body_comes(client: Any, server: Ser
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("..%2Fbottle", "unknown model|Not Found"),
+        ("..%2Fbottle", "unknown model|nothing at"),
         ("nothing", "unknown model"),
-        ("%2Fetc", "unknown model|Not Found"),
+        ("%2Fetc", "unknown model|nothing at"),
     ],
 )
 def test_a_name_of_a_request_is_no_path(client: Any, name: str, words: str) -> None:
@@ -269,6 +269,15 @@ def product_input(*names: str) -> Any:
     tensor = triton.InferInput("product", [len(names)], "BYTES")
     tensor.set_data_from_numpy(np.array([name.encode() for name in names], object))
     return tensor
+
+
+def test_a_product_that_several_models_have_needs_the_name_of_one(folder: Path) -> None:
+    pack, picture = folder / "line.flowedgepack", cv2.imencode(".png", some_frames(1)[0])[1].tobytes()
+    with served([ModelSettings(bundle=pack, name=name) for name in ("left", "right")]) as both:
+        refused = both.send("POST", "/v1/inspect?product=screw", picture)
+        assert (refused.status, refused.json["verdict"]) == (400, "not_inspected")
+        assert "left, right all have the product 'screw'" in refused.error
+        assert both.send("POST", "/v1/inspect?product=screw&model=left", picture).json["model"] == "left"
 
 
 def test_frames_of_several_products_share_one_run_of_the_backbone(
@@ -365,6 +374,9 @@ def test_a_picture_can_be_drawn_and_belongs_to_a_product(server: Served) -> None
     drawn = picture_of(answer["overlay"], cv2.IMREAD_COLOR)
     assert drawn.shape[0] > 40
     assert "by the parameter model" in server.send("POST", "/v1/inspect", picture).error
+    unknown = server.send("POST", "/v1/inspect?product=nut", picture)
+    assert (unknown.status, "no model has the product 'nut'" in unknown.error) == (404, True)
+    assert "Send a picture to /v1/inspect" in server.get("/").error
     assert server.send("POST", "/v1/inspect?model=bottle", picture).status == 200
 
 

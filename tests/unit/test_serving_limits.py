@@ -519,6 +519,9 @@ def test_keys_open_everything_but_the_health(models: tuple[ModelSettings, ...], 
         ):
             assert locked.send("POST", INFER, body, {**headers, **sent}).status == status
         assert locked.get("/metrics").status == 401
+        # A refused picture has a verdict as well, so that nobody takes it for a good part.
+        assert locked.send("POST", "/v1/inspect", PNG).json["verdict"] == "not_inspected"
+        assert locked.get("/v1/inspect").json["verdict"] == "not_inspected"
         assert [locked.get(path).status for path in ("/healthz", "/readyz", "/v2/health/live")] == [200] * 3
 
 
