@@ -49,5 +49,6 @@ def command(
     RESULTS.print(f"manifest {done.sha256}")
     if not done.is_signed:
         MESSAGES.print(
-            "It is not signed, so no machine with --require-signature opens it: run flowedge sign first."
+            "It is not signed, so no machine with --require-signature opens it: run flowedge sign first.",
+            soft_wrap=True,
         )

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from flowedge.cli.output import RESULTS, EngineName, Force, Json, PrecisionOption, Threads, print_json
+from flowedge.cli.output import (
+    MESSAGES,
+    RESULTS,
+    EngineName,
+    Force,
+    Json,
+    PrecisionOption,
+    Threads,
+    print_json,
+)
 from flowedge.text import printable
 
 NAME = "triton"
@@ -33,10 +42,10 @@ def command(
         ),
     ] = None,
     backend: Annotated[
-        str,
+        Literal["python", "onnxruntime", "tensorrt"],
         typer.Option(
             "--backend",
-            help="The part of Triton that runs the graph: python, onnxruntime or tensorrt. With python one model does "
+            help="The part of Triton that runs the graph. With python one model does "
             "everything, with the others an ensemble of three does.",
         ),
     ] = "python",
@@ -82,7 +91,7 @@ def command(
 
     settings = TritonSettings(
         name=name,
-        backend=backend,  # type: ignore[arg-type]  # the settings are checked where they are used
+        backend=backend,
         engine=engine,
         precision=precision,
         threads=threads,
@@ -99,4 +108,9 @@ def command(
         return
     RESULTS.print(
         f"{printable(str(output))} has {', '.join(models)}. Clients call {models[-1]}.", soft_wrap=True
+    )
+    MESSAGES.print(
+        f"load it with: tritonserver --model-repository {printable(str(output))} --model-control-mode explicit "
+        f"--load-model {models[-1]}",
+        soft_wrap=True,
     )

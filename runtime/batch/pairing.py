@@ -120,7 +120,10 @@ class Pairing:
             return self._read_columns(side, place, source, columns)
         except duckdb.Error as error:
             first = str(error).splitlines()[0]
-            raise DataError(f"{printable(place)} cannot be read: {printable(first)}") from error
+            raise DataError(
+                f"{printable(place)} cannot be read: {printable(first)} Name a result of flowedge batch, or a journal "
+                "from flowedge station export."
+            ) from error
 
     def _read_columns(self, side: str, place: str, source: str, columns: Sequence[str]) -> Side:
         named = next((one for one in ("image", "source_id") if one in columns), None)

@@ -28,6 +28,7 @@ from flowedge.pack import Pack, open_pack
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.device.engine_file import DamagedError, graph_hash, read_engine
 from flowedge.runtime.opening.contract import input_of_graph, outputs_of_graph
+from flowedge.runtime.opening.engine import AUTO, ENGINES, engine_spec
 from flowedge.runtime.opening.selftest import read_selftest
 from flowedge.runtime.opening.unproven import open_unproven
 from flowedge.runtime.serving.settings import ModelName
@@ -168,6 +169,7 @@ class _Models:
                 raise FlowEdgeError(
                     "--plan is for --backend tensorrt. The backend python takes --engine tensorrt."
                 )
+            self._check_opens()
             return
         if pack_around(self._source) is not None:
             raise FlowEdgeError(
@@ -183,6 +185,21 @@ class _Models:
                 "no other backend takes one."
             )
         self._bundle.graph_path(settings.precision)
+
+    def _check_opens(self) -> None:
+        """Check that an engine may have a graph of the precision, so that the server does not find out first.
+
+        Raises:
+            BundleError: The bundle has no graph of the precision for any device of the engine.
+            EngineUnavailableError: There is no engine of the name.
+        """
+        engine, precision = self._settings.engine, self._settings.precision
+        specs = tuple(ENGINES.values()) if engine is None else (engine_spec(engine),)
+        if precision == AUTO:
+            return
+        have = {graph.precision for graph in self._manifest.graphs}
+        if have.isdisjoint(self._manifest.precision_on(spec.device, precision) for spec in specs):
+            self._manifest.graph(precision)
 
     # The tensors.
 
