@@ -18,9 +18,9 @@ import pyarrow
 from numpy.typing import NDArray
 
 from flowedge.bundle_files import hash_of_bundle
-from flowedge.errors import ImageError
+from flowedge.errors import FlowEdgeError, ImageError
 from flowedge.pack import folder_of_product
-from flowedge.runtime.batch.reading import read_address
+from flowedge.runtime.batch.reading import bytes_of_cell, read_address
 from flowedge.runtime.batch.rows import ROWS, StoredImage, facts_of_image, facts_of_record
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.frames.images import check_content, image_from_bytes
@@ -173,20 +173,26 @@ class BatchInspector:
         threads = ThreadPoolExecutor(self._readers, thread_name_prefix="flowedge-read")
         answers: deque[tuple[StoredImage, str | None, Future[_Facts]]] = deque()
         waiting: list[_Loaded] = []
+        own: dict[Future[_Facts], str] = {}
         try:
             for image, loaded in self._loaded(images, threads, ahead=largest + 2 * self._readers):
-                answers.append((image, loaded.sha256, self._answer(loaded, waiting)))
+                answers.append((image, loaded.sha256, self._answer(loaded, waiting, own)))
                 # A long row of images with known answers would keep a few others waiting for a full batch.
                 if len(waiting) == largest or len(answers) > 4 * largest:
                     self._judge(waiting, smallest, threads)
                     waiting = []
                 while answers and (answers[0][2].done() or len(answers) > 4 * largest):
-                    yield self._row(*answers.popleft())
+                    row = self._row(*answers[0])
+                    own.pop(answers.popleft()[2], None)
+                    yield row
             self._judge(waiting, smallest, threads)
             while answers:
-                yield self._row(*answers.popleft())
+                row = self._row(*answers[0])
+                own.pop(answers.popleft()[2], None)
+                yield row
         finally:
             threads.shutdown(cancel_futures=True)
+            self._forget_unanswered(own)
 
     def _loaded(
         self, images: Iterable[StoredImage], threads: ThreadPoolExecutor, *, ahead: int
@@ -266,17 +272,40 @@ class BatchInspector:
             record = not_inspected(self.detector, _NAME, str(error))
             return _Loaded(sha256, _done(facts_of_record(record, None)))
 
-    def _answer(self, loaded: _Loaded, waiting: list[_Loaded]) -> Future[_Facts]:
+    def _answer(
+        self, loaded: _Loaded, waiting: list[_Loaded], own: dict[Future[_Facts], str]
+    ) -> Future[_Facts]:
         """Return the answer to an image, which waits for the engine where nobody has asked for the same content."""
         if loaded.pixels is None or loaded.sha256 is None:
             return loaded.answer
-        if (known := self._known.get(loaded.sha256)) is not None:
-            return known
+        with self._lock:
+            if (known := self._known.get(loaded.sha256)) is not None:
+                return known
+            self._known[loaded.sha256] = loaded.answer
+            if len(self._known) > _REMEMBERED:
+                del self._known[next(iter(self._known))]
+        own[loaded.answer] = loaded.sha256
         waiting.append(loaded)
-        self._known[loaded.sha256] = loaded.answer
-        if len(self._known) > _REMEMBERED:
-            del self._known[next(iter(self._known))]
         return loaded.answer
+
+    def _forget_unanswered(self, own: dict[Future[_Facts], str]) -> None:
+        """Forget the answers that a call leaves open, so that the next call judges the images itself.
+
+        Args:
+            own: The answers of the call that it has not given yet, with the hashes of the images.
+        """
+        for answer, sha256 in own.items():
+            if answer.done() and answer.exception() is None:
+                continue
+            with self._lock:
+                if self._known.get(sha256) is answer:
+                    del self._known[sha256]
+            if not answer.done():  # another thread may wait for it
+                answer.set_exception(
+                    FlowEdgeError(
+                        "another call that judged an image of the same content has ended. Try again."
+                    )
+                )
 
     def _judge(self, waiting: list[_Loaded], smallest: int, threads: ThreadPoolExecutor) -> None:
         """Run the engine on the images that wait, and let a thread decide on the outputs."""
@@ -333,7 +362,7 @@ def _reader(name: str, content: Any) -> Callable[[], bytes]:
     if content is None:
         return lambda: read_address(name)
     # A scalar of Arrow copies its bytes when they are asked for.
-    return lambda: bytes(content.as_py() if hasattr(content, "as_py") else content)
+    return lambda: bytes_of_cell(content.as_py() if hasattr(content, "as_py") else content)
 
 
 def _done(facts: _Facts) -> Future[_Facts]:

@@ -175,7 +175,8 @@ def run_batch(
                 "Remove the output, and give the command again."
             )
         if is_file:
-            if judged or outdated or len(names) > 1:
+            # The only part may be the file itself, which an earlier job has finished.
+            if judged or outdated or names != [parts.name_of_taken(out)]:
                 reports.step("joining the parts")
                 metadata = {IDENTITY: msgspec.json.encode(identity)}
                 parts.join(_by_first_image(parts, names), out, ROWS.with_metadata(metadata))

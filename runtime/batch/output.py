@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +26,7 @@ _PARTIAL: Final = ".tmp-"
 """The beginning of the names of files that are being written. Readers of Parquet folders skip such names."""
 
 _COMPRESSION: Final = "zstd"
+_PIECE: Final = 1 << 20
 
 
 class PartFolder:
@@ -164,9 +167,7 @@ class PartFolder:
         """
         try:
             with (
-                store_of(target)[0].open(target, "wb")
-                if is_address(target)
-                else _whole_file(Path(target)) as file,
+                _whole_object(target) if is_address(target) else _whole_file(Path(target)) as file,
                 parquet.ParquetWriter(file, schema, compression=_COMPRESSION) as writer,
             ):
                 for name in names:
@@ -187,13 +188,17 @@ class PartFolder:
             with contextlib.suppress(OSError):
                 os.rmdir(self._path)
 
+    def name_of_taken(self, file: str) -> str:
+        """Return the name of the part that `take` makes of a file."""
+        return f"part-of-{Path(file).name}"
+
     def take(self, file: str) -> None:
         """Begin a folder with the rows of a file that an earlier job wrote. The file stays as it is.
 
         Args:
             file: The path or the address of the file.
         """
-        name = f"part-of-{Path(file).name}"
+        name = self.name_of_taken(file)
         if self._files is not None:
             self._files.copy(file, f"{self._path}/{name}")
             return
@@ -208,6 +213,16 @@ def identity_of(part: parquet.ParquetFile) -> bytes | None:
     """Return the identity of the job that wrote a part, or None for a file that no job wrote."""
     found: bytes | None = (part.schema_arrow.metadata or {}).get(IDENTITY)
     return found
+
+
+@contextlib.contextmanager
+def _whole_object(target: str) -> Iterator[Any]:
+    """Give a file to write that is put into an object store only where nothing fails on the way."""
+    with tempfile.TemporaryFile() as file:
+        yield file
+        file.seek(0)
+        with store_of(target)[0].open(target, "wb") as stored:
+            shutil.copyfileobj(file, stored, _PIECE)
 
 
 @contextlib.contextmanager

@@ -258,13 +258,25 @@ def _content_or_problem(content: bytes | str) -> bytes:
     return content
 
 
+def bytes_of_cell(value: Any) -> bytes:
+    """Return the content of an image file that a table holds.
+
+    Raises:
+        ImageError: The value is none, or of another type.
+    """
+    if value is None:
+        raise ImageError("the row has no content.")
+    # A whole number would become so many zeros.
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise ImageError(f"the row holds no bytes, but {type(value).__name__}.")
+    return bytes(value)
+
+
 def _content_of_cell(cell: Any) -> bytes:
     value = cell.as_py()
     if isinstance(value, dict):
         value = value.get("bytes")
-    if value is None:
-        raise ImageError("the row has no content.")
-    return bytes(value)
+    return bytes_of_cell(value)
 
 
 def _text_of_cell(cell: Any) -> str | None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import tarfile
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,17 +141,18 @@ def test_a_job_that_is_killed_twice_goes_on_where_it_was(
     assert sorted(os.listdir(tmp_path)) == sorted([out, "photos"]), "no folder of parts is left"
 
 
+@pytest.mark.parametrize("part_images", [3, 100])
 def test_an_interrupted_file_is_the_same_as_an_uninterrupted_one(
-    bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_images: int
 ) -> None:
-    run(bundle, photos, out=tmp_path / "whole.parquet")
+    run(bundle, photos, out=tmp_path / "whole.parquet", part_images=part_images)
     join = PartFolder.join
     monkeypatch.setattr(PartFolder, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        run(bundle, photos, out=tmp_path / "cut.parquet")
+        run(bundle, photos, out=tmp_path / "cut.parquet", part_images=part_images)
     assert not (tmp_path / "cut.parquet").exists()
     monkeypatch.setattr(PartFolder, "join", join)
-    assert run(bundle, photos, out=tmp_path / "cut.parquet").judged == 0
+    assert run(bundle, photos, out=tmp_path / "cut.parquet", part_images=part_images).judged == 0
     both = [
         parquet.read_table(tmp_path / name).drop_columns("latency_ms")
         for name in ("whole.parquet", "cut.parquet")
@@ -428,6 +430,71 @@ def test_labels_come_from_a_table(bundle: Path, photos: Path, tmp_path: Path) ->
     table.write_text("picture;kind\n")
     with pytest.raises(DataError, match="columns image and label"):
         run(bundle, photos, out=tmp_path / "other", labels=str(table))
+
+
+def test_images_that_waited_when_a_call_ended_are_judged_by_the_next_call(
+    bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pyarrow.table({"image": [str(photos / f"good/{name}.png") for name in (0, 1, 10)]})
+    inspector = BatchInspector(bundle, batch=2)
+    infer, judge = Detector.infer, Detector.judge
+
+    def stopped(self: Detector, *given: Any, **more: Any) -> Any:
+        raise EngineUnavailableError("the device stopped")
+
+    for name in ("infer", "judge"):
+        monkeypatch.setattr(Detector, name, stopped)
+        with pytest.raises(EngineUnavailableError):
+            inspector(table)
+        monkeypatch.setattr(Detector, name, infer if name == "infer" else judge)
+    rows = inspector.rows(inspector._stored(table))
+    assert next(rows)["verdict"] != "not_inspected"
+    rows.close()
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(inspector(table)), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert found, "the call waits for answers that nobody makes"
+    assert len(found[0]) == 3
+    inspector.close()
+
+
+@pytest.mark.parametrize("cell", ["a path.png", 7, 10**15])
+def test_a_cell_that_holds_no_bytes_is_a_row_that_was_not_inspected(
+    bundle: Path, tmp_path: Path, cell: Any
+) -> None:
+    parquet.write_table(pyarrow.table({"image": [cell]}), tmp_path / "t.parquet")
+    run(bundle, tmp_path / "t.parquet", out=tmp_path / "out")
+    (row,) = rows_of(tmp_path / "out")
+    assert (row["verdict"], row["problem"]) == (
+        "not_inspected",
+        f"the row holds no bytes, but {type(cell).__name__}.",
+    )
+    inspector = BatchInspector(bundle)
+    (judged,) = inspector(pyarrow.table({"image": ["x"], "content": [cell]})).to_pylist()
+    assert judged["problem"] == row["problem"]
+    inspector.close()
+
+
+def test_a_file_in_a_store_is_not_written_by_halves(
+    bundle: Path, photos: Path, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", torn := _torn(parquet.ParquetFile.iter_batches))
+    with pytest.raises(DataError):
+        run(bundle, photos, out="memory://results/out.parquet")
+    assert torn is not None
+    assert not store.exists("/results/out.parquet")
+
+
+def _torn(read: Any) -> Any:
+    """Return a function that reads one batch of a part with all columns, and then finds it torn."""
+
+    def iter_batches(self: Any, *given: Any, **more: Any) -> Any:
+        yield from read(self, *given, **more)
+        if not more:
+            raise DataError("the part is torn")
+
+    return iter_batches
 
 
 def test_an_inspector_takes_tables_of_every_library_and_can_be_sent_to_a_process(
