@@ -122,14 +122,18 @@ class RolledOut:
             self._open(path)
         except FlowEdgeError:
             folder.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)  # what is there is no whole bundle of a trusted key
+            # What is there is not accepted, and may still judge another product. So it stays until there is another.
+            pulled = folder.with_name(f".{folder.name}")
+            shutil.rmtree(pulled, ignore_errors=True)
             pull(
                 stage.bundle,
-                folder,
+                pulled,
                 connection=self.connection,
                 require_signature=self._settings.keys,
                 sha256=stage.sha256,
             )
+            shutil.rmtree(folder, ignore_errors=True)
+            pulled.rename(folder)
         return self._place(stage.sha256, product)
 
     def version_of_product(self, product: ProductSettings) -> str:

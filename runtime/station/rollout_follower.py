@@ -23,7 +23,7 @@ from flowedge.runtime.station.settings import ProductSettings, RolloutSettings, 
 from flowedge.runtime.station.watch import Watch
 from flowedge.runtime.station.watch.engine_test import EngineTest
 from flowedge.text import printable
-from flowedge.trusted_keys import read_keys
+from flowedge.trusted_keys import TrustedKeys, read_keys
 
 _LOG: Final = logging.getLogger(__name__)
 _SWITCH_S: Final = 60.0
@@ -176,21 +176,37 @@ class RolloutFollower:
         if content == before:
             return rollout
         if before is not None:
-            known = read_rollout(before, keys, str(accepted))
-            if rollout.name != known.name:
-                raise SignatureError(
-                    f"{printable(self._settings.file)} is the rollout {rollout.name}, and this station follows "
-                    f"{known.name}. Remove {accepted} to follow another one."
-                )
-            if rollout.version <= known.version:
-                raise SignatureError(
-                    f"{printable(self._settings.file)} has version {rollout.version}, and this station has taken "
-                    f"version {known.version} already. Somebody has put an old or another file there. To go back to an "
-                    "older bundle, set it with flowedge rollout set."
-                )
+            self._check_newer(rollout, before, keys)
         if stores:
             self._state.write(accepted, content)
         return rollout
+
+    def _check_newer(self, rollout: Rollout, before: bytes, keys: TrustedKeys) -> None:
+        """Refuse a rollout file that is older than the one that the station has taken before, or is another one.
+
+        The number of a file whose key is not trusted any more does not count: whoever has stolen the key may have given
+        the highest one (The Update Framework, 6.2, "recovery from fast-forward attacks").
+
+        Raises:
+            SignatureError: The file is refused.
+        """
+        accepted = self._state.accepted
+        try:
+            known = read_rollout(before, keys, str(accepted))
+        except SignatureError as error:
+            _LOG.warning("the rollout file that was taken before does not count any more: %s", error)
+            return
+        if rollout.name != known.name:
+            raise SignatureError(
+                f"{printable(self._settings.file)} is the rollout {rollout.name}, and this station follows "
+                f"{known.name}. Remove {accepted} to follow another one."
+            )
+        if rollout.version <= known.version:
+            raise SignatureError(
+                f"{printable(self._settings.file)} has version {rollout.version}, and this station has taken "
+                f"version {known.version} already. Somebody has put an old or another file there. To go back to an "
+                "older bundle, set it with flowedge rollout set."
+            )
 
     def _switch(self, wanted: Mapping[str, Stage], rollout: Rollout) -> None:
         """Pull and open bundles, and let them judge from the next frame on."""
@@ -249,7 +265,7 @@ class RolloutFollower:
                 old = self._judges.take(products, opened)
                 bundles = {name: one.detector.bundle for name, one in opened.items()}
                 self._watch.change_bundles(bundles, tests)
-            except FlowEdgeError as error:
+            except Exception as error:
                 switched.set_exception(error)
             else:
                 switched.set_result(old)
@@ -257,7 +273,8 @@ class RolloutFollower:
         if self._between_frames(switch):
             with suppress(NotInTime):
                 return switched.result(_SWITCH_S)
-        if switched.cancel() or not switched.running():
+        # A switch that has begun is waited for, also where it ended just now: its detectors judge already.
+        if switched.cancel():
             raise RegistryError("the engine is too busy to switch to another bundle. It is tried again.")
         return switched.result()
 

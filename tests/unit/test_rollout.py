@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -345,6 +346,55 @@ def test_a_bundle_that_was_damaged_on_the_disk_is_replaced_by_the_one_before_it(
     assert any(one.level == "alarm" and "model.onnx" in one.text for one in line.events)
     line.follower.look()
     assert line.judging == hash_of_bundle(made / "v2.flowedge"), "it is pulled again"
+
+
+@pytest.mark.parametrize("end", ["removed", "revoked"])
+def test_a_station_follows_a_new_key_after_the_old_one_was_replaced(
+    line: Line, made: Path, tmp_path: Path, end: str
+) -> None:
+    line.set(stage(made, 1))
+    assert line.rollout is not None
+    line.rollout = msgspec.structs.replace(line.rollout, version=1 << 50)
+    line.set(stage(made, 1))
+    line.follower.look()
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    shutil.copy(made / "other.pub", keys)
+    if end == "revoked":
+        (keys / "release.pub").write_text((made / "release.pub").read_text() + 'revoked = "it was stolen"\n')
+    line.settings = msgspec.structs.replace(line.settings, keys=keys)
+    line.key = read_signing_key(made / "other.key")
+    line.follower._settings = line.settings
+    line.rollout = msgspec.structs.replace(line.rollout, version=2)
+    line.set(None)
+    assert line.follower._newest().version == 3
+    line.rollout = msgspec.structs.replace(line.rollout, version=1)
+    line.set(None)
+    with pytest.raises(SignatureError, match="has version 2, and this station has taken version 3 already"):
+        line.follower._newest()
+
+
+def test_a_bundle_in_force_stays_where_another_product_does_not_get_it(line: Line, made: Path) -> None:
+    line.set(one := stage(made, 1))
+    line.follower.look()
+    place = line.follower._state._bundle_folder(one.sha256)
+    (place / "signature.toml").unlink()
+    with pytest.raises(FlowEdgeError):
+        line.follower._state.pulled(msgspec.structs.replace(one, bundle=str(line.folder / "gone")), "")
+    assert (place / "model.onnx").exists(), "the engine that judges still reads its self-test"
+    assert line.follower._state.pulled(one, "") == place
+    assert (place / "signature.toml").exists()
+
+
+def test_a_switch_that_ends_at_the_last_moment_is_no_failure(line: Line, made: Path) -> None:
+    def late(action: Any) -> bool:
+        action()
+        return False  # the wait has ended just before
+
+    line.set(stage(made, 1))
+    line.follower._between_frames = late
+    line.follower.look()
+    assert line.judging == hash_of_bundle(made / "v1.flowedge")
 
 
 def test_a_problem_is_told_once_until_it_is_another_one(line: Line, made: Path) -> None:
