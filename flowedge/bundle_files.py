@@ -18,6 +18,8 @@ MANIFEST: Final = "manifest.json"
 PACK_INDEX: Final = "pack.json"
 SIGNATURE: Final = "signature.toml"
 """The file beside the manifest of a bundle, or beside the index of a pack, that `flowedge.signature` reads."""
+SIGNATURES: Final = (SIGNATURE, f"{MANIFEST}.minisig")
+"""The files beside the manifest of a bundle that hold a signature of it. A new version takes none of the old one."""
 PRODUCTS: Final = "products"
 """The folder of a pack that holds a folder for each product."""
 _CHUNK_BYTES: Final = 1 << 20
@@ -105,7 +107,7 @@ def check_paths(paths: Iterable[str]) -> None:
     Raises:
         BundleError: A path leads outside, or two paths are the same but for capitals.
     """
-    seen = {MANIFEST, SIGNATURE}
+    seen = {MANIFEST, *SIGNATURES}
     for path in paths:
         if not _SAFE_PATH.fullmatch(path):
             raise BundleError(

@@ -148,7 +148,12 @@ def _locations(file: BinaryIO, kind: str, start: int, end: int, depth: int) -> I
         if inner != "entry":
             yield from _locations(file, inner, field.start, field.end, depth + 1)
             continue
-        texts = {one.number: _text(file, one) for one in _fields(file, field.start, field.end)}
+        # Protobuf ignores a field whose wire type is not that of its number.
+        texts = {
+            one.number: _text(file, one)
+            for one in _fields(file, field.start, field.end)
+            if one.wire_type == _BYTES
+        }
         if texts.get(1) == "location":
             yield texts.get(2, "")
 

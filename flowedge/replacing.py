@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from flowedge.bundle_files import MANIFEST, SIGNATURE, read_manifest, verify
+from flowedge.bundle_files import MANIFEST, SIGNATURES, read_manifest, verify
 from flowedge.drafts import PREFIX, draft_folder, remove_abandoned_drafts
 from flowedge.errors import BundleChangedError, BundleError
 from flowedge.manifest import Manifest, StoredFile
@@ -193,7 +193,7 @@ def _keep_unlisted(place: Path, draft: Path) -> None:
     Symbolic links stay links. Drafts and what an interrupted replacement left are no such files. A signature belongs to
     the old version alone.
     """
-    listed = {MANIFEST, SIGNATURE, *_listed(place)}
+    listed = {MANIFEST, *SIGNATURES, *_listed(place)}
     for folder, inner, names in os.walk(place):
         inner[:] = [name for name in inner if name != _COMMIT and not name.startswith(PREFIX)]
         links = [name for name in inner if Path(folder, name).is_symlink()]
@@ -287,8 +287,9 @@ def _replace_inside(draft: Path, place: Path, manifest: Manifest) -> None:
             if not _is_whole(place, stored):
                 link_or_copy(draft / stored.path, collected / stored.path)
         link_or_copy(draft / MANIFEST, collected / MANIFEST)
-        if os.path.lexists(draft / SIGNATURE):
-            link_or_copy(draft / SIGNATURE, collected / SIGNATURE)
+        for name in SIGNATURES:
+            if os.path.lexists(draft / name):
+                link_or_copy(draft / name, collected / name)
         for folder, _, _ in os.walk(collected):
             sync_folder(Path(folder))
         moves = _checked_moves(collected, place)
@@ -333,9 +334,10 @@ def _finish(place: Path, moves: list[StoredFile]) -> None:
         if path not in kept and _link_on_the_way(place, path) is None:
             (place / path).unlink(missing_ok=True)
     # The signature keeps its name in the commit as well, so that a second try after a crash finds it again.
-    (place / SIGNATURE).unlink(missing_ok=True)
-    if os.path.lexists(commit / SIGNATURE):
-        link_or_copy(commit / SIGNATURE, place / SIGNATURE)
+    for name in SIGNATURES:
+        (place / name).unlink(missing_ok=True)
+        if os.path.lexists(commit / name):
+            link_or_copy(commit / name, place / name)
     (commit / MANIFEST).replace(place / MANIFEST)
     sync_folder(place)
     shutil.rmtree(commit, ignore_errors=True)

@@ -126,11 +126,16 @@ def in_order(
             sizes.append(size(item))
             # While the caller uses an answer, one more item than there are threads keeps all of them at work.
             while waiting and (len(waiting) > lanes or sum(sizes) > _MOST_BYTES):
+                answer = waiting[0].result()
                 sizes.popleft()
-                yield waiting.popleft().result()
+                waiting.popleft()
+                yield answer
             waiting.append(pool.submit(partial(do, item)))
+        # A work stays in the row until it has its answer, so that an interrupted wait does not leave it behind.
         while waiting:
-            yield waiting.popleft().result()
+            answer = waiting[0].result()
+            waiting.popleft()
+            yield answer
     finally:
         pool.close()
         # The caller may close the detector next, so nothing may still be at work with it.

@@ -192,7 +192,8 @@ def sign_folder(
     mark = MANIFEST if around is None else PACK_INDEX
     content = description_bytes(path, mark) if os.path.lexists(path / mark) else b""
     if around is None:
-        _check_graphs(path, open_bundle(path, require_signature=False).manifest.files)
+        manifest = open_bundle(path, require_signature=False).manifest
+        _check_graphs(path, manifest.files, [graph.file for graph in manifest.graphs])
     else:
         _check_graphs(path, open_pack(path, require_signature=False).index.files)
     if description_bytes(path, mark) != content:
@@ -219,10 +220,10 @@ def sign_folder(
     return statement
 
 
-def _check_graphs(folder: Path, files: Sequence[StoredFile]) -> None:
+def _check_graphs(folder: Path, files: Sequence[StoredFile], graphs: Sequence[str] = ()) -> None:
     """Refuse a graph whose weights are in a file that is not listed, since no signature would cover that file."""
     listed = {stored.path for stored in files}
-    for path in sorted(one for one in listed if one.endswith(".onnx")):
+    for path in sorted({one for one in listed if one.endswith(".onnx")}.union(graphs)):
         for location in sorted(external_files(folder / path)):
             if (PurePosixPath(path).parent / location).as_posix() not in listed:
                 raise SignatureError(

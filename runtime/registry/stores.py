@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -238,6 +239,11 @@ class FolderStore:
                 raise RegistryError(
                     f"{printable(self._url)} is there already. Name another place, or replace it with --force."
                 )
+            if any(map(self._is_same, files, files.values())):
+                raise RegistryError(
+                    f"{printable(self._url)} is the bundle itself, or shares files with it, so it would be destroyed. "
+                    "Name another place."
+                )
             # Without its manifest the old version is gone, and whoever pulls now is told so.
             for name in there:
                 self._system.rm_file(self._place(name))
@@ -265,6 +271,15 @@ class FolderStore:
 
     def _place(self, name: str) -> str:
         return f"{str(self._root).rstrip('/')}/{name}"
+
+    def _is_same(self, name: str, file: Path) -> bool:
+        """Return True where a file of the folder and a file of this machine are one, also by a hard link."""
+        from fsspec.implementations.local import LocalFileSystem
+
+        if not isinstance(self._system, LocalFileSystem):
+            return False
+        place = self._place(name)
+        return os.path.exists(place) and os.path.samefile(place, file)
 
     @contextmanager
     def _explained(self, verb: str) -> Iterator[None]:

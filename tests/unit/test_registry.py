@@ -316,6 +316,29 @@ def test_a_folder_that_cannot_be_renamed_gets_the_new_signature_too(
     assert same(web.folder / "a", tmp_path / "got")
 
 
+def test_a_bundle_is_not_pushed_onto_itself(made: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "a.flowedge"
+    shutil.copytree(made / "a.flowedge", bundle)
+    shutil.copytree(bundle, tmp_path / "linked", copy_function=os.link)
+    (tmp_path / "link").symlink_to(bundle)
+    for place in ("a.flowedge", "linked", "link"):
+        with pytest.raises(RegistryError, match="is the bundle itself, or shares files with it"):
+            push(bundle, str(tmp_path / place), overwrite=True)
+    assert same(made / "a.flowedge", bundle)
+
+
+@pytest.mark.parametrize("name", [SIGNATURE, f"{MANIFEST}.minisig"])
+def test_a_signature_of_any_kind_is_pulled_into_a_folder_that_cannot_be_renamed(
+    made: Path, tmp_path: Path, web: WebServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    pull(f"{web.url}/a", tmp_path / "got")
+    set_thresholds(web.folder / "a", NewThresholds(image=2.0), reason="test")
+    (web.folder / "a" / name).write_text("a signature")
+    monkeypatch.setattr("flowedge.replacing._may_rename", lambda place: False)
+    pull(f"{web.url}/a", tmp_path / "got", overwrite=True)
+    assert same(web.folder / "a", tmp_path / "got")
+
+
 @pytest.mark.parametrize(
     "path", ["../outside", "/etc/passwd", "a/../../b", ".hidden", "signature.toml", "a\\b"]
 )

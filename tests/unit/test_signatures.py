@@ -119,8 +119,10 @@ def test_a_bundle_that_is_replaced_file_by_file_has_no_signature_of_the_old_vers
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flowedge.replacing._may_rename", lambda place: False)
+    (place / "a.flowedge" / f"{MANIFEST}.minisig").write_text("a signature of the old version")
     set_thresholds(place / "a.flowedge", NewThresholds(image=1.0), reason="test")
     assert not (place / "a.flowedge" / SIGNATURE).exists()
+    assert not (place / "a.flowedge" / f"{MANIFEST}.minisig").exists()
 
 
 def test_a_key_that_is_not_trusted_is_named_with_those_that_are(made: Path) -> None:
@@ -428,6 +430,24 @@ def test_a_graph_with_weights_in_a_file_that_is_not_listed_is_not_signed(place: 
     model = graph_around(outside_tensor("weights.bin"), at).SerializeToString()
     bundle = replace_in_bundle(bundle, files={"model.onnx": model, "weights.bin": bytes(16)})
     sign_folder(bundle.path, key)
+
+
+def test_weights_outside_are_found_under_any_name_of_the_graph_and_behind_fields_that_are_ignored(
+    place: Path,
+) -> None:
+    bundle, key = open_bundle(place / "a.flowedge"), read_signing_key(place / "release.key")
+    tensor = outside_tensor("weights.bin")
+    for entry in tensor.external_data:
+        entry.MergeFromString(b"\x08\x01\x10\x01")  # the numbers of key and value with another wire type
+    model = graph_around(tensor, "initializer").SerializeToString()
+    assert onnx.load_from_string(model).graph.initializer[0].external_data[1].value == "weights.bin"
+    (graph,) = bundle.manifest.graphs
+    manifest = msgspec.structs.replace(
+        bundle.manifest, graphs=(msgspec.structs.replace(graph, file="model.bin"),)
+    )
+    bundle = replace_in_bundle(bundle, manifest=manifest, files={"model.bin": model})
+    with pytest.raises(SignatureError, match=r"model\.bin takes weights from 'weights\.bin'"):
+        sign_folder(bundle.path, key)
 
 
 def test_a_server_loads_only_what_a_key_of_its_file_has_signed(made: Path) -> None:
