@@ -99,7 +99,7 @@ def _shadow_bundle(settings: StationSettings) -> Path:
 
 def _folder_of_live(settings: StationSettings) -> Path:
     """Return the newest comparison of the bundle in ``[shadow]``, as it is now."""
-    from flowedge.runtime.station.judges import hash_of_bundle
+    from flowedge.bundle_files import hash_of_bundle
     from flowedge.runtime.station.watch.comparison import comparisons_in
     from flowedge.runtime.station.watch.shadow import FOLDER
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowedge.bundle_files import hash_of_bundle
 from flowedge.errors import EngineUnavailableError, FlowEdgeError
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.from_path import load_detectors
@@ -340,11 +339,6 @@ def _judge(product: ProductSettings, detector: Detector) -> Judge:
         threshold_version=len(detector.bundle.manifest.threshold_history),
         copies=(detector.engine.batches or (1, 1))[0],
     )
-
-
-def hash_of_bundle(bundle: Path) -> str:
-    """Return the SHA-256 of a bundle's manifest, which has the hashes of all other files."""
-    return hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
 
 
 def engines_of(inspect: InspectSettings) -> tuple[str | None, ...]:
