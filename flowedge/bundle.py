@@ -256,7 +256,11 @@ def check_free(target: str | os.PathLike[str], kind: str, mark: str, *, overwrit
     """
     place = Path(os.path.realpath(target))
     if os.path.lexists(place) and not (overwrite and (place / mark).is_file()):
-        advice = "Choose another name or move it away" if overwrite else "Choose another name or overwrite it"
+        advice = (
+            "Choose another name or move it away"
+            if overwrite
+            else "Replace it with --force, or choose another name"
+        )
         what = f"exists and is not {kind}" if overwrite else "exists already"
         raise BundleError(f"{target} {what}. {advice}.")
     return place

@@ -123,8 +123,8 @@ def check_signature(folder: Path, content: bytes, require_signature: Required) -
         return _check_minisign(folder / minisign, mark, content, _content(folder, minisign), keys)
     raise SignatureError(
         f"{folder} is not signed, and only what a key of {keys.place} has signed is opened here. A calibration or a "
-        f"change of a threshold makes a new version, which has to be signed again. Whoever vouches for it signs it "
-        f"with: flowedge sign {folder} --key FILE"
+        "change of a threshold makes a new version, which has to be signed again. Whoever vouches for it runs flowedge "
+        "sign BUNDLE --key FILE, and pushes it again where it comes from a registry."
     )
 
 
@@ -165,7 +165,7 @@ def check_statement(
         raise SignatureError(
             f"{folder / mark} was changed after {key.name} had signed it on {statement.signed}: its SHA-256 is "
             f"{sha256}, and the signature is for {statement.sha256}. A calibration or a change of a threshold does "
-            f"this as well. Find out who changed it, and then sign it again with: flowedge sign {folder} --key FILE"
+            f"this as well. Find out who changed it, and then sign it again with: flowedge sign BUNDLE --key FILE"
         )
     _check_usable(folder, key)
     now = utc_now()

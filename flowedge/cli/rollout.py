@@ -211,11 +211,13 @@ def check(
     else:
         state = "expired" if expired else "holds"
         RESULTS.print(f"{file}: version {rollout.version}, {state} until {rollout.expires}", soft_wrap=True)
-        runs = (
-            "no stage fits"
-            if stage is None
-            else f"{stage.bundle} ({stage.sha256[:16]}…), by {stage.by}: {stage.why}"
-        )
+        begins = rollout.first_moment(station, ring or (), product)
+        if stage is not None:
+            runs = f"{stage.bundle} ({stage.sha256[:16]}…), by {stage.by}: {stage.why}"
+        elif begins is not None:
+            runs = f"no stage has begun, and the first one that fits begins at {begins}"
+        else:
+            runs = "no stage fits. Name the rings of the station with --ring, and its product with --product"
         RESULTS.print(f"{station or 'a station without a name'}: {runs}", soft_wrap=True)
     raise typer.Exit(1 if expired else 0)
 

@@ -106,6 +106,11 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         fitting = [stage for stage in self.stages if stage.fits(station, rings, product)]
         return next((stage for stage in reversed(fitting) if moment_from(stage.since) <= now), None)
 
+    def first_moment(self, station: str, rings: Sequence[str], product: str) -> str | None:
+        """Return the moment at which the first stage for a product of a station begins, or None where none fits."""
+        fitting = [stage.since for stage in self.stages if stage.fits(station, rings, product)]
+        return min(fitting, key=moment_from, default=None)
+
     def is_expired(self, now: datetime.datetime) -> bool:
         """Return True where the file is too old to change a bundle by it."""
         return now >= moment_from(self.expires)

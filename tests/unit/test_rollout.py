@@ -494,14 +494,19 @@ def test_the_commands_set_show_check_and_renew_a_rollout(made: Path, tmp_path: P
     done = command("rollout", "check", file, "--keys", keys, "--station", "line-3", "--ring", "canary")
     assert (done.status, "a new lamp" in done.stdout) == (0, True)
     done = command("rollout", "check", file, "--keys", keys, "--station", "line-3")
-    assert "line-3: no stage fits" in done.stdout
+    assert "line-3: no stage fits. Name the rings" in done.stdout
+    options = ("--key", key, "--keys", keys, "--why", "all", "--since", "2999-01-02")
+    done = command("rollout", "set", file, made / "registry" / "v1", *options)
+    assert done.status == 0, done.stderr
+    done = command("rollout", "check", file, "--keys", keys, "--station", "line-3")
+    assert "line-3: no stage has begun, and the first one that fits begins at 2999-01-02" in done.stdout
     assert "The signature was not checked" in command("rollout", "show", file).stderr
     done = command("rollout", "renew", file, "--key", made / "other.key")
     assert (done.status, "does not list" in done.stderr) == (2, True)
     done = command(
         "rollout", "renew", file, "--key", made / "other.key", "--keys", keys, "--days", "1", "--json"
     )
-    assert json.loads(done.stdout)["version"] == 2
+    assert json.loads(done.stdout)["version"] == 3
     done = command("rollout", "check", file, "--keys", keys)
     assert (done.status, "other (" in done.stderr) == (2, True)
     done = command("rollout", "set", file, tmp_path / "none", "--key", key, "--why", "x")
