@@ -26,10 +26,12 @@ from flowedge.text import printable
 
 _TRIES: Final = 4
 _FIRST_PAUSE_S: Final = 0.5
-_DAMAGED: Final = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+# The package tarfile lets some wrong numbers of a header through as errors of the value.
+_DAMAGED: Final = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 # The key of a sample ends at the first dot of the name, as WebDataset defines it.
 _MEMBER: Final = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _ROWS_AT_ONCE: Final = 64
+_LONGEST_LABEL: Final = 1 << 16
 
 _Read = TypeVar("_Read")
 
@@ -153,6 +155,10 @@ def images_of_shard(address: str, version: str, label_field: str | None) -> Iter
                         (printable(member.name), f"the image has {member.size / 1e6:.0f} MB, too many.")
                     )
                 elif is_image or found[2] == label_field:
+                    if not is_image and member.size > _LONGEST_LABEL:
+                        raise tarfile.ReadError(
+                            f"the label {member.name} has {member.size} bytes, and {_LONGEST_LABEL} are allowed"
+                        )
                     opened = shard.extractfile(member)
                     assert opened is not None  # a regular file
                     content = opened.read()

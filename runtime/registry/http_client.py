@@ -157,7 +157,7 @@ class HttpClient:
                     if answer.status == 404:
                         return None, answer.headers
                     check_status(answer, url)
-                    content = _limited(answer, most_bytes, url)
+                    content = read_limited(answer, most_bytes, url)
                     length = answer.headers.get("Content-Length", "")
                     if not length.isdecimal() or int(length) == len(content):
                         return content, answer.headers
@@ -209,7 +209,7 @@ class HttpClient:
                             f"{printable(_bare(url))} has {done + int(length)} bytes, and {size} are listed for it. Do "
                             "not use it, and have it pushed again."
                         )
-                    while chunk := answer.read(_CHUNK_BYTES):
+                    while chunk := answer.read1(_CHUNK_BYTES):
                         done += len(chunk)
                         if done > size:
                             raise RegistryError(
@@ -270,7 +270,7 @@ def check_status(answer: Any, url: str) -> None:
     """Raise a `RegistryError` where an answer is no success. The message holds what the server says."""
     if 200 <= answer.status < 300:
         return
-    said = printable(answer.read(_MOST_ERROR_BYTES)[:300].decode("utf-8", "replace").strip())
+    said = printable(answer.read1(_MOST_ERROR_BYTES)[:300].decode("utf-8", "replace").strip())
     advice = {
         400: "Check the address, and name the server's certificates with --ca where it speaks TLS.",
         401: "Log in with docker login, or set FLOWEDGE_REGISTRY_USER and FLOWEDGE_REGISTRY_PASSWORD.",
@@ -314,13 +314,23 @@ def _opener(context: ssl.SSLContext, *, proxied: bool) -> urllib.request.OpenerD
     return opener
 
 
-def _limited(answer: Any, most_bytes: int, url: str) -> bytes:
-    content: bytes = answer.read(most_bytes + 1)
-    if len(content) > most_bytes:
-        raise RegistryError(
-            f"{printable(_bare(url))} has more than {most_bytes} bytes, the most that is read of it."
-        )
-    return content
+def read_limited(answer: Any, most_bytes: int, url: str) -> bytes:
+    """Return the body of an answer.
+
+    Raises:
+        RegistryError: The body is too long, or comes too slowly.
+    """
+    begun = time.monotonic()
+    content = bytearray()
+    # A read of all bytes would wait for as long as a server sends one byte now and then.
+    while piece := answer.read1(_CHUNK_BYTES):
+        content += piece
+        if len(content) > most_bytes:
+            raise RegistryError(
+                f"{printable(_bare(url))} has more than {most_bytes} bytes, the most that is read of it."
+            )
+        _check_speed(url, len(content), time.monotonic() - begun)
+    return bytes(content)
 
 
 def _goes_on(answer: Any, done: int) -> bool:

@@ -25,6 +25,7 @@ from flowedge.runtime.registry.http_client import (
     check_status,
     is_this_machine,
     origin_of,
+    read_limited,
     unreachable,
 )
 from flowedge.runtime.registry.references import OciReference
@@ -301,7 +302,7 @@ class OciRegistry:
         try:
             with self._http.open("GET", url, headers) as answer:
                 check_status(answer, url)
-                answered = answer.read(_MOST_TOKEN_BYTES)
+                answered = read_limited(answer, _MOST_TOKEN_BYTES, url)
         except BROKEN as error:
             raise unreachable(url, error) from error
         try:

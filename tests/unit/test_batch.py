@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -256,6 +257,25 @@ def test_a_cut_shard_says_that_images_are_missing(bundle: Path, photos: Path, tm
     assert 1 < len(rows) < 8
     assert (rows[0]["image"], rows[0]["verdict"]) == (str(cut), "not_inspected")
     assert "unexpected end of data. The images behind this place were not read" in rows[0]["problem"]
+
+
+@pytest.mark.parametrize("kind", ["number", "label"])
+def test_a_hostile_shard_is_a_row_that_was_not_inspected(
+    bundle: Path, photos: Path, tmp_path: Path, kind: str
+) -> None:
+    shard = tmp_path / "shard.tar"
+    with tarfile.open(shard, "w", format=tarfile.PAX_FORMAT) as writer:
+        writer.add(photos / "good/0.png", arcname="0.png")
+        member = tarfile.TarInfo("1.png" if kind == "number" else "1.cls")
+        if kind == "number":
+            member.pax_headers = {"GNU.sparse.map": "many", "GNU.sparse.size": "7"}
+        member.size = 100_000
+        writer.addfile(member, io.BytesIO(bytes(member.size)))
+    run(bundle, shard, out=tmp_path / "out", columns=Columns(label="cls"))
+    rows = rows_of(tmp_path / "out")
+    assert [row["image"] for row in rows] == [str(shard), f"{shard}#0.png"]
+    assert (rows[0]["verdict"], rows[1]["verdict"] == "not_inspected") == ("not_inspected", False)
+    assert "The images behind this place were not read" in rows[0]["problem"]
 
 
 def test_tables_give_a_row_for_each_of_their_rows(bundle: Path, photos: Path, tmp_path: Path) -> None:

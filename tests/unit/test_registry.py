@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import filecmp
 import hashlib
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -314,6 +317,29 @@ def test_a_folder_that_cannot_be_renamed_gets_the_new_signature_too(
     monkeypatch.setattr("flowedge.replacing._may_rename", lambda place: False)
     pull(f"{web.url}/a", tmp_path / "got", overwrite=True)
     assert same(web.folder / "a", tmp_path / "got")
+
+
+@pytest.mark.parametrize("of", ["manifest", "download"])
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    class Dripping(io.BytesIO):
+        headers: ClassVar[dict[str, str]] = {}
+        status = 200
+
+        def read(self, size: int | None = -1) -> bytes:
+            raise AssertionError("a read of many bytes waits for all of them")
+
+        def read1(self, size: int | None = -1) -> bytes:
+            return b"x"
+
+    monkeypatch.setattr(HttpClient, "_send", lambda *_: Dripping())
+    monkeypatch.setattr("flowedge.runtime.registry.http_client._SLOW_AFTER_S", 0.0)
+    monkeypatch.setattr("flowedge.runtime.registry.http_client._SLOWEST_BYTES_PER_S", 1e12)
+    client, url = HttpClient(Connection()), "https://server.example/file"
+    ask = client.read if of == "manifest" else partial(client.download, sha256="0" * 64, to=io.BytesIO())
+    with pytest.raises(RegistryError, match="is too slow: 1 bytes came"):
+        ask(url, 1000)
 
 
 def test_a_bundle_is_not_pushed_onto_itself(made: Path, tmp_path: Path) -> None:
