@@ -16,6 +16,7 @@ import pyarrow
 from pyarrow import parquet
 
 from flowedge.errors import DataError
+from flowedge.replacing import link_or_copy
 from flowedge.runtime.batch.reading import is_address, store_of
 from flowedge.text import printable
 
@@ -205,7 +206,7 @@ class PartFolder:
         # The folder appears together with its first part, so a job that is killed here leaves nothing half done.
         draft = Path(f"{self._path}{_PARTIAL}{secrets.token_hex(4)}")
         draft.mkdir()
-        os.link(file, draft / name)
+        link_or_copy(Path(file), draft / name)
         draft.rename(self._path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _CHUNK_BYTES: Final = 1 << 20
 _DESCRIPTIONS: Final = (MANIFEST, PACK_INDEX)
 _SIGNATURES: Final = (SIGNATURE, f"{MANIFEST}.minisig", f"{PACK_INDEX}.minisig")
+# Some file systems of fsspec take a password in their address, which belongs into no message.
+_PASSWORD: Final = re.compile(r"//[^/@\s]+@")
 BUNDLE_TYPE: Final = "application/vnd.flowedge.bundle.v1"
 PACK_TYPE: Final = "application/vnd.flowedge.pack.v1"
 
@@ -184,6 +187,7 @@ class FolderStore:
             RegistryError: fsspec knows no such address.
         """
         self._url = url.rstrip("/")
+        self._shown = printable(_PASSWORD.sub("//", self._url))
         with explain_missing("registry"):
             from fsspec.core import url_to_fs
         with self._explained("opened"):
@@ -199,7 +203,7 @@ class FolderStore:
             except (FileNotFoundError, NotADirectoryError):
                 return None
         if len(content) > most_bytes:
-            raise RegistryError(f"{printable(self._url)}/{name} has more than {most_bytes} bytes.")
+            raise RegistryError(f"{self._shown}/{name} has more than {most_bytes} bytes.")
         return content
 
     def download(self, stored: StoredFile, to: BinaryIO) -> None:
@@ -214,12 +218,12 @@ class FolderStore:
                         to.write(chunk)
             except FileNotFoundError as error:
                 raise RegistryError(
-                    f"{printable(self._url)} lacks {stored.path}, which its manifest lists. Push the bundle again."
+                    f"{self._shown} lacks {stored.path}, which its manifest lists. Push the bundle again."
                 ) from error
         if (size, digest.hexdigest()) != (stored.size, stored.sha256):
             have = f"{size} bytes" if size <= stored.size else f"more than {stored.size} bytes"
             raise RegistryError(
-                f"{printable(self._url)}/{stored.path} is not the file that the manifest lists: it has {have} with the "
+                f"{self._shown}/{stored.path} is not the file that the manifest lists: it has {have} with the "
                 f"SHA-256 {digest.hexdigest()}, and {stored.size} bytes with {stored.sha256} are listed. A push may "
                 "have been interrupted, or somebody changed the file. Do not use it, and push the bundle again."
             )
@@ -237,11 +241,11 @@ class FolderStore:
             ]
             if there and not overwrite:
                 raise RegistryError(
-                    f"{printable(self._url)} is there already. Name another place, or replace it with --force."
+                    f"{self._shown} is there already. Name another place, or replace it with --force."
                 )
             if any(map(self._is_same, files, files.values())):
                 raise RegistryError(
-                    f"{printable(self._url)} is the bundle itself, or shares files with it, so it would be destroyed. "
+                    f"{self._shown} is the bundle itself, or shares files with it, so it would be destroyed. "
                     "Name another place."
                 )
             # Without its manifest the old version is gone, and whoever pulls now is told so.
@@ -290,11 +294,11 @@ class FolderStore:
             raise
         except ImportError as error:
             raise MissingPackageError(
-                f"{printable(self._url)} needs another package of fsspec: {printable(str(error))}."
+                f"{self._shown} needs another package of fsspec: {printable(str(error))}."
             ) from error
         except Exception as error:
-            words = printable(str(error))[:500] or type(error).__name__
-            raise RegistryError(f"{printable(self._url)} cannot be {verb}: {words}.") from error
+            words = printable(_PASSWORD.sub("//", str(error)))[:500] or type(error).__name__
+            raise RegistryError(f"{self._shown} cannot be {verb}: {words}.") from error
 
 
 def _check_kind(artefact: Artefact, name: str) -> None:

@@ -28,6 +28,7 @@ from flowedge.runtime.registry.http_client import Connection, HttpClient
 from flowedge.runtime.registry.oci_client import OciRegistry, digest_of
 from flowedge.runtime.registry.references import last_part, oci_reference
 from flowedge.runtime.registry.signing import new_key, read_signing_key, sign_folder
+from flowedge.runtime.registry.stores import FolderStore
 from flowedge.runtime.registry.transfer import pull, push
 from support.certificates import Authority
 from support.command_line import flowedge as command
@@ -340,6 +341,13 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up(
     ask = client.read if of == "manifest" else partial(client.download, sha256="0" * 64, to=io.BytesIO())
     with pytest.raises(RegistryError, match="is too slow: 1 bytes came"):
         ask(url, 1000)
+
+
+def test_a_password_in_an_address_is_in_no_message(made: Path) -> None:
+    store = FolderStore("memory://ann:secret@server/a")
+    with pytest.raises(RegistryError, match="memory://server/a") as caught:
+        store.download(StoredFile(path="model.onnx", size=1, sha256="0" * 64), io.BytesIO())
+    assert "secret" not in str(caught.value)
 
 
 def test_a_bundle_is_not_pushed_onto_itself(made: Path, tmp_path: Path) -> None:

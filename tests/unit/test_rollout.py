@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from flowedge.bundle import open_bundle, replace_in_bundle
+from flowedge.bundle_files import hash_of_bundle
 from flowedge.errors import EngineWrongError, FlowEdgeError, RegistryError, SignatureError
 from flowedge.manifest import Threshold, Thresholds
 from flowedge.runtime.area.settings import AreaSettings
@@ -33,7 +34,7 @@ from flowedge.runtime.registry.transfer import push, version_of
 from flowedge.runtime.station import rollout_follower
 from flowedge.runtime.station.fitting import Fitting
 from flowedge.runtime.station.health_report import HealthReport
-from flowedge.runtime.station.judges import Judges, hash_of_bundle, open_judges
+from flowedge.runtime.station.judges import Judges, open_judges
 from flowedge.runtime.station.live import Live
 from flowedge.runtime.station.overrides import Overrides
 from flowedge.runtime.station.record import Event
