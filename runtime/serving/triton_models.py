@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from flowedge.bundle import open_bundle
 from flowedge.errors import FlowEdgeError
+from flowedge.pack import product_folder
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.opening.contract import input_of_graph
 from flowedge.runtime.opening.unproven import open_unproven
@@ -63,10 +64,11 @@ class TritonModel:
             and args["model_instance_device_id"] != "0"
         ):
             engine = f"{engine}:{args['model_instance_device_id']}"
+        product = parameters.get("product")
         with _in_words(self._triton):
             self._model = LoadedModel(
                 ModelSettings(
-                    bundle=_folder(args),
+                    bundle=_folder(args) / product_folder(product) if product else _folder(args),
                     engine=engine,
                     precision=parameters.get("precision", "fp32"),
                     threads=int(parameters.get("threads", "0")) or None,

@@ -138,10 +138,13 @@ class _Models:
         self._settings, self._source = settings, source
         self._name = settings.name or ""
         self._pack: Pack | None = None
+        self._folder, self._product = source, ""
         around = pack_around(source)
         if around is None:
             self._bundle = open_bundle(source)
         else:
+            # A product needs the backbone of its pack.
+            self._folder, self._product = around
             pack = open_pack(around[0])
             self._bundle = pack.product(around[1] or pack.names[0])
             if not around[1]:
@@ -245,6 +248,8 @@ class _Models:
             parameters["engine"] = settings.engine
         if settings.threads is not None:
             parameters["threads"] = str(settings.threads)
+        if self._product:
+            parameters["product"] = self._product
         frame = read_selftest(self._bundle).frames[0]
         warm_up: dict[str, Any] = {IMAGE: _stored(self._image(), frame.shape, IMAGE)}
         files: dict[str, bytes | Path] = {f"warmup/{IMAGE}": frame.tobytes()}
@@ -360,11 +365,10 @@ class _Models:
         }
 
     def _python_files(self, kind: str, config: bytes) -> dict[str, bytes | Path]:
-        folder = self._source if self._pack is None else self._pack.path
         return {
             "config.pbtxt": config,
             "1/model.py": _MODEL.format(name=kind).encode(),
-            f"1/{BUNDLE}": folder,
+            f"1/{BUNDLE}": self._folder,
         }
 
 

@@ -73,6 +73,17 @@ def test_a_bundle_becomes_one_model_that_gives_its_verdicts(
     assert logged == []
 
 
+def test_a_product_of_a_pack_becomes_a_model_of_that_product_alone(
+    folder: Path, tmp_path: Path, logged: list[str]
+) -> None:
+    source = folder / "line.flowedgepack" / "products" / "screw"
+    assert written(source, tmp_path / "repo", engine=CPU, threads=1) == ("screw",)
+    assert [one.name for one in config_of(tmp_path / "repo" / "screw").input] == ["image"]
+    model, frames = loaded_model(tmp_path / "repo" / "screw"), some_frames(2)
+    check_same(answer(model, image=frames), source, frames)
+    model.finalize()
+
+
 def test_the_warm_up_is_a_frame_of_the_self_test(folder: Path, tmp_path: Path) -> None:
     written(folder / "line.flowedgepack", tmp_path)
     (run,) = config_of(tmp_path / "line").model_warmup
