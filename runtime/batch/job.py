@@ -169,6 +169,10 @@ def run_batch(
         reports.step("checking the rows")
         names = parts.names()
         counts = listing.count(parts, names)
+        if counts.lost:
+            raise DataError(
+                f"{out} has no rows for {counts.lost} images. Give the same command again to go on."
+            )
         if counts.rows != counts.images:
             raise DataError(
                 f"{out} has {counts.rows} rows for {counts.images} images. Two jobs may have written there at once. "

@@ -69,11 +69,13 @@ class Counts(NamedTuple):
     Attributes:
         rows: The number of rows.
         images: The number of different images.
+        lost: The number of listed image files without a row.
         verdicts: The number of rows by verdict.
     """
 
     rows: int
     images: int
+    lost: int
     verdicts: dict[str, int]
 
 
@@ -243,10 +245,14 @@ class Listing:
         rows, images = self._base.execute(
             "SELECT count(*), count(DISTINCT image) FROM rows_found"
         ).fetchall()[0]
+        (lost,) = self._base.execute(
+            "SELECT count(*) FROM listed WHERE kind = 'image' AND NOT EXISTS (SELECT 1 FROM rows_found WHERE "
+            "rows_found.image = listed.name)"
+        ).fetchall()[0]
         verdicts = self._base.execute(
             "SELECT verdict, count(*) FROM rows_found GROUP BY ALL ORDER BY 1"
         ).fetchall()
-        return Counts(rows, images, dict(verdicts))
+        return Counts(rows, images, lost, dict(verdicts))
 
     def close(self) -> None:
         """Delete the database."""

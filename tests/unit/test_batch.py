@@ -211,6 +211,17 @@ def test_two_jobs_do_not_write_into_one_output(bundle: Path, photos: Path, tmp_p
         run(bundle, photos, out=tmp_path / "out")
 
 
+def test_a_part_that_was_not_made_is_no_success(
+    bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = PartFolder.put
+    monkeypatch.setattr(PartFolder, "put", lambda *_: None)
+    with pytest.raises(DataError, match="has no rows for 7 images"):
+        run(bundle, photos, out=tmp_path / "out.parquet")
+    monkeypatch.setattr(PartFolder, "put", put)
+    assert run(bundle, photos, out=tmp_path / "out.parquet").rows == 7
+
+
 def test_a_torn_part_is_named(bundle: Path, photos: Path, tmp_path: Path) -> None:
     run(bundle, photos, out=tmp_path / "out")
     torn = next((tmp_path / "out").iterdir())
