@@ -102,7 +102,12 @@ def set_(
     signing = read_signing_key(key)
     connection = connection_of(ca_file, plain_http)
     before = _before(file, signing, keys, connection)
-    pinned, sha256 = version_of(bundle, connection=connection)
+    pinned, sha256, is_signed = version_of(bundle, connection=connection)
+    if not is_signed:
+        raise RegistryError(
+            f"{printable(bundle)} is not signed, and stations take no such bundle. Sign it with flowedge "
+            "sign BUNDLE --key FILE, push it, and set the rollout again."
+        )
     local = "://" not in pinned
     stage = Stage(
         bundle=os.path.abspath(pinned) if local else pinned,
@@ -197,7 +202,7 @@ def check(
     rollout = read_rollout(_content(file, connection), read_keys(keys), file)
     stage = rollout.stage_for(station, ring or (), product, now)
     if stage is not None:
-        found = version_of(stage.bundle, connection=connection, require_signature=keys)[1]
+        found = version_of(stage.bundle, connection=connection, require_signature=keys).sha256
         if found != stage.sha256:
             raise RegistryError(
                 f"{stage.bundle} is another version than the rollout wants: its manifest has the SHA-256 {found}, and "

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from flowedge.bundle import check_free, folder_for_next_version, open_bundle
 from flowedge.bundle_files import (
@@ -194,12 +194,26 @@ def pull(
     )
 
 
+class Version(NamedTuple):
+    """One version of a bundle or a pack in a registry.
+
+    Attributes:
+        pinned: The reference of this very version.
+        sha256: The SHA-256 of its manifest or of ``pack.json``.
+        is_signed: True where a signature lies beside it, which may be one of a key that nobody trusts.
+    """
+
+    pinned: str
+    sha256: str
+    is_signed: bool
+
+
 def version_of(
     reference: str,
     *,
     connection: Connection = Connection(),  # noqa: B008 - frozen
     require_signature: Required = None,
-) -> tuple[str, str]:
+) -> Version:
     """Look at a bundle or a pack in a registry, without pulling it.
 
     Args:
@@ -208,7 +222,7 @@ def version_of(
         require_signature: The trusted keys, as `flowedge.load` takes them.
 
     Returns:
-        The reference of this very version, and the SHA-256 of its manifest or of ``pack.json``.
+        The version.
 
     Raises:
         SignatureError: A signature is required, and there is none that is accepted.
@@ -222,7 +236,8 @@ def version_of(
             check_signature(Path(folder), content, require_signature)
         except BundleError as error:
             raise _told(error, Path(folder), reference) from error
-    return store.pinned, hashlib.sha256(content).hexdigest()
+        is_signed = any((Path(folder) / name).exists() for name in (SIGNATURE, f"{mark}.minisig"))
+    return Version(store.pinned, hashlib.sha256(content).hexdigest(), is_signed)
 
 
 def _write_description(folder: Path, store: Store, mark: str, content: bytes) -> None:

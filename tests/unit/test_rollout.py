@@ -73,7 +73,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stage(made: Path, number: int, **changed: object) -> Stage:
     """Return a stage for all stations that names a version."""
-    pinned, sha256 = version_of(str(made / "registry" / f"v{number}"))
+    pinned, sha256, _ = version_of(str(made / "registry" / f"v{number}"))
     one = Stage(
         bundle=pinned, sha256=sha256, since="2026-01-01T00:00:00+00:00", by="Ann", why=f"version {number}"
     )
@@ -320,7 +320,7 @@ def test_a_bundle_whose_engine_answers_wrongly_or_that_needs_other_frames_change
     ):
         sign_folder(place, line.key)
         push(place, str(tmp_path / "registry" / place.name))
-        pinned, sha256 = version_of(str(tmp_path / "registry" / place.name))
+        pinned, sha256, _ = version_of(str(tmp_path / "registry" / place.name))
         line.set(stage(made, 1, bundle=pinned, sha256=sha256))
         line.refuses(kind, words)
 
@@ -510,6 +510,15 @@ def test_the_commands_set_show_check_and_renew_a_rollout(made: Path, tmp_path: P
     assert json.loads(done.stdout)["version"] == 3
     done = command("rollout", "check", file, "--keys", keys)
     assert (done.status, "other (" in done.stderr) == (2, True)
+    unsigned = tmp_path / "unsigned"
+    shutil.copytree(made / "registry" / "v1", unsigned)
+    (unsigned / "signature.toml").unlink()
+    before = file.read_bytes()
+    done = command(
+        "rollout", "set", file, unsigned, "--key", made / "other.key", "--keys", keys, "--why", "x"
+    )
+    assert (done.status, "is not signed, and stations take no such bundle" in done.stderr) == (2, True)
+    assert file.read_bytes() == before
     done = command("rollout", "set", file, tmp_path / "none", "--key", key, "--why", "x")
     assert done.status == 2
     assert "other (" in done.stderr
