@@ -131,28 +131,38 @@ def test_every_familys_graph_becomes_an_engine(
 
 
 @pytest.mark.parametrize(
-    ("make", "levels", "taps", "most"),
+    ("make", "levels", "taps", "blocks", "most"),
     [
-        (random_cflow, ((128, 32, 32), (256, 16, 16), (512, 8, 8)), (2, 3, 4), 1200),
+        (random_cflow, ((128, 32, 32), (256, 16, 16), (512, 8, 8)), (2, 3, 4), 2, 430),
+        pytest.param(
+            random_cflow,
+            ((128, 32, 32), (256, 16, 16), (512, 8, 8)),
+            (2, 3, 4),
+            8,
+            1200,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             random_fastflow,
             ((64, 64, 64), (128, 32, 32), (256, 16, 16)),
             (1, 2, 3),
+            8,
             800,
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["cflow", "fastflow"],
+    ids=["cflow of two blocks", "cflow", "fastflow"],
 )
 def test_a_resnet18_detector_has_few_layers(
     make: Callable[..., ir.FlowModel],
     levels: tuple[tuple[int, int, int], ...],
     taps: tuple[int, ...],
+    blocks: int,
     most: int,
     tmp_path: Path,
 ) -> None:
     extra = {"condition": 128} if make is random_cflow else {}
-    model = dataclasses.replace(make(0, sizes=levels, blocks=8, **extra), image_size=(256, 256))
+    model = dataclasses.replace(make(0, sizes=levels, blocks=blocks, **extra), image_size=(256, 256))
     onnx_from_model(lower(model), Wrapped("resnet18", taps).eval(), tmp_path / "model.onnx")
     _, network, _ = parsed(tmp_path / "model.onnx")
     assert network.num_layers <= most

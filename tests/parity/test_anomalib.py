@@ -80,10 +80,13 @@ def peer_folder(peer_python: Path) -> Path:
     return kept("anomalib", sources, make)
 
 
-# Three EfficientNets take half a minute. Tests of the network without an export guard them in every run.
+# CS-Flow's three EfficientNets take half a minute. A test of the network without an export guards them in every run.
+# test_cflow_magnetic_tile.py compares another CFLOW of anomalib.
 @pytest.fixture(
     scope="session",
-    params=[pytest.param(name, marks=pytest.mark.slow if name == "csflow" else ()) for name in FAMILIES],
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if name in ("cflow", "csflow") else ()) for name in FAMILIES
+    ],
 )
 def trained(
     request: pytest.FixtureRequest, peer_folder: Path, tmp_path_factory: pytest.TempPathFactory
