@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +121,27 @@ def test_nothing_is_at_work_when_the_caller_has_left() -> None:
     threading.Timer(0.05, release.set).start()
     answers.close()
     assert ended == [1]
+
+
+def test_nothing_is_at_work_after_an_interrupted_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    release, ended = threading.Event(), []
+
+    def slow(number: int) -> None:
+        assert release.wait(20)
+        ended.append(number)
+
+    def interrupted(self: Future[None]) -> None:
+        threading.Timer(0.05, release.set).start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Future, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(in_order(slow, [0], lanes=2))
+    assert ended in ([0], []), "the work has ended, or has not begun"
+    count = len(ended)
+    release.set()
+    time.sleep(0.1)
+    assert len(ended) == count
 
 
 @pytest.mark.parametrize(
