@@ -8,7 +8,8 @@ import io
 import os
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -95,11 +96,16 @@ def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.
 
 
 class _Graph:
-    """The graph on disk, which is read only where the device cache does not hold it compiled."""
+    """The graph on disk, which is read only where the device cache does not hold it compiled.
+
+    Attributes:
+        lanes: The number of inferences that run at once, or None where one inference fills all cores.
+    """
 
     def __init__(self, opening: Opening, device: str) -> None:
         self._opening, self._device = opening, device
         self._options = _options(device, opening.threads)
+        self.lanes = None if opening.threads is None or device != "CPU" else lanes_beside(opening.threads)
         self._stored = self._find(1)
 
     def specs(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
@@ -115,9 +121,10 @@ class _Graph:
             BundleError: The graph is damaged.
             EngineUnavailableError: The device cannot run the graph.
         """
-        stored = self._stored if batch == 1 else self._find(batch)
+        stored, self._stored = (self._stored, None) if batch == 1 else (None, self._stored)
+        if stored is None:
+            stored = self._find(batch)
         if stored is not None:
-            self._stored = None if batch == 1 else self._stored
             return stored
         compiled = _compiled(self._of_size(batch), self._device, self._options)
         if self._device == "CPU":
@@ -152,10 +159,20 @@ class _Graph:
 
 
 class _Sized:
-    """The graph compiled for one batch size, with a pool of requests for the threads."""
+    """The graph compiled for one batch size, with a pool of requests for the threads.
 
-    def __init__(self, compiled: ov.CompiledModel) -> None:
-        self._compiled = compiled
+    Where an inference leaves cores free, each of the requests that run at once has a compiled graph of its own.
+    """
+
+    def __init__(self, compiled: Callable[[], ov.CompiledModel], lanes: int | None) -> None:
+        """Compile the graph.
+
+        Args:
+            compiled: Compiles the graph, or loads it compiled.
+            lanes: The number of requests that run at once. The value is None where one inference fills all cores.
+        """
+        self._make_compiled, self._lanes = compiled, lanes
+        self._compiled = compiled()
         self._idle: queue.LifoQueue[ov.InferRequest] = queue.LifoQueue()
         self._made = 0
         self._making = threading.Lock()
@@ -169,11 +186,13 @@ class _Sized:
             self._idle.put(request)
 
     def _taken(self) -> ov.InferRequest:
-        """Take an idle request, or make one. Where there are `_MOST_REQUESTS` already, wait for one."""
+        """Take an idle request, or make one. Where there are as many as may be already, wait for one."""
         with contextlib.suppress(queue.Empty):
             return self._idle.get_nowait()
         with self._making:
-            if self._made < _MOST_REQUESTS:
+            if self._made < (self._lanes or _MOST_REQUESTS):
+                if self._lanes is not None and self._made:
+                    self._compiled = self._make_compiled()
                 try:
                     request = self._compiled.create_infer_request()
                 except RuntimeError as error:
@@ -227,7 +246,8 @@ class _OpenVino:
         with self._lock:
             if self._graph is None:
                 raise ValueError("the engine is closed")
-            sized = self._sizes.pop(batch, None) or _Sized(self._graph.compiled(batch))
+            graph = self._graph
+            sized = self._sizes.pop(batch, None) or _Sized(partial(graph.compiled, batch), graph.lanes)
             self._sizes[batch] = sized
             others = [size for size in self._sizes if size != 1]
             for size in others[:-_SIZES_KEPT]:
@@ -278,10 +298,10 @@ def _options(device: str, threads: int | None) -> dict[str, Any]:
             # Quantised values are then multiplied in float, which is slower and right.
             options["LP_TRANSFORMS_MODE"] = "NO"
         if threads is not None:
-            # Requests of other threads run beside one another on the cores that one inference leaves free.
-            streams = lanes_beside(threads)
-            options |= {"INFERENCE_NUM_THREADS": threads * streams, "NUM_STREAMS": streams}
-            if fast_cpus_for(threads * streams):
+            # OpenVINO 2026.4 makes the kernels of several streams at once. Where quantised values are computed in
+            # float, one graph in thirty then gave wrong answers. So each lane has a graph of its own, with one stream.
+            options |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+            if fast_cpus_for(threads * lanes_beside(threads)):
                 # Otherwise all threads of an inference wait for the one that is on a slow core.
                 options["SCHEDULING_CORE_TYPE"] = "PCORE_ONLY"
     else:
