@@ -41,7 +41,6 @@ class Flow(nn.Module):
         self._likelihood = model.scoring.normalisation != "none"
         self.steps = nn.ModuleList(_module_of(step, model) for step in model.steps)
         self.energies = nn.ModuleList(_Energy(level) for level in model.levels)
-        self.log_dets = nn.ModuleDict(_log_dets(model))
         self._gives_energies = nfa is not None and nfa.energies
         self.counts = nn.ModuleList() if nfa is None else counts_of(model, nfa)
 
@@ -83,8 +82,7 @@ class Flow(nn.Module):
         log_det = exponents[0]
         for exponent in exponents[1:]:
             log_det = log_det + exponent
-        total: Tensor = self.log_dets[str(number)](log_det)
-        return (total - 0.5 * energy) / channels
+        return (log_det.sum(1, keepdim=True) - 0.5 * energy) / channels
 
 
 class DetectorModule(nn.Module):
@@ -315,26 +313,6 @@ class _Energy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.conv2d(x * x, self.weight)
-
-
-class _ChannelSum(nn.Module):
-    """The sum over channels as a 1x1 convolution, which engines compute faster than a reduction."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = parameter(np.ones((1, channels, 1, 1), np.float32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.conv2d(x, self.weight)
-
-
-def _log_dets(model: ir.FlowModel) -> dict[str, nn.Module]:
-    """Return the sums over the exponents of the levels whose score needs the log-determinant, by level."""
-    return {
-        str(step.stream): _ChannelSum(len(step.active))
-        for step in model.steps
-        if isinstance(step, ir.Coupling) and step.log_det and step.stream < len(model.levels)
-    }
 
 
 def _module_of(step: ir.Step, model: ir.FlowModel) -> nn.Module:

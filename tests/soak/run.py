@@ -46,10 +46,9 @@ _DISK_MB = 2048
 _FRAMES_OF_FILE = 600
 _KILLS_OF_FILE = 3
 _DRAIN_S = 60.0
+_LAST_OF_ROUND = "the camera drops out"
 _ROUNDS = (0.20, 0.60)
 """The begin of each round of faults in the life of the last process, as shares of the time with the camera."""
-_QUIET = ((0.17, 0.20), (0.50, 0.58), (0.90, 0.98))
-"""The quiet times before the rounds and at the end of each, in which memory is measured."""
 
 
 @dataclass
@@ -62,6 +61,7 @@ class Fault:
         happen: Does it, and returns when it is over.
         skipped: The reason why it cannot happen here, or an empty text.
         seconds: The time it took, once it has happened.
+        begun: The moment of the monotonic clock at which it began, once it has happened.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Fault:
     happen: Callable[[], None]
     skipped: str = ""
     seconds: float | None = None
+    begun: float = 0.0
 
 
 def main() -> int:
@@ -160,11 +161,11 @@ def soak_camera(out: Path, seconds: float, fps: float, facts: dict[str, Any]) ->
             begun = time.monotonic()
             for fault in faults:
                 sleep_until(begun + fault.at * seconds)
+                fault.begun = time.monotonic()
                 if not fault.skipped:
                     print(f"{time.monotonic() - begun:6.1f} s  {fault.name}", flush=True)
-                    started = time.monotonic()
                     fault.happen()
-                    fault.seconds = time.monotonic() - started
+                    fault.seconds = time.monotonic() - fault.begun
             sleep_until(begun + seconds)
             camera.stop()
             drained = drain(site, subscriber)
@@ -185,14 +186,11 @@ def soak_camera(out: Path, seconds: float, fps: float, facts: dict[str, Any]) ->
         check_events(site, faults),
     ]
     last = lives[-1]
-    passed = (
-        begun - last.started
-    )  # seconds of the last process before the camera's time began, mostly negative
-    levels = [
-        level_between(last.memory, passed + begin * seconds, passed + end * seconds) for begin, end in _QUIET
+    quiet = [
+        (end - last.started, after - last.started) for end, after in quiet_times(faults, begun + seconds)
     ]
-    between = (_QUIET[2][1] - _QUIET[1][1]) * seconds
-    checks.append(check_memory(levels[1:], between))
+    levels = [level_between(last.memory, *times) for times in quiet]
+    checks.append(check_memory(levels, quiet[-1][0] - quiet[0][0]))
     judged = [json.loads(body) for body in records]
     facts |= {
         "seconds_with_the_camera": seconds,
@@ -206,7 +204,7 @@ def soak_camera(out: Path, seconds: float, fps: float, facts: dict[str, Any]) ->
         "starts": len(lives),
         "repeats_over_mqtt": len(subscriber.verdicts) - len({one.id for one in subscriber.verdicts}),
         "drained_s": round(drained, 1),
-        "memory_mb_before_and_after_rounds": [level and round(level, 1) for level in levels],
+        "memory_mb_after_rounds": [level and round(level, 1) for level in levels],
         "archived_pictures": sum(bool(one["picture"]) for one in judged),
         "faults": [
             {"name": fault.name, "skipped": fault.skipped, "seconds": fault.seconds} for fault in faults
@@ -247,7 +245,7 @@ def faults_of(
         for fault in (
             Fault("the disk fills", begin, fill_disk, skipped=disk.problem),
             Fault("the broker is restarted", begin + 0.14, restart_broker),
-            Fault("the camera drops out", begin + 0.22, lose_camera),
+            Fault(_LAST_OF_ROUND, begin + 0.22, lose_camera),
         )
     ]
     return [
@@ -260,6 +258,22 @@ def faults_of(
         Fault("the clock is right again", 0.48, jump(0.0), skipped=clock.problem),
         *rounds[len(rounds) // 2 :],
     ]
+
+
+def quiet_times(faults: Sequence[Fault], end: float) -> list[tuple[float, float]]:
+    """Return the second half of the time between the last fault of each round and the next fault.
+
+    Args:
+        faults: The faults, which have happened.
+        end: The moment of the monotonic clock at which the soak ended.
+    """
+    begins = [*(fault.begun for fault in faults[1:]), end]
+    found = []
+    for fault, following in zip(faults, begins, strict=True):
+        if fault.name == _LAST_OF_ROUND:
+            over = fault.begun + (fault.seconds or 0.0)
+            found.append((over + 0.5 * (following - over), following))
+    return found
 
 
 @contextlib.contextmanager

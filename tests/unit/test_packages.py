@@ -97,7 +97,8 @@ def test_every_hint_can_be_typed_as_it_is(extra: str, monkeypatch: pytest.Monkey
 
 
 def test_every_command_in_a_message_names_packages_of_an_extra() -> None:
-    known = {Requirement(one).name for needed in REQUIREMENTS.values() for one in needed}
+    # The environment of a peer is its owner's, and no extra brings what is installed there.
+    known = {Requirement(one).name for needed in REQUIREMENTS.values() for one in needed} | {"nncf"}
     found = 0
     for root in ("flowedge", "runtime", "calibration", "export"):
         for file in (REPOSITORY / root).rglob("*.py"):
