@@ -24,7 +24,12 @@ from flowedge.runtime.device.denormals import flushing_denormals
 from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.device.engine_file import EngineFacts
 from flowedge.runtime.device.machine import cpu_extensions, overflows_in_eight_bits
-from flowedge.runtime.engines.openvino_cache import facts_of_compiled, find_compiled, store_compiled
+from flowedge.runtime.engines.openvino_cache import (
+    COMPILING,
+    facts_of_compiled,
+    find_compiled,
+    store_compiled,
+)
 from flowedge.runtime.engines.openvino_forms import (
     join_signed_quantisation,
     multiply_small_permutations,
@@ -314,7 +319,7 @@ def _options(device: str, threads: int | None) -> dict[str, Any]:
 def _compiled(model: ov.Model, device: str, options: dict[str, Any]) -> ov.CompiledModel:
     try:
         # The option for denormals changes the mode of the calling thread. The context restores that mode.
-        with flushing_denormals():
+        with COMPILING, flushing_denormals():
             return ov.Core().compile_model(model, device, options)
     except RuntimeError as error:
         raise EngineUnavailableError(

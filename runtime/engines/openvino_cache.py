@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,10 @@ from flowedge.runtime.device.machine import cpu_flags, cpu_name
 from flowedge.runtime.opening.engine_contract import Opening
 
 _LOG: Final = logging.getLogger(__name__)
+
+COMPILING: Final = threading.Lock()
+"""Held while a graph is compiled or loaded compiled: two threads that compiled at once have waited for each other for
+ever in OpenVINO 2026.4, once in some hundred graphs."""
 
 # Settings of the environment that may choose other kernels.
 _SETTINGS: Final = ("ONEDNN_", "DNNL_", "OV_", "OPENVINO_", "GLIBC_TUNABLES", "LD_PRELOAD", "LD_LIBRARY_PATH")
@@ -63,7 +68,7 @@ def find_compiled(facts: EngineFacts, options: Mapping[str, Any]) -> ov.Compiled
             return None
         try:
             # The option for denormals changes the mode of the calling thread. The context restores that mode.
-            with flushing_denormals():
+            with COMPILING, flushing_denormals():
                 return ov.Core().import_model(io.BytesIO(found.plan), "CPU", dict(options))
         except Exception as error:  # its failures have no base class of their own
             _LOG.info("OpenVINO refuses %s: %s", found.path, error)
