@@ -107,7 +107,8 @@ def test_what_is_built_later_is_measured_too(exported: Bundle, cache: Path, buil
     device_cache().find_or_build(facts(), lambda: b"an engine")
     built["fp32"] = 0
     choice = fastest_precision(exported, "tensorrt", threads=1)
-    assert built == {"fp16": 2, "fp32": 1}
+    # Precisions that are near each other are measured a second time in turns.
+    assert built in ({"fp16": 2, "fp32": 1}, {"fp16": 3, "fp32": 2})
     assert all(one.median_ms for one in choice.measured)
 
 

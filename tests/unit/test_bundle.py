@@ -370,6 +370,7 @@ from pathlib import Path
 from flowedge.bundle import write_bundle
 from flowedge.errors import BundleError
 from support.tiny_bundle import tiny_manifest
+sys.dont_write_bytecode = True  # Python would keep compiled modules that the limit cut
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
     write_bundle(Path(sys.argv[1]), tiny_manifest(), {"model.onnx": bytes(100_000)})

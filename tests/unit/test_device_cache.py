@@ -203,6 +203,7 @@ def test_who_waits_for_another_builder_says_so(cache: DeviceCache) -> None:
 
 def store_with_a_file_limit(cache: DeviceCache, refused: Event) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    sys.dont_write_bytecode = True  # Python would keep compiled modules that the limit cut
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
     try:
         cache.store(facts(), PLAN)

@@ -416,8 +416,11 @@ def test_a_migration_that_is_cut_off_leaves_the_old_version(
 
 
 def test_a_disk_that_fails_for_a_while_is_told_and_the_journal_goes_on_when_it_is_back(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(
+        sys, "dont_write_bytecode", True
+    )  # Python would keep compiled modules that the limit cut
     with opened(tmp_path) as journal:
         journal.append([made_record()])
         before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -124,6 +124,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
         "from flowedge.runtime.station.sinks.jsonl import JsonLinesSink\n"
         "from flowedge.runtime.station.sinks.settings import JsonLinesSettings\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "sys.dont_write_bytecode = True\n"  # Python would keep compiled modules that the limit cut
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({line} * 5 // 2, resource.RLIM_INFINITY))\n"
         f"sink = JsonLinesSink(JsonLinesSettings(path=Path({str(path)!r})))\n"
         "try:\n"

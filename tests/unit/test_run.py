@@ -452,6 +452,8 @@ def test_a_full_disk_leaves_whole_lines_and_is_an_error(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", script, file, Path(__file__).parent.parent],
+        # Python would write its compiled modules within the limit, and keep the halves.
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         check=False,
