@@ -216,7 +216,9 @@ def _command(name: str, listed: Listed) -> Any:
 
 
 def _add_common_options(command: Any) -> None:
-    """Give a command and all commands of a group the options ``-q`` and ``-v``."""
+    """Give a command and all commands of a group the options ``-h``, ``-q`` and ``-v``."""
+    # A command keeps its option for help from the first context that asks, which may be one without a parent.
+    command.context_settings.setdefault("help_option_names", ["-h", "--help"])
     command.params.extend(_common_options())
     for inner in getattr(command, "commands", {}).values():
         _add_common_options(inner)

@@ -163,7 +163,7 @@ class Pairing:
 
     def _pair(self, wanted: By | None) -> By:
         """Pair the rows, and return the way in which they were paired."""
-        common = [by for by in BY if by in self.old.has and by in self.new.has]
+        common: list[By] = [by for by in BY if by in self.old.has and by in self.new.has]
         if wanted is not None and wanted not in common:
             raise DataError(
                 f"the rows cannot be paired by {wanted}: {self.old.name} has {', '.join(self.old.has) or 'nothing'}, "

@@ -115,7 +115,7 @@ _DEQUANTISATION: Final = (
 
 def _before_rounding(output: ov.Output) -> ov.Output | None:
     """Return what a quantised and dequantised output was before, or None for any other output."""
-    node = output.get_node()
+    node, source = output.get_node(), output
     for kind in (*_DEQUANTISATION, "FakeQuantize"):
         if kind == "Subtract" and node.get_type_name() == "Convert":
             continue

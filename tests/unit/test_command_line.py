@@ -56,6 +56,11 @@ def test_every_command_has_the_options_of_all(words: tuple[str, ...]) -> None:
     assert all(ord(one) < 128 for one in short.stdout)
 
 
+@pytest.mark.parametrize("name", ["info", "station"])
+def test_a_command_knows_its_short_help_also_outside_of_the_program(name: str) -> None:
+    assert "-h" in ROOT.commands[name].make_context(name, [], resilient_parsing=True).help_option_names
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_of_all_has_the_first_line_of_each_command(name: str) -> None:
     command = ROOT.commands[name]
