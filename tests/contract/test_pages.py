@@ -145,7 +145,8 @@ def problem_of_ours(group: Any, arguments: list[str]) -> str:
         return f"no command {name}"
     if hasattr(command, "commands"):
         return problem_of_ours(command, rest)
-    context = command.context_class(command, info_name=name)
+    # The command keeps the names of its help option from the first context that asks.
+    context = command.context_class(command, info_name=name, **COMMANDS.context_settings)
     try:
         values, left, _ = command.make_parser(context).parse_args(args=list(rest))
     except Exception as error:  # whichever package Typer takes its errors from
