@@ -42,6 +42,7 @@ from support.command_line import Finished, flowedge
 from support.opened_engine import opened
 from support.pages import REPOSITORY, blocks_of
 from support.tiny_bundle import tiny_manifest, write_tiny_bundle
+from support.waiting import rest_of
 
 pytestmark = pytest.mark.usefixtures("without_proof")
 
@@ -288,7 +289,7 @@ def test_the_first_row_comes_while_images_wait_and_one_that_is_deleted_then_is_n
         assert process.stdout is not None
         head, first = process.stdout.readline(), process.stdout.readline()
         last.unlink()  # the other rows do not fit the pipe, so the command has not come this far
-        shown, said = process.communicate(timeout=120)
+        shown, said = rest_of(process)
     assert (head.split(), first.split()[0]) == (["verdict", "score", "ms", "image"], "ok")
     assert process.returncode == 1
     assert f"not inspected: {last} does not exist" in said
@@ -566,7 +567,7 @@ def test_ctrl_c_keeps_what_was_written_and_says_that_the_page_is_not_complete(
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(4)]
         process.send_signal(signal.SIGINT)
-        shown, said = process.communicate(timeout=60)
+        shown, said = rest_of(process)
     assert process.returncode == 128 + signal.SIGINT
     assert "Traceback" not in said
     rows = read_csv((tmp_path / "run.csv").read_bytes().decode())

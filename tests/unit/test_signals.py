@@ -22,6 +22,7 @@ from flowedge.cli import signals
 from flowedge.cli.progress import progress_bar
 from flowedge.drafts import PREFIX
 from support.tiny_bundle import write_tiny_bundle
+from support.waiting import rest_of
 
 COMMAND = [sys.executable, "-c", "from flowedge.cli import main; main()"]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
@@ -61,7 +62,7 @@ def test_lines_of_what_was_inspected_are_whole(number: signal.Signals, images: P
         assert process.stdout is not None
         first = process.stdout.readline()
         process.send_signal(number)
-        rest, said = process.communicate(timeout=60)
+        rest, said = rest_of(process)
     assert process.returncode == 128 + number
     lines = [json.loads(line) for line in (first + rest).splitlines()]
     assert len({line["image"] for line in lines}) == len(lines) < 3000
@@ -76,7 +77,7 @@ def test_rows_come_at_once_and_a_signal_ends_them_with_the_totals(images: Path, 
         assert process.stdout is not None
         head, first = process.stdout.readline(), process.stdout.readline()
         process.send_signal(signal.SIGINT)  # a row is there while most of the images still wait
-        shown, said = process.communicate(timeout=60)
+        shown, said = rest_of(process)
     assert process.returncode == 128 + signal.SIGINT
     assert head.split() == ["verdict", "score", "ms", "image"]
     assert first.endswith("0.png\n")
