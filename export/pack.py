@@ -290,7 +290,8 @@ def _difference(
             expected, got = engine.infer(images), joined.infer(images)
         finally:
             engine.close()
-            joined.close_parts()
+            backbone.close()
+            head.close()
         difference = max(_relative(got[output], expected[output]) for output in expected)
         if not difference <= PARITY_LIMITS[precision]:
             raise BundleError(

@@ -145,6 +145,15 @@ def verify(folder: Path, stored: StoredFile, *, copy_to: BinaryIO | None = None)
         )
 
 
+def is_whole(folder: Path, stored: StoredFile) -> bool:
+    """Return True where a file of a bundle is there, as a plain file with the listed size and hash."""
+    try:
+        verify(folder, stored)
+    except BundleError:
+        return False
+    return True
+
+
 def hash_of(file: BinaryIO, copy_to: BinaryIO | None = None) -> str:
     """Return the SHA-256 of the rest of a file, and copy that rest where ``copy_to`` is given."""
     digest = hashlib.sha256()

@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -50,6 +50,31 @@ def open_regular_file(path: str | os.PathLike[str], *, follow_links: bool = True
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb")
+
+
+def read_at_most(
+    path: Path, most: int, *, kind: str, advice: str, error: Callable[[str], Exception]
+) -> bytes:
+    """Read a regular file that a user names and that must be small.
+
+    Args:
+        path: The file.
+        most: The most bytes that it may have.
+        kind: The kind of file in words, such as ``a settings file``.
+        advice: The next step where the file cannot be read, a sentence.
+        error: Makes the error of a message.
+
+    Raises:
+        Exception: What ``error`` makes, where the file cannot be read or is larger.
+    """
+    try:
+        with open_regular_file(path) as opened:
+            content = opened.read(most + 1)
+    except OSError as reason:
+        raise error(f"{path} cannot be read: {reason.strerror}. {advice}") from reason
+    if len(content) > most:
+        raise error(f"{path} has more than {most} bytes, the most that {kind} may have.")
+    return content
 
 
 def why_unreadable(path: Path, error: OSError) -> str:

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from flowedge.bundle_files import MANIFEST, SIGNATURES, read_manifest, verify
+from flowedge.bundle_files import MANIFEST, SIGNATURES, is_whole, read_manifest, verify
 from flowedge.drafts import PREFIX, draft_folder, remove_abandoned_drafts
 from flowedge.errors import BundleChangedError, BundleError
 from flowedge.manifest import Manifest, StoredFile
@@ -284,7 +284,7 @@ def _replace_inside(draft: Path, place: Path, manifest: Manifest) -> None:
         collected = inner / "commit"
         collected.mkdir()
         for stored in manifest.files:
-            if not _is_whole(place, stored):
+            if not is_whole(place, stored):
                 link_or_copy(draft / stored.path, collected / stored.path)
         link_or_copy(draft / MANIFEST, collected / MANIFEST)
         for name in SIGNATURES:
@@ -349,14 +349,6 @@ def _listed(place: Path) -> list[str]:
         return [stored.path for stored in read_manifest(place).files]
     except BundleError:
         return []
-
-
-def _is_whole(place: Path, stored: StoredFile) -> bool:
-    try:
-        verify(place, stored)
-    except BundleError:
-        return False
-    return True
 
 
 def _link_on_the_way(place: Path, path: str) -> Path | None:

@@ -25,7 +25,7 @@ from flowedge.bundle_files import MANIFEST, PACK_INDEX, SIGNATURE, open_inside
 from flowedge.clock import utc_now
 from flowedge.errors import BundleError, SignatureError
 from flowedge.manifest_bounds import Moment, Reason, Sha256
-from flowedge.signed_text import MOST_BYTES, signed_bytes, split_signed_text
+from flowedge.signed_text import MOST_BYTES, split_signed_text
 from flowedge.text import printable
 from flowedge.toml_text import toml_table
 from flowedge.trusted_keys import KeyName, TrustedKey, TrustedKeys, moment_from, read_keys
@@ -145,21 +145,22 @@ def check_statement(
     """
     file = folder / SIGNATURE
     try:
-        body, raw = split_signed_text(signature)
-        statement = read_statement(body)
+        text = split_signed_text(signature)
+        statement = read_statement(text.body)
     except ValueError as error:
         raise SignatureError(f"{file} {printable(str(error))}. Copy or sign the bundle again.") from error
-    key = keys.find(statement.key)
-    if key is None:
-        raise SignatureError(
-            f"{folder} was signed with the key {statement.by} ({statement.key}), which {keys.place} does not list. "
-            f"Trusted are {keys.words()}. Have it signed with one of these, or add the key if you trust its owner."
-        )
-    if not key.check(raw, signed_bytes(MEDIA_TYPE, body)):
-        raise SignatureError(
-            f"{file} is not what the key {key.name} has signed: it was changed or forged. Do not use {folder}, and "
-            "copy it again from its source."
-        )
+    key = keys.signer(
+        text,
+        MEDIA_TYPE,
+        key=statement.key,
+        by=statement.by,
+        what=str(folder),
+        file=str(file),
+        advice=(
+            "Have it signed with one of these, or add the key if you trust its owner.",
+            f"Do not use {folder}, and copy it again from its source.",
+        ),
+    )
     kind = "pack" if mark == PACK_INDEX else "bundle"
     if (sha256 := hashlib.sha256(content).hexdigest()) != statement.sha256 or statement.kind != kind:
         raise SignatureError(

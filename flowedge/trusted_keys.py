@@ -18,9 +18,10 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 
 from flowedge.errors import SignatureError
-from flowedge.files import open_regular_file
+from flowedge.files import read_at_most
 from flowedge.manifest_bounds import Reason
 from flowedge.packages import explain_missing
+from flowedge.signed_text import SignedText, signed_bytes
 from flowedge.text import printable
 from flowedge.toml_text import toml_table
 
@@ -115,6 +116,36 @@ class TrustedKeys:
         """Return the key with an id, or None."""
         return next((key for key in self.keys if key.id == wanted), None)
 
+    def signer(
+        self, text: SignedText, kind: str, *, key: str, by: str, what: str, file: str, advice: tuple[str, str]
+    ) -> TrustedKey:
+        """Return the key that has signed a text, after a check of the signature. The key may have expired since.
+
+        Args:
+            text: The text with its signature.
+            kind: The kind of the text, a media type.
+            key: The id of the key that the text names.
+            by: The name of the key that the text gives.
+            what: The thing that the text is about, for messages.
+            file: The name of the text's file, for messages.
+            advice: The next step where no key is known, which may be empty, and where the signature is wrong.
+
+        Raises:
+            SignatureError: No key has this id, or the signature was not made with it over this text.
+        """
+        unknown, forged = advice
+        found = self.find(key)
+        if found is None:
+            message = (
+                f"{what} was signed with the key {by} ({key}), which {self.place} does not list. Trusted are "
+            )
+            raise SignatureError(f"{message}{self.words()}. {unknown}".rstrip())
+        if not found.check(text.signature, signed_bytes(kind, text.body)):
+            raise SignatureError(
+                f"{file} is not what the key {found.name} has signed: it was changed or forged. {forged}"
+            )
+        return found
+
     def words(self) -> str:
         """Return the names and the ids of all keys, for a message."""
         return ", ".join(f"{key.name} ({key.id})" for key in self.keys)
@@ -190,17 +221,13 @@ def _merged(one: TrustedKey, other: TrustedKey) -> TrustedKey:
 
 def _keys_of(file: Path) -> tuple[TrustedKey, ...]:
     """Read the keys of one file of any form."""
-    try:
-        with open_regular_file(file) as opened:
-            content = opened.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise SignatureError(
-            f"{file} cannot be read: {error.strerror}. Name a file or a folder of trusted public keys."
-        ) from error
-    if len(content) > _MOST_BYTES:
-        raise SignatureError(
-            f"{file} has more than {_MOST_BYTES} bytes, the most that a file of keys may have."
-        )
+    content = read_at_most(
+        file,
+        _MOST_BYTES,
+        kind="a file of keys",
+        advice="Name a file or a folder of trusted public keys.",
+        error=SignatureError,
+    )
     if b"PRIVATE KEY-----" in content:
         raise SignatureError(
             f"{file} holds a private key, which belongs to the signer alone. Name the public key in its place."

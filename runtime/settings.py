@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from flowedge.errors import SettingsError
-from flowedge.files import open_regular_file
+from flowedge.files import open_regular_file, read_at_most
 from flowedge.text import printable, shown
 from flowedge.toml_text import toml_table
 
@@ -50,17 +50,13 @@ def read_settings(file: str | os.PathLike[str], kind: type[Read]) -> Read:
             names the file, the table, the key, the value, what is allowed and the nearest known key.
     """
     path = Path(file)
-    try:
-        with open_regular_file(path) as opened:
-            content = opened.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise SettingsError(
-            f"{path} cannot be read: {error.strerror}. Check the path and the permissions."
-        ) from error
-    if len(content) > _MOST_BYTES:
-        raise SettingsError(
-            f"{path} has more than {_MOST_BYTES} bytes, the most that a settings file may have."
-        )
+    content = read_at_most(
+        path,
+        _MOST_BYTES,
+        kind="a settings file",
+        advice="Check the path and the permissions.",
+        error=SettingsError,
+    )
     try:
         text = content.decode()
     except UnicodeDecodeError as error:

@@ -153,7 +153,7 @@ def run_batch(
         if settings.labels == _FOLDERS:
             listing.label_by_folder()
         elif settings.labels is not None:
-            listing.label_by_table(Path(settings.labels))
+            listing.read_labels(Path(settings.labels))
         listing.add_done(parts, names)
         outdated = listing.outdated()
         for part, files in outdated.items():

@@ -7,13 +7,10 @@ import glob
 import itertools
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-import duckdb
 import pyarrow
 from pyarrow import parquet
 
@@ -22,6 +19,7 @@ from flowedge.runtime.batch.chunks import Chunk, Columns, Kind, ListedFile, toge
 from flowedge.runtime.batch.output import PartFolder
 from flowedge.runtime.batch.reading import is_address, open_stored, row_group_name, store_of
 from flowedge.runtime.batch.rows import files_of_rows
+from flowedge.runtime.batch.scratch import Scratch
 from flowedge.runtime.frames.finding import (
     IMAGE_SUFFIXES,
     UNREAD_SUFFIXES,
@@ -36,7 +34,6 @@ _SHARDS: Final = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2|txz)$", re.IGNORE
 _TABLES: Final = re.compile(r"\.(parquet|pq)$", re.IGNORECASE)
 _KINDS: Final[tuple[Kind, ...]] = ("image", "shard", "table")
 _AT_ONCE: Final = 10_000
-_MEMORY: Final = "512MB"
 # What the libraries of the stores call the state of an object.
 _STATES: Final = (
     "ETag",
@@ -79,14 +76,13 @@ class Counts(NamedTuple):
     verdicts: dict[str, int]
 
 
-class Listing:
+class Listing(Scratch):
     """The files of a job in a database, which is deleted with the listing. Memory does not grow with the files."""
 
     def __init__(self) -> None:
         """Make an empty database in the folder for temporary files."""
-        self._folder = tempfile.TemporaryDirectory(prefix="flowedge-batch-")
-        self._base = duckdb.connect(str(Path(self._folder.name, "listing.duckdb")))
-        self._base.execute(f"SET memory_limit='{_MEMORY}'; SET threads=1; SET preserve_insertion_order=false")
+        super().__init__("batch")
+        self._base.execute("SET threads=1; SET preserve_insertion_order=false")
         self._base.execute(
             "CREATE TABLE listed (path BLOB, name VARCHAR, kind VARCHAR, version VARCHAR, origin INTEGER, "
             "row_group INTEGER, images BIGINT, problem VARCHAR);"
@@ -144,27 +140,6 @@ class Listing:
         self._base.execute(
             "INSERT INTO labels SELECT name, regexp_extract(name, '([^/]*)/[^/]*$', 1) FROM listed WHERE kind = 'image'"
         )
-
-    def label_by_table(self, file: Path) -> None:
-        """Give each image the label that a CSV file has for it.
-
-        Args:
-            file: A file with the columns ``image`` and ``label``. A relative path is relative to the file's folder.
-
-        Raises:
-            DataError: The file cannot be read, or has no such columns.
-        """
-        try:
-            self._base.execute(
-                "INSERT INTO labels SELECT CASE WHEN image LIKE '/%' OR image LIKE '%://%' THEN image "
-                "ELSE ? || '/' || image END, label FROM read_csv(?, all_varchar = true, header = true)",
-                [str(file.absolute().parent), str(file)],
-            )
-        except duckdb.Error as error:
-            first = str(error).splitlines()[0]
-            raise DataError(
-                f"{file} is no table of labels: {printable(first)}. Write a CSV file with the columns image and label."
-            ) from error
 
     def add_done(self, parts: PartFolder, names: Sequence[str]) -> None:
         """Read which files the parts of the output have rows of.
@@ -253,19 +228,6 @@ class Listing:
             "SELECT verdict, count(*) FROM rows_found GROUP BY ALL ORDER BY 1"
         ).fetchall()
         return Counts(rows, images, lost, dict(verdicts))
-
-    def close(self) -> None:
-        """Delete the database."""
-        self._base.close()
-        self._folder.cleanup()
-
-    def __enter__(self) -> Listing:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _insert(self, table: str, schema: pyarrow.Schema, rows: Iterable[dict[str, Any]]) -> None:
         waiting = iter(rows)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import glob
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import duckdb
 
 from flowedge.errors import DataError
 from flowedge.runtime.batch.reading import is_address, store_of
+from flowedge.runtime.batch.scratch import Scratch
 from flowedge.text import printable
 
 By: TypeAlias = Literal["sha256", "image", "picture", "part"]
@@ -21,7 +20,6 @@ By: TypeAlias = Literal["sha256", "image", "picture", "part"]
 BY: Final[tuple[By, ...]] = ("sha256", "image", "picture", "part")
 """The ways to pair rows, in the order in which they are tried."""
 
-_MEMORY: Final = "512MB"
 _SUFFIXES: Final = (".parquet", ".pq")
 _NEEDED: Final = ("verdict", "score")
 # A journal's picture has three parts: the journal, the thousand and the number. A batch on the archive has its path.
@@ -48,7 +46,7 @@ class Side(NamedTuple):
     has: tuple[By, ...]
 
 
-class Pairing:
+class Pairing(Scratch):
     """The rows of two results, paired image by image.
 
     The database has the table ``pairs``: ``key``, ``name``, ``old_verdict``, ``new_verdict``, ``old_score``,
@@ -74,12 +72,9 @@ class Pairing:
         Raises:
             DataError: A result cannot be read, is no result, or no row has a partner.
         """
-        self._folder = tempfile.TemporaryDirectory(prefix="flowedge-compare-")
-        self._base = duckdb.connect(str(Path(self._folder.name, "pairs.duckdb")))
+        super().__init__("compare")
         try:
-            self._base.execute(
-                f"SET memory_limit='{_MEMORY}'; SET temp_directory='{self._folder.name}/spilled'"
-            )
+            self._base.execute(f"SET temp_directory='{self._folder.name}/spilled'")
             self.old, self.new = self._read("old", old), self._read("new", new)
             self.by = self._pair(by)
             self._label(labels)
@@ -96,19 +91,6 @@ class Pairing:
         """Return the only row of a query of the database."""
         (found,) = self.rows(query, given)
         return found
-
-    def close(self) -> None:
-        """Delete the database."""
-        self._base.close()
-        self._folder.cleanup()
-
-    def __enter__(self) -> Pairing:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _read(self, side: str, place: str) -> Side:
         """Read a result into the table of its side."""
@@ -196,17 +178,7 @@ class Pairing:
     def _label(self, labels: Path | None) -> None:
         """Take the labels of a table, and tell the bad images from the good ones."""
         if labels is not None:
-            try:
-                self._base.execute(
-                    "CREATE TABLE labels AS SELECT CASE WHEN image LIKE '/%' OR image LIKE '%://%' THEN image "
-                    "ELSE ? || '/' || image END AS name, label FROM read_csv(?, all_varchar = true, header = true)",
-                    [str(labels.absolute().parent), str(labels)],
-                )
-            except duckdb.Error as error:
-                raise DataError(
-                    f"{labels} is no table of labels: {printable(str(error).splitlines()[0])}. Write a CSV file with "
-                    "the columns image and label."
-                ) from error
+            self.read_labels(labels)
             self._base.execute(
                 "UPDATE pairs SET label = labels.label FROM labels WHERE labels.name = pairs.name"
             )

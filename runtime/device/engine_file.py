@@ -12,7 +12,8 @@ import msgspec
 from flowedge.bundle import Bundle
 from flowedge.runtime.device.plain_files import plain_file
 
-_MAGIC: Final = b"FlowEdge engine 1\n"
+_MARK: Final = b"FlowEdge engine"
+_MAGIC: Final = _MARK + b" 1\n"
 _LONGEST_HEADER_BYTES: Final = 1 << 16
 _LARGEST_ENGINE_BYTES: Final = 16 << 30
 
@@ -102,6 +103,16 @@ def read_engine(path: Path) -> tuple[EngineFacts, bytes]:
     if hashlib.sha256(plan).hexdigest() != header.sha256:
         raise DamagedError("its bytes are not those that were written")
     return header.facts, plan
+
+
+def is_engine_file(path: Path) -> bool:
+    """Return True where a file begins as an engine that FlowEdge has stored, in whatever version.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with plain_file(path) as file:
+        return file.read(len(_MARK)) == _MARK
 
 
 def facts_in(path: Path) -> EngineFacts | None:

@@ -68,12 +68,6 @@ class Joined:
         if is_first and self._free is not None:
             self._free()
 
-    def close_parts(self) -> None:
-        """Close the backbone and the head, also for other products."""
-        self._is_closed = True
-        self.backbone.close()
-        self.head.close()
-
 
 def open_products(
     pack: Pack,
@@ -170,8 +164,14 @@ def separate(engines: Mapping[str, Opened]) -> dict[str, Opened]:
 
 def close_engines(engines: Mapping[str, Opened]) -> None:
     """Close the backbone and the heads of some products."""
+    backbones = set[Engine]()
     for opened in engines.values():
-        joined_of(opened).close_parts()
+        joined = joined_of(opened)
+        joined.close()
+        joined.head.close()
+        backbones.add(joined.backbone)
+    for backbone in backbones:
+        backbone.close()
 
 
 def joined_of(opened: Opened) -> Joined:

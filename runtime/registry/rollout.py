@@ -25,7 +25,7 @@ from flowedge.runtime.registry.oci_client import OciRegistry
 from flowedge.runtime.registry.references import OCI, oci_reference
 from flowedge.runtime.registry.signing import SigningKey, toml_lines
 from flowedge.runtime.registry.stores import FolderStore
-from flowedge.signed_text import MOST_BYTES, signed_bytes, split_signed_text
+from flowedge.signed_text import MOST_BYTES, split_signed_text
 from flowedge.text import printable
 from flowedge.toml_text import toml_table
 from flowedge.trusted_keys import KeyName, TrustedKeys, moment_from
@@ -129,21 +129,19 @@ def read_rollout(content: bytes, keys: TrustedKeys, name: str) -> Rollout:
     """
     where = printable(name)
     try:
-        body, raw = split_signed_text(content)
-        rollout = _rollout_from(body)
+        text = split_signed_text(content)
+        rollout = _rollout_from(text.body)
     except ValueError as error:
         raise SignatureError(f"{where} {printable(str(error))}. Name a file of flowedge rollout.") from error
-    key = keys.find(rollout.key)
-    if key is None:
-        raise SignatureError(
-            f"{where} was signed with the key {rollout.by} ({rollout.key}), which {keys.place} does not list. Trusted "
-            f"are {keys.words()}."
-        )
-    if not key.check(raw, signed_bytes(MEDIA_TYPE, body)):
-        raise SignatureError(
-            f"{where} is not what the key {key.name} has signed: it was changed or forged. Change it with flowedge "
-            "rollout set, which signs it."
-        )
+    key = keys.signer(
+        text,
+        MEDIA_TYPE,
+        key=rollout.key,
+        by=rollout.by,
+        what=where,
+        file=where,
+        advice=("", "Change it with flowedge rollout set, which signs it."),
+    )
     if problem := key.problem("rollouts", utc_now()):
         raise SignatureError(f"{where} was signed with a key that is not accepted: {problem}.")
     return rollout

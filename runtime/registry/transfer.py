@@ -15,10 +15,10 @@ from flowedge.bundle_files import (
     MANIFEST,
     PACK_INDEX,
     SIGNATURE,
+    is_whole,
     pack_around,
     parse_manifest,
     read_manifest,
-    verify,
 )
 from flowedge.errors import BundleError, RegistryError
 from flowedge.manifest import StoredFile
@@ -281,7 +281,7 @@ def _fill(
     for one in stored:
         target = folder / one.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        if known.get(one.path) == one and _is_whole(place, one):
+        if known.get(one.path) == one and is_whole(place, one):
             link_or_copy(place / one.path, target)
             kept += one.size
         else:
@@ -303,14 +303,6 @@ def _files_at(place: Path, mark: str) -> dict[str, StoredFile]:
     except BundleError:
         return {}
     return {one.path: one for one in listed}
-
-
-def _is_whole(place: Path, stored: StoredFile) -> bool:
-    try:
-        verify(place, stored)
-    except BundleError:
-        return False
-    return True
 
 
 def _write(file: Path, content: bytes) -> None:

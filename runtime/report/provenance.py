@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import platform
 
-from flowedge.bundle_files import MANIFEST, hash_of
+from flowedge.bundle_files import hash_of_bundle
 from flowedge.clock import utc_now
-from flowedge.files import open_regular_file
 from flowedge.manifest import Manifest, Threshold
 from flowedge.runtime.detector import Detector
 from flowedge.signature import signature_words
@@ -17,12 +16,10 @@ from flowedge.version import __version__
 def provenance_of(detector: Detector) -> list[tuple[str, str]]:
     """Return names and values that say which detector answered, how it decides, and on what machine."""
     bundle, manifest = detector.bundle, detector.bundle.manifest
-    with open_regular_file(bundle.path / MANIFEST) as file:
-        sha256 = hash_of(file)
     limits = detector.thresholds
     return [
         ("bundle", str(bundle.path)),
-        ("SHA-256 of its manifest", sha256),
+        ("SHA-256 of its manifest", hash_of_bundle(bundle.path)),
         *([] if bundle.signature is None else [("signed", signature_words(bundle.path, bundle.signature))]),
         (
             "detector",

@@ -98,8 +98,8 @@ class TritonModel:
         return _shared_out(self._model.judge(frames, products), [len(some) for some, _ in given])
 
 
-class TritonPreparation:
-    """The half before a graph: it makes the graph's input of frames."""
+class _Half:
+    """One half of a model, before or after a graph. It has the description of the bundle and its thresholds."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the description of the bundle, and no graph.
@@ -108,57 +108,48 @@ class TritonPreparation:
             TritonModelException: The bundle cannot be trusted.
         """
         self._triton = _backend()
-        self._detector = _detector_without_graph(self._triton, args)
-        self._output = input_of_graph(self._detector.bundle.manifest)[0]
+        with _in_words(self._triton):
+            bundle = open_bundle(_folder(args))
+            precision = _parameters(args).get("precision", "fp32")
+            self._detector = Detector(bundle, open_unproven("null", bundle, precision))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Prepare the frames of each request."""
-
-        def prepared(request: Any) -> list[Any]:
-            _, image = self._detector.prepare(_frames(self._triton, request))
-            return [self._triton.Tensor(f"graph_{self._output}", np.ascontiguousarray(image))]
-
-        return [_response(self._triton, request, prepared) for request in requests]
+        """Answer each request alone."""
+        return [_response(self._triton, request, self._answer) for request in requests]
 
     def finalize(self) -> None:
         """Free the memory."""
         self._detector.close()
 
+    def _answer(self, request: Any) -> list[Any]:
+        """Make the output tensors of a request."""
+        raise NotImplementedError
 
-class TritonDecision:
+
+class TritonPreparation(_Half):
+    """The half before a graph: it makes the graph's input of frames."""
+
+    def _answer(self, request: Any) -> list[Any]:
+        _, image = self._detector.prepare(_frames(self._triton, request))
+        name, _ = input_of_graph(self._detector.bundle.manifest)
+        return [self._triton.Tensor(f"graph_{name}", np.ascontiguousarray(image))]
+
+
+class TritonDecision(_Half):
     """The half after a graph: it makes scores, maps and verdicts of the graph's outputs."""
 
-    def initialize(self, args: Mapping[str, str]) -> None:
-        """Load the description and the thresholds of the bundle, and no graph.
-
-        Raises:
-            TritonModelException: The bundle cannot be trusted.
-        """
-        self._triton = _backend()
-        self._detector = _detector_without_graph(self._triton, args)
-
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Decide on the frames of each request."""
-
-        def decided(request: Any) -> list[Any]:
-            frames = _frames(self._triton, request)
-            outputs = {
-                name: self._triton.get_input_tensor_by_name(request, f"graph_{name}").as_numpy()
-                for name in self._detector.engine.output_names
-            }
-            # Triton gives the one number of each image with a dimension of its own.
-            outputs = {
-                name: value.reshape(len(frames)) if value.ndim == 2 else value
-                for name, value in outputs.items()
-            }
-            results = self._detector.judge(frames, outputs, preprocess_ms=0.0, infer_ms=0.0)
-            return _tensors(self._triton, request, results)
-
-        return [_response(self._triton, request, decided) for request in requests]
-
-    def finalize(self) -> None:
-        """Free the memory."""
-        self._detector.close()
+    def _answer(self, request: Any) -> list[Any]:
+        frames = _frames(self._triton, request)
+        outputs = {
+            name: self._triton.get_input_tensor_by_name(request, f"graph_{name}").as_numpy()
+            for name in self._detector.engine.output_names
+        }
+        # Triton gives the one number of each image with a dimension of its own.
+        outputs = {
+            name: value.reshape(len(frames)) if value.ndim == 2 else value for name, value in outputs.items()
+        }
+        results = self._detector.judge(frames, outputs, preprocess_ms=0.0, infer_ms=0.0)
+        return _tensors(self._triton, request, results)
 
 
 @contextlib.contextmanager
@@ -193,12 +184,6 @@ def _folder(args: Mapping[str, str]) -> Path:
 def _parameters(args: Mapping[str, str]) -> dict[str, str]:
     given = json.loads(args["model_config"]).get("parameters", {})
     return {name: value.get("string_value", "") for name, value in given.items()}
-
-
-def _detector_without_graph(triton: Any, args: Mapping[str, str]) -> Detector:
-    with _in_words(triton):
-        bundle = open_bundle(_folder(args))
-        return Detector(bundle, open_unproven("null", bundle, _parameters(args).get("precision", "fp32")))
 
 
 def _frames(triton: Any, request: Any) -> list[NDArray[np.uint8]]:

@@ -26,7 +26,7 @@ from flowedge.errors import FlowEdgeError
 from flowedge.manifest import Manifest
 from flowedge.pack import Pack, open_pack
 from flowedge.runtime.detector import Detector
-from flowedge.runtime.device.engine_file import DamagedError, graph_hash, read_engine
+from flowedge.runtime.device.engine_file import DamagedError, graph_hash, is_engine_file, read_engine
 from flowedge.runtime.opening.contract import input_of_graph, outputs_of_graph
 from flowedge.runtime.opening.engine import AUTO, ENGINES, engine_spec
 from flowedge.runtime.opening.selftest import read_selftest
@@ -43,7 +43,6 @@ Files: TypeAlias = Mapping[str, "bytes | Path"]
 
 _MODEL: Final = "from flowedge.runtime.serving.triton_models import {name} as TritonPythonModel\n"
 _PLATFORMS: Final = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
-_FIRST_BYTES_OF_OURS: Final = b"FlowEdge engine"
 
 
 class TritonSettings(Settings, frozen=True, kw_only=True):
@@ -399,9 +398,7 @@ def _plan(file: Path, bundle: Bundle, settings: TritonSettings) -> bytes:
         FlowEdgeError: It cannot be read, or was built from another graph or for smaller batches.
     """
     try:
-        with file.open("rb") as opened:
-            is_ours = opened.read(len(_FIRST_BYTES_OF_OURS)) == _FIRST_BYTES_OF_OURS
-        if not is_ours:
+        if not is_engine_file(file):
             return file.read_bytes()
         facts, plan = read_engine(file)
     except (OSError, DamagedError) as error:

@@ -25,7 +25,7 @@ class Request:
 
 @dataclass
 class Load:
-    """What came back.
+    """The answers to a load, with their times.
 
     Attributes:
         statuses: The number of answers by HTTP status. A connection that failed has the status 0.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from flowedge.runtime.serving.settings import BatchSettings, ModelSettings, ServerSettings
 from flowedge.runtime.serving.triton_repository import TritonSettings, write_repository
-from support.served import Served, served, some_frames, tiny_models, write_tiny_pack
+from support.served import Served, served, some_frames, tiny_folder
 from support.triton_server import ENVIRONMENT, TritonServer
 
 pytestmark = [
@@ -49,10 +49,7 @@ class TritonPythonModel:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("triton_server")
-    tiny_models(folder)
-    write_tiny_pack(folder, ("cable", "screw"))
-    return folder
+    return tiny_folder(tmp_path_factory.mktemp("triton_server"))
 
 
 @pytest.fixture(scope="module")

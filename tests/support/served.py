@@ -124,6 +124,13 @@ def tiny_models(folder: Path) -> tuple[ModelSettings, ...]:
     return (ModelSettings(bundle=folder / "bottle.flowedge"),)
 
 
+def tiny_folder(folder: Path) -> Path:
+    """Write the tiny bundle ``bottle`` and a pack of the products ``cable`` and ``screw``, and return the folder."""
+    tiny_models(folder)
+    write_tiny_pack(folder, ("cable", "screw"))
+    return folder
+
+
 def write_tiny_pack(folder: Path, names: Sequence[str]) -> Path:
     """Write a pack of products that share the tiny backbone and differ in the scale of their levels."""
     bundles = {}

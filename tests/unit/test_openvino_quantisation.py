@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from flowedge.runtime.engines.openvino import probe
 from flowedge.runtime.opening.engine import ENGINES
 
 CHANNELS, HEIGHT, WIDTH = 8, 4, 6
+SHAPE = (1, CHANNELS, HEIGHT, WIDTH)
 STEPS = (4.0, 0.5, 0.03)
 # Where a graph quantises what a convolution reads: "x" is the image, and "read" is the convolution's input.
 PLACES = {
@@ -81,12 +83,16 @@ def quantised_graph(place: str, zero: np.integer, step: float) -> bytes:
         )
     )
     nodes.append(helper.make_node("Conv", ["read", "weights", "bias"], ["answer"]))
-    shape = [1, CHANNELS, HEIGHT, WIDTH]
+    return model_of(nodes, constants)
+
+
+def model_of(nodes: Sequence[NodeProto], constants: Mapping[str, Any]) -> bytes:
+    """Make a model from ``x`` to ``answer``, both of the shape ``SHAPE``."""
     graph = helper.make_graph(
         nodes,
         "quantised",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)],
+        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, SHAPE)],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
@@ -131,18 +137,10 @@ def test_a_swish_is_rounded_before_and_after_it_alone() -> None:
         helper.make_node("Mul", ["x.dq", "s.dq"], ["answer"]),
     ]
     constants = {"x.step": step, "x.zero": zero, "s.step": np.float32(1 / 255), "s.zero": np.uint8(0)}
-    shape = [1, CHANNELS, HEIGHT, WIDTH]
-    graph = helper.make_graph(
-        nodes,
-        "swish",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, shape)],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
-    x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    graph = model_of(nodes, constants)
+    x = np.random.default_rng(2).normal(size=SHAPE).astype(np.float32)
     exact = x / (1 + np.exp(-x.astype(np.float64)))
-    found = probe(ENGINES["openvino"], model.SerializeToString(), x)
+    found = probe(ENGINES["openvino"], graph, x)
     assert np.abs(found - exact).max() < 1e-5
 
 

@@ -751,8 +751,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     def uncounted(self: onnxrt._OnnxRuntime) -> None:
         close(self)
-        if self in now_open:  # the backbone is closed with each of its heads
-            now_open.remove(self)
+        now_open.remove(self)
 
     monkeypatch.setattr(onnxrt._OnnxRuntime, "__init__", counted)
     monkeypatch.setattr(onnxrt._OnnxRuntime, "close", uncounted)

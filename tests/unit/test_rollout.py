@@ -1,4 +1,4 @@
-"""A rollout file says which stations run which version. A station follows it forwards alone, and where it is signed."""
+"""A rollout file names the version of each station. A station follows a signed file, and goes to no older version."""
 
 from __future__ import annotations
 

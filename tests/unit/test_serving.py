@@ -26,8 +26,7 @@ from support.served import (
     infer_body,
     served,
     some_frames,
-    tiny_models,
-    write_tiny_pack,
+    tiny_folder,
 )
 from support.tiny_bundle import write_tiny_bundle
 from support.waiting import wait_until
@@ -38,10 +37,7 @@ OUTPUTS = ("score", "verdict", "anomaly_map", "problem")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a bundle and with a pack of two products."""
-    folder = tmp_path_factory.mktemp("served")
-    tiny_models(folder)
-    write_tiny_pack(folder, ("cable", "screw"))
-    return folder
+    return tiny_folder(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")

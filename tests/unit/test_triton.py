@@ -21,7 +21,7 @@ from flowedge.runtime.serving import triton_models
 from flowedge.runtime.serving.triton_repository import TritonSettings, write_repository
 from support.command_line import flowedge as command
 from support.pretend_triton import Request, answer, config_of, loaded_model, pretend_triton, stacked
-from support.served import some_frames, tiny_models, write_tiny_pack
+from support.served import some_frames, tiny_folder
 
 CPU = "onnxruntime-cpu"
 
@@ -29,10 +29,7 @@ CPU = "onnxruntime-cpu"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a bundle and with a pack of two products."""
-    folder = tmp_path_factory.mktemp("triton")
-    tiny_models(folder)
-    write_tiny_pack(folder, ("cable", "screw"))
-    return folder
+    return tiny_folder(tmp_path_factory.mktemp("triton"))
 
 
 @pytest.fixture
