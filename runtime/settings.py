@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from flowedge.errors import SettingsError
-from flowedge.files import open_regular_file, read_at_most
+from flowedge.files import read_at_most
 from flowedge.text import printable, shown
 from flowedge.toml_text import toml_table
 
@@ -138,8 +138,25 @@ def secret_of(env: str | None, file: Path | None) -> str | None:
         The secret. The value is None where neither is named.
 
     Raises:
-        SettingsError: A variable and a file are named, the variable is not set, the file cannot be read, or the secret
-            is empty.
+        SettingsError: A variable and a file are named, the variable is not set, the file cannot be read or has more
+            than 64 KiB, or the secret is empty.
+    """
+    secrets = secrets_of(env, file)
+    return secrets[0] if secrets else None
+
+
+def secrets_of(env: str | None, file: Path | None) -> list[str]:
+    """Read the secrets of which each is enough, such as the keys of a server: a variable's value, or a file's lines.
+
+    Args:
+        env: The name of the variable, the value of a key that ends in ``_env``.
+        file: The file, the value of a key that ends in ``_file``. Its first line must not be empty.
+
+    Returns:
+        The value, or all lines of the file. The list is empty where neither is named.
+
+    Raises:
+        SettingsError: The errors are those of ``secret_of``.
     """
     if env is not None and file is not None:
         raise SettingsError(
@@ -152,21 +169,20 @@ def secret_of(env: str | None, file: Path | None) -> str | None:
                 f"the environment variable {printable(env)} is not set or is empty. Set it to the secret, or name "
                 "another variable."
             )
-        return secret
+        return [secret]
     if file is None:
-        return None
+        return []
+    advice = "Check the path and the permissions."
+    content = read_at_most(
+        file, _MOST_SECRET_BYTES, kind="a file of secrets", advice=advice, error=SettingsError
+    )
     try:
-        with open_regular_file(file) as opened:
-            lines = opened.read(_MOST_SECRET_BYTES).decode().splitlines()
+        lines = content.decode().splitlines()
     except UnicodeDecodeError as error:
         raise SettingsError(f"{file} is not UTF-8, so it holds no secret that can be sent.") from error
-    except OSError as error:
-        raise SettingsError(
-            f"{file} cannot be read: {error.strerror}. Check the path and the permissions."
-        ) from error
     if not lines or not lines[0]:
         raise SettingsError(f"the first line of {file} is empty. Write the secret into it.")
-    return lines[0]
+    return lines
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -8,12 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from flowedge.errors import SettingsError
-from flowedge.files import open_regular_file
 from flowedge.runtime.serving.settings import ServerSettings
-from flowedge.runtime.settings import secret_of
+from flowedge.runtime.settings import secrets_of
 
 _LEAST: Final = 16
-_MOST_BYTES: Final = 1 << 16
 
 
 class Keys:
@@ -48,15 +46,7 @@ def keys_of(settings: ServerSettings) -> Keys:
     Raises:
         SettingsError: The variable or the file cannot be read, or a key is short.
     """
-    # The first key is read by the function of all secrets, which explains what is wrong with the variable or the file.
-    first = secret_of(settings.key_env, settings.key_file)
-    if first is None:
-        return Keys(())
-    keys = [first]
-    if settings.key_file is not None:
-        with open_regular_file(settings.key_file) as opened:
-            lines = opened.read(_MOST_BYTES).decode().splitlines()
-        keys = [line.strip() for line in lines if line.strip()]
+    keys = [line.strip() for line in secrets_of(settings.key_env, settings.key_file) if line.strip()]
     for key in keys:
         if len(key) < _LEAST or not key.isascii():
             raise SettingsError(

@@ -109,10 +109,12 @@ def test_a_secret_comes_from_a_variable_or_a_file(tmp_path: Path, monkeypatch: p
 def test_a_secret_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STATION_PASSWORD", raising=False)
     (tmp_path / "empty").write_text("\n", encoding="utf-8")
+    (tmp_path / "large").write_text("a-long-enough-key\n" * 5000, encoding="utf-8")
     for env, file, said in (
         ("STATION_PASSWORD", None, "STATION_PASSWORD is not set"),
         (None, tmp_path / "missing", "missing cannot be read"),
         (None, tmp_path / "empty", "the first line of"),
+        (None, tmp_path / "large", "more than 65536 bytes"),
         ("STATION_PASSWORD", tmp_path / "empty", "named twice"),
     ):
         with pytest.raises(SettingsError, match=said):
