@@ -108,9 +108,10 @@ def tried(name: str, work: Callable[[], _Read]) -> _Read:
 def images_of_shard(address: str, version: str, label_field: str | None) -> Iterator[StoredImage]:
     """Read the images of a tar shard, as WebDataset lays them out.
 
-    Every member whose name ends in a suffix of an image behind its first dot is an image. The other members with the
-    same key are fields of the sample. A shard that ends too early gives the images before its end, and then one image
-    that cannot be read, which stands for the rest.
+    Every member whose name ends in a suffix of an image behind its first dot is an image, such as ``7.png``. The other
+    members with the same key are fields of the sample, such as ``7.mask.png``. Where a sample has images with several
+    dots only, such as ``line.01.png`` and ``line.02.png``, each is an image of its own and not a field. A shard that
+    ends too early gives the images before its end, and then one image that cannot be read, which stands for the rest.
 
     Args:
         address: The shard, also compressed by gzip, bzip2 or xz.
@@ -122,22 +123,24 @@ def images_of_shard(address: str, version: str, label_field: str | None) -> Iter
     """
     names: dict[str, int] = {}
     sample: list[tuple[str, bytes | str]] = []
+    dotted: list[tuple[str, bytes | str]] = []
     fields: dict[str, str] = {}
     key = ""
 
     def finished() -> Iterator[StoredImage]:
-        for member, content in sample:
+        for member, content in sample or dotted:
             names[member] = names.get(member, 0) + 1
             again = f" ({names[member]})" if names[member] > 1 else ""
             yield StoredImage(
                 image=f"{address}#{member}{again}",
                 read=functools.partial(_content_or_problem, content),
-                id=key,
+                id=key if sample else os.path.splitext(member)[0],
                 source=address,
                 version=version,
                 label=fields.get(label_field or ""),
             )
         sample.clear()
+        dotted.clear()
         fields.clear()
 
     try:
@@ -149,9 +152,10 @@ def images_of_shard(address: str, version: str, label_field: str | None) -> Iter
                 if found[1] != key:
                     yield from finished()
                     key = printable(found[1])
-                is_image = f".{found[2].lower()}" in IMAGE_SUFFIXES
+                is_image = os.path.splitext(member.name)[1].lower() in IMAGE_SUFFIXES
+                images = dotted if "." in found[2] else sample
                 if is_image and member.size > MAX_BYTES:
-                    sample.append(
+                    images.append(
                         (printable(member.name), f"the image has {member.size / 1e6:.0f} MB, too many.")
                     )
                 elif is_image or found[2] == label_field:
@@ -165,7 +169,7 @@ def images_of_shard(address: str, version: str, label_field: str | None) -> Iter
                     if len(content) < member.size:
                         raise tarfile.ReadError("unexpected end of data")
                     if is_image:
-                        sample.append((printable(member.name), content))
+                        images.append((printable(member.name), content))
                     else:
                         fields[found[2]] = printable(content.decode("utf-8", "backslashreplace").strip())
         yield from finished()

@@ -257,6 +257,19 @@ def test_shards_are_read_as_webdataset_reads_them(bundle: Path, photos: Path, tm
     assert run(bundle, shard, out=tmp_path / "out", columns=Columns(label="cls")).judged == 0
 
 
+def test_images_with_dots_in_their_names_are_no_fields_of_a_sample(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    shard = tmp_path / "shard.tar"
+    with tarfile.open(shard, "w") as writer:
+        for name in ("line.2026.01.png", "line.2026.02.png", "part.png", "part.mask.png"):
+            writer.add(next(photos.rglob("*.png")), name)
+    run(bundle, shard, out=tmp_path / "out")
+    rows = [(row["image"].partition("#")[2], row["id"]) for row in rows_of(tmp_path / "out")]
+    dotted = [(f"line.2026.{number}.png", f"line.2026.{number}") for number in ("01", "02")]
+    assert rows == [*dotted, ("part.png", "part")]
+
+
 def test_a_cut_shard_says_that_images_are_missing(bundle: Path, photos: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole.tar", tmp_path / "cut.tar"
     with tarfile.open(whole, "w") as writer:
