@@ -103,10 +103,20 @@ free_mb=$(df --output=avail -m "$place" | tail -n 1)
     refuse "$COMMAND exists and is not from this script. Remove it first."
 
 is_jetson() { [ -e /etc/nv_tegra_release ]; }
+# Linux for Tegra 38 (JetPack 7) and driver 580 are the first ones with CUDA 13.
+cuda_of_machine() {
+    local release first
+    if is_jetson; then
+        release=$(sed -n 's/^# R\([0-9]*\) .*/\1/p' /etc/nv_tegra_release) first=38
+    else
+        release=$(sed -n 's/.*Module.* \([0-9]*\)\.[0-9][0-9.]* .*/\1/p' /proc/driver/nvidia/version) first=580
+    fi
+    if [ "${release:-0}" -ge "$first" ]; then tell 13; else tell 12; fi
+}
 extras_of_machine() {
     # JetPack brings TensorRT, for which only the bindings of CUDA are installed.
     if is_jetson || [ -e /proc/driver/nvidia/version ]; then
-        tell station,ort,tensorrt
+        tell "station,ort,tensorrt-cu$(cuda_of_machine)"
     elif [ "$(uname -m)" = x86_64 ]; then
         tell station,ort,openvino
     else
@@ -114,7 +124,7 @@ extras_of_machine() {
     fi
 }
 extras=${extras:-$(extras_of_machine)}
-[[ $extras =~ ^[a-z,-]+$ ]] || refuse "--extras is $extras. It is a list of names with commas, such as station,ort,openvino."
+[[ $extras =~ ^[a-z0-9,-]+$ ]] || refuse "--extras is $extras. It is a list of names with commas, such as station,ort,openvino."
 
 [[ $uid =~ ^[0-9]*$ ]] || refuse "--uid is $uid, and a user's number has digits alone."
 [ -z "$uid" ] || ! getent passwd "$ACCOUNT" > /dev/null || [ "$(id -u "$ACCOUNT")" = "$uid" ] ||

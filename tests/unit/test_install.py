@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import stat
 import zipfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flowedge.packages import REQUIREMENTS
 from support.fresh_device import FreshDevice, problem_of_devices
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -127,6 +129,27 @@ def test_what_cannot_work_is_refused_before_anything_changes(
     assert words in done.stderr
     assert not device.changed("/opt/flowedge").is_dir()
     assert not device.changed("/etc/flowedge").is_dir()
+
+
+@pytest.mark.parametrize(("release", "cuda"), [("36", "cu12"), ("38", "cu13")])
+def test_a_jetson_gets_the_bindings_of_its_own_cuda(device: FreshDevice, release: str, cuda: str) -> None:
+    file = device.changed("/etc/nv_tegra_release")
+    file.parent.mkdir()
+    file.write_text(
+        f"# R{release} (release), REVISION: 4.3, GCID: 38968081, BOARD: generic\n", encoding="utf-8"
+    )
+    assert f"'.[station,ort,tensorrt-{cuda}]'" in device.run(INSTALL, "--wheels", "/etc").stderr
+
+
+def test_the_extras_of_the_installation_are_those_of_the_package() -> None:
+    named = {
+        one
+        for file in (INSTALL, *DEPLOY.glob("Dockerfile*"))
+        for names in re.findall(r'(?:EXTRAS=|tell "?)(station[a-z0-9,-]*)', file.read_text(encoding="utf-8"))
+        for one in names.split(",")
+    }
+    assert {"station", "ort", "openvino"} < named
+    assert named - {"tensorrt-cu"} <= REQUIREMENTS.keys()  # to which the script adds the version of CUDA
 
 
 def test_a_command_of_somebody_else_is_not_replaced(device: FreshDevice, tmp_path: Path) -> None:
