@@ -183,6 +183,22 @@ def test_a_pattern_over_loops_of_links_ends_and_finds_each_file_once(photos: Pat
     assert len(found) == len(files) + 6  # each link is reported
 
 
+def refuse_to_list_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse to list each folder with the name closed, as for a user without permission. Root may list any folder."""
+
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: str | Path | int = ".") -> Any:
+            # Python lists an open folder by its descriptor where it removes the files of a test.
+            if not isinstance(path, int) and os.path.basename(path) == "closed":
+                raise PermissionError(13, "Permission denied", os.fspath(path))
+            return real(path)
+
+        return call
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+
+
 @pytest.mark.parametrize("pattern", ["", "/**/*.png", "/**", "/*/*.png"])
 def test_a_folder_that_cannot_be_listed_is_not_inspected_and_the_others_are(
     pattern: str, bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
@@ -190,17 +206,7 @@ def test_a_folder_that_cannot_be_listed_is_not_inspected_and_the_others_are(
     (photos / "closed").mkdir()
     (photos / "open").mkdir()
     (photos / "open" / "part.png").write_bytes(PNG)
-
-    def refusing(real: Callable[..., object]) -> Callable[..., object]:
-        def call(path: str | Path = ".") -> object:
-            if os.path.basename(path) == "closed":
-                raise PermissionError(13, "Permission denied", os.fspath(path))
-            return real(path)
-
-        return call
-
-    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
-    monkeypatch.setattr(os, "listdir", refusing(os.listdir))
+    refuse_to_list_closed(monkeypatch)
     done = flowedge("run", bundle, f"{photos}{pattern}", "--json")
     assert verdicts(done)["closed"] == "not_inspected"
     assert verdicts(done)["part.png"] == "ok"
@@ -320,17 +326,7 @@ def test_a_class_that_cannot_be_listed_and_a_mask_that_cannot_be_read_end_no_eva
     (marked / "0.png").write_bytes(PNG[:100])
     (marked / "1.png").unlink()
     os.mkfifo(marked / "1.png")
-
-    def unless_closed(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(path: str | Path) -> Any:
-            if os.path.basename(path) == "closed":
-                raise PermissionError(13, "Permission denied", os.fspath(path))
-            return real(path)
-
-        return call
-
-    monkeypatch.setattr(os, "listdir", unless_closed(os.listdir))
-    monkeypatch.setattr(os, "scandir", unless_closed(os.scandir))
+    refuse_to_list_closed(monkeypatch)
     done = flowedge("eval", bundle, root, "--json")
     result = json.loads(done.stdout)
     assert done.status == 1
