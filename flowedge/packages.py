@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -62,6 +64,26 @@ REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     }
 )
 """The packages of each extra of ``pyproject.toml``, as pip takes them. FlowEdge itself is on no package index."""
+
+
+_X86_ONLY: Final = ("rtx", "tensorrt-cu12", "tensorrt-cu13")
+_OLDEST_PYTHON_OF_ARM: Final = (3, 11)  # of ONNX Runtime's GPU build, whose wheels for ARM are of CUDA 13
+
+
+def missing_wheel(extra: str) -> str:
+    """Return why the package index has no wheel of an extra for this machine. The text is empty where it may have one.
+
+    Args:
+        extra: A name of ``REQUIREMENTS``.
+    """
+    if platform.machine() != "aarch64":
+        return ""
+    if extra in _X86_ONLY:
+        return "the package index has it for x86-64 alone, and this processor is an ARM (aarch64)"
+    if extra == "ort-gpu" and sys.version_info < _OLDEST_PYTHON_OF_ARM:
+        oldest = ".".join(map(str, _OLDEST_PYTHON_OF_ARM))
+        return f"the package index has it for ARM with Python {oldest} and newer alone"
+    return ""
 
 
 def pip_install(extra: str) -> str:

@@ -20,7 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright
 
 from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
 from flowedge.files import utf8_name
-from flowedge.packages import pip_install
+from flowedge.packages import missing_wheel, pip_install
 from flowedge.runtime.device.cores import fast_cpus_for
 from flowedge.runtime.device.denormals import flushing_denormals
 from flowedge.runtime.device.device_cache import DeviceCache, device_cache
@@ -166,9 +166,11 @@ def _providers(spec: EngineSpec) -> _Providers:
     """
     wanted = _PROVIDER[spec.listed]
     if wanted not in ort.get_available_providers():
+        lacking = missing_wheel("ort-gpu")
+        how = f"takes the same folder: pip uninstall onnxruntime, then {pip_install('ort-gpu')}"
         raise EngineUnavailableError(
-            f"ONNX Runtime {ort.__version__} is installed without {wanted}. Its GPU build has it, and takes the same "
-            f"folder: pip uninstall onnxruntime, then {pip_install('ort-gpu')}"
+            f"ONNX Runtime {ort.__version__} is installed without {wanted}. Its GPU build has it, "
+            + (f"but {lacking}. Take tensorrt." if lacking else f"and {how}")
         )
     if wanted == _CPU:
         return [(_CPU, {})]

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Final, cast
 
 from flowedge.errors import EngineUnavailableError
-from flowedge.packages import pip_install
+from flowedge.packages import missing_wheel, pip_install
 from flowedge.runtime.device.machine import find_jetson, find_nvidia_driver
 from flowedge.runtime.opening.engine_contract import EngineModule, EngineSpec
 
@@ -200,7 +200,10 @@ def engine_module(spec: EngineSpec) -> EngineModule:
 
 
 def how_to_install(spec: EngineSpec) -> str:
-    """Give the command that installs an engine's package. On a Jetson, TensorRT comes with JetPack."""
+    """Give the command that installs an engine's package. On a Jetson, TensorRT comes with JetPack.
+
+    An engine whose package the package index does not have for this machine gets a sentence that tells so.
+    """
     jetson = find_jetson() if spec.listed == "tensorrt" else None
     if jetson is not None:
         cuda = 13 if _major(jetson.jetpack) >= _JETPACK_OF_CUDA_13 else 12
@@ -209,7 +212,10 @@ def how_to_install(spec: EngineSpec) -> str:
             "the system's packages (python3 -m venv --system-site-packages). Its CUDA binding is the one of "
             f"JetPack's CUDA: pip install 'cuda-bindings=={cuda}.*'"
         )
-    return f"Install it with: {pip_install(extra_of(spec))}"
+    extra = extra_of(spec)
+    if lacking := missing_wheel(extra):
+        return f"It cannot be installed with pip: {lacking}."
+    return f"Install it with: {pip_install(extra)}"
 
 
 def extra_of(spec: EngineSpec) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
@@ -130,3 +131,18 @@ def test_a_jetson_gets_the_binding_of_its_jetpack(
     jetson = Jetson(model="Orin", l4t="", jetpack=jetpack, power_mode="", power_modes=())
     monkeypatch.setattr(engine, "find_jetson", lambda: jetson)
     assert f"'cuda-bindings=={cuda}.*'" in engine.how_to_install(engine.ENGINES["tensorrt"])
+
+
+@pytest.mark.parametrize(("python", "has_gpu_build"), [((3, 10), False), ((3, 11), True)])
+def test_no_command_installs_what_the_package_index_lacks_for_arm(
+    monkeypatch: pytest.MonkeyPatch, python: tuple[int, int], has_gpu_build: bool
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr("flowedge.packages.sys", SimpleNamespace(version_info=python))
+    monkeypatch.setattr(engine, "find_jetson", lambda: None)
+    for name in ("tensorrt", "tensorrt-rtx"):
+        hint = engine.how_to_install(engine.ENGINES[name])
+        assert "the package index has it for x86-64 alone" in hint
+        assert "pip install" not in hint
+    assert ("pip install" in engine.how_to_install(engine.ENGINES["onnxruntime-cuda"])) == has_gpu_build
+    assert "pip install" in engine.how_to_install(engine.ENGINES["onnxruntime-cpu"])
