@@ -25,7 +25,7 @@ class Decided(NamedTuple):
         network_map: ``(h, w)`` float32, the anomaly map on the same scale.
         network_log_nfa: ``(h, w)`` float64, log10 of each pixel's number of false alarms. The value is None where it
             does not decide, and where the answer is not finite.
-        levels: Per level, fine to coarse, ``(h, w)`` float32, the graph's ``level_i``.
+        levels: Per level, fine to coarse, ``(h, w)`` float32, the graph's ``level_i``, where the engine gave them.
     """
 
     score: float
@@ -67,6 +67,17 @@ class Decider:
             if self.thresholds.nfa.form == "tree":
                 warm_up()
 
+    def outputs_needed(self, given: Sequence[str]) -> list[str]:
+        """List the outputs on which a decision and its map rest, in the order of the graph.
+
+        Args:
+            given: The outputs that the graph gives.
+        """
+        kinds = ["score", "anomaly_map"]
+        if self.thresholds.nfa is not None:
+            kinds += ["level", "energy", "count"]
+        return [name for name in given if name in kinds or name.partition("_")[0] in kinds]
+
     def __call__(
         self, outputs: Mapping[str, NDArray[np.float32]], inside: NDArray[np.bool_] | None = None
     ) -> list[Decided]:
@@ -75,16 +86,13 @@ class Decider:
         An image whose score or map is not finite was not inspected, since NaN compares as smaller than any threshold.
 
         Args:
-            outputs: The outputs of the graph by name, as an engine gives them.
+            outputs: The outputs of the graph by name, as an engine gives them. Levels may be left out.
             inside: ``(h, w)``, True for the pixels of the map whose number of false alarms decides. By default all do.
         """
+        names = [f"level_{level}" for level in range(len(self._manifest.levels))]
         decided = self.decide(outputs["score"], outputs["anomaly_map"], self.log_nfas(outputs), inside)
         return [
-            one._replace(
-                levels=tuple(
-                    outputs[f"level_{level}"][index, 0] for level in range(len(self._manifest.levels))
-                )
-            )
+            one._replace(levels=tuple(outputs[name][index, 0] for name in names if name in outputs))
             for index, one in enumerate(decided)
         ]
 

@@ -49,7 +49,13 @@ class Detector:
     """
 
     def __init__(
-        self, bundle: Bundle, engine: Opened, *, source_scale: bool = False, min_region_px: int = 1
+        self,
+        bundle: Bundle,
+        engine: Opened,
+        *,
+        source_scale: bool = False,
+        min_region_px: int = 1,
+        levels: bool = True,
     ) -> None:
         """Decide with the thresholds of the engine's precision, or with the source's.
 
@@ -61,6 +67,7 @@ class Detector:
             source_scale: True gives the normalised score and map and the verdict that anomalib would give.
             min_region_px: The number of pixels of the frame below which a region is left out of `Result.regions`.
                 Score, verdict, map and mask do not depend on it.
+            levels: False leaves `Result.levels` empty, so that a GPU copies back only what decides.
 
         Raises:
             BundleError: The bundle has no graph of this precision, or its threshold needs outputs that the graph does
@@ -75,9 +82,10 @@ class Detector:
         self.bundle = bundle
         self.engine = engine
         self.precision = engine.precision
-        self.source_scale, self.min_region_px = source_scale, min_region_px
+        self.source_scale, self.min_region_px, self.levels = source_scale, min_region_px, levels
         self._decider = Decider(bundle, engine.precision, source_scale=source_scale)
         self.thresholds = self._decider.thresholds
+        self._outputs = None if levels else self._decider.outputs_needed(engine.output_names)
         self._input = GraphInput(bundle.manifest)
         check = bundle.manifest.frame_check
         self._frame_checker = None if check is None else FrameChecker(check)
@@ -243,7 +251,7 @@ class Detector:
             ValueError: The detector was closed.
         """
         try:
-            return self.engine.infer(image)
+            return self.engine.infer(image, outputs=self._outputs)
         except ValueError as error:
             if not self._is_closed:
                 raise

@@ -29,6 +29,7 @@ def load(
     source_scale: bool = False,
     build: bool = False,
     min_region_px: int = 1,
+    levels: bool = True,
     require_signature: Required = None,
 ) -> Detector | Any:
     """Open a bundle or a pack and load graphs of one precision, ready to inspect frames.
@@ -45,6 +46,8 @@ def load(
             Otherwise nothing is compiled.
         min_region_px: The number of pixels of the frame below which a region is left out of `Result.regions`. Score,
             verdict, map and mask do not depend on it.
+        levels: False leaves `Result.levels` empty, so that a GPU copies back only what decides. A `ProductLine` always
+            has them.
         require_signature: A file or a folder of trusted public keys, one of which must have signed this folder. By
             default it is the one that the environment variable ``FLOWEDGE_REQUIRE_SIGNATURE`` names, if it is set.
             False needs no signature.
@@ -83,10 +86,10 @@ def load(
             return _line(pack, pack.names, engine, precision, threads, source_scale, min_region_px)
         opened = open_product(pack, product, engine, precision, threads=threads)
         bundle = pack.product(product)
-        return Detector(bundle, opened, source_scale=source_scale, min_region_px=min_region_px)
+        return Detector(bundle, opened, source_scale=source_scale, min_region_px=min_region_px, levels=levels)
     bundle = open_bundle(path, require_signature=require_signature)
     opened = open_or_build(engine, bundle, precision, threads=threads, build=build)
-    return Detector(bundle, opened, source_scale=source_scale, min_region_px=min_region_px)
+    return Detector(bundle, opened, source_scale=source_scale, min_region_px=min_region_px, levels=levels)
 
 
 def load_detectors(
@@ -96,6 +99,7 @@ def load_detectors(
     precision: str = "fp32",
     threads: int | None = None,
     min_region_px: int = 1,
+    levels: bool = True,
     require_signature: Required = None,
 ) -> list[Detector]:
     """Open several bundles on one engine. Those that are products of one pack share its backbone.
@@ -108,6 +112,7 @@ def load_detectors(
         precision: The precision of the graphs. ``int8`` means the INT8 graphs for the engine's device.
         threads: The number of CPU threads of one inference. Without a number the engine decides.
         min_region_px: The number of pixels of the frame below which a region is left out of `Result.regions`.
+        levels: False leaves `Result.levels` empty, so that a GPU copies back only what decides.
         require_signature: The trusted keys, as `load` takes them.
 
     Returns:
@@ -137,13 +142,16 @@ def load_detectors(
                 precision=precision,
                 threads=threads,
                 min_region_px=min_region_px,
+                levels=levels,
                 require_signature=require_signature,
             )
         for pack_path, places in of_packs.items():
             pack = open_pack(pack_path, require_signature=require_signature)
             engines = separate(open_products(pack, list(places), engine, precision, threads=threads))
             for product, place in places.items():
-                found[place] = Detector(pack.product(product), engines[product], min_region_px=min_region_px)
+                found[place] = Detector(
+                    pack.product(product), engines[product], min_region_px=min_region_px, levels=levels
+                )
     except BaseException:
         for detector in found.values():
             detector.close()

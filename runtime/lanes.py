@@ -46,17 +46,21 @@ def inferences_at_once(engine: Opened) -> int:
     """Return the number of inferences that an engine runs at once.
 
     An engine on the CPU that chooses its own number of threads fills all cores with one inference. On another device
-    the inferences take turns.
+    the inferences take turns, except where the engine copies one frame while it computes another.
     """
-    return 1 if engine.spec.device != "cpu" or engine.threads is None else lanes_beside(engine.threads)
+    if engine.spec.device != "cpu":
+        return int(getattr(engine.engine, "in_flight", 1))
+    return 1 if engine.threads is None else lanes_beside(engine.threads)
 
 
 def lanes_of(engine: Opened) -> int:
     """Return the number of frames that are to be read, prepared and inspected at once.
 
-    Beside an engine that is not on the CPU, a second lane prepares the next frame.
+    Beside an engine that is not on the CPU, each core reads and prepares a frame, two at the least.
     """
-    return inferences_at_once(engine) if engine.spec.device == "cpu" else 2
+    if engine.spec.device == "cpu":
+        return inferences_at_once(engine)
+    return max(2, min(MOST_LANES, fast_cores()))
 
 
 class Lanes:
@@ -87,6 +91,7 @@ class Lanes:
     def _run(self) -> None:
         while (work := self._works.get()) is not None:
             work()
+            del work  # which may hold the engine that nobody else holds
 
 
 def in_order(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,6 +211,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the memory. The engine cannot be used after it."""
+        ...
+
+
+@runtime_checkable
+class SelectsOutputs(Protocol):
+    """An engine that can leave out outputs, which then are not copied from its device."""
+
+    def infer_only(self, outputs: Sequence[str], *inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Run the graph once, and give these outputs alone. The rest is as in `Engine.infer`."""
         ...
 
 

@@ -42,7 +42,8 @@ class Result:
         verdict: The verdict by the thresholds, see ``Verdict``.
         network_map: ``(h, w)`` float32, the localisation map over the network's input, as the graph gave it or on
             the source's scale. Larger is more anomalous.
-        levels: Per level, fine to coarse, ``(h, w)`` float32, the graph's ``level_i``.
+        levels: Per level, fine to coarse, ``(h, w)`` float32, the graph's ``level_i``. The tuple is empty where the
+            detector was loaded with ``levels=False``.
         frame: ``(H, W, 3)`` uint8, RGB, the frame that was judged. For a frame of 8 bits it is the array that the
             detector was given, and no copy. A camera loop that fills one buffer again must draw a result before.
         preprocessing: The preprocessing that made the network's input of the frame.

@@ -182,6 +182,7 @@ def command(
             source_scale=source_scale,
             build=build,
             min_region_px=min_region,
+            levels=False,
         ) as loaded,
         contextlib.ExitStack() as stack,
     ):

@@ -116,6 +116,7 @@ class BatchInspector:
             "threads": threads,
             "source_scale": source_scale,
             "min_region_px": min_region_px,
+            "levels": False,
             # The processes of a cluster may have another environment than this one.
             "require_signature": required_keys(None),
         }

@@ -22,6 +22,7 @@ from flowedge.runtime.bench.protocol import (
     Job,
     Macs,
     Parity,
+    Peak,
     PeakMemory,
     Shared,
     StagesAnswer,
@@ -34,6 +35,7 @@ from flowedge.text import printable
 SHARED_BY: Final = (1, 2, 4)
 """The numbers of threads that share a bundle's detector."""
 
+_PEAK_S: Final = 1.0
 _WARM_WINDOWS: Final = 10  # the most windows before the timing starts
 _AGREE: Final = 0.05  # relative difference of the medians of two windows, below which a combination is warm
 
@@ -63,6 +65,7 @@ class Combination:
     peak_mb: float | None = None
     device_mb: float | None = None
     macs: int | None = None
+    device_peak: Peak | None = None
     notes: list[str] = field(default_factory=list)
 
     def start(self, stack: contextlib.ExitStack) -> None:
@@ -133,6 +136,11 @@ class Combination:
                 self.parity = self.worker.ask(Command(do="parity"), Parity)
         except EngineUnavailableError as error:
             self.parity_problem = printable(str(error))
+        if self.worker.started.device != "cpu" and self.job.kind == "bundle":
+            try:
+                self.device_peak = self.worker.ask(Command(do="peak", seconds=_PEAK_S), Peak)
+            except EngineUnavailableError as error:
+                self.notes.append(printable(f"no share of the device's peak: {error}"))
         # The machine's worker counts the operations, so that the count adds nothing to the memory of this worker.
         if self.worker.started.counted is not None:
             try:
@@ -149,16 +157,17 @@ class Combination:
         timings = tuple(self._timing(batch) for batch in batches)
         started = self.worker.started
         measured = [timing for timing in timings if timing.p50_ms]
-        on_cpu = started.device == "cpu"
         per_image = [timing.p50_ms / timing.batch for timing in measured if timing.p50_ms]
-        # The machine's peak speeds are those of its processor, so only engines on the CPU are compared with them.
+        # The machine's peak speeds are those of its processor. An engine on another device is compared with those of
+        # the device, which its own worker measured.
+        peak = self.device_peak
+        if started.device == "cpu" and machine.gflops and machine.copy_gb_s:
+            peak = Peak(gflops=machine.gflops, copy_gb_s=machine.copy_gb_s)
         peak_share = bandwidth_share = None
-        if on_cpu and self.macs and per_image and machine.gflops:
-            peak_share = 2e-6 * self.macs / min(per_image) / machine.gflops
-        if on_cpu and started.graph is not None and measured and machine.copy_gb_s and measured[0].p50_ms:
-            bandwidth_share = (
-                1e-6 * bytes_of_graph(Path(started.graph)) / measured[0].p50_ms / machine.copy_gb_s
-            )
+        if peak is not None and self.macs and per_image:
+            peak_share = 2e-6 * self.macs / min(per_image) / peak.gflops
+        if peak is not None and started.graph is not None and measured and measured[0].p50_ms:
+            bandwidth_share = 1e-6 * bytes_of_graph(Path(started.graph)) / measured[0].p50_ms / peak.copy_gb_s
         return msgspec.structs.replace(
             self._row(machine, command),
             engine=started.engine,
@@ -179,6 +188,8 @@ class Combination:
             macs=self.macs,
             peak_share=peak_share,
             bandwidth_share=bandwidth_share,
+            device_gflops=None if self.device_peak is None else self.device_peak.gflops,
+            device_copy_gb_s=None if self.device_peak is None else self.device_peak.copy_gb_s,
         )
 
     def _row(self, machine: Environment, command: str) -> Row:

@@ -72,7 +72,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         do: ``window``: time inferences. ``stages``: time each step from a JPEG to a verdict. ``shared``: count the
             frames of threads that share the detector. ``parity``: replay the self-test. ``memory``: the largest
-            resident memory so far. ``peak``: the machine's own speed. ``macs``: count a graph's multiply-accumulates.
+            resident memory so far. ``peak``: the speed of the machine, or that of the engine's device. ``macs``: count
+            a graph's multiply-accumulates.
         batch: The number of images of one inference, for a window.
         seconds: The seconds of the measurement, which takes at least three runs.
         graph: The path of the ONNX file, for ``macs``.
@@ -155,10 +156,11 @@ class PeakMemory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Peak(msgspec.Struct, frozen=True, kw_only=True):
-    """The peak speeds of the machine.
+    """The peak speeds of the machine, or of an engine's device.
 
     Attributes:
-        gflops: The speed of a float32 matrix product, in 10^9 operations a second.
+        gflops: The speed of a matrix product, in 10^9 operations a second: in float32 on a machine, in the graph's
+            precision on a device.
         copy_gb_s: The speed of a copy of memory, in 10^9 bytes a second, read and written.
     """
 

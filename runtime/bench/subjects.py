@@ -148,6 +148,11 @@ class _Bundle(_Timed):
             from flowedge.runtime.bench.parity import parity_of
 
             return parity_of(self._detector.bundle, self._detector.engine)
+        if command.do == "peak":
+            from flowedge.runtime.bench.device_peak import device_peak
+
+            engine = self._detector.engine
+            return device_peak(engine.spec, engine.precision, command.seconds, threads=engine.threads)
         return super().answer(command)
 
     def _stages(self, seconds: float) -> StagesAnswer:

@@ -114,9 +114,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         own_correlation: For a foreign file that was quantised, the lowest correlation of its map with the map of the
             same file in float32. The correlation is None for other rows, and where a map is flat or not finite.
         macs: The number of multiply-accumulates for one image.
-        peak_share: The reached share of the machine's peak speed of matrix products, at the fastest batch. Only CPU
-            engines have it.
-        bandwidth_share: The share of the machine's bandwidth that reading each weight once takes, at the first batch.
+        peak_share: The reached share of the peak speed of matrix products, at the fastest batch. The peak is that of
+            the machine, or for an engine on another device ``device_gflops``.
+        bandwidth_share: The share of the bandwidth that reading each weight once takes, at the first batch. The
+            bandwidth is that of the machine, or for an engine on another device ``device_copy_gb_s``.
+        device_gflops: The fastest chain of matrix products on the engine's device, in the precision of the graph, in
+            10^9 operations a second. INT8 has that of float16. The speed is None on a CPU and where it was not
+            measured.
+        device_copy_gb_s: The fastest chain of copies on the engine's device, in 10^9 bytes a second, read and written.
         notes: Further sentences about the measurement.
     """
 
@@ -145,6 +150,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     macs: int | None = None
     peak_share: float | None = None
     bandwidth_share: float | None = None
+    device_gflops: float | None = None
+    device_copy_gb_s: float | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -8,10 +8,10 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
@@ -30,6 +30,9 @@ from flowedge.runtime.opening.building import built_in_cache
 from flowedge.runtime.opening.contract import TensorSpec, check_contract
 from flowedge.runtime.opening.engine_contract import DEFAULT_BATCHES, Building, Built, EngineSpec, Opening
 from flowedge.runtime.protocols import Engine
+
+if TYPE_CHECKING:
+    from flowedge.runtime.engines.onnxrt_bound import BoundRuns
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -56,6 +59,8 @@ _BROKEN_GRAPH = (
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _PROVIDER: Final = {"onnxruntime-cpu": _CPU, "onnxruntime-cuda": _CUDA, "onnxruntime-tensorrt": _TENSORRT}
+_BOUND: Final = ("onnxruntime-cuda",)
+_MEMORY: Final = "cuda"  # ONNX Runtime's name of the memory of an NVIDIA GPU
 _Providers: TypeAlias = list[tuple[str, dict[str, str]]]
 
 
@@ -80,8 +85,10 @@ def load(opening: Opening) -> Engine:
         cache.touch(_engines_of(cache, found.facts))
         largest = found.facts.batches[2]
         providers = _with_engines(providers, opening, cache, found.facts)
-    session = _checked_session(opening, providers)
-    return _OnnxRuntime(name, session, tuple(opening.source.inputs), largest)
+    runs = _bound_runs(opening, providers) if opening.spec.listed in _BOUND else None
+    return _OnnxRuntime(
+        name, runs or _PlainRuns(_checked_session(opening, providers)), tuple(opening.source.inputs), largest
+    )
 
 
 def build(building: Building) -> Built:
@@ -130,12 +137,32 @@ def probe(spec: EngineSpec, graph: bytes, x: NDArray[np.float32]) -> NDArray[np.
     Raises:
         EngineUnavailableError: This ONNX Runtime has no such provider, cannot load it, or cannot run the graph.
     """
+    return repeatable(spec, graph, x)()
+
+
+def repeatable(
+    spec: EngineSpec, graph: bytes, x: NDArray[np.float32], *, threads: int | None = 1
+) -> Callable[[], NDArray[np.float32]]:
+    """Open a graph with one input and one output, with the provider and the options of an engine.
+
+    Args:
+        spec: The engine.
+        graph: The ONNX graph with its weights, below 2 GiB.
+        x: The input.
+        threads: The number of CPU threads of one inference. Without a number ONNX Runtime decides.
+
+    Returns:
+        A function that runs the graph on the input and waits for the answer.
+
+    Raises:
+        EngineUnavailableError: This ONNX Runtime has no such provider, cannot load it, or cannot read the graph.
+    """
     try:
-        session = _session(graph, _providers(spec), threads=1, where="the probe graph")
+        session = _session(graph, _providers(spec), threads=threads, where="the probe graph")
     except BundleError as error:
         raise EngineUnavailableError(str(error)) from error
-    (answer,) = _run(session, None, {session.get_inputs()[0].name: x})
-    return answer
+    feed = {session.get_inputs()[0].name: x}
+    return lambda: _run(session, None, feed)[0]
 
 
 def open_part(model: bytes, where: str) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
@@ -291,32 +318,88 @@ def _checked_session(opening: Opening, providers: _Providers) -> ort.InferenceSe
     return session
 
 
+def _bound_runs(opening: Opening, providers: _Providers) -> BoundRuns | None:
+    """Open a session whose buffers stay on the GPU, or return None where CUDA's Python binding is not installed."""
+    try:
+        from flowedge.runtime.engines import cuda
+        from flowedge.runtime.engines.onnxrt_bound import BoundRuns
+    except ModuleNotFoundError as error:
+        _LOG.warning(
+            "%s copies through ONNX Runtime and runs without CUDA graphs, which costs time, because the package %s is "
+            "not installed. Install it with: %s",
+            *(opening.spec.name, error.name, pip_install(opening.spec.extra)),
+        )
+        return None
+    cuda.device(opening.spec.index)  # which explains a missing driver or GPU
+
+    def open_session(has_graphs: bool) -> ort.InferenceSession:
+        (name, options), *others = providers
+        return _checked_session(
+            opening, [(name, options | {"enable_cuda_graph": str(int(has_graphs))}), *others]
+        )
+
+    return BoundRuns(
+        open_session,
+        opening.source.outputs,
+        name=opening.spec.name,
+        device=opening.spec.index,
+        memory=_MEMORY,
+    )
+
+
+class _Runs(Protocol):
+    """The runs of a session, which threads may share."""
+
+    output_names: tuple[str, ...]
+
+    def run(self, names: Sequence[str], feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]: ...
+
+    def close(self) -> None: ...
+
+
+class _PlainRuns:
+    """Runs of a session that takes its inputs from the host's memory and allocates its outputs."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session: ort.InferenceSession | None = session
+        self.output_names = tuple(output.name for output in session.get_outputs())
+
+    def run(self, names: Sequence[str], feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        session = self._session  # another thread may close the engine while this one runs
+        if session is None:
+            raise ValueError("the engine is closed")
+        with flushing_denormals():
+            answers: list[Any] = session.run(tuple(names), feed)  # pyright: ignore[reportAssignmentType]
+        return dict(zip(names, answers, strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+
 class _OnnxRuntime:
-    def __init__(
-        self, name: str, session: ort.InferenceSession, inputs: tuple[str, ...], largest: int | None
-    ) -> None:
+    def __init__(self, name: str, runs: _Runs, inputs: tuple[str, ...], largest: int | None) -> None:
         self.name = name
-        self.output_names: tuple[str, ...] = tuple(output.name for output in session.get_outputs())
-        self._inputs = inputs
-        self._session: ort.InferenceSession | None = session  # which threads may share
+        self.output_names = runs.output_names
+        self.in_flight = getattr(runs, "in_flight", 1)
+        self._inputs, self._runs = inputs, runs
         # Above its largest batch, TensorRT would build another engine in the middle of a run.
         self.batches: tuple[int, int] | None = None if largest is None else (1, largest)
 
     def infer(self, *inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        session = self._session  # another thread may close the engine while this one runs
-        if session is None:
-            raise ValueError("the engine is closed")
+        return self.infer_only(self.output_names, *inputs)
+
+    def infer_only(self, outputs: Sequence[str], *inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         images = len(inputs[0])
         if self.batches is not None and images > self.batches[1]:
             raise EngineUnavailableError(
                 f"the engine was built for at most {self.batches[1]} images at a time, got {images}. "
                 f"Build one for more with: flowedge build BUNDLE --engine {self.name} --batch 1,1,{images}"
             )
-        answers = _run(session, self.output_names, dict(zip(self._inputs, inputs, strict=True)))
-        return dict(zip(self.output_names, answers, strict=True))
+        with _errors_in_words(inputs):
+            return self._runs.run(outputs, dict(zip(self._inputs, inputs, strict=True)))
 
     def close(self) -> None:
-        self._session = None
+        self._runs.close()
 
 
 # 1. WeightBiasQuantization would also compute float convolutions between two quantised tensors in eight bits, with one
@@ -396,16 +479,21 @@ def _session_options(providers: _Providers, threads: int | None) -> ort.SessionO
 def _run(
     session: ort.InferenceSession, names: tuple[str, ...] | None, feed: dict[str, NDArray[Any]]
 ) -> list[NDArray[np.float32]]:
+    with flushing_denormals(), _errors_in_words(tuple(feed.values())):
+        answers: list[NDArray[np.float32]] = session.run(names, feed)  # pyright: ignore[reportAssignmentType]
+    return answers
+
+
+@contextlib.contextmanager
+def _errors_in_words(inputs: Sequence[NDArray[Any]]) -> Iterator[None]:
     try:
-        with flushing_denormals():
-            answers: list[NDArray[np.float32]] = session.run(names, feed)  # pyright: ignore[reportAssignmentType]
-    except (*_CANNOT_RUN, *_BROKEN_GRAPH) as error:
-        shapes = ", ".join(str(array.shape) for array in feed.values())
+        yield
+    except (*_CANNOT_RUN, *_BROKEN_GRAPH, RuntimeError) as error:  # a bound run raises no type of its own
+        shapes = ", ".join(str(array.shape) for array in inputs)
         raise EngineUnavailableError(
             f"ONNX Runtime {ort.__version__} stopped on an input of {shapes}: {_one_line(error)}. "
             "Try a smaller batch."
         ) from error
-    return answers
 
 
 def _specs(nodes: list[Any]) -> dict[str, TensorSpec]:

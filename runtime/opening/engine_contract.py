@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from flowedge.progress import Reports
 from flowedge.runtime.device.device_cache import CachedFile, DeviceCache
 from flowedge.runtime.opening.contract import GraphSource
-from flowedge.runtime.protocols import Buffer, Engine
+from flowedge.runtime.protocols import Buffer, Engine, SelectsOutputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +108,14 @@ class Opened:
         """The smallest and the largest number of images of a run. The value is None where every number runs."""
         return self.engine.batches
 
-    def infer(self, *inputs: NDArray[Any] | Buffer) -> dict[str, NDArray[np.float32]]:
+    def infer(
+        self, *inputs: NDArray[Any] | Buffer, outputs: Sequence[str] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
         """Run the graph once, see `flowedge.runtime.protocols.Engine`.
 
         Args:
             inputs: The graph's inputs, as NumPy arrays or as buffers of another library in the host's memory.
+            outputs: The outputs that are needed. An engine may give others too. By default all are given.
 
         Raises:
             EngineUnavailableError: The device stopped.
@@ -119,6 +123,8 @@ class Opened:
             ValueError: The engine was closed.
         """
         arrays = (one if isinstance(one, np.ndarray) else np.from_dlpack(one) for one in inputs)
+        if outputs is not None and isinstance(self.engine, SelectsOutputs):
+            return self.engine.infer_only(outputs, *arrays)
         return self.engine.infer(*arrays)
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ def fitted(base: Detector, change: ThresholdChange | None, area: AreaSettings) -
     detector = base
     if change is not None and change.value is not None:
         bundle = with_limit(base.bundle, base.precision, change.value, is_log_nfa=change.is_log_nfa)
-        detector = Detector(bundle, base.engine, min_region_px=base.min_region_px)
+        detector = Detector(bundle, base.engine, min_region_px=base.min_region_px, levels=base.levels)
     return detector if area == AreaSettings() else AreaDetector(detector, area)
 
 

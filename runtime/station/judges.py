@@ -302,6 +302,7 @@ def open_judges(
         precision=inspect.precision,
         threads=inspect.threads,
         min_region_px=inspect.min_region_px,
+        levels=False,
         require_signature=inspect.require_signature,
     )
     try:

@@ -82,6 +82,7 @@ def test_load_has_the_documented_arguments() -> None:
         "source_scale",
         "build",
         "min_region_px",
+        "levels",
         "require_signature",
     ]
     assert {name: parameter.default for name, parameter in parameters.items() if name != "path"} == {
@@ -91,6 +92,7 @@ def test_load_has_the_documented_arguments() -> None:
         "source_scale": False,
         "build": False,
         "min_region_px": 1,
+        "levels": True,
         "require_signature": None,
     }
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in list(parameters)[1:])

@@ -64,7 +64,8 @@ class PretendCuda:
     graphs: int = 0
     launches: int = 0
     capturing: PretendGraph | None = None
-    queued: list[Callable[[], None]] = field(default_factory=list)
+    queued: dict[int, list[Callable[[], None]]] = field(default_factory=dict)
+    made_streams: int = 0
 
     captures: bool = True
     fails: bool = False
@@ -79,10 +80,10 @@ class PretendCuda:
     cudaStreamNonBlocking = 1
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
-    def put(self, work: Callable[[], None]) -> None:
-        """Put work onto the stream, or into the CUDA graph that is being captured."""
+    def put(self, work: Callable[[], None], stream: int) -> None:
+        """Put work onto a stream, or into the CUDA graph that is being captured."""
         self.used.add(self.current.get(threading.get_ident(), 0))
-        (self.queued if self.capturing is None else self.capturing).append(work)
+        (self.queued[stream] if self.capturing is None else self.capturing).append(work)
 
     def cudaGetErrorString(self, status: Any) -> tuple[Any, bytes]:
         return Success, status.name.encode()
@@ -137,26 +138,29 @@ class PretendCuda:
         def copy() -> None:
             ctypes.memmove(target, source, size)
 
-        self.put(copy)
+        self.put(copy, stream)
         return (Success,)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, int]:
         self.streams += 1
-        return Success, 5
+        self.made_streams += 1
+        self.queued[self.made_streams] = []
+        return Success, self.made_streams
 
     def cudaStreamDestroy(self, stream: int) -> tuple[Any]:
         self.streams -= 1
+        assert not self.queued.pop(stream), "work was queued on a stream that is destroyed"
         self.order.append("stream")
         return (Success,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any]:
-        for work in self.queued:
+        for work in self.queued[stream]:
             work()
-        self.queued.clear()
+        self.queued[stream].clear()
         return (Success,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Any]:
-        assert not self.queued, "what is queued would not be in the graph"
+        assert not self.queued[stream], "what is queued would not be in the graph"
         self.capturing = PretendGraph()
         return (Success,)
 
@@ -180,7 +184,7 @@ class PretendCuda:
 
     def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[Any]:
         self.launches += 1
-        self.queued.extend(graph)
+        self.queued[stream].extend(graph)
         return (Success,)
 
 
@@ -217,7 +221,7 @@ class PretendContext:
             return False
         # As on a GPU, work that is queued or captured does not keep the context alive.
         cuda, addresses = self.cuda, dict(self.addresses)
-        self.cuda.put(lambda: compute(cuda, addresses, images))
+        self.cuda.put(lambda: compute(cuda, addresses, images), stream_handle)
         return self.addresses.keys() == SHAPES.keys()
 
 

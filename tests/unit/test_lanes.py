@@ -164,13 +164,17 @@ def test_many_frames_use_all_cores_with_few_threads_each(
     assert lanes_beside(threads) <= MOST_LANES
 
 
-def test_an_engine_that_fills_all_cores_gets_one_frame_at_a_time(tmp_path: Path) -> None:
+def test_an_engine_that_fills_all_cores_gets_one_frame_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = write_tiny_bundle(tmp_path / "tiny.flowedge")
     opened = Opened(engine=NullEngine(bundle.manifest), spec=NULL, precision="fp32", reason="named")
     assert lanes_of(opened) == 1
     assert lanes_of(replace(opened, threads=1)) == lanes_beside(1)
     on_gpu = replace(opened, spec=replace(NULL, device="nvidia"), threads=1)
-    assert (inferences_at_once(on_gpu), lanes_of(on_gpu)) == (1, 2)
+    for cores, lanes in {1: 2, 4: 4, 64: MOST_LANES}.items():
+        monkeypatch.setattr(lanes_module, "fast_cores", lambda cores=cores: cores)
+        assert (inferences_at_once(on_gpu), lanes_of(on_gpu)) == (1, lanes)
 
 
 @pytest.mark.parametrize("name", [name for name, spec in ENGINES.items() if spec.device == "cpu"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from flowedge.runtime.opening.engine_contract import BuildOptions
 from flowedge.runtime.opening.unproven import open_unproven
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
 
+# The runs on buffers that stay on the GPU are tried in test_onnxruntime_bound.py.
+BOUND = "flowedge.runtime.engines.onnxrt_bound"
 CUDA, TENSORRT = "onnxruntime-cuda", "onnxruntime-tensorrt"
 PROVIDERS = {CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider"}
 
@@ -29,6 +32,7 @@ PROVIDERS = {CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    monkeypatch.setitem(sys.modules, BOUND, None)
     return write_tiny_bundle(tmp_path / "tiny.flowedge", precisions=("fp32", "fp16"))
 
 

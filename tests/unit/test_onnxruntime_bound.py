@@ -1,0 +1,299 @@
+"""ONNX Runtime on a GPU answers from bound buffers, tried on ONNX Runtime's CPU with a pretended CUDA.
+
+The memory of the pretended GPU is memory of the host, so ONNX Runtime computes on it as it computes on a GPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+
+import flowedge
+from flowedge.bundle import Bundle
+from flowedge.errors import EngineUnavailableError
+from flowedge.runtime.engines import onnxrt
+from flowedge.runtime.lanes import inferences_at_once, lanes_of
+from flowedge.runtime.opening.engine_contract import Opened
+from flowedge.runtime.opening.unproven import open_unproven
+from support.pretend_gpu import PretendCuda
+from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
+
+pytest.importorskip(
+    "cuda.bindings.runtime", reason="cuda-bindings is not installed: pip install cuda-bindings"
+)
+from flowedge.runtime.engines import cuda, onnxrt_bound
+
+DEVICE = cuda.Device(name="H100", capability="9.0", driver="13.0", free=4 << 30, total=8 << 30)
+
+
+class Sessions:
+    """Opens sessions on the CPU in place of CUDA, and notes their runs.
+
+    Attributes:
+        refuses: True where a session with CUDA graphs cannot be opened, as with nodes on the CPU.
+        breaks: True where every run that would capture a CUDA graph fails.
+        graphs: The number of the CUDA graph of each bound run, and the thread of the run.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[dict[str, str]] = []
+        self.graphs: list[tuple[str, int]] = []
+        self.refuses = self.breaks = False
+        self.at_work = threading.Semaphore(1)
+        real = onnxrt._session
+
+        def session(model: Any, providers: Any, **others: Any) -> Any:
+            options = providers[0][1]
+            self.asked.append(options)
+            if self.refuses and options["enable_cuda_graph"] == "1":
+                raise EngineUnavailableError("nodes are on the CPU")
+            return Session(self, real(model, [("CPUExecutionProvider", {})], **others))
+
+        monkeypatch.setattr(onnxrt, "_session", session)
+
+
+class Session:
+    def __init__(self, notes: Sessions, real: onnxruntime.InferenceSession) -> None:
+        self._notes, self._real = notes, real
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        graph = options.get_run_config_entry("gpu_graph_id")
+        assert self._notes.at_work.acquire(blocking=False), "two runs at once share one arena"
+        try:
+            self._notes.graphs.append((graph, threading.get_ident()))
+            if self._notes.breaks and graph != "-1":
+                raise Fail("operation not permitted when stream is capturing")
+            self._real.run_with_iobinding(binding, options)
+        finally:
+            self._notes.at_work.release()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendCuda]:
+    made = PretendCuda(devices=2)
+    monkeypatch.setattr(cuda, "cudart", made)
+    monkeypatch.setattr(cuda, "device", lambda index=0: replace(DEVICE, index=index))
+    monkeypatch.setattr(onnxrt, "_MEMORY", "cpu")
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    yield made
+    assert (len(made.held), made.streams) == (0, 0), "memory or streams are still held"
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch, pretended: PretendCuda) -> Sessions:
+    return Sessions(monkeypatch)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
+    return write_tiny_bundle(tmp_path / "tiny.flowedge")
+
+
+@pytest.fixture
+def engine(bundle: Bundle, sessions: Sessions) -> Iterator[Opened]:
+    opened = open_unproven("onnxruntime-cuda", bundle, "fp32")
+    yield opened
+    opened.close()
+
+
+def images(count: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(count, 3, *IMAGE_SIZE)).astype(np.float32)
+
+
+def check(engine: Opened, image: NDArray[np.float32]) -> None:
+    found, wanted = engine.infer(image), tiny_answer(image)
+    assert found.keys() == wanted.keys() == set(engine.output_names)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_each_size_of_batch_has_a_cuda_graph_in_each_set_of_buffers(
+    engine: Opened, sessions: Sessions
+) -> None:
+    for count in (1, 4, 1, 2, 4):
+        check(engine, images(count, seed=count))
+    assert sessions.asked[0]["enable_cuda_graph"] == "1"
+    assert {graph for graph, _ in sessions.graphs} == {"-1", *map(str, range(6))}
+    assert len({thread for _, thread in sessions.graphs}) == 1
+    assert threading.get_ident() != sessions.graphs[0][1]
+    # A caller that is alone always uses the first set.
+    assert [graph for graph, _ in sessions.graphs[-2:]] == ["4", "2"]
+
+
+def test_an_answer_is_not_changed_by_the_next_run(engine: Opened) -> None:
+    first = engine.infer(images(1))
+    before = first["anomaly_map"].copy()
+    engine.infer(images(1, seed=9))
+    np.testing.assert_array_equal(first["anomaly_map"], before)
+
+
+def test_eight_threads_get_their_own_answers_with_two_frames_in_flight(
+    engine: Opened, pretended: PretendCuda
+) -> None:
+    assert (inferences_at_once(engine), lanes_of(engine) >= 2) == (2, True)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda seed: check(engine, images(1 + seed % 3, seed=seed)), range(48)))
+
+
+def test_a_frame_is_copied_while_another_one_is_computed(
+    engine: Opened, sessions: Sessions, pretended: PretendCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.infer(images(1))
+    computing, copied = threading.Event(), threading.Event()
+    real = Session.run_with_iobinding
+
+    def slow(self: Session, binding: Any, options: Any) -> None:
+        if not computing.is_set():
+            computing.set()
+            assert copied.wait(10), "the second frame waited for the first"
+        real(self, binding, options)
+
+    def wait(stream: Any) -> None:
+        pretended.cudaStreamSynchronize(stream)
+        if computing.is_set():
+            copied.set()
+
+    monkeypatch.setattr(Session, "run_with_iobinding", slow)
+    monkeypatch.setattr(cuda, "wait", wait)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(check, engine, images(1, seed=1))
+        assert computing.wait(10)
+        threads.submit(check, engine, images(1, seed=2)).result()
+        first.result()
+
+
+def test_outputs_that_nobody_needs_stay_on_the_gpu(
+    bundle: Bundle, sessions: Sessions, pretended: PretendCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[int] = []
+    real = cuda.Buffer.to_host
+    monkeypatch.setattr(cuda.Buffer, "to_host", lambda self, *rest: copies.append(1) or real(self, *rest))
+    frame = np.zeros((40, 40, 3), np.uint8)
+    with flowedge.load(bundle.path, engine="onnxruntime-cuda") as detector:
+        copies.clear()
+        whole = detector(frame)
+        assert (len(whole.levels), len(copies)) == (2, 4)
+    with flowedge.load(bundle.path, engine="onnxruntime-cuda", levels=False) as detector:
+        copies.clear()
+        short = detector(frame)
+        assert (short.levels, len(copies)) == ((), 2)
+    assert short.score == whole.score
+    np.testing.assert_array_equal(short.network_map, whole.network_map)
+
+
+@pytest.mark.parametrize("fault", ["refuses", "breaks"])
+def test_a_graph_that_cannot_be_captured_runs_without_one_and_is_noted_once(
+    bundle: Bundle, sessions: Sessions, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    setattr(sessions, fault, True)
+    engine = open_unproven("onnxruntime-cuda", bundle, "fp32")
+    for count in (1, 2, 1, 3):
+        check(engine, images(count, seed=count))
+    engine.close()
+    assert [options["enable_cuda_graph"] for options in sessions.asked] == ["1", "0"]
+    assert sum("without CUDA graphs" in record.message for record in caplog.records) == 1
+    assert sessions.graphs[-1][0] == "-1"
+
+
+def test_a_capture_that_fails_later_keeps_the_sizes_that_were_there(
+    engine: Opened, sessions: Sessions, caplog: pytest.LogCaptureFixture
+) -> None:
+    check(engine, images(1))
+    sessions.breaks = True
+    for count in (2, 1, 2):
+        check(engine, images(count, seed=count))
+    assert len(sessions.asked) == 2
+
+
+def test_a_batch_that_fails_says_so_and_keeps_the_cuda_graphs(
+    engine: Opened, sessions: Sessions, pretended: PretendCuda
+) -> None:
+    check(engine, images(1))
+    held = len(pretended.held)
+    pretended.room = 3
+    with pytest.raises(EngineUnavailableError, match="cudaErrorMemoryAllocation"):
+        engine.infer(images(3))
+    assert len(pretended.held) == held
+    pretended.room = 1000
+    with pytest.raises(EngineUnavailableError, match=r"stopped on an input of \(2, 3, 5, 5\)"):
+        engine.infer(np.zeros((2, 3, 5, 5), np.float32))
+    assert len(pretended.held) == held
+    check(engine, images(3))
+    assert len(sessions.asked) == 1
+
+
+def test_sizes_beyond_the_last_that_has_buffers_are_answered_too(
+    engine: Opened, pretended: PretendCuda
+) -> None:
+    for count in range(1, onnxrt_bound.MOST_SIZES + 3):
+        check(engine, images(count, seed=count))
+    assert len(pretended.held) == onnxrt_bound.MOST_SIZES * onnxrt_bound.IN_FLIGHT * 2 * 5
+
+
+def test_closing_waits_for_no_call_and_a_later_call_ends_with_an_error(
+    engine: Opened, sessions: Sessions, pretended: PretendCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.infer(images(1))
+    computing, closed = threading.Event(), threading.Event()
+    real = Session.run_with_iobinding
+
+    def slow(self: Session, binding: Any, options: Any) -> None:
+        computing.set()
+        assert closed.wait(10)
+        real(self, binding, options)
+
+    monkeypatch.setattr(Session, "run_with_iobinding", slow)
+    with ThreadPoolExecutor(1) as threads:
+        begun = threads.submit(check, engine, images(1, seed=4))
+        assert computing.wait(10)
+        engine.close()
+        closed.set()
+        begun.result()
+    with pytest.raises(ValueError, match="closed"):
+        engine.infer(images(1))
+    assert len(pretended.held) == 0
+
+
+def test_an_engine_that_nobody_closes_gives_back_what_it_holds(
+    bundle: Bundle, sessions: Sessions, pretended: PretendCuda
+) -> None:
+    engine = open_unproven("onnxruntime-cuda:1", bundle, "fp32")
+    check(engine, images(1))
+    assert pretended.used == {1}
+    del engine
+    for _ in range(50):  # the thread drops its last work a moment later
+        gc.collect()
+        if not pretended.held:
+            break
+        threading.Event().wait(0.02)
+    assert len(pretended.held) == 0
+
+
+def test_without_cudas_binding_the_engine_runs_and_says_what_it_costs(
+    bundle: Bundle, sessions: Sessions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "flowedge.runtime.engines.onnxrt_bound", None)
+    engine = open_unproven("onnxruntime-cuda", bundle, "fp32")
+    with caplog.at_level(logging.WARNING):
+        check(engine, images(2))
+    assert "enable_cuda_graph" not in sessions.asked[0]
+    assert "is not installed" in caplog.text
