@@ -251,6 +251,8 @@ class Detector:
             ValueError: The detector was closed.
         """
         try:
+            if self._outputs is None:
+                return self.engine.infer(image)
             return self.engine.infer(image, outputs=self._outputs)
         except ValueError as error:
             if not self._is_closed:
