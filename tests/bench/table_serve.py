@@ -64,7 +64,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Overload:
-    """One server at twice its capacity. Times are in ms."""
+    """One server at twice its capacity. Times are in ms.
+
+    Refused are the requests with the status 429, and with 503 where there were too many connections.
+    """
 
     who: str
     planned_per_second: float
@@ -306,9 +309,9 @@ def overloaded(server: Server, per_second: float, seconds: float, deadline_ms: i
         deadline_ms=deadline_ms,
         sent=sent,
         answered=load.statuses[200],
-        refused=load.statuses[429],
+        refused=load.statuses[429] + load.statuses[503],
         late=load.statuses[504],
-        lost=sent - sum(load.statuses[one] for one in (200, 429, 504)),
+        lost=sent - sum(load.statuses[one] for one in (200, 429, 503, 504)),
         p50=percentile(load.latencies, 50),
         p99=percentile(load.latencies, 99),
         refusal_p99=percentile(load.refused, 99),
