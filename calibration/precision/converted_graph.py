@@ -85,6 +85,7 @@ class PrecisionConverter:
         fp32: GraphFile,
         ranges: Mapping[str, TensorRange] | None,
         calibrator: CalibratorName = "percentile",
+        image_range: tuple[float, float] | None = None,
     ) -> None:
         """Read the fp32 graph.
 
@@ -94,6 +95,7 @@ class PrecisionConverter:
             ranges: The values that the tensors of `tensors_for_conversion` took on images. Without ranges only
                 half precision by the families' rule is possible.
             calibrator: The method that chooses an activation's range for INT8.
+            image_range: The smallest and the largest value of an image after the preprocessing, where it is known.
         """
         self._model = load_graph(source)
         self._fp32 = fp32
@@ -102,7 +104,9 @@ class PrecisionConverter:
         self._macs = {name: blocks_of(filter(layout.has, sites)) for name, layout in _LAYOUTS.items()}
         self._half_nodes = convertible_nodes(self._model)
         self._exceptions: dict[HalfType, dict[str, str]] = {}
-        self._scales = {name: Scales(ranges or {}, calibrator, layout) for name, layout in _LAYOUTS.items()}
+        self._scales = {
+            name: Scales(ranges or {}, calibrator, layout, image_range) for name, layout in _LAYOUTS.items()
+        }
         self.fp32_bytes = bytes_of_graph(source)
 
     @property

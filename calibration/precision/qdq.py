@@ -221,15 +221,24 @@ def tensors_to_observe(model: onnx.ModelProto) -> tuple[str, ...]:
 class Scales:
     """The quantisation step and the zero point of each tensor, computed at the first use."""
 
-    def __init__(self, ranges: Mapping[str, TensorRange], calibrator: CalibratorName, layout: Layout) -> None:
+    def __init__(
+        self,
+        ranges: Mapping[str, TensorRange],
+        calibrator: CalibratorName,
+        layout: Layout,
+        image_range: tuple[float, float] | None = None,
+    ) -> None:
         """Keep the ranges that the scales are computed from.
 
         Args:
             ranges: The values that the tensors of `tensors_to_observe` took on images.
             calibrator: The method that chooses a range.
             layout: The layout of the engines that will run the graph.
+            image_range: The smallest and the largest value that the preprocessing gives, or None where nothing is known
+                beyond the images.
         """
         self.layout = layout
+        self._image_range = image_range
         self._ranges: Mapping[str, TensorRange] = ranges
         self._calibrator: CalibratorName = calibrator
         self._known: dict[str, tuple[np.float32, NDArray[np.generic]]] = {}
@@ -245,11 +254,18 @@ class Scales:
         return self._known[tensor]
 
     def of_parts(self, tensor: str) -> tuple[np.float32, NDArray[np.generic]]:
-        """Return the step and the zero point for the two parts of a tensor, which clip no value of the images."""
+        """Return the step and the zero point for the two parts of an image.
+
+        No value that an image can have is clipped, because a defect may be darker or brighter than all good parts.
+        """
         low, high = min(self._ranges[tensor].smallest, 0.0), max(self._ranges[tensor].largest, 0.0)
-        margin = _MARGIN * (high - low)
-        step = _step((high - low + 2 * margin) / 255)
-        return step, np.array(np.clip(np.rint((margin - low) / step), 0, 255), np.uint8)
+        if self._image_range is None:
+            margin = _MARGIN * (high - low)
+            low, high = low - margin, high + margin
+        else:
+            low, high = min(low, self._image_range[0]), max(high, self._image_range[1])
+        step = _step((high - low) / 255)
+        return step, np.array(np.clip(np.rint(-low / step), 0, 255), np.uint8)
 
 
 def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) -> Plan:

@@ -24,6 +24,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from flowedge.files import utf8_name
+from flowedge.manifest import Preprocessing
 from flowedge.runtime.device.denormals import flushing_denormals
 from flowedge.runtime.device.npz import arrays_from_npz, npz_from_arrays
 
@@ -109,6 +110,19 @@ def _middles() -> NDArray[np.float64]:
 
 
 _MIDDLES: Final = _middles()
+
+
+def image_range_of(preprocessing: Preprocessing) -> tuple[float, float]:
+    """Return the smallest and the largest value that a black and a white pixel have after the preprocessing.
+
+    A bicubic resize may go beyond at sharp edges.
+    """
+    ends = [
+        (end - mean) / std
+        for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True)
+        for end in (0, 1)
+    ]
+    return min(ends), max(ends)
 
 
 class Observer:
