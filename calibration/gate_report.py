@@ -104,6 +104,9 @@ class GateReport(msgspec.Struct, frozen=True, kw_only=True):
 
     - ``not_finite``: the number of images whose score or map holds NaN or infinity in the lower precision. These
       images count in no other quantity. The limit is 0.
+    - ``self_test``: the check of the bundle's self-test that is nearest to its limit. Its value and limit are those of
+      `flowedge verify`, because a device refuses a graph that fails its self-test. A bundle without a self-test has no
+      such quantity.
     - ``map_correlation``: Pearson's correlation over all pixels of all images together. An offset or a factor between
       the maps does not change it.
     - ``worst_image_correlation``: the smallest correlation within one image. This correlation has no limit, because a

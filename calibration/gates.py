@@ -9,7 +9,7 @@ The gate keeps two numbers of each image and sums over all images. The gate keep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
@@ -27,6 +27,7 @@ from flowedge.calibration.threshold import fit_threshold
 from flowedge.errors import CalibrationError
 from flowedge.progress import SILENT, Reports
 from flowedge.runtime.frames.pixel_range import PixelRange
+from flowedge.runtime.verify import Check
 
 Detect: TypeAlias = Callable[[NDArray[np.uint8]], Detection]
 
@@ -49,6 +50,11 @@ class Gate:
         self._synthetic = (PixelMetrics(), PixelMetrics())
         self._labelled = (PixelMetrics(), PixelMetrics())
         self._has_masks = True
+        self._self_test: tuple[Check, ...] = ()
+
+    def add_self_test(self, checks: Iterable[Check]) -> None:
+        """Take the outcome of the bundle's self-test on the converted graph, which the report then gives as well."""
+        self._self_test += tuple(checks)
 
     def add(self, frame: ComparedFrame, fp32: Detection, converted: Detection) -> None:
         """Compare the answers on a frame of any kind.
@@ -182,6 +188,8 @@ class Gate:
             passed=self._not_finite == 0,
             summary=f"{self._not_finite} of {compared} images have a score or a map that is NaN or infinite",
         )
+        if self._self_test:
+            yield self_test_quantity(self._self_test)
         good = [one for one in self._scores if one.kind == "good"]
         if not good:
             return
@@ -310,6 +318,12 @@ def _pixel_aurocs(metrics: tuple[PixelMetrics, PixelMetrics]) -> tuple[float | N
 
 def _aupros(metrics: tuple[PixelMetrics, PixelMetrics]) -> tuple[float | None, ...]:
     return tuple(one.aupro() for one in metrics)
+
+
+def self_test_quantity(checks: Sequence[Check]) -> GateQuantity:
+    """Return the check of the self-test that is nearest to its limit, or farthest beyond it."""
+    worst = max(checks, key=lambda check: (math.isnan(check.value), check.value / check.limit))
+    return _at_most("self_test", f"self-test, {worst.name}", worst.value, worst.limit)
 
 
 def _at_least(name: str, noun: str, value: float, limit: float) -> GateQuantity:

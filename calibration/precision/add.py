@@ -33,8 +33,6 @@ from flowedge.calibration.calibration_record import (
     bytes_of_record,
     read_record,
 )
-from flowedge.calibration.compared_frames import frames_of_image
-from flowedge.calibration.gate_page import MapTriple, page_from_gate
 from flowedge.calibration.gate_report import GateReport
 from flowedge.calibration.precision.converted_graph import (
     FILES,
@@ -44,15 +42,13 @@ from flowedge.calibration.precision.converted_graph import (
     tensors_for_conversion,
 )
 from flowedge.calibration.precision.device_graphs import with_device_graphs
-from flowedge.calibration.precision.gate_images import GateImages, judging_engine
+from flowedge.calibration.precision.gate_images import GateImages, failed_self_tests
 from flowedge.calibration.precision.in_order import in_order
 from flowedge.calibration.precision.pieces import PiecedGraph
+from flowedge.calibration.precision.precision_page import page_of_precision
 from flowedge.calibration.precision.precision_request import PrecisionRequest
 from flowedge.calibration.precision.range_cache import RangeCache
-from flowedge.calibration.precision.ranges import (
-    Observer,
-    TensorRange,
-)
+from flowedge.calibration.precision.ranges import Observer, TensorRange, image_range_of
 from flowedge.calibration.precision.rounded import files_of_rounded_answers
 from flowedge.calibration.precision.search import Search
 from flowedge.calibration.score_maxima import StoredLevels, has_score_maxima
@@ -61,13 +57,11 @@ from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.manifest import Manifest, level_outputs
 from flowedge.progress import SILENT, Prefixed, Reports
 from flowedge.runtime.device.device_cache import DeviceCache
-from flowedge.runtime.device.machine import slow_precisions
 from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.opening.engine import JUDGE
 
 _FINAL_ROUNDS: Final = 4  # Attempts to pass the gate with all graphs calibrated.
-_SHOWN: Final = 3  # Good images on the page, each also with a defect.
 
 
 def add_precisions(
@@ -118,7 +112,10 @@ def add_precisions(
         calibrated, found = work.run()
         record = read_record(calibrated)
         assert record is not None, "calibrate_bundle writes one"
-        pages = {f"gate.{report.precision}.html": work.page(calibrated, report) for report in found}
+        pages = {
+            f"gate.{report.precision}.html": page_of_precision(calibrated, report, work.gate_images)
+            for report in found
+        }
         shipped, found, files = with_device_graphs(calibrated, start.manifest, found, work.converter, folder)
         renewed = {report.precision for report in found}
         lower = (*(report for report in record.lower_precisions if report.precision not in renewed), *found)
@@ -128,7 +125,6 @@ def add_precisions(
             frame_notes=() if checked is None else checked.notes,
             good_frames=good_frames,
         )
-        files |= files_of_rounded_answers(calibrated, threads=threads)
         files |= {**pages, RECORD: bytes_of_record(record)}
         manifest = msgspec.structs.replace(
             shipped.manifest, frame_check=None if checked is None else checked.check
@@ -169,9 +165,13 @@ class _Work:
         request = self._request
         fp32, ranges = self._observed()
         self.converter = PrecisionConverter(
-            fp32.graph_path("fp32"), fp32.manifest.graph("fp32"), ranges, request.calibrator
+            fp32.graph_path("fp32"),
+            fp32.manifest.graph("fp32"),
+            ranges,
+            request.calibrator,
+            image_range_of(fp32.manifest.preprocessing),
         )
-        images = GateImages(fp32, self._gate_images(), request.defects_per_image, self._threads)
+        images = GateImages(fp32, self.gate_images, request.defects_per_image, self._threads)
         with contextlib.closing(images) as gate:
             return self._planned(gate)
 
@@ -195,7 +195,7 @@ class _Work:
             else:
                 graphs[name].close()
         judged: dict[ConvertedPrecision, GateReport] = {}
-        failed: dict[ConvertedPrecision, GateReport] = {}
+        failed: dict[ConvertedPrecision, tuple[str, ...]] = {}
         # The search judged candidates with the numbers fitted on fp32. Each graph must also pass with its own score
         # maxima, so a graph that then fails loses more blocks.
         for _ in range(_FINAL_ROUNDS):
@@ -204,58 +204,41 @@ class _Work:
             }
             for graph in graphs.values():
                 graph.close()  # The pieces need as much memory as a graph does.
-            before = self._chosen
-            calibrated, written = self._assembled(chosen)
-            for name in self._precisions:
-                # A graph with the blocks of the last round has the same answers.
-                if name in judged and before.get(name) == chosen[name]:
-                    continue
-                told = Prefixed(self._reports, f"calibrated {name}")
-                judged[name] = gate.judge(calibrated, name, request.limits_of(name), request.labelled, told)
-            failed = {name: report for name, report in judged.items() if not report.passed}
-            if not failed:
-                return calibrated, tuple(
-                    self._report(name, searches[name], chosen[name], written[name], judged[name])
-                    for name in self._precisions
-                )
+            draft, written = self._assembled(chosen)
+            # A calibration opens the graphs, and a graph that fails its self-test does not open.
+            wrong = failed_self_tests(
+                draft, [name for name in self._precisions if self._chosen.get(name) != chosen[name]]
+            )
+            failed = dict(wrong)
+            if not wrong:
+                before = self._chosen
+                calibrated = self._calibrated_anew(draft, chosen)
+                for name in self._precisions:
+                    # A graph with the blocks of the last round has the same answers.
+                    if name in judged and before.get(name) == chosen[name]:
+                        continue
+                    told = Prefixed(self._reports, f"calibrated {name}")
+                    judged[name] = gate.judge(
+                        calibrated, name, request.limits_of(name), request.labelled, told
+                    )
+                failed = {name: report.failures for name, report in judged.items() if not report.passed}
+                if not failed:
+                    return calibrated, tuple(
+                        self._report(name, searches[name], chosen[name], written[name], judged[name])
+                        for name in self._precisions
+                    )
             for name in failed:
+                if name in wrong:
+                    searches[name].revert_for_self_test()
                 reverted[name] = searches[name].first_that_passes(reverted[name] + 1)
-        name, report = next(iter(failed.items()))
+        name, failures = next(iter(failed.items()))
         blocks = len(self.converter.blocks(name))
-        count = blocks - len(self._chosen[name])
+        count = blocks - len(chosen[name])
         raise PrecisionError(
             f"{name} does not pass its gate as it would ship, with {count} of {blocks} blocks "
-            f"reverted: {'; '.join(report.failures)}. Nothing was written. Loosen a limit with --gate, or give more "
+            f"reverted: {'; '.join(failures)}. Nothing was written. Loosen a limit with --gate, or give more "
             "images."
         )
-
-    def page(self, calibrated: Bundle, report: PrecisionReport) -> bytes:
-        """Return the HTML page of one precision: its gate, its blocks, and a few maps side by side."""
-        maps: list[MapTriple] = []
-        input_of = GraphInput(calibrated.manifest)
-        with (
-            contextlib.closing(judging_engine(calibrated, "fp32")) as fp32,
-            contextlib.closing(judging_engine(calibrated, report.precision)) as converted,
-        ):
-            for n, frame in enumerate(self._shown_frames(calibrated)):
-                image = input_of([frame])
-                maps.append(
-                    MapTriple(
-                        name="a good image" if n % 2 == 0 else "a synthetic defect",
-                        frame=frame,
-                        fp32=fp32.infer(image)["anomaly_map"][0, 0],
-                        converted=converted.infer(image)["anomaly_map"][0, 0],
-                    )
-                )
-        title = f"{calibrated.manifest.source.file}: {report.precision}"
-        notes = [sentence for name, sentence in slow_precisions().items() if name == report.precision]
-        return page_from_gate(title, report.gate, report.blocks, maps, notes=notes).encode()
-
-    def _shown_frames(self, bundle: Bundle) -> Iterator[NDArray[np.uint8]]:
-        """Yield a few good images, each followed by a copy of it with a synthetic defect."""
-        for index, path in enumerate(self._gate_images()[:_SHOWN]):
-            for one in frames_of_image(path, index, 1, bundle.manifest.pixel_range):
-                yield one.frame
 
     @cached_property
     def _images_sha256(self) -> str:
@@ -336,7 +319,9 @@ class _Work:
             yield answer
             self._reports.advance()
 
-    def _gate_images(self) -> Sequence[Path]:
+    @property
+    def gate_images(self) -> Sequence[Path]:
+        """The images that the gate compares, spread over all good images."""
         wanted = min(self._request.gate_images, len(self._images))
         return [self._images[n * len(self._images) // wanted] for n in range(wanted)]
 
@@ -347,7 +332,7 @@ class _Work:
     def _assembled(
         self, chosen: Mapping[ConvertedPrecision, tuple[str, ...]]
     ) -> tuple[Bundle, dict[ConvertedPrecision, Written]]:
-        """Return a calibrated bundle whose graphs all run on this machine, and the record of each converted graph."""
+        """Return a bundle whose graphs all run on this machine, and the record of each converted graph."""
         for graph in self._opened.manifest.graphs:
             # The engine that judges cannot run the bundle's own bfloat16 graph, so its emulation takes its place.
             if graph.precision == "bf16" and "bf16" not in chosen:
@@ -364,13 +349,21 @@ class _Work:
         )
         manifest = msgspec.structs.replace(self._opened.manifest, graphs=graphs)
         files: dict[str, Path | bytes] = {file.name: file for file in folder.iterdir()}
-        draft = clone_bundle(self._opened, folder / "bundle", manifest=manifest, files=files)
+        # The gate replays the self-test, which compares the answers of an INT8 graph with these. A graph that stays
+        # gets them too, because earlier versions recorded none.
+        paths: dict[str, Path] = {graph.precision: self._opened.path / graph.file for graph in graphs}
+        paths |= {name: folder / FILES[name] for name in written}
+        files |= files_of_rounded_answers(self._opened, paths, threads=self._threads)
+        return clone_bundle(self._opened, folder / "bundle", manifest=manifest, files=files), written
+
+    def _calibrated_anew(self, draft: Bundle, chosen: Mapping[ConvertedPrecision, tuple[str, ...]]) -> Bundle:
+        """Calibrate the bundle of a round, of which the blocks of each precision are given."""
         # A graph whose blocks are those of the last round keeps the numbers that were fitted for it.
         before, self._chosen = self._chosen, {str(name): blocks for name, blocks in chosen.items()}
         known = {
             name: one for name, one in self._fitted.items() if before.get(name) == self._chosen.get(name)
         }
-        return self._calibrated(draft, known), written
+        return self._calibrated(draft, known)
 
     def _report(
         self,
@@ -396,7 +389,7 @@ class _Work:
                     macs_share=count / total,
                     precision=low if block in chosen else high,
                     sensitivity=search.sensitivities.get(block),
-                    reason="" if block in chosen else "among the most sensitive: without it the gate failed",
+                    reason="" if block in chosen else search.reason(block),
                 )
                 for block, count in macs.items()
             ),

@@ -19,10 +19,11 @@ from flowedge.bundle import Bundle
 from flowedge.calibration.compared_frames import ComparedFrame, frames_of_image, labelled_frames, naming
 from flowedge.calibration.dataset import Dataset
 from flowedge.calibration.gate_report import GateLimits, GateReport
-from flowedge.calibration.gates import Gate
+from flowedge.calibration.gates import Gate, self_test_quantity
 from flowedge.calibration.precision.converted_graph import ConvertedPrecision
 from flowedge.calibration.precision.in_order import in_order
 from flowedge.calibration.precision.pieces import PiecedGraph
+from flowedge.calibration.precision.self_test_gate import SelfTestGate, has_self_test
 from flowedge.calibration.precision.trial_gate import Fp32Facts, TrialGate, fp32_facts, squared_error
 from flowedge.manifest import Preprocessing
 from flowedge.progress import SILENT, Reports
@@ -30,6 +31,7 @@ from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.opening.engine import JUDGE
 from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.opening.unproven import open_unproven
+from flowedge.runtime.verify import Check, replay_selftest
 
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 Candidate: TypeAlias = Callable[[NDArray[Any]], Outputs]
@@ -56,6 +58,19 @@ def judging_engine(bundle: Bundle, precision: str) -> Opened:
     return open_unproven(JUDGE, bundle, precision, threads=1)
 
 
+def failed_self_tests(
+    bundle: Bundle, precisions: Sequence[ConvertedPrecision]
+) -> dict[ConvertedPrecision, tuple[str, ...]]:
+    """Replay the self-test on some graphs of a bundle, and return one line to read for each that fails it."""
+    failed: dict[ConvertedPrecision, tuple[str, ...]] = {}
+    for precision in precisions if has_self_test(bundle) else ():
+        with contextlib.closing(judging_engine(bundle, precision)) as engine:
+            quantity = self_test_quantity(replay_selftest(bundle, engine))
+        if not quantity.passed:
+            failed[precision] = (quantity.summary,)
+    return failed
+
+
 class GateImages:
     """Keeps the frames that every candidate is compared on, and computes their fp32 answers once.
 
@@ -63,7 +78,9 @@ class GateImages:
 
     Attributes:
         fp32: The bundle with the fp32 graph.
+        self_test: The self-test of the bundle, for candidates.
         sensitivities: The sensitivities that `Search.measure` found so far, by precision and block.
+        self_test_errors: The errors in the self-test that `Search.measure` found so far, by precision and block.
     """
 
     def __init__(
@@ -82,7 +99,9 @@ class GateImages:
         self._defects_per_image = defects_per_image
         self._threads = threads
         self._input_of = GraphInput(fp32.manifest)
+        self.self_test = SelfTestGate(fp32, threads)
         self.sensitivities: dict[ConvertedPrecision, dict[str, float]] = {}
+        self.self_test_errors: dict[ConvertedPrecision, dict[str, float]] = {}
         self._frames: list[_Kept] = []
         self._inputs = _Inputs()
         self._facts: Fp32Facts | None = None
@@ -101,7 +120,7 @@ class GateImages:
         labelled: Dataset | None = None,
         reports: Reports = SILENT,
     ) -> GateReport:
-        """Compare a graph with fp32 on good images, synthetic defects and then labelled images.
+        """Replay a graph's self-test, and compare the graph with fp32 on good, synthetic and labelled images.
 
         All fp32 answers are computed first, because two sessions at a time slow each other down.
         """
@@ -113,6 +132,8 @@ class GateImages:
         gate = Gate(limits)
         reports.step("comparing with fp32", len(frames) + len(samples))
         with contextlib.closing(judging_engine(candidate, precision)) as engine:
+            if has_self_test(candidate):
+                gate.add_self_test(replay_selftest(candidate, engine))
             answers = in_order(lambda one: self._answer(engine.infer, one), frames, self._threads)
             for one, answer in zip(frames, answers, strict=True):
                 with naming(one.path):
@@ -127,7 +148,13 @@ class GateImages:
         return gate.report()
 
     def trial(
-        self, candidate: Candidate, limits: GateLimits, reports: Reports = SILENT, *, to_the_end: bool = False
+        self,
+        candidate: Candidate,
+        limits: GateLimits,
+        reports: Reports = SILENT,
+        *,
+        self_test: Sequence[Check] = (),
+        to_the_end: bool = False,
     ) -> GateReport | None:
         """Compare a candidate of the search with fp32, without the quantities that have no limit.
 
@@ -138,6 +165,7 @@ class GateImages:
             candidate: The candidate, which threads may call at the same time.
             limits: The limits that the candidate must keep.
             reports: Receives the progress, one unit for each frame.
+            self_test: The outcome of the self-test, for the report.
             to_the_end: True compares all frames also where the candidate cannot pass any more.
 
         Returns:
@@ -147,6 +175,7 @@ class GateImages:
         assert self._facts is not None, "the frames were prepared"
         reports.step("comparing with fp32", len(frames))
         gate = TrialGate(limits, self._facts)
+        gate.add_self_test(self_test)
         order = sorted(range(len(frames)), key=lambda n: -self._hardness[n])
         answers = in_order(lambda n: self._answer(candidate, frames[n]), order, self._threads)
         with contextlib.closing(answers):

@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -26,8 +26,6 @@ from flowedge.runtime.engines.onnxrt import open_part
 
 Values: TypeAlias = Mapping[str, NDArray[Any]]
 """Tensors by name."""
-
-OUTPUTS: Final = ("score", "anomaly_map")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +47,15 @@ class Piece:
 
 
 def pieces_of(
-    model: onnx.ModelProto, blocks: Collection[str], outputs: Sequence[str] = OUTPUTS
+    model: onnx.ModelProto, blocks: Collection[str], outputs: Sequence[str] | None = None
 ) -> tuple[Piece, ...]:
     """Cut a graph into pieces. A piece begins with the node of a block and goes on to the next other block.
 
     Args:
         model: The graph.
         blocks: The blocks whose precision can be chosen. All other nodes belong to the piece before them.
-        outputs: The graph's outputs that are wanted. Pieces that none of these outputs needs are left out.
+        outputs: The tensors that are wanted of the graph, by default all of its outputs. Pieces that none of these
+            tensors needs are left out.
     """
     nodes = model.graph.node
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -64,7 +63,7 @@ def pieces_of(
     named = [name if (name := block_of(node.name)) in blocks else None for node in nodes]
     cuts = _cuts(named)
     pieces: list[Piece] = []
-    needed = set(outputs)
+    needed = {value.name for value in model.graph.output} if outputs is None else set(outputs)
     # Backwards, because the outputs of a piece are what the pieces after it read.
     for begin, end in reversed(list(itertools.pairwise(cuts))):
         own = [node for node in nodes[begin:end] if node.input]
@@ -113,6 +112,7 @@ class PiecedGraph:
         self._converter = converter
         self._pieces = pieces_of(converter.model, converter.blocks(precision))
         self._input = converter.model.graph.input[0].name
+        self._outputs = [value.name for value in converter.model.graph.output]
         self._known: dict[tuple[int, ConvertedPrecision | None, bool], _Opened] = {}
         self._lock = Lock()
         self.opened = self.runs = 0
@@ -145,7 +145,7 @@ class PiecedGraph:
                 continue
             answers = self._run(place, precision if chosen else None, (block,), {**fp32, **now})
             now |= {name: one for name, one in answers.items() if not np.array_equal(one, fp32[name])}
-        return {name: now.get(name, fp32[name]) for name in OUTPUTS}
+        return {name: now.get(name, fp32[name]) for name in self._outputs}
 
     def candidate(
         self, image: NDArray[Any], precision: ConvertedPrecision, blocks: Collection[str]
@@ -160,7 +160,7 @@ class PiecedGraph:
         values = {self._input: image}
         for place in range(len(self._pieces)):
             values |= self._run(place, precision, blocks, values)
-        return {name: values[name] for name in OUTPUTS}
+        return {name: values[name] for name in self._outputs}
 
     def close(self) -> None:
         """Free the memory of all pieces. Pieces are opened again where they run again."""

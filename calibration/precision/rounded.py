@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.opening.selftest import FRAMES, read_selftest, rounded_answers_file
 
 
-def files_of_rounded_answers(bundle: Bundle, *, threads: int | None) -> dict[str, bytes]:
-    """Record what each INT8 graph of a bundle answers to the frames of the bundle's self-test.
+def files_of_rounded_answers(
+    bundle: Bundle, graphs: Mapping[str, Path], *, threads: int | None
+) -> dict[str, bytes]:
+    """Record what INT8 graphs answer to the frames of a bundle's self-test.
 
     Args:
-        bundle: A bundle whose INT8 graphs are ready.
+        bundle: The bundle, with or without these graphs.
+        graphs: The files of graphs by precision. Graphs of other precisions than INT8 are left out.
         threads: The number of CPU threads, None for ONNX Runtime's choice.
 
     Returns:
@@ -35,11 +38,11 @@ def files_of_rounded_answers(bundle: Bundle, *, threads: int | None) -> dict[str
     images = GraphInput(bundle.manifest)(read_selftest(bundle).frames)
     names = list(level_outputs(bundle.manifest.levels, bundle.manifest.nfa))
     return {
-        rounded_answers_file(graph.precision): npz_from_arrays(
-            rounded_answers(bundle.graph_path(graph.precision), images, names, threads=threads)
+        rounded_answers_file(precision): npz_from_arrays(
+            rounded_answers(graph, images, names, threads=threads)
         )
-        for graph in bundle.manifest.graphs
-        if graph.precision.startswith("int8")
+        for precision, graph in graphs.items()
+        if precision.startswith("int8")
     }
 
 

@@ -1,19 +1,24 @@
 """Search for the blocks of a graph that can have a lower precision while the gate still passes.
 
 The search begins with all blocks. If the gate fails, it reverts the most sensitive blocks first, until the gate passes.
+A candidate that fails the self-test of the bundle runs on no image, and blocks that move the self-test most come first.
 A candidate runs piece by piece, and a candidate that cannot pass is given up after the first frames that prove it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flowedge.calibration.gate_report import GateLimits, GateReport
 from flowedge.calibration.precision.converted_graph import ConvertedPrecision, PrecisionConverter
 from flowedge.calibration.precision.gate_images import GateImages
-from flowedge.calibration.precision.pieces import PiecedGraph
+from flowedge.calibration.precision.pieces import PiecedGraph, Values
 from flowedge.errors import PrecisionError
 from flowedge.progress import Reports
 
@@ -21,6 +26,9 @@ from flowedge.progress import Reports
 _MEASURED_AS: Final[Mapping[ConvertedPrecision, ConvertedPrecision]] = MappingProxyType(
     {"int8-gpu": "int8-cpu"}
 )
+_TINY: Final = 1e-12  # A limit of 1 for the correlation bears nothing.
+
+_Measure: TypeAlias = Callable[[PiecedGraph, ConvertedPrecision, Sequence[str], Reports], dict[str, float]]
 
 
 class Search:
@@ -28,6 +36,8 @@ class Search:
 
     Attributes:
         sensitivities: The sensitivity of each block, empty before `measure`.
+        self_test_errors: The error of each block in the self-test, in units of the limit that is nearest. The errors
+            are empty where every candidate passed the self-test.
     """
 
     def __init__(
@@ -55,6 +65,8 @@ class Search:
         self._macs = converter.blocks(precision)
         self._blocks = tuple(self._macs)
         self.sensitivities: dict[str, float] = {}
+        self.self_test_errors: dict[str, float] = {}
+        self._fails_self_test = False
 
     def first_that_passes(self, reverted: int = 0, *, likely: int = 0) -> int:
         """Return the smallest number of reverted blocks, at least ``reverted``, with which the gate passes.
@@ -103,25 +115,53 @@ class Search:
     def measure(self) -> None:
         """Measure the sensitivity of each block to the lower precision, once for both layouts of INT8.
 
-        A block's sensitivity is the change of the map when this block alone has the lower precision.
+        A block's sensitivity is the change of the map when this block alone has the lower precision. The errors in the
+        self-test are measured too where a candidate failed it.
         """
+        gate = self._gate
+        self.sensitivities = self._measured(gate.sensitivities, gate.measure)
+        if self._fails_self_test:
+            self.self_test_errors = self._measured(gate.self_test_errors, gate.self_test.measure)
+
+    def _measured(
+        self, known: dict[ConvertedPrecision, dict[str, float]], measure: _Measure
+    ) -> dict[str, float]:
+        """Return a quantity of all blocks, and measure it for blocks of which it is not known."""
         precision: ConvertedPrecision = _MEASURED_AS.get(self._precision, self._precision)
-        known = self._gate.sensitivities.setdefault(precision, {})
+        values = known.setdefault(precision, {})
         # The layout for CPUs has blocks that the layout for GPUs does not have.
-        missing = [block for block in self._blocks if block not in known]
+        missing = [block for block in self._blocks if block not in values]
         if missing:
-            known |= self._gate.measure(self._graph, precision, missing, self._reports)
-        self.sensitivities = known
+            values |= measure(self._graph, precision, missing, self._reports)
+        return values
+
+    def revert_for_self_test(self) -> None:
+        """Let the blocks that move the self-test most come first, after a whole graph failed its self-test."""
+        self._fails_self_test = True
+
+    def reason(self, block: str) -> str:
+        """Return the reason for reverting a block, which names the self-test where the block moves it most."""
+        sensitivity, error = self._shares(block)
+        if error > sensitivity:
+            return f"moves the self-test by {error:.2g} of its limit: without it the self-test failed"
+        return "among the most sensitive: without it the gate failed"
 
     def _expected(self) -> int:
-        """Return the number of reverted blocks with which the correlation of the maps is expected to be enough.
+        """Return the number of reverted blocks with which maps and self-test are expected to be good enough.
 
         The errors of the blocks are taken for independent, so their squares add up.
         """
+        squares = np.square([self._shares(name) for name in self._order()])
+        left = (n for n in range(len(squares)) if squares[n:].sum(0).max() <= 1)
+        return next(left, len(squares))
+
+    def _shares(self, block: str) -> tuple[float, float]:
+        """Return a block's sensitivity and its error in the self-test, both in units of what the limit allows."""
         limit = self._limits.map_correlation
-        bearable = 1 / limit**2 - 1 if limit > 0 else float("inf")
-        squares = [self.sensitivities[name] ** 2 for name in self._order()]
-        return next((n for n in range(len(squares)) if sum(squares[n:]) <= bearable), len(squares))
+        bearable = math.sqrt(1 / limit**2 - 1) if limit > 0 else math.inf
+        sensitivity = self.sensitivities.get(block, 0.0)
+        share = 0.0 if math.isinf(bearable) else sensitivity / max(bearable, _TINY)
+        return share, self.self_test_errors.get(block, 0.0)
 
     def chosen(self, reverted: int) -> tuple[str, ...]:
         """Return the blocks that keep the precision when some are reverted, in the graph's order."""
@@ -129,7 +169,15 @@ class Search:
         return tuple(name for name in self._blocks if name not in gone)
 
     def _order(self) -> list[str]:
-        return sorted(self._blocks, key=lambda name: -self.sensitivities.get(name, 0.0))
+        """Return the blocks in the order in which they are reverted.
+
+        A block comes early for its sensitivity or for its error in the self-test, whichever is nearer to its limit.
+        """
+        return sorted(
+            self._blocks,
+            key=lambda name: (max(self._shares(name)), self.sensitivities.get(name, 0.0)),
+            reverse=True,
+        )
 
     def _most(self) -> int:
         """Return the largest number of blocks that may be reverted, so that one that does work keeps the precision."""
@@ -142,12 +190,18 @@ class Search:
 
         The last candidate is compared on all frames, so that the error can name what failed.
         """
-        blocks = self.chosen(reverted)
+        blocks, to_the_end = self.chosen(reverted), reverted >= self._most()
+
+        def candidate(image: NDArray[Any]) -> Values:
+            return self._graph.candidate(image, self._precision, blocks)
+
+        self_test = self._gate.self_test.checks(candidate, self._precision)
+        if not all(check.passed for check in self_test):
+            self._fails_self_test = True
+            if not to_the_end:
+                return None
         return self._gate.trial(
-            lambda image: self._graph.candidate(image, self._precision, blocks),
-            self._limits,
-            self._reports,
-            to_the_end=reverted >= self._most(),
+            candidate, self._limits, self._reports, self_test=self_test, to_the_end=to_the_end
         )
 
     def _verdict(self, report: GateReport) -> str:

@@ -123,7 +123,7 @@ class CountingSearch(Search):
         self._blocks, self._precision, self._limits = tuple(costs), "int8-cpu", LIMITS
         self._macs = {name: int(name != "idle") for name in costs}
         self._costs, self._bearable = costs, most
-        self.sensitivities = {}
+        self.sensitivities, self.self_test_errors = {}, {}
         self.judged: list[int] = []
 
     def measure(self) -> None:

@@ -1,0 +1,154 @@
+"""A precision ships only with a graph that passes the self-test of its bundle, as a device replays it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from flowedge.bundle import Bundle, open_bundle, write_bundle
+from flowedge.calibration.calibration_record import read_record
+from flowedge.calibration.gate_report import GateLimits
+from flowedge.calibration.precision import PrecisionRequest, add_precisions
+from flowedge.calibration.precision.self_test_gate import SelfTestGate
+from flowedge.errors import PrecisionError
+from flowedge.manifest import Preprocessing
+from flowedge.runtime.frames.graph_input import GraphInput
+from flowedge.runtime.opening.engine import JUDGE
+from flowedge.runtime.opening.selftest import files_of_selftest, synthetic_frames
+from flowedge.runtime.verify import PARITY_LIMITS, verify_bundle
+from support.block_graph import SIZE, Layer, block_model
+from support.tiny_bundle import tiny_manifest, tiny_model
+
+LIMITS = GateLimits(
+    map_correlation=0.98,
+    map_error=3.0,
+    rank_agreement=0.0,
+    flips=1.0,
+    image_auroc=1.0,
+    pixel_auroc=1.0,
+    aupro=1.0,
+)
+PLAIN = Preprocessing(resize=SIZE, method="float_bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def layers_of(middle: float) -> list[Layer]:
+    """Make layers that keep the brightness of an image, and a last one that gives its distance from a grey level."""
+    same = np.eye(4, dtype=np.float32)[:, :, None, None]
+    nothing = np.zeros(4, np.float32)
+    return [
+        Layer("l0", np.full((4, 3, 2, 2), 1 / 12, np.float32), nothing, stride=2),
+        *(Layer(f"l{n}", same, nothing) for n in (1, 2)),
+        Layer("l3", 4 * same, np.full(4, -4 * middle, np.float32)),
+    ]
+
+
+def write_with_selftest(target: Path, layers: list[Layer], *, with_selftest: bool = True) -> Bundle:
+    """Write a bundle of blocks whose map is that of a FastFlow, with a self-test that its fp32 graph passes."""
+    model, tail = block_model(layers), tiny_model(image_size=SIZE)
+    del model.graph.node[-2:]  # The map and the score of the blocks.
+    begin = next(n for n, node in enumerate(tail.graph.node) if node.output[0] == "level_0_log")
+    model.graph.node.extend(tail.graph.node[begin:])
+    have = {tensor.name for tensor in model.graph.initializer}
+    model.graph.initializer.extend(one for one in tail.graph.initializer if one.name not in {*have, "weight"})
+    onnx.checker.check_model(model)
+    manifest = tiny_manifest(image_size=SIZE, preprocessing=PLAIN)
+    files: dict[str, Path | bytes] = {"model.onnx": model.SerializeToString()}
+    if with_selftest:
+        frames = synthetic_frames(PLAIN)
+        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        names = ["level_0", "level_1"]
+        answers: Any = session.run(names, {"image": GraphInput(manifest)(frames)})
+        files |= files_of_selftest(frames, dict(zip(names, answers, strict=True)))
+    return write_bundle(target, manifest, files)
+
+
+@pytest.fixture(scope="module")
+def bright(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """Write pictures whose grey levels are 120 to 210. The frames of a self-test have darker spots."""
+    folder = tmp_path_factory.mktemp("bright")
+    rng = np.random.default_rng(0)
+    paths = tuple(folder / f"{n}.png" for n in range(4))
+    for path in paths:
+        clouds = cv2.resize(rng.uniform(120, 210, (6, 8, 3)), SIZE[::-1], interpolation=cv2.INTER_LINEAR)
+        assert cv2.imwrite(str(path), clouds.astype(np.uint8))
+    return paths
+
+
+def request_of(*wanted: str) -> PrecisionRequest:
+    limits = dict.fromkeys(("fp16", "bf16", "int8"), LIMITS)
+    return PrecisionRequest(wanted=wanted, limits=limits, defects_per_image=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("search_sees_it", [True, False])
+def test_a_block_that_passes_on_images_and_fails_the_self_test_stays_in_float(
+    tmp_path: Path, bright: tuple[Path, ...], search_sees_it: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The range of the last block's output comes from bright images, and cuts off the dark spots of the self-test."""
+    if not search_sees_it:
+        # Only the whole graph then shows it, as where its kernels round in another way than its pieces do.
+        monkeypatch.setattr(SelfTestGate, "checks", lambda *arguments: ())
+    bundle = write_with_selftest(tmp_path / "dark.flowedge", layers_of(0.65))
+    done, reports = add_precisions(bundle, bright, request_of("int8"), threads=1)
+    by_name = {report.precision: report for report in reports}
+    reverted = {name: {b.name: b.reason for b in one.blocks if b.reason} for name, one in by_name.items()}
+    assert reverted["int8-gpu"] == {}, "this layout does not round the output of the last block"
+    assert list(reverted["int8-cpu"]) == ["backbone/l3"]
+    assert "without it the self-test failed" in reverted["int8-cpu"]["backbone/l3"]
+    for name, report in by_name.items():
+        checks = verify_bundle(done, engine=JUDGE, precision=name)
+        assert all(check.passed for check in checks)
+        assert PARITY_LIMITS[name] in {check.limit for check in checks}
+        nearest = max(checks, key=lambda check: check.value / check.limit)
+        quantity = report.gate.quantity("self_test")
+        assert quantity.value == pytest.approx(nearest.value)
+        assert quantity.limit == nearest.limit
+    assert "self-test failed" in (done.path / "gate.int8-cpu.html").read_text()
+    record = read_record(open_bundle(done.path))
+    assert record is not None
+    assert record.lower_precisions == reports
+
+
+def test_images_alone_let_that_block_pass(
+    tmp_path: Path, bright: tuple[Path, ...], without_proof: None
+) -> None:
+    bundle = write_with_selftest(tmp_path / "dark.flowedge", layers_of(0.65), with_selftest=False)
+    _, reports = add_precisions(bundle, bright, request_of("int8"), threads=1)
+    for report in reports:
+        assert not [block for block in report.blocks if block.reason]
+        assert "self_test" not in {quantity.name for quantity in report.gate.quantities}
+
+
+def test_a_graph_that_cannot_pass_its_self_test_is_not_written(
+    tmp_path: Path, bright: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowedge.runtime.verify.PARITY_LIMITS", {"fp32": 1e-4, "fp16": 1e-9})
+    bundle = write_with_selftest(tmp_path / "dark.flowedge", layers_of(0.65))
+    with pytest.raises(
+        PrecisionError, match=r"self-test, level \d against the expected answers: .* at most 1e-09"
+    ):
+        add_precisions(bundle, bright, request_of("fp16"), threads=1)
+    assert {graph.precision for graph in open_bundle(bundle.path).manifest.graphs} == {"fp32"}
+
+
+def test_the_image_keeps_values_beyond_those_of_all_good_images(
+    tmp_path: Path, bright: tuple[Path, ...]
+) -> None:
+    """A black spot of a defect reaches the first convolution, although every good image is bright."""
+    wide = np.full((256, 3, 2, 2), 1 / 12, np.float32), np.zeros(256, np.float32)
+    narrow = np.full((4, 256, 1, 1), 1 / 256, np.float32), np.zeros(4, np.float32)
+    layers = [Layer("l0", *wide, stride=2), Layer("l1", *narrow), *layers_of(0.65)[2:]]
+    bundle = write_with_selftest(tmp_path / "dark.flowedge", layers)
+    done, _ = add_precisions(bundle, bright, request_of("int8"), threads=1)
+    assert "backbone/l0" in done.manifest.graph("int8-cpu").int8
+    model = onnx.load(str(done.graph_path("int8-cpu")))
+    numbers = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+    (scale,) = (one for name, one in numbers.items() if name.endswith(".parts.scale"))
+    (zero,) = (one for name, one in numbers.items() if name.endswith(".parts.zero"))
+    assert float(scale) == pytest.approx(1 / 255), "PLAIN gives 0 to 1"
+    assert int(zero) == 0
