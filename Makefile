@@ -15,6 +15,7 @@
 #   make packs    8 and 32 products as bundles and as a pack: memory, change of product, speed, into bench-out/packs/
 #   make batch-bench  flowedge batch on 20,000 images: a loop, processes and Ray, and a job that is killed twice, into bench-out/batch/
 #   make cluster  only the environment for Ray, Dask and Spark, .venv-cluster, for the slow tests of flowedge batch
+#   make aarch64  doctor, verify and run on an ARM device under QEMU, with wheels for ARM; needs apt and qemu-user-static
 #   make area     the speed of a region of interest, and the memory of large frames, into bench-out/area/
 #   make fuzz     damaged checkpoints, bundles and pictures: N cases (2,000) from FIRST (0) with SEED (0), into fuzz-out/
 #   make soak     a station at full speed for ten minutes (SECONDS=600) while all around it breaks, into soak-out/
@@ -38,7 +39,7 @@ CLUSTER := .venv-cluster/.complete
 # Hundreds of tests start a process, and each would compile the package anew where Python may not keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines profile packs batch-bench cluster area fuzz gpu soak station-cost serve-bench schema drift docs venv peer clean
+.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines profile packs batch-bench cluster aarch64 area fuzz gpu soak station-cost serve-bench schema drift docs venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out --force
@@ -100,6 +101,12 @@ gpu:
 	@if [ -n "$(KIT)" ]; then PYTHONPATH=tests python3 -m gpu.kit unpack "$(KIT)" .gpu-site; fi
 	@if [ -e .gpu-site/env.sh ]; then . .gpu-site/env.sh; python3 -m gpu.run --device $(DEVICE) --out gpu-out; \
 	else PYTHONPATH=tests $(BIN)/python -m gpu.run --device $(DEVICE) --out gpu-out; fi
+
+# CPUS=max,neoverse-n1 names other processors, VERSIONS=1.24.4/2.4.6 other versions of ONNX Runtime and NumPy, and
+# BUNDLE=FOLDER another bundle. What it downloads and makes is in build/aarch64.
+aarch64: $(VENV)
+	PYTHONPATH=tests $(BIN)/python -m aarch64.run $(if $(CPUS),--cpus $(CPUS)) \
+		$(if $(VERSIONS),--versions $(VERSIONS)) $(if $(BUNDLE),--bundle $(BUNDLE))
 
 area: $(VENV)
 	PYTHONPATH=tests $(BIN)/python tests/bench/table_area.py --out bench-out/area
@@ -180,4 +187,4 @@ $(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 endef
 
 clean:
-	rm -rf .venv .venv-peer .venv-triton .venv-cluster .venv-docs site .pytest_cache build dist demo-out bench-out fuzz-out soak-out *.egg-info
+	rm -rf .venv .venv-peer .venv-triton .venv-cluster .venv-docs site .pytest_cache build dist demo-out bench-out fuzz-out soak-out gpu-out gpu-kit .gpu-site *.egg-info
