@@ -62,7 +62,8 @@ def main() -> None:
     rows: list[Mapping[str, str]] = []
     failed: list[str] = []
     for pair in options.versions.split(","):
-        wheels = make_wheels(folder, *pair.split("/"), dependencies())
+        onnxruntime, _, numpy = pair.partition("/")
+        wheels = make_wheels(folder, onnxruntime, numpy, dependencies())
         for processor in options.cpus.split(","):
             device = Device(folder=folder, qemu=qemu, processor=processor, wheels=wheels)
             doctor = command(device, "doctor", "--json")

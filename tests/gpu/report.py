@@ -73,8 +73,21 @@ class Report:
             parts += _table(
                 ("model", "precision", "batch", "worst relative difference"), _parity_rows(parities)
             )
+        built = {name: found for name, found in self.results.items() if name.startswith("built ")}
+        if built:
+            head = (
+                "model",
+                "engine",
+                "precision",
+                "build s",
+                "MiB",
+                "worst relative difference",
+                "ms",
+                "state",
+            )
+            parts += _table(head, _built_rows(built))
         for name, found in self.results.items():
-            if name not in speeds and name not in parities:
+            if name not in speeds and name not in parities and name not in built:
                 parts += [f"## {name}", "", "```json", json.dumps(found, indent=1, default=str), "```", ""]
         (self.folder / "gpu-report.md").write_text("\n".join(parts), encoding="utf-8")
 
@@ -127,6 +140,31 @@ def _parity_rows(parities: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 row["precision"],
                 str(row["batch"]),
                 row.get("problem") or f"{row['worst']:.1e} ({row['output']})",
+            )
+            for row in found["rows"]
+        ]
+    return rows
+
+
+def _built_rows(built: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return a row for each engine that was built, and one for each library that is not installed or failed."""
+    rows: list[tuple[str, ...]] = []
+    for name, found in built.items():
+        _, engine, model = name.split(" ", 2)
+        if "rows" not in found:
+            state = "not installed" if "not installed" in found else json.dumps(found, default=str)
+            rows.append((model, engine, *[""] * 5, state))
+            continue
+        rows += [
+            (
+                model,
+                f"{engine} {found['library']}",
+                row["precision"],
+                str(row.get("build s", "")),
+                str(row.get("MiB", "")),
+                f"{row['worst']:.1e}" if "worst" in row else "",
+                f"{row['ms']:.3f}" if "ms" in row else "",
+                row.get("state") or f"failed: {row['failed']}",
             )
             for row in found["rows"]
         ]
