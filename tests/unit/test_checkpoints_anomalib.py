@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +243,29 @@ def test_version_2_7_fastflow_without_a_transform_knows_its_size(
     checkpoint = read_checkpoint(save(tmp_path / "m.ckpt", file))
     assert checkpoint.hyperparameters["input_size"] == (32, 32)
     assert assumed(checkpoint)["clamp"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("family", "clamp"), [("cflow", 1.9), ("csflow", 3.0), ("fastflow", 2.0), ("uflow", 2.0)]
+)
+def test_a_file_without_a_clamp_gets_the_default_of_its_model_in_anomalib(
+    family: str, clamp: float, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """The defaults are those of anomalib 2.7's classes, and of FrEIA's block for FastFlow."""
+    states: dict[str, Callable[[], State]] = {
+        "cflow": lambda: cflow_state(rng),
+        "csflow": lambda: csflow_state(rng),
+        "fastflow": lambda: fastflow_state(rng, ("0", "2")),
+        "uflow": lambda: uflow_state(rng),
+    }
+    hyper = {name: value for name, value in CFLOW_HYPER.items() if name != "clamp_alpha"}
+    size = (32, 32) if family in ("fastflow", "uflow") else (40, 48)
+    resize = ("Resize", dict(RESIZE[1]) | {"size": list(size)})
+    file = version_2_7(states[family](), hyper, described(resize, NORMALIZE))
+    checkpoint = read_checkpoint(save(tmp_path / "m.ckpt", file))
+    assert checkpoint.family == family
+    assert checkpoint.hyperparameters["clamp"] == clamp
+    assert assumed(checkpoint)["clamp"] == clamp
 
 
 @pytest.mark.parametrize("layers", [("0", "2"), ("1", "4")])
