@@ -8,7 +8,8 @@ from typing import Final
 import typer
 
 ENGINE_NAMES: Final = (
-    *("onnxruntime-cpu", "openvino", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-tensorrt"),
+    *("onnxruntime-cpu", "openvino", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cuda-nhwc"),
+    *("onnxruntime-cuda-tf32", "onnxruntime-tensorrt"),
     *("openvino:GPU", "openvino:NPU"),
 )
 """The names of the engines, which are compared with the engines themselves in a test."""

@@ -58,8 +58,11 @@ _BROKEN_GRAPH = (
 
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-_PROVIDER: Final = {"onnxruntime-cpu": _CPU, "onnxruntime-cuda": _CUDA, "onnxruntime-tensorrt": _TENSORRT}
-_BOUND: Final = ("onnxruntime-cuda",)
+_PROVIDER: Final = {
+    "onnxruntime-cpu": _CPU,
+    **dict.fromkeys(("onnxruntime-cuda", "onnxruntime-cuda-nhwc", "onnxruntime-cuda-tf32"), _CUDA),
+    "onnxruntime-tensorrt": _TENSORRT,
+}
 _MEMORY: Final = "cuda"  # ONNX Runtime's name of the memory of an NVIDIA GPU
 _Providers: TypeAlias = list[tuple[str, dict[str, str]]]
 
@@ -85,7 +88,7 @@ def load(opening: Opening) -> Engine:
         cache.touch(_engines_of(cache, found.facts))
         largest = found.facts.batches[2]
         providers = _with_engines(providers, opening, cache, found.facts)
-    runs = _bound_runs(opening, providers) if opening.spec.listed in _BOUND else None
+    runs = _bound_runs(opening, providers) if _PROVIDER[opening.spec.listed] == _CUDA else None
     return _OnnxRuntime(
         name, runs or _PlainRuns(_checked_session(opening, providers)), tuple(opening.source.inputs), largest
     )
@@ -209,11 +212,12 @@ def _providers(spec: EngineSpec) -> _Providers:
         )
     _preload_cuda()
     device = {"device_id": str(spec.index)}
-    on_the_gpu: _Providers = [(_CUDA, _CUDA_OPTIONS | device), (_CPU, {})]
+    on_the_gpu: _Providers = [(_CUDA, _CUDA_OPTIONS | dict(spec.options) | device), (_CPU, {})]
     return on_the_gpu if wanted == _CUDA else [(_TENSORRT, device), *on_the_gpu]
 
 
-# 1. TensorFloat-32 would lose 13 of the 23 bits of float32, and an fp32 graph is compared with limits of float32.
+# 1. TensorFloat-32 would lose 13 of the 23 bits of float32, and an fp32 graph is compared with limits of float32. Only
+#    the engine that is named for it switches it on.
 # 2. An exhaustive search times every algorithm of cuDNN once for each shape of input. A line has few shapes, and
 #    `Detector.warm_up` runs them before the first part comes.
 # 3. The arena grows by what is asked for instead of doubling, since a Jetson shares its memory with the CPU.

@@ -157,7 +157,8 @@ class BoundRuns:
         try:
             bound = one.bound.get(key)
             if bound is None:  # the sizes that have buffers are too many already
-                return self._on_thread(lambda: self._unbound(names, feed))
+                answers: dict[str, NDArray[np.float32]] = self._on_thread(lambda: self._unbound(names, feed))
+                return answers
             for name, array in feed.items():
                 np.copyto(bound.buffers[name].host, array)
                 bound.buffers[name].to_device(images, one.stream)

@@ -39,7 +39,7 @@ ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
                 needs="onnxruntime",
                 extra="ort",
                 device="cpu",
-                order=3,
+                order=4,
             ),
             EngineSpec(
                 name="openvino",
@@ -47,7 +47,7 @@ ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
                 needs="openvino",
                 extra="openvino",
                 device="cpu",
-                order=4,
+                order=5,
             ),
             EngineSpec(
                 name="tensorrt",
@@ -74,6 +74,25 @@ ENGINES: Final[Mapping[str, EngineSpec]] = MappingProxyType(
                 extra="ort-gpu",
                 device=NVIDIA_GPU,
                 order=2,
+            ),
+            EngineSpec(
+                name="onnxruntime-cuda-nhwc",
+                module="flowedge.runtime.engines.onnxrt",
+                needs="onnxruntime",
+                extra="ort-gpu",
+                device=NVIDIA_GPU,
+                order=3,
+                options=(("prefer_nhwc", "1"),),
+            ),
+            EngineSpec(
+                name="onnxruntime-cuda-tf32",
+                module="flowedge.runtime.engines.onnxrt",
+                needs="onnxruntime",
+                extra="ort-gpu",
+                device=NVIDIA_GPU,
+                order=None,
+                options=(("use_tf32", "1"),),
+                covered_by="fp16",
             ),
             EngineSpec(
                 name="onnxruntime-tensorrt",

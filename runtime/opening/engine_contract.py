@@ -30,6 +30,10 @@ class EngineSpec:
             be named.
         compiled: True for an engine that opens only graphs that ``flowedge build`` has compiled for this machine.
         index: The number of the device among the devices of this kind that the machine shows.
+        options: Further options of the library, as pairs of a name and a value.
+        covered_by: The precision whose gate covers the rounding of this engine. The engine opens the fp32 graph of
+            bundles that passed this gate in all blocks. The text is empty for an engine that computes as its graph
+            states.
     """
 
     name: str
@@ -40,6 +44,8 @@ class EngineSpec:
     order: int | None
     compiled: bool = False
     index: int = 0
+    options: tuple[tuple[str, str], ...] = ()
+    covered_by: str = ""
 
     @property
     def listed(self) -> str:

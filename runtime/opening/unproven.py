@@ -64,6 +64,8 @@ def open_unproven(
 
     def opened(spec: EngineSpec, exact: str, reason: str) -> Opened:
         begun = time.monotonic()
+        if spec.covered_by:
+            _check_covered(bundle, spec, exact)
         engine = load_graph(spec, exact) if load is None else load(spec, exact)
         found = Opened(engine=engine, spec=spec, precision=exact, reason=reason, threads=threads)
         if check is not None:
@@ -104,6 +106,30 @@ def open_unproven(
     others = [problem for problem in problems.values() if problem not in wrong]
     kind = EngineWrongError if wrong else EngineUnavailableError
     raise kind(" ".join(str(problem) for problem in (*wrong, *others)))
+
+
+def _check_covered(bundle: Bundle, spec: EngineSpec, precision: str) -> None:
+    """Check that a bundle passed the gate that covers the rounding of an engine.
+
+    Raises:
+        EngineUnavailableError: The engine does not compute this precision, or the gate was not passed in all blocks.
+    """
+    if precision != "fp32":
+        raise EngineUnavailableError(
+            f"{spec.name} computes the fp32 graph alone, got {precision}. Name another engine for it."
+        )
+    gated = next((graph for graph in bundle.manifest.graphs if graph.precision == spec.covered_by), None)
+    if gated is None:
+        raise EngineUnavailableError(
+            f"{spec.name} rounds every factor of a product, and {bundle.path} has no {spec.covered_by} graph, whose "
+            f"gate would cover that. Add one with: flowedge calibrate {bundle.path} --data GOOD --{spec.covered_by}"
+        )
+    if gated.given_back:
+        raise EngineUnavailableError(
+            f"{spec.name} rounds every factor of a product, and the gate of {spec.covered_by} kept "
+            f"{len(gated.given_back)} blocks of {bundle.path} in float32: {', '.join(gated.given_back[:3])}. Take "
+            f"--precision {spec.covered_by} with another engine, which keeps them too."
+        )
 
 
 def _reason(problems: Mapping[str, EngineUnavailableError]) -> str:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -28,6 +29,7 @@ from flowedge.runtime.engines import onnxrt
 from flowedge.runtime.lanes import inferences_at_once, lanes_of
 from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.opening.unproven import open_unproven
+from flowedge.runtime.verify import PARITY_LIMITS, replay_selftest
 from support.pretend_gpu import PretendCuda
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
 
@@ -186,7 +188,12 @@ def test_outputs_that_nobody_needs_stay_on_the_gpu(
 ) -> None:
     copies: list[int] = []
     real = cuda.Buffer.to_host
-    monkeypatch.setattr(cuda.Buffer, "to_host", lambda self, *rest: copies.append(1) or real(self, *rest))
+
+    def counted(self: cuda.Buffer, images: int, stream: Any) -> None:
+        copies.append(images)
+        real(self, images, stream)
+
+    monkeypatch.setattr(cuda.Buffer, "to_host", counted)
     frame = np.zeros((40, 40, 3), np.uint8)
     with flowedge.load(bundle.path, engine="onnxruntime-cuda") as detector:
         copies.clear()
@@ -297,3 +304,51 @@ def test_without_cudas_binding_the_engine_runs_and_says_what_it_costs(
         check(engine, images(2))
     assert "enable_cuda_graph" not in sessions.asked[0]
     assert "is not installed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("onnxruntime-cuda", {"use_tf32": "0"}),
+        ("onnxruntime-cuda-nhwc:1", {"use_tf32": "0", "prefer_nhwc": "1", "device_id": "1"}),
+        ("onnxruntime-cuda-tf32", {"use_tf32": "1"}),
+    ],
+)
+def test_the_name_of_the_engine_chooses_the_options_of_the_provider(
+    tmp_path: Path, sessions: Sessions, name: str, options: dict[str, str]
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "two.flowedge", precisions=("fp32", "fp16"))
+    open_unproven(name, bundle, "fp32").close()
+    assert sessions.asked[0].items() >= options.items()
+    assert ("prefer_nhwc" in sessions.asked[0]) == ("prefer_nhwc" in options)
+
+
+def test_tensorfloat32_needs_a_bundle_that_passed_the_gate_of_float16_in_all_blocks(
+    bundle: Bundle, tmp_path: Path, sessions: Sessions
+) -> None:
+    with pytest.raises(EngineUnavailableError, match=rf"flowedge calibrate {bundle.path} .*--fp16"):
+        open_unproven("onnxruntime-cuda-tf32", bundle, "fp32")
+    two = write_tiny_bundle(tmp_path / "two.flowedge", precisions=("fp32", "fp16"))
+    with pytest.raises(EngineUnavailableError, match="the fp32 graph alone, got fp16"):
+        open_unproven("onnxruntime-cuda-tf32", two, "fp16")
+    graphs = tuple(
+        msgspec.structs.replace(graph, given_back=("flow/0", "flow/1") if graph.precision == "fp16" else ())
+        for graph in two.manifest.graphs
+    )
+    partly = replace(two, manifest=msgspec.structs.replace(two.manifest, graphs=graphs))
+    with pytest.raises(EngineUnavailableError, match=r"kept 2 blocks of .* in float32: flow/0, flow/1"):
+        open_unproven("onnxruntime-cuda-tf32", partly, "fp32")
+    assert sessions.asked == []
+
+
+def test_tensorfloat32_is_compared_with_the_limits_of_float16(tmp_path: Path, sessions: Sessions) -> None:
+    bundle = write_tiny_bundle(tmp_path / "two.flowedge", precisions=("fp32", "fp16"))
+    limits = {}
+    for name in ("onnxruntime-cuda", "onnxruntime-cuda-tf32"):
+        engine = open_unproven(name, bundle, "fp32")
+        checks = replay_selftest(bundle, engine)
+        assert all(check.passed for check in checks)
+        limits[name] = [check.limit for check in checks if "level" in check.name]
+        engine.close()
+    assert set(limits["onnxruntime-cuda"]) == {PARITY_LIMITS["fp32"]}
+    assert set(limits["onnxruntime-cuda-tf32"]) == {PARITY_LIMITS["fp16"]}

@@ -263,7 +263,13 @@ def test_engines_that_facts_do_not_name_whole_prove_themselves_each_time(
     assert len(replays) == 2
     monkeypatch.undo()
     remembered = [name for name, spec in ENGINES.items() if proof._can_be_remembered(spec)]
-    assert remembered == [CPU, "openvino", "onnxruntime-cuda"]
+    assert remembered == [
+        CPU,
+        "openvino",
+        "onnxruntime-cuda",
+        "onnxruntime-cuda-nhwc",
+        "onnxruntime-cuda-tf32",
+    ]
 
 
 # --- engines of other sizes of batch

@@ -118,7 +118,13 @@ class EngineTest:
         }
         with np.errstate(all="ignore"):  # NaN fails its check
             return tuple(
-                checks_of_answers(detector.bundle, detector.engine.precision, alone, self._test.answers)
+                checks_of_answers(
+                    detector.bundle,
+                    detector.engine.precision,
+                    alone,
+                    self._test.answers,
+                    rounding=detector.engine.spec.covered_by or None,
+                )
             )
 
     @staticmethod
