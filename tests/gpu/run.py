@@ -65,10 +65,15 @@ def main() -> None:
         report.stage(f"speed {name}", speed, device, work, name, options.peer, needs_s=40)
     if made:
         first, bundle = made[0], bundle_of(work, made[0])
+        report.stage("CUDA graphs", module, "gpu.fast", "bound", device, bundle)
+        report.stage("two in flight", module, "gpu.fast", "in_flight", device, bundle)
+        report.stage("peaks", peaks, device, bundle, needs_s=40)
         report.stage("eight threads", check, "threads", device, bundle)
         report.stage("twenty reloads", check, "reloads", device, bundle)
         report.stage("faults", faults, device, bundle, work / first)
-        report.stage("a folder of JPEGs", folder_run, bundle, engine, work, options.pictures, needs_s=30)
+        jpegs = write_jpegs(work, options.pictures)
+        report.stage("JPEGs to verdicts", module, "gpu.fast", "folder", device, bundle, jpegs, needs_s=30)
+        report.stage("a folder of JPEGs", folder_run, bundle, engine, jpegs, needs_s=30)
         for library in compiled.ENGINES:  # each takes minutes, so one model is enough
             report.stage(f"built {library} {first}", module, "gpu.compiled", library, bundle, needs_s=60)
         report.stage("compiled by PyTorch", speed, device, work, first, None, "--compile", needs_s=90)
@@ -168,14 +173,48 @@ def faults(device: str, bundle: Path, folder: Path) -> dict[str, Any]:
     return found
 
 
-def folder_run(bundle: Path, engine: str, work: Path, pictures: int) -> dict[str, Any]:
-    """Run a folder of JPEGs of 1024 x 1024 end to end, and return the images per second."""
+def peaks(device: str, bundle: Path) -> list[dict[str, Any]]:
+    """Run ``flowedge bench``, and return the shares of the peaks that it measured on the same device."""
+    engines = ["onnxruntime-cpu"] if device == "cpu" else ["onnxruntime-cuda", "onnxruntime-cuda-nhwc"]
+    done = command(
+        "bench", bundle, "--engines", ",".join(engines), "--batch", "1,8", "--seconds", "1", "--json"
+    )
+    if "answer" not in done:
+        raise RuntimeError(done["printed"])
+    names = (
+        "engine",
+        "precision",
+        "problem",
+        "macs",
+        "peak_share",
+        "bandwidth_share",
+        "device_gflops",
+        "device_copy_gb_s",
+    )
+    return [
+        {
+            **{name: row.get(name) for name in names},
+            "ms": {timing["batch"]: timing["p50_ms"] for timing in row["timings"]},
+            "notes": row["notes"],
+        }
+        for row in done["answer"]["rows"]
+    ]
+
+
+def write_jpegs(work: Path, pictures: int) -> Path:
+    """Write JPEGs of 1024 x 1024, and return their folder."""
     folder = work / "jpegs"
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     for number in range(pictures):
         noise = rng.integers(0, 255, (1024, 1024, 3), dtype=np.uint8)
         cv2.imwrite(str(folder / f"{number:04}.jpg"), cv2.GaussianBlur(noise, (9, 9), 0))
+    return folder
+
+
+def folder_run(bundle: Path, engine: str, folder: Path) -> dict[str, Any]:
+    """Run a folder of JPEGs end to end by the command, and return the images per second with the start."""
+    pictures = len(list(folder.glob("*.jpg")))
     found: dict[str, Any] = {}
     for precision in [one for one in ("fp32", "fp16") if one in precisions_of(bundle)]:
         for batch in (1, 8):

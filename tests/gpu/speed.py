@@ -60,10 +60,12 @@ def variants(
             found[f"the same graph, as a CUDA graph, {precision}"] = partial(
                 bound, graph, image, device, enable_cuda_graph="1"
             )
+            found[f"the same graph, channels last, {precision}"] = partial(
+                bound, graph, image, device, prefer_nhwc="1"
+            )
     if device == "cuda":
         fp32 = bundle.graph_path("fp32")
         found["the same graph, TF32"] = lambda: bound(fp32, image, device, use_tf32="1")
-        found["the same graph, channels last, fp32"] = lambda: bound(fp32, image, device, prefer_nhwc="1")
         found["the same graph, heuristic search, fp32"] = lambda: bound(
             fp32, image, device, cudnn_conv_algo_search="HEURISTIC"
         )

@@ -9,14 +9,16 @@ the real libraries. The engine is that of ``support.tiny_bundle``.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -359,3 +361,41 @@ class PretendRtx(PretendTrt):
         answer = (Validity.INVALID if self.invalid else Validity.VALID), self.invalid
         runtime.get_engine_validity = lambda plan: answer
         return runtime
+
+
+@contextlib.contextmanager
+def onnxruntime_on_pretended_cuda(
+    cuda_module: Any,
+    onnxrt_module: Any,
+    wrapped: Callable[[Callable[[], Any], dict[str, str]], Any] = lambda opened, _: opened(),
+) -> Iterator[PretendCuda]:
+    """Let the engines of ONNX Runtime for NVIDIA GPUs run on ONNX Runtime's CPU, with a pretended CUDA.
+
+    The memory of the pretended GPU is memory of the host, so ONNX Runtime computes on it as it computes on a GPU.
+
+    Args:
+        cuda_module: The module of FlowEdge that calls CUDA.
+        onnxrt_module: The module of FlowEdge's engine.
+        wrapped: Takes a function that opens a session and the options of its provider, and returns the session.
+    """
+    import onnxruntime
+
+    made, real = PretendCuda(devices=2), onnxrt_module._session
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def session(model: Any, providers: Any, **others: Any) -> Any:
+        return wrapped(lambda: real(model, [("CPUExecutionProvider", {})], **others), providers[0][1])
+
+    def device(index: int = 0) -> Any:
+        return cuda_module.Device(
+            index=index, name="pretended", capability="9.0", driver="13.0", free=4 << 30, total=8 << 30
+        )
+
+    with (
+        mock.patch.object(cuda_module, "cudart", made),
+        mock.patch.object(cuda_module, "device", device),
+        mock.patch.object(onnxrt_module, "_MEMORY", "cpu"),
+        mock.patch.object(onnxrt_module, "_session", session),
+        mock.patch.object(onnxruntime, "get_available_providers", return_value=names),
+    ):
+        yield made

@@ -9,7 +9,7 @@ import gc
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,15 +30,13 @@ from flowedge.runtime.lanes import inferences_at_once, lanes_of
 from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.opening.unproven import open_unproven
 from flowedge.runtime.verify import PARITY_LIMITS, replay_selftest
-from support.pretend_gpu import PretendCuda
+from support.pretend_gpu import PretendCuda, onnxruntime_on_pretended_cuda
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
 
 pytest.importorskip(
     "cuda.bindings.runtime", reason="cuda-bindings is not installed: pip install cuda-bindings"
 )
 from flowedge.runtime.engines import cuda, onnxrt_bound
-
-DEVICE = cuda.Device(name="H100", capability="9.0", driver="13.0", free=4 << 30, total=8 << 30)
 
 
 class Sessions:
@@ -50,21 +48,17 @@ class Sessions:
         graphs: The number of the CUDA graph of each bound run, and the thread of the run.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.asked: list[dict[str, str]] = []
         self.graphs: list[tuple[str, int]] = []
         self.refuses = self.breaks = False
         self.at_work = threading.Semaphore(1)
-        real = onnxrt._session
 
-        def session(model: Any, providers: Any, **others: Any) -> Any:
-            options = providers[0][1]
-            self.asked.append(options)
-            if self.refuses and options["enable_cuda_graph"] == "1":
-                raise EngineUnavailableError("nodes are on the CPU")
-            return Session(self, real(model, [("CPUExecutionProvider", {})], **others))
-
-        monkeypatch.setattr(onnxrt, "_session", session)
+    def __call__(self, opened: Callable[[], Any], options: dict[str, str]) -> Any:
+        self.asked.append(options)
+        if self.refuses and options["enable_cuda_graph"] == "1":
+            raise EngineUnavailableError("nodes are on the CPU")
+        return Session(self, opened())
 
 
 class Session:
@@ -87,25 +81,19 @@ class Session:
 
 
 @pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendCuda]:
-    made = PretendCuda(devices=2)
-    monkeypatch.setattr(cuda, "cudart", made)
-    monkeypatch.setattr(cuda, "device", lambda index=0: replace(DEVICE, index=index))
-    monkeypatch.setattr(onnxrt, "_MEMORY", "cpu")
-    monkeypatch.setattr(
-        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    )
-    yield made
+def sessions() -> Sessions:
+    return Sessions()
+
+
+@pytest.fixture
+def pretended(sessions: Sessions) -> Iterator[PretendCuda]:
+    with onnxruntime_on_pretended_cuda(cuda, onnxrt, sessions) as made:
+        yield made
     assert (len(made.held), made.streams) == (0, 0), "memory or streams are still held"
 
 
 @pytest.fixture
-def sessions(monkeypatch: pytest.MonkeyPatch, pretended: PretendCuda) -> Sessions:
-    return Sessions(monkeypatch)
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretended: PretendCuda) -> Bundle:
     monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path / "cache"))
     return write_tiny_bundle(tmp_path / "tiny.flowedge")
 
@@ -315,7 +303,7 @@ def test_without_cudas_binding_the_engine_runs_and_says_what_it_costs(
     ],
 )
 def test_the_name_of_the_engine_chooses_the_options_of_the_provider(
-    tmp_path: Path, sessions: Sessions, name: str, options: dict[str, str]
+    tmp_path: Path, pretended: PretendCuda, sessions: Sessions, name: str, options: dict[str, str]
 ) -> None:
     bundle = write_tiny_bundle(tmp_path / "two.flowedge", precisions=("fp32", "fp16"))
     open_unproven(name, bundle, "fp32").close()
@@ -341,7 +329,7 @@ def test_tensorfloat32_needs_a_bundle_that_passed_the_gate_of_float16_in_all_blo
     assert sessions.asked == []
 
 
-def test_tensorfloat32_is_compared_with_the_limits_of_float16(tmp_path: Path, sessions: Sessions) -> None:
+def test_tensorfloat32_is_compared_with_the_limits_of_float16(tmp_path: Path, pretended: PretendCuda) -> None:
     bundle = write_tiny_bundle(tmp_path / "two.flowedge", precisions=("fp32", "fp16"))
     limits = {}
     for name in ("onnxruntime-cuda", "onnxruntime-cuda-tf32"):
