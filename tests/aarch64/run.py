@@ -31,7 +31,6 @@ JETSON_VERSIONS: Final = "1.23.2/2.2.6"
 NEWEST: Final = "1.32.0/2.4.6"
 PICTURES: Final = ("train/good/calibration_000.png", "test/good/000.png", "test/scratch/000.png")
 LIMIT: Final = 1e-4
-MODEL: Final = "cflow"
 HEAD: Final = (
     "ONNX Runtime",
     "NumPy",
@@ -54,7 +53,7 @@ def main() -> None:
     qemu, version = find_qemu()
     folder = FOLDER.resolve()
     make_root(folder)
-    bundle = options.bundle.resolve() if options.bundle else made_bundle(folder / "models")
+    bundle = options.bundle.resolve() if options.bundle else made_bundle(folder / "cflow")
     write_photos(folder / "photos", PhotoPlan(train=1, calibration=1, test_good=1, test_per_defect=1))
     pictures = [folder / "photos" / name for name in PICTURES]
     precisions = cpu_precisions(json.loads((bundle / "manifest.json").read_text(encoding="utf-8")))
@@ -84,13 +83,19 @@ def main() -> None:
 
 
 def made_bundle(folder: Path) -> Path:
-    """Export a model with random weights in fp32 and INT8, unless this is done already, and return the bundle."""
-    from gpu.models import bundle_of, write_bundle  # imported here, since another bundle needs no PyTorch
+    """Export a CFLOW with random weights in fp32 and INT8, unless this is done already, and return the bundle.
 
-    bundle = bundle_of(folder, MODEL)
+    The input has 64 x 64 pixels, since QEMU computes each product of two numbers in software.
+    """
+    from bench.full_size import FullSize  # imported here, since another bundle needs no PyTorch
+    from gpu.models import BUNDLE, write_bundle
+
+    bundle = folder / BUNDLE
     if not bundle.exists():
-        print(f"exporting {MODEL} with random weights …", flush=True)
-        write_bundle(MODEL, folder, ["int8"])
+        print("exporting a CFLOW with random weights …", flush=True)
+        write_bundle(
+            FullSize(family="cflow", layout="anomalib", network="resnet18", size=64), folder, ["int8"]
+        )
     return bundle
 
 
@@ -161,13 +166,22 @@ def tried(
     row = (
         *(versions.get(name, "?") for name in ("onnxruntime", "numpy", "python")),
         f"{device.processor}, {versions.get('machine', '?')}",
-        "ready" if doctor.returncode == 0 and json.loads(doctor.stdout)["ready"] else "FAILED",
+        told(doctor),
         precision,
         verified(verify),
         "FAILED" if ran.returncode else f"{len(ran.stdout.splitlines())} pictures",
         worst or "FAILED",
     )
     return dict(zip(HEAD, row, strict=True)), problems
+
+
+def told(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the outcome of ``flowedge doctor --json`` for the table, with the JetPack that the doctor found."""
+    if done.returncode:
+        return "FAILED"
+    answer = json.loads(done.stdout)
+    jetson = answer["machine"]["jetson"]
+    return f"{'ready' if answer['ready'] else 'not ready'}, JetPack {jetson['jetpack'] if jetson else 'not found'}"
 
 
 def verified(done: subprocess.CompletedProcess[str]) -> str:

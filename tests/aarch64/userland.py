@@ -225,7 +225,7 @@ def make_wheels(folder: Path, onnxruntime: str, numpy: str, dependencies: list[s
         str(target),
         *platforms,
     ]
-    binary = ["--only-binary=:all:", "--python-version", PYTHON]
+    binary = ["--only-binary=:all:", "--python-version", PYTHON, "--target", str(target)]
     subprocess.run([*pip, *binary, *wanted_wheels(onnxruntime, numpy, dependencies)], check=True)
     (target / COMPLETE).touch()
     return target

@@ -3,16 +3,20 @@
     python -m gpu.kit pack FOLDER       here, with a network
     python -m gpu.kit unpack FOLDER SITE    there, and then: . SITE/env.sh
 
-The machine is taken to have Python, PyTorch, timm, OpenCV, onnx and NVIDIA's CUDA and cuDNN wheels. ONNX Runtime's GPU
-build is 300 MB. The machine code of all other GPUs in its library is overwritten with zeros, which compress to
-nothing, so that the kit for one compute capability stays below 64 MiB.
+The machine is taken to have Python, PyTorch with its CUDA and cuDNN wheels and CUDA's Python bindings, timm, OpenCV,
+Pillow, onnx, onnxscript, rich and typer. ONNX Runtime's GPU build is 350 MB. The machine code of all other GPUs in its
+library is overwritten with zeros, which compress to nothing, so that the kit for one compute capability stays below
+64 MiB beside this source tree.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import lzma
 import os
+import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -25,8 +29,17 @@ from typing import Final
 
 CUDA_LIBRARY: Final = "libonnxruntime_providers_cuda.so"
 ELF, FAT_MAGIC = 2, 0xBA55ED50
-WHEELS: Final = ("msgspec", "FrEIA", "simplejpeg", "cuda-bindings", "cuda-pathfinder")
-LEFT_OUT: Final = ("libonnxruntime_providers_tensorrt.so",)
+WHEELS: Final = ("msgspec", "FrEIA", "simplejpeg")
+LEFT_OUT: Final = (
+    "capi/libonnxruntime_providers_tensorrt.so",
+    "capi/libonnxruntime.so.*",  # the library of the C interface, which Python does not load
+    *("datasets", "quantization", "tools", "transformers"),  # programs beside the runtime
+)
+PLATFORMS: Final = ("manylinux2014_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64")
+ARCHIVE: Final = "onnxruntime.tar.xz"
+ENVIRONMENT: Final = "env.sh"
+# Kernels are alike, but zeros lie between those of one GPU. So a match is looked for in the whole archive.
+XZ: Final = ({"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 384 << 20},)
 
 
 def fat_binary(library: bytes) -> tuple[int, int]:
@@ -84,39 +97,88 @@ def without_other_gpus(library: bytes, keep: int) -> bytes:
 
 
 def pack(folder: Path, *, keep: int, python: str, version: str) -> None:
-    """Download the wheels and write the kit into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Download the wheels, write the kit into a folder and print the sizes of its files.
+
+    Compressing takes minutes and 4 GB of memory.
+
+    Args:
+        folder: The folder of the kit, which must not be there.
+        keep: The architecture of the GPU, such as 90.
+        python: The version of Python on the machine.
+        version: The version of ONNX Runtime's GPU build.
+
+    Raises:
+        CalledProcessError: The package index has no such wheel.
+        FileExistsError: The folder is there.
+        ValueError: The build has no machine code of this architecture.
+    """
+    wheels = folder / "wheels"
+    wheels.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as temporary:
-        downloads = Path(temporary)
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(downloads)]
-        binary = ["--only-binary", ":all:", "--python-version", python, "--platform", "manylinux_2_28_x86_64"]
-        subprocess.run([*pip, *binary, f"onnxruntime-gpu=={version}"], check=True)
+        downloads, site = Path(temporary), Path(temporary, "site")
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        pip += ["--python-version", python]
+        for platform in PLATFORMS:
+            pip += ["--platform", platform]
+        subprocess.run([*pip, "--dest", str(wheels), *WHEELS], check=True)
+        subprocess.run([*pip, "--dest", str(downloads), f"onnxruntime-gpu=={version}"], check=True)
         (wheel,) = downloads.glob("onnxruntime_gpu-*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(downloads / "site")
-        wheel.unlink()
-        library = downloads / "site" / "onnxruntime" / "capi" / CUDA_LIBRARY
-        library.write_bytes(without_other_gpus(library.read_bytes(), keep))
-        for name in LEFT_OUT:
-            (library.parent / name).unlink(missing_ok=True)
+            archive.extractall(site)
+        reduce(site / "onnxruntime", keep)
         with (
-            lzma.open(folder / "onnxruntime.tar.xz", "wb", preset=9 | lzma.PRESET_EXTREME) as file,
+            lzma.open(folder / ARCHIVE, "wb", filters=XZ) as file,
             tarfile.open(fileobj=file, mode="w") as tar,
         ):
-            tar.add(downloads / "site", arcname=".")
-        wheels = folder / "wheels"
-        wheels.mkdir(exist_ok=True)
-        pip[-1] = str(wheels)
-        subprocess.run([*pip, "--python-version", python, "--only-binary", ":all:", *WHEELS], check=True)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{folder} has {size / (1 << 20):.1f} MiB")
+            tar.add(site, arcname=".")
+    sizes = {file: file.stat().st_size / (1 << 20) for file in sorted(folder.rglob("*")) if file.is_file()}
+    for file, size in sizes.items():
+        print(f"{size:6.1f} MiB  {file.relative_to(folder)}")
+    print(f"{sum(sizes.values()):6.1f} MiB  in all")
+
+
+def reduce(package: Path, keep: int) -> None:
+    """Remove what no campaign needs from the unpacked package of ONNX Runtime.
+
+    Args:
+        package: The folder ``onnxruntime``.
+        keep: The architecture of the GPU, such as 90.
+
+    Raises:
+        ValueError: The build has no machine code of this architecture.
+    """
+    library = package / "capi" / CUDA_LIBRARY
+    library.write_bytes(without_other_gpus(library.read_bytes(), keep))
+    for pattern in LEFT_OUT:
+        for place in package.glob(pattern):
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink()
 
 
 def unpack(folder: Path, site: Path) -> None:
-    """Unpack the kit and write ``env.sh``, which puts the kit and this source tree on Python's path."""
-    site.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(folder / "onnxruntime.tar.xz") as tar:
-        tar.extractall(site, filter="data")
+    """Unpack the kit and write ``env.sh``, which puts the kit and this source tree on Python's path.
+
+    Args:
+        folder: The folder of the kit.
+        site: The folder to unpack into. One of an earlier kit is replaced.
+
+    Raises:
+        SystemExit: The folder has other files, or the kit is for another version of Python.
+    """
+    environment = site / ENVIRONMENT
+    if site.exists() and not environment.exists() and any(site.iterdir()):
+        sys.exit(f"{site} is not empty and is not of a kit. Name another folder.")
+    shutil.rmtree(site, ignore_errors=True)
+    site.mkdir(parents=True)
+    with tarfile.open(folder / ARCHIVE) as tar:
+        tar.extractall(site, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    own = f"cpython-{sys.version_info.major}{sys.version_info.minor}-"
+    found = [file.name for file in (site / "onnxruntime/capi").glob("onnxruntime_pybind11_state.*")]
+    if not any(own in name for name in found):
+        shutil.rmtree(site)
+        sys.exit(f"The kit is for another Python than {sys.version.split()[0]}: it has {', '.join(found)}.")
     pip = [
         sys.executable,
         "-m",
@@ -129,17 +191,26 @@ def unpack(folder: Path, site: Path) -> None:
         str(site),
     ]
     subprocess.run([*pip, *map(str, (folder / "wheels").glob("*.whl"))], check=True)
-    import nvidia  # the folder of NVIDIA's wheels
+    environment.write_text(environment_of(site.resolve(), cuda_libraries()), encoding="utf-8")
+    print(f". {environment}")
 
-    home = Path(next(iter(nvidia.__path__)))
-    libraries = sorted({str(path) for pattern in ("*/lib", "*/*/lib") for path in home.glob(pattern)})
+
+def cuda_libraries() -> list[Path]:
+    """Return the folders of the libraries of NVIDIA's wheels. There are none where no such wheel is installed."""
+    spec = importlib.util.find_spec("nvidia")
+    homes = [] if spec is None else [Path(home) for home in spec.submodule_search_locations or ()]
+    return sorted({path for home in homes for pattern in ("*/lib", "*/*/lib") for path in home.glob(pattern)})
+
+
+def environment_of(site: Path, libraries: list[Path]) -> str:
+    """Return the shell's lines that let Python find the kit, this source tree and CUDA's libraries."""
     repository = Path(__file__).resolve().parents[2]
-    (site / "env.sh").write_text(
-        f"export PYTHONPATH={site}:{repository}:{repository / 'tests'}\n"
-        f"export LD_LIBRARY_PATH={':'.join(libraries)}:$LD_LIBRARY_PATH\n",
-        encoding="utf-8",
-    )
-    print(f". {site / 'env.sh'}")
+    python = os.pathsep.join(map(str, (site, repository, repository / "tests")))
+    lines = [f"export PYTHONPATH={shlex.quote(python)}"]
+    if libraries:
+        names = shlex.quote(os.pathsep.join(map(str, libraries)))
+        lines.append(f'export LD_LIBRARY_PATH={names}"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"')
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench.full_size import write_checkpoint
+from bench.full_size import FullSize, write_checkpoint
 from bench.table_engines import ANY, PHOTOS, ROWS
 from flowedge.export.demo.photos import write_photos
 
@@ -33,20 +33,19 @@ def precisions_of(bundle: Path) -> list[str]:
     return [graph["precision"] for graph in manifest["graphs"] if graph["precision"] != "int8-cpu"]
 
 
-def write_bundle(name: str, folder: Path, precisions: Sequence[str]) -> None:
+def write_bundle(model: FullSize, place: Path, precisions: Sequence[str]) -> None:
     """Write the checkpoint and the bundle of one model, in this process and a child.
 
     The limits of the gate let every block have every precision, because the answers of random weights mean nothing.
 
     Args:
-        name: A name of ``ROWS``.
-        folder: The folder of all models.
+        model: The model.
+        place: The folder of the checkpoint and the bundle.
         precisions: The precisions beside fp32, such as ``fp16``.
 
     Raises:
         CalledProcessError: The export failed.
     """
-    model, place = ROWS[name], folder / name
     checkpoint = write_checkpoint(model, place)
     good = write_photos(place / "photos", PHOTOS).calibration[0].parent
     arguments = ["export", str(checkpoint), "-o", str(place / BUNDLE), *model.export_options(place)]
@@ -111,4 +110,4 @@ class Exports:
 
 
 if __name__ == "__main__":
-    write_bundle(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    write_bundle(ROWS[sys.argv[1]], Path(sys.argv[2], sys.argv[1]), sys.argv[3:])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aarch64.run import LIMIT, compared, cpu_precisions, verified
+from aarch64.run import LIMIT, compared, cpu_precisions, told, verified
 from aarch64.userland import apt_settings, cpuinfo, starter, wanted_wheels
 from flowedge.runtime.device.machine import cpu_extensions
 
@@ -87,9 +87,15 @@ def test_only_precisions_of_a_cpu_are_tried() -> None:
     assert cpu_precisions({"graphs": graphs}) == ["fp32", "int8-cpu"]
 
 
-def test_a_verification_that_failed_is_told() -> None:
-    def ended(status: int) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess([], status, json.dumps({"checks": [{}, {}]}), "")
+def ended(status: int, answer: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.CompletedProcess([], status, json.dumps(answer), "")
 
-    assert verified(ended(0)) == "2 checks passed"
-    assert verified(ended(1)) == "FAILED"
+
+def test_outcomes_are_told() -> None:
+    checks = {"checks": [{}, {}]}
+    assert verified(ended(0, checks)) == "2 checks passed"
+    assert verified(ended(1, checks)) == "FAILED"
+    orin = {"ready": True, "machine": {"jetson": {"jetpack": "6.2"}}}
+    assert told(ended(0, orin)) == "ready, JetPack 6.2"
+    assert told(ended(0, {"ready": False, "machine": {"jetson": None}})) == "not ready, JetPack not found"
+    assert told(ended(2, orin)) == "FAILED"

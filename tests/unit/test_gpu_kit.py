@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from gpu.kit import ELF, FAT_MAGIC, entries, without_other_gpus
+from gpu.kit import (
+    ARCHIVE,
+    CUDA_LIBRARY,
+    ELF,
+    FAT_MAGIC,
+    entries,
+    environment_of,
+    reduce,
+    unpack,
+    without_other_gpus,
+)
 from gpu.report import Report, is_bad
 
 PTX = 1
@@ -53,6 +67,72 @@ def test_only_the_code_of_one_gpu_is_left(library: bytes) -> None:
 def test_a_library_without_code_for_the_gpu_is_refused(library: bytes) -> None:
     with pytest.raises(ValueError, match="no machine code of the architecture 87"):
         without_other_gpus(library, 87)
+
+
+def test_what_no_campaign_needs_is_left_out(library: bytes, tmp_path: Path) -> None:
+    kept = ("__init__.py", "capi/__init__.py", "capi/onnxruntime_pybind11_state.so")
+    for name in (*kept, "capi/libonnxruntime.so.1.31.1", "tools/a.py", "transformers/models/b.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "capi" / CUDA_LIBRARY).write_bytes(library)
+    reduce(tmp_path, 90)
+    left = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert left == {*kept, f"capi/{CUDA_LIBRARY}"}
+    assert (tmp_path / "capi" / CUDA_LIBRARY).read_bytes() == without_other_gpus(library, 90)
+
+
+def kit_of(folder: Path, python: str) -> Path:
+    """Write a kit whose ONNX Runtime is one empty library for a version of Python, and whose wheel has one module."""
+    (folder / "wheels").mkdir(parents=True)
+    info = "onething-1.0.dist-info"
+    with zipfile.ZipFile(folder / "wheels/onething-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("onething.py", "VALUE = 1\n")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: onething\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            f"{info}/RECORD", f"onething.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n"
+        )
+    with tarfile.open(folder / ARCHIVE, "w:xz", preset=0) as tar:
+        name = f"./onnxruntime/capi/onnxruntime_pybind11_state.cpython-{python}-x86_64-linux-gnu.so"
+        tar.addfile(tarfile.TarInfo(name))
+    return folder
+
+
+def test_the_kit_is_unpacked_and_found_by_python(tmp_path: Path) -> None:
+    site = tmp_path / "a site"
+    kit = kit_of(tmp_path / "kit", f"{sys.version_info.major}{sys.version_info.minor}")
+    unpack(kit, site)
+    unpack(kit, site)  # a kit replaces an earlier one
+    command = f'. "{site}/env.sh"; "{sys.executable}" -c "import onething, gpu.kit; print(onething.__file__)"'
+    done = subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == str(site / "onething.py")
+
+
+def test_a_kit_for_another_python_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"The kit is for another Python than 3\..*cpython-29-x86_64"):
+        unpack(kit_of(tmp_path / "kit", "29"), tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/notes.txt").touch()
+    with pytest.raises(SystemExit, match="is not empty and is not of a kit"):
+        unpack(tmp_path, tmp_path / "site")
+    assert (tmp_path / "site/notes.txt").exists()
+
+
+def test_the_libraries_of_cuda_come_before_those_that_were_there(tmp_path: Path) -> None:
+    text = environment_of(tmp_path / "site", [tmp_path / "a b" / "lib", tmp_path / "c" / "lib"])
+    for before, after in (({}, ""), ({"LD_LIBRARY_PATH": "/old"}, ":/old")):
+        done = subprocess.run(
+            ["sh", "-c", text + 'printf %s "$LD_LIBRARY_PATH"'],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=before,
+        )
+        assert done.stdout == f"{tmp_path}/a b/lib:{tmp_path}/c/lib{after}"
 
 
 def test_a_stage_that_fails_is_in_the_report_and_the_next_one_runs(tmp_path: Path) -> None:
