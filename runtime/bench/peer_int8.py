@@ -63,7 +63,8 @@ def peer_int8(
     """
     size = image_size_of(peer)
     seen = images[:_MOST_IMAGES]
-    python = python.absolute()
+    # The script runs in the folder, where a relative path would name something else.
+    python, folder = python.absolute(), folder.absolute()
     folder.mkdir(parents=True)
     np.save(folder / "images.npy", np.stack([_resized(read_image(image), size) for image in seen]))
     if frames is not None:

@@ -140,9 +140,12 @@ def test_the_named_engines_and_precisions_hold_for_peers_too(
     ]
 
 
-def test_a_flat_map_has_no_correlation(peer: Path, images: tuple[Path, ...], tmp_path: Path) -> None:
+def test_a_flat_map_has_no_correlation(
+    peer: Path, images: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     python = python_with(tmp_path, NNCF.replace("STEPS", "[0.0]"))
-    made = peer_int8(peer, images, None, python=python, folder=tmp_path / "int8")
+    monkeypatch.chdir(tmp_path)
+    made = peer_int8(peer, images, None, python=python, folder=Path("int8"))  # also by a relative path
     assert made.correlation is None
     assert made.file.is_file()
 
