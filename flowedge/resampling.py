@@ -20,6 +20,9 @@ Arithmetic: TypeAlias = Literal["float64", "float32"]
 PIL_FRACTION_BITS: Final = 22
 """PIL's weights for uint8 images are integers in units of ``2 ** -22``."""
 
+_EXACT: Final = 2**24
+"""Float32 holds every integer up to this one."""
+
 _ONE_THREADS_WORK: Final = 1 << 18
 """The largest product in multiply-accumulates that BLAS leaves to one thread.
 
@@ -79,6 +82,33 @@ def pil_fixed_point(matrix: NDArray[np.float64]) -> NDArray[np.int32]:
     """
     scaled = matrix * (1 << PIL_FRACTION_BITS)
     return np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int32)
+
+
+def exact_parts(weights: NDArray[np.int32]) -> tuple[list[NDArray[np.float32]], int]:
+    """Cut integer weights so that float32 adds their products with grey levels exactly, in any order.
+
+    Args:
+        weights: ``[outputs, inputs]`` in units of ``2 ** -PIL_FRACTION_BITS``.
+
+    Returns:
+        The parts, lowest first, and the number of bits of a part. ``weights`` is the sum of
+        ``part_i * 2 ** (bits * i)``. The number of parts is the smallest that suffices.
+    """
+    for count in range(2, PIL_FRACTION_BITS):
+        bits = -(-PIL_FRACTION_BITS // count)
+        # Each part is the remainder of a rounded division, which halves the largest absolute value of a part.
+        parts: list[NDArray[np.int64]] = []
+        rest = weights.astype(np.int64)
+        for _ in range(count - 1):
+            higher = (rest + (1 << (bits - 1))) >> bits
+            parts.append(rest - (higher << bits))
+            rest = higher
+        parts.append(rest)
+        # Upper bounds of the sums of one part's products. To them comes the carry from the part below.
+        sums = [255 * int(np.abs(part).sum(axis=1).max()) for part in parts]
+        if max(sums) + (max(sums) >> bits) + 2**bits < _EXACT:
+            return [part.astype(np.float32) for part in parts], bits
+    raise AssertionError("a row of weights that no parts hold")
 
 
 def pil_resizes_rows_first(frame: Size, resized: Size) -> bool:

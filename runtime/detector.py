@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, NoReturn
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle
 from flowedge.errors import ImageError, ProcessError
+from flowedge.framing import Size
 from flowedge.runtime.decide import Decided, Decider
 from flowedge.runtime.device.forks import keep_in_children
 from flowedge.runtime.device.limits import check_frame_size
@@ -20,7 +21,7 @@ from flowedge.runtime.frames.frame_check import FrameChecker, frame_statistics
 from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.frames.pixels import Color, Given, check_color, pixels_of, several
 from flowedge.runtime.opening.engine_contract import Opened
-from flowedge.runtime.protocols import Frame, Source
+from flowedge.runtime.protocols import Frame, Source, TakesFrames
 from flowedge.runtime.result import Result, Timings
 from flowedge.runtime.settings import Settings
 from flowedge.runtime.streaming import stream
@@ -86,7 +87,7 @@ class Detector:
         self._decider = Decider(bundle, engine.precision, source_scale=source_scale)
         self.thresholds = self._decider.thresholds
         self._outputs = None if levels else self._decider.outputs_needed(engine.output_names)
-        self._input = GraphInput(bundle.manifest)
+        self._input = GraphInput(bundle.manifest, _on_device(bundle, engine))
         check = bundle.manifest.frame_check
         self._frame_checker = None if check is None else FrameChecker(check)
         self._is_closed = False
@@ -240,6 +241,14 @@ class Detector:
         pixels = self._pixels(frames, color)
         return pixels, self._input(pixels)
 
+    def joined(self, inputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Join inputs of single frames, as `prepare` made them, into the input of a batch.
+
+        Args:
+            inputs: The inputs, at least one.
+        """
+        return self._input.joined(inputs)
+
     def infer(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Run the engine on its input.
 
@@ -391,3 +400,10 @@ class Detector:
         return ProcessError(
             f"a detector {reason}. Load the bundle again in each process: flowedge.load({str(self.bundle.path)!r})"
         )
+
+
+def _on_device(bundle: Bundle, engine: Opened) -> Callable[[Size], bool] | None:
+    """Return a function that tells which sizes of frames the engine preprocesses itself, or None where it does not."""
+    if bundle.manifest.frame_size is not None or not isinstance(engine.engine, TakesFrames):
+        return None
+    return engine.engine.take_frames(bundle.manifest.preprocessing)

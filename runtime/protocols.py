@@ -5,7 +5,7 @@ Each protocol has an implementation in this folder. A program of a user may brin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.manifest import Thresholds
+from flowedge.manifest import Preprocessing, Thresholds
 from flowedge.runtime.record import Inspection
 from flowedge.runtime.result import Result
 
@@ -220,6 +220,22 @@ class SelectsOutputs(Protocol):
 
     def infer_only(self, outputs: Sequence[str], *inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Run the graph once, and give these outputs alone. The rest is as in `Engine.infer`."""
+        ...
+
+
+@runtime_checkable
+class TakesFrames(Protocol):
+    """An engine that preprocesses frames on its device, for a bundle whose graphs take the network's input."""
+
+    def take_frames(self, preprocessing: Preprocessing) -> Callable[[tuple[int, int]], bool] | None:
+        """Let `Engine.infer` take frames ``(N, H, W, 3)`` uint8, RGB, in place of the graph's input.
+
+        Args:
+            preprocessing: The preprocessing of the bundle.
+
+        Returns:
+            A function that returns True for the sizes of frames that are taken. The result is None where no frame is.
+        """
         ...
 
 

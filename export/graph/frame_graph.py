@@ -24,10 +24,8 @@ from flowedge.errors import ExportError
 from flowedge.framing import Framing, framing
 from flowedge.geometry import GREY_WEIGHTS, TwoTaps, cv2_taps, input_matrices, placement
 from flowedge.manifest import Preprocessing
-from flowedge.resampling import PIL_FRACTION_BITS, pil_fixed_point, pil_resizes_rows_first
+from flowedge.resampling import PIL_FRACTION_BITS, exact_parts, pil_fixed_point, pil_resizes_rows_first
 
-_EXACT: Final = 2**24
-"""Float32 holds every integer up to this one."""
 _MOST_GROUPS: Final = 8
 """Largest number of groups of outputs. Each group is a product with fewer zeros, and costs a copy of its inputs."""
 _LEAST_OUTPUTS: Final = 32
@@ -258,33 +256,6 @@ def _high_half(t: Tensor, weight: Tensor) -> Tensor:
     high = torch.floor(t * 2.0**-8)
     low = t - high * 2.0**8
     return torch.floor((high * weight + torch.floor(low * weight * 2.0**-8)) * 2.0**-8)
-
-
-def exact_parts(weights: NDArray[np.int32]) -> tuple[list[NDArray[np.float32]], int]:
-    """Cut integer weights so that float32 adds their products with grey levels exactly, in any order.
-
-    Args:
-        weights: ``[outputs, inputs]`` in units of ``2 ** -PIL_FRACTION_BITS``.
-
-    Returns:
-        The parts, lowest first, and the number of bits of a part. ``weights`` is the sum of
-        ``part_i * 2 ** (bits * i)``. The number of parts is the smallest that suffices.
-    """
-    for count in range(2, PIL_FRACTION_BITS):
-        bits = -(-PIL_FRACTION_BITS // count)
-        # Each part is the remainder of a rounded division, which halves the largest absolute value of a part.
-        parts: list[NDArray[np.int64]] = []
-        rest = weights.astype(np.int64)
-        for _ in range(count - 1):
-            higher = (rest + (1 << (bits - 1))) >> bits
-            parts.append(rest - (higher << bits))
-            rest = higher
-        parts.append(rest)
-        # Upper bounds of the sums of one part's products. To them comes the carry from the part below.
-        sums = [255 * int(np.abs(part).sum(axis=1).max()) for part in parts]
-        if max(sums) + (max(sums) >> bits) + 2**bits < _EXACT:
-            return [part.astype(np.float32) for part in parts], bits
-    raise AssertionError("a row of weights that no parts hold")
 
 
 def _inputs_of(matrices: Sequence[NDArray[np.float32]], outputs: NDArray[np.intp]) -> tuple[int, int]:

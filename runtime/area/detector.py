@@ -23,6 +23,7 @@ from flowedge.runtime.area.tiles import Grid, Tile, grid_of
 from flowedge.runtime.decide import Decided
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.device.forks import keep_in_children
+from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.frames.pixels import Color, Given
 from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.result import Result
@@ -87,6 +88,7 @@ class AreaDetector(Detector):
         self._inside: InsideEngine | None = None
         if settings.only_inside:
             self.engine, self._inside = self._open_inside(detector)
+            self._input = GraphInput(self.bundle.manifest)  # the engine of the area takes no frames
             keep_in_children(self.engine.engine)
 
     def area(self, frame_size: Size) -> Area:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.errors import BundleError
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+from flowedge.protobuf import BYTES, VARINT, Fields, Value, encoded, fields_of, varint
 
 # onnx.proto: ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto, ValueInfoProto and its types.
 _MODEL_GRAPH: Final = 7
@@ -28,9 +27,6 @@ _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_INT64, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LO
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_TYPE_SHAPE, _SHAPE_DIM, _DIM_VALUE = 1, 2, 1, 2, 1, 1
 _DTYPES: Final[Mapping[int, str]] = {1: "<f4", 7: "<i8", 9: "?", 10: "<f2"}
 _INT64: Final = 7
-
-Value: TypeAlias = int | memoryview
-Fields: TypeAlias = list[tuple[int, int, Value]]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -59,9 +55,7 @@ class Node:
         texts.append((_NODE_NAME, self.name))
         if not self.rest:
             texts.append((_NODE_OP, self.op))
-        return _encoded(
-            [*((number, _BYTES, memoryview(text.encode())) for number, text in texts), *self.rest]
-        )
+        return encoded([*((number, BYTES, memoryview(text.encode())) for number, text in texts), *self.rest])
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +68,7 @@ class Constant:
 
     def array(self) -> NDArray[Any] | None:
         """Decode the elements. The result is None for a type or a place that this module does not read."""
-        last = {number: value for number, _, value in _fields(self.proto)}
+        last = {number: value for number, _, value in fields_of(self.proto)}
         raw = last.get(_TENSOR_RAW)
         if self.data_type not in _DTYPES or last.get(_TENSOR_LOCATION):
             return None
@@ -104,8 +98,8 @@ class OnnxModel:
             BundleError: The bytes are no ONNX model, or a node holds a graph of its own.
         """
         try:
-            self._model = _fields(memoryview(data))
-            graph = _fields(next(value for number, _, value in self._model if number == _MODEL_GRAPH))
+            self._model = fields_of(memoryview(data))
+            graph = fields_of(next(value for number, _, value in self._model if number == _MODEL_GRAPH))
             self.nodes = [_node(value) for number, _, value in graph if number == _NODE]
             self.constants = dict(_constant(value) for number, _, value in graph if number == _INITIALIZER)
             described = {
@@ -125,12 +119,12 @@ class OnnxModel:
         """Add a constant of whole numbers and return its name."""
         raw = np.array(values, "<i8").tobytes()
         proto: Fields = [
-            (_TENSOR_DIMS, _VARINT, len(values)),
-            (_TENSOR_TYPE, _VARINT, _INT64),
-            (_TENSOR_NAME, _BYTES, memoryview(name.encode())),
-            (_TENSOR_RAW, _BYTES, memoryview(raw)),
+            (_TENSOR_DIMS, VARINT, len(values)),
+            (_TENSOR_TYPE, VARINT, _INT64),
+            (_TENSOR_NAME, BYTES, memoryview(name.encode())),
+            (_TENSOR_RAW, BYTES, memoryview(raw)),
         ]
-        self.constants[name] = Constant((len(values),), _INT64, memoryview(_encoded(proto)))
+        self.constants[name] = Constant((len(values),), _INT64, memoryview(encoded(proto)))
         return name
 
     def encoded(self, outputs: Mapping[str, Sequence[int | None]]) -> bytes:
@@ -141,12 +135,12 @@ class OnnxModel:
         """
         nodes = self._needed(outputs)
         read = {name for node in nodes for name in node.inputs}
-        graph: Fields = [(_NODE, _BYTES, memoryview(node.encoded())) for node in nodes]
-        graph += [(_INITIALIZER, _BYTES, one.proto) for name, one in self.constants.items() if name in read]
+        graph: Fields = [(_NODE, BYTES, memoryview(node.encoded())) for node in nodes]
+        graph += [(_INITIALIZER, BYTES, one.proto) for name, one in self.constants.items() if name in read]
         graph += self._rest
-        graph += [(_OUTPUT, _BYTES, memoryview(_value(name, shape))) for name, shape in outputs.items()]
-        content = memoryview(_encoded(graph))
-        return _encoded(
+        graph += [(_OUTPUT, BYTES, memoryview(_value(name, shape))) for name, shape in outputs.items()]
+        content = memoryview(encoded(graph))
+        return encoded(
             [
                 (number, kind, content if number == _MODEL_GRAPH else value)
                 for number, kind, value in self._model
@@ -164,7 +158,7 @@ class OnnxModel:
 
 
 def _node(data: Value) -> Node:
-    fields = _fields(data)
+    fields = fields_of(data)
     texts: dict[int, list[str]] = {}
     for number, _, value in fields:
         if number in (_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP, _NODE_DOMAIN):
@@ -185,7 +179,7 @@ def _attribute(data: Value) -> tuple[str, Any]:
     name = ""
     value: int | str | None = None
     numbers: list[int] = []
-    for number, kind, content in _fields(data):
+    for number, kind, content in fields_of(data):
         if number == _ATTRIBUTE_NAME:
             name = _text(content)
         elif number == _ATTRIBUTE_INT:
@@ -193,7 +187,7 @@ def _attribute(data: Value) -> tuple[str, Any]:
         elif number == _ATTRIBUTE_TEXT:
             value = _text(content)
         elif number == _ATTRIBUTE_INTS:
-            numbers += _packed(content) if kind == _BYTES else [_signed(content)]
+            numbers += _packed(content) if kind == BYTES else [_signed(content)]
         elif number in _ATTRIBUTE_GRAPHS:
             raise BundleError(f"the attribute {name} of a node holds a graph, which cannot be cropped.")
     return name, tuple(numbers) if numbers else value
@@ -202,9 +196,9 @@ def _attribute(data: Value) -> tuple[str, Any]:
 def _constant(data: Value) -> tuple[str, Constant]:
     assert isinstance(data, memoryview)
     name, data_type, dims = "", 0, list[int]()
-    for number, kind, value in _fields(data):
+    for number, kind, value in fields_of(data):
         if number == _TENSOR_DIMS:
-            dims += _packed(value) if kind == _BYTES else [_signed(value)]
+            dims += _packed(value) if kind == BYTES else [_signed(value)]
         elif number == _TENSOR_TYPE:
             data_type = _signed(value)
         elif number == _TENSOR_NAME:
@@ -215,7 +209,7 @@ def _constant(data: Value) -> tuple[str, Constant]:
 def _described(data: Value) -> tuple[str, tuple[int | None, ...]]:
     """Return the name and the shape in a ValueInfoProto. The shape is empty where none is noted."""
     name, shape = "", list[int | None]()
-    for number, _, value in _fields(data):
+    for number, _, value in fields_of(data):
         if number == _VALUE_NAME:
             name = _text(value)
         elif number == _VALUE_TYPE:
@@ -230,89 +224,30 @@ def _described(data: Value) -> tuple[str, tuple[int | None, ...]]:
 def _value(name: str, shape: Sequence[int | None]) -> bytes:
     """Return a ValueInfoProto of float32."""
     dims: Fields = [
-        (_SHAPE_DIM, _BYTES, memoryview(_encoded([] if size is None else [(_DIM_VALUE, _VARINT, size)])))
+        (_SHAPE_DIM, BYTES, memoryview(encoded([] if size is None else [(_DIM_VALUE, VARINT, size)])))
         for size in shape
     ]
-    tensor: Fields = [(1, _VARINT, 1), (_TENSOR_TYPE_SHAPE, _BYTES, memoryview(_encoded(dims)))]
-    kind: Fields = [(_TYPE_TENSOR, _BYTES, memoryview(_encoded(tensor)))]
-    return _encoded(
+    tensor: Fields = [(1, VARINT, 1), (_TENSOR_TYPE_SHAPE, BYTES, memoryview(encoded(dims)))]
+    kind: Fields = [(_TYPE_TENSOR, BYTES, memoryview(encoded(tensor)))]
+    return encoded(
         [
-            (_VALUE_NAME, _BYTES, memoryview(name.encode())),
-            (_VALUE_TYPE, _BYTES, memoryview(_encoded(kind))),
+            (_VALUE_NAME, BYTES, memoryview(name.encode())),
+            (_VALUE_TYPE, BYTES, memoryview(encoded(kind))),
         ]
     )
 
 
 def _inner(data: Value, wanted: int) -> Iterator[Value]:
-    for number, _, value in _fields(data):
+    for number, _, value in fields_of(data):
         if number == wanted:
             yield value
-
-
-def _fields(data: Value) -> Fields:
-    """Return the fields of a message: their number, their wire type and their value."""
-    assert isinstance(data, memoryview)
-    fields: Fields = []
-    place = 0
-    while place < len(data):
-        tag, place = _varint(data, place)
-        number, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
-            value, place = _varint(data, place)
-            fields.append((number, kind, value))
-            continue
-        if kind == _BYTES:
-            size, place = _varint(data, place)
-        elif kind in (_FIXED64, _FIXED32):
-            size = 8 if kind == _FIXED64 else 4
-        else:
-            raise BundleError(f"the graph is no ONNX model that can be read: it has the wire type {kind}.")
-        if place + size > len(data):
-            raise BundleError("the graph is no ONNX model that can be read: it ends within a field.")
-        fields.append((number, kind, data[place : place + size]))
-        place += size
-    return fields
-
-
-def _encoded(fields: Fields) -> bytes:
-    parts: list[bytes | memoryview] = []
-    for number, kind, value in fields:
-        parts.append(_varint_bytes(number << 3 | kind))
-        if isinstance(value, int):
-            parts.append(_varint_bytes(value))
-        else:
-            if kind == _BYTES:
-                parts.append(_varint_bytes(len(value)))
-            parts.append(value)
-    return b"".join(parts)
-
-
-def _varint(data: memoryview, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while shift < 70:
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-        shift += 7
-    raise BundleError("the graph is no ONNX model that can be read: a number is longer than 64 bits.")
-
-
-def _varint_bytes(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
 
 
 def _packed(data: Value) -> list[int]:
     assert isinstance(data, memoryview)
     numbers, place = [], 0
     while place < len(data):
-        number, place = _varint(data, place)
+        number, place = varint(data, place)
         numbers.append(_signed(number))
     return numbers
 

@@ -315,7 +315,7 @@ class BatchInspector:
         inputs = [loaded.prepared for loaded in waiting if loaded.prepared is not None]
         inputs += inputs[-1:] * (smallest - len(inputs))
         begun = time.perf_counter()
-        outputs = self.detector.infer(np.concatenate(inputs) if len(inputs) > 1 else inputs[0])
+        outputs = self.detector.infer(self.detector.joined(inputs))
         infer_ms = (time.perf_counter() - begun) * 1000 / len(waiting)
         outputs = {name: values[: len(waiting)] for name, values in outputs.items()}
         threads.submit(self._decide, waiting, outputs, infer_ms)

@@ -20,6 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright
 
 from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
 from flowedge.files import utf8_name
+from flowedge.manifest import Preprocessing
 from flowedge.packages import missing_wheel, pip_install
 from flowedge.runtime.device.cores import fast_cpus_for
 from flowedge.runtime.device.denormals import flushing_denormals
@@ -336,15 +337,23 @@ def _bound_runs(opening: Opening, providers: _Providers) -> BoundRuns | None:
         return None
     cuda.device(opening.spec.index)  # which explains a missing driver or GPU
 
-    def open_session(has_graphs: bool) -> ort.InferenceSession:
-        (name, options), *others = providers
-        return _checked_session(
-            opening, [(name, options | {"enable_cuda_graph": str(int(has_graphs))}), *others]
-        )
+    (name, options), *others = providers
+
+    def with_graphs(has_graphs: bool) -> _Providers:
+        return [(name, options | {"enable_cuda_graph": str(int(has_graphs))}), *others]
+
+    def open_front(graph: bytes, has_graphs: bool) -> ort.InferenceSession:
+        # The resize needs every bit of float32, also where the network may do without.
+        exact = [
+            (one, chosen | {"use_tf32": "0"} if one == _CUDA else chosen)
+            for one, chosen in with_graphs(has_graphs)
+        ]
+        return _session(graph, exact, threads=1, where="the graph of the preprocessing")
 
     return BoundRuns(
-        open_session,
-        opening.source.outputs,
+        lambda has_graphs: _checked_session(opening, with_graphs(has_graphs)),
+        open_front,
+        opening.source,
         name=opening.spec.name,
         device=opening.spec.index,
         memory=_MEMORY,
@@ -376,6 +385,9 @@ class _PlainRuns:
             answers: list[Any] = session.run(tuple(names), feed)  # pyright: ignore[reportAssignmentType]
         return dict(zip(names, answers, strict=True))
 
+    def take_frames(self, preprocessing: Preprocessing) -> None:
+        return None
+
     def close(self) -> None:
         self._session = None
 
@@ -401,6 +413,9 @@ class _OnnxRuntime:
             )
         with _errors_in_words(inputs):
             return self._runs.run(outputs, dict(zip(self._inputs, inputs, strict=True)))
+
+    def take_frames(self, preprocessing: Preprocessing) -> Callable[[tuple[int, int]], bool] | None:
+        return self._runs.take_frames(preprocessing)
 
     def close(self) -> None:
         self._runs.close()

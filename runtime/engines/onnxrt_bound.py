@@ -8,6 +8,8 @@
    memory of one arena, so two at once would overwrite each other's tensors.
 4. A new size of batch is prepared on both sets before its first answer, because a CUDA graph is captured after two
    ordinary runs. Where a capture fails, the session is opened again without CUDA graphs, once and with a warning.
+5. Frames of uint8 are preprocessed on the GPU by a second session, whose output is the input of the first. Its answer
+   to noise is compared with the host's before a frame is judged. The host preprocesses the frames of further sizes.
 """
 
 from __future__ import annotations
@@ -28,15 +30,24 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from flowedge.errors import EngineUnavailableError, FlowEdgeError
+from flowedge.framing import Size
+from flowedge.manifest import Preprocessing
 from flowedge.runtime.engines import cuda
+from flowedge.runtime.frames.device_input import FRAMES, IMAGE, input_graph
+from flowedge.runtime.frames.preprocess import Preprocessor
 from flowedge.runtime.lanes import Lanes
-from flowedge.runtime.opening.contract import TensorSpec
+from flowedge.runtime.opening.contract import GraphSource
 
 IN_FLIGHT: Final = 2
 """The number of frames or batches that are copied or computed at once."""
 
 MOST_SIZES: Final = 8
 """The number of sizes of batch that have buffers. Each size holds memory of the GPU, also after its last run."""
+
+MOST_FRAMES: Final = 2
+"""The number of sizes of frames that are preprocessed on the GPU. Each has a session of its own."""
+
+_PREPROCESSING_LIMIT: Final = 1e-4  # of the normalised input, in which a grey level is about 0.02
 
 _WARM_UP: Final = 3
 """The runs of a new size. ONNX Runtime captures in the third run at the latest, and current versions in the first."""
@@ -52,11 +63,16 @@ _LOG: Final = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _Bound:
-    """The buffers of one size of batch, the binding to them, and the options under which their graph is captured."""
+    """The buffers of one size of batch, the bindings to them, and the options under which they are captured.
+
+    Attributes:
+        frames: The size of the frames that are preprocessed on the GPU, or None where the host preprocesses.
+    """
 
     buffers: Mapping[str, cuda.Buffer]
-    binding: Any
+    frames: Size | None
     options: Any
+    bindings: list[tuple[Size | None, Any]] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +91,8 @@ class BoundRuns:
     def __init__(
         self,
         open_session: Callable[[bool], ort.InferenceSession],
-        outputs: Mapping[str, TensorSpec],
+        open_front: Callable[[bytes, bool], ort.InferenceSession],
+        source: GraphSource,
         *,
         name: str,
         device: int,
@@ -85,7 +102,8 @@ class BoundRuns:
 
         Args:
             open_session: Opens the session, with CUDA graphs where its argument is True.
-            outputs: The types of the outputs by name. The first dimension is the batch, and no other is open.
+            open_front: Opens a session on the graph that preprocesses frames, likewise.
+            source: The graph. The first dimension of its outputs is the batch, and no other is open.
             name: The engine's name, for messages.
             device: The number of the GPU.
             memory: ONNX Runtime's name of the memory that ``cuda.Buffer.device`` points to.
@@ -93,24 +111,40 @@ class BoundRuns:
         Raises:
             EngineUnavailableError: There is no such GPU, or the session cannot be opened.
         """
-        self._open, self._outputs, self._name, self._device = open_session, dict(outputs), name, device
-        self._memory = memory
+        self._open, self._open_front, self._source = open_session, open_front, source
+        self._name, self._device, self._memory = name, device, memory
         cuda.use(device)
         self._graphs = True
-        session = self._opened()
-        self.output_names = tuple(output.name for output in session.get_outputs())
-        self._held = [session]  # the only reference, so that clearing the list frees the session
+        # The session of the network, and by the size of the frames those of the preprocessing. There is no other
+        # reference, so that clearing the dictionary frees the sessions.
+        self._held: dict[Size | None, ort.InferenceSession] = {None: self._opened()}
+        self.output_names = tuple(output.name for output in self._held[None].get_outputs())
+        self._preprocessing: Preprocessing | None = None
+        self._refused: set[Size] = set()
         # A caller that is alone always gets the same set. The other one is taken while the first is in use.
         self._sets: queue.LifoQueue[_Set] = queue.LifoQueue()
         self._all = [_Set(cuda.new_stream()) for _ in range(IN_FLIGHT)]
+        self._spare = cuda.new_stream()  # for copies of the thread that prepares new sizes
         for one in reversed(self._all):
             self._sets.put(one)
         self._thread = Lanes(1)
         self._ended = threading.Condition()
         self._calls, self._is_closed = 0, False
         self._finalizer = weakref.finalize(
-            self, _free, self._held, self._all, self._thread, os.getpid(), device
+            self, _free, self._held, self._all, self._spare, self._thread, os.getpid(), device
         )
+
+    def take_frames(self, preprocessing: Preprocessing) -> Callable[[Size], bool] | None:
+        """Take frames of uint8 too, see `flowedge.runtime.protocols.TakesFrames`."""
+        if preprocessing.method == "cv2_bilinear" or len(self._source.inputs) != 1:
+            return None
+        self._preprocessing, self._host = preprocessing, Preprocessor(preprocessing)
+        return self._takes
+
+    def _takes(self, size: Size) -> bool:
+        """Return True where frames of a size are preprocessed on the GPU, or may still be."""
+        sizes = self._held.keys()  # with that of the network, which has no size
+        return size in sizes or (size not in self._refused and len(sizes) <= MOST_FRAMES)
 
     def run(self, names: Collection[str], feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """Run the graph once.
@@ -153,16 +187,16 @@ class BoundRuns:
         if key not in self._all[0].bound:
             self._on_thread(lambda: self._prepare(key, feed))
         images = len(next(iter(feed.values())))
+        if key not in self._all[0].bound and self._size_of_frames(feed) is not None:
+            ((name, frames),) = feed.items()
+            return self._run(names, {name: np.stack([self._host(frame) for frame in frames])})
         one = self._sets.get()
         try:
             bound = one.bound.get(key)
             if bound is None:  # the sizes that have buffers are too many already
                 answers: dict[str, NDArray[np.float32]] = self._on_thread(lambda: self._unbound(names, feed))
                 return answers
-            for name, array in feed.items():
-                np.copyto(bound.buffers[name].host, array)
-                bound.buffers[name].to_device(images, one.stream)
-            cuda.wait(one.stream)
+            self._upload(bound, feed, one.stream)
             self._on_thread(lambda: self._compute(bound))
             for name in names:
                 bound.buffers[name].to_host(images, one.stream)
@@ -180,27 +214,52 @@ class BoundRuns:
         answer: Future[Any] = self._thread.submit(work)
         return answer.result()
 
-    def _compute(self, bound: _Bound) -> None:
+    def _size_of_frames(self, feed: Mapping[str, NDArray[Any]]) -> Size | None:
+        """Return the size of the frames where a run is given some in place of the graph's input, or None."""
+        ((name, array), *others) = feed.items()
+        if others or self._preprocessing is None or array.dtype != np.uint8 or array.ndim != 4:
+            return None
+        return None if self._source.inputs[name].dtype == "uint8" else (array.shape[1], array.shape[2])
+
+    def _upload(self, bound: _Bound, feed: Mapping[str, NDArray[Any]], stream: Any) -> None:
+        """Copy the inputs, or the frames in place of the input, to the GPU."""
+        for name, array in feed.items():
+            buffer = bound.buffers[name if bound.frames is None else FRAMES]
+            np.copyto(buffer.host, array)
+            buffer.to_device(len(array), stream)
+        cuda.wait(stream)
+
+    def _compute(self, bound: _Bound, options: Any = None) -> None:
         # ONNX Runtime waits for the graph before it returns, so that the copies of the answers may begin.
-        self._held[0].run_with_iobinding(bound.binding, bound.options)
+        for session, binding in bound.bindings:
+            self._held[session].run_with_iobinding(binding, options or bound.options)
 
     def _unbound(
         self, names: Collection[str], feed: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[np.float32]]:
-        answers: list[Any] = self._held[0].run(list(names), dict(feed), _options(_NO_GRAPH))  # pyright: ignore[reportAssignmentType]
+        answers: list[Any] = self._held[None].run(list(names), dict(feed), _options(_NO_GRAPH))  # pyright: ignore[reportAssignmentType]
         return dict(zip(names, answers, strict=True))
 
     def _prepare(self, key: _Key, feed: Mapping[str, NDArray[Any]]) -> None:
         """Bind buffers for a new size of batch in each set, and run the graph until it is captured, on the thread."""
-        if key in self._all[0].bound or len(self._all[0].bound) >= MOST_SIZES:
+        size = self._size_of_frames(feed)
+        known = self._all[0].bound
+        alike = sum((bound.frames is None) == (size is None) for bound in known.values())
+        if key in known or alike >= MOST_SIZES:
             return
         cuda.use(self._device)
+        if size is not None and not self._has_front(size):
+            return
         made: list[_Bound] = []
         try:
-            for number, one in enumerate(self._all):
-                made.append(self._bind(feed, graph=IN_FLIGHT * len(one.bound) + number))
+            for number in range(len(self._all)):
+                made.append(self._bound_to(feed, size, graph=IN_FLIGHT * len(known) + number))
+            if size is not None and not self._preprocesses_rightly(made[0], size):
+                for bound in made:
+                    _free_buffers(bound)
+                return
             # A batch that is too large fails here, and says nothing about CUDA graphs.
-            self._held[0].run_with_iobinding(made[0].binding, _options(_NO_GRAPH))
+            self._compute(made[0], _options(_NO_GRAPH))
             if self._graphs:
                 self._capture(made)
         except BaseException:
@@ -210,13 +269,16 @@ class BoundRuns:
         for one, bound in zip(self._all, made, strict=True):
             one.bound[key] = bound
 
-    def _bind(self, feed: Mapping[str, NDArray[Any]], *, graph: int) -> _Bound:
+    def _bound_to(self, feed: Mapping[str, NDArray[Any]], size: Size | None, *, graph: int) -> _Bound:
+        """Allocate buffers for a run, bind them, and fill the inputs."""
         images = len(next(iter(feed.values())))
         sizes = {name: (array.shape, array.dtype) for name, array in feed.items()}
-        for name in self.output_names:
-            spec = self._outputs[name]
-            shape = tuple(images if size is None else size for size in spec.shape)
-            sizes[name] = shape, np.dtype(spec.dtype)
+        for name, spec in {**self._source.inputs, **self._source.outputs}.items():
+            if name in feed and size is None:
+                continue
+            if name in feed:
+                sizes[FRAMES] = sizes.pop(name)
+            sizes[name] = tuple(images if one is None else one for one in spec.shape), np.dtype(spec.dtype)
         buffers: dict[str, cuda.Buffer] = {}
         try:
             for name, (shape, dtype) in sizes.items():
@@ -225,32 +287,86 @@ class BoundRuns:
             for buffer in buffers.values():
                 buffer.free()
             raise
-        bound = _Bound(buffers, None, _options(str(graph)))
+        bound = _Bound(buffers, size, _options(str(graph)))
         # The runs until the capture compute on these values, and their answers are not read.
-        for name, array in feed.items():
-            np.copyto(buffers[name].host, array)
-            buffers[name].to_device(images, self._all[0].stream)
-        cuda.wait(self._all[0].stream)
+        self._upload(bound, feed, self._spare)
         self._rebind(bound)
         return bound
 
     def _rebind(self, bound: _Bound) -> None:
-        """Bind the buffers to the session that is open now."""
-        bound.binding = self._held[0].io_binding()
+        """Bind the buffers to the sessions that are open now."""
         if not self._graphs:
             bound.options = _options(_NO_GRAPH)
-        for name, buffer in bound.buffers.items():
-            bind = bound.binding.bind_output if name in self._outputs else bound.binding.bind_input
-            bind(name, self._memory, self._device, buffer.host.dtype.type, buffer.host.shape, buffer.device)
+        network, bound.bindings = self._held[None].io_binding(), []
+        for name in (*self._source.inputs, *self.output_names):
+            bind = network.bind_input if name in self._source.inputs else network.bind_output
+            bind(name, *self._place(bound.buffers[name]))
+        if bound.frames is not None:
+            front = self._held[bound.frames].io_binding()
+            front.bind_input(FRAMES, *self._place(bound.buffers[FRAMES]))
+            front.bind_output(IMAGE, *self._place(bound.buffers[next(iter(self._source.inputs))]))
+            bound.bindings.append((bound.frames, front))
+        bound.bindings.append((None, network))
+
+    def _place(self, buffer: cuda.Buffer) -> tuple[Any, ...]:
+        return self._memory, self._device, buffer.host.dtype.type, buffer.host.shape, buffer.device
+
+    def _has_front(self, size: Size) -> bool:
+        """Open the session that preprocesses frames of a size, and return True where there is one."""
+        if size in self._held:
+            return True
+        if not self._takes(size):
+            return False
+        try:
+            self._held[size] = self._front(size, self._graphs)
+        except FlowEdgeError as error:
+            self._refuse(size, str(error))
+            return False
+        return True
+
+    def _front(self, size: Size, graphs: bool) -> ort.InferenceSession:
+        assert self._preprocessing is not None
+        graph = input_graph(self._preprocessing, size)
+        assert graph is not None  # take_frames refuses the one method without a graph
+        return self._open_front(graph, graphs)
+
+    def _preprocesses_rightly(self, bound: _Bound, size: Size) -> bool:
+        """Compare the GPU's preprocessing of noise with the host's. Where it differs, the host keeps this size."""
+        frames, image = bound.buffers[FRAMES], bound.buffers[next(iter(self._source.inputs))]
+        images = len(frames.host)
+        frames.host[:] = np.random.default_rng(0).integers(0, 256, frames.host.shape, np.uint8)
+        frames.to_device(images, self._spare)
+        cuda.wait(self._spare)
+        session, binding = bound.bindings[0]
+        self._held[session].run_with_iobinding(binding, _options(_NO_GRAPH))
+        image.to_host(images, self._spare)
+        cuda.wait(self._spare)
+        difference = float(np.abs(image.host[-1] - self._host(frames.host[-1])).max())
+        if difference <= _PREPROCESSING_LIMIT:
+            return True
+        del self._held[size]
+        self._refuse(size, f"its answer to noise differs from the host's by {difference:.2g}")
+        return False
+
+    def _refuse(self, size: Size, reason: str) -> None:
+        self._refused.add(size)
+        height, width = size
+        _LOG.warning(
+            "%s lets the host preprocess frames of %dx%d, which costs time: %s",
+            *(self._name, height, width, " ".join(reason.split())),
+        )
 
     def _capture(self, made: Sequence[_Bound]) -> None:
-        """Run the graph on new buffers until it is captured. Where that fails, open the session without CUDA graphs."""
+        """Run the graph on new buffers until it is captured. Where that fails, go on without CUDA graphs."""
         try:
             for bound in made:
                 for _ in range(_WARM_UP):
                     self._compute(bound)
         except Exception as error:
-            self._held[:] = [self._without_graphs(error)]
+            self._held[None] = self._without_graphs(error)
+            for size in self._held.keys() - {None}:
+                assert size is not None
+                self._held[size] = self._front(size, False)
             for bound in (*made, *(other for one in self._all for other in one.bound.values())):
                 self._rebind(bound)
 
@@ -277,13 +393,15 @@ def _options(graph: str) -> Any:
 
 
 def _free_buffers(bound: _Bound) -> None:
-    bound.binding = None
+    bound.bindings.clear()
     for buffer in bound.buffers.values():
         buffer.free()
 
 
-def _free(held: list[Any], sets: list[_Set], thread: Lanes, process: int, device: int) -> None:
-    """Free the session, its buffers and its streams, but not in a forked process, where CUDA refuses every call."""
+def _free(
+    held: dict[Size | None, Any], sets: list[_Set], spare: Any, thread: Lanes, process: int, device: int
+) -> None:
+    """Free the sessions, buffers and streams, but not in a forked process, where CUDA refuses every call."""
     thread.close()
     if os.getpid() != process:
         return
@@ -291,10 +409,11 @@ def _free(held: list[Any], sets: list[_Set], thread: Lanes, process: int, device
         cuda.use(device)
     for one in sets:
         for bound in one.bound.values():
-            bound.binding = None
+            bound.bindings.clear()
     held.clear()
     for one in sets:
         for bound in one.bound.values():
             _free_buffers(bound)
         one.bound.clear()
         cuda.destroy_stream(one.stream)
+    cuda.destroy_stream(spare)

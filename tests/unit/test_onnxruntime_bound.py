@@ -31,7 +31,7 @@ from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.opening.unproven import open_unproven
 from flowedge.runtime.verify import PARITY_LIMITS, replay_selftest
 from support.pretend_gpu import PretendCuda, onnxruntime_on_pretended_cuda
-from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
+from support.tiny_bundle import IMAGE_SIZE, tiny_answer, tiny_manifest, write_tiny_bundle
 
 pytest.importorskip(
     "cuda.bindings.runtime", reason="cuda-bindings is not installed: pip install cuda-bindings"
@@ -55,6 +55,8 @@ class Sessions:
         self.at_work = threading.Semaphore(1)
 
     def __call__(self, opened: Callable[[], Any], options: dict[str, str]) -> Any:
+        if not options:  # a session for the CPU
+            return opened()
         self.asked.append(options)
         if self.refuses and options["enable_cuda_graph"] == "1":
             raise EngineUnavailableError("nodes are on the CPU")
@@ -184,10 +186,12 @@ def test_outputs_that_nobody_needs_stay_on_the_gpu(
     monkeypatch.setattr(cuda.Buffer, "to_host", counted)
     frame = np.zeros((40, 40, 3), np.uint8)
     with flowedge.load(bundle.path, engine="onnxruntime-cuda") as detector:
+        detector(frame)
         copies.clear()
         whole = detector(frame)
         assert (len(whole.levels), len(copies)) == (2, 4)
     with flowedge.load(bundle.path, engine="onnxruntime-cuda", levels=False) as detector:
+        detector(frame)
         copies.clear()
         short = detector(frame)
         assert (short.levels, len(copies)) == ((), 2)
@@ -340,3 +344,79 @@ def test_tensorfloat32_is_compared_with_the_limits_of_float16(tmp_path: Path, pr
         engine.close()
     assert set(limits["onnxruntime-cuda"]) == {PARITY_LIMITS["fp32"]}
     assert set(limits["onnxruntime-cuda-tf32"]) == {PARITY_LIMITS["fp16"]}
+
+
+# --- frames that are preprocessed on the GPU
+
+
+def frames_of(*sizes: tuple[int, int]) -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(5)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+def on_the_cpu(bundle: Bundle, frames: list[NDArray[np.uint8]]) -> list[flowedge.Result]:
+    with flowedge.load(bundle.path, engine="onnxruntime-cpu") as detector:
+        return [detector(frame) for frame in frames]
+
+
+def assert_same(found: list[flowedge.Result], expected: list[flowedge.Result]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.network_map, other.network_map, rtol=1e-5, atol=1e-6)
+        assert one.score == pytest.approx(other.score, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["float_bilinear", "pil_lanczos"])
+def test_frames_go_straight_to_the_gpu_and_are_preprocessed_there(
+    tmp_path: Path, pretended: PretendCuda, sessions: Sessions, method: Any
+) -> None:
+    preprocessing = msgspec.structs.replace(tiny_manifest().preprocessing, method=method)
+    bundle = write_tiny_bundle(tmp_path / "tiny.flowedge", preprocessing=preprocessing)
+    frames = frames_of((40, 60), (40, 60), (40, 60))
+    with flowedge.load(bundle.path, engine="onnxruntime-cuda") as detector:
+        assert detector.prepare(frames[:1])[1].dtype == np.uint8
+        assert_same([detector(frame) for frame in frames], on_the_cpu(bundle, frames))
+        assert_same(detector.detect_batch(frames), on_the_cpu(bundle, frames))
+    assert len(sessions.asked) == 2
+    assert sessions.asked[1].items() >= {"use_tf32": "0", "enable_cuda_graph": "1"}.items()
+
+
+def test_frames_of_many_sizes_are_preprocessed_by_the_host_in_the_end(
+    bundle: Bundle, sessions: Sessions
+) -> None:
+    frames = frames_of((40, 60), (50, 50), (33, 44), (40, 60))
+    with flowedge.load(bundle.path, engine="onnxruntime-cuda") as detector:
+        assert_same([detector(frame) for frame in frames], on_the_cpu(bundle, frames))
+        assert_same(detector.detect_batch(frames), on_the_cpu(bundle, frames))
+        prepared = [detector.prepare([frame])[1] for frame in frames]
+        assert [one.dtype.name for one in prepared] == ["uint8", "uint8", "float32", "uint8"]
+        joined = detector.infer(detector.joined(prepared))["score"]
+        np.testing.assert_allclose(joined, [one.score for one in on_the_cpu(bundle, frames)], rtol=1e-5)
+        assert detector.joined([prepared[0], prepared[3]]).shape == (2, 40, 60, 3)
+    assert len(sessions.asked) == 1 + onnxrt_bound.MOST_FRAMES
+
+
+def test_a_gpu_that_preprocesses_otherwise_leaves_it_to_the_host(
+    bundle: Bundle, sessions: Sessions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = onnxrt_bound.input_graph
+    monkeypatch.setattr(
+        onnxrt_bound,
+        "input_graph",
+        lambda preprocessing, size: right(
+            msgspec.structs.replace(preprocessing, mean=(0.5, 0.4, 0.41)), size
+        ),
+    )
+    frames = frames_of((40, 60), (40, 60))
+    with flowedge.load(bundle.path, engine="onnxruntime-cuda") as detector:
+        assert_same([detector(frame) for frame in frames], on_the_cpu(bundle, frames))
+    assert caplog.text.count("lets the host preprocess frames of 40x60") == 1
+
+
+def test_frames_survive_a_capture_that_fails(bundle: Bundle, sessions: Sessions) -> None:
+    frames = frames_of((40, 60), (40, 60), (50, 50))
+    with flowedge.load(bundle.path, engine="onnxruntime-cuda") as detector:
+        detector(frames[0])
+        sessions.breaks = True
+        assert_same(detector.detect_batch(frames[:2]), on_the_cpu(bundle, frames[:2]))
+        assert_same([detector(frame) for frame in frames], on_the_cpu(bundle, frames))
+    assert [options["enable_cuda_graph"] for options in sessions.asked] == ["1", "1", "0", "0", "0"]
