@@ -45,6 +45,7 @@ from flowedge.calibration.precision.device_graphs import with_device_graphs
 from flowedge.calibration.precision.gate_images import GateImages, failed_self_tests
 from flowedge.calibration.precision.in_order import in_order
 from flowedge.calibration.precision.pieces import PiecedGraph
+from flowedge.calibration.precision.planning_time import time_of_planning
 from flowedge.calibration.precision.precision_page import page_of_precision
 from flowedge.calibration.precision.precision_request import PrecisionRequest
 from flowedge.calibration.precision.range_cache import RangeCache
@@ -185,6 +186,7 @@ class _Work:
             cut: ConvertedPrecision = "int8-cpu" if name == "int8-gpu" else name
             graph = graphs.setdefault(cut, PiecedGraph(self.converter, cut))
             searches[name] = self._search(name, gate, graph)
+        self._tell_time(gate)
         reverted: dict[ConvertedPrecision, int] = {}
         for name, search in searches.items():
             # The two layouts of INT8 revert about as many blocks.
@@ -239,6 +241,18 @@ class _Work:
             f"reverted: {'; '.join(failures)}. Nothing was written. Loosen a limit with --gate, or give more "
             "images."
         )
+
+    def _tell_time(self, gate: GateImages) -> None:
+        """Report how long the planning will take, from the time of the fp32 answers that the gate needs in any case."""
+        sentence = time_of_planning(
+            gate.prepare(self._reports),
+            self._precisions,
+            images=len(self._images),
+            frames=len(self.gate_images) * (1 + self._request.defects_per_image),
+            blocks=len(self.converter.blocks("int8-cpu")),
+        )
+        if sentence is not None:
+            self._reports.note(sentence)
 
     @cached_property
     def _images_sha256(self) -> str:

@@ -15,6 +15,8 @@ from flowedge.bundle import Bundle, open_bundle, write_bundle
 from flowedge.calibration.calibration_record import read_record
 from flowedge.calibration.gate_report import GateLimits
 from flowedge.calibration.precision import PrecisionRequest, add_precisions
+from flowedge.calibration.precision.gate_images import GateImages
+from flowedge.calibration.precision.planning_time import time_of_planning
 from flowedge.calibration.precision.self_test_gate import SelfTestGate
 from flowedge.errors import PrecisionError
 from flowedge.manifest import Preprocessing
@@ -23,6 +25,7 @@ from flowedge.runtime.opening.engine import JUDGE
 from flowedge.runtime.opening.selftest import files_of_selftest, synthetic_frames
 from flowedge.runtime.verify import PARITY_LIMITS, verify_bundle
 from support.block_graph import SIZE, Layer, block_model
+from support.recorded_reports import RecordedReports
 from support.tiny_bundle import tiny_manifest, tiny_model
 
 LIMITS = GateLimits(
@@ -152,3 +155,20 @@ def test_the_image_keeps_values_beyond_those_of_all_good_images(
     (zero,) = (one for name, one in numbers.items() if name.endswith(".parts.zero"))
     assert float(scale) == pytest.approx(1 / 255), "PLAIN gives 0 to 1"
     assert int(zero) == 0
+
+
+def test_a_long_planning_tells_its_time_before_it_begins(
+    tmp_path: Path, bright: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four images, a defect of each and two layouts are 40 frames of twice the time of fp32, and 3 blocks 12 frames."""
+    prepare = GateImages.prepare
+    monkeypatch.setattr(GateImages, "prepare", lambda *arguments: 0 * prepare(*arguments) + 2.0)
+    bundle = write_with_selftest(tmp_path / "dark.flowedge", layers_of(0.65))
+    reports = RecordedReports()
+    add_precisions(bundle, bright, request_of("int8"), threads=1, reports=reports)
+    expected = "Planning int8-gpu, int8-cpu takes about 3 min 4 s from here"
+    assert [note.partition(",")[0] for note in reports.notes] == ["Planning int8-gpu"]
+    assert reports.notes[0].startswith(expected)
+    assert reports.steps.index("preparing the gate") < reports.steps.index("int8-gpu: comparing with fp32")
+    quick = time_of_planning(0.01, ("fp16",), images=500, frames=144, blocks=0)
+    assert quick is None, "a planning of seconds tells nothing"
