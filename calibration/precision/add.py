@@ -46,7 +46,7 @@ from flowedge.calibration.precision.gate_images import GateImages, failed_self_t
 from flowedge.calibration.precision.in_order import in_order
 from flowedge.calibration.precision.pieces import PiecedGraph
 from flowedge.calibration.precision.planning_time import time_of_planning
-from flowedge.calibration.precision.precision_page import page_of_precision
+from flowedge.calibration.precision.precision_page import pages_of_precisions
 from flowedge.calibration.precision.precision_request import PrecisionRequest
 from flowedge.calibration.precision.range_cache import RangeCache
 from flowedge.calibration.precision.ranges import Observer, TensorRange, image_range_of
@@ -113,10 +113,7 @@ def add_precisions(
         calibrated, found = work.run()
         record = read_record(calibrated)
         assert record is not None, "calibrate_bundle writes one"
-        pages = {
-            f"gate.{report.precision}.html": page_of_precision(calibrated, report, work.gate_images)
-            for report in found
-        }
+        pages = pages_of_precisions(calibrated, found, work.gate_images)
         shipped, found, files = with_device_graphs(calibrated, start.manifest, found, work.converter, folder)
         renewed = {report.precision for report in found}
         lower = (*(report for report in record.lower_precisions if report.precision not in renewed), *found)

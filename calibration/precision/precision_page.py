@@ -1,4 +1,4 @@
-"""Draw the HTML page of a precision: its gate, its blocks, and the maps of a few images side by side."""
+"""Draw the HTML page of each precision: its gate, its blocks, and the maps of a few images side by side."""
 
 from __future__ import annotations
 
@@ -21,33 +21,49 @@ from flowedge.runtime.frames.graph_input import GraphInput
 _SHOWN: Final = 3  # Good images on the page, each also with a defect.
 
 
-def page_of_precision(calibrated: Bundle, report: PrecisionReport, images: Sequence[Path]) -> bytes:
-    """Return the HTML page of one precision.
+def pages_of_precisions(
+    calibrated: Bundle, reports: Sequence[PrecisionReport], images: Sequence[Path]
+) -> dict[str, bytes]:
+    """Return the HTML page of each precision, by the name of its file in the bundle.
 
     Args:
-        calibrated: The bundle with the fp32 graph and the graph of the precision, which both run on this machine.
-        report: The report of the precision.
-        images: Images of good parts, of which the page shows the first ones.
+        calibrated: The bundle with the fp32 graph and the graphs of the precisions, which all run on this machine.
+        reports: The reports of the precisions.
+        images: Images of good parts, of which the pages show the first ones.
     """
-    maps: list[MapTriple] = []
-    input_of = GraphInput(calibrated.manifest)
-    with (
-        contextlib.closing(judging_engine(calibrated, "fp32")) as fp32,
-        contextlib.closing(judging_engine(calibrated, report.precision)) as converted,
-    ):
-        for n, frame in enumerate(_shown_frames(calibrated, images)):
-            image = input_of([frame])
-            maps.append(
-                MapTriple(
-                    name="a good image" if n % 2 == 0 else "a synthetic defect",
-                    frame=frame,
-                    fp32=fp32.infer(image)["anomaly_map"][0, 0],
-                    converted=converted.infer(image)["anomaly_map"][0, 0],
-                )
-            )
+    frames = list(_shown_frames(calibrated, images))
+    fp32 = _maps(calibrated, "fp32", frames)
+    return {f"gate.{one.precision}.html": _page(calibrated, one, frames, fp32) for one in reports}
+
+
+def _page(
+    calibrated: Bundle,
+    report: PrecisionReport,
+    frames: Sequence[NDArray[np.uint8]],
+    fp32: Sequence[NDArray[np.float32]],
+) -> bytes:
+    converted = _maps(calibrated, report.precision, frames)
+    maps = [
+        MapTriple(
+            name="a good image" if n % 2 == 0 else "a synthetic defect",
+            frame=frame,
+            fp32=fp32[n],
+            converted=converted[n],
+        )
+        for n, frame in enumerate(frames)
+    ]
     title = f"{calibrated.manifest.source.file}: {report.precision}"
     notes = [sentence for name, sentence in slow_precisions().items() if name == report.precision]
     return page_from_gate(title, report.gate, report.blocks, maps, notes=notes).encode()
+
+
+def _maps(
+    calibrated: Bundle, precision: str, frames: Sequence[NDArray[np.uint8]]
+) -> list[NDArray[np.float32]]:
+    """Return the anomaly map ``(h, w)`` of each frame in a precision."""
+    input_of = GraphInput(calibrated.manifest)
+    with contextlib.closing(judging_engine(calibrated, precision)) as engine:
+        return [engine.infer(input_of([frame]))["anomaly_map"][0, 0] for frame in frames]
 
 
 def _shown_frames(bundle: Bundle, images: Sequence[Path]) -> Iterator[NDArray[np.uint8]]:
