@@ -95,14 +95,16 @@ IMAGES ?= 20000
 batch-bench: $(CLUSTER)
 	PYTHONPATH=tests .venv-cluster/bin/python tests/bench/table_batch.py --images $(IMAGES) --out bench-out/batch
 
-# DEVICE=cpu tries the campaign on a machine without a GPU. KIT names a kit of gpu.kit, for a machine without a network.
+# DEVICE=cpu tries the campaign on a machine without a GPU, and MODELS=cflow,uflow runs some models of the five. KIT names
+# a kit of gpu.kit, for a machine without a network, whose python3 has PyTorch and the other packages that gpu.kit names.
 DEVICE ?= cuda
+CAMPAIGN = -m gpu.run --device $(DEVICE) --out gpu-out $(if $(MODELS),--models $(MODELS))
 gpu:
 	@if [ -n "$(KIT)" ]; then PYTHONPATH=tests python3 -m gpu.kit unpack "$(KIT)" .gpu-site; fi
-	@if [ -e .gpu-site/env.sh ]; then . .gpu-site/env.sh; python3 -m gpu.run --device $(DEVICE) --out gpu-out; \
-	else PYTHONPATH=tests $(BIN)/python -m gpu.run --device $(DEVICE) --out gpu-out; fi
+	@if [ -e .gpu-site/env.sh ]; then . .gpu-site/env.sh; python3 $(CAMPAIGN); \
+	else PYTHONPATH=tests $(BIN)/python $(CAMPAIGN); fi
 
-# CPUS=max,neoverse-n1 names other processors, VERSIONS=1.24.4/2.4.6 other versions of ONNX Runtime and NumPy, and
+# CPUS=cortex-a72,cortex-a57 names other processors, VERSIONS=1.24.4/2.4.6 other versions of ONNX Runtime and NumPy, and
 # BUNDLE=FOLDER another bundle. What it downloads and makes is in build/aarch64.
 aarch64: $(VENV)
 	PYTHONPATH=tests $(BIN)/python -m aarch64.run $(if $(CPUS),--cpus $(CPUS)) \

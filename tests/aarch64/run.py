@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from aarch64.userland import Device, find_qemu, make_root, make_wheels
+from aarch64.userland import PROCESSORS, Device, find_qemu, make_root, make_wheels
 from flowedge.export.demo.photos import PhotoPlan, write_photos
 
 FOLDER: Final = Path("build/aarch64")
@@ -46,10 +46,14 @@ HEAD: Final = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--cpus", default="cortex-a76", metavar="A,B", help="processors as QEMU calls them")
+    parser.add_argument("--cpus", default="cortex-a76", metavar="A,B", help=", ".join(PROCESSORS))
     parser.add_argument("--versions", default=f"{JETSON_VERSIONS},{NEWEST}", metavar="ORT/NUMPY,...")
     parser.add_argument("--bundle", type=Path, help="another bundle than the one with random weights")
     options = parser.parse_args()
+    if unknown := set(options.cpus.split(",")) - PROCESSORS.keys():
+        parser.error(
+            f"there is no processor {', '.join(sorted(unknown))}. Choose of: {', '.join(PROCESSORS)}"
+        )
     qemu, version = find_qemu()
     folder = FOLDER.resolve()
     make_root(folder)
@@ -146,6 +150,8 @@ def tried(
     there = device.folder / f"there-{precision}.npz"
     there.unlink(missing_ok=True)
     answered = device.run("-m", "aarch64.answers", bundle, precision, there, *pictures)
+    if told(doctor).startswith("not ready"):
+        problems.append("the doctor finds that the device is not ready")
     for name, done in {"doctor": doctor, "verify": verify, "run": ran, "answers": answered}.items():
         if done.returncode:
             problems.append(

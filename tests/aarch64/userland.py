@@ -26,11 +26,21 @@ PACKAGES: Final = ("python3.11", "libstdc++6", "libgomp1")
 PYTHON: Final = "3.11"  # Debian's, since JetPack's own 3.10 is in no archive of Debian
 PROGRAMS: Final = ("qemu-aarch64-static", "qemu-aarch64")
 PLATFORMS: Final = ("manylinux2014_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
-PARTS: Final = {"cortex-a76": ("0x4", "0xd0b"), "neoverse-n1": ("0x4", "0xd0c")}
-"""ARM's variant and part number of QEMU's processors."""
-FEATURES: Final = (
+_ARMV8: Final = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
+_ARMV8_2: Final = (
     "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 )
+PROCESSORS: Final = {
+    "cortex-a57": ("0x1", "0xd07", _ARMV8),  # of the Jetson Nano and TX2
+    "cortex-a72": ("0x0", "0xd08", _ARMV8),  # of the Raspberry Pi 4
+    "cortex-a76": (
+        "0x4",
+        "0xd0b",
+        _ARMV8_2,
+    ),  # of the Raspberry Pi 5, with the instructions of a Jetson Orin's cores
+    "neoverse-n1": ("0x4", "0xd0c", _ARMV8_2),
+}
+"""ARM's variant and part number of QEMU's processors, and the features that Linux names."""
 JETSON: Final = {
     "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n",
     "proc/device-tree/model": "NVIDIA Jetson Orin NX, pretended\0",
@@ -62,22 +72,20 @@ def apt_settings(folder: Path) -> str:
     )
 
 
-def cpuinfo(processor: str, cores: int) -> str | None:
-    """Return what Linux writes into ``/proc/cpuinfo`` on a processor, or None where its number is not known here.
+def cpuinfo(processor: str, cores: int) -> str:
+    """Return what Linux writes into ``/proc/cpuinfo`` on a processor.
 
-    QEMU 7.2 shows a program of the device this machine's own file. ONNX Runtime 1.32 finds no ARM processor in it and
-    reads a null pointer when it is imported. QEMU 10 writes such a file itself.
+    QEMU 7.2 shows a program of the device this machine's own file. ONNX Runtime from 1.28 on finds no ARM processor in
+    it and reads a null pointer when it is imported. QEMU 10 writes such a file itself.
 
     Args:
-        processor: A processor as QEMU calls it, such as ``cortex-a76``.
+        processor: A name of ``PROCESSORS``.
         cores: The number of cores.
     """
-    if processor not in PARTS:
-        return None
-    variant, part = PARTS[processor]
+    variant, part, features = PROCESSORS[processor]
     lines = {
         "BogoMIPS": "62.50",
-        "Features": FEATURES,
+        "Features": features,
         "CPU implementer": "0x41",
         "CPU architecture": "8",
         "CPU variant": variant,
@@ -113,7 +121,7 @@ class Device:
     Attributes:
         folder: The folder of everything.
         qemu: QEMU's program.
-        processor: The processor as QEMU calls it.
+        processor: A name of ``PROCESSORS``.
         wheels: The folder of the installed wheels.
     """
 
@@ -129,9 +137,7 @@ class Device:
         script.write_text(starter(self.qemu, self.processor, root), encoding="utf-8")
         script.chmod(0o755)
         cpus = root / "proc/cpuinfo"
-        cpus.unlink(missing_ok=True)
-        if (text := cpuinfo(self.processor, os.cpu_count() or 1)) is not None:
-            cpus.write_text(text, encoding="utf-8")
+        cpus.write_text(cpuinfo(self.processor, os.cpu_count() or 1), encoding="utf-8")
         repository = Path(__file__).resolve().parents[2]
         environment = {
             "PATH": os.environ.get("PATH", os.defpath),
