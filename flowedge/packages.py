@@ -40,7 +40,8 @@ _EXPORT: Final = (
 REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "ort": _ORT,
-        "ort-gpu": ("onnxruntime-gpu[cuda,cudnn]>=1.21",),
+        "ort-gpu": ("onnxruntime-gpu[cuda,cudnn]>=1.21", "cuda-bindings>=12.6"),
+        "gpu-jpeg": ("nvidia-nvimgcodec-cu12[nvjpeg]>=0.7",),
         "openvino": ("openvino>=2025.1",),
         "tensorrt-cu12": ("cuda-bindings>=12.6,<13", "tensorrt-cu12>=10.3"),
         "tensorrt-cu13": ("cuda-bindings>=13,<14", "tensorrt-cu13>=10.13"),
@@ -66,7 +67,7 @@ REQUIREMENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 """The packages of each extra of ``pyproject.toml``, as pip takes them. FlowEdge itself is on no package index."""
 
 
-_X86_ONLY: Final = ("rtx", "tensorrt-cu12", "tensorrt-cu13")
+_X86_ONLY: Final = ("rtx", "gpu-jpeg", "tensorrt-cu12", "tensorrt-cu13")
 _OLDEST_PYTHON_OF_ARM: Final = (3, 11)  # of ONNX Runtime's GPU build, whose wheels for ARM are of CUDA 13
 
 

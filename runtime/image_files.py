@@ -2,41 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.clock import utc_moment
 from flowedge.errors import ImageError
+from flowedge.runtime.frames.decoders import DecodeJpeg
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.frames.pixel_range import PixelRange
+from flowedge.runtime.lanes import in_order
 from flowedge.runtime.protocols import Frame
+
+_EXPANSION: Final = 16  # bytes of pixels for a byte of a compressed file, about twice what is usual
 
 
 class ImageFiles:
     """Image files as a source of frames, one after the other in the order given."""
 
-    def __init__(self, images: Sequence[Path], pixel_range: PixelRange | None = None) -> None:
+    def __init__(
+        self,
+        images: Sequence[Path],
+        pixel_range: PixelRange | None = None,
+        *,
+        readers: int = 1,
+        decode_jpeg: DecodeJpeg | None = None,
+    ) -> None:
         """Name the files. Each is opened when its turn comes.
 
         Args:
             images: The files.
             pixel_range: The levels of images of more than 8 bits that become 0 and 255, see
                 `flowedge.runtime.frames.images.read_image`.
+            readers: The number of threads that read and decode. With more than 1, a few files are read ahead.
+            decode_jpeg: Decodes JPEG files in place of libjpeg-turbo, see `read_image`.
         """
-        self._images = images
-        self._pixel_range = pixel_range
+        self._images, self._readers = images, readers
+        self._pixel_range, self._decode_jpeg = pixel_range, decode_jpeg
 
     def frames(self) -> Iterator[Frame]:
-        """Read the files one by one. A file that cannot be read gives a frame with a problem."""
-        for path in self._images:
-            yield frame_of_file(path, lambda path: read_image(path, self._pixel_range))
+        """Read the files in their order. A file that cannot be read gives a frame with a problem."""
+        return in_order(
+            lambda path: frame_of_file(path, self._read),
+            self._images,
+            lanes=self._readers,
+            size=_likely_bytes,
+        )
+
+    def _read(self, path: Path) -> NDArray[np.uint8]:
+        return read_image(path, self._pixel_range, self._decode_jpeg)
 
     def close(self) -> None:
         """Do nothing, since no file stays open."""
+
+
+def _likely_bytes(path: Path) -> int:
+    """Guess the bytes of a file's pixels, so that few large pictures are decoded at once."""
+    with contextlib.suppress(OSError):
+        return _EXPANSION * path.stat().st_size
+    return 0
 
 
 def frame_of_file(path: Path, read: Callable[[Path], NDArray[np.uint8]], source: str | None = None) -> Frame:

@@ -12,7 +12,7 @@ import msgspec
 from flowedge.errors import ImageError
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.image_files import ImageFiles
-from flowedge.runtime.lanes import in_order, lanes_of
+from flowedge.runtime.lanes import in_order, lanes_of, readers_beside
 from flowedge.runtime.pictures import PictureFolder
 from flowedge.runtime.protocols import Frame, Inspects, Sink, Source
 from flowedge.runtime.record import Inspection
@@ -142,7 +142,8 @@ def inspect_images(
     Raises:
         FlowEdgeError: The folder ``out`` cannot be made, or a sink can store no record at all.
     """
-    source = ImageFiles(images, detector.bundle.manifest.pixel_range)
+    readers = readers_beside(detector.engine) if len(images) > 1 else 1
+    source = ImageFiles(images, detector.bundle.manifest.pixel_range, readers=readers)
     lanes = lanes_of(detector.engine)
     yield from inspect_source(
         detector, source, images, out=out, style=style, sinks=sinks, batch=batch, lanes=lanes

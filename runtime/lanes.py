@@ -63,6 +63,14 @@ def lanes_of(engine: Opened) -> int:
     return max(2, min(MOST_LANES, fast_cores()))
 
 
+def readers_beside(engine: Opened) -> int:
+    """Return the number of threads that read and decode files for an engine.
+
+    An engine on the CPU needs the cores itself, and one file is read while others are inspected.
+    """
+    return 1 if engine.spec.device == "cpu" else lanes_of(engine)
+
+
 class Lanes:
     """Threads that each do one piece of work at a time. They end with the process, also where a work hangs."""
 

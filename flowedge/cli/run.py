@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -35,6 +36,7 @@ from flowedge.text import printable
 if TYPE_CHECKING:
     from flowedge.cli.progress import Display
     from flowedge.runtime.detector import Detector
+    from flowedge.runtime.frames.decoders import DecodeJpeg
     from flowedge.runtime.protocols import Sink, Source
 
 NAME = "run"
@@ -100,6 +102,13 @@ def command(
     precision: PrecisionOption = "fp32",
     threads: Threads = None,
     build: Build = False,
+    jpeg_decoder: Annotated[
+        Literal["cpu", "gpu"],
+        typer.Option(
+            "--jpeg-decoder",
+            help="Decode JPEG files on the CPU, or on an NVIDIA GPU, whose pixels differ by rounding.",
+        ),
+    ] = "cpu",
     source_scale: Annotated[
         bool,
         typer.Option(
@@ -147,6 +156,10 @@ def command(
     bundle = folder_of_product(bundle, product)
     check_bundle(bundle, *(sources or ()))
     camera = _camera(sources or [], list_file)
+    if camera and jpeg_decoder == "gpu":
+        raise FlowEdgeError(
+            "--jpeg-decoder gpu is for image files, and a camera or a video has none. Leave it out."
+        )
     for source in sources or ():
         if source != "-" and not is_camera(source):
             check_images(source)
@@ -191,6 +204,14 @@ def command(
             raise FlowEdgeError(
                 f"--fail-on anomalous never fails: {bundle} has no threshold. Run flowedge calibrate first."
             )
+        decode_jpeg = None
+        if jpeg_decoder == "gpu":
+            from flowedge.runtime.frames.decoders.gpu_jpeg import GpuJpegs
+
+            decode_jpeg = GpuJpegs(detector.engine.spec.index)
+            # Each record then tells whose pixels were judged.
+            reason = f"{detector.engine_reason}. {decode_jpeg.words}"
+            detector.engine = replace(detector.engine, reason=reason)
         at_once = batch_of(detector, batch)[1]
         if at_once != batch:
             MESSAGES.print(f"the engine runs {at_once} images at a time, not {batch}")
@@ -211,7 +232,7 @@ def command(
             with progress_bar(is_shown=is_table or not sys.stdout.isatty()) as display:
                 rows = Rows(display, by_nfa=detector.thresholds.nfa is not None)
                 display.step("inspecting", count)
-                opened = _opened(camera, images, detector, display)
+                opened = _opened(camera, images, detector, display, decode_jpeg)
                 for inspection in inspect_source(
                     detector,
                     opened,
@@ -266,13 +287,21 @@ def _camera(sources: Sequence[str], list_file: str | None) -> str:
     return cameras[0] if cameras else ""
 
 
-def _opened(camera: str, images: Sequence[Path], detector: Detector, display: Display) -> Source:
+def _opened(
+    camera: str,
+    images: Sequence[Path],
+    detector: Detector,
+    display: Display,
+    decode_jpeg: DecodeJpeg | None,
+) -> Source:
     """Open the camera or the video, or else the images."""
     pixel_range = detector.bundle.manifest.pixel_range
     if not camera:
         from flowedge.runtime.image_files import ImageFiles
+        from flowedge.runtime.lanes import readers_beside
 
-        return ImageFiles(images, pixel_range)
+        readers = readers_beside(detector.engine) if len(images) > 1 else 1
+        return ImageFiles(images, pixel_range, readers=readers, decode_jpeg=decode_jpeg)
     from flowedge.runtime.sources import open_source
 
     return open_source(

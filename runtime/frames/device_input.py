@@ -8,7 +8,7 @@ integer weights, are those of the host and of the exporter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 import numpy as np
@@ -30,6 +30,7 @@ _IR_VERSION: Final = 8
 _FLOAT, _UINT8, _INT64 = 1, 2, 7
 _TYPES: Final = {"float32": _FLOAT, "uint8": _UINT8, "int64": _INT64}
 _ROWS, _COLUMNS = 0, 1
+_Field: TypeAlias = tuple[int, int | str | bytes]
 
 
 def input_graph(preprocessing: Preprocessing, frame: Size) -> bytes | None:
@@ -129,9 +130,9 @@ class _Graph:
     def node(self, op: str, inputs: Sequence[str], **attributes: int | tuple[int, ...]) -> str:
         """Add a node with one output, and return the name of the output."""
         name = f"t{len(self._nodes)}"
-        fields = [*((1, one) for one in inputs), (2, name), (3, name), (4, op)]
-        described = [(5, _attribute(key, value)) for key, value in attributes.items()]
-        self._nodes.append(_message([*fields, *described]))
+        fields: list[_Field] = [*((1, one) for one in inputs), (2, name), (3, name), (4, op)]
+        fields += [(5, _attribute(key, value)) for key, value in attributes.items()]
+        self._nodes.append(_message(fields))
         return name
 
     def constant(self, values: NDArray[Any]) -> str:
@@ -154,7 +155,7 @@ class _Graph:
     def encoded(self, output: str, taken: Sequence[int | None], given: Sequence[int | None]) -> bytes:
         """Return the ModelProto, whose only output is the one that is named."""
         last = _message([(1, output), (2, IMAGE), (3, IMAGE), (4, "Identity")])
-        graph = [
+        graph: list[_Field] = [
             *((1, node) for node in (*self._nodes, last)),
             (2, "input"),
             *((5, constant) for constant in self._constants),
@@ -177,7 +178,7 @@ def _value(name: str, data_type: int, shape: Sequence[int | None]) -> bytes:
     return _message([(1, name), (2, _message([(1, tensor)]))])
 
 
-def _message(fields: Sequence[tuple[int, int | str | bytes]]) -> bytes:
+def _message(fields: Sequence[_Field]) -> bytes:
     """Return a message of numbers, texts and bytes."""
     typed: Fields = []
     for number, value in fields:

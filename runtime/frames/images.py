@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from flowedge.errors import ImageError
 from flowedge.files import open_regular_file
 from flowedge.runtime.device.limits import MAX_BYTES, MAX_PIXELS
-from flowedge.runtime.frames.decoders import DamagedError, RefusedError, decode
+from flowedge.runtime.frames.decoders import DamagedError, DecodeJpeg, RefusedError, decode
 from flowedge.runtime.frames.pixel_range import PixelRange, in_8_bits
 
 _LOG: Final = logging.getLogger(__name__)
 
 
-def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> NDArray[np.uint8]:
+def read_image(
+    path: str | Path, pixel_range: PixelRange | None = None, decode_jpeg: DecodeJpeg | None = None
+) -> NDArray[np.uint8]:
     """Read an image file.
 
     Grey is repeated three times, a palette is looked up, and transparency is dropped without blending. The orientation
@@ -34,6 +36,7 @@ def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> NDArr
         path: The file.
         pixel_range: The levels of an image of more than 8 bits that become 0 and 255, as `in_8_bits` maps them. Without
             them such an image is refused, since nobody knows which levels the network was trained on.
+        decode_jpeg: Decodes JPEG files in place of libjpeg-turbo. Its pixels may then differ from PIL's.
 
     Returns:
         ``(H, W, 3)`` uint8, RGB, C-contiguous, owned by the caller.
@@ -42,16 +45,22 @@ def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> NDArr
         ImageError: The file is missing, empty, damaged, not whole, beyond a limit of `flowedge.runtime.device.limits`,
             of a format or a variant that is not read, or of more than 8 bits without a ``pixel_range``.
     """
-    return image_from_bytes(str(path), read_content(path), pixel_range)
+    return image_from_bytes(str(path), read_content(path), pixel_range, decode_jpeg)
 
 
-def image_from_bytes(name: str, content: bytes, pixel_range: PixelRange | None = None) -> NDArray[np.uint8]:
+def image_from_bytes(
+    name: str,
+    content: bytes,
+    pixel_range: PixelRange | None = None,
+    decode_jpeg: DecodeJpeg | None = None,
+) -> NDArray[np.uint8]:
     """Decode the content of an image file, as `read_image` decodes a file.
 
     Args:
         name: The name of the image for messages.
         content: The whole file.
         pixel_range: The levels of an image of more than 8 bits that become 0 and 255.
+        decode_jpeg: Decodes JPEG files in place of libjpeg-turbo.
 
     Returns:
         ``(H, W, 3)`` uint8, RGB, C-contiguous, owned by the caller.
@@ -59,7 +68,7 @@ def image_from_bytes(name: str, content: bytes, pixel_range: PixelRange | None =
     Raises:
         ImageError: The content is empty, damaged, not whole, beyond a limit, or of a format that is not read.
     """
-    picture = picture_from_bytes(name, content)
+    picture = picture_from_bytes(name, content, decode_jpeg)
     _LOG.debug("read %s, %s %s", name, picture.shape, picture.dtype)
     return in_8_bits_of_file(name, picture, pixel_range)
 
@@ -100,7 +109,7 @@ def read_picture(path: str | Path) -> NDArray[Any]:
     return picture_from_bytes(str(path), read_content(path))
 
 
-def picture_from_bytes(name: str, content: bytes) -> NDArray[Any]:
+def picture_from_bytes(name: str, content: bytes, decode_jpeg: DecodeJpeg | None = None) -> NDArray[Any]:
     """Decode the content of an image file, with the levels that it has.
 
     Raises:
@@ -108,7 +117,7 @@ def picture_from_bytes(name: str, content: bytes) -> NDArray[Any]:
     """
     check_content(name, len(content))
     try:
-        return decode(content)
+        return decode(content, decode_jpeg)
     except RefusedError as error:
         raise ImageError(f"{name} {error}") from error
     except DamagedError as error:

@@ -26,7 +26,7 @@ from flowedge.bundle import Bundle, open_bundle
 from flowedge.runtime.engines import cuda, onnxrt
 from flowedge.runtime.image_files import ImageFiles
 from flowedge.runtime.inspection import inspect_source
-from flowedge.runtime.lanes import lanes_of
+from flowedge.runtime.lanes import lanes_of, readers_beside
 from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.opening.timing import window_of
 from flowedge.runtime.opening.unproven import open_unproven
@@ -106,7 +106,7 @@ def folder(device: str, bundle: Bundle, pictures: Sequence[Path]) -> dict[str, A
                 begun = time.perf_counter()
                 done = inspect_source(
                     detector,
-                    ImageFiles(pictures, None),
+                    ImageFiles(pictures, None, readers=readers_beside(detector.engine)),
                     pictures,
                     batch=batch,
                     lanes=lanes_of(detector.engine),

@@ -54,7 +54,7 @@ def answer_of(preprocessing: Preprocessing, frames: NDArray[np.uint8]) -> NDArra
     assert graph is not None
     onnx.checker.check_model(onnx.load_from_string(graph), full_check=True)
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    answer: NDArray[np.float32] = session.run(None, {FRAMES: frames})[0]  # type: ignore[assignment]
+    answer: NDArray[np.float32] = session.run(None, {FRAMES: frames})[0]
     return answer
 
 

@@ -18,10 +18,10 @@ from torchvision.transforms import v2
 import flowedge
 from flowedge.bundle import open_bundle
 from flowedge.errors import ImageError
-from flowedge.export.graph.frame_graph import Preprocess, exact_parts
+from flowedge.export.graph.frame_graph import Preprocess
 from flowedge.geometry import cv2_taps
 from flowedge.manifest import Preprocessing, ResizeMethod
-from flowedge.resampling import pil_fixed_point
+from flowedge.resampling import exact_parts, pil_fixed_point
 from flowedge.runtime.frames.preprocess import Preprocessor
 from support.antialiased import antialiased_matrix
 from support.command_line import flowedge as run_flowedge

@@ -26,6 +26,7 @@ import flowedge
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineUnavailableError
 from flowedge.runtime.engines import onnxrt
+from flowedge.runtime.frames.device_input import input_graph
 from flowedge.runtime.lanes import inferences_at_once, lanes_of
 from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.opening.unproven import open_unproven
@@ -398,7 +399,7 @@ def test_frames_of_many_sizes_are_preprocessed_by_the_host_in_the_end(
 def test_a_gpu_that_preprocesses_otherwise_leaves_it_to_the_host(
     bundle: Bundle, sessions: Sessions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    right = onnxrt_bound.input_graph
+    right = input_graph
     monkeypatch.setattr(
         onnxrt_bound,
         "input_graph",

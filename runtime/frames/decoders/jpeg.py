@@ -87,8 +87,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
         DamagedError: Part of the picture is missing, or libjpeg-turbo warns.
         RefusedError: The file is of a rare variant, too large, or holds several pictures.
     """
-    frame = _frame(data)
-    colours = "CMYK" if len(frame.missing) == 4 else "RGB"
+    colours = "CMYK" if components(data) == 4 else "RGB"
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace=colours, strict=True)
     except ValueError as error:
@@ -104,6 +103,19 @@ def decode(data: bytes) -> NDArray[np.uint8]:
         with JpegImageFile(io.BytesIO(data)) as image:
             return rgb_of(image)
     return pixels
+
+
+def components(data: bytes) -> int:
+    """Check that a JPEG file is whole and of a kind that is read, without decoding it.
+
+    Returns:
+        The number of components: 1 for grey, 3 for colour, 4 for inks.
+
+    Raises:
+        DamagedError: Part of the picture is missing.
+        RefusedError: The file is of a rare variant, too large, or holds several pictures.
+    """
+    return len(_frame(data).missing)
 
 
 def _frame(data: bytes) -> _Frame:
