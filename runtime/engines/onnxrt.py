@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -24,9 +22,17 @@ from flowedge.manifest import Preprocessing
 from flowedge.packages import missing_wheel, pip_install
 from flowedge.runtime.device.cores import fast_cpus_for
 from flowedge.runtime.device.denormals import flushing_denormals
-from flowedge.runtime.device.device_cache import DeviceCache, device_cache
-from flowedge.runtime.device.engine_file import IGNORED_FACTS, EngineFacts
-from flowedge.runtime.device.machine import find_jetson, find_nvidia_driver, overflows_in_eight_bits
+from flowedge.runtime.device.device_cache import device_cache
+from flowedge.runtime.device.engine_file import IGNORED_FACTS
+from flowedge.runtime.device.machine import overflows_in_eight_bits
+from flowedge.runtime.engines.onnxrt_tensorrt import (
+    TENSORRT,
+    Providers,
+    engines_of,
+    facts_of,
+    has_engines,
+    with_engines,
+)
 from flowedge.runtime.opening.building import built_in_cache
 from flowedge.runtime.opening.contract import TensorSpec, check_contract
 from flowedge.runtime.opening.engine_contract import DEFAULT_BATCHES, Building, Built, EngineSpec, Opening
@@ -58,14 +64,13 @@ _BROKEN_GRAPH = (
 )
 
 
-_CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDER: Final = {
     "onnxruntime-cpu": _CPU,
     **dict.fromkeys(("onnxruntime-cuda", "onnxruntime-cuda-nhwc", "onnxruntime-cuda-tf32"), _CUDA),
-    "onnxruntime-tensorrt": _TENSORRT,
+    "onnxruntime-tensorrt": TENSORRT,
 }
 _MEMORY: Final = "cuda"  # ONNX Runtime's name of the memory of an NVIDIA GPU
-_Providers: TypeAlias = list[tuple[str, dict[str, str]]]
 
 
 def load(opening: Opening) -> Engine:
@@ -80,15 +85,15 @@ def load(opening: Opening) -> Engine:
     providers = _providers(opening.spec)
     if opening.spec.listed == "onnxruntime-tensorrt":
         cache = device_cache()
-        found = cache.find(_facts(opening, DEFAULT_BATCHES), ignoring=IGNORED_FACTS)
-        if found.plan is None or not _has_engines(cache, found.facts):
+        found = cache.find(facts_of(opening, DEFAULT_BATCHES), ignoring=IGNORED_FACTS)
+        if found.plan is None or not has_engines(cache, found.facts):
             raise EngineNotBuiltError(
                 f"{name} needs an engine compiled for this machine: {found.reason or 'its files were deleted'}. "
                 f"Build it with: flowedge build {opening.source.owner} --engine {name} --precision {opening.precision}"
             )
-        cache.touch(_engines_of(cache, found.facts))
+        cache.touch(engines_of(cache, found.facts))
         largest = found.facts.batches[2]
-        providers = _with_engines(providers, opening, cache, found.facts)
+        providers = with_engines(providers, opening, cache, found.facts)
     runs = _bound_runs(opening, providers) if _PROVIDER[opening.spec.listed] == _CUDA else None
     return _OnnxRuntime(
         name, runs or _PlainRuns(_checked_session(opening, providers)), tuple(opening.source.inputs), largest
@@ -114,17 +119,17 @@ def build(building: Building) -> Built:
             "For other precisions take --engine tensorrt, or run onnxruntime-cuda, which needs no build."
         )
     providers = _providers(opening.spec)
-    facts = _facts(opening, options.batches)
+    facts = facts_of(opening, options.batches)
     known = building.cache.find(facts)
-    if known.plan is not None and not _has_engines(building.cache, facts):
+    if known.plan is not None and not has_engines(building.cache, facts):
         building.cache.drop(known.path)
 
     def compile_it() -> bytes:
         building.reports.step("ONNX Runtime builds its engines")
         # ONNX Runtime would load engines that lie in the folder, instead of building them.
-        shutil.rmtree(_engines_of(building.cache, facts), ignore_errors=True)
-        _checked_session(opening, _with_engines(providers, opening, building.cache, facts))
-        files = sorted(file.name for file in _engines_of(building.cache, facts).glob("*.engine"))
+        shutil.rmtree(engines_of(building.cache, facts), ignore_errors=True)
+        _checked_session(opening, with_engines(providers, opening, building.cache, facts))
+        files = sorted(file.name for file in engines_of(building.cache, facts).glob("*.engine"))
         if not files:
             raise EngineUnavailableError(
                 f"{name} took the graph and built no engine from it: TensorRT supports none of it. "
@@ -188,7 +193,7 @@ def open_part(model: bytes, where: str) -> Callable[[Mapping[str, NDArray[Any]]]
     return lambda feed: dict(zip(names, _run(session, names, dict(feed)), strict=True))
 
 
-def _providers(spec: EngineSpec) -> _Providers:
+def _providers(spec: EngineSpec) -> Providers:
     """Return the provider of an engine, and the providers that run the few nodes that it leaves.
 
     Raises:
@@ -205,7 +210,7 @@ def _providers(spec: EngineSpec) -> _Providers:
         )
     if wanted == _CPU:
         return [(_CPU, {})]
-    if wanted == _TENSORRT and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0":
+    if wanted == TENSORRT and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0":
         # The provider has no option for it, and a library may not change the environment of its process.
         raise EngineUnavailableError(
             f"{spec.name} would compute float32 as TensorFloat-32, with 10 bits in place of 23. Start the process with "
@@ -213,8 +218,8 @@ def _providers(spec: EngineSpec) -> _Providers:
         )
     _preload_cuda()
     device = {"device_id": str(spec.index)}
-    on_the_gpu: _Providers = [(_CUDA, _CUDA_OPTIONS | dict(spec.options) | device), (_CPU, {})]
-    return on_the_gpu if wanted == _CUDA else [(_TENSORRT, device), *on_the_gpu]
+    on_the_gpu: Providers = [(_CUDA, _CUDA_OPTIONS | dict(spec.options) | device), (_CPU, {})]
+    return on_the_gpu if wanted == _CUDA else [(TENSORRT, device), *on_the_gpu]
 
 
 # 1. TensorFloat-32 would lose 13 of the 23 bits of float32, and an fp32 graph is compared with limits of float32. Only
@@ -247,68 +252,7 @@ def _preload_cuda() -> None:
         copied()
 
 
-def _with_engines(
-    providers: _Providers, opening: Opening, cache: DeviceCache, facts: EngineFacts
-) -> _Providers:
-    """Put TensorRT's caches into the device cache, and name the sizes that an engine is built for."""
-    shapes = {name: spec.shape for name, spec in opening.source.inputs.items()}
-    sizes = [
-        ",".join(
-            f"{name}:{'x'.join(str(batch if size is None else size) for size in shape)}"
-            for name, shape in shapes.items()
-        )
-        for batch in facts.batches
-    ]
-    engines, timing = cache.make_folder(f"onnxruntime-tensorrt/{facts.key}"), cache.make_folder("timing")
-    options = {
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(engines),
-        "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": str(timing),
-        "trt_profile_min_shapes": sizes[0],
-        "trt_profile_opt_shapes": sizes[1],
-        "trt_profile_max_shapes": sizes[2],
-    }
-    return [(name, own | options if name == _TENSORRT else own) for name, own in providers]
-
-
-def _engines_of(cache: DeviceCache, facts: EngineFacts) -> Path:
-    return cache.folder / "onnxruntime-tensorrt" / facts.key
-
-
-def _has_engines(cache: DeviceCache, facts: EngineFacts) -> bool:
-    """Return True where a folder holds engines for ONNX Runtime, and nothing but plain files."""
-    files = list(_engines_of(cache, facts).glob("*"))
-    are_plain = all(file.is_file() and not file.is_symlink() for file in files)
-    return are_plain and any(file.suffix == ".engine" for file in files)
-
-
-def _facts(opening: Opening, batches: tuple[int, int, int]) -> EngineFacts:
-    jetson = find_jetson()
-    gpu = find_nvidia_driver()
-    return EngineFacts(
-        engine=opening.spec.listed,
-        version=f"{ort.__version__} with TensorRT {_tensorrt_version()}",
-        graph=opening.source.sha256,
-        precision=opening.precision,
-        device=jetson.model if jetson is not None else ", ".join(gpu.names),
-        capability="",
-        driver=jetson.l4t if jetson is not None else gpu.version,
-        batches=batches,
-    )
-
-
-def _tensorrt_version() -> str:
-    """Return the version of the TensorRT that the loader finds, in TensorRT's own form (100300 is 10.3.0)."""
-    for major in (11, 10, 8):
-        try:
-            return str(ctypes.CDLL(f"libnvinfer.so.{major}").getInferLibVersion())
-        except (OSError, AttributeError):
-            continue
-    return "unknown"
-
-
-def _checked_session(opening: Opening, providers: _Providers) -> ort.InferenceSession:
+def _checked_session(opening: Opening, providers: Providers) -> ort.InferenceSession:
     graph = opening.graph
     session = _session(
         str(graph), providers, threads=opening.threads, takes_turns=opening.takes_turns, where=str(graph)
@@ -323,7 +267,7 @@ def _checked_session(opening: Opening, providers: _Providers) -> ort.InferenceSe
     return session
 
 
-def _bound_runs(opening: Opening, providers: _Providers) -> BoundRuns | None:
+def _bound_runs(opening: Opening, providers: Providers) -> BoundRuns | None:
     """Open a session whose buffers stay on the GPU, or return None where CUDA's Python binding is not installed."""
     try:
         from flowedge.runtime.engines import cuda
@@ -339,7 +283,7 @@ def _bound_runs(opening: Opening, providers: _Providers) -> BoundRuns | None:
 
     (name, options), *others = providers
 
-    def with_graphs(has_graphs: bool) -> _Providers:
+    def with_graphs(has_graphs: bool) -> Providers:
         return [(name, options | {"enable_cuda_graph": str(int(has_graphs))}), *others]
 
     def open_front(graph: bytes, has_graphs: bool) -> ort.InferenceSession:
@@ -440,7 +384,7 @@ _AFFINITIES: Final = "session.intra_op_thread_affinities"
 
 def _session(
     model: str | bytes,
-    providers: _Providers,
+    providers: Providers,
     *,
     threads: int | None,
     where: str,
@@ -479,7 +423,7 @@ def _session(
     return session
 
 
-def _session_options(providers: _Providers, threads: int | None) -> ort.SessionOptions:
+def _session_options(providers: Providers, threads: int | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     # Every fault raises an exception, except that a GPU's libraries cannot be loaded, which is only logged.

@@ -16,7 +16,7 @@ from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.device.machine import NvidiaDriver
-from flowedge.runtime.engines import onnxrt
+from flowedge.runtime.engines import onnxrt, onnxrt_tensorrt
 from flowedge.runtime.opening.building import build_engine
 from flowedge.runtime.opening.engine_contract import BuildOptions
 from flowedge.runtime.opening.unproven import open_unproven
@@ -61,11 +61,13 @@ class Sessions:
     """Opens sessions on the CPU, and leaves a file where TensorRT's provider would."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.asked: list[onnxrt._Providers] = []
+        self.asked: list[onnxrt_tensorrt.Providers] = []
         self.engines = 1
         real = onnxrt._session
 
-        def session(model: Any, providers: onnxrt._Providers, **others: Any) -> onnxruntime.InferenceSession:
+        def session(
+            model: Any, providers: onnxrt_tensorrt.Providers, **others: Any
+        ) -> onnxruntime.InferenceSession:
             self.asked.append(providers)
             name, options = providers[0]
             if name == PROVIDERS[TENSORRT]:
@@ -173,7 +175,9 @@ def test_another_driver_is_another_engine(
     bundle: Bundle, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_engine(bundle, TENSORRT)
-    monkeypatch.setattr(onnxrt, "find_nvidia_driver", lambda: NvidiaDriver(version="580.1", names=("A2000",)))
+    monkeypatch.setattr(
+        onnxrt_tensorrt, "find_nvidia_driver", lambda: NvidiaDriver(version="580.1", names=("A2000",))
+    )
     with pytest.raises(
         EngineNotBuiltError, match=r"device none instead of A2000, driver none instead of 580\.1"
     ):
