@@ -17,7 +17,7 @@ from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.nfa import window_sides
 from flowedge.runtime.opening.engine_contract import Opened
-from flowedge.runtime.opening.selftest import read_rounded_answers, read_selftest
+from flowedge.runtime.opening.selftest import SelfTest, read_rounded_answers, read_selftest
 from flowedge.runtime.opening.unproven import open_unproven
 from flowedge.runtime.protocols import Engine
 
@@ -96,15 +96,24 @@ def replay_selftest(bundle: Bundle, session: Opened) -> tuple[Check, ...]:
         EngineUnavailableError: The device stopped.
     """
     selftest = read_selftest(bundle)
+    images = images_of_selftest(bundle, selftest)
+    # Infinite values and NaN fail their check, and NumPy's warnings would add nothing.
+    with np.errstate(all="ignore"):
+        return tuple(_checks(bundle, session, images, selftest.answers))
+
+
+def images_of_selftest(bundle: Bundle, selftest: SelfTest) -> NDArray[Any]:
+    """Make the input ``(K, ...)`` of a bundle's graphs from the K frames of its self-test.
+
+    Raises:
+        BundleError: The frames do not become the graph's input.
+    """
     try:
-        images = GraphInput(bundle.manifest)(selftest.frames)
+        return GraphInput(bundle.manifest)(selftest.frames)
     except ImageError as error:
         raise BundleError(
             f"{bundle.path}: the frames of the self-test do not fit the manifest: {error} Export the bundle again."
         ) from error
-    # Infinite values and NaN fail their check, and NumPy's warnings would add nothing.
-    with np.errstate(all="ignore"):
-        return tuple(_checks(bundle, session, images, selftest.answers))
 
 
 class WorstDifference:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from flowedge.bundle import Bundle
 from flowedge.manifest import level_outputs
 from flowedge.runtime.device.npz import npz_from_arrays
-from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.opening.selftest import FRAMES, read_selftest, rounded_answers_file
+from flowedge.runtime.verify import images_of_selftest
 
 
 def files_of_rounded_answers(
@@ -35,7 +35,7 @@ def files_of_rounded_answers(
     """
     if FRAMES not in {file.path for file in bundle.manifest.files}:
         return {}
-    images = GraphInput(bundle.manifest)(read_selftest(bundle).frames)
+    images = images_of_selftest(bundle, read_selftest(bundle))
     names = list(level_outputs(bundle.manifest.levels, bundle.manifest.nfa))
     return {
         rounded_answers_file(precision): npz_from_arrays(

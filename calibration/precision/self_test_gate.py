@@ -18,9 +18,8 @@ from flowedge.calibration.precision.converted_graph import ConvertedPrecision
 from flowedge.calibration.precision.in_order import in_order
 from flowedge.calibration.precision.pieces import PiecedGraph, Values
 from flowedge.progress import Reports
-from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.opening.selftest import FRAMES, read_selftest
-from flowedge.runtime.verify import Check, WorstDifference, check_of_output
+from flowedge.runtime.verify import Check, WorstDifference, check_of_output, images_of_selftest
 
 _AGAINST: Final = "the expected answers"
 
@@ -48,7 +47,7 @@ class SelfTestGate:
         self._expected: Mapping[str, NDArray[np.float32]] = {}
         if has_self_test(bundle):
             selftest = read_selftest(bundle)
-            images = GraphInput(bundle.manifest)(selftest.frames)
+            images = images_of_selftest(bundle, selftest)
             self._images = [images[n : n + 1] for n in range(len(images))]
             self._expected = selftest.answers
 

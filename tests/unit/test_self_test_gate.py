@@ -97,7 +97,11 @@ def test_a_block_that_passes_on_images_and_fails_the_self_test_stays_in_float(
         # Only the whole graph then shows it, as where its kernels round in another way than its pieces do.
         monkeypatch.setattr(SelfTestGate, "checks", lambda *arguments: ())
     bundle = write_with_selftest(tmp_path / "dark.flowedge", layers_of(0.65))
-    done, reports = add_precisions(bundle, bright, request_of("int8"), threads=1)
+    told = RecordedReports()
+    done, reports = add_precisions(bundle, bright, request_of("int8"), threads=1, reports=told)
+    steps = [step for step in told.steps if step.startswith("int8-cpu")]
+    assert (steps[0] == "int8-cpu: comparing with fp32") is not search_sees_it, "it saves the images"
+    assert "int8-cpu: replaying the self-test for each block" in steps
     by_name = {report.precision: report for report in reports}
     reverted = {name: {b.name: b.reason for b in one.blocks if b.reason} for name, one in by_name.items()}
     assert reverted["int8-gpu"] == {}, "this layout does not round the output of the last block"
