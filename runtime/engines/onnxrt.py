@@ -327,9 +327,7 @@ class _PlainRuns:
         session = self._session  # another thread may close the engine while this one runs
         if session is None:
             raise ValueError("the engine is closed")
-        with flushing_denormals():
-            answers: list[Any] = session.run(tuple(names), feed)  # pyright: ignore[reportAssignmentType]
-        return dict(zip(names, answers, strict=True))
+        return dict(zip(names, _run(session, tuple(names), feed), strict=True))
 
     def take_frames(self, preprocessing: Preprocessing) -> None:
         return None
