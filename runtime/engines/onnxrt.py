@@ -279,6 +279,9 @@ def _bound_runs(opening: Opening, providers: Providers) -> BoundRuns | None:
             *(opening.spec.name, error.name, pip_install(opening.spec.extra)),
         )
         return None
+    specs = (*opening.source.inputs.values(), *opening.source.outputs.values())
+    if any(None in spec.shape[1:] for spec in specs):
+        return None  # buffers need a size, which only the number of images leaves open
     cuda.device(opening.spec.index)  # which explains a missing driver or GPU
 
     (name, options), *others = providers

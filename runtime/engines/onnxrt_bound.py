@@ -44,7 +44,7 @@ IN_FLIGHT: Final = 2
 MOST_SIZES: Final = 8
 """The number of sizes of batch that have buffers. Each size holds memory of the GPU, also after its last run."""
 
-MOST_FRAMES: Final = 2
+MOST_FRAMES: Final = 4
 """The number of sizes of frames that are preprocessed on the GPU. Each has a session of its own."""
 
 _PREPROCESSING_LIMIT: Final = 1e-4  # of the normalised input, in which a grey level is about 0.02

@@ -24,6 +24,7 @@ import numpy as np
 import flowedge
 from flowedge.bundle import Bundle, open_bundle
 from flowedge.runtime.engines import cuda, onnxrt
+from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.image_files import ImageFiles
 from flowedge.runtime.inspection import inspect_source
 from flowedge.runtime.lanes import lanes_of, readers_beside
@@ -100,9 +101,9 @@ def folder(device: str, bundle: Bundle, pictures: Sequence[Path]) -> dict[str, A
     found: dict[str, Any] = {"pretended": device == "cpu"}
     for precision in [one for one in ("fp32", "fp16") if one in _precisions(device, bundle)]:
         with flowedge.load(bundle.path, engine=ENGINE, precision=precision, levels=False) as detector:
-            detector.warm_up()
+            height, width, _ = read_image(pictures[0]).shape
             for batch in (1, 8):
-                detector.warm_up(batch=batch)
+                detector.warm_up((height, width), batch=batch)
                 begun = time.perf_counter()
                 done = inspect_source(
                     detector,

@@ -86,8 +86,19 @@ class Report:
                 "state",
             )
             parts += _table(head, _built_rows(built))
+        shares = self.results.get("peaks")
+        if isinstance(shares, list):
+            head = (
+                "engine",
+                "precision",
+                "ms by batch",
+                "of the product's peak",
+                "of the copy's bandwidth",
+                "peaks",
+            )
+            parts += _table(head, [_share_row(row) for row in shares])
         for name, found in self.results.items():
-            if name not in speeds and name not in parities and name not in built:
+            if name not in speeds and name not in parities and name not in built and found is not shares:
                 parts += [f"## {name}", "", "```json", json.dumps(found, indent=1, default=str), "```", ""]
         (self.folder / "gpu-report.md").write_text("\n".join(parts), encoding="utf-8")
 
@@ -97,6 +108,20 @@ def is_bad(found: object) -> bool:
     if isinstance(found, dict):
         return "failed" in found or found.get("wrong", 0) > 0 or any(is_bad(one) for one in found.values())
     return isinstance(found, Sequence) and not isinstance(found, str) and any(is_bad(one) for one in found)
+
+
+def _share_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells of one engine and precision beside the peaks of its device."""
+    shares = [
+        f"{row[name]:.1%}" if row[name] is not None else "-" for name in ("peak_share", "bandwidth_share")
+    ]
+    peaks = (
+        f"{row['device_gflops']:.0f} GFLOP/s, {row['device_copy_gb_s']:.0f} GB/s"
+        if row["device_gflops"]
+        else "-"
+    )
+    times = row["problem"] or ", ".join(f"{batch}: {ms:.3f}" for batch, ms in row["ms"].items() if ms)
+    return row["engine"], row["precision"], times, *shares, peaks
 
 
 def _speed_rows(speeds: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -74,6 +74,8 @@ def main() -> None:
         jpegs = write_jpegs(work, options.pictures)
         report.stage("JPEGs to verdicts", module, "gpu.fast", "folder", device, bundle, jpegs, needs_s=30)
         report.stage("a folder of JPEGs", folder_run, bundle, engine, jpegs, needs_s=30)
+        on_gpu = ("run", bundle, jpegs, "--engine", engine, "--jpeg-decoder", "gpu", "--csv", "-")
+        report.stage("JPEGs decoded on the GPU", command, *on_gpu, needs_s=30)
         for library in compiled.ENGINES:  # each takes minutes, so one model is enough
             report.stage(f"built {library} {first}", module, "gpu.compiled", library, bundle, needs_s=60)
         report.stage("compiled by PyTorch", speed, device, work, first, None, "--compile", needs_s=90)

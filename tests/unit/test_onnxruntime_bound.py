@@ -382,8 +382,9 @@ def test_frames_go_straight_to_the_gpu_and_are_preprocessed_there(
 
 
 def test_frames_of_many_sizes_are_preprocessed_by_the_host_in_the_end(
-    bundle: Bundle, sessions: Sessions
+    bundle: Bundle, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(onnxrt_bound, "MOST_FRAMES", 2)
     frames = frames_of((40, 60), (50, 50), (33, 44), (40, 60))
     with flowedge.load(bundle.path, engine="onnxruntime-cuda") as detector:
         assert_same([detector(frame) for frame in frames], on_the_cpu(bundle, frames))

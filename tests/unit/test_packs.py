@@ -38,6 +38,7 @@ from flowedge.runtime.verify import BATCH_LIMIT
 from flowedge.targets import check_pack_target
 from support.command_line import flowedge as command
 from support.family_graphs import FAMILIES, FamilyBundle
+from support.pretend_gpu import onnxruntime_on_pretended_cuda
 from support.product_bundles import FRAME_SIZE, changed_graph, write_patches_bundle, write_product
 from support.recorded_reports import RecordedReports
 from support.tiny_bundle import write_tiny_bundle
@@ -737,6 +738,19 @@ def test_what_cannot_be_done_with_a_pack_says_what_can(
     done = command(*arguments)
     assert done.status == 2
     assert told in " ".join(done.stderr.split())
+
+
+def test_a_pack_on_a_gpu_answers_as_on_the_cpu(made: Path, line: ProductLine) -> None:
+    cuda = pytest.importorskip("flowedge.runtime.engines.cuda", reason="cuda-bindings is not installed")
+    frame = np.random.default_rng(1).integers(0, 256, (50, 60, 3), np.uint8)
+    expected = line.detect_products(frame)
+    with (
+        onnxruntime_on_pretended_cuda(cuda, onnxrt),
+        flowedge.load_pack(made / "line.flowedgepack", engine="onnxruntime-cuda") as opened,
+    ):
+        for name, result in opened.detect_products(frame).items():
+            assert result.score == pytest.approx(expected[name].score, rel=1e-5)
+            np.testing.assert_allclose(result.network_map, expected[name].network_map, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture
