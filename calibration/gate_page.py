@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flowedge.calibration.calibration_record import BlockChoice
+from flowedge.calibration.calibration_record import BlockChoice, PruningFacts
 from flowedge.calibration.gate_report import GateQuantity, GateReport
 from flowedge.runtime.colours import heatmap
 from flowedge.runtime.render import data_address
@@ -47,6 +47,7 @@ def page_from_gate(
     maps: Sequence[MapTriple],
     *,
     notes: Sequence[str] = (),
+    pruning: PruningFacts | None = None,
 ) -> str:
     """Return the HTML page of a gate's report.
 
@@ -56,6 +57,7 @@ def page_from_gate(
         blocks: The blocks in the order to show them. Without blocks the page has no section on them.
         maps: Frames with their two maps. Without maps the page has no section on them.
         notes: Sentences about the speed of the precision, which stand above the quantities.
+        pruning: The hidden units that were left out of the graph. Without them the page has no section on them.
 
     Returns:
         A complete HTML document, with its style and its pictures inside.
@@ -75,6 +77,8 @@ def page_from_gate(
             [_quantity_cells(one) for one in report.quantities],
         ),
     ]
+    if pruning is not None:
+        sections.append(section("Hidden units", *_pruning(pruning)))
     if blocks:
         sections.append(section("Sensitivity of the blocks", *_blocks(blocks)))
     if maps:
@@ -97,6 +101,17 @@ def _quantity_cells(one: GateQuantity) -> Sequence[object]:
         )
     numbers = ("-" if number is None else f"{number:.6g}" for number in (one.value, one.limit))
     return (one.name, *numbers, outcome, one.summary)
+
+
+def _pruning(facts: PruningFacts) -> list[Markup]:
+    """Return what was saved, and a table of the hidden layers."""
+    rows = [(one.name, one.units, one.kept, f"{one.kept / one.units:.1%}") for one in facts.layers]
+    words = (
+        f"The pruned float32 graph saves {facts.macs_saved:.1%} of the multiply-accumulates of the fp32 graph, and "
+        f"took {facts.time_ratio:.2f} of its time on the machine of the calibration."
+    )
+    heads = ("layer", ">units in fp32", ">kept", ">share")
+    return [paragraph(words), table("Hidden layers of the subnets", heads, rows, sortable=True)]
 
 
 def _blocks(blocks: Sequence[BlockChoice]) -> list[Markup]:

@@ -48,6 +48,15 @@ class GateLimits(msgspec.Struct, frozen=True, kw_only=True):
 # The limit of the map error lies above the error that harmless rounding reaches in the worst of millions of pixels.
 DEFAULT_LIMITS: Final[Mapping[str, GateLimits]] = MappingProxyType(
     {
+        "pruned": GateLimits(
+            map_correlation=0.999,
+            map_error=0.8,
+            rank_agreement=0.995,
+            flips=0.02,
+            image_auroc=0.002,
+            pixel_auroc=0.002,
+            aupro=0.002,
+        ),
         "fp16": GateLimits(
             map_correlation=0.9999,
             map_error=0.2,

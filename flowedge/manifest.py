@@ -49,7 +49,9 @@ SCHEMA: Final = 2
 READABLE_SCHEMAS: Final = (1, 2)
 
 Family: TypeAlias = Literal["cflow", "csflow", "fastflow", "uflow", "msflow"]
-PrecisionName: TypeAlias = Literal["fp32", "fp16", "bf16", "int8-cpu", "int8-gpu"]
+PrecisionName: TypeAlias = Literal["fp32", "pruned", "fp16", "bf16", "int8-cpu", "int8-gpu"]
+# A pruned graph computes in float32 as the fp32 graph does, with fewer hidden units.
+FLOAT32_PRECISIONS: Final = ("fp32", "pruned")
 ScoreNormalisation: TypeAlias = Literal["none", "per_image", "fixed_reference"]
 SourceRule: TypeAlias = Literal["0.x-1.x", "0.x-cdf", "2.0-2.6", "2.7"]
 _Level = TypeVar("_Level")
@@ -145,6 +147,24 @@ class ColourScale(ManifestRecord, frozen=True, kw_only=True):
             )
 
 
+class PrunedLayer(ManifestRecord, frozen=True, kw_only=True):
+    """One hidden layer of a coupling subnet, some of whose units were left out.
+
+    Attributes:
+        name: The name of the layer's convolution in the graph, without its operator.
+        units: The number of units in the fp32 graph.
+        kept: The number of units in this graph.
+    """
+
+    name: Annotated[str, msgspec.Meta(max_length=1000)]
+    units: PixelCount
+    kept: PixelCount
+
+    def __post_init__(self) -> None:
+        if self.kept > self.units:
+            raise ValueError(f"a layer of {self.units} units cannot keep {self.kept} of them")
+
+
 class GraphFile(ManifestRecord, frozen=True, kw_only=True):
     """One graph of the bundle.
 
@@ -158,6 +178,7 @@ class GraphFile(ManifestRecord, frozen=True, kw_only=True):
         fp32_islands: Names of nodes that match a pattern of ``half`` and stay in FP32 all the same.
         int8: Names of the blocks that compute in INT8. The name of a node begins with that of its block.
         given_back: Names of the blocks that were reverted, since a lower precision changed the answers too much.
+        pruned: The hidden layers whose units were left out before the precision was chosen.
         thresholds: The thresholds fitted with this precision.
         colours: The colour scale of the anomaly map, in units of this graph's map. The value is None before a
             calibration.
@@ -171,6 +192,7 @@ class GraphFile(ManifestRecord, frozen=True, kw_only=True):
     fp32_islands: NodeNames = ()
     int8: NodeNames = ()
     given_back: NodeNames = ()
+    pruned: Annotated[tuple[PrunedLayer, ...], msgspec.Meta(max_length=10_000)] = ()
     thresholds: Thresholds = Thresholds()
     colours: ColourScale | None = None
 
@@ -304,9 +326,10 @@ class Manifest(ManifestRecord, frozen=True, kw_only=True):
             raise BundleError(
                 f"there is no precision {precision!r}. Choose one of the bundle's: {have}{int8}."
             )
+        option = "prune auto" if precision == "pruned" else precision.partition("-")[0]
         raise BundleError(
             f"the bundle has no {precision} graph. It has {have}. Choose one of them, or add it with "
-            f"flowedge calibrate --data GOOD --{precision.partition('-')[0]}."
+            f"flowedge calibrate --data GOOD --{option}."
         )
 
     def precision_on(self, device: str, precision: str) -> str:

@@ -48,13 +48,20 @@ from flowedge.calibration.precision.pieces import PiecedGraph
 from flowedge.calibration.precision.planning_time import time_of_planning
 from flowedge.calibration.precision.precision_page import pages_of_precisions
 from flowedge.calibration.precision.precision_request import PrecisionRequest
+from flowedge.calibration.precision.pruning import (
+    PrunedGraph,
+    check_no_graph_rests_on_old_pruning,
+    pruned_graph,
+)
 from flowedge.calibration.precision.range_cache import RangeCache
 from flowedge.calibration.precision.ranges import Observer, TensorRange, image_range_of
 from flowedge.calibration.precision.rounded import files_of_rounded_answers
 from flowedge.calibration.precision.search import Search
+from flowedge.calibration.precision.self_test_gate import SelfTestGate
 from flowedge.calibration.score_maxima import StoredLevels, has_score_maxima
 from flowedge.calibration.threshold_history import ChangeOrigin
 from flowedge.errors import CalibrationError, PrecisionError
+from flowedge.graph_files import bytes_of_graph
 from flowedge.manifest import Manifest, level_outputs
 from flowedge.progress import SILENT, Prefixed, Reports
 from flowedge.runtime.device.device_cache import DeviceCache
@@ -98,10 +105,12 @@ def add_precisions(
     """
     if not images:
         raise CalibrationError(
-            f"{', '.join(request.wanted)}: ranges and the gate need images of good parts, got none. "
+            f"{', '.join(request.names)}: ranges and the gate need images of good parts, got none. "
             "Name a folder of them."
         )
     opened = Bundle(Path(os.path.realpath(bundle.path)), bundle.manifest)
+    if request.prune is not None:
+        check_no_graph_rests_on_old_pruning(opened.manifest, request)
     checked = None
     good_frames: dict[str, tuple[float, ...]] = {}
     if request.frame_rate is not None:
@@ -114,7 +123,9 @@ def add_precisions(
         record = read_record(calibrated)
         assert record is not None, "calibrate_bundle writes one"
         pages = pages_of_precisions(calibrated, found, work.gate_images)
-        shipped, found, files = with_device_graphs(calibrated, start.manifest, found, work.converter, folder)
+        shipped, found, files = with_device_graphs(
+            calibrated, start.manifest, found, work.converter_of("bf16"), folder
+        )
         renewed = {report.precision for report in found}
         lower = (*(report for report in record.lower_precisions if report.precision not in renewed), *found)
         record = msgspec.structs.replace(
@@ -136,10 +147,13 @@ class _Work:
     """Adds the precisions of one request to one bundle, and writes all files into a folder for its next version.
 
     Attributes:
-        converter: The converter of the calibrated fp32 graph, which exists once `run` has observed the ranges.
+        converter: The converter of the calibrated fp32 graph, or of the pruned graph where the request prunes. It
+            exists once `run` has observed the ranges.
     """
 
     converter: PrecisionConverter
+    _fp32: Bundle
+    _pruned: PrunedGraph | None = None
 
     def __init__(
         self,
@@ -161,17 +175,64 @@ class _Work:
     def run(self) -> tuple[Bundle, tuple[PrecisionReport, ...]]:
         """Return the next version of the bundle, with every graph converted and calibrated, and the gate's reports."""
         request = self._request
-        fp32, ranges = self._observed()
-        self.converter = PrecisionConverter(
-            fp32.graph_path("fp32"),
-            fp32.manifest.graph("fp32"),
-            ranges,
-            request.calibrator,
-            image_range_of(fp32.manifest.preprocessing),
+        only_fp32 = msgspec.structs.replace(
+            self._opened.manifest, graphs=(self._opened.manifest.graph("fp32"),)
         )
-        images = GateImages(fp32, self.gate_images, request.defects_per_image, self._threads)
+        draft = clone_bundle(self._opened, self._folder / "fp32", manifest=only_fp32)
+        base, ranges = self._observed(draft, () if request.prune is not None else self._precisions)
+        self._fp32 = base
+        images = GateImages(base, self.gate_images, request.defects_per_image, self._threads)
         with contextlib.closing(images) as gate:
+            if request.prune is not None:
+                base, ranges = self._base_of_pruned(gate)
+            self.converter = self._converter(base, "fp32", ranges)
             return self._planned(gate)
+
+    def _base_of_pruned(self, gate: GateImages) -> tuple[Bundle, dict[str, TensorRange] | None]:
+        """Prune the fp32 graph. Return what `_observed` returns of the pruned graph, which takes the name of fp32."""
+        fitted = dict(self._fitted)
+        self._pruned = pruned_graph(
+            self._fp32,
+            self._folder,
+            self._images,
+            self._images_sha256,
+            self._request,
+            gate,
+            lambda draft: self._calibrated(draft, fitted),
+            self._threads,
+            self._reports,
+        )
+        fitted = dict(self._fitted)
+        draft = self._pruned.in_place_of_fp32(self._fp32, self._folder / "base")
+        base, ranges = self._observed(draft, self._precisions)
+        gate.self_test = SelfTestGate(base, self._threads)
+        self._fitted = fitted
+        return base, ranges
+
+    def _converter(
+        self, base: Bundle, precision: str, ranges: dict[str, TensorRange] | None
+    ) -> PrecisionConverter:
+        """Return the converter of one graph of a bundle."""
+        return PrecisionConverter(
+            base.graph_path(precision),
+            base.manifest.graph(precision),
+            ranges,
+            self._request.calibrator,
+            image_range_of(base.manifest.preprocessing),
+        )
+
+    def converter_of(self, name: ConvertedPrecision) -> PrecisionConverter:
+        """Return the converter of the graph that a precision's graph is made of.
+
+        A graph that the bundle has and that the request does not add rests on the fp32 graph, or on the pruned graph
+        that the bundle has.
+        """
+        manifest = self._opened.manifest
+        if name in self._precisions or name not in {graph.precision for graph in manifest.graphs}:
+            return self.converter
+        if manifest.graph(name).pruned:
+            return self._converter(self._opened, "pruned", None)
+        return self.converter if self._pruned is None else self._converter(self._fp32, "fp32", None)
 
     def _planned(self, gate: GateImages) -> tuple[Bundle, tuple[PrecisionReport, ...]]:
         """Return what `run` returns, once the converter is there."""
@@ -222,10 +283,11 @@ class _Work:
                     )
                 failed = {name: report.failures for name, report in judged.items() if not report.passed}
                 if not failed:
-                    return calibrated, tuple(
+                    made = [
                         self._report(name, searches[name], chosen[name], written[name], judged[name])
                         for name in self._precisions
-                    )
+                    ]
+                    return calibrated, (*([] if self._pruned is None else [self._pruned.report]), *made)
             for name in failed:
                 if name in wrong:
                     searches[name].revert_for_self_test()
@@ -282,16 +344,19 @@ class _Work:
         self._fitted |= {graph.precision: graph for graph in done.record.graphs}
         return done.bundle
 
-    def _observed(self) -> tuple[Bundle, dict[str, TensorRange] | None]:
-        """Return a calibrated bundle with the fp32 graph alone, and the values that this graph's tensors took.
+    def _observed(
+        self, draft: Bundle, precisions: Sequence[ConvertedPrecision]
+    ) -> tuple[Bundle, dict[str, TensorRange] | None]:
+        """Calibrate a bundle of one graph, and return it with the values that the graph's tensors took.
 
         One pass over the images finds both, because no range depends on the fitted numbers.
+
+        Args:
+            draft: The bundle, whose only graph is that of fp32 or stands in its place.
+            precisions: The precisions that need the values.
         """
-        opened = self._opened
-        only_fp32 = msgspec.structs.replace(opened.manifest, graphs=(opened.manifest.graph("fp32"),))
-        draft = clone_bundle(opened, self._folder / "fp32", manifest=only_fp32)
         graph = draft.graph_path("fp32")
-        observed = tensors_for_conversion(graph, self._precisions)
+        observed = tensors_for_conversion(graph, precisions)
         if not observed.tensors:
             return self._calibrated(draft, {}), None
         stored = None
@@ -347,24 +412,28 @@ class _Work:
         for graph in self._opened.manifest.graphs:
             # The engine that judges cannot run the bundle's own bfloat16 graph, so its emulation takes its place.
             if graph.precision == "bf16" and "bf16" not in chosen:
-                blocks = tuple(b for b in self.converter.blocks("bf16") if b not in graph.given_back)
+                blocks = tuple(
+                    b for b in self.converter_of("bf16").blocks("bf16") if b not in graph.given_back
+                )
                 chosen = {**chosen, "bf16": blocks}
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         written: dict[ConvertedPrecision, Written] = {
-            name: self.converter.write(name, blocks, folder / FILES[name], emulated=name == "bf16")
+            name: self.converter_of(name).write(name, blocks, folder / FILES[name], emulated=name == "bf16")
             for name, blocks in chosen.items()
         }
-        graphs = (
-            *(graph for graph in self._opened.manifest.graphs if graph.precision not in written),
-            *(one.graph for one in written.values()),
-        )
-        manifest = msgspec.structs.replace(self._opened.manifest, graphs=graphs)
+        new = [] if self._pruned is None else [self._pruned.graph]
+        new += [one.graph for one in written.values()]
+        renewed = {graph.precision for graph in new}
+        old = tuple(graph for graph in self._opened.manifest.graphs if graph.precision not in renewed)
+        manifest = msgspec.structs.replace(self._opened.manifest, graphs=(*old, *new))
         files: dict[str, Path | bytes] = {file.name: file for file in folder.iterdir()}
         # The gate replays the self-test, which compares the answers of an INT8 graph with these. A graph that stays
         # gets them too, because earlier versions recorded none.
-        paths: dict[str, Path] = {graph.precision: self._opened.path / graph.file for graph in graphs}
+        paths: dict[str, Path] = {graph.precision: self._opened.path / graph.file for graph in old}
         paths |= {name: folder / FILES[name] for name in written}
         files |= files_of_rounded_answers(self._opened, paths, threads=self._threads)
+        if self._pruned is not None:
+            files |= self._pruned.files
         return clone_bundle(self._opened, folder / "bundle", manifest=manifest, files=files), written
 
     def _calibrated_anew(self, draft: Bundle, chosen: Mapping[ConvertedPrecision, tuple[str, ...]]) -> Bundle:
@@ -405,5 +474,6 @@ class _Work:
                 for block, count in macs.items()
             ),
             gate=judged,
-            bytes_share=written.bytes / self.converter.fp32_bytes,
+            bytes_share=written.bytes / bytes_of_graph(self._fp32.graph_path("fp32")),
+            pruning=None if self._pruned is None else self._pruned.report.pruning,
         )

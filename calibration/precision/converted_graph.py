@@ -73,11 +73,7 @@ class Conversion(NamedTuple):
 
 
 class PrecisionConverter:
-    """Converts one fp32 graph to lower precisions. The graph's weights are held in memory.
-
-    Attributes:
-        fp32_bytes: The size of the fp32 graph with its weights.
-    """
+    """Converts one fp32 graph to lower precisions. The graph's weights are held in memory."""
 
     def __init__(
         self,
@@ -107,7 +103,6 @@ class PrecisionConverter:
         self._scales = {
             name: Scales(ranges or {}, calibrator, layout, image_range) for name, layout in _LAYOUTS.items()
         }
-        self.fp32_bytes = bytes_of_graph(source)
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -153,6 +148,7 @@ class PrecisionConverter:
             fp32_islands=tuple(sorted(found)),
             int8=tuple(name for name in everything if name in blocks) if precision in _LAYOUTS else (),
             given_back=tuple(name for name in everything if name not in blocks),
+            pruned=self._fp32.pruned,
         )
         return Written(graph=graph, kept_in_fp32=found, bytes=bytes_of_graph(target))
 

@@ -11,6 +11,7 @@ from flowedge.bundle import Bundle
 from flowedge.calibration.calibration_record import PrecisionReport
 from flowedge.calibration.precision.converted_graph import PrecisionConverter
 from flowedge.calibration.score_maxima import constants_of
+from flowedge.graph_files import bytes_of_graph
 from flowedge.manifest import Manifest
 from flowedge.onnx_constants import write_constants
 
@@ -58,7 +59,7 @@ def with_device_graphs(
         msgspec.structs.replace(one, opset=written.graph.opset) if one is graph else one
         for one in calibrated.manifest.graphs
     )
-    share = written.bytes / converter.fp32_bytes
+    share = written.bytes / bytes_of_graph(calibrated.graph_path("fp32"))
     return (
         Bundle(calibrated.path, msgspec.structs.replace(calibrated.manifest, graphs=graphs)),
         tuple(

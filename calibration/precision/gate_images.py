@@ -203,12 +203,7 @@ class GateImages:
             blocks: The blocks.
             reports: Receives the progress, one unit for each block and probe.
         """
-        step = 1 + min(self._defects_per_image, 1)
-        every = 1 + self._defects_per_image
-        frames = self._prepared(reports)[: _PROBES * every]
-        probes = [one for n, one in enumerate(frames) if n % every < step]
-        good = [one.answer.network_map for one in probes if one.mask is None]
-        spread = max(float(np.std(np.stack(good))), 1e-12)
+        probes, spread = self._probes(reports)
         reports.step("measuring the sensitivity of each block", len(blocks) * len(probes))
 
         def errors(probe: _Kept) -> list[float]:
@@ -234,6 +229,33 @@ class GateImages:
         begun = time.monotonic()
         frames = self._prepared(reports)
         return (time.monotonic() - begun) / len(frames)
+
+    def change(self, candidate: Candidate, reports: Reports = SILENT) -> float:
+        """Return how much a candidate changes the anomaly map of fp32 on the images that `measure` takes.
+
+        The unit is that of `measure`. The value is infinite where a map is not finite.
+
+        Args:
+            candidate: The candidate, which threads may call at the same time.
+            reports: Receives the progress where the frames are not prepared yet.
+        """
+        probes, spread = self._probes(reports)
+
+        def error(probe: _Kept) -> float:
+            found = self._answer(candidate, probe).network_map
+            return float(np.mean(np.square(found.astype(np.float64) - probe.answer.network_map)))
+
+        value = float(np.sqrt(np.mean(list(in_order(error, probes, self._threads))))) / spread
+        return value if np.isfinite(value) else math.inf
+
+    def _probes(self, reports: Reports) -> tuple[Sequence[_Kept], float]:
+        """Return the frames that sensitivities are measured on, and the standard deviation of their good maps."""
+        step = 1 + min(self._defects_per_image, 1)
+        every = 1 + self._defects_per_image
+        frames = self._prepared(reports)[: _PROBES * every]
+        probes = [one for n, one in enumerate(frames) if n % every < step]
+        good = [one.answer.network_map for one in probes if one.mask is None]
+        return probes, max(float(np.std(np.stack(good))), 1e-12)
 
     def _prepared(self, reports: Reports) -> Sequence[_Kept]:
         """Return all frames, with their inputs and fp32 answers."""

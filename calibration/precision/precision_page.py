@@ -54,7 +54,8 @@ def _page(
     ]
     title = f"{calibrated.manifest.source.file}: {report.precision}"
     notes = [sentence for name, sentence in slow_precisions().items() if name == report.precision]
-    return page_from_gate(title, report.gate, report.blocks, maps, notes=notes).encode()
+    page = page_from_gate(title, report.gate, report.blocks, maps, notes=notes, pruning=report.pruning)
+    return page.encode()
 
 
 def _maps(

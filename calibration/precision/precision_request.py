@@ -14,6 +14,9 @@ from flowedge.calibration.precision.converted_graph import ConvertedPrecision
 from flowedge.calibration.threshold import ThresholdRequest
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE
 
+Prune: TypeAlias = float | Literal["auto"]
+"""The share of hidden units that every subnet keeps, above 0 and below 1, or a search for the smallest shares."""
+
 Wanted: TypeAlias = Literal["fp16", "bf16", "int8"]
 """A precision that a user can ask for. ``int8`` gives two graphs, one for each kind of device."""
 
@@ -27,9 +30,11 @@ class PrecisionRequest:
     """Names the precisions to add and the limits that they must keep.
 
     Attributes:
-        wanted: The precisions, each once.
+        wanted: The precisions, each once. There may be none where ``prune`` is given.
+        prune: The hidden units to leave out first. All precisions of ``wanted`` are then planned on the pruned graph,
+            and compared with the fp32 graph. The value None leaves out no unit.
         calibrator: The method that chooses an activation's range for INT8.
-        limits: The limits of the gate for each name of ``wanted``.
+        limits: The limits of the gate for each name of ``wanted``, and for ``pruned`` where units are left out.
         defects_per_image: The number of synthetic defects made from each image of the gate.
         gate_images: The number of images that the gate compares. These images are spread over all good images. The
             ranges of activations are taken from all good images.
@@ -40,6 +45,7 @@ class PrecisionRequest:
     """
 
     wanted: tuple[Wanted, ...]
+    prune: Prune | None = None
     calibrator: CalibratorName = "percentile"
     limits: Mapping[str, GateLimits] = field(default_factory=lambda: DEFAULT_LIMITS)
     defects_per_image: int = 2
@@ -53,6 +59,11 @@ class PrecisionRequest:
         """The precisions of the graphs to write, in the order of ``wanted``."""
         return tuple(name for wanted in self.wanted for name in _GRAPHS[wanted])
 
-    def limits_of(self, precision: ConvertedPrecision) -> GateLimits:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The graphs to add by the names that their options have, for messages."""
+        return (*(() if self.prune is None else ("prune",)), *self.wanted)
+
+    def limits_of(self, precision: ConvertedPrecision | Literal["pruned"]) -> GateLimits:
         """Return the limits of one graph, which are the same for both graphs of INT8."""
         return self.limits[precision.partition("-")[0]]

@@ -157,12 +157,12 @@ class Observer:
         self.ranges = {name: TensorRange() for name in tensors}
         self._locks = {name: Lock() for name in tensors}
         self._counted = frozenset(tensors if counted is None else counted)
-        sized = _groups(graph, tensors)
+        sized = groups_of_tensors(graph, tensors)
         self.run_bytes = max((size for _, size in sized), default=0)
         groups = [group for group, _ in sized]
         wanted = [tuple(outputs), *(() for _ in groups[1:])]
         self._sessions = [
-            (_session(graph, (*group, *more), threads), group, more)
+            (session_with_outputs(graph, (*group, *more), threads), group, more)
             for group, more in zip(groups, wanted, strict=True)
         ]
 
@@ -186,8 +186,8 @@ class Observer:
         return outputs
 
 
-def _groups(graph: Path, tensors: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
-    """Return the tensors of each run, with their size in bytes."""
+def groups_of_tensors(graph: Path, tensors: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
+    """Divide tensors into groups that one run gives in at most 1 GiB, and return each with its size in bytes."""
     shapes = tensor_shapes(onnx.shape_inference.infer_shapes(onnx.load(str(graph), load_external_data=False)))
     groups: list[tuple[list[str], int]] = [([], 0)]
     for name in tensors:
@@ -201,8 +201,8 @@ def _groups(graph: Path, tensors: Sequence[str]) -> list[tuple[tuple[str, ...], 
     return [(tuple(names), size) for names, size in groups if names]
 
 
-def _session(graph: Path, outputs: Sequence[str], threads: int | None) -> ort.InferenceSession:
-    """Open the graph with some tensors as further outputs. Weights beside the graph's file are read from there."""
+def session_with_outputs(graph: Path, outputs: Sequence[str], threads: int | None) -> ort.InferenceSession:
+    """Open a graph with some tensors as further outputs. Weights beside the graph's file are read from there."""
     model = onnx.load(str(graph), load_external_data=False)
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)

@@ -1,4 +1,4 @@
-"""Compute the answers of an INT8 graph by the rules of ONNX, for comparison with any engine that runs the graph."""
+"""Compute the answers of INT8 and pruned graphs by the rules of ONNX, for comparison with any engine that runs them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from flowedge.runtime.verify import images_of_selftest
 def files_of_rounded_answers(
     bundle: Bundle, graphs: Mapping[str, Path], *, threads: int | None
 ) -> dict[str, bytes]:
-    """Record what INT8 graphs answer to the frames of a bundle's self-test.
+    """Record what INT8 and pruned graphs answer to the frames of a bundle's self-test.
 
     Args:
         bundle: The bundle, with or without these graphs.
-        graphs: The files of graphs by precision. Graphs of other precisions than INT8 are left out.
+        graphs: The files of graphs by precision. Graphs of other precisions are left out.
         threads: The number of CPU threads, None for ONNX Runtime's choice.
 
     Returns:
@@ -42,14 +42,14 @@ def files_of_rounded_answers(
             rounded_answers(graph, images, names, threads=threads)
         )
         for precision, graph in graphs.items()
-        if precision.startswith("int8")
+        if precision.startswith("int8") or precision == "pruned"
     }
 
 
 def rounded_answers(
     graph: Path, images: NDArray[Any], names: Sequence[str], *, threads: int | None = None
 ) -> dict[str, NDArray[np.float32]]:
-    """Evaluate an INT8 graph as ONNX defines it, image by image.
+    """Evaluate a graph as ONNX defines it, image by image.
 
     ONNX Runtime fuses nothing here: each convolution is a float32 product of dequantised values, and each rounding
     takes place. The answers therefore depend on no INT8 kernel and on no processor.

@@ -27,6 +27,7 @@ from flowedge.cli.precision import (
     GateOption,
     Int8,
     LabelledOption,
+    PruneOption,
     maxima_text,
     precision_request,
     print_fitted,
@@ -112,6 +113,7 @@ def command(
     fp16: Fp16 = False,
     bf16: Bf16 = False,
     int8: Int8 = False,
+    prune: PruneOption = None,
     calibrator: CalibratorOption = "percentile",
     gate: GateOption = None,
     labelled: LabelledOption = None,
@@ -131,7 +133,7 @@ def command(
 ) -> None:
     """Fit the score maxima and the thresholds of every precision, and store them in the bundle.
 
-    With --fp16, --bf16 or --int8, graphs of these precisions are added first, planned and judged on the images.
+    With --prune, --fp16, --bf16 or --int8, such graphs are added first, planned and judged on the images.
     """
     check_bundle(bundle, data)
     check_folder(data)
@@ -163,17 +165,24 @@ def command(
         frame_rate=_frame_rate(frame_check),
         pixel_range=_pixel_range(assignments or []),
         precisions=precision_request(
-            fp16=fp16, bf16=bf16, int8=int8, calibrator=calibrator, gate=gate, labelled=labelled
+            fp16=fp16,
+            bf16=bf16,
+            int8=int8,
+            prune=prune,
+            calibrator=calibrator,
+            gate=gate,
+            labelled=labelled,
         ),
     )
-    asked = [name for name, is_asked in (("--fp16", fp16), ("--bf16", bf16), ("--int8", int8)) if is_asked]
+    options = (("--prune", prune is not None), ("--fp16", fp16), ("--bf16", bf16), ("--int8", int8))
+    asked = [name for name, is_asked in options if is_asked]
     if data is None and plan.needs_images:
         what = f"{', '.join(asked)} is planned and judged" if asked else f"--threshold {threshold} is fitted"
         raise FlowEdgeError(f"{what} on images of good parts: name their folder with --data.")
     if asked and plan.pixel_range is not None:
         raise FlowEdgeError(
             "--set pixel_range changes the images that every precision is planned on. Run flowedge calibrate with it "
-            "and without --fp16, --bf16 and --int8 first."
+            "and without --prune, --fp16, --bf16 and --int8 first."
         )
     opened = open_bundle(bundle)
     print_slow_precisions(bf16=bf16, int8=int8)

@@ -20,7 +20,7 @@ COMPILED_NAMES: Final = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt")
 CALIBRATOR_NAMES: Final = ("percentile", "min-max", "entropy", "mse")
 """The rules for the ranges of INT8."""
 
-_PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
+_PRECISIONS: Final = ("fp32", "pruned", "fp16", "bf16", "int8")
 
 
 def engines(incomplete: str) -> list[str]:

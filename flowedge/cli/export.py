@@ -17,6 +17,7 @@ from flowedge.cli.precision import (
     GateOption,
     Int8,
     LabelledOption,
+    PruneOption,
     precision_request,
     print_fitted,
     print_reports,
@@ -51,6 +52,7 @@ def command(
     fp16: Fp16 = False,
     bf16: Bf16 = False,
     int8: Int8 = False,
+    prune: PruneOption = None,
     calib_data: Annotated[
         Path | None,
         typer.Option(
@@ -112,7 +114,14 @@ def command(
     check_bundle_target(target, force=force)
     with explain_missing("export"):
         images, request = _images_and_request(  # before PyTorch, which takes seconds to import
-            calib_data, int8=int8, fp16=fp16, bf16=bf16, calibrator=calibrator, gate=gate, labelled=labelled
+            calib_data,
+            int8=int8,
+            fp16=fp16,
+            bf16=bf16,
+            prune=prune,
+            calibrator=calibrator,
+            gate=gate,
+            labelled=labelled,
         )
         from flowedge.calibration.calibration_record import read_record
         from flowedge.calibration.precision import add_half_graphs, add_precisions
@@ -132,7 +141,7 @@ def command(
         halves.append("fp16")
     if bf16:
         halves.append("bf16")
-    if fp16 or bf16 or int8:
+    if fp16 or bf16 or int8 or prune is not None:
         _check_opset(opset)
     print_slow_precisions(bf16=bf16, int8=int8)
     precisions: tuple[PrecisionReport, ...] = ()
@@ -199,6 +208,7 @@ def _images_and_request(
     int8: bool,
     fp16: bool,
     bf16: bool,
+    prune: str | None,
     calibrator: str,
     gate: list[str] | None,
     labelled: Path | None,
@@ -209,18 +219,22 @@ def _images_and_request(
         FlowEdgeError: An option that needs images came without them, or images came without a precision.
     """
     if calib_data is None:
-        if int8:
-            raise FlowEdgeError("--int8 needs images of good parts: name their folder with --calib-data.")
+        for option, is_given in (("--int8", int8), ("--prune", prune is not None)):
+            if is_given:
+                raise FlowEdgeError(
+                    f"{option} needs images of good parts: name their folder with --calib-data."
+                )
         if gate or labelled is not None:
             raise FlowEdgeError("--gate and --labelled judge on images: name a folder with --calib-data.")
         return (), None
     from flowedge.calibration.dataset import good_images
 
     request = precision_request(
-        fp16=fp16, bf16=bf16, int8=int8, calibrator=calibrator, gate=gate, labelled=labelled
+        fp16=fp16, bf16=bf16, int8=int8, prune=prune, calibrator=calibrator, gate=gate, labelled=labelled
     )
     if request is None:
         raise FlowEdgeError(
-            "--calib-data goes with --fp16, --bf16 or --int8. To calibrate an fp32 bundle, run flowedge calibrate."
+            "--calib-data goes with --fp16, --bf16, --int8 or --prune. To calibrate an fp32 bundle, run "
+            "flowedge calibrate."
         )
     return good_images(calib_data), request

@@ -189,8 +189,11 @@ def _print_frame_check(check: FrameCheck) -> None:
 
 
 def _precision_text(graph: GraphFile) -> str:
-    """List blocks in INT8, reverted blocks and nodes kept in fp32, as the end of a graph's row."""
+    """List pruned units, blocks in INT8, reverted blocks and nodes kept in fp32, as the end of a graph's row."""
     parts = []
+    if graph.pruned:
+        units, kept = (sum(one.units for one in graph.pruned), sum(one.kept for one in graph.pruned))
+        parts.append(f"pruned to {kept} of {units} hidden units ({kept / units:.0%})")
     if graph.int8:
         parts.append(f"{len(graph.int8)} blocks in INT8")
     if graph.given_back:

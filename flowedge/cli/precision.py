@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ from flowedge.errors import FlowEdgeError
 from flowedge.packages import explain_missing
 
 if TYPE_CHECKING:
-    from flowedge.calibration.calibration_record import CalibrationRecord, PrecisionReport
+    from flowedge.calibration.calibration_record import CalibrationRecord, PrecisionReport, PruningFacts
     from flowedge.calibration.gate_report import GateLimits, GateReport
     from flowedge.calibration.precision import PrecisionRequest
+    from flowedge.calibration.precision.precision_request import Prune
     from flowedge.manifest import ScoreMaxima
 
 _CORRELATIONS: Final = ("map_correlation", "rank_agreement")
@@ -32,6 +34,15 @@ Bf16: TypeAlias = Annotated[
 Int8: TypeAlias = Annotated[
     bool,
     typer.Option("--int8", help="Add two INT8 graphs, one for CPUs and one for GPUs. They need good images."),
+]
+PruneOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--prune",
+        metavar="auto|RATIO",
+        help="Add a graph with fewer hidden units in the coupling subnets, on which the other precisions are planned "
+        "too. RATIO is the share of units that every subnet keeps, and auto searches for the smallest shares.",
+    ),
 ]
 CalibratorOption: TypeAlias = Annotated[
     str,
@@ -63,6 +74,7 @@ def precision_request(
     fp16: bool,
     bf16: bool,
     int8: bool,
+    prune: str | None = None,
     calibrator: str,
     gate: list[str] | None,
     labelled: Path | None,
@@ -74,9 +86,10 @@ def precision_request(
     """
     asked = {"fp16": fp16, "bf16": bf16, "int8": int8}
     wanted = tuple(name for name, is_wanted in asked.items() if is_wanted)
-    if not wanted:
+    share = prune_from(prune)
+    if not wanted and share is None:
         if gate or labelled is not None:
-            raise FlowEdgeError("--gate and --labelled go with --fp16, --bf16 or --int8.")
+            raise FlowEdgeError("--gate and --labelled go with --fp16, --bf16, --int8 or --prune.")
         return None
     with explain_missing("calibrate"):
         from flowedge.calibration.dataset import read_dataset
@@ -87,10 +100,36 @@ def precision_request(
         raise FlowEdgeError(f"--calibrator is one of {', '.join(CALIBRATORS)}, got {calibrator!r}.")
     return PrecisionRequest(
         wanted=wanted,  # type: ignore[arg-type]
+        prune=share,
         calibrator=calibrator,  # type: ignore[arg-type]
-        limits={name: _limits(DEFAULT_LIMITS[name], gate or []) for name in wanted},
+        limits={
+            name: _limits(DEFAULT_LIMITS[name], gate or [])
+            for name in (*wanted, *(() if share is None else ("pruned",)))
+        },
         labelled=None if labelled is None else read_dataset(labelled),
     )
+
+
+def prune_from(option: str | None) -> Prune | None:
+    """Return the value of ``--prune``, or None where it was not given.
+
+    Raises:
+        FlowEdgeError: The value is neither ``auto`` nor a share between 0 and 1.
+    """
+    if option is None:
+        return None
+    if option == "auto":
+        return "auto"
+    try:
+        share = float(option)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise FlowEdgeError(
+            f"--prune takes auto, or the share of hidden units that every subnet keeps, above 0 and below 1 such as "
+            f"0.5, got {option!r}."
+        )
+    return share
 
 
 def print_slow_precisions(*, bf16: bool, int8: bool) -> None:
@@ -162,6 +201,8 @@ def print_reports(reports: Sequence[PrecisionReport]) -> None:
             f"{report.precision}: {len(low)} of {len(report.blocks)} blocks, {share:.0%} of the multiply-accumulates, "
             f"{report.bytes_share:.2f} of the size of the fp32 graph",
         )
+        if report.precision == "pruned" and report.pruning is not None:
+            RESULTS.print(pruning_text(report.pruning), soft_wrap=True)
         if report.precision == "bf16":
             MESSAGES.print(
                 "bf16: the gate and the calibration rounded to bfloat16 in float32, which ONNX Runtime's CPU runs. "
@@ -177,6 +218,18 @@ def print_reports(reports: Sequence[PrecisionReport]) -> None:
             MESSAGES.print(
                 f"{report.precision}: and {len(report.kept_in_fp32) - 10} more nodes, which calibration.json lists"
             )
+
+
+def pruning_text(facts: PruningFacts) -> str:
+    """Return what a pruning left out and saved, as one sentence."""
+    units, kept = (
+        sum(values) for values in zip(*((one.units, one.kept) for one in facts.layers), strict=True)
+    )
+    return (
+        f"pruned: {kept} of {units} hidden units kept in {len(facts.layers)} layers. The graph saves "
+        f"{facts.macs_saved:.1%} of the multiply-accumulates, and takes {facts.time_ratio:.2f} of the time of fp32 "
+        "here."
+    )
 
 
 def print_gate(report: GateReport, title: str) -> None:

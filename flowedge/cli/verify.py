@@ -93,6 +93,13 @@ def command(
     check_file(backbone_weights)
     check_images(data)
     opened = open_bundle(bundle)
+    if against is not None and any(
+        one.pruned for one in opened.manifest.graphs if one.precision == precision
+    ):
+        raise FlowEdgeError(
+            f"the {precision} graph is pruned, so its network is not that of {against}. Compare it with fp32 on "
+            "images of good parts: --data GOOD without --against."
+        )
     from flowedge.runtime.frames.finding import find_images
     from flowedge.runtime.verify import verify_bundle
 

@@ -30,7 +30,7 @@ from flowedge.runtime.protocols import Engine
 
 _WORTH: Final = 0.95  # of the multiply-accumulates; a graph that needs more is refused
 
-LIMITS: Final[Mapping[str, float]] = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 2e-2}
+LIMITS: Final[Mapping[str, float]] = {"fp32": 1e-5, "pruned": 1e-5, "fp16": 2e-3, "bf16": 2e-2}
 """The largest difference of the two maps inside of the area, as a share of the largest value of the map, by precision.
 
 Libraries choose other orders of summation for other sizes. In float16 and bfloat16 the roundings of the layers add up.

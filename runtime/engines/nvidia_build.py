@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from flowedge.errors import EngineUnavailableError
 from flowedge.files import utf8_name
+from flowedge.manifest import FLOAT32_PRECISIONS
 from flowedge.progress import Reports
 from flowedge.runtime.engines import cuda
 from flowedge.runtime.engines.nvidia import (
@@ -51,7 +52,7 @@ def build(trt: Any, building: Building) -> Built:
         raise EngineUnavailableError(
             f"compute capabilities are chosen for {RTX} only: {name} builds for the GPU of this machine."
         )
-    if precision != "fp32" and not _strongly_typed(trt):
+    if precision not in FLOAT32_PRECISIONS and not _strongly_typed(trt):
         raise EngineUnavailableError(
             f"TensorRT {trt.__version__} has no strongly typed networks: it would choose where to compute in half "
             f"precision by itself. Take --precision fp32, or --engine onnxruntime-cuda for {precision}."
@@ -245,7 +246,7 @@ def use_dla(trt: Any, builder: Any, network: Any, config: Any, building: Buildin
             "Build without --dla."
         )
     smallest, _, largest = building.options.batches
-    if building.opening.precision == "fp32" or smallest != largest:
+    if building.opening.precision in FLOAT32_PRECISIONS or smallest != largest:
         raise EngineUnavailableError(
             "the deep learning accelerator computes in float16 or int8, in one batch size: "
             f"got {building.opening.precision} and {smallest} to {largest} images. "

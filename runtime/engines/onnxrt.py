@@ -18,7 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright
 
 from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
 from flowedge.files import utf8_name
-from flowedge.manifest import Preprocessing
+from flowedge.manifest import FLOAT32_PRECISIONS, Preprocessing
 from flowedge.packages import missing_wheel, pip_install
 from flowedge.runtime.device.cores import fast_cpus_for
 from flowedge.runtime.device.denormals import flushing_denormals
@@ -113,7 +113,7 @@ def build(building: Building) -> Built:
     """
     opening, options = building.opening, building.options
     name = opening.spec.name
-    if opening.precision != "fp32" or options.dla or options.capabilities:
+    if opening.precision not in FLOAT32_PRECISIONS or options.dla or options.capabilities:
         raise EngineUnavailableError(
             f"{name} is built for the precision fp32, for the GPU of this machine, without --dla. "
             "For other precisions take --engine tensorrt, or run onnxruntime-cuda, which needs no build."

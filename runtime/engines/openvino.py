@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from openvino.frontend import FrontEndManager, OpConversionFailure
 
 from flowedge.errors import BundleError, EngineCacheError, EngineUnavailableError
+from flowedge.manifest import FLOAT32_PRECISIONS
 from flowedge.runtime.device.cores import fast_cpus_for
 from flowedge.runtime.device.denormals import flushing_denormals
 from flowedge.runtime.device.device_cache import device_cache
@@ -70,9 +71,9 @@ def load(opening: Opening) -> Engine:
         EngineUnavailableError: The device is not there, or cannot run the graph in its precision.
     """
     graph, device = opening.graph, _device(opening.spec)
-    if device == "NPU" and opening.precision == "fp32":
+    if device == "NPU" and opening.precision in FLOAT32_PRECISIONS:
         raise EngineUnavailableError(
-            f"{opening.spec.name} computes in float16, got the precision fp32. Take --precision fp16."
+            f"{opening.spec.name} computes in float16, got the precision {opening.precision}. Take --precision fp16."
         )
     source = _Graph(opening, device)
     try:

@@ -123,7 +123,7 @@ def _facts(
             *(manifest.preprocessing, manifest.graph(precision).scoring),
         ]
     )
-    self_test = (FRAMES, ANSWERS, rounded_answers_file(precision))
+    self_test = (FRAMES, ANSWERS, rounded_answers_file("pruned"), rounded_answers_file(precision))
     driver = find_nvidia_driver()
     return msgspec.json.encode(
         {

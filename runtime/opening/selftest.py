@@ -91,7 +91,7 @@ def read_selftest(bundle: Bundle) -> SelfTest:
 
 
 def rounded_answers_file(precision: str) -> str:
-    """Name the file with the answers of an INT8 precision's graph to the frames of the self-test."""
+    """Name the file with the answers of an INT8 or a pruned graph to the frames of the self-test."""
     return f"selftest/answers.{precision}.npz"
 
 

@@ -126,7 +126,7 @@ def test_calibrate_adds_int8_and_every_precision_gets_its_own_reference(
         (["--int8"], "--int8 needs images of good parts: name their folder with --calib-data"),
         (["--fp16", "--opset", "17"], "a lower precision needs --opset 18 or more, got 17"),
         (["--fp16", "--gate", "flips=0.1"], "name a folder with --calib-data"),
-        (["--calib-data", "GOOD"], "--calib-data goes with --fp16, --bf16 or --int8"),
+        (["--calib-data", "GOOD"], "--calib-data goes with --fp16, --bf16, --int8 or --prune"),
         (
             ["--int8", "--calib-data", "GOOD", "--gate", "nonsense"],
             "--gate takes NAME=NUMBER, got 'nonsense'",
