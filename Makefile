@@ -39,7 +39,7 @@ CLUSTER := .venv-cluster/.complete
 # Hundreds of tests start a process, and each would compile the package anew where Python may not keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines profile packs batch-bench cluster aarch64 area fuzz gpu soak station-cost serve-bench schema drift docs venv peer clean
+.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines prune-table profile packs batch-bench cluster aarch64 area fuzz gpu soak station-cost serve-bench schema drift docs venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out --force
@@ -79,6 +79,9 @@ memory: $(VENV)
 
 precision: $(VENV)
 	PYTHONPATH=tests $(BIN)/python tests/bench/table_precision.py --out bench-out/precision
+
+prune-table: $(VENV)
+	PYTHONPATH=tests $(BIN)/python tests/bench/table_pruning.py --out bench-out/pruning
 
 engines: $(VENV) $(RIVALS)
 	PYTHONPATH=tests $(BIN)/python tests/bench/table_engines.py --peer .venv-peer/bin/python --out bench-out/engines
