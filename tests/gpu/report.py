@@ -88,7 +88,7 @@ class Report:
             parts += _table(head, _built_rows(built))
         shares = self.results.get("peaks")
         if isinstance(shares, list):
-            head = (
+            columns = (
                 "engine",
                 "precision",
                 "ms by batch",
@@ -96,7 +96,7 @@ class Report:
                 "of the copy's bandwidth",
                 "peaks",
             )
-            parts += _table(head, [_share_row(row) for row in shares])
+            parts += _table(columns, [_share_row(row) for row in shares])
         for name, found in self.results.items():
             if name not in speeds and name not in parities and name not in built and found is not shares:
                 parts += [f"## {name}", "", "```json", json.dumps(found, indent=1, default=str), "```", ""]

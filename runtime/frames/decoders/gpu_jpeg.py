@@ -43,7 +43,7 @@ class GpuJpegs:
             EngineUnavailableError: nvImageCodec is not installed, finds no GPU, or decodes the test picture wrongly.
         """
         try:
-            from nvidia import nvimgcodec
+            from nvidia import nvimgcodec  # pyright: ignore[reportAttributeAccessIssue]
         except ImportError as error:
             raise EngineUnavailableError(
                 f"decoding JPEG files on the GPU needs nvidia.nvimgcodec, which cannot be imported: {error}. "
