@@ -12,15 +12,13 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from flowedge.bundle import Bundle, clone_bundle, folder_for_next_version, replace_in_bundle
 from flowedge.calibration.calibrate import calibrate_bundle, with_fit_in_history, without_frame_check
@@ -39,11 +37,10 @@ from flowedge.calibration.precision.converted_graph import (
     ConvertedPrecision,
     PrecisionConverter,
     Written,
-    tensors_for_conversion,
 )
 from flowedge.calibration.precision.device_graphs import with_device_graphs
 from flowedge.calibration.precision.gate_images import GateImages, failed_self_tests
-from flowedge.calibration.precision.in_order import in_order
+from flowedge.calibration.precision.observed_graph import calibrated_with_ranges
 from flowedge.calibration.precision.pieces import PiecedGraph
 from flowedge.calibration.precision.planning_time import time_of_planning
 from flowedge.calibration.precision.precision_page import pages_of_precisions
@@ -53,20 +50,16 @@ from flowedge.calibration.precision.pruning import (
     check_no_graph_rests_on_old_pruning,
     pruned_graph,
 )
-from flowedge.calibration.precision.range_cache import RangeCache
-from flowedge.calibration.precision.ranges import Observer, TensorRange, image_range_of
+from flowedge.calibration.precision.ranges import TensorRange, image_range_of
 from flowedge.calibration.precision.rounded import files_of_rounded_answers
 from flowedge.calibration.precision.search import Search
 from flowedge.calibration.precision.self_test_gate import SelfTestGate
-from flowedge.calibration.score_maxima import StoredLevels, has_score_maxima
+from flowedge.calibration.score_maxima import StoredLevels
 from flowedge.calibration.threshold_history import ChangeOrigin
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.graph_files import bytes_of_graph
-from flowedge.manifest import Manifest, level_outputs
 from flowedge.progress import SILENT, Prefixed, Reports
 from flowedge.runtime.device.device_cache import DeviceCache
-from flowedge.runtime.frames.graph_input import GraphInput
-from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.opening.engine import JUDGE
 
 _FINAL_ROUNDS: Final = 4  # Attempts to pass the gate with all graphs calibrated.
@@ -347,53 +340,17 @@ class _Work:
     def _observed(
         self, draft: Bundle, precisions: Sequence[ConvertedPrecision]
     ) -> tuple[Bundle, dict[str, TensorRange] | None]:
-        """Calibrate a bundle of one graph, and return it with the values that the graph's tensors took.
-
-        One pass over the images finds both, because no range depends on the fitted numbers.
-
-        Args:
-            draft: The bundle, whose only graph is that of fp32 or stands in its place.
-            precisions: The precisions that need the values.
-        """
-        graph = draft.graph_path("fp32")
-        observed = tensors_for_conversion(graph, precisions)
-        if not observed.tensors:
-            return self._calibrated(draft, {}), None
-        stored = None
-        if self._cache is not None:
-            stored = RangeCache(self._cache, self._images_sha256, observed)
-            ranges = stored.read(draft)
-            if ranges is not None:
-                return self._calibrated(draft, {}), ranges
-        self._reports.step("taking the ranges of all tensors", len(self._images))
-        names = list(level_outputs(draft.manifest.levels, None))
-        observer = Observer(graph, observed.tensors, counted=observed.counted, outputs=names, threads=1)
-        answers = self._answers(observer, draft.manifest)
-        with contextlib.ExitStack() as stack:
-            levels: dict[str, StoredLevels] = {}
-            if has_score_maxima(draft.manifest):
-                paths = [str(path) for path in self._images]
-                levels["fp32"] = stack.enter_context(StoredLevels(answers, names=paths))
-            else:
-                # The levels are not needed, but running the answers observes the ranges.
-                for _ in answers:
-                    pass
-            fp32 = self._calibrated(draft, {}, levels)
-        if stored is not None:
-            # The next run may start from the uncalibrated or from the calibrated bundle.
-            stored.write(observer.ranges, (draft, fp32))
-        return fp32, observer.ranges
-
-    def _answers(self, observer: Observer, manifest: Manifest) -> Iterator[tuple[NDArray[np.float32], ...]]:
-        input_of = GraphInput(manifest)
-
-        def answered(path: Path) -> tuple[NDArray[np.float32], ...]:
-            return observer(input_of([read_image(path, manifest.pixel_range)]))
-
-        # Each image runs on one thread, because counting values takes as long as the graph does.
-        for answer in in_order(answered, self._images, self._threads, bytes_each=observer.run_bytes):
-            yield answer
-            self._reports.advance()
+        """Calibrate a bundle of one graph, and return it with the values that some precisions need."""
+        cache = None if self._cache is None else (self._cache, self._images_sha256)
+        return calibrated_with_ranges(
+            draft,
+            self._images,
+            precisions,
+            lambda ready, levels: self._calibrated(ready, {}, levels),
+            cache=cache,
+            threads=self._threads,
+            reports=self._reports,
+        )
 
     @property
     def gate_images(self) -> Sequence[Path]:

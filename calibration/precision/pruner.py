@@ -68,8 +68,8 @@ class Pruner:
         self.input: str = self._model.graph.input[0].name
         if not self.layers:
             raise PrecisionError(
-                f"--prune: this {family} has no hidden units that can be left out. {_reason(family)} Nothing was "
-                "written. Leave --prune out."
+                f"--prune: the flow of family {family} has no hidden units that can be left out. {_reason(family)} "
+                "Nothing was written. Leave --prune out."
             )
         self._moments: dict[str, UnitMoments] = {}
         self._orders: dict[str, UnitOrder] = {}

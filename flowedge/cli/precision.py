@@ -194,6 +194,9 @@ def maxima_text(maxima: ScoreMaxima | None) -> str:
 def print_reports(reports: Sequence[PrecisionReport]) -> None:
     """Print a table for each precision with what the gate found, and the blocks that were reverted."""
     for report in reports:
+        if report.precision == "pruned" and report.pruning is not None:
+            print_gate(report.gate, pruning_text(report.pruning, report.bytes_share))
+            continue
         low = [block for block in report.blocks if not block.reason]
         share = sum(block.macs_share for block in low)
         print_gate(
@@ -201,8 +204,6 @@ def print_reports(reports: Sequence[PrecisionReport]) -> None:
             f"{report.precision}: {len(low)} of {len(report.blocks)} blocks, {share:.0%} of the multiply-accumulates, "
             f"{report.bytes_share:.2f} of the size of the fp32 graph",
         )
-        if report.precision == "pruned" and report.pruning is not None:
-            RESULTS.print(pruning_text(report.pruning), soft_wrap=True)
         if report.precision == "bf16":
             MESSAGES.print(
                 "bf16: the gate and the calibration rounded to bfloat16 in float32, which ONNX Runtime's CPU runs. "
@@ -220,15 +221,15 @@ def print_reports(reports: Sequence[PrecisionReport]) -> None:
             )
 
 
-def pruning_text(facts: PruningFacts) -> str:
-    """Return what a pruning left out and saved, as one sentence."""
+def pruning_text(facts: PruningFacts, bytes_share: float) -> str:
+    """Return what a pruning left out and saved, as the title of a table."""
     units, kept = (
         sum(values) for values in zip(*((one.units, one.kept) for one in facts.layers), strict=True)
     )
     return (
-        f"pruned: {kept} of {units} hidden units kept in {len(facts.layers)} layers. The graph saves "
-        f"{facts.macs_saved:.1%} of the multiply-accumulates, and takes {facts.time_ratio:.2f} of the time of fp32 "
-        "here."
+        f"pruned: {kept} of {units} hidden units in {len(facts.layers)} layers, {facts.macs_saved:.0%} of the "
+        f"multiply-accumulates saved, {facts.time_ratio:.2f} of the time and {bytes_share:.2f} of the size of the fp32 "
+        "graph"
     )
 
 

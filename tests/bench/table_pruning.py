@@ -33,7 +33,7 @@ from flowedge.calibration.precision import PrecisionRequest, add_precisions
 from flowedge.calibration.precision.gate_images import GateImages
 from flowedge.calibration.precision.pruning import pruned_graph
 from flowedge.calibration.threshold import ThresholdRequest
-from flowedge.export.pipeline import export_bundle
+from flowedge.export.pipeline import ExportOptions, export_bundle
 from flowedge.progress import SILENT
 from flowedge.runtime.detector import Detector
 from flowedge.runtime.frames.graph_input import GraphInput
@@ -86,7 +86,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="flowedge-pruning-") as made:
         folder = Path(made)
-        exported = export_bundle(options.checkpoint, folder / "fp32.flowedge").bundle
+        exported = export_bundle(options.checkpoint, folder / "fp32.flowedge", ExportOptions()).bundle
         images = good_images(options.data)
         rows = rows_of_shares(exported, images, options.shares, folder, options.threads)
         if not options.no_auto:

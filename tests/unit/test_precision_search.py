@@ -238,7 +238,7 @@ def test_the_ranges_are_kept_for_the_same_graph_images_and_preprocessing_alone(
         observed.append(len(tensors))
         return Observer(graph, tensors, **options)
 
-    monkeypatch.setattr("flowedge.calibration.precision.add.Observer", counted)
+    monkeypatch.setattr("flowedge.calibration.precision.observed_graph.Observer", counted)
 
     def add(number: int, *, weights: int = 1, images: int = 2, crop: bool = False) -> bytes:
         bundle = write_block_bundle(tmp_path / f"{number}.flowedge", random_layers(weights, (4, 4)))
