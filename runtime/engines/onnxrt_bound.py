@@ -58,6 +58,8 @@ _NO_GRAPH: Final = "-1"  # ONNX Runtime captures nothing under this number
 _Key: TypeAlias = tuple[tuple[tuple[int, ...], str], ...]
 """The shapes and types of the inputs of a run."""
 
+_ONE_CAPTURE: Final = threading.Lock()
+
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -184,10 +186,11 @@ class BoundRuns:
         # This thread has a current GPU of its own, which is the first one until another is set.
         cuda.use(self._device)
         key = tuple((array.shape, array.dtype.str) for array in feed.values())
-        if key not in self._all[0].bound:
-            self._on_thread(lambda: self._prepare(key, feed))
+        size = self._size_of_frames(feed)
+        if self._may_prepare(key, size):
+            self._prepare_alone(key, feed)
         images = len(next(iter(feed.values())))
-        if key not in self._all[0].bound and self._size_of_frames(feed) is not None:
+        if key not in self._all[0].bound and size is not None:
             ((name, frames),) = feed.items()
             return self._run(names, {name: np.stack([self._host(frame) for frame in frames])})
         one = self._sets.get()
@@ -240,12 +243,29 @@ class BoundRuns:
         answers: list[Any] = self._held[None].run(list(names), dict(feed), _options(_NO_GRAPH))  # pyright: ignore[reportAssignmentType]
         return dict(zip(names, answers, strict=True))
 
-    def _prepare(self, key: _Key, feed: Mapping[str, NDArray[Any]]) -> None:
-        """Bind buffers for a new size of batch in each set, and run the graph until it is captured, on the thread."""
-        size = self._size_of_frames(feed)
+    def _may_prepare(self, key: _Key, size: Size | None) -> bool:
+        """Return True where the inputs of a run have no buffers yet, and may have some."""
         known = self._all[0].bound
         alike = sum((bound.frames is None) == (size is None) for bound in known.values())
-        if key in known or alike >= MOST_SIZES:
+        return key not in known and alike < MOST_SIZES and (size is None or self._takes(size))
+
+    def _prepare_alone(self, key: _Key, feed: Mapping[str, NDArray[Any]]) -> None:
+        """Prepare a new size of batch while no other run of this engine is at work, and no other engine captures."""
+        # Older versions of ONNX Runtime capture in CUDA's global mode. A capture then fails, and so does the call of
+        # another thread, where that thread allocates or waits meanwhile.
+        with _ONE_CAPTURE:
+            for _ in self._all:
+                self._sets.get()
+            try:
+                self._on_thread(lambda: self._prepare(key, feed))
+            finally:
+                for one in reversed(self._all):
+                    self._sets.put(one)
+
+    def _prepare(self, key: _Key, feed: Mapping[str, NDArray[Any]]) -> None:
+        """Bind buffers for a new size of batch in each set, and run the graph until it is captured, on the thread."""
+        size, known = self._size_of_frames(feed), self._all[0].bound
+        if not self._may_prepare(key, size):  # another caller was first
             return
         cuda.use(self._device)
         if size is not None and not self._has_front(size):
@@ -315,8 +335,6 @@ class BoundRuns:
         """Open the session that preprocesses frames of a size, and return True where there is one."""
         if size in self._held:
             return True
-        if not self._takes(size):
-            return False
         try:
             self._held[size] = self._front(size, self._graphs)
         except FlowEdgeError as error:

@@ -9,6 +9,7 @@ import gc
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -52,7 +53,7 @@ class Sessions:
     def __init__(self) -> None:
         self.asked: list[dict[str, str]] = []
         self.graphs: list[tuple[str, int]] = []
-        self.refuses = self.breaks = False
+        self.refuses = self.breaks = self.captures = False
         self.at_work = threading.Semaphore(1)
 
     def __call__(self, opened: Callable[[], Any], options: dict[str, str]) -> Any:
@@ -72,11 +73,16 @@ class Session:
         graph = options.get_run_config_entry("gpu_graph_id")
         assert self._notes.at_work.acquire(blocking=False), "two runs at once share one arena"
         try:
+            # The first run of a CUDA graph captures it.
+            self._notes.captures = graph not in ("-1", *(one for one, _ in self._notes.graphs))
             self._notes.graphs.append((graph, threading.get_ident()))
             if self._notes.breaks and graph != "-1":
                 raise Fail("operation not permitted when stream is capturing")
             self._real.run_with_iobinding(binding, options)
+            if self._notes.captures:
+                time.sleep(0.002)
         finally:
+            self._notes.captures = False
             self._notes.at_work.release()
 
     def __getattr__(self, name: str) -> Any:
@@ -140,11 +146,19 @@ def test_an_answer_is_not_changed_by_the_next_run(engine: Opened) -> None:
 
 
 def test_eight_threads_get_their_own_answers_with_two_frames_in_flight(
-    engine: Opened, pretended: PretendCuda
+    engine: Opened, pretended: PretendCuda, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waits: list[bool] = []
+
+    def wait(stream: Any) -> None:
+        waits.append(sessions.captures)
+        pretended.cudaStreamSynchronize(stream)
+
+    monkeypatch.setattr(cuda, "wait", wait)
     assert (inferences_at_once(engine), lanes_of(engine) >= 2) == (2, True)
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda seed: check(engine, images(1 + seed % 3, seed=seed)), range(48)))
+        list(threads.map(lambda seed: check(engine, images(1 + seed % 5, seed=seed)), range(60)))
+    assert not any(waits), "a thread waited for the GPU while another one captured"
 
 
 def test_a_frame_is_copied_while_another_one_is_computed(
