@@ -17,7 +17,12 @@ from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.nfa import window_sides
 from flowedge.runtime.opening.engine_contract import Opened
-from flowedge.runtime.opening.selftest import SelfTest, read_rounded_answers, read_selftest
+from flowedge.runtime.opening.selftest import (
+    SelfTest,
+    read_pruned_answers,
+    read_rounded_answers,
+    read_selftest,
+)
 from flowedge.runtime.opening.unproven import open_unproven
 from flowedge.runtime.protocols import Engine
 
@@ -280,11 +285,10 @@ def checks_of_answers(
     """
     manifest = bundle.manifest
     limits = rounding or precision
-    graph = manifest.graph(precision)
-    scoring, against = graph.scoring, "the expected answers"
+    scoring, against = manifest.graph(precision).scoring, "the expected answers"
     # A pruned graph answers synthetic frames differently, so its own recorded answers take their place. Like an INT8
     # graph it was judged by its gate on real images, and the limit of INT8 excludes the answers of another network.
-    pruned = read_rounded_answers(bundle, "pruned") if graph.pruned else None
+    pruned = read_pruned_answers(bundle, precision)
     if pruned is not None:
         if precision == "pruned":
             for name, answer in expected.items():

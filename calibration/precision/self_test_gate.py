@@ -18,7 +18,7 @@ from flowedge.calibration.precision.converted_graph import ConvertedPrecision
 from flowedge.calibration.precision.in_order import in_order
 from flowedge.calibration.precision.pieces import PiecedGraph, Values
 from flowedge.progress import Reports
-from flowedge.runtime.opening.selftest import FRAMES, read_rounded_answers, read_selftest
+from flowedge.runtime.opening.selftest import FRAMES, read_pruned_answers, read_selftest
 from flowedge.runtime.verify import Check, WorstDifference, check_of_output, images_of_selftest
 
 _AGAINST: Final = "the expected answers"
@@ -50,9 +50,7 @@ class SelfTestGate:
             images = images_of_selftest(bundle, selftest)
             self._images = [images[n : n + 1] for n in range(len(images))]
             # What rests on a pruned graph is compared with that graph.
-            pruned = [graph for graph in bundle.manifest.graphs if graph.pruned]
-            recorded = read_rounded_answers(bundle, "pruned") if pruned else None
-            self._expected = recorded or selftest.answers
+            self._expected = read_pruned_answers(bundle, "fp32") or selftest.answers
 
     def checks(self, candidate: Callable[[NDArray[Any]], Values], precision: str) -> tuple[Check, ...]:
         """Compare the answers of a candidate with the expected answers, by the limits of a precision.

@@ -14,7 +14,7 @@ from flowedge.runtime.aggregate import aggregate
 from flowedge.runtime.bench.protocol import Parity
 from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.opening.engine_contract import Opened
-from flowedge.runtime.opening.selftest import read_selftest
+from flowedge.runtime.opening.selftest import read_pruned_answers, read_selftest
 from flowedge.runtime.verify import infer_one_by_one, replay_selftest
 
 LEAST_CORRELATION: Final = 0.99
@@ -38,8 +38,11 @@ def parity_of(bundle: Bundle, session: Opened) -> Parity:
     levels = [check for check in checks if check.name.startswith("level")]
     worst = max((check.value for check in levels), key=lambda value: math.inf if math.isnan(value) else value)
     selftest = read_selftest(bundle)
-    recorded = [selftest.answers[f"level_{number}"] for number in range(len(manifest.levels))]
-    scoring = _expected_scoring(bundle, session.precision)
+    pruned = read_pruned_answers(bundle, session.precision)
+    answers, scoring = selftest.answers, _scoring_of(bundle, "fp32", session.precision)
+    if pruned is not None:
+        answers, scoring = pruned, _scoring_of(bundle, "pruned", session.precision)
+    recorded = [answers[f"level_{number}"] for number in range(len(manifest.levels))]
     wanted = aggregate(recorded, scoring, manifest.family, manifest.image_size).anomaly_map
     got = infer_one_by_one(session, GraphInput(manifest)(selftest.frames))["anomaly_map"]
     correlation = lowest_correlation(got, wanted)
@@ -73,10 +76,10 @@ def lowest_correlation(got: NDArray[Any], wanted: NDArray[Any]) -> float | None:
     return lowest
 
 
-def _expected_scoring(bundle: Bundle, precision: str) -> Scoring:
-    """Return the scoring of the fp32 graph, or of the graph itself where the bundle has no fp32 graph."""
+def _scoring_of(bundle: Bundle, precision: str, other: str) -> Scoring:
+    """Return the scoring of a precision's graph, or that of another graph where the bundle has no such graph."""
     graphs = {graph.precision: graph for graph in bundle.manifest.graphs}
-    return graphs.get("fp32", bundle.manifest.graph(precision)).scoring
+    return graphs.get(precision, bundle.manifest.graph(other)).scoring
 
 
 def _finite(value: float) -> float | None:

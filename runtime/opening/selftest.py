@@ -111,6 +111,18 @@ def read_rounded_answers(bundle: Bundle, precision: str) -> Mapping[str, NDArray
     return _answers(bundle, path, len(_arrays(bundle, FRAMES)))
 
 
+def read_pruned_answers(bundle: Bundle, precision: str) -> Mapping[str, NDArray[np.float32]] | None:
+    """Read the recorded answers of the pruned graph that a precision's graph rests on.
+
+    Returns:
+        The answers as `read_rounded_answers` gives them, or None for a graph with all of its hidden units.
+
+    Raises:
+        BundleError: The file does not fit the manifest.
+    """
+    return read_rounded_answers(bundle, "pruned") if bundle.manifest.graph(precision).pruned else None
+
+
 def _answers(bundle: Bundle, path: str, frames: int) -> Mapping[str, NDArray[np.float32]]:
     """Read answers to the self-test, and refuse those that the manifest does not describe."""
     answers = _arrays(bundle, path)

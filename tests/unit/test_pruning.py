@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ from flowedge.calibration.precision.prune_search import PruningSearch
 from flowedge.calibration.precision.pruner import Pruner, PruningStep, choices_of_layer
 from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.onnx_files import load_graph
+from flowedge.runtime.bench.parity import parity_of
+from flowedge.runtime.opening.unproven import open_unproven
 from support.block_graph import write_photographs
 from support.command_line import flowedge
 
@@ -265,6 +268,8 @@ def test_the_plan_is_in_the_manifest_the_report_the_page_and_under_int8(
         verified = flowedge("verify", copy, *words)
         assert verified.status == 0, verified.stdout
         assert "against the recorded pruned answers" in verified.stdout
+    with contextlib.closing(open_unproven("onnxruntime-cpu", bundle, "pruned", threads=1)) as engine:
+        assert parity_of(bundle, engine).correlation == pytest.approx(1, abs=1e-6)
     shown = flowedge("info", copy).stdout.replace("\n", " ")
     assert "hidden units" in shown
     refused = flowedge("calibrate", copy, "--data", photographs, "--prune", "0.5", *LOOSE)
