@@ -3,10 +3,10 @@
     python -m gpu.kit pack FOLDER       here, with a network
     python -m gpu.kit unpack FOLDER SITE    there, and then: . SITE/env.sh
 
-The machine is taken to have Python, PyTorch with its CUDA and cuDNN wheels and CUDA's Python bindings, timm, OpenCV,
-Pillow, onnx, onnxscript, rich and typer. ONNX Runtime's GPU build is 350 MB. The machine code of all other GPUs in its
-library is overwritten with zeros, which compress to nothing, so that the kit for one compute capability stays below
-64 MiB beside this source tree.
+The machine is taken to have Python with the modules of ``NEEDED``, and PyTorch's CUDA and cuDNN wheels with CUDA's
+Python bindings. ONNX Runtime's GPU build is 350 MB. The machine code of all other GPUs in its library is overwritten
+with zeros, which compress to nothing, so that the kit for one compute capability stays below 64 MiB beside this source
+tree.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ from typing import Final
 
 CUDA_LIBRARY: Final = "libonnxruntime_providers_cuda.so"
 ELF, FAT_MAGIC = 2, 0xBA55ED50
-WHEELS: Final = ("msgspec", "FrEIA", "simplejpeg")
+WHEELS: Final = ("msgspec", "simplejpeg")
+SOURCES: Final = ("FrEIA",)  # Python alone, which the package index has as source code
+NEEDED: Final = (
+    *("torch", "torchvision", "timm", "safetensors", "numpy", "cv2", "PIL", "onnx", "onnxscript"),
+    *("rich", "typer", "flatbuffers", "google", "packaging"),
+)
+"""The modules that the machine must have, since the kit does not bring them."""
 LEFT_OUT: Final = (
     "capi/libonnxruntime_providers_tensorrt.so",
     "capi/libonnxruntime.so.*",  # the library of the C interface, which Python does not load
@@ -116,8 +122,9 @@ def pack(folder: Path, *, keep: int, python: str, version: str) -> None:
     wheels.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as temporary:
         downloads, site = Path(temporary), Path(temporary, "site")
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        pip += ["--python-version", python]
+        pip = [sys.executable, "-m", "pip"]
+        subprocess.run([*pip, "wheel", "-qq", "--no-deps", "--wheel-dir", str(wheels), *SOURCES], check=True)
+        pip += ["download", "-qq", "--no-deps", "--only-binary", ":all:", "--python-version", python]
         for platform in PLATFORMS:
             pip += ["--platform", platform]
         subprocess.run([*pip, "--dest", str(wheels), *WHEELS], check=True)
@@ -165,8 +172,11 @@ def unpack(folder: Path, site: Path) -> None:
         site: The folder to unpack into. One of an earlier kit is replaced.
 
     Raises:
-        SystemExit: The folder has other files, or the kit is for another version of Python.
+        SystemExit: This Python lacks a package that the kit does not bring, the folder has other files, or the kit is
+            for another version of Python.
     """
+    if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        sys.exit(f"{sys.executable} lacks {', '.join(lacking)}, which the kit does not bring.")
     environment = site / ENVIRONMENT
     if site.exists() and not environment.exists() and any(site.iterdir()):
         sys.exit(f"{site} is not empty and is not of a kit. Name another folder.")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gpu import kit
 from gpu.kit import (
     ARCHIVE,
     CUDA_LIBRARY,
@@ -100,9 +101,9 @@ def kit_of(folder: Path, python: str) -> Path:
 
 def test_the_kit_is_unpacked_and_found_by_python(tmp_path: Path) -> None:
     site = tmp_path / "a site"
-    kit = kit_of(tmp_path / "kit", f"{sys.version_info.major}{sys.version_info.minor}")
-    unpack(kit, site)
-    unpack(kit, site)  # a kit replaces an earlier one
+    made = kit_of(tmp_path / "kit", f"{sys.version_info.major}{sys.version_info.minor}")
+    unpack(made, site)
+    unpack(made, site)  # a kit replaces an earlier one
     command = f'. "{site}/env.sh"; "{sys.executable}" -c "import onething, gpu.kit; print(onething.__file__)"'
     done = subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == str(site / "onething.py")
@@ -112,6 +113,12 @@ def test_a_kit_for_another_python_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"The kit is for another Python than 3\..*cpython-29-x86_64"):
         unpack(kit_of(tmp_path / "kit", "29"), tmp_path / "site")
     assert not (tmp_path / "site").exists()
+
+
+def test_what_the_machine_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kit, "NEEDED", ("json", "nosuchmodule"))
+    with pytest.raises(SystemExit, match=" lacks nosuchmodule, which the kit does not bring"):
+        unpack(tmp_path, tmp_path / "site")
 
 
 def test_a_folder_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
