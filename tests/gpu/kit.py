@@ -4,9 +4,9 @@
     python -m gpu.kit unpack FOLDER SITE    there, and then: . SITE/env.sh
 
 The machine is taken to have Python with the modules of ``NEEDED``, and PyTorch's CUDA and cuDNN wheels with CUDA's
-Python bindings. ONNX Runtime's GPU build is 350 MB. The machine code of all other GPUs in its library is overwritten
-with zeros, which compress to nothing, so that the kit for one compute capability stays below 64 MiB beside this source
-tree.
+Python bindings. ONNX Runtime's GPU build is 350 MB. Of the machine code for GPUs in its library the kit has that of one
+compute capability, in a file of its own, since both files may have to travel one after the other. The kit has 57 MiB,
+and the source tree travels beside it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,12 @@ LEFT_OUT: Final = (
 PLATFORMS: Final = ("manylinux2014_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64")
 ARCHIVE: Final = "onnxruntime.tar.xz"
 ENVIRONMENT: Final = "env.sh"
-# Kernels are alike, but zeros lie between those of one GPU. So a match is looked for in the whole archive.
-XZ: Final = ({"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 384 << 20},)
+CODE: Final = "code-{}.xz"  # by the architecture
+# Code of the processor compresses better behind its filter, and code of the GPU only without it. Kernels of one GPU are
+# alike, so a match is looked for in all of them.
+_BEST: Final = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}
+XZ: Final = ({"id": lzma.FILTER_X86}, _BEST)
+XZ_OF_CODE: Final = (_BEST | {"dict_size": 128 << 20},)
 
 
 def fat_binary(library: bytes) -> tuple[int, int]:
@@ -81,31 +85,40 @@ def entries(library: bytes) -> Iterator[tuple[int, int, int, int]]:
             entry += entry_header + entry_size
 
 
-def without_other_gpus(library: bytes, keep: int) -> bytes:
-    """Overwrite the machine code of all architectures but one with zeros.
+def parted(library: bytes, keep: int) -> tuple[bytes, bytes]:
+    """Return a library with zeros in the place of all machine code for GPUs, and the code of one architecture.
 
     Args:
         library: The shared library.
-        keep: The architecture to keep, such as 90 for the compute capability 9.0.
+        keep: The architecture of the code, such as 90 for the compute capability 9.0.
 
     Raises:
         ValueError: The library has no code of this architecture.
     """
-    changed, kept = bytearray(library), 0
-    for kind, architecture, start, length in list(entries(library)):
-        if kind == ELF and architecture == keep:
-            kept += length
-        else:
-            changed[start : start + length] = bytes(length)
-    if not kept:
+    rest, code = bytearray(library), bytearray()
+    for kind, architecture, start, length in entries(library):
+        if (kind, architecture) == (ELF, keep):
+            code += library[start : start + length]
+        rest[start : start + length] = bytes(length)
+    if not code:
         raise ValueError(f"the library has no machine code of the architecture {keep}")
-    return bytes(changed)
+    return bytes(rest), bytes(code)
+
+
+def joined(rest: bytes, code: bytes, keep: int) -> bytes:
+    """Return the library with its code for one architecture, as `parted` gave both."""
+    library, at = bytearray(rest), 0
+    for kind, architecture, start, length in entries(rest):
+        if (kind, architecture) == (ELF, keep):
+            library[start : start + length] = code[at : at + length]
+            at += length
+    return bytes(library)
 
 
 def pack(folder: Path, *, keep: int, python: str, version: str) -> None:
     """Download the wheels, write the kit into a folder and print the sizes of its files.
 
-    Compressing takes minutes and 4 GB of memory.
+    Compressing takes minutes and 2 GB of memory.
 
     Args:
         folder: The folder of the kit, which must not be there.
@@ -132,7 +145,9 @@ def pack(folder: Path, *, keep: int, python: str, version: str) -> None:
         (wheel,) = downloads.glob("onnxruntime_gpu-*.whl")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)
-        reduce(site / "onnxruntime", keep)
+        code = reduce(site / "onnxruntime", keep)
+        with lzma.open(folder / CODE.format(keep), "wb", filters=XZ_OF_CODE) as packed:
+            packed.write(code)
         with (
             lzma.open(folder / ARCHIVE, "wb", filters=XZ) as file,
             tarfile.open(fileobj=file, mode="w") as tar,
@@ -144,8 +159,8 @@ def pack(folder: Path, *, keep: int, python: str, version: str) -> None:
     print(f"{sum(sizes.values()):6.1f} MiB  in all")
 
 
-def reduce(package: Path, keep: int) -> None:
-    """Remove what no campaign needs from the unpacked package of ONNX Runtime.
+def reduce(package: Path, keep: int) -> bytes:
+    """Remove what no campaign needs from the unpacked package of ONNX Runtime, and return the code for the GPU.
 
     Args:
         package: The folder ``onnxruntime``.
@@ -155,13 +170,15 @@ def reduce(package: Path, keep: int) -> None:
         ValueError: The build has no machine code of this architecture.
     """
     library = package / "capi" / CUDA_LIBRARY
-    library.write_bytes(without_other_gpus(library.read_bytes(), keep))
+    rest, code = parted(library.read_bytes(), keep)
+    library.write_bytes(rest)
     for pattern in LEFT_OUT:
         for place in package.glob(pattern):
             if place.is_dir():
                 shutil.rmtree(place)
             else:
                 place.unlink()
+    return code
 
 
 def unpack(folder: Path, site: Path) -> None:
@@ -189,6 +206,10 @@ def unpack(folder: Path, site: Path) -> None:
     if not any(own in name for name in found):
         shutil.rmtree(site)
         sys.exit(f"The kit is for another Python than {sys.version.split()[0]}: it has {', '.join(found)}.")
+    (packed,) = folder.glob(CODE.format("*"))
+    library = site / "onnxruntime/capi" / CUDA_LIBRARY
+    with lzma.open(packed) as file:
+        library.write_bytes(joined(library.read_bytes(), file.read(), int(packed.stem.rpartition("-")[2])))
     pip = [
         sys.executable,
         "-m",

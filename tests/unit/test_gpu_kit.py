@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import lzma
 import struct
 import subprocess
 import sys
@@ -20,10 +22,12 @@ from gpu.kit import (
     FAT_MAGIC,
     entries,
     environment_of,
+    joined,
+    parted,
     reduce,
     unpack,
-    without_other_gpus,
 )
+from gpu.kit import CODE as CODE_FILE
 from gpu.report import Report, is_bad
 
 PTX = 1
@@ -58,8 +62,11 @@ def test_every_piece_of_machine_code_is_found(library: bytes) -> None:
     assert found == CODE
 
 
-def test_only_the_code_of_one_gpu_is_left(library: bytes) -> None:
-    changed = without_other_gpus(library, 90)
+def test_only_the_code_of_one_gpu_comes_back(library: bytes) -> None:
+    rest, code = parted(library, 90)
+    assert code == CODE[ELF, 90]
+    assert not any(rest[start : start + size].strip(b"\0") for _, _, start, size in entries(rest))
+    changed = joined(rest, code, 90)
     left = {(kind, arch): changed[start : start + size] for kind, arch, start, size in entries(changed)}
     assert left == {key: code if key == (ELF, 90) else bytes(len(code)) for key, code in CODE.items()}
     assert len(changed) == len(library)
@@ -67,7 +74,7 @@ def test_only_the_code_of_one_gpu_is_left(library: bytes) -> None:
 
 def test_a_library_without_code_for_the_gpu_is_refused(library: bytes) -> None:
     with pytest.raises(ValueError, match="no machine code of the architecture 87"):
-        without_other_gpus(library, 87)
+        parted(library, 87)
 
 
 def test_what_no_campaign_needs_is_left_out(library: bytes, tmp_path: Path) -> None:
@@ -76,15 +83,17 @@ def test_what_no_campaign_needs_is_left_out(library: bytes, tmp_path: Path) -> N
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "capi" / CUDA_LIBRARY).write_bytes(library)
-    reduce(tmp_path, 90)
+    assert reduce(tmp_path, 90) == CODE[ELF, 90]
     left = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
     assert left == {*kept, f"capi/{CUDA_LIBRARY}"}
-    assert (tmp_path / "capi" / CUDA_LIBRARY).read_bytes() == without_other_gpus(library, 90)
+    assert (tmp_path / "capi" / CUDA_LIBRARY).read_bytes() == parted(library, 90)[0]
 
 
-def kit_of(folder: Path, python: str) -> Path:
-    """Write a kit whose ONNX Runtime is one empty library for a version of Python, and whose wheel has one module."""
+def kit_of(folder: Path, python: str, library: bytes) -> Path:
+    """Write a kit whose ONNX Runtime is a library for a GPU and an empty one for a version of Python."""
     (folder / "wheels").mkdir(parents=True)
+    rest, code = parted(library, 90)
+    (folder / CODE_FILE.format(90)).write_bytes(lzma.compress(code, preset=0))
     info = "onething-1.0.dist-info"
     with zipfile.ZipFile(folder / "wheels/onething-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("onething.py", "VALUE = 1\n")
@@ -96,22 +105,28 @@ def kit_of(folder: Path, python: str) -> Path:
     with tarfile.open(folder / ARCHIVE, "w:xz", preset=0) as tar:
         name = f"./onnxruntime/capi/onnxruntime_pybind11_state.cpython-{python}-x86_64-linux-gnu.so"
         tar.addfile(tarfile.TarInfo(name))
+        member = tarfile.TarInfo(f"./onnxruntime/capi/{CUDA_LIBRARY}")
+        member.size = len(rest)
+        tar.addfile(member, io.BytesIO(rest))
     return folder
 
 
-def test_the_kit_is_unpacked_and_found_by_python(tmp_path: Path) -> None:
+def test_the_kit_is_unpacked_and_found_by_python(library: bytes, tmp_path: Path) -> None:
     site = tmp_path / "a site"
-    made = kit_of(tmp_path / "kit", f"{sys.version_info.major}{sys.version_info.minor}")
+    made = kit_of(tmp_path / "kit", f"{sys.version_info.major}{sys.version_info.minor}", library)
     unpack(made, site)
     unpack(made, site)  # a kit replaces an earlier one
     command = f'. "{site}/env.sh"; "{sys.executable}" -c "import onething, gpu.kit; print(onething.__file__)"'
     done = subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == str(site / "onething.py")
+    found = (site / "onnxruntime/capi" / CUDA_LIBRARY).read_bytes()
+    assert CODE[ELF, 90] in found
+    assert CODE[ELF, 80] not in found
 
 
-def test_a_kit_for_another_python_is_refused(tmp_path: Path) -> None:
+def test_a_kit_for_another_python_is_refused(library: bytes, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"The kit is for another Python than 3\..*cpython-29-x86_64"):
-        unpack(kit_of(tmp_path / "kit", "29"), tmp_path / "site")
+        unpack(kit_of(tmp_path / "kit", "29", library), tmp_path / "site")
     assert not (tmp_path / "site").exists()
 
 
