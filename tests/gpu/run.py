@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -32,6 +33,8 @@ LIMIT_S: Final = 480.0
 EXPORT_S: Final = 200.0
 PICTURES: Final = 200
 MODULE_S: Final = 240.0
+COMMAND_S: Final = 120.0
+_ENDS: Final = {"at": math.inf}  # on the monotonic clock, once a campaign has begun
 
 
 def main() -> None:
@@ -46,6 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     names, device = options.models.split(","), options.device
     report, work = Report(options.out, options.limit), options.out / "work"
+    _ENDS["at"] = time.monotonic() + options.limit
     engine = f"onnxruntime-{device}"
     # Engines that are built belong to this campaign, and are built anew by the next one elsewhere.
     os.environ["FLOWEDGE_CACHE_DIR"] = str((work / "cache").resolve())
@@ -107,7 +111,7 @@ def command(*arguments: object, environment: dict[str, str] | None = None) -> di
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=_at_most(COMMAND_S),
         env=os.environ | (environment or {}),
     )
     found: dict[str, Any] = {"status": done.returncode, "seconds": round(time.monotonic() - begun, 2)}
@@ -116,6 +120,11 @@ def command(*arguments: object, environment: dict[str, str] | None = None) -> di
     except ValueError:
         found["printed"] = (done.stdout + done.stderr)[-600:]
     return found
+
+
+def _at_most(seconds: float) -> float:
+    """Return the time that a process may take, in seconds: no more than is left of the campaign."""
+    return max(1.0, min(seconds, _ENDS["at"] - time.monotonic()))
 
 
 def module(name: str, *arguments: object) -> Any:
@@ -129,7 +138,7 @@ def module(name: str, *arguments: object) -> Any:
         check=False,
         capture_output=True,
         text=True,
-        timeout=MODULE_S,
+        timeout=_at_most(MODULE_S),
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-500:])
