@@ -149,8 +149,8 @@ def pack(folder: Path, *, keep: int, python: str, version: str) -> None:
         with lzma.open(folder / CODE.format(keep), "wb", filters=XZ_OF_CODE) as packed:
             packed.write(code)
         with (
-            lzma.open(folder / ARCHIVE, "wb", filters=XZ) as file,
-            tarfile.open(fileobj=file, mode="w") as tar,
+            lzma.open(folder / ARCHIVE, "wb", filters=XZ) as packed,
+            tarfile.open(fileobj=packed, mode="w") as tar,
         ):
             tar.add(site, arcname=".")
     sizes = {file: file.stat().st_size / (1 << 20) for file in sorted(folder.rglob("*")) if file.is_file()}
@@ -200,7 +200,10 @@ def unpack(folder: Path, site: Path) -> None:
     shutil.rmtree(site, ignore_errors=True)
     site.mkdir(parents=True)
     with tarfile.open(folder / ARCHIVE) as tar:
-        tar.extractall(site, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        tar.extraction_filter = getattr(
+            tarfile, "data_filter", None
+        )  # which Python 3.10 and 3.11 have since late
+        tar.extractall(site)
     own = f"cpython-{sys.version_info.major}{sys.version_info.minor}-"
     found = [file.name for file in (site / "onnxruntime/capi").glob("onnxruntime_pybind11_state.*")]
     if not any(own in name for name in found):

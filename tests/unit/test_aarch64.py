@@ -92,7 +92,7 @@ def ended(status: int, answer: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_outcomes_are_told() -> None:
-    checks = {"checks": [{}, {}]}
+    checks: dict[str, list[object]] = {"checks": [{}, {}]}
     assert verified(ended(0, checks)) == "2 checks passed"
     assert verified(ended(1, checks)) == "FAILED"
     orin = {"ready": True, "machine": {"jetson": {"jetpack": "6.2"}}}
