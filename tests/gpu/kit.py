@@ -5,7 +5,7 @@
 
 The machine is taken to have Python with the modules of ``NEEDED``, and PyTorch's CUDA and cuDNN wheels with CUDA's
 Python bindings. ONNX Runtime's GPU build is 350 MB. Of the machine code for GPUs in its library the kit has that of one
-compute capability, in a file of its own, since both files may have to travel one after the other. The kit has 57 MiB,
+compute capability, in a file of its own, since both files may have to travel one after the other. The kit has 56 MiB,
 and the source tree travels beside it.
 """
 
