@@ -39,6 +39,8 @@ Candidate: TypeAlias = Callable[[NDArray[Any]], Outputs]
 """A function from a graph's input for one image to the graph's outputs."""
 
 _PROBES: Final = 4  # Good images for measuring a block's sensitivity, each also with one defect.
+_PART: Final = 4  # The search begins on every fourth image.
+_FEWEST_IN_PART: Final = 6  # Fewer images tell too little about the ranks of scores.
 _INPUT_BYTES: Final = 1 << 30  # The largest size of the prepared inputs on disk.
 
 
@@ -80,6 +82,7 @@ class GateImages:
     Attributes:
         fp32: The bundle with the fp32 graph.
         self_test: The self-test of the bundle, for candidates.
+        every_for_search: The search begins on every n-th image, which is each image where there are few.
         sensitivities: The sensitivities that `Search.measure` found so far, by precision and block.
         self_test_errors: The errors in the self-test that `Search.measure` found so far, by precision and block.
     """
@@ -101,11 +104,12 @@ class GateImages:
         self._threads = threads
         self._input_of = GraphInput(fp32.manifest)
         self.self_test = SelfTestGate(fp32, threads)
+        self.every_for_search = _PART if len(images) >= _PART * _FEWEST_IN_PART else 1
         self.sensitivities: dict[ConvertedPrecision, dict[str, float]] = {}
         self.self_test_errors: dict[ConvertedPrecision, dict[str, float]] = {}
         self._frames: list[_Kept] = []
         self._inputs = _Inputs()
-        self._facts: Fp32Facts | None = None
+        self._facts: dict[int, Fp32Facts] = {}
         self._hardness: list[float] = []
         self._labelled: list[Answer] = []
 
@@ -156,6 +160,7 @@ class GateImages:
         *,
         self_test: Sequence[Check] = (),
         to_the_end: bool = False,
+        every: int = 1,
     ) -> GateReport | None:
         """Compare a candidate of the search with fp32, without the quantities that have no limit.
 
@@ -168,16 +173,20 @@ class GateImages:
             reports: Receives the progress, one unit for each frame.
             self_test: The outcome of the self-test, for the report.
             to_the_end: True compares all frames also where the candidate cannot pass any more.
+            every: Only every n-th image is compared, with its defects.
 
         Returns:
             The report, or None where the candidate could not pass any more after some of the frames.
         """
         frames = self._prepared(reports)
-        assert self._facts is not None, "the frames were prepared"
-        reports.step("comparing with fp32", len(frames))
-        gate = TrialGate(limits, self._facts)
+        order = sorted(
+            (n for n, one in enumerate(frames) if one.index % every == 0), key=lambda n: -self._hardness[n]
+        )
+        reports.step("comparing with fp32", len(order))
+        if every not in self._facts:
+            self._facts[every] = fp32_facts((frames[n].mask is None, frames[n].answer) for n in order)
+        gate = TrialGate(limits, self._facts[every])
         gate.add_self_test(self_test)
-        order = sorted(range(len(frames)), key=lambda n: -self._hardness[n])
         answers = in_order(lambda n: self._answer(candidate, frames[n]), order, self._threads)
         with contextlib.closing(answers):
             for n, answer in zip(order, answers, strict=True):
@@ -275,7 +284,6 @@ class GateImages:
                         self._inputs.add(image)
                         self._frames.append(kept)
                     reports.advance()
-            self._facts = fp32_facts((one.mask is None, one.answer) for one in self._frames)
             self._hardness = [0.0] * len(self._frames)
         return self._frames
 

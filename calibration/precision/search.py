@@ -72,8 +72,9 @@ class Search:
         """Return the smallest number of reverted blocks, at least ``reverted``, with which the gate passes.
 
         The search begins where the sensitivities let it expect the number, doubles its step until it has one number
-        that fails and one that passes, and then halves the gap between them. The search assumes that one more
-        reverted block never makes the gate fail.
+        that fails and one that passes, and then halves the gap between them. Where there are many images it first does
+        so on a part of them, so that all images see few candidates. The search assumes that one more reverted block
+        never makes the gate fail.
 
         Args:
             reverted: The number to begin with.
@@ -95,19 +96,34 @@ class Search:
         if report is not None and report.passed:
             return reverted
         self.measure()
-        most = self._most()
-        fails, passes, step = reverted, None, 1
-        place = max(self._expected(), likely)
+        # 2. A number that passed for a similar precision needs no search on a part of the images.
+        place, every = max(self._expected(), likely), self._gate.every_for_search
+        if every > 1 and not likely:
+            place = self._smallest(reverted, place, every)
+        return self._smallest(reverted, place)
+
+    def _smallest(self, fails: int, place: int, every: int = 1) -> int:
+        """Return the smallest number of reverted blocks that passes.
+
+        Args:
+            fails: A number that fails.
+            place: The number to begin with.
+            every: The images are every n-th. On a part of the images, the largest number counts as one that passes.
+
+        Raises:
+            PrecisionError: The gate fails on all images as long as one block keeps the precision.
+        """
+        most, passes, step = self._most(), None, 1
         while passes is None or passes - fails > 1:
             place = min(max(place, fails + 1), most)
-            report = self._judge(place)
-            if report is not None and report.passed:
+            report = self._judge(place, every)
+            if (report is not None and report.passed) or (every > 1 and place == most):
                 passes = place
             elif report is None or place < most:
                 fails = place
             else:
                 raise PrecisionError(self._verdict(report))
-            # 2. Double the step upwards until a number passes. Downwards, half of the gap is the largest step.
+            # Double the step upwards until a number passes. Downwards, half of the gap is the largest step.
             place = fails + step if passes is None else max(passes - step, (passes + fails) // 2)
             step *= 2
         return passes
@@ -185,12 +201,16 @@ class Search:
             (n for n, name in enumerate(self._order()) if self._macs[name]), default=len(self._blocks) - 1
         )
 
-    def _judge(self, reverted: int) -> GateReport | None:
+    def _judge(self, reverted: int, every: int = 1) -> GateReport | None:
         """Compare a candidate with fp32, or return None where it was given up before the last frame.
 
         The last candidate is compared on all frames, so that the error can name what failed.
+
+        Args:
+            reverted: The number of reverted blocks.
+            every: Every n-th image is compared.
         """
-        blocks, to_the_end = self.chosen(reverted), reverted >= self._most()
+        blocks, to_the_end = self.chosen(reverted), every == 1 and reverted >= self._most()
 
         def candidate(image: NDArray[Any]) -> Values:
             return self._graph.candidate(image, self._precision, blocks)
@@ -201,7 +221,7 @@ class Search:
             if not to_the_end:
                 return None
         return self._gate.trial(
-            candidate, self._limits, self._reports, self_test=self_test, to_the_end=to_the_end
+            candidate, self._limits, self._reports, self_test=self_test, to_the_end=to_the_end, every=every
         )
 
     def _verdict(self, report: GateReport) -> str:

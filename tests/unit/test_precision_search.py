@@ -119,7 +119,9 @@ def test_exactly_the_ruined_blocks_are_given_back(tmp_path: Path, photographs: t
 class CountingSearch(Search):
     """Searches over blocks whose cost a table gives, and runs no graph."""
 
-    def __init__(self, costs: dict[str, float], most: float) -> None:
+    def __init__(self, costs: dict[str, float], most: float, on_a_part: float | None = None) -> None:
+        self._gate: Any = SimpleNamespace(every_for_search=1 if on_a_part is None else 4)
+        self._bearable_on_a_part = on_a_part
         self._blocks, self._precision, self._limits = tuple(costs), "int8-cpu", LIMITS
         self._macs = {name: int(name != "idle") for name in costs}
         self._costs, self._bearable = costs, most
@@ -129,9 +131,13 @@ class CountingSearch(Search):
     def measure(self) -> None:
         self.sensitivities = dict(self._costs)
 
-    def _judge(self, reverted: int) -> GateReport:
-        self.judged.append(reverted)
-        passed = sum(self._costs[name] for name in self.chosen(reverted)) <= self._bearable
+    def _judge(self, reverted: int, every: int = 1) -> GateReport:
+        bearable = self._bearable
+        if every == 1:
+            self.judged.append(reverted)
+        elif self._bearable_on_a_part is not None:
+            bearable = self._bearable_on_a_part
+        passed = sum(self._costs[name] for name in self.chosen(reverted)) <= bearable
         return GateReport(
             passed=passed, limits=LIMITS, good_images=1, defect_images=0, labelled_images=0, quantities=()
         )
@@ -146,6 +152,18 @@ def test_the_smallest_number_is_found_in_few_comparisons(wanted: int) -> None:
     assert set(search.chosen(wanted)) == set(order[wanted:])
     assert len(search.judged) <= 9
     assert max(search.judged) < 12, "a graph without a single block is no graph of this precision"
+
+
+@pytest.mark.parametrize("wanted", range(12))
+@pytest.mark.parametrize("error", [-1, 0, 1, 12])
+def test_a_part_of_the_images_tells_where_to_look_and_all_images_decide(wanted: int, error: int) -> None:
+    costs = {f"b{n}": float((7 * n) % 12 + 1) for n in range(12)}
+    order = sorted(costs, key=lambda name: -costs[name])
+    bearable = [sum(costs[name] for name in order[n:]) for n in range(13)]
+    search = CountingSearch(costs, bearable[wanted], on_a_part=bearable[min(max(wanted + error, 0), 12)])
+    assert search.first_that_passes() == wanted
+    if abs(error) <= 1:
+        assert len(search.judged) <= 5, "none of the numbers far from the right one runs on all images"
 
 
 def test_what_is_given_back_later_is_the_most_sensitive_too() -> None:

@@ -230,3 +230,23 @@ def test_results_keep_the_order_of_their_items_and_no_call_begins_after_the_end(
 
     with pytest.raises(ValueError, match="item 0"):
         list(in_order(fail, range(9), threads))
+
+
+def test_a_part_of_the_images_is_judged_by_its_own_facts(images: tuple[GateImages, PiecedGraph]) -> None:
+    kept, graph = images
+    assert kept.every_for_search == 1, "six images are too few to look at a part of them"
+    ran: list[bytes] = []
+
+    def candidate(image: NDArray[Any]) -> Any:
+        ran.append(image.tobytes())
+        return graph.values(image)
+
+    strict = msgspec.structs.replace(LOOSE, map_correlation=0.999, rank_agreement=0.999)
+    report = kept.trial(candidate, strict, every=4)
+    assert report is not None
+    assert report.passed
+    assert (report.good_images, report.defect_images) == (2, 2), "the first image and the fifth"
+    assert len(ran) == 4
+    report = kept.trial(candidate, strict)
+    assert report is not None
+    assert (report.good_images, report.defect_images) == (6, 6)
