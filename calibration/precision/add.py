@@ -331,7 +331,7 @@ class _Work:
             request=self._request.thresholds,
             frame_rate=None,  # All precisions share one frame check, which is fitted once.
             engine=JUDGE,
-            threads=self._threads,
+            threads=1,  # As in the gate, each core takes an image of its own.
             reports=self._reports,
         )
         self._fitted |= {graph.precision: graph for graph in done.record.graphs}
