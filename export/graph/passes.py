@@ -26,7 +26,12 @@ from flowedge.export.graph.folding import (
     fold_gain,
     linear_layers_become_convolutions,
 )
-from flowedge.export.graph.permutations import absorb_gathers, drop_last_rotation, index_hard_permutations
+from flowedge.export.graph.permutations import (
+    absorb_gathers,
+    drop_last_rotation,
+    index_hard_permutations,
+    order_halves,
+)
 from flowedge.export.graph.position import carry_position, reduce_position_code
 from flowedge.lowering import Exactness
 
@@ -76,6 +81,8 @@ PASSES: Final = (
     Pass(fold_affine, "re-association"),
     # Only a reduced position code is small enough to be carried. Channels are counted with it.
     Pass(carry_position, "bitwise"),
+    # The channels that the pass after this one adds lie beside the runs.
+    Pass(order_halves, "re-association"),
     Pass(fill_channel_groups, "re-association"),
     # The passes below do not depend on the passes above.
     Pass(centre_before_norm, "re-association"),

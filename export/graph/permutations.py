@@ -1,16 +1,20 @@
-"""Remove permutations and rotations of channels, in passes over the flow."""
+"""Remove permutations and rotations of channels or make them cheap, in passes over the flow."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
 from flowedge.export.graph import ir
+from flowedge.export.graph.rewriting import scattered
 
 _ORTHOGONAL: Final = 1e-5  # largest entry of Q^T Q - I for a matrix that counts as orthogonal
+# The number of couplings in a row whose halves are ordered together: one that gathers and two that read runs. The runs
+# of a fourth coupling would be so many and so short that a gather costs no more.
+_ORDERED: Final = 3
 
 
 def index_hard_permutations(model: ir.FlowModel) -> ir.FlowModel:
@@ -49,6 +53,127 @@ def absorb_gathers(model: ir.FlowModel) -> ir.FlowModel:
             steps += [ir.ChannelMap(stream=stream, index=index) for stream, index in gathers.items()]
         steps.append(step if absorbed is None else absorbed)
     return dataclasses.replace(model, steps=tuple(steps))
+
+
+def order_halves(model: ir.FlowModel) -> ir.FlowModel:
+    """The channels of both halves are ordered so that the next two couplings read them in a few runs of channels.
+
+    A random permutation before each coupling makes it gather single channels. Engines slice and concatenate runs of
+    channels faster than they gather. Of three couplings in a row on a stream, only the first gathers its halves. The
+    weights of the subnets take the new order.
+    """
+    steps: list[ir.Step] = []
+    moved: dict[int, ir.Index] = {}  # by stream, the index of each channel once the halves are ordered
+    followers: dict[int, int] = {}  # by stream, the number of couplings to come that read runs
+    for place, step in enumerate(model.steps):
+        # A scale and a shift follow their channels, which stay moved.
+        if isinstance(step, ir.ChannelAffine) and step.stream in moved:
+            followers.pop(step.stream, None)
+            at = moved[step.stream]
+            scale = scattered(step.scale, at, len(at), 1.0)
+            steps.append(
+                dataclasses.replace(step, scale=scale, shift=scattered(step.shift, at, len(at), 0.0))
+            )
+            continue
+        # The next reader of a stream looks for its channels where they are now, or a gather puts them back.
+        moves = {stream: moved.pop(stream) for stream in ir.streams_of(step) if stream in moved}
+        through = reading_through(step, moves) if moves else step
+        if through is None:
+            steps += [ir.ChannelMap(stream=stream, index=index) for stream, index in moves.items()]
+        current = step if through is None else through
+        if isinstance(step, ir.Coupling):
+            assert isinstance(current, ir.Coupling)
+            stream, width = step.stream, len(step.passive)
+            # 1. The first of three couplings sorts its halves by the halves that the next couplings put them into.
+            # 2. The others take the runs as they lie.
+            if not followers.get(stream):
+                ranks = _ranks(step, _couplings_after(model.steps, place))
+                followers[stream] = _ORDERED - 1
+                passive, active = (
+                    np.argsort(ranks[:width], kind="stable"),
+                    np.argsort(-ranks[width:], kind="stable"),
+                )
+            else:
+                followers[stream] -= 1
+                passive, active = _as_they_lie(current.passive), _as_they_lie(current.active)
+            current = _with_halves(current, passive, active)
+            moved[stream] = np.argsort(np.concatenate([passive, width + active]))
+        else:
+            for stream in ir.streams_of(step):
+                followers.pop(stream, None)
+        steps.append(current)
+    levels = list(model.levels)
+    for stream, channel_of in moved.items():
+        scale = scattered(levels[stream].latent_scale, channel_of, len(channel_of), 0.0)
+        levels[stream] = dataclasses.replace(levels[stream], latent_scale=scale)
+    return dataclasses.replace(model, steps=tuple(steps), levels=tuple(levels))
+
+
+def _couplings_after(steps: Sequence[ir.Step], place: int) -> list[ir.Coupling]:
+    """Return the next couplings that read a coupling's runs, up to the first other step on the stream."""
+    (stream,) = ir.streams_of(steps[place])
+    found: list[ir.Coupling] = []
+    for step in steps[place + 1 :]:
+        if stream not in ir.streams_of(step):
+            continue
+        if not isinstance(step, ir.Coupling) or len(found) == _ORDERED - 1:
+            break
+        found.append(step)
+    return found
+
+
+def _ranks(step: ir.Coupling, later: Sequence[ir.Coupling]) -> ir.Index:
+    """Rank each channel that a coupling writes by the halves of the later couplings, in the order of a Gray code.
+
+    Channels of neighbouring ranks are in the same half of all later couplings but one.
+    """
+    width = len(step.passive) + len(step.active)
+    ranks = np.zeros(width, np.int64)
+    channels = np.arange(width)  # the channels of the stream, numbered as the coupling writes them
+    for coupling in later:
+        is_active = np.zeros(width, bool)
+        is_active[channels[coupling.active]] = True
+        ranks = 2 * ranks + (is_active ^ (ranks % 2 == 1))
+        channels = channels[np.concatenate([coupling.passive, coupling.active])]
+    return ranks
+
+
+def _as_they_lie(half: ir.Index) -> ir.Index:
+    """Order the channels of a half as they lie in the stream, beginning after the largest gap between two of them.
+
+    So the run at the end of the stream comes before the run at its beginning.
+    """
+    order = np.argsort(half, kind="stable")
+    gaps = np.diff(half[order])
+    return np.roll(order, -1 - int(gaps.argmax())) if len(gaps) and gaps.max() > 1 else order
+
+
+def _with_halves(step: ir.Coupling, passive: ir.Index, active: ir.Index) -> ir.Coupling:
+    """Reorder the channels of a coupling's halves, and the weights that belong to them."""
+    first, *others = step.subnet
+    assert isinstance(first, (ir.Conv, ir.Linear))
+    columns = np.arange(
+        first.weight.shape[1]
+    )  # Those of the condition keep their place after the passive half.
+    columns[: len(passive)] = passive
+    subnet: list[ir.SubnetLayer] = [
+        dataclasses.replace(first, weight=np.ascontiguousarray(first.weight[:, columns])),
+        *others,
+    ]
+    last = subnet[-1]
+    assert isinstance(last, (ir.Conv, ir.Linear))
+    rows = np.concatenate([active, len(active) + active])
+    bias = None if last.bias is None else last.bias[rows]
+    subnet[-1] = dataclasses.replace(last, weight=np.ascontiguousarray(last.weight[rows]), bias=bias)
+    order = np.concatenate([passive, len(passive) + active])
+    return dataclasses.replace(
+        step,
+        passive=step.passive[passive],
+        active=step.active[active],
+        subnet=tuple(subnet),
+        scale=None if step.scale is None else step.scale[order],
+        offset=None if step.offset is None else step.offset[order],
+    )
 
 
 def drop_last_rotation(model: ir.FlowModel) -> ir.FlowModel:

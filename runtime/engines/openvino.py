@@ -33,7 +33,7 @@ from flowedge.runtime.engines.openvino_cache import (
 )
 from flowedge.runtime.engines.openvino_forms import (
     join_signed_quantisation,
-    multiply_small_permutations,
+    replace_gathers,
     unround_swish,
 )
 from flowedge.runtime.lanes import lanes_beside
@@ -155,7 +155,7 @@ class _Graph:
             inputs = self._opening.source.inputs
             sized.reshape({name: [batch, *model.input(name).partial_shape[1:]] for name in inputs})
             if self._device == "CPU":
-                multiply_small_permutations(sized)
+                replace_gathers(sized)
         except Exception as error:  # its failures have no base class of their own
             raise EngineUnavailableError(
                 f"OpenVINO {_VERSION} cannot run the graph with {batch} images: {_one_line(error)}. "

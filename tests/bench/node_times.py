@@ -124,5 +124,5 @@ def _compiled(
 ) -> ov.CompiledModel:
     model = openvino._model(graph)
     model.reshape(list(image.shape))
-    openvino_forms.multiply_small_permutations(model)
+    openvino_forms.replace_gathers(model)
     return openvino._compiled(model, "CPU", {**openvino._options("CPU", threads), **more})

@@ -204,6 +204,18 @@ def test_hard_permutations_leave_no_channel_map_and_no_offset() -> None:
     assert all(step.offset is None for step in model.steps if isinstance(step, ir.Coupling))
 
 
+def test_of_three_couplings_in_a_row_two_read_a_few_runs_of_channels() -> None:
+    model = lower(random_cflow(6, sizes=((64, 3, 3),), blocks=7, condition=4))
+    couplings = [step for step in model.steps if isinstance(step, ir.Coupling)]
+    runs = [
+        max(1 + int(np.count_nonzero(np.diff(half) != 1)) for half in (step.passive, step.active))
+        for step in couplings
+    ]
+    assert len(runs) == 7
+    assert all(count <= 4 for place, count in enumerate(runs) if place % 3)
+    assert min(runs[3], runs[6]) > 12  # what the others would gather too
+
+
 def test_soft_permutations_keep_one_matrix_between_two_blocks() -> None:
     model = lower(random_cflow(5, permutation="soft", blocks=4, sizes=((6, 3, 3),)))
     assert sum(isinstance(step, ir.ChannelMap) for step in model.steps) == 3
