@@ -65,8 +65,8 @@ class PruningFacts(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         layers: The hidden layers, with the number of units before and after.
         macs_saved: The share of the whole graph's multiply-accumulates that is saved, in 0..1.
-        time_ratio: The time of one image in the pruned float32 graph, divided by that in the fp32 graph, measured in
-            turns on the machine of the calibration.
+        time_ratio: The processor time of one image in the pruned float32 graph, divided by that in the fp32 graph,
+            measured in turns on one core of the machine of the calibration.
     """
 
     layers: tuple[PrunedLayer, ...]

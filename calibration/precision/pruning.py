@@ -14,7 +14,7 @@ import msgspec
 from flowedge.bundle import Bundle, clone_bundle
 from flowedge.calibration.calibration_record import BlockChoice, PrecisionReport, PruningFacts
 from flowedge.calibration.gate_report import GateReport
-from flowedge.calibration.precision.gate_images import GateImages
+from flowedge.calibration.precision.gate_images import GateImages, judging_engine
 from flowedge.calibration.precision.precision_request import PrecisionRequest
 from flowedge.calibration.precision.prune_search import PruningSearch
 from flowedge.calibration.precision.pruner import Pruner
@@ -26,8 +26,6 @@ from flowedge.onnx_files import save_graph
 from flowedge.progress import Prefixed, Reports
 from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.frames.images import read_image
-from flowedge.runtime.opening.engine import JUDGE
-from flowedge.runtime.opening.unproven import open_unproven
 
 FILE: Final = "model.pruned.onnx"
 _MOST_IMAGES: Final = 64  # They give enough positions for every layer.
@@ -171,7 +169,8 @@ def pruned_graph(
 def time_ratio(bundle: Bundle, path: Path) -> float:
     """Return the time of one image in the pruned graph divided by that in the fp32 graph of a bundle.
 
-    Both graphs run in turns, and the shortest time of each counts, so that other work on the machine hardly matters.
+    Both graphs run in turns on one thread. The shortest processor time of each counts, so that other work on the
+    machine hardly matters.
 
     Args:
         bundle: The bundle with both graphs.
@@ -181,14 +180,13 @@ def time_ratio(bundle: Bundle, path: Path) -> float:
     times: dict[str, list[float]] = {"fp32": [], "pruned": []}
     with contextlib.ExitStack() as stack:
         engines = {
-            name: stack.enter_context(contextlib.closing(open_unproven(JUDGE, bundle, name)))
-            for name in times
+            name: stack.enter_context(contextlib.closing(judging_engine(bundle, name))) for name in times
         }
         for _ in range(_TIMED_RUNS + 1):
             for name, engine in engines.items():
-                begin = time.perf_counter()
+                begin = time.thread_time()
                 engine.infer(image)
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(time.thread_time() - begin)
     # The first run of an engine allocates its memory.
     return min(times["pruned"][1:]) / min(times["fp32"][1:])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from flowedge.calibration.evaluation import evaluate
 from flowedge.calibration.evaluation_result import Evaluation
 from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateLimits, GateReport
 from flowedge.calibration.precision import PrecisionRequest, add_precisions
-from flowedge.calibration.precision.gate_images import GateImages
+from flowedge.calibration.precision.gate_images import GateImages, judging_engine
 from flowedge.calibration.precision.pruning import pruned_graph
 from flowedge.calibration.threshold import ThresholdRequest
 from flowedge.export.pipeline import ExportOptions, export_bundle
@@ -176,25 +175,25 @@ def rows_of_plans(exported: Bundle, images: Sequence[Path], folder: Path, thread
 
 
 def times(rows: Sequence[Row], frame: NDArray[np.uint8], rounds: int) -> list[float]:
-    """Return the time of one image in each graph over that of the first one: the median of the ratios of turns."""
+    """Return the processor time of one image in each graph, on one core, over that of the first graph.
+
+    The graphs run in turns, and the shortest time of each counts.
+    """
     image = GraphInput(rows[0].bundle.manifest)([frame])
     taken: list[list[float]] = [[] for _ in rows]
     with contextlib.ExitStack() as stack:
         engines = [
-            stack.enter_context(contextlib.closing(open_unproven(JUDGE, row.bundle, row.precision)))
-            for row in rows
+            stack.enter_context(contextlib.closing(judging_engine(row.bundle, row.precision))) for row in rows
         ]
         for _ in range(rounds + 1):
             for engine, own in zip(engines, taken, strict=True):
-                begin = time.perf_counter()
+                begin = time.thread_time()
                 engine.infer(image)
-                own.append(time.perf_counter() - begin)
+                own.append(time.thread_time() - begin)
     # The first run of an engine allocates its memory.
-    print(f"fp32: {1000 * min(taken[0][1:]):.1f} ms at least", flush=True)
-    return [
-        statistics.median(now / before for now, before in zip(own[1:], taken[0][1:], strict=True))
-        for own in taken
-    ]
+    shortest = [min(own[1:]) for own in taken]
+    print(f"fp32: {1000 * shortest[0]:.1f} ms", flush=True)
+    return [one / shortest[0] for one in shortest]
 
 
 def answers_of(row: Row, dataset: Dataset, threads: int) -> tuple[Evaluation, list[Result]]:
