@@ -113,6 +113,7 @@ def pruned_graph(
     pruner = Pruner(fp32.graph_path("fp32"), fp32.manifest.family)
     _observe(pruner, fp32, images, threads, told)
     search, steps = None, 0
+    failures: tuple[str, ...] = ()
     if request.prune == "auto":
         search = PruningSearch(pruner, gate, request.limits_of("pruned"), told)
         search.measure()
@@ -149,6 +150,7 @@ def pruned_graph(
                     f"{'; '.join(judged.failures)}. Nothing was written. Give --prune a larger share or auto, or "
                     "loosen a limit with --gate."
                 )
+            failures = judged.failures
             steps = search.largest_that_passes(below=steps)
             continue
         ratio = time_ratio(ready, images[0])
@@ -161,7 +163,7 @@ def pruned_graph(
         report = _report(pruner, fp32, file, len(images), images_sha256, search, judged, facts)
         return PrunedGraph(graph=entry, files=files, report=report)
     raise PrecisionError(
-        f"pruning does not pass its gate as it would ship: {'; '.join(judged.failures)}. Nothing was written. Leave "
+        f"pruning does not pass its gate as it would ship: {'; '.join(failures)}. Nothing was written. Leave "
         "--prune out, give more images, or loosen a limit with --gate."
     )
 
