@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import queue
@@ -117,6 +118,7 @@ class BoundRuns:
         self._name, self._device, self._memory = name, device, memory
         cuda.use(device)
         self._graphs = True
+        self._numbers = itertools.count()  # of CUDA graphs, none of which is ever given to other buffers
         # The session of the network, and by the size of the frames those of the preprocessing. There is no other
         # reference, so that clearing the dictionary frees the sessions.
         self._held: dict[Size | None, ort.InferenceSession] = {None: self._opened()}
@@ -215,7 +217,12 @@ class BoundRuns:
 
     def _on_thread(self, work: Callable[[], Any]) -> Any:
         answer: Future[Any] = self._thread.submit(work)
-        return answer.result()
+        try:
+            return answer.result()
+        finally:
+            # The wait may have been interrupted. The caller may close the engine next, so nothing may still use it.
+            if not answer.cancel():
+                answer.exception()
 
     def _size_of_frames(self, feed: Mapping[str, NDArray[Any]]) -> Size | None:
         """Return the size of the frames where a run is given some in place of the graph's input, or None."""
@@ -254,17 +261,18 @@ class BoundRuns:
         # Older versions of ONNX Runtime capture in CUDA's global mode. A capture then fails, and so does the call of
         # another thread, where that thread allocates or waits meanwhile.
         with _ONE_CAPTURE:
-            for _ in self._all:
-                self._sets.get()
+            taken: list[_Set] = []
             try:
+                while len(taken) < len(self._all):
+                    taken.append(self._sets.get())
                 self._on_thread(lambda: self._prepare(key, feed))
             finally:
-                for one in reversed(self._all):
+                for one in sorted(taken, key=self._all.index, reverse=True):
                     self._sets.put(one)
 
     def _prepare(self, key: _Key, feed: Mapping[str, NDArray[Any]]) -> None:
         """Bind buffers for a new size of batch in each set, and run the graph until it is captured, on the thread."""
-        size, known = self._size_of_frames(feed), self._all[0].bound
+        size = self._size_of_frames(feed)
         if not self._may_prepare(key, size):  # another caller was first
             return
         cuda.use(self._device)
@@ -272,11 +280,12 @@ class BoundRuns:
             return
         made: list[_Bound] = []
         try:
-            for number in range(len(self._all)):
-                made.append(self._bound_to(feed, size, graph=IN_FLIGHT * len(known) + number))
+            for _ in self._all:
+                made.append(self._bound_to(feed, size))
             if size is not None and not self._preprocesses_rightly(made[0], size):
                 for bound in made:
                     _free_buffers(bound)
+                self._drop(size)
                 return
             # A batch that is too large fails here, and says nothing about CUDA graphs.
             self._compute(made[0], _options(_NO_GRAPH))
@@ -289,7 +298,14 @@ class BoundRuns:
         for one, bound in zip(self._all, made, strict=True):
             one.bound[key] = bound
 
-    def _bound_to(self, feed: Mapping[str, NDArray[Any]], size: Size | None, *, graph: int) -> _Bound:
+    def _drop(self, size: Size) -> None:
+        """Free the session that preprocesses frames of a size, and the buffers of every batch of such frames."""
+        for one in self._all:
+            for key in [key for key, bound in one.bound.items() if bound.frames == size]:
+                _free_buffers(one.bound.pop(key))
+        del self._held[size]
+
+    def _bound_to(self, feed: Mapping[str, NDArray[Any]], size: Size | None) -> _Bound:
         """Allocate buffers for a run, bind them, and fill the inputs."""
         images = len(next(iter(feed.values())))
         sizes = {name: (array.shape, array.dtype) for name, array in feed.items()}
@@ -303,14 +319,14 @@ class BoundRuns:
         try:
             for name, (shape, dtype) in sizes.items():
                 buffers[name] = cuda.Buffer(shape, dtype)
+            bound = _Bound(buffers, size, _options(str(next(self._numbers))))
+            # The runs until the capture compute on these values, and their answers are not read.
+            self._upload(bound, feed, self._spare)
+            self._rebind(bound)
         except BaseException:
             for buffer in buffers.values():
                 buffer.free()
             raise
-        bound = _Bound(buffers, size, _options(str(graph)))
-        # The runs until the capture compute on these values, and their answers are not read.
-        self._upload(bound, feed, self._spare)
-        self._rebind(bound)
         return bound
 
     def _rebind(self, bound: _Bound) -> None:
@@ -356,13 +372,16 @@ class BoundRuns:
         frames.to_device(images, self._spare)
         cuda.wait(self._spare)
         session, binding = bound.bindings[0]
-        self._held[session].run_with_iobinding(binding, _options(_NO_GRAPH))
+        try:
+            self._held[session].run_with_iobinding(binding, _options(_NO_GRAPH))
+        except Exception as error:  # for instance a resize that needs more memory than the network does
+            self._refuse(size, str(error))
+            return False
         image.to_host(images, self._spare)
         cuda.wait(self._spare)
         difference = float(np.abs(image.host[-1] - self._host(frames.host[-1])).max())
         if difference <= _PREPROCESSING_LIMIT:
             return True
-        del self._held[size]
         self._refuse(size, f"its answer to noise differs from the host's by {difference:.2g}")
         return False
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import signal
 import sys
 import threading
 import time
@@ -287,6 +288,59 @@ def test_closing_waits_for_no_call_and_a_later_call_ends_with_an_error(
     assert len(pretended.held) == 0
 
 
+def test_an_interrupted_call_leaves_nothing_at_work_and_no_set_of_buffers_behind(
+    engine: Opened, pretended: PretendCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.infer(images(1))
+    computing, freed, ended = threading.Event(), threading.Event(), threading.Event()
+    real = Session.run_with_iobinding
+
+    def slow(self: Session, binding: Any, options: Any) -> None:
+        if not computing.is_set():
+            computing.set()
+            freed.wait(10)
+            real(self, binding, options)
+            ended.set()
+        else:
+            real(self, binding, options)
+
+    def interrupt() -> None:
+        assert computing.wait(10)
+        signal.pthread_kill(main, signal.SIGINT)
+        threading.Event().wait(0.05)
+        freed.set()
+
+    main = threading.get_ident()
+    monkeypatch.setattr(Session, "run_with_iobinding", slow)
+    with ThreadPoolExecutor(1) as threads:
+        done = threads.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.infer(images(1, seed=3))
+        assert ended.is_set(), "the call ended while its graph still used the buffers"
+        done.result()
+    for count in (1, 2):
+        check(engine, images(count, seed=count))
+
+
+def test_an_interrupted_wait_for_the_other_runs_keeps_the_sets_of_buffers(
+    engine: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.infer(images(1))
+    sets, real, calls = engine.engine._runs._sets, engine.engine._runs._sets.get, []  # type: ignore[attr-defined]
+
+    def get() -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(timeout=10)
+
+    monkeypatch.setattr(sets, "get", get)
+    with pytest.raises(KeyboardInterrupt):
+        engine.infer(images(2))
+    for count in (1, 2):
+        check(engine, images(count, seed=count))
+
+
 def test_an_engine_that_nobody_closes_gives_back_what_it_holds(
     bundle: Bundle, sessions: Sessions, pretended: PretendCuda
 ) -> None:
@@ -436,3 +490,28 @@ def test_frames_survive_a_capture_that_fails(bundle: Bundle, sessions: Sessions)
         assert_same(detector.detect_batch(frames[:2]), on_the_cpu(bundle, frames[:2]))
         assert_same([detector(frame) for frame in frames], on_the_cpu(bundle, frames))
     assert [options["enable_cuda_graph"] for options in sessions.asked] == ["1", "1", "0", "0", "0"]
+
+
+def test_a_batch_whose_frames_the_gpu_cannot_resize_is_preprocessed_by_the_host_with_all_others_of_the_size(
+    bundle: Bundle, sessions: Sessions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = Session.run_with_iobinding
+
+    def run(self: Session, binding: Any, options: Any) -> None:
+        resizes = self.get_inputs()[0].name == "frames"
+        if resizes and binding.get_outputs()[0].shape()[0] == 3:
+            raise RuntimeError("Failed to allocate memory")
+        real(self, binding, options)
+
+    monkeypatch.setattr(Session, "run_with_iobinding", run)
+    frames = frames_of((40, 60), (40, 60), (40, 60))
+    expected = on_the_cpu(bundle, frames)
+    with flowedge.load(bundle.path, engine="onnxruntime-cuda") as detector:
+        for some in (frames[:1], frames, frames[:1], frames[:2], frames):
+            assert_same(detector.detect_batch(some), expected[: len(some)])
+        assert detector.prepare(frames[:1])[1].dtype == np.float32
+    captured = [graph for graph, _ in sessions.graphs if graph != "-1"]
+    assert len(set(captured)) == 8, (
+        "the network's graphs of batches of 1, 3 and 2 and of the frames have own numbers"
+    )
+    assert caplog.text.count("lets the host preprocess frames of 40x60") == 1
