@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from flowedge.errors import EngineUnavailableError
 from flowedge.runtime.frames.decoders import DamagedError, jpeg
@@ -29,6 +31,7 @@ class PretendNvimgcodec(ModuleType):
         away: The grey levels by which its pixels differ from libjpeg-turbo's.
         gives_none: True where it decodes nothing, as the library tells by None.
         fails: The text of an error at the start.
+        stops: True where a file ends with an error.
     """
 
     __version__ = "0.9.0"
@@ -36,7 +39,7 @@ class PretendNvimgcodec(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("nvidia.nvimgcodec")
-        self.away, self.gives_none, self.fails = 1, False, ""
+        self.away, self.gives_none, self.fails, self.stops = 1, False, "", False
         self.asked: list[Any] = []
 
     def DecodeParams(self, apply_exif_orientation: bool = True, color_spec: Any = 1) -> Any:  # noqa: N802
@@ -50,6 +53,8 @@ class PretendNvimgcodec(ModuleType):
         return SimpleNamespace(decode=self._decode)
 
     def _decode(self, data: bytes, *, params: Any) -> Any:
+        if self.stops:
+            raise RuntimeError("CUDA Runtime failure: '#2'\n out of memory")
         if self.gives_none:
             return None
         pixels = np.clip(jpeg.decode(data).astype(np.int16) + self.away, 0, 255).astype(np.uint8)
@@ -115,6 +120,35 @@ def test_the_gpu_decodes_what_is_whole_and_the_host_what_the_gpu_leaves(
     np.testing.assert_array_equal(
         read_image(tmp_path / "b.png", decode_jpeg=gpu), read_image(tmp_path / "b.png")
     )
+
+
+def test_a_gpu_that_stops_on_a_file_leaves_it_to_the_host(
+    library: PretendNvimgcodec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu, file = GpuJpegs(), file_of(tmp_path)
+    library.stops = True
+    np.testing.assert_array_equal(read_image(file, decode_jpeg=gpu), read_image(file))
+    assert "leaves a JPEG file to the host: CUDA Runtime failure: '#2' out of memory" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "colours"),
+    [
+        ("L", {}, "grey"),
+        ("RGB", {}, "YCbCr"),
+        ("RGB", {"keep_rgb": True}, "RGB"),
+        ("CMYK", {}, "CMYK"),
+    ],
+)
+def test_the_gpu_is_given_grey_and_ycbcr_alone(
+    library: PretendNvimgcodec, mode: str, options: dict[str, Any], colours: str
+) -> None:
+    stored = io.BytesIO()
+    Image.fromarray(picture()).convert(mode).save(stored, "jpeg", **options)
+    data = stored.getvalue()
+    assert jpeg.colours_of(data) == colours
+    is_of_the_gpu = not np.array_equal(GpuJpegs()(data), jpeg.decode(data))
+    assert is_of_the_gpu == (colours in ("grey", "YCbCr"))
 
 
 def test_files_that_are_read_ahead_keep_their_order_and_their_problems(tmp_path: Path) -> None:

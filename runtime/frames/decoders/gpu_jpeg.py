@@ -7,6 +7,7 @@ libjpeg-turbo is measured on a test picture when it is opened, and goes into eac
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from flowedge.errors import EngineUnavailableError
 from flowedge.packages import pip_install
 from flowedge.runtime.frames.decoders import jpeg
+
+_LOG: Final = logging.getLogger(__name__)
 
 MOST_LEVELS: Final = 8
 """The largest difference from libjpeg-turbo in grey levels on the test picture. A larger one is no rounding."""
@@ -68,21 +71,25 @@ class GpuJpegs:
         )
 
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
-        """Decode a JPEG file. A file that the GPU does not take, such as one in four inks, is decoded by the host.
+        """Decode a JPEG file. The host decodes files in four inks or in RGB, and those that the GPU does not take.
 
         Raises:
             DamagedError: Part of the picture is missing.
             RefusedError: The file is of a rare variant, too large, or holds several pictures.
         """
-        pixels = None if jpeg.components(data) == 4 else self._decoded(data)
+        pixels = self._decoded(data) if jpeg.colours_of(data) in ("grey", "YCbCr") else None
         return jpeg.decode(data) if pixels is None else pixels
 
     def _decoded(self, data: bytes) -> NDArray[np.uint8] | None:
         with self._lock:
-            image = self._decoder.decode(data, params=self._parameters)
-            if image is None:
+            try:
+                image = self._decoder.decode(data, params=self._parameters)
+                if image is None:
+                    return None
+                pixels: NDArray[np.uint8] = np.array(image.cpu())
+            except RuntimeError as error:  # for instance of a GPU without free memory
+                _LOG.warning("nvImageCodec leaves a JPEG file to the host: %s", " ".join(str(error).split()))
                 return None
-            pixels: NDArray[np.uint8] = np.array(image.cpu())
         return pixels if pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8 else None
 
     def _difference(self) -> int:

@@ -12,7 +12,7 @@ import io
 import re
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import simplejpeg
@@ -44,6 +44,8 @@ MAX_CMYK_PIXELS: Final = 50_000_000
 _DHT, _SOI, _EOI, _SOS, _DNL = 0xC4, 0xD8, 0xD9, 0xDA, 0xDC
 _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
 _NOT_FRAMES: Final = (0xC4, 0xC8, 0xCC)  # Huffman tables, reserved, arithmetic conditioning
+_JFIF, _ADOBE = 0xE0, 0xEE
+_ADOBES_BYTES: Final = 12  # of an Adobe header, whose last one is the colour transform
 _BARE: Final = (0x01, *range(0xD0, 0xD8))  # markers without a segment
 # In coded data a byte of 255 is followed by 0, and restart markers may lie between.
 _NEXT_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -68,6 +70,8 @@ class _Frame:
         missing: The number of low bits that no scan has brought yet, by component and for each of its 64 coefficients.
             A coefficient that no scan has brought at all counts as 16.
         scans: The number of scans so far.
+        is_jfif: True where the file has a JFIF header, which allows grey and YCbCr alone.
+        adobe: The colour transform that an Adobe header names, or None without one.
     """
 
     kind: int
@@ -75,6 +79,8 @@ class _Frame:
     width: int
     missing: dict[int, list[int]]
     scans: int = 0
+    is_jfif: bool = False
+    adobe: int | None = None
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
@@ -87,7 +93,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
         DamagedError: Part of the picture is missing, or libjpeg-turbo warns.
         RefusedError: The file is of a rare variant, too large, or holds several pictures.
     """
-    colours = "CMYK" if components(data) == 4 else "RGB"
+    colours = "CMYK" if colours_of(data) == "CMYK" else "RGB"
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace=colours, strict=True)
     except ValueError as error:
@@ -105,24 +111,28 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     return pixels
 
 
-def components(data: bytes) -> int:
-    """Check that a JPEG file is whole and of a kind that is read, without decoding it.
-
-    Returns:
-        The number of components: 1 for grey, 3 for colour, 4 for inks.
+def colours_of(data: bytes) -> Literal["grey", "YCbCr", "RGB", "CMYK"]:
+    """Check that a JPEG file is whole and of a kind that is read, and name the colours in it, without decoding it.
 
     Raises:
         DamagedError: Part of the picture is missing.
         RefusedError: The file is of a rare variant, too large, or holds several pictures.
     """
-    return len(_frame(data).missing)
+    frame = _frame(data)
+    if len(frame.missing) != 3:
+        return "grey" if len(frame.missing) == 1 else "CMYK"
+    # These are the rules of libjpeg (jdapimin.c).
+    if frame.is_jfif:
+        return "YCbCr"
+    is_rgb = bytes(frame.missing) == b"RGB" if frame.adobe is None else frame.adobe == 0
+    return "RGB" if is_rgb else "YCbCr"
 
 
 def _frame(data: bytes) -> _Frame:
     """Walk the segments to the end marker, and check that the scans bring all of every component."""
     at, frame = 2, None
     tables: dict[int, int] = {}
-    count = 0
+    count, is_jfif, adobe = 0, False, None
     while True:
         count += 1
         check_parts(count, _MAX_PARTS)
@@ -142,6 +152,10 @@ def _frame(data: bytes) -> _Frame:
             if frame is not None:
                 raise DamagedError("it has two frame headers")
             frame = _frame_header(marker, segment)
+        if marker == _JFIF and segment.startswith(b"JFIF\0"):
+            is_jfif = True
+        if marker == _ADOBE and segment.startswith(b"Adobe") and len(segment) >= _ADOBES_BYTES:
+            adobe = segment[_ADOBES_BYTES - 1]
         if marker == _DHT:
             tables |= _first_symbols(segment)
         if marker == _SOS:
@@ -165,6 +179,7 @@ def _frame(data: bytes) -> _Frame:
         raise DamagedError("some of its scans are missing")
     if data.find(_START, at) >= 0:
         raise several_pictures("a JPEG file")
+    frame.is_jfif, frame.adobe = is_jfif, adobe
     return frame
 
 
