@@ -11,7 +11,10 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from gpu import kit
@@ -178,3 +181,18 @@ def test_a_stage_that_fails_is_in_the_report_and_the_next_one_runs(tmp_path: Pat
     assert is_bad(kept["broken"])
     assert not is_bad(kept["speed cflow"])
     assert is_bad({"threads": {"wrong": 2}})
+
+
+def test_an_answer_that_is_not_a_number_counts_as_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    from gpu import fast
+
+    good = {"score": np.ones(1, np.float32), "anomaly_map": np.ones((1, 4), np.float32)}
+    for name in good:
+        bad = {**good, name: np.full_like(good[name], np.nan)}
+        answers = iter([*[good] * 8, *[bad] * fast._runs("cpu") * 3])
+        opened = SimpleNamespace(infer=lambda image, answers=answers: next(answers), close=lambda: None)
+        monkeypatch.setattr(fast, "open_unproven", lambda *_, opened=opened: opened)
+        monkeypatch.setattr(fast, "_image", lambda *_: None)
+        bundle: Any = None
+        assert fast.in_flight("cpu", bundle)["wrong"] == fast._runs("cpu") * 3
