@@ -400,10 +400,14 @@ class BoundRuns:
                 for _ in range(_WARM_UP):
                     self._compute(bound)
         except Exception as error:
-            self._held[None] = self._without_graphs(error)
-            for size in self._held.keys() - {None}:
-                assert size is not None
-                self._held[size] = self._front(size, False)
+            try:
+                self._held[None] = self._without_graphs(error)
+                for size in self._held.keys() - {None}:
+                    assert size is not None
+                    self._held[size] = self._front(size, False)
+            except FlowEdgeError as problem:
+                # The file of an area's graph is removed after the opening. Ordinary runs are possible there too.
+                _LOG.warning("%s keeps its session, which cannot be opened again: %s", self._name, problem)
             for bound in (*made, *(other for one in self._all for other in one.bound.values())):
                 self._rebind(bound)
 

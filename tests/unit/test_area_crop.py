@@ -30,6 +30,7 @@ from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.verify import replay_selftest
 from support.family_graphs import FamilyBundle
 from support.opened_engine import opened
+from support.pretend_gpu import onnxruntime_on_pretended_cuda
 from support.small_dataset import write_dataset
 from support.tiny_bundle import tiny_manifest
 
@@ -395,6 +396,23 @@ def test_the_area_alone_gives_the_answers_of_the_whole_frame(calibrated: Path) -
         np.testing.assert_allclose(level[inside], other[inside], atol=1e-4)
     assert batch[0].score == pytest.approx(found.score, rel=1e-5)
     assert np.isfinite(found.network_map).all()
+
+
+def test_an_engine_that_takes_frames_computes_the_area_alone_too(calibrated: Path) -> None:
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    from flowedge.runtime.engines import cuda, onnxrt
+
+    frame = np.random.default_rng(0).integers(60, 120, (*FRAME, 3), dtype=np.uint8)
+    area = AreaSettings(frame_size=FRAME, inspect=(CORNER,), only_inside=True)
+    with AreaDetector(flowedge.load(calibrated, engine="onnxruntime-cpu"), area) as detector:
+        expected = detector(frame)
+    with onnxruntime_on_pretended_cuda(cuda, onnxrt):
+        base = flowedge.load(calibrated, engine="onnxruntime-cuda", levels=False)
+        assert base.prepare([frame])[1].dtype == np.uint8
+        with AreaDetector(base, area) as detector:
+            found = detector(frame)
+    assert found.score == pytest.approx(expected.score, rel=1e-5)
+    np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, atol=1e-5)
 
 
 def test_an_area_can_be_drawn_again_on_the_engine_of_the_first_one(calibrated: Path) -> None:

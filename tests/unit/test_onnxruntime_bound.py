@@ -239,6 +239,17 @@ def test_a_capture_that_fails_later_keeps_the_sizes_that_were_there(
     assert len(sessions.asked) == 2
 
 
+def test_a_capture_that_fails_where_the_file_is_gone_goes_on_without_cuda_graphs(
+    engine: Opened, bundle: Bundle, sessions: Sessions, caplog: pytest.LogCaptureFixture
+) -> None:
+    (bundle.path / "model.onnx").unlink()
+    sessions.breaks = True
+    for count in (2, 1, 2):
+        check(engine, images(count, seed=count))
+    assert caplog.text.count("cannot be opened again") == 1
+    assert sessions.graphs[-1][0] == "-1"
+
+
 def test_a_batch_that_fails_says_so_and_keeps_the_cuda_graphs(
     engine: Opened, sessions: Sessions, pretended: PretendCuda
 ) -> None:
