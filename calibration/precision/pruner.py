@@ -68,8 +68,9 @@ class Pruner:
         self.input: str = self._model.graph.input[0].name
         if not self.layers:
             raise PrecisionError(
-                f"--prune: the flow of family {family} has no hidden units that can be left out. {_reason(family)} "
-                "Nothing was written. Leave --prune out."
+                f"--prune: the flow of family {family} has no hidden units that can be left out. They would have to "
+                "lie between two convolutions of a coupling subnet, without a norm over all hidden units, as MSFlow's "
+                "subnets have. Nothing was written. Leave --prune out."
             )
         self._moments: dict[str, UnitMoments] = {}
         self._orders: dict[str, UnitOrder] = {}
@@ -185,9 +186,3 @@ def choices_of_layer(units: int) -> list[int]:
 def _nearest_choice(units: int, share: float) -> int:
     """Return the number of units to keep that is nearest to a share."""
     return min(choices_of_layer(units), key=lambda kept: abs(kept - share * units))
-
-
-def _reason(family: str) -> str:
-    if family == "msflow":
-        return "MSFlow's subnets norm each position over all hidden units, so no unit is independent of the others."
-    return "Each would have to lie between two convolutions of a coupling subnet."

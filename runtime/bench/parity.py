@@ -78,8 +78,8 @@ def lowest_correlation(got: NDArray[Any], wanted: NDArray[Any]) -> float | None:
 
 def _scoring_of(bundle: Bundle, precision: str, other: str) -> Scoring:
     """Return the scoring of a precision's graph, or that of another graph where the bundle has no such graph."""
-    graphs = {graph.precision: graph for graph in bundle.manifest.graphs}
-    return graphs.get(precision, bundle.manifest.graph(other)).scoring
+    found = (graph for graph in bundle.manifest.graphs if graph.precision == precision)
+    return next(found, bundle.manifest.graph(other)).scoring
 
 
 def _finite(value: float) -> float | None:

@@ -110,7 +110,7 @@ def test_msflow_is_refused_because_its_subnets_norm_over_all_units(
     family_bundle: Callable[[str], FamilyBundle],
 ) -> None:
     with pytest.raises(
-        PrecisionError, match=r"--prune: the flow of family msflow has no hidden units .* norm each position"
+        PrecisionError, match=r"--prune: the flow of family msflow has no hidden units .* a norm over all"
     ):
         Pruner(family_bundle("msflow").bundle.graph_path("fp32"), "msflow")
 
