@@ -45,6 +45,7 @@ from flowedge.calibration.precision.pieces import PiecedGraph
 from flowedge.calibration.precision.planning_time import time_of_planning
 from flowedge.calibration.precision.precision_page import pages_of_precisions
 from flowedge.calibration.precision.precision_request import PrecisionRequest
+from flowedge.calibration.precision.pruner import check_has_hidden_layers
 from flowedge.calibration.precision.pruning import (
     PrunedGraph,
     check_no_graph_rests_on_old_pruning,
@@ -92,7 +93,7 @@ def add_precisions(
 
     Raises:
         CalibrationError: There are no images, or an fp32 answer is not finite.
-        PrecisionError: A precision cannot pass its gate.
+        PrecisionError: A precision cannot pass its gate, or the graph has no hidden units to leave out.
         BundleError: The bundle cannot be written.
         ImageError: An image cannot be read.
     """
@@ -104,6 +105,7 @@ def add_precisions(
     opened = Bundle(Path(os.path.realpath(bundle.path)), bundle.manifest)
     if request.prune is not None:
         check_no_graph_rests_on_old_pruning(opened.manifest, request)
+        check_has_hidden_layers(opened.graph_path("fp32"), opened.manifest.family)
     checked = None
     good_frames: dict[str, tuple[float, ...]] = {}
     if request.frame_rate is not None:
@@ -249,12 +251,11 @@ class _Work:
                 graphs[name].close()
         judged: dict[ConvertedPrecision, GateReport] = {}
         failed: dict[ConvertedPrecision, tuple[str, ...]] = {}
+        chosen: dict[ConvertedPrecision, tuple[str, ...]] = {}
         # The search judged candidates with the numbers fitted on fp32. Each graph must also pass with its own score
         # maxima, so a graph that then fails loses more blocks.
         for _ in range(_FINAL_ROUNDS):
-            chosen: dict[ConvertedPrecision, tuple[str, ...]] = {
-                name: search.chosen(reverted[name]) for name, search in searches.items()
-            }
+            chosen = {name: search.chosen(reverted[name]) for name, search in searches.items()}
             for graph in graphs.values():
                 graph.close()  # The pieces need as much memory as a graph does.
             draft, written = self._assembled(chosen)

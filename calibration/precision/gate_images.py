@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ from flowedge.runtime.opening.engine_contract import Opened
 from flowedge.runtime.opening.unproven import open_unproven
 from flowedge.runtime.verify import Check, replay_selftest
 
+_Name = TypeVar("_Name", bound=str)
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 Candidate: TypeAlias = Callable[[NDArray[Any]], Outputs]
 """A function from a graph's input for one image to the graph's outputs."""
@@ -61,11 +62,9 @@ def judging_engine(bundle: Bundle, precision: str) -> Opened:
     return open_unproven(JUDGE, bundle, precision, threads=1)
 
 
-def failed_self_tests(
-    bundle: Bundle, precisions: Sequence[ConvertedPrecision]
-) -> dict[ConvertedPrecision, tuple[str, ...]]:
+def failed_self_tests(bundle: Bundle, precisions: Sequence[_Name]) -> dict[_Name, tuple[str, ...]]:
     """Replay the self-test on some graphs of a bundle, and return one line to read for each that fails it."""
-    failed: dict[ConvertedPrecision, tuple[str, ...]] = {}
+    failed: dict[_Name, tuple[str, ...]] = {}
     for precision in precisions if has_self_test(bundle) else ():
         with contextlib.closing(judging_engine(bundle, precision)) as engine:
             quantity = self_test_quantity(replay_selftest(bundle, engine))

@@ -28,7 +28,8 @@ class HiddenReader:
     Attributes:
         node: The name of the convolution's node.
         first: The place of the layer's first unit among the convolution's input channels.
-        is_pointwise: True where the convolution has a 1x1 kernel and reads the layer itself, not an upsampled copy.
+        is_pointwise: True where the convolution has a 1x1 kernel without padding and reads the layer itself, not an
+            upsampled copy.
     """
 
     node: str
@@ -62,7 +63,7 @@ class HiddenLayer:
     def has_constant(self) -> bool:
         """True where a constant of a unit can go into the biases of the readers.
 
-        At the border of a map a wider kernel reads zeros in place of units, so the constant would be wrong there.
+        At the border of a padded map a kernel reads zeros in place of units, so the constant would be wrong there.
         """
         return all(reader.is_pointwise for reader in self.readers)
 
@@ -158,7 +159,8 @@ class _Finder:
             if node.op_type == "Conv":
                 if not self._is_plain(node) or node.input[0] != tensor:
                     return None
-                is_point = direct and math.prod(self._weights[node.input[1]][2:]) == 1
+                padded = any(any(one.ints) for one in node.attribute if one.name == "pads")
+                is_point = direct and not padded and math.prod(self._weights[node.input[1]][2:]) == 1
                 found.append(HiddenReader(node=node.name, first=first, is_pointwise=is_point))
                 continue
             more: int | None = None

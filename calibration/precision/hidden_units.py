@@ -133,7 +133,9 @@ def interpolation(moments: UnitMoments, order: UnitOrder, kept: int, *, constant
     first, others = np.sort(order.order[:kept]), np.sort(order.order[kept:])
     products, means = moments.products(constant=constant), moments.means(constant=constant)
     own = products[np.ix_(first, first)]
-    ridge = _RIDGE * max(float(np.trace(own)) / kept, np.finfo(np.float64).tiny)
+    # Units that are constant on the images have no variance, or that of rounding, from which nothing is to be learnt.
+    squares = float(np.mean(moments.products(constant=False).diagonal()))
+    ridge = max(_RIDGE * float(np.trace(own)) / kept, _DEPENDENT * squares) or 1.0
     weights: Matrix = np.linalg.solve(own + ridge * np.eye(kept), products[np.ix_(first, others)]).astype(
         np.float64
     )

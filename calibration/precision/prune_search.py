@@ -6,6 +6,7 @@ that pass and those that fail, as the search for a precision is for one number o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from flowedge.calibration.gate_report import GateLimits, GateReport
@@ -64,7 +65,7 @@ class PruningSearch:
         counts = {layer.name: layer.units for layer in self._pruner.layers}
         return counts | {step.layer: step.kept for step in self._steps[:steps]}
 
-    def largest_that_passes(self, below: int | None = None) -> int:
+    def largest_that_passes(self, below: int | None = None, failures: Sequence[str] = ()) -> int:
         """Return the largest number of steps with which the gate passes, to within a small fraction of all steps.
 
         The search begins where the sensitivities let it expect the number, and halves the gap between a number that
@@ -72,6 +73,7 @@ class PruningSearch:
 
         Args:
             below: A number of steps that is known to fail.
+            failures: The reasons for its failure, where the gate of the search may not see them.
 
         Raises:
             PrecisionError: The gate passes with no step that was tried.
@@ -89,7 +91,8 @@ class PruningSearch:
             place = (passes + fails) // 2
         if passes == 0:
             failure = failure or self._judge(max(fails, 1), to_the_end=True)
-            why = "" if failure is None else f": {'; '.join(failure.failures)}"
+            reasons = (() if failure is None else failure.failures) or failures
+            why = f": {'; '.join(reasons)}" if reasons else ""
             raise PrecisionError(
                 f"pruning cannot pass its gate, however few hidden units are left out{why}. Nothing was written. "
                 "Leave --prune out, or loosen a limit with --gate."

@@ -51,27 +51,13 @@ class Pruner:
         input: The name of the graph's input.
     """
 
-    def __init__(self, source: Path, family: str) -> None:
-        """Read a graph.
-
-        Args:
-            source: The file of the fp32 graph.
-            family: The family of the flow, for the message.
-
-        Raises:
-            PrecisionError: The graph has no hidden layer whose units can be left out.
-        """
+    def __init__(self, source: Path) -> None:
+        """Read the file of an fp32 graph."""
         self._source = source
         self._model = load_graph(source)
         self.layers = hidden_layers_of(self._model)
         self.macs = macs_of(self._model)
         self.input: str = self._model.graph.input[0].name
-        if not self.layers:
-            raise PrecisionError(
-                f"--prune: the flow of family {family} has no hidden units that can be left out. They would have to "
-                "lie between two convolutions of a coupling subnet, without a norm over all hidden units, as MSFlow's "
-                "subnets have. Nothing was written. Leave --prune out."
-            )
         self._moments: dict[str, UnitMoments] = {}
         self._orders: dict[str, UnitOrder] = {}
 
@@ -125,11 +111,16 @@ class Pruner:
         """Return the share of a layer's effect on its readers that its first kept units do not give."""
         return float(self._orders[layer].errors[kept])
 
-    def saved(self, counts: Counts) -> float:
-        """Return the share of the graph's multiply-accumulates that is saved, in 0..1."""
-        return sum(self._saved_by(layer, layer.units - counts[layer.name]) for layer in self.layers)
+    def saved(self, pruned: Path) -> float:
+        """Return the share of the graph's multiply-accumulates that a pruned graph saves, in 0..1.
+
+        Args:
+            pruned: The file of the pruned graph.
+        """
+        return 1 - macs_of(load_graph(pruned)) / max(self.macs, 1)
 
     def _saved_by(self, layer: HiddenLayer, left_out: int) -> float:
+        """Return the share that one layer alone saves."""
         return layer.macs * left_out / layer.units / max(self.macs, 1)
 
     def model(self, counts: Counts) -> onnx.ModelProto:
@@ -186,3 +177,21 @@ def choices_of_layer(units: int) -> list[int]:
 def _nearest_choice(units: int, share: float) -> int:
     """Return the number of units to keep that is nearest to a share."""
     return min(choices_of_layer(units), key=lambda kept: abs(kept - share * units))
+
+
+def check_has_hidden_layers(source: Path, family: str) -> None:
+    """Refuse a graph without a hidden layer whose units can be left out, before anyone waits for its calibration.
+
+    Args:
+        source: The file of the fp32 graph.
+        family: The family of the flow, for the message.
+
+    Raises:
+        PrecisionError: The graph has no such layer.
+    """
+    if not hidden_layers_of(load_graph(source)):
+        raise PrecisionError(
+            f"--prune: the flow of family {family} has no hidden units that can be left out. They would have to "
+            "lie between two convolutions of a coupling subnet, without a norm over all hidden units, as MSFlow's "
+            "subnets have. Nothing was written. Leave --prune out."
+        )

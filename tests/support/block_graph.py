@@ -10,13 +10,18 @@ from typing import Any, Final
 import cv2
 import numpy as np
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from flowedge.bundle import Bundle, write_bundle
-from support.tiny_bundle import tiny_manifest
+from flowedge.manifest import Preprocessing
+from flowedge.runtime.frames.graph_input import GraphInput
+from flowedge.runtime.opening.selftest import files_of_selftest, synthetic_frames
+from support.tiny_bundle import tiny_manifest, tiny_model
 
 SIZE: Final = (48, 64)
+PLAIN = Preprocessing(resize=SIZE, method="float_bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +32,7 @@ class Layer:
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     stride: int = 1
+    place: str = "backbone"
 
 
 def random_layers(seed: int, channels: Sequence[int] = (4, 4, 4, 4)) -> list[Layer]:
@@ -44,7 +50,7 @@ def random_layers(seed: int, channels: Sequence[int] = (4, 4, 4, 4)) -> list[Lay
 
 
 def block_model(layers: Sequence[Layer], image_size: tuple[int, int] = SIZE) -> onnx.ModelProto:
-    """Make a graph of blocks ``backbone/NAME``, followed by the mean square over the channels in float32."""
+    """Make a graph of blocks ``PLACE/NAME``, followed by the mean square over the channels in float32."""
     height, width = image_size
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, NDArray[Any]] = {
@@ -59,11 +65,13 @@ def block_model(layers: Sequence[Layer], image_size: tuple[int, int] = SIZE) -> 
         tensor = f"{layer.name}.out"
         strides = [layer.stride] * 2
         nodes.append(
-            helper.make_node("Conv", inputs, [tensor], name=f"backbone/{layer.name}/Conv", strides=strides)
+            helper.make_node(
+                "Conv", inputs, [tensor], name=f"{layer.place}/{layer.name}/Conv", strides=strides
+            )
         )
         if layer is not layers[-1]:
             relu = f"{layer.name}.relu"
-            nodes.append(helper.make_node("Relu", [tensor], [relu], name=f"backbone/{layer.name}/Relu"))
+            nodes.append(helper.make_node("Relu", [tensor], [relu], name=f"{layer.place}/{layer.name}/Relu"))
             tensor = relu
     nodes += [
         helper.make_node("Mul", [tensor, tensor], ["squares"], name="map/Mul"),
@@ -107,6 +115,26 @@ def write_block_bundle(target: Path, layers: Sequence[Layer]) -> Bundle:
     return write_bundle(
         target, tiny_manifest(image_size=SIZE), {"model.onnx": block_model(layers).SerializeToString()}
     )
+
+
+def write_with_selftest(target: Path, layers: Sequence[Layer], *, with_selftest: bool = True) -> Bundle:
+    """Write a bundle of blocks whose map is that of a FastFlow, with a self-test that its fp32 graph passes."""
+    model, tail = block_model(layers), tiny_model(image_size=SIZE)
+    del model.graph.node[-2:]  # The map and the score of the blocks.
+    begin = next(n for n, node in enumerate(tail.graph.node) if node.output[0] == "level_0_log")
+    model.graph.node.extend(tail.graph.node[begin:])
+    have = {tensor.name for tensor in model.graph.initializer}
+    model.graph.initializer.extend(one for one in tail.graph.initializer if one.name not in {*have, "weight"})
+    onnx.checker.check_model(model)
+    manifest = tiny_manifest(image_size=SIZE, preprocessing=PLAIN)
+    files: dict[str, Path | bytes] = {"model.onnx": model.SerializeToString()}
+    if with_selftest:
+        frames = synthetic_frames(PLAIN)
+        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        names = ["level_0", "level_1"]
+        answers: Any = session.run(names, {"image": GraphInput(manifest)(frames)})
+        files |= files_of_selftest(frames, dict(zip(names, answers, strict=True)))
+    return write_bundle(target, manifest, files)
 
 
 def write_photographs(folder: Path, count: int, *, seed: int = 0) -> tuple[Path, ...]:

@@ -30,10 +30,12 @@ from flowedge.errors import CalibrationError, PrecisionError
 from flowedge.onnx_files import load_graph
 from flowedge.runtime.bench.parity import parity_of
 from flowedge.runtime.opening.unproven import open_unproven
-from support.block_graph import write_photographs
+from support.block_graph import Layer, write_photographs, write_with_selftest
 from support.command_line import flowedge
+from support.recorded_reports import RecordedReports
 
 if TYPE_CHECKING:
+    from flowedge.calibration.precision.precision_request import Prune
     from support.family_graphs import FamilyBundle
 
 HIDDEN_LAYERS = {"cflow": 6, "fastflow": 8, "uflow": 5, "csflow": 12}
@@ -47,9 +49,27 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def subnet_layers() -> list[Layer]:
+    """Make a backbone of one convolution, and a subnet with two hidden layers of 24 units."""
+    rng = np.random.default_rng(3)
+
+    def conv(shape: tuple[int, ...], gain: float, low: float, high: float) -> tuple[NDArray[np.float32], ...]:
+        weight = gain * rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        return weight.astype(np.float32), rng.uniform(low, high, shape[0]).astype(np.float32)
+
+    found = [Layer("l0", *conv((4, 3, 2, 2), 6, 0, 3), stride=2)]
+    for name, shape, gain in (
+        ("trunk/0", (24, 4, 1, 1), 1.4),
+        ("trunk/2", (24, 24, 1, 1), 1.4),
+        ("trunk/4", (4, 24, 1, 1), 0.3),
+    ):
+        found.append(Layer(name, *conv(shape, gain, -0.5, 0.5), place="flow/steps/0/subnet"))
+    return found
+
+
 @pytest.fixture
-def copy(small_bundle: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(small_bundle, tmp_path / "small.flowedge"))
+def copy(tmp_path: Path) -> Path:
+    return write_with_selftest(tmp_path / "subnet.flowedge", subnet_layers()).path
 
 
 @pytest.fixture(autouse=True)
@@ -92,11 +112,10 @@ def test_units_that_depend_on_others_are_left_out_of_every_layer_without_a_loss(
     with_dependent_units(known.bundle.graph_path("fp32"), graph)
     rng = np.random.default_rng(3)
     images = rng.standard_normal((40, *known.images.shape[1:])).astype(np.float32)
-    pruner = observed(Pruner(graph, family), images)
+    pruner = observed(Pruner(graph), images)
     assert len(pruner.layers) == HIDDEN_LAYERS[family]
     counts = {layer.name: layer.units - 1 for layer in pruner.layers}
     assert max(pruner.error(name, kept) for name, kept in counts.items()) < 1e-9
-    assert 0 < pruner.saved(counts) < 1
     pruned = pruner.model(counts)
     onnx.checker.check_model(pruned, full_check=True)
     again = {layer.name: layer.units for layer in hidden_layers_of(onnx.shape_inference.infer_shapes(pruned))}
@@ -106,13 +125,16 @@ def test_units_that_depend_on_others_are_left_out_of_every_layer_without_a_loss(
         assert np.abs(after[name] - expected).max() <= 1e-5 * np.abs(expected).max(), name
 
 
-def test_msflow_is_refused_because_its_subnets_norm_over_all_units(
-    family_bundle: Callable[[str], FamilyBundle],
+def test_msflow_is_refused_before_anyone_waits_because_its_subnets_norm_over_all_units(
+    family_bundle: Callable[[str], FamilyBundle], tmp_path: Path
 ) -> None:
+    bundle = Path(shutil.copytree(family_bundle("msflow").bundle.path, tmp_path / "msflow.flowedge"))
+    request, told = PrecisionRequest(wanted=("int8",), prune="auto"), RecordedReports()
     with pytest.raises(
         PrecisionError, match=r"--prune: the flow of family msflow has no hidden units .* a norm over all"
     ):
-        Pruner(family_bundle("msflow").bundle.graph_path("fp32"), "msflow")
+        add_precisions(open_bundle(bundle), (tmp_path / "good.png",), request, reports=told)
+    assert told.steps == []
 
 
 def test_the_order_of_the_units_is_that_of_a_qr_factorisation_with_column_pivoting() -> None:
@@ -131,7 +153,9 @@ def test_the_order_of_the_units_is_that_of_a_qr_factorisation_with_column_pivoti
         assert found.errors == pytest.approx(np.array(left) / left[0], abs=1e-12)
 
 
-def subnet_graph(folder: Path, units: int) -> tuple[Path, dict[str, NDArray[np.float32]]]:
+def subnet_graph(
+    folder: Path, units: int, *, padding: int = 0
+) -> tuple[Path, dict[str, NDArray[np.float32]]]:
     """Write a graph of one subnet with 1x1 kernels, and return its weights."""
     rng = np.random.default_rng(1)
     shapes = {"w1": (units, 4, 1, 1), "b1": (units,), "w2": (3, units, 1, 1), "b2": (3,)}
@@ -140,10 +164,13 @@ def subnet_graph(folder: Path, units: int) -> tuple[Path, dict[str, NDArray[np.f
     nodes = [
         helper.make_node("Conv", ["image", "w1", "b1"], ["z"], name=f"{place}/trunk/0/Conv"),
         helper.make_node("Relu", ["z"], ["h"], name=f"{place}/trunk/1/Relu"),
-        helper.make_node("Conv", ["h", "w2", "b2"], ["shift"], name=f"{place}/shift/Conv"),
+        helper.make_node(
+            "Conv", ["h", "w2", "b2"], ["shift"], name=f"{place}/shift/Conv", pads=[padding] * 4
+        ),
     ]
     values = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 4, 9, 9])]
-    given = [helper.make_tensor_value_info("shift", TensorProto.FLOAT, ["N", 3, 9, 9])]
+    side = 9 + 2 * padding
+    given = [helper.make_tensor_value_info("shift", TensorProto.FLOAT, ["N", 3, side, side])]
     stored = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     graph = helper.make_graph(nodes, "subnet", values, given, stored)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), str(folder / "s.onnx"))
@@ -151,26 +178,48 @@ def subnet_graph(folder: Path, units: int) -> tuple[Path, dict[str, NDArray[np.f
 
 
 def test_a_pruned_subnet_gives_what_least_squares_of_its_kept_units_give(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
     graph, weights = subnet_graph(tmp_path, 24)
     # So few images that every position of them is observed.
     images = np.random.default_rng(2).standard_normal((18, 4, 9, 9)).astype(np.float32)
-    pruner = observed(Pruner(graph, "cflow"), images)
+    pruner = observed(Pruner(graph), images)
     (name,) = (layer.name for layer in pruner.layers)
     pruned = pruner.model({name: 8})
     tensors = {t.name: numpy_helper.to_array(t) for t in pruned.graph.initializer}
     kept = [int(np.flatnonzero(weights["b1"] == bias)[0]) for bias in tensors["b1"]]
-    hidden = torch.relu(
-        torch.conv2d(*(torch.from_numpy(one) for one in (images, weights["w1"], weights["b1"])))
+    rows, wanted = (
+        np.moveaxis(one, 1, -1).reshape(-1, one.shape[1]).astype(np.float64)
+        for one in (images, outputs(load_graph(graph), images)["shift"])
     )
-    wanted = torch.conv2d(hidden, *(torch.from_numpy(weights[one]) for one in ("w2", "b2")))
-    rows = hidden[:, kept].movedim(1, -1).reshape(-1, 8).numpy().astype(np.float64)
-    rows = np.column_stack([rows, np.ones(len(rows))])
-    target = wanted.movedim(1, -1).reshape(-1, 3).numpy().astype(np.float64)
+    hidden = np.maximum(rows @ weights["w1"][:, :, 0, 0].T + weights["b1"], 0)
+    target, rows = wanted, np.column_stack([hidden[:, kept], np.ones(len(hidden))])
     refit = np.linalg.lstsq(rows, target, rcond=None)[0]
     found = np.moveaxis(outputs(pruned, images)["shift"], 1, -1).reshape(-1, 3)
     assert np.abs(found - rows @ refit).max() < 1e-3 * np.abs(target).max()
     assert 0.5 < 1 - np.square(found - target).sum() / np.square(target - target.mean(0)).sum() < 1
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_a_layer_that_is_constant_on_the_images_loses_units_without_a_loss(
+    tmp_path: Path, value: float
+) -> None:
+    """Its units have no variance, or that of rounding, and no least squares may learn from it."""
+    graph, _ = subnet_graph(tmp_path, 24)
+    pruner = observed(Pruner(graph), np.full((18, 4, 9, 9), value, np.float32))
+    (name,) = (layer.name for layer in pruner.layers)
+    images = np.full((1, 4, 9, 9), value, np.float32)
+    before, after = (
+        outputs(model, images)["shift"] for model in (load_graph(graph), pruner.model({name: 8}))
+    )
+    assert np.abs(after - before).max() <= 1e-5 * np.abs(before).max()
+
+
+def test_a_padded_reader_reads_no_constant_beside_the_map(tmp_path: Path) -> None:
+    graph, weights = subnet_graph(tmp_path, 24, padding=1)
+    images = np.random.default_rng(2).standard_normal((18, 4, 9, 9)).astype(np.float32)
+    pruner = observed(Pruner(graph), images)
+    (name,) = (layer.name for layer in pruner.layers)
+    found = outputs(pruner.model({name: 8}), images)["shift"]
+    assert np.array_equal(found[:, :, 0], np.broadcast_to(weights["b2"][:, None], (18, 3, 11)))
 
 
 @pytest.mark.parametrize(
@@ -213,10 +262,15 @@ def test_a_search_with_no_step_that_passes_is_refused() -> None:
         CountingSearch(63, 0).largest_that_passes()
 
 
+def test_a_number_of_steps_that_only_the_whole_graph_refuses_is_refused_with_its_reason() -> None:
+    with pytest.raises(PrecisionError, match="are left out: the self-test of the whole graph"):
+        CountingSearch(63, 9).largest_that_passes(below=1, failures=["the self-test of the whole graph"])
+
+
 def test_the_next_step_is_the_one_with_the_least_harm_for_what_it_saves(tmp_path: Path) -> None:
     graph, _ = subnet_graph(tmp_path, 40)
     images = np.random.default_rng(2).standard_normal((4, 4, 9, 9)).astype(np.float32)
-    pruner = observed(Pruner(graph, "cflow"), images)
+    pruner = observed(Pruner(graph), images)
     (name,) = (layer.name for layer in pruner.layers)
     assert [step.kept for step in pruner.steps({name: 1.0})] == [32, 24, 16, 8]
     assert pruner.counts_of_share(0.55) == {name: 24}
@@ -238,16 +292,25 @@ def test_the_plan_is_in_the_manifest_the_report_the_page_and_under_int8(
     assert [graph.precision for graph in bundle.manifest.graphs] == ["fp32", "pruned", "int8-gpu", "int8-cpu"]
     fp32, pruned, *stacked = bundle.manifest.graphs
     assert fp32.pruned == ()
-    assert len(pruned.pruned) == 4
+    assert len(pruned.pruned) == 2
     assert sum(layer.kept for layer in pruned.pruned) < sum(layer.units for layer in pruned.pruned)
     assert all(graph.pruned == pruned.pruned for graph in stacked)
     record = read_record(bundle)
     assert record is not None
+    kernels = [
+        sum(
+            np.prod(t.dims)
+            for t in load_graph(bundle.graph_path(one.precision)).graph.initializer
+            if len(t.dims) == 4
+        )
+        for one in (fp32, pruned)
+    ]
     for report in record.lower_precisions:
         assert report.pruning is not None
         assert report.pruning.layers == pruned.pruned
         assert report.pruning.time_ratio == 0.75
-        assert 0.01 < report.pruning.macs_saved < 0.5
+        # Both hidden layers share the product between them, of which a unit of either saves a part.
+        assert report.pruning.macs_saved == pytest.approx(1 - kernels[1] / kernels[0])
         assert report.gate.passed
     sizes = {
         graph.precision: {
@@ -299,8 +362,38 @@ def test_pruning_that_saves_no_time_here_is_not_kept(
         add_precisions(open_bundle(copy), tuple(sorted(photographs.iterdir())), request, threads=1)
 
 
-def test_pruning_without_images_is_refused(small_bundle: Path) -> None:
-    opened: Bundle = open_bundle(small_bundle)
+@pytest.mark.parametrize("prune", [0.5, "auto"])
+def test_a_pruned_graph_that_fails_its_self_test_is_refused_by_the_gate(
+    prune: Prune, copy: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "flowedge.runtime.verify.PARITY_LIMITS", {"fp32": 1e-4, "pruned": 1e-4, "int8-cpu": 1e-9}
+    )
+    limits = msgspec.structs.replace(
+        DEFAULT_LIMITS["pruned"], map_correlation=0.5, map_error=50, rank_agreement=0
+    )
+    request = PrecisionRequest(wanted=(), prune=prune, limits={"pruned": limits}, defects_per_image=1)
+    with pytest.raises(
+        PrecisionError, match=r"self-test, level \d against the expected answers: .* at most 1e-09"
+    ):
+        add_precisions(open_bundle(copy), tuple(sorted(photographs.iterdir())), request, threads=1)
+
+
+@pytest.mark.slow
+def test_a_cflow_behind_a_resnet18_is_pruned_and_planned_in_int8(
+    small_bundle: Path, photographs: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(small_bundle, tmp_path / "small.flowedge"))
+    done = flowedge("calibrate", bundle, "--data", photographs, "--prune", "auto", "--int8", *LOOSE)
+    assert done.status == 0, done.stderr
+    assert len(open_bundle(bundle).manifest.graph("pruned").pruned) == 4
+    for precision in ("pruned", "int8"):
+        verified = flowedge("verify", bundle, "--precision", precision)
+        assert verified.status == 0, verified.stdout
+
+
+def test_pruning_without_images_is_refused(copy: Path) -> None:
+    opened: Bundle = open_bundle(copy)
     with pytest.raises(CalibrationError, match="prune, int8: ranges and the gate need images of good parts"):
         add_precisions(opened, (), PrecisionRequest(wanted=("int8",), prune=0.5))
 
@@ -325,10 +418,12 @@ def test_pruning_without_images_is_refused(small_bundle: Path) -> None:
     ],
 )
 def test_a_value_that_cannot_be_is_one_message(
-    command: str, options: list[str], reason: str, copy: Path, small_checkpoint: Path, photographs: Path
+    command: str, options: list[str], reason: str, copy: Path, photographs: Path
 ) -> None:
     words = [word.replace("GOOD", str(photographs)) for word in options]
-    source = (small_checkpoint, "-o", "new.flowedge") if command == "export" else (copy,)
+    checkpoint = copy.parent / "never-read.ckpt"
+    checkpoint.touch()
+    source = (checkpoint, "-o", "new.flowedge") if command == "export" else (copy,)
     done = flowedge(command, *source, *words, cwd=copy.parent)
     assert done.status == 2
     assert reason in " ".join(done.stderr.split())

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
-from flowedge.bundle import Bundle, open_bundle, write_bundle
+from flowedge.bundle import open_bundle
 from flowedge.calibration.calibration_record import read_record
 from flowedge.calibration.gate_report import GateLimits
 from flowedge.calibration.precision import PrecisionRequest, add_precisions
@@ -19,14 +17,10 @@ from flowedge.calibration.precision.gate_images import GateImages
 from flowedge.calibration.precision.planning_time import time_of_planning
 from flowedge.calibration.precision.self_test_gate import SelfTestGate
 from flowedge.errors import PrecisionError
-from flowedge.manifest import Preprocessing
-from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.opening.engine import JUDGE
-from flowedge.runtime.opening.selftest import files_of_selftest, synthetic_frames
 from flowedge.runtime.verify import PARITY_LIMITS, verify_bundle
-from support.block_graph import SIZE, Layer, block_model
+from support.block_graph import SIZE, Layer, write_with_selftest
 from support.recorded_reports import RecordedReports
-from support.tiny_bundle import tiny_manifest, tiny_model
 
 LIMITS = GateLimits(
     map_correlation=0.98,
@@ -37,7 +31,6 @@ LIMITS = GateLimits(
     pixel_auroc=1.0,
     aupro=1.0,
 )
-PLAIN = Preprocessing(resize=SIZE, method="float_bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def layers_of(middle: float) -> list[Layer]:
@@ -49,26 +42,6 @@ def layers_of(middle: float) -> list[Layer]:
         *(Layer(f"l{n}", same, nothing) for n in (1, 2)),
         Layer("l3", 4 * same, np.full(4, -4 * middle, np.float32)),
     ]
-
-
-def write_with_selftest(target: Path, layers: list[Layer], *, with_selftest: bool = True) -> Bundle:
-    """Write a bundle of blocks whose map is that of a FastFlow, with a self-test that its fp32 graph passes."""
-    model, tail = block_model(layers), tiny_model(image_size=SIZE)
-    del model.graph.node[-2:]  # The map and the score of the blocks.
-    begin = next(n for n, node in enumerate(tail.graph.node) if node.output[0] == "level_0_log")
-    model.graph.node.extend(tail.graph.node[begin:])
-    have = {tensor.name for tensor in model.graph.initializer}
-    model.graph.initializer.extend(one for one in tail.graph.initializer if one.name not in {*have, "weight"})
-    onnx.checker.check_model(model)
-    manifest = tiny_manifest(image_size=SIZE, preprocessing=PLAIN)
-    files: dict[str, Path | bytes] = {"model.onnx": model.SerializeToString()}
-    if with_selftest:
-        frames = synthetic_frames(PLAIN)
-        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        names = ["level_0", "level_1"]
-        answers: Any = session.run(names, {"image": GraphInput(manifest)(frames)})
-        files |= files_of_selftest(frames, dict(zip(names, answers, strict=True)))
-    return write_bundle(target, manifest, files)
 
 
 @pytest.fixture(scope="module")
