@@ -53,7 +53,9 @@ def subnet_layers() -> list[Layer]:
     """Make a backbone of one convolution, and a subnet with two hidden layers of 24 units."""
     rng = np.random.default_rng(3)
 
-    def conv(shape: tuple[int, ...], gain: float, low: float, high: float) -> tuple[NDArray[np.float32], ...]:
+    def conv(
+        shape: tuple[int, ...], gain: float, low: float, high: float
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         weight = gain * rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
         return weight.astype(np.float32), rng.uniform(low, high, shape[0]).astype(np.float32)
 
