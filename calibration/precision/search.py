@@ -159,8 +159,8 @@ class Search:
         """Return the reason for reverting a block, which names the self-test where the block moves it most."""
         sensitivity, error = self._shares(block)
         if error > sensitivity:
-            return f"moves the self-test by {error:.2g} of its limit: without it the self-test failed"
-        return "among the most sensitive: without it the gate failed"
+            return f"moves the self-test by {error:.2g} of its limit, and the self-test failed before it was reverted"
+        return "among the most sensitive, and the gate failed before it was reverted"
 
     def _expected(self) -> int:
         """Return the number of reverted blocks with which maps and self-test are expected to be good enough.

@@ -212,9 +212,10 @@ def print_reports(reports: Sequence[PrecisionReport]) -> None:
             )
         for block in report.blocks:
             if block.reason:
-                MESSAGES.print(f"{report.precision}: {block.name} stays {block.precision}: {block.reason}")
+                kept = f"{report.precision}: {block.name} stays {block.precision}: {block.reason}"
+                MESSAGES.print(kept, soft_wrap=True)
         for node, why in list(report.kept_in_fp32.items())[:10]:
-            MESSAGES.print(f"{report.precision}: {node} stays fp32: {why}")
+            MESSAGES.print(f"{report.precision}: {node} stays fp32: {why}", soft_wrap=True)
         if len(report.kept_in_fp32) > 10:
             MESSAGES.print(
                 f"{report.precision}: and {len(report.kept_in_fp32) - 10} more nodes, which calibration.json lists"
@@ -222,7 +223,7 @@ def print_reports(reports: Sequence[PrecisionReport]) -> None:
 
 
 def pruning_text(facts: PruningFacts, bytes_share: float) -> str:
-    """Return what a pruning left out and saved, as the title of a table."""
+    """Return what a pruning left out and saved, as the line above a table."""
     units, kept = (
         sum(values) for values in zip(*((one.units, one.kept) for one in facts.layers), strict=True)
     )
@@ -235,7 +236,9 @@ def pruning_text(facts: PruningFacts, bytes_share: float) -> str:
 
 def print_gate(report: GateReport, title: str) -> None:
     """Print a table of the quantities that the gate compared."""
-    rows = table("gate", ">value", ">limit", "", title=title)
+    # The title of a table would be wrapped at the width of its few columns.
+    RESULTS.print(title, style="bold", soft_wrap=True)
+    rows = table("gate", ">value", ">limit", "")
     for quantity in report.quantities:
         limit = "-" if quantity.limit is None else f"{quantity.limit:.4g}"
         mark = "" if quantity.limit is None else "ok" if quantity.passed else "FAILED"

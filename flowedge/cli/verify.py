@@ -97,8 +97,8 @@ def command(
         one.pruned for one in opened.manifest.graphs if one.precision == precision
     ):
         raise FlowEdgeError(
-            f"the {precision} graph is pruned, so its network is not that of {against}. Compare it with fp32 on "
-            "images of good parts: --data GOOD without --against."
+            f"--against compares a whole network, and the {precision} graph has fewer hidden units than {against}. "
+            "Compare it with fp32 on images of good parts: --data GOOD without --against."
         )
     from flowedge.runtime.frames.finding import find_images
     from flowedge.runtime.verify import verify_bundle

@@ -238,4 +238,5 @@ def _fetched(rows: Any) -> Iterator[tuple[Any, ...]]:
 
 def described(files: int, done: int) -> str:
     """Return a sentence on how much of a job is done already. A row group of a table counts as a file."""
-    return f"{files} files listed, {done} of them judged before" if done else f"{files} files listed"
+    listed = f"{files} {'file' if files == 1 else 'files'} listed"
+    return f"{listed}, {done} of them judged before" if done else listed

@@ -111,6 +111,16 @@ def find_nvidia_driver(root: Path = Path("/")) -> NvidiaDriver:
     )
 
 
+def without_driver(root: Path = Path("/")) -> str:
+    """Return a sentence where no NVIDIA driver is found, else an empty text. A Jetson's driver comes with JetPack.
+
+    An error that names a package to install ends with this sentence, because the package alone would not help.
+    """
+    if find_nvidia_driver(root).version or find_jetson(root) is not None:
+        return ""
+    return " No NVIDIA driver was found here either. Install it first, since no package reaches a GPU without it."
+
+
 def cpu_name(root: Path = Path("/")) -> str:
     """Find the processor's name, or the board's where the processor has none."""
     names = [

@@ -24,7 +24,7 @@ from flowedge.runtime.device.cores import fast_cpus_for
 from flowedge.runtime.device.denormals import flushing_denormals
 from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.device.engine_file import IGNORED_FACTS
-from flowedge.runtime.device.machine import overflows_in_eight_bits
+from flowedge.runtime.device.machine import overflows_in_eight_bits, without_driver
 from flowedge.runtime.engines.onnxrt_tensorrt import (
     TENSORRT,
     Providers,
@@ -206,7 +206,8 @@ def _providers(spec: EngineSpec) -> Providers:
         how = f"takes the same folder: pip uninstall onnxruntime, then {pip_install('ort-gpu')}"
         raise EngineUnavailableError(
             f"ONNX Runtime {ort.__version__} is installed without {wanted}. Its GPU build has it, "
-            + (f"but {lacking}. Take tensorrt." if lacking else f"and {how}")
+            + (f"but {lacking}. Take tensorrt." if lacking else f"and {how}.")
+            + without_driver()
         )
     if wanted == _CPU:
         return [(_CPU, {})]

@@ -18,7 +18,7 @@ from typing import Final, cast
 
 from flowedge.errors import EngineUnavailableError
 from flowedge.packages import missing_wheel, pip_install
-from flowedge.runtime.device.machine import find_jetson, find_nvidia_driver
+from flowedge.runtime.device.machine import find_jetson, find_nvidia_driver, without_driver
 from flowedge.runtime.opening.engine_contract import EngineModule, EngineSpec
 
 NVIDIA_GPU: Final = "nvidia gpu"
@@ -234,7 +234,8 @@ def how_to_install(spec: EngineSpec) -> str:
     extra = extra_of(spec)
     if lacking := missing_wheel(extra):
         return f"It cannot be installed with pip: {lacking}."
-    return f"Install it with: {pip_install(extra)}"
+    driver = without_driver() if spec.device == NVIDIA_GPU else ""
+    return f"Install it with: {pip_install(extra)}" + (driver and f".{driver}")
 
 
 def extra_of(spec: EngineSpec) -> str:

@@ -248,10 +248,15 @@ def environment_of(site: Path, libraries: list[Path]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("pack", "unpack"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("site", type=Path, nargs="?")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("what", choices=("pack", "unpack"), help="pack here, or unpack on the other machine")
+    parser.add_argument("folder", type=Path, help="the folder of the kit")
+    parser.add_argument(
+        "site", type=Path, nargs="?", help="with unpack: the folder of the modules; none is a temporary one"
+    )
     parser.add_argument(
         "--keep", type=int, default=90, help="the architecture of the GPU, such as 90 for 9.0"
     )

@@ -20,6 +20,7 @@ from flowedge.runtime.device.machine import (
     find_nvidia_driver,
     overflows_in_eight_bits,
     slow_precisions,
+    without_driver,
 )
 from support.command_line import flowedge
 
@@ -120,11 +121,13 @@ def test_a_pc_is_no_jetson_and_names_its_driver_and_gpus(tmp_path: Path) -> None
     assert find_jetson(root) is None
     found = find_nvidia_driver(root)
     assert (found.version, found.names) == ("580.65.06", ("NVIDIA RTX A2000 12GB", "NVIDIA RTX 4090"))
+    assert not without_driver(root)
 
 
 def test_an_empty_tree_has_nothing(tmp_path: Path) -> None:
     assert find_jetson(tmp_path) is None
     assert find_nvidia_driver(tmp_path) == NvidiaDriver(version="", names=())
+    assert "No NVIDIA driver" in without_driver(tmp_path)
     assert find_memory(tmp_path) is None
     assert cpu_extensions(tmp_path) == ()
 

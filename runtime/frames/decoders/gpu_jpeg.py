@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from flowedge.errors import EngineUnavailableError
 from flowedge.packages import pip_install
+from flowedge.runtime.device.machine import without_driver
 from flowedge.runtime.frames.decoders import jpeg
 
 _LOG: Final = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class GpuJpegs:
         except ImportError as error:
             raise EngineUnavailableError(
                 f"decoding JPEG files on the GPU needs nvidia.nvimgcodec, which cannot be imported: {error}. "
-                f"Install it with: {pip_install('gpu-jpeg')}, or leave the option out."
+                f"Install it with: {pip_install('gpu-jpeg')}, or leave the option out.{without_driver()}"
             ) from error
         try:
             self._decoder: Any = nvimgcodec.Decoder(device_id=device, options=_OPTIONS)
