@@ -104,8 +104,9 @@ DEVICE ?= cuda
 CAMPAIGN = -m gpu.run --device $(DEVICE) --out gpu-out $(if $(MODELS),--models $(MODELS))
 gpu:
 	@if [ -n "$(KIT)" ]; then PYTHONPATH=tests python3 -m gpu.kit unpack "$(KIT)" .gpu-site; fi
+	@[ -e .gpu-site/env.sh ] || [ -x $(BIN)/python ] || $(MAKE) $(VENV)
 	@if [ -e .gpu-site/env.sh ]; then . .gpu-site/env.sh; python3 $(CAMPAIGN); \
-	else [ -x $(BIN)/python ] || $(MAKE) $(VENV) || exit 1; PYTHONPATH=tests $(BIN)/python $(CAMPAIGN); fi
+	else PYTHONPATH=tests $(BIN)/python $(CAMPAIGN); fi
 
 # CPUS=cortex-a72,cortex-a57 names other processors, VERSIONS=1.24.4/2.4.6 other versions of ONNX Runtime and NumPy, and
 # BUNDLE=FOLDER another bundle. What it downloads and makes is in build/aarch64.
