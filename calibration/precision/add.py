@@ -260,9 +260,10 @@ class _Work:
                 graph.close()  # The pieces need as much memory as a graph does.
             draft, written = self._assembled(chosen)
             # A calibration opens the graphs, and a graph that fails its self-test does not open.
-            wrong = failed_self_tests(
-                draft, [name for name in self._precisions if self._chosen.get(name) != chosen[name]]
-            )
+            changed: list[ConvertedPrecision] = [
+                name for name in self._precisions if self._chosen.get(name) != chosen[name]
+            ]
+            wrong = failed_self_tests(draft, changed)
             failed = dict(wrong)
             if not wrong:
                 before = self._chosen
