@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +56,7 @@ def main() -> None:
     os.environ["FLOWEDGE_CACHE_DIR"] = str((work / "cache").resolve())
 
     report.stage("machine", machine, device)
-    report.stage("doctor", command, "doctor", "--json")
+    report.stage("doctor", doctor)
     exports = Exports(names, work, options.add.split(","))
     exports.step()  # the exports go on beside the next stages
     if device == "cuda":
@@ -79,7 +80,7 @@ def main() -> None:
         report.stage("JPEGs to verdicts", module, "gpu.fast", "folder", device, bundle, jpegs, needs_s=30)
         report.stage("a folder of JPEGs", folder_run, bundle, engine, jpegs, needs_s=30)
         on_gpu = ("run", bundle, jpegs, "--engine", engine, "--jpeg-decoder", "gpu", "--csv", "-")
-        report.stage("JPEGs decoded on the GPU", command, *on_gpu, needs_s=30)
+        report.stage("JPEGs decoded on the GPU", decoded_on_gpu, *on_gpu, needs_s=30)
         for library in compiled.ENGINES:  # each takes minutes, so one model is enough
             report.stage(f"built {library} {first}", module, "gpu.compiled", library, bundle, needs_s=60)
         report.stage("compiled by PyTorch", speed, device, work, first, None, "--compile", needs_s=90)
@@ -103,8 +104,16 @@ def machine(device: str) -> dict[str, Any]:
     return {"processor": cpu_name(), "cores": os.cpu_count(), "gpu": gpu, "python": sys.version.split()[0]}
 
 
-def command(*arguments: object, environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """Run a command of FlowEdge and return its status, its time and the end of what it printed."""
+def command(
+    *arguments: object, environment: dict[str, str] | None = None, ends_with: Collection[int] = (0,)
+) -> dict[str, Any]:
+    """Run a command of FlowEdge and return its status, its time and the end of what it printed.
+
+    Args:
+        arguments: The command.
+        environment: Variables beside those of this process.
+        ends_with: The statuses that are right. Another one counts as a failure of the stage.
+    """
     begun = time.monotonic()
     done = subprocess.run(
         [*FLOWEDGE, *map(str, arguments)],
@@ -115,11 +124,23 @@ def command(*arguments: object, environment: dict[str, str] | None = None) -> di
         env=os.environ | (environment or {}),
     )
     found: dict[str, Any] = {"status": done.returncode, "seconds": round(time.monotonic() - begun, 2)}
+    if done.returncode not in ends_with:
+        found["failed"] = f"{arguments[0]} ended with status {done.returncode}"
     try:
         found["answer"] = json.loads(done.stdout)
     except ValueError:
         found["printed"] = (done.stdout + done.stderr)[-600:]
     return found
+
+
+def doctor() -> dict[str, Any]:
+    """Run ``flowedge doctor``, which may find what this machine lacks."""
+    return command("doctor", "--json", ends_with=range(256))
+
+
+def decoded_on_gpu(*arguments: object) -> dict[str, Any]:
+    """Run a command that decodes on the GPU, and which is refused where nvImageCodec or a driver is missing."""
+    return command(*arguments, ends_with=(0, 2))
 
 
 def _at_most(seconds: float) -> float:
@@ -162,10 +183,14 @@ def verified(bundle: Path, engine: str) -> dict[str, Any]:
     """Run ``flowedge verify`` with every precision, and return the status and the worst value of each."""
     found: dict[str, Any] = {}
     for precision in precisions_of(bundle):
-        done = command("verify", bundle, "--engine", engine, "--precision", precision, "--json")
+        # An engine may lack a precision, as ONNX Runtime's CPU lacks bfloat16. A check that fails is a wrong answer.
+        done = command(
+            "verify", bundle, "--engine", engine, "--precision", precision, "--json", ends_with=range(256)
+        )
         checks = done.get("answer", {}).get("checks", [])
         found[precision] = {
             "status": done["status"],
+            "wrong": sum(not one["passed"] for one in checks),
             "worst": max((one["value"] for one in checks if one.get("value") is not None), default=None),
             "printed": done.get("printed", ""),
         }
@@ -176,11 +201,14 @@ def faults(device: str, bundle: Path, folder: Path) -> dict[str, Any]:
     """Run without a visible GPU and with a batch that is too large, and return the errors in words."""
     picture = next((folder / "photos").rglob("*.png"))
     engine = f"onnxruntime-{device}"
-    without = command("run", bundle, picture, "--engine", engine, environment={"CUDA_VISIBLE_DEVICES": ""})
-    found = {"no visible GPU": without}
+    run = ("run", bundle, picture, "--engine")
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    # The CPU needs no GPU, so only a GPU's engine has to refuse.
+    status = (0,) if device == "cpu" else (2,)
+    found = {"no visible GPU": command(*run, engine, environment=hidden, ends_with=status)}
     if device == "cuda":
         found["GPU memory full"] = module("gpu.full_memory", bundle, picture)
-        found["GPU 9"] = command("run", bundle, picture, "--engine", f"{engine}:9")
+        found["GPU 9"] = command(*run, f"{engine}:9", ends_with=status)
     return found
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineUnavailableError
 from flowedge.runtime.opening.unproven import open_unproven
-from gpu import compiled
+from gpu import compiled, run
 from gpu.report import Report, is_bad
 from support.pretend_gpu import PretendCuda, PretendRtx
 from support.tiny_bundle import tiny_answer, write_tiny_bundle
@@ -105,12 +105,23 @@ def test_answers_on_a_supported_gpu_are_compared_with_the_cpus(
     def open_it(engine: str, *arguments: Any) -> Any:
         return answering if engine == RTX else open_unproven(engine, *arguments)
 
+    def replayed(_: Bundle, opened: object) -> list[SimpleNamespace]:
+        return [SimpleNamespace(passed=opened is answering and error == 0.0)]
+
     monkeypatch.setattr(compiled, "open_unproven", open_it)
+    monkeypatch.setattr(compiled, "replay_selftest", replayed)
     row = compiled.row(RTX, bundle, "fp32", ORIN)
+    assert is_bad(row) == (error != 0.0)
     assert (row["state"], row["build s"], row["MiB"]) == ("ran", 1.2, 3.0)
     assert row["ms"] > 0
     assert found(row["worst"])
     assert answering.closed
+
+
+def test_a_command_that_ends_with_another_status_fails_the_campaign(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.flowedge"
+    assert is_bad(run.command("info", missing))
+    assert not is_bad(run.command("info", missing, ends_with=(2,)))
 
 
 @pytest.mark.usefixtures("pretended")
