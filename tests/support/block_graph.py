@@ -15,12 +15,24 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from flowedge.bundle import Bundle, write_bundle
+from flowedge.calibration.gate_report import GateLimits
 from flowedge.manifest import Preprocessing
 from flowedge.runtime.frames.graph_input import GraphInput
 from flowedge.runtime.opening.selftest import files_of_selftest, synthetic_frames
 from support.tiny_bundle import tiny_manifest, tiny_model
 
 SIZE: Final = (48, 64)
+LIMITS: Final = GateLimits(
+    map_correlation=0.98,
+    map_error=3.0,
+    rank_agreement=0.0,
+    flips=1.0,
+    image_auroc=1.0,
+    pixel_auroc=1.0,
+    aupro=1.0,
+)
+"""The limits of a gate on a chain of convolutions, whose scores tell nothing about defects."""
+
 PLAIN = Preprocessing(resize=SIZE, method="float_bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 

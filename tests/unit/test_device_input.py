@@ -15,6 +15,7 @@ from PIL import Image
 from flowedge.manifest import FrameStep, Preprocessing, ResizeMethod
 from flowedge.runtime.frames.device_input import FRAMES, input_graph
 from flowedge.runtime.frames.preprocess import Preprocessor
+from support.preprocessings import frame_of, preprocessing_of
 
 METHODS: tuple[ResizeMethod, ...] = ("float_bilinear", "float_bicubic", "pil_bilinear", "pil_lanczos")
 # Frame, resize, keep_aspect, crop.
@@ -26,27 +27,6 @@ ROADS = (
     ((64, 80), (64, 80), False, None),  # nothing to do
     ((1, 1), (16, 16), False, None),
 )
-
-
-def preprocessing_of(
-    method: ResizeMethod, resize: tuple[int, int], keep_aspect: bool = False, crop: Any = None
-) -> Preprocessing:
-    return Preprocessing(
-        resize=resize,
-        keep_aspect=keep_aspect,
-        method=method,
-        crop=crop,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-    )
-
-
-def frames_of(size: tuple[int, int], count: int = 2) -> NDArray[np.uint8]:
-    """Make frames of noise with an upper half of black and white, where rounding and clipping show."""
-    frames = np.random.default_rng(0).integers(0, 256, (count, *size, 3), dtype=np.uint8)
-    upper = frames[:, : size[0] // 2]
-    upper[:] = np.where(upper > 127, 255, 0)
-    return frames
 
 
 def answer_of(preprocessing: Preprocessing, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -63,7 +43,7 @@ def answer_of(preprocessing: Preprocessing, frames: NDArray[np.uint8]) -> NDArra
 def test_the_device_makes_of_frames_what_the_host_makes_of_them(method: ResizeMethod, road: Any) -> None:
     size, resize, keep_aspect, crop = road
     preprocessing = preprocessing_of(method, resize, keep_aspect, crop)
-    frames = frames_of(size)
+    frames = np.stack([frame_of(size), frame_of(size, 1)])
     expected = np.stack([Preprocessor(preprocessing)(frame) for frame in frames])
     np.testing.assert_allclose(answer_of(preprocessing, frames), expected, rtol=0, atol=1e-5)
 
@@ -83,7 +63,7 @@ def test_borders_and_grey_are_as_on_the_host(steps: Any) -> None:
     preprocessing = msgspec.structs.replace(
         preprocessing_of("pil_bilinear", (40, 40)), frame_steps=steps, grayscale=True
     )
-    frames = frames_of((70, 90))
+    frames = np.stack([frame_of((70, 90)), frame_of((70, 90), 1)])
     expected = np.stack([Preprocessor(preprocessing)(frame) for frame in frames])
     np.testing.assert_allclose(answer_of(preprocessing, frames), expected, rtol=0, atol=1e-5)
 
@@ -93,7 +73,7 @@ def test_the_grey_levels_of_the_device_are_pils(method: ResizeMethod, resampling
     plain = msgspec.structs.replace(
         preprocessing_of(method, (64, 96)), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
     )
-    frames = frames_of((173, 301), 1)
+    frames = frame_of((173, 301))[None]
     pil = np.asarray(Image.fromarray(frames[0]).resize((96, 64), Image.Resampling(resampling)))
     levels = answer_of(plain, frames)[0].transpose(1, 2, 0) * np.float32(255)
     np.testing.assert_allclose(levels, pil, rtol=0, atol=1e-4)

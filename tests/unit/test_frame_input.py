@@ -26,6 +26,7 @@ from flowedge.runtime.frames.preprocess import Preprocessor
 from support.antialiased import antialiased_matrix
 from support.command_line import flowedge as run_flowedge
 from support.preprocess_graph import write_preprocess
+from support.preprocessings import frame_of, preprocessing_of
 from support.tiny_bundle import IMAGE_SIZE, tiny_answer, write_tiny_bundle
 
 METHODS: tuple[ResizeMethod, ...] = ("float_bilinear", "pil_bilinear", "pil_lanczos", "cv2_bilinear")
@@ -41,30 +42,6 @@ ROADS = (
     ((64, 81), (64, 40), False, None),
     ((1, 1), (16, 16), False, None),
 )
-
-
-def preprocessing_of(
-    method: ResizeMethod,
-    resize: tuple[int, int],
-    keep_aspect: bool = False,
-    crop: tuple[int, int] | None = None,
-) -> Preprocessing:
-    return Preprocessing(
-        resize=resize,
-        keep_aspect=keep_aspect,
-        method=method,
-        crop=crop,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-    )
-
-
-def frame_of(size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """Make a frame of noise with an upper half of black and white, where rounding and clipping show."""
-    frame = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    upper = frame[: size[0] // 2]
-    upper[:] = np.where(upper > 127, 255, 0)
-    return frame
 
 
 def answer_of(preprocessing: Preprocessing, frame: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -39,18 +39,8 @@ from flowedge.runtime.detector import Detector
 from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.frames.images import read_image
 from flowedge.runtime.frames.preprocess import Preprocessor
-from support.block_graph import Layer, random_layers, write_block_bundle, write_photographs
+from support.block_graph import LIMITS, Layer, random_layers, write_block_bundle, write_photographs
 from support.observed import observe
-
-LIMITS = GateLimits(
-    map_correlation=0.98,
-    map_error=3.0,
-    rank_agreement=0.0,
-    flips=1.0,
-    image_auroc=1.0,
-    pixel_auroc=1.0,
-    aupro=1.0,
-)
 
 pytestmark = pytest.mark.usefixtures("without_proof")
 IMPOSSIBLE = msgspec.structs.replace(LIMITS, map_correlation=1.0, map_error=0.0)

@@ -11,7 +11,6 @@ import pytest
 
 from flowedge.bundle import open_bundle
 from flowedge.calibration.calibration_record import read_record
-from flowedge.calibration.gate_report import GateLimits
 from flowedge.calibration.precision import PrecisionRequest, add_precisions
 from flowedge.calibration.precision.gate_images import GateImages
 from flowedge.calibration.precision.planning_time import time_of_planning
@@ -19,18 +18,8 @@ from flowedge.calibration.precision.self_test_gate import SelfTestGate
 from flowedge.errors import PrecisionError
 from flowedge.runtime.opening.engine import JUDGE
 from flowedge.runtime.verify import PARITY_LIMITS, verify_bundle
-from support.block_graph import SIZE, Layer, write_with_selftest
+from support.block_graph import LIMITS, SIZE, Layer, write_with_selftest
 from support.recorded_reports import RecordedReports
-
-LIMITS = GateLimits(
-    map_correlation=0.98,
-    map_error=3.0,
-    rank_agreement=0.0,
-    flips=1.0,
-    image_auroc=1.0,
-    pixel_auroc=1.0,
-    aupro=1.0,
-)
 
 
 def layers_of(middle: float) -> list[Layer]:
