@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from flowedge.export.graph import ir
-from flowedge.export.graph.permutations import reading_through
+from flowedge.export.graph.permutations import behind_gathers
 from flowedge.export.graph.rewriting import channels_after_insertion, with_inserted, with_latents_at
 
 CHANNEL_GROUP: Final = 8
@@ -27,11 +27,8 @@ def fill_channel_groups(model: ir.FlowModel) -> ir.FlowModel:
     moved: dict[int, ir.Index] = {}  # by stream, the index of each channel once some channels are repeated
     for step in model.steps:
         # The next reader of a stream looks for its channels where they are now, or a gather puts them back.
-        moves = {stream: moved.pop(stream) for stream in ir.streams_of(step) if stream in moved}
-        through = reading_through(step, moves) if moves else step
-        if through is None:
-            steps += [ir.ChannelMap(stream=stream, index=index) for stream, index in moves.items()]
-        current = step if through is None else through
+        gathers, current = behind_gathers(step, moved)
+        steps += gathers
         if isinstance(current, ir.Coupling):
             filled = _filled(current)
             passive_width, added = len(current.passive), len(filled.passive) - len(current.passive)

@@ -46,12 +46,8 @@ def absorb_gathers(model: ir.FlowModel) -> ir.FlowModel:
             before = deferred.get(step.stream)
             deferred[step.stream] = step.index if before is None else before[step.index]
             continue
-        # A step that cannot absorb the gathers keeps them before it.
-        gathers = {stream: deferred.pop(stream) for stream in ir.streams_of(step) if stream in deferred}
-        absorbed = reading_through(step, gathers) if gathers else step
-        if absorbed is None:
-            steps += [ir.ChannelMap(stream=stream, index=index) for stream, index in gathers.items()]
-        steps.append(step if absorbed is None else absorbed)
+        gathers, absorbed = behind_gathers(step, deferred)
+        steps += [*gathers, absorbed]
     return dataclasses.replace(model, steps=tuple(steps))
 
 
@@ -76,11 +72,8 @@ def order_halves(model: ir.FlowModel) -> ir.FlowModel:
             )
             continue
         # The next reader of a stream looks for its channels where they are now, or a gather puts them back.
-        moves = {stream: moved.pop(stream) for stream in ir.streams_of(step) if stream in moved}
-        through = reading_through(step, moves) if moves else step
-        if through is None:
-            steps += [ir.ChannelMap(stream=stream, index=index) for stream, index in moves.items()]
-        current = step if through is None else through
+        gathers, current = behind_gathers(step, moved)
+        steps += gathers
         if isinstance(step, ir.Coupling):
             assert isinstance(current, ir.Coupling)
             stream, width = step.stream, len(step.passive)
@@ -187,6 +180,23 @@ def drop_last_rotation(model: ir.FlowModel) -> ir.FlowModel:
         if last is not None and _is_rotation(steps[last]):
             del steps[last]
     return dataclasses.replace(model, steps=tuple(steps))
+
+
+def behind_gathers(step: ir.Step, pending: dict[int, ir.Index]) -> tuple[list[ir.Step], ir.Step]:
+    """Put a step behind the pending gathers of its streams, by composing them into the step where that is possible.
+
+    Args:
+        step: The step that reads the gathered streams.
+        pending: By stream, the index of each gathered channel. The streams of the step are removed from it.
+
+    Returns:
+        The gathers that must stay before the step, and the step itself, rewritten where it takes the gathers in.
+    """
+    gathers = {stream: pending.pop(stream) for stream in ir.streams_of(step) if stream in pending}
+    composed = reading_through(step, gathers) if gathers else step
+    if composed is not None:
+        return [], composed
+    return [ir.ChannelMap(stream=stream, index=index) for stream, index in gathers.items()], step
 
 
 def reading_through(step: ir.Step, gathers: Mapping[int, ir.Index]) -> ir.Step | None:

@@ -28,6 +28,7 @@ from flowedge.cli.precision import (
     Int8,
     LabelledOption,
     PruneOption,
+    fraction_from,
     maxima_text,
     precision_request,
     print_fitted,
@@ -240,11 +241,8 @@ def _frame_rate(option: str) -> float | None:
     """Return the expected share of good frames outside their ranges, or None for ``off``."""
     if option == "off":
         return None
-    try:
-        rate = float(option)
-    except ValueError:
-        rate = math.nan
-    if not 0 < rate < 1:
+    rate = fraction_from(option)
+    if rate is None:
         raise FlowEdgeError(
             f"--frame-check takes off or a rate between 0 and 1, such as 0.001, got {option!r}."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,6 +109,15 @@ def precision_request(
     )
 
 
+def fraction_from(option: str) -> float | None:
+    """Return the number of an option that lies above 0 and below 1, or None where it does not or is no number."""
+    try:
+        value = float(option)
+    except ValueError:
+        return None
+    return value if 0 < value < 1 else None
+
+
 def prune_from(option: str | None) -> Prune | None:
     """Return the value of ``--prune``, or None where it was not given.
 
@@ -120,11 +128,8 @@ def prune_from(option: str | None) -> Prune | None:
         return None
     if option == "auto":
         return "auto"
-    try:
-        share = float(option)
-    except ValueError:
-        share = math.nan
-    if not 0 < share < 1:
+    share = fraction_from(option)
+    if share is None:
         raise FlowEdgeError(
             f"--prune takes auto, or the share of hidden units that every subnet keeps, above 0 and below 1 such as "
             f"0.5, got {option!r}."
