@@ -12,7 +12,9 @@ Contour: TypeAlias = tuple[tuple[int, int], ...]
 c to c + 1. The last corner joins the first."""
 
 
-def outer_contours(detected: NDArray[np.bool_], first_pixels: NDArray[np.integer]) -> list[Contour]:
+def outer_contours(
+    detected: NDArray[np.bool_], first_pixels: NDArray[np.integer], *, origin: tuple[int, int] = (0, 0)
+) -> list[Contour]:
     """Trace the outer border of each region, clockwise from the upper left corner of the region's first pixel.
 
     The polygon covers the region and its holes, and no other pixel. So one pixel gives a square of side 1. A corner
@@ -21,6 +23,7 @@ def outer_contours(detected: NDArray[np.bool_], first_pixels: NDArray[np.integer
     Args:
         detected: ``(H, W)``, True inside of the regions. Pixels that touch only at a corner are not neighbours.
         first_pixels: For each region the flat index in ``detected`` of its first pixel, row by row.
+        origin: The row and the column of the first pixel of ``detected`` in the frame.
 
     Examples:
         >>> import numpy as np
@@ -72,8 +75,9 @@ def outer_contours(detected: NDArray[np.bool_], first_pixels: NDArray[np.integer
     turns = side_of != np.roll(side_of, 1)
     row, column = np.divmod(pixel[turns], stride)
     side_of = side_of[turns]
-    corner_columns = (column - 1 + ((side_of == 1) | (side_of == 2))).tolist()
-    corner_rows = (row - 1 + (side_of >= 2)).tolist()
+    top, left = origin
+    corner_columns = (left + column - 1 + ((side_of == 1) | (side_of == 2))).tolist()
+    corner_rows = (top + row - 1 + (side_of >= 2)).tolist()
     corners = list(zip(corner_columns, corner_rows, strict=True))
     last = np.cumsum(turns)[np.array(ends, np.int64) - 1].tolist() if ends else []
     return [tuple(corners[begin:end]) for begin, end in zip([0, *last], last, strict=False)]

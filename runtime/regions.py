@@ -66,11 +66,14 @@ def find_regions(
         >>> [region.peak for region in find_regions(anomaly_map > 3, anomaly_map)]
         [9.0, 5.0]
     """
-    if not detected.any():
+    # The regions are few pixels of a large frame, so the steps below see the rectangle around all of them alone.
+    left_of_all, top_of_all, width, height = cv2.boundingRect(detected.view(np.uint8))
+    if not width:
         return ()
-    count, labels, boxes, centres = cv2.connectedComponentsWithStats(
-        detected.astype(np.uint8), connectivity=4
-    )
+    around = slice(top_of_all, top_of_all + height), slice(left_of_all, left_of_all + width)
+    detected, anomaly_map = detected[around], anomaly_map[around]
+    count, labels, boxes, centres = cv2.connectedComponentsWithStats(detected.view(np.uint8), connectivity=4)
+    boxes[:, [cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP]] += (left_of_all, top_of_all)
     pixels = np.flatnonzero(detected)
     label_of = labels.ravel()[pixels].astype(np.intp)
     values = anomaly_map.ravel()[pixels]
@@ -83,12 +86,12 @@ def find_regions(
     lowest = None
     if log_nfa is not None:
         lowest = np.full(count, np.inf, log_nfa.dtype)
-        np.minimum.at(lowest, label_of, log_nfa.ravel()[pixels])
+        np.minimum.at(lowest, label_of, log_nfa[around].ravel()[pixels])
     # OpenCV's label 0 is the background, so regions are counted from 1.
     kept = 1 + np.flatnonzero(boxes[1:, cv2.CC_STAT_AREA] >= min_area_px)
     kept = kept[np.argsort(-peaks[kept] if lowest is None else lowest[kept], kind="stable")]
-    contours = outer_contours(detected, first_pixels[kept])
-    width = detected.shape[1]
+    contours = outer_contours(detected, first_pixels[kept], origin=(top_of_all, left_of_all))
+    peak_rows, peak_columns = np.divmod(peak_pixels[kept], width)
     return tuple(
         Region(
             area_px=area,
@@ -98,15 +101,15 @@ def find_regions(
             width_px=width_px,
             centroid=(row, column),
             peak=peak,
-            peak_at=divmod(peak_pixel, width),
+            peak_at=peak_at,
             contour=contour,
             log_nfa=surest,
         )
-        for (left, top, width_px, height_px, area), (column, row), peak, peak_pixel, contour, surest in zip(
+        for (left, top, width_px, height_px, area), (column, row), peak, peak_at, contour, surest in zip(
             boxes[kept].tolist(),
-            centres[kept].tolist(),
+            (centres[kept] + (left_of_all, top_of_all)).tolist(),
             peaks[kept].tolist(),
-            peak_pixels[kept].tolist(),
+            zip((peak_rows + top_of_all).tolist(), (peak_columns + left_of_all).tolist(), strict=True),
             contours,
             [None] * len(kept) if lowest is None else lowest[kept].tolist(),
             strict=True,

@@ -176,7 +176,7 @@ class Result:
             log_nfa=self.log_nfa if is_inspected else None,
             log_nfa_limit=None if self.nfa is None else self.nfa.log_nfa,
             regions=self.regions,
-            anomalous_share=None if self.mask is None else float(self.mask.mean()),
+            anomalous_share=None if self.mask is None else int(np.count_nonzero(self.mask)) / self.mask.size,
             latency_ms=self.timings.preprocess_ms + self.timings.infer_ms + self.timings.decide_ms,
             precision=self.precision,
             engine=self.engine,

@@ -123,3 +123,21 @@ def test_regions_below_the_smallest_area_are_left_out() -> None:
 
 def test_an_empty_mask_has_no_regions() -> None:
     assert regions_of(["..", ".."]) == ()
+
+
+def test_regions_within_a_larger_frame_are_the_same_ones_moved() -> None:
+    mask = np.array([[True, False, True], [True, True, False]])
+    values = np.array([[1.0, 0.0, 5.0], [2.0, 4.0, 0.0]], np.float32)
+    border = ((3, 2), (7, 1))
+    small = find_regions(mask, values, log_nfa=-values)
+    moved = find_regions(np.pad(mask, border), np.pad(values, border), log_nfa=-np.pad(values, border))
+    assert [(one.top - 3, one.left - 7, one.peak, one.log_nfa) for one in moved] == [
+        (one.top, one.left, one.peak, one.log_nfa) for one in small
+    ]
+    assert [(row - 3, column - 7) for row, column in (one.peak_at for one in moved)] == [
+        one.peak_at for one in small
+    ]
+    assert [(row - 3, column - 7) for row, column in (one.centroid for one in moved)] == [
+        pytest.approx(one.centroid) for one in small
+    ]
+    assert [tuple((x - 7, y - 3) for x, y in one.contour) for one in moved] == [one.contour for one in small]
