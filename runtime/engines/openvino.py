@@ -307,6 +307,10 @@ def _options(device: str, threads: int | None) -> dict[str, Any]:
             # OpenVINO 2026.4 makes the kernels of several streams at once. Where quantised values are computed in
             # float, one graph in thirty then gave wrong answers. So each lane has a graph of its own, with one stream.
             options |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+            if lanes_beside(threads) > 1:
+                # OpenVINO binds the threads of every compiled graph to the first cores, so that the graphs of all lanes
+                # would take turns on the same cores.
+                options["ENABLE_CPU_PINNING"] = False
             if fast_cpus_for(threads * lanes_beside(threads)):
                 # Otherwise all threads of an inference wait for the one that is on a slow core.
                 options["SCHEDULING_CORE_TYPE"] = "PCORE_ONLY"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -484,6 +485,18 @@ def test_openvino_computes_in_float32_with_as_many_threads_as_asked(bundle: Bund
     assert options["INFERENCE_NUM_THREADS"] == 2
     assert options["CPU_DENORMALS_OPTIMIZATION"] is True
     assert options["NUM_STREAMS"] == 1
+
+
+@pytest.mark.parametrize(("cores", "is_bound"), [(2, True), (4, False)])
+def test_openvino_binds_no_graph_to_cores_where_graphs_of_other_lanes_run_beside_it(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cores: int, is_bound: bool
+) -> None:
+    monkeypatch.setenv("FLOWEDGE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("flowedge.runtime.lanes.fast_cores", lambda: cores)
+    for _ in ("compiled", "stored"):
+        with contextlib.closing(open_unproven(OPENVINO, bundle, "fp32", threads=2)) as session:
+            graph = session.engine._sizes[1]._compiled  # type: ignore[attr-defined]
+            assert graph.get_property("ENABLE_CPU_PINNING") is is_bound
 
 
 @pytest.mark.parametrize("device", ["GPU", "NPU"])
