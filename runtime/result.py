@@ -118,19 +118,29 @@ class Result:
         The number of false alarms decides, where the bundle has its limit, else the pixel threshold. The value is None
         where there is neither, and where the frame was not inspected.
         """
+        if self._is_clear:
+            return np.zeros(self.frame_size, np.bool_)
         if self.verdict == "not_inspected":
             return None
-        # A frame of which no pixel can be anomalous needs no map over the frame, which costs more than all else here.
-        if self.nfa is not None and self.network_log_nfa is not None:
-            if _stays_below(-self.network_log_nfa, -self.nfa.log_nfa):
-                return np.zeros(self.frame_size, np.bool_)
-            assert self.log_nfa_map is not None  # it is the network's, laid over the frame
+        if self.nfa is not None and self.log_nfa_map is not None:
             return self.log_nfa_map < self.nfa.log_nfa
-        if self.pixel_threshold is None:
-            return None
-        if _stays_below(self.network_map, self.pixel_threshold.value):
-            return np.zeros(self.frame_size, np.bool_)
-        return self.anomaly_map > self.pixel_threshold.value
+        return None if self.pixel_threshold is None else self.anomaly_map > self.pixel_threshold.value
+
+    @cached_property
+    def _is_clear(self) -> bool:
+        """True where no pixel of the frame can be anomalous, so that nothing needs a map or a mask over the frame."""
+        if self.verdict == "not_inspected":
+            return False
+        if self.nfa is not None and self.network_log_nfa is not None:
+            return _stays_below(-self.network_log_nfa, -self.nfa.log_nfa)
+        return self.pixel_threshold is not None and _stays_below(self.network_map, self.pixel_threshold.value)
+
+    @property
+    def _anomalous_share(self) -> float | None:
+        """The share of the frame's pixels that are anomalous, 0..1. The value is None where there is no mask."""
+        if self._is_clear:
+            return 0.0
+        return None if self.mask is None else int(np.count_nonzero(self.mask)) / self.mask.size
 
     @property
     def log_nfa(self) -> float | None:
@@ -153,7 +163,7 @@ class Result:
         A frame smaller than the network's input can lose a region that is narrower than its pixels. The verdict does
         not lose it.
         """
-        if self.mask is None or not self.mask.any():
+        if self._is_clear or self.mask is None or not self.mask.any():
             return ()
         return find_regions(
             self.mask, self.anomaly_map, log_nfa=self.log_nfa_map, min_area_px=self.min_region_px
@@ -176,7 +186,7 @@ class Result:
             log_nfa=self.log_nfa if is_inspected else None,
             log_nfa_limit=None if self.nfa is None else self.nfa.log_nfa,
             regions=self.regions,
-            anomalous_share=None if self.mask is None else int(np.count_nonzero(self.mask)) / self.mask.size,
+            anomalous_share=self._anomalous_share,
             latency_ms=self.timings.preprocess_ms + self.timings.infer_ms + self.timings.decide_ms,
             precision=self.precision,
             engine=self.engine,

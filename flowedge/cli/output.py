@@ -126,9 +126,10 @@ def print_json_bytes(encoded: bytes) -> None:
 def _print_line(line: str) -> None:
     # Characters that a terminal could act on, or that the stream cannot encode, become JSON escapes.
     is_unicode = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
-    line = "".join(
-        one if one.isprintable() and (is_unicode or one.isascii()) else _json_escape(one) for one in line
-    )
+    if not line.isprintable() or not (is_unicode or line.isascii()):
+        line = "".join(
+            one if one.isprintable() and (is_unicode or one.isascii()) else _json_escape(one) for one in line
+        )
     sys.stdout.write(line + "\n")  # one write, so that an interruption leaves no half of a line
     sys.stdout.flush()
 

@@ -59,8 +59,10 @@ def test_a_frame_without_an_anomalous_pixel_needs_no_map_over_the_frame(
     tmp_path: Path, value: float, needs_map: bool
 ) -> None:
     result = result_of(tmp_path, thresholds=Thresholds(image=limit(9.0), pixel=limit(value)))
+    share = result.record("part").anomalous_share
+    assert ("anomaly_map" in vars(result)) == ("mask" in vars(result)) == needs_map
     assert result.mask is not None
-    assert ("anomaly_map" in vars(result)) == needs_map
+    assert share == result.mask.mean()
     np.testing.assert_array_equal(result.mask, result.anomaly_map > value)
     assert bool(result.regions) == (value < 4)
 
