@@ -29,9 +29,9 @@ _BLOCK: Final = re.compile(
 _NEVER: Final = ("flow/*/up/*", "flow/*/norm/*")
 # The smallest side of a map. A vector times a matrix is not faster in eight bits.
 _SMALLEST_SIDE: Final = 2
-# The fewest input channels of a convolution whose input has one part. Eight bits are few for an image's channels.
+# The fewest input channels of a convolution whose input has no remainders. Eight bits are few for an image's channels.
 _FEWEST_INPUTS: Final = 4
-# The fewest products of such a convolution with each value that it reads. Two parts cost more than they save below.
+# The fewest products of such a convolution with each value that it reads. Remainders cost more than they save below.
 _FEWEST_PRODUCTS: Final = 1024
 
 
@@ -49,8 +49,8 @@ class Site:
         bias: The initializer of the bias, or None for a node without one.
         output: The tensor that the node writes.
         macs: The multiply-accumulates for one image, or 0 where the shapes are not known.
-        in_parts: True for a convolution of fewer than four channels, such as the image's. Its input is quantised in
-            two parts, the value and the remainder, or not at all.
+        in_parts: True for a convolution of fewer than four channels, such as the image's. Its input is quantised
+            together with the remainders of the values, or not at all.
     """
 
     node: str
@@ -65,7 +65,7 @@ class Site:
 
     @property
     def quantised(self) -> str:
-        """The tensor that is quantised for the node: its source, or the two parts of the source."""
+        """The tensor that is quantised for the node: its source, or the values of the source and their remainders."""
         return f"{self.node}.parts" if self.in_parts else self.source
 
 
@@ -104,7 +104,7 @@ def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
             continue
         if node.op_type == "Conv" and max((side or 1 for side in out[2:]), default=0) < _SMALLEST_SIDE:
             continue
-        few = node.op_type == "Conv" and _input_channels(kernel, out) < _FEWEST_INPUTS
+        few = node.op_type == "Conv" and kernel[1] * _groups(node) < _FEWEST_INPUTS
         if few and (_groups(node) > 1 or kernel[0] * math.prod(kernel[2:]) < _FEWEST_PRODUCTS):
             continue
         positions = out[2:] if node.op_type == "Conv" else out[1:-1]
@@ -122,12 +122,6 @@ def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
             )
         )
     return tuple(found)
-
-
-def _input_channels(kernel: tuple[int, ...], out: tuple[int | None, ...]) -> int:
-    """Return the number of input channels of a convolution, which a depthwise kernel alone does not tell."""
-    is_depthwise = kernel[1] == 1 and len(out) > 1 and (out[1] or 0) > 1
-    return kernel[0] if is_depthwise else kernel[1]
 
 
 def _groups(node: onnx.NodeProto) -> int:

@@ -13,8 +13,10 @@ them. In the CPU layout they are int32 with the product of the two scales, becau
 convolution with a float32 bias in float32. A channel with tiny weights and a large bias gets a scale with which the
 bias fits into an int32.
 
-Eight bits are few for an image of low contrast. So the CPU layout gives the image's convolution twice the channels: the
-values, and what rounding takes from each value, enlarged. Together they have about twelve bits.
+Eight bits are few for an image of low contrast. So the CPU layout gives the image's convolution more channels: the
+values, and what rounding takes from them, enlarged. Together they have about twelve bits. INT8 kernels read channels
+in groups of four, so an image of three channels has room for one such remainder. It is the weighted sum of the three
+remainders that the convolution's weights depend on most.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class Layout:
         unsigned: True for uint8 activations with a zero point, False for int8 activations without one.
         outputs: True if the output of an INT8 node is quantised even where no INT8 node reads it.
         biases: True if the convolutions' biases are stored as int32.
-        parts: True if convolutions of fewer than four channels are quantised, with an input of two parts.
+        parts: True if convolutions of fewer than four channels are quantised, with remainders beside the values.
     """
 
     unsigned: bool
@@ -68,6 +70,7 @@ _ENLARGED: Final = 16.0
 _MARGIN: Final = (
     0.1  # The share of an image's range that is added at each end, because parts have steps to spare.
 )
+_CHANNEL_GROUP: Final = 4  # INT8 kernels of CPUs take as long for three channels as for four.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,9 +257,10 @@ class Scales:
         return self._known[tensor]
 
     def of_parts(self, tensor: str) -> tuple[np.float32, NDArray[np.generic]]:
-        """Return the step and the zero point for the two parts of an image.
+        """Return the step and the zero point for the values of an image and their enlarged remainders.
 
         No value that an image can have is clipped, because a defect may be darker or brighter than all good parts.
+        No remainder is clipped either. A remainder has both signs, and is at most half a step for each channel.
         """
         low, high = min(self._ranges[tensor].smallest, 0.0), max(self._ranges[tensor].largest, 0.0)
         if self._image_range is None:
@@ -264,6 +268,12 @@ class Scales:
             low, high = low - margin, high + margin
         else:
             low, high = min(low, self._image_range[0]), max(high, self._image_range[1])
+        # The share of all steps that a remainder may need on either side of zero.
+        share = _ENLARGED * np.sqrt(_CHANNEL_GROUP - 1) / 2 / 255
+        if low > -share * (high - low):
+            low = -share / (1 - share) * high
+        if high < share * (high - low):
+            high = -share / (1 - share) * low
         step = _step((high - low) / 255)
         return step, np.array(np.clip(np.rint(-low / step), 0, 255), np.uint8)
 
@@ -305,7 +315,8 @@ def quantise(model: onnx.ModelProto, blocks: Collection[str], chosen: Scales) ->
         if node.name in sites:
             site = sites[node.name]
             if site.in_parts:
-                nodes += _in_parts(graph, site, *scales[site.quantised])
+                weight = numpy_helper.to_array(weights[site.weight]).astype(np.float64)
+                nodes += _in_parts(graph, site, _mixture(weight), *scales[site.quantised])
                 copy.input[0] = f"{site.quantised}.dq"
             for place, stored in enumerate(_stored(graph, site, weights, scales, chosen.layout), 1):
                 copy.input[place] = stored.output[0]
@@ -364,23 +375,65 @@ def _pair(
 
 
 def _in_parts(
-    graph: onnx.GraphProto, site: Site, scale: np.float32, zero: NDArray[np.generic]
+    graph: onnx.GraphProto,
+    site: Site,
+    mixture: NDArray[np.float64],
+    scale: np.float32,
+    zero: NDArray[np.generic],
 ) -> list[onnx.NodeProto]:
-    """Append the enlarged remainder of each value to the channels that a convolution reads, and quantise both."""
+    """Append the enlarged remainders of the values to the channels that a convolution reads, and quantise all of them.
+
+    Args:
+        graph: The graph, which gets the constants of the new nodes.
+        site: The convolution.
+        mixture: The matrix ``(remainders, channels)`` of `_mixture`.
+        scale: The step of all channels.
+        zero: The zero point of all channels.
+    """
     name = site.quantised
-    for end, value in (("step", scale), ("enlarged", np.float32(_ENLARGED) * scale)):
-        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), f"{name}.{end}"))
-    chain = (
-        ("Div", [site.source, f"{name}.step"], "steps"),
+    whole = _constant(graph, f"{name}.step", np.array(scale, np.float32))
+    enlarged = _ENLARGED * np.float32(scale)
+    chain = [
+        ("Div", [site.source, whole], "steps"),
         ("Round", [f"{name}.steps"], "whole"),
         ("Sub", [f"{name}.steps", f"{name}.whole"], "fraction"),
-        ("Mul", [f"{name}.fraction", f"{name}.enlarged"], "remainder"),
-    )
+    ]
+    if len(mixture) == mixture.shape[1]:
+        factor = _constant(graph, f"{name}.enlarged", np.array(enlarged, np.float32))
+        chain.append(("Mul", [f"{name}.fraction", factor], "remainder"))
+    else:
+        factors = (enlarged * mixture).astype(np.float32).reshape(1, -1, 1, 1)
+        factor = _constant(graph, f"{name}.enlarged", factors)
+        axes = _constant(graph, f"{name}.channels", np.array([1], np.int64))
+        chain.append(("Mul", [f"{name}.fraction", factor], "weighted"))
+        chain.append(("ReduceSum", [f"{name}.weighted", axes], "remainder"))
     return [
         *(helper.make_node(op, read, [f"{name}.{end}"], name=f"{name}/{op}") for op, read, end in chain),
         helper.make_node("Concat", [site.source, f"{name}.remainder"], [name], name=f"{name}/Concat", axis=1),
         *_pair(graph, name, scale, zero),
     ]
+
+
+def _mixture(weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the matrix ``(remainders, channels)`` by which the remainders of an image's channels become channels.
+
+    One or two channels keep all of their remainders. Three channels have room for one beside them. It is the direction
+    of the largest singular value of the weights, so that the convolution sees as little as possible of what is lost.
+
+    Args:
+        weight: The weights ``(outputs, channels, height, width)`` of the convolution that reads the image.
+    """
+    channels = weight.shape[1]
+    if 2 * channels <= _CHANNEL_GROUP:
+        return np.eye(channels)
+    taps = np.moveaxis(weight, 1, -1).reshape(-1, channels)
+    direction = np.linalg.svd(taps, full_matrices=False)[2][: _CHANNEL_GROUP - channels]
+    return np.asarray(direction * np.sign(direction.sum(1, keepdims=True) + 0.5 * _SMALLEST_STEP), np.float64)
+
+
+def _constant(graph: onnx.GraphProto, name: str, value: NDArray[np.generic]) -> str:
+    graph.initializer.append(numpy_helper.from_array(value, name))
+    return name
 
 
 def _stored(
@@ -410,7 +463,8 @@ def _stored(
     exact = values / steps.reshape(shape)
     whole_steps = _rounded(exact, axis)
     if site.in_parts:
-        whole_steps = np.concatenate([whole_steps, np.rint(exact / _ENLARGED)], 1)
+        of_remainders = np.einsum("rc,ocyx->oryx", _mixture(values.astype(np.float64)), exact)
+        whole_steps = np.concatenate([whole_steps, np.rint(of_remainders / _ENLARGED)], 1)
     rounded = np.clip(whole_steps, -127, 127).astype(np.int8)
     nodes = [_dequantised(graph, f"int8/{site.node}/weight", rounded, steps, axis)]
     if bias is not None:

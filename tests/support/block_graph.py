@@ -103,7 +103,7 @@ def block_model(layers: Sequence[Layer], image_size: tuple[int, int] = SIZE) -> 
         helper.make_node("ReduceMax", ["anomaly_map", "map_axes"], ["score"], name="map/Max", keepdims=0),
     ]
     shapes: dict[str, list[str | int | None]] = {
-        "image": ["N", 3, height, width],
+        "image": ["N", layers[0].weight.shape[1], height, width],
         "score": ["N"],
         "anomaly_map": ["N", 1, height, width],
         "level_0": ["N", 1, height // 2, width // 2],
