@@ -25,6 +25,7 @@ from flowedge.runtime.device.denormals import flushing_denormals
 from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.device.engine_file import EngineFacts
 from flowedge.runtime.device.machine import cpu_extensions, overflows_in_eight_bits
+from flowedge.runtime.engines.openvino_activations import replace_functions_of_eight_bits
 from flowedge.runtime.engines.openvino_cache import (
     COMPILING,
     facts_of_compiled,
@@ -155,7 +156,7 @@ class _Graph:
             inputs = self._opening.source.inputs
             sized.reshape({name: [batch, *model.input(name).partial_shape[1:]] for name in inputs})
             if self._device == "CPU":
-                replace_gathers(sized)
+                bring_into_forms_for_cpus(sized)
         except Exception as error:  # its failures have no base class of their own
             raise EngineUnavailableError(
                 f"OpenVINO {_VERSION} cannot run the graph with {batch} images: {_one_line(error)}. "
@@ -283,6 +284,12 @@ def _model(graph: Path | io.BytesIO) -> ov.Model:
             f"OpenVINO {_VERSION} cannot read {where}: {_one_line(error)}. Export the bundle again."
         ) from error
     return model
+
+
+def bring_into_forms_for_cpus(model: ov.Model) -> None:
+    """Bring a graph of one size of batch into forms that OpenVINO computes quickly on a CPU."""
+    replace_gathers(model)
+    replace_functions_of_eight_bits(model)
 
 
 def _overflows_in_eight_bits() -> bool:

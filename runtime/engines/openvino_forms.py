@@ -49,9 +49,9 @@ def _signed_steps(node: ov.Node) -> tuple[ov.Node, float, float] | None:
     """
     if node.get_type_name() != "Multiply":
         return None
-    step, source, zero = _scalar(node.input_value(1)), node.input_value(0).get_node(), 0.0
+    step, source, zero = scalar_of(node.input_value(1)), node.input_value(0).get_node(), 0.0
     if source.get_type_name() == "Subtract":
-        subtracted, source = _scalar(source.input_value(1)), source.input_value(0).get_node()
+        subtracted, source = scalar_of(source.input_value(1)), source.input_value(0).get_node()
         zero = np.nan if subtracted is None else subtracted
     if step is None or np.isnan(zero) or source.get_type_name() != "Convert":
         return None
@@ -65,7 +65,7 @@ def _signed_steps(node: ov.Node) -> tuple[ov.Node, float, float] | None:
     return (steps, zero, step) if ends else None
 
 
-def _scalar(output: ov.Output) -> float | None:
+def scalar_of(output: ov.Output) -> float | None:
     """Return the value of a constant with one element, converted or not, and None for any other output."""
     node = output.get_node()
     if node.get_type_name() == "Convert":

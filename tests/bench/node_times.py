@@ -16,7 +16,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from flowedge.runtime.device.denormals import flushing_denormals
-from flowedge.runtime.engines import onnxrt, openvino, openvino_forms
+from flowedge.runtime.engines import onnxrt, openvino
 
 _PRODUCTS: Final = ("conv", "gemm", "matmul", "fullyconnected")
 _CPU: Final = "CPUExecutionProvider"
@@ -124,5 +124,5 @@ def _compiled(
 ) -> ov.CompiledModel:
     model = openvino._model(graph)
     model.reshape(list(image.shape))
-    openvino_forms.replace_gathers(model)
+    openvino.bring_into_forms_for_cpus(model)
     return openvino._compiled(model, "CPU", {**openvino._options("CPU", threads), **more})
