@@ -1,12 +1,10 @@
-"""Check the sender of an HTTP request, and limit the time that a connection may take for one."""
+"""Check the sender of an HTTP request."""
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
 from collections.abc import Iterable, Mapping
-from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -46,50 +44,3 @@ def is_same_origin(headers: Mapping[str, str], host: str) -> bool:
         return False
     origin = headers.get("origin")
     return origin is None or urlsplit(origin).netloc == host
-
-
-class Timely(asyncio.Protocol):
-    """A part of an HTTP protocol of uvicorn that ends each connection whose next request does not come in time.
-
-    Without it a client that connects and sends nothing, or one byte of a header a minute, would hold a connection for
-    ever. A subclass names it before the protocol.
-
-    Attributes:
-        request_s: The time in seconds from the first byte of a request to the end of its headers.
-    """
-
-    request_s = 10.0
-    loop: asyncio.AbstractEventLoop
-    transport: Any
-    cycle: Any
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        """Begin to wait for the first request."""
-        super().connection_made(transport)
-        self._begin()
-
-    def data_received(self, data: bytes) -> None:
-        """Wait no longer once a request is whole. A part of a request does not prolong the time."""
-        if self._deadline is None:
-            self._begin()
-        super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._end()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
-        self._end()
-        super().connection_lost(exc)
-
-    def _begin(self) -> None:
-        self._deadline = self.loop.call_later(self.request_s, self._too_late)
-
-    def _end(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _too_late(self) -> None:
-        self._deadline = None
-        self.transport.close()

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from flowedge.runtime.http_guard import Timely
+from flowedge.runtime.http_connections import BoundedConnection
 from flowedge.runtime.serving.settings import LimitSettings
 
 _MOST_HEADER_BYTES: Final = 64 << 10
 
 
-class ServingProtocol(Timely, HttpToolsProtocol):
-    """The HTTP protocol of the server. `protocol_with` makes a class with the limits of some settings.
+class ServingProtocol(BoundedConnection, HttpToolsProtocol):
+    """The HTTP protocol of the server. `protocol_with` makes a class with the limits of some settings."""
 
-    Attributes:
-        answer_s: The time in seconds in which a client must have taken the end of its answer.
-        most_connections: The most connections. Those beyond it are closed without a word.
-    """
-
-    answer_s = 30.0
-    most_connections = 1000
     _head = 0
-
-    def connection_made(self, transport: Any) -> None:
-        """Close a connection that is far beyond the limit. Nearer to it the application refuses requests in words."""
-        super().connection_made(transport)
-        if len(self.connections) > self.most_connections:
-            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Close a connection whose headers do not end."""
@@ -50,18 +37,13 @@ class ServingProtocol(Timely, HttpToolsProtocol):
         """Refuse what is no HTTP."""
         self._refuse(b"400 Bad Request", msg)
 
-    def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, also where its client has not taken the end of an answer."""
-        super().timeout_keep_alive_handler()
-        self.loop.call_later(self.answer_s, self.transport.abort)
-
     def _refuse(self, status: bytes, text: str) -> None:
         content = msgspec.json.encode({"error": text})
         self.transport.write(
             b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
             % (status, len(content), content)
         )
-        self.transport.close()
+        self.close_in_time()
 
 
 def protocol_with(limits: LimitSettings) -> type[ServingProtocol]:
@@ -70,6 +52,6 @@ def protocol_with(limits: LimitSettings) -> type[ServingProtocol]:
     class Limited(ServingProtocol):
         request_s = limits.header_s
         answer_s = limits.answer_s
-        most_connections = 2 * limits.connections
+        most_connections = limits.connections
 
     return Limited

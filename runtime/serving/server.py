@@ -87,7 +87,7 @@ class ModelServer:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=30,
+            timeout_keep_alive=settings.limits.idle_s,
             timeout_graceful_shutdown=max(1, round(settings.limits.drain_s)),
             ssl_certfile=server.tls_certificate,
             ssl_keyfile=server.tls_key,

@@ -72,12 +72,13 @@ class LimitSettings(Settings, frozen=True, kw_only=True):
         queue: The most frames that wait for one model. A request beyond it is refused with 429.
         deadline_ms: The time in ms in which a request is answered. A request may name a shorter one. A request that is
             late is answered with 504 and is not computed.
-        connections: The most connections at once.
+        connections: The most connections at once. Beyond it the one that has been idle longest is closed.
         body_mb: The most megabytes of a body, also after decompression.
         memory_mb: The most megabytes of all bodies and answers at once. A request beyond it is refused with 429.
         megapixels: The most million pixels of one frame.
         header_s: The time in seconds in which the headers of a request must have come.
         body_s: The time in seconds in which the body of a request must have come.
+        idle_s: The time in seconds after which a connection without a request is closed.
         answer_s: The time in seconds in which a client must have taken its answer.
         drain_s: The time in seconds that requests have left when the server is stopped.
         drain_delay_s: The time in seconds for which a server that is stopped still accepts requests and is not ready,
@@ -93,6 +94,7 @@ class LimitSettings(Settings, frozen=True, kw_only=True):
     megapixels: Annotated[float, msgspec.Meta(gt=0, le=100)] = 25.0
     header_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
     body_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 30.0
+    idle_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 30
     answer_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 30.0
     drain_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 20.0
     drain_delay_s: Annotated[float, msgspec.Meta(ge=0, le=600)] = 0.0

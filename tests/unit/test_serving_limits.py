@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import http.client
 import io
 import json
 import math
@@ -454,6 +455,76 @@ def test_a_slow_client_loses_its_connection(server: Served) -> None:
         assert one.recv(1 << 16) == b""
     for one in (silent, header, body):
         one.close()
+
+
+def kept_alive(server: Served, path: str = "/healthz") -> http.client.HTTPConnection:
+    """Send one request, and leave its connection open."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("GET", path)
+    assert connection.getresponse().read() is not None
+    return connection
+
+
+def test_idle_connections_make_room_for_new_ones(models: tuple[ModelSettings, ...]) -> None:
+    with served(models, limits=LimitSettings(connections=4)) as small, contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(contextlib.closing(kept_alive(small))) for _ in range(2))
+        silent, slow = (stack.enter_context(small.raw()) for _ in range(2))
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-")
+        wait_until(lambda: small.server.site.connections() == 4, "four connections are idle")
+        first.request("GET", "/healthz")
+        assert first.getresponse().read() is not None
+        for closed in (second.sock, silent, slow):
+            stack.enter_context(contextlib.closing(kept_alive(small)))
+            assert closed.recv(1) == b""  # the one that had been idle longest
+        assert small.server.site.connections() == 4
+        # The first connection was used last, so it is still open.
+        first.request("GET", "/healthz")
+        assert first.getresponse().status == 200
+
+
+def test_busy_connections_are_not_closed_and_others_are_refused_in_words(
+    models: tuple[ModelSettings, ...],
+) -> None:
+    limits, batch = LimitSettings(connections=4), BatchSettings(workers=1)
+    with served(models, limits=limits, batch=batch) as small, contextlib.ExitStack() as stack:
+        crowd = Crowd(small)
+        with Gate(small.batcher()) as gate:
+            crowd.ask(4)
+            gate.entered.acquire()
+            wait_until(lambda: small.batcher().frames_waiting == 3, "four requests are being answered")
+            refused = small.get("/healthz")
+            assert (refused.status, "more than 4 connections" in refused.error) == (503, True)
+            silent = [stack.enter_context(small.raw()) for _ in range(3)]
+            assert [one.recv(1) for one in silent[:2]] == [b""] * 2
+            gate.open()
+            assert [one.status for one in crowd.answers()] == [200] * 4
+        assert small.get("/healthz").status == 200
+
+
+def test_an_idle_connection_is_closed_in_time(models: tuple[ModelSettings, ...]) -> None:
+    limits = LimitSettings(idle_s=1, header_s=60)
+    with served(models, limits=limits) as small, contextlib.closing(kept_alive(small)) as idle:
+        assert idle.sock.recv(1) == b""
+
+
+def test_a_client_that_does_not_take_the_end_of_its_answer_loses_its_connection(
+    models: tuple[ModelSettings, ...],
+) -> None:
+    body, headers = infer_body(
+        some_frames(6), outputs=[{"name": "anomaly_map", "parameters": {"binary_data": True}}]
+    )
+    head = "".join(f"{name}: {value}\r\n" for name, value in {**headers, "Content-Length": len(body)}.items())
+    with served(models, limits=LimitSettings(answer_s=0.5)) as small, socket.socket() as lazy:
+        small.server._socket.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF, 1
+        )  # a small buffer in the system
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        lazy.connect(("127.0.0.1", small.port))
+        lazy.sendall(
+            f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{head}\r\n".encode() + body
+        )
+        wait_until(lambda: small.batcher().counts.outcomes["ok"] == 1, "the request is answered")
+        wait_until(lambda: small.server.site.connections() == 0, "the connection is closed")
 
 
 def test_headers_without_an_end_are_refused(server: Served) -> None:

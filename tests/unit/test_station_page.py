@@ -507,7 +507,7 @@ def test_the_limit_of_the_history_jumps_where_it_was_changed() -> None:
 
 def test_a_client_that_is_slow_loses_its_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowedge.runtime.station.page.guard._REQUEST_SECONDS", 0.3)
-    monkeypatch.setattr("flowedge.runtime.station.page.guard.TimelyProtocol.request_s", 0.3)
+    monkeypatch.setattr("flowedge.runtime.station.page.guard.PageProtocol.request_s", 0.3)
     for served in serve(tmp_path, connections=4):
         idle = [socket.create_connection(("127.0.0.1", served.page.port), timeout=20) for _ in range(4)]
         idle[0].sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
@@ -527,6 +527,15 @@ def test_a_client_that_is_slow_loses_its_connection(tmp_path: Path, monkeypatch:
         )
         assert body.recv(1 << 16).startswith(b"HTTP/1.1 408")
         body.close()
+
+
+def test_idle_connections_make_room_for_a_browser(tmp_path: Path) -> None:
+    for served in serve(tmp_path, connections=4):
+        idle = [socket.create_connection(("127.0.0.1", served.page.port), timeout=20) for _ in range(6)]
+        assert served.get("/live.json").status == 200
+        assert [one.recv(1) for one in idle[:3]] == [b""] * 3
+        for one in idle:
+            one.close()
 
 
 def test_the_page_is_served_by_https(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from flowedge.runtime.http_guard import Timely, is_same_origin, knows_host
+from flowedge.runtime.http_connections import BoundedConnection
+from flowedge.runtime.http_guard import is_same_origin, knows_host
 
 POLICY: Final = (
     "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -129,7 +130,17 @@ async def _whole_body(receive: Receive) -> Receive:
     return again
 
 
-class TimelyProtocol(Timely, H11Protocol):
-    """The HTTP protocol of uvicorn, with an end to each connection whose next request does not come in time."""
+class PageProtocol(BoundedConnection, H11Protocol):
+    """The HTTP protocol of the page. `protocol_with` makes a class with a limit of connections."""
 
     request_s = _REQUEST_SECONDS
+    answer_s = _ANSWER_SECONDS
+
+
+def protocol_with(connections: int) -> type[PageProtocol]:
+    """Make the protocol with a limit of connections."""
+
+    class Limited(PageProtocol):
+        most_connections = connections
+
+    return Limited

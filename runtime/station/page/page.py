@@ -19,7 +19,7 @@ from flowedge.runtime.station.journal_reader import JournalReader
 from flowedge.runtime.station.live import Live
 from flowedge.runtime.station.page.app import Site
 from flowedge.runtime.station.page.controls import Controls
-from flowedge.runtime.station.page.guard import Guard, TimelyProtocol
+from flowedge.runtime.station.page.guard import Guard, protocol_with
 from flowedge.runtime.station.page.settings import PageSettings
 
 _LOG: Final = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Page:
         self._socket = _listen(settings)
         config = uvicorn.Config(
             Guard(self._site.app, allowed_names(settings.address, settings.hosts)),
-            http=TimelyProtocol,
+            http=protocol_with(settings.connections),
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -71,7 +71,7 @@ class Page:
             proxy_headers=False,
             server_header=False,
             date_header=True,
-            limit_concurrency=settings.connections,
+            limit_concurrency=settings.connections + 1,  # uvicorn refuses the request that reaches it
             backlog=64,
             timeout_keep_alive=10,
             timeout_graceful_shutdown=2,

@@ -29,7 +29,7 @@ class PageSettings(Settings, frozen=True, kw_only=True):
         pictures_per_second: The most pictures that are drawn in a second, for all browsers together.
         longest_px: The longer side of the live picture in pixels.
         stale_after_s: The time in seconds without a new verdict after which the page marks the picture as old.
-        connections: The most connections at once.
+        connections: The most connections at once. Beyond it the one that has been idle longest is closed.
         streams: The most browsers that follow the line at once.
     """
 
