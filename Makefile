@@ -21,6 +21,7 @@
 #   make soak     a station at full speed for ten minutes (SECONDS=600) while all around it breaks, into soak-out/
 #   make drift    false alarms of the watch for drift, and its delay on real tiles, into bench-out/drift.md
 #   make station-cost  what a station costs beside the bare engine and beside anomalib, into bench-out/station/
+#   make folder-bench  from a folder of JPEG files to verdicts beside anomalib's inferencer, into bench-out/station/
 #   make serve-bench  a server under load beside the bare engine and beside anomalib in FastAPI, into bench-out/serve/
 #   make screenshots  pictures of all HTML pages for the documentation, from the demo; needs Debian's chromium
 #   make schema   the JSON Schema of what a station's sinks send, into docs/station.schema.json
@@ -39,7 +40,7 @@ CLUSTER := .venv-cluster/.complete
 # Hundreds of tests start a process, and each would compile the package anew where Python may not keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines prune-table profile packs batch-bench cluster aarch64 area fuzz gpu soak station-cost serve-bench schema drift docs venv peer clean
+.PHONY: demo screenshots test test-all check wheel bench parity memory precision engines prune-table profile packs batch-bench cluster aarch64 area fuzz gpu soak station-cost folder-bench serve-bench schema drift docs venv peer clean
 
 demo: $(VENV)
 	$(BIN)/flowedge demo --out demo-out --force
@@ -133,6 +134,9 @@ soak: $(VENV)
 
 station-cost: $(VENV) $(PEER)
 	PYTHONPATH=tests $(BIN)/python tests/bench/station_cost.py --peer .venv-peer/bin/python --out bench-out/station
+
+folder-bench: $(VENV) $(RIVALS)
+	PYTHONPATH=tests $(BIN)/python tests/bench/table_folder.py --peer .venv-peer/bin/python --out bench-out/station
 
 serve-bench: $(VENV) $(RIVALS)
 	PYTHONPATH=tests $(BIN)/python tests/bench/table_serve.py --peer .venv-peer/bin/python --out bench-out/serve

@@ -12,6 +12,7 @@ Nothing here passes or fails.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -29,7 +30,7 @@ from flowedge.runtime.bench.peer_int8 import peer_int8
 
 SIDE: Final = 1024
 BASIS: Final = "anomalib, OpenVINO f32"
-_SETTLED: Final = 12  # images at the start of a process that are not counted
+_SETTLED: Final = 16  # images at the start of a process that are not counted
 _CALIBRATED: Final = 12  # images for NNCF
 
 
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="by default the bundle of station_cost")
     parser.add_argument("--engines", nargs="+", default=["onnxruntime-cpu", "openvino"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "int8"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4], help="the images of one inference")
     options = parser.parse_args()
     out = options.out.resolve()
     bundle, peer_model = prepared(out, options.peer)
@@ -85,16 +87,17 @@ def main() -> None:
         "anomalib, OpenVINO's own choice": Worker(*program, peer_model, 256),
         "anomalib, NNCF INT8": Worker(*program, out / "peer-int8" / "int8.xml", 256, "f32"),
     }
-    own = [(engine, precision) for precision in options.precisions for engine in options.engines]
+    own = list(itertools.product(options.precisions, options.engines, options.batches))
     turns: dict[str, Turns] = {}
     try:
         with tempfile.TemporaryDirectory(prefix="flowedge-folder-") as name:
             folder = Path(name) / "images"
             link_files(pictures, folder, options.images + _SETTLED)
             for number in range(options.rounds):
-                for engine, precision in own:
-                    one = turns.setdefault(f"FlowEdge, {engine} {precision}", Turns())
-                    add_run(one, options.bundle or bundle, folder, engine, precision)
+                for precision, engine, batch in own:
+                    who = f"FlowEdge, {engine} {precision}" + f", batches of {batch}" * (batch > 1)
+                    asked = ["--engine", engine, "--precision", precision, "--batch", str(batch)]
+                    add_run(turns.setdefault(who, Turns()), options.bundle or bundle, folder, asked)
                 for who, peer in peers.items():
                     answer = peer.ask("predict", folder, options.images)
                     one = turns.setdefault(who, Turns())
@@ -114,29 +117,19 @@ def quantised(folder: Path, model: Path, pictures: Path, python: Path) -> str:
         made = peer_int8(
             model, sorted(pictures.glob("*.jpg"))[:_CALIBRATED], None, python=python, folder=folder
         )
-        kept.write_text(
-            f"{made.note}, lowest map correlation on them {made.correlation:.3f}.", encoding="utf-8"
-        )
+        kept.write_text(f"{made.note}, lowest map correlation on them {made.correlation}.", encoding="utf-8")
     return kept.read_text(encoding="utf-8")
 
 
-def add_run(turns: Turns, bundle: Path, folder: Path, engine: str, precision: str) -> None:
+def add_run(turns: Turns, bundle: Path, folder: Path, asked: Sequence[str]) -> None:
     """Run ``flowedge run`` over a folder, and note the times of an image after the first ones.
 
     Raises:
         RuntimeError: The command fails, or does not judge every image.
     """
     count = len(list(folder.iterdir()))
-    options = [
-        "--engine",
-        engine,
-        "--precision",
-        precision,
-        "--json",
-        "--csv",
-        str(folder.parent / "run.csv"),
-        "--force",
-    ]
+    csv = str(folder.parent / "run.csv")
+    options = [*asked, "--json", "--csv", csv, "--force", "--quiet"]
     command = [flowedge_program(), "run", str(bundle), str(folder), *options]
     moments: list[float] = []
     cpu: list[float] = []
