@@ -32,6 +32,7 @@ from flowedge.runtime.engines.openvino_cache import (
     find_compiled,
     store_compiled,
 )
+from flowedge.runtime.engines.openvino_fast_convolutions import use_fast_convolutions
 from flowedge.runtime.engines.openvino_forms import (
     join_signed_quantisation,
     replace_gathers,
@@ -289,6 +290,7 @@ def _model(graph: Path | io.BytesIO) -> ov.Model:
 def bring_into_forms_for_cpus(model: ov.Model) -> None:
     """Bring a graph of one size of batch into forms that OpenVINO computes quickly on a CPU."""
     replace_gathers(model)
+    use_fast_convolutions(model)
     replace_functions_of_eight_bits(model)
 
 
