@@ -138,6 +138,11 @@ def test_an_elementwise_node_between_two_convolutions_is_computed_on_parts(betwe
     assert (found["Convolution"], found["Concat"]) == (12, joined)
 
 
+def test_a_convolution_without_padding_reads_rows_of_the_whole_map() -> None:
+    found = check_the_answers(lambda x: convolution(seed=2)(convolution(pad=0)(x)), (2, CHANNELS, 10, 6))
+    assert (found["Convolution"], found["Concat"]) == (12, 1)
+
+
 @pytest.mark.parametrize(
     "reader",
     [
@@ -156,7 +161,7 @@ def test_any_other_node_reads_the_whole_map(reader: Layer) -> None:
     "layer",
     [
         convolution(stride=2),
-        convolution(pad=0),
+        convolution(pad=2),
         convolution(dilation=2),
         convolution(size=1, pad=0),
         convolution(16),
@@ -179,7 +184,7 @@ def test_another_convolution_stays_as_it_is(layer: Layer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "height", "products"), [(64, 16, 6), (64, 14, 1), (256, 4, 1), (512, 6, 4)]
+    ("channels", "height", "products"), [(64, 32, 6), (64, 16, 1), (512, 4, 1), (512, 6, 4)]
 )
 def test_only_large_convolutions_are_replaced(
     channels: int, height: int, products: int, monkeypatch: pytest.MonkeyPatch
