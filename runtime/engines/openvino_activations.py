@@ -93,7 +93,8 @@ def _function_of(node: ov.Node, known: Mapping[ov.Node, _Function]) -> _Function
     if kind in _COSTLY:
         return _Function(_COSTLY[kind](before.values), before.variable, before.of_variable, kind)
     if kind == "Convert":
-        values, costly = before.values, before.costly
+        values: _Numbers = before.values
+        costly = before.costly
     elif kind in _CHEAP and (number := scalar_of(inputs[1])) is not None:
         # A sum after exp is no factor any more, so its error counts as it is.
         values, costly = _CHEAP[kind](before.values, number), before.costly
