@@ -125,8 +125,6 @@ class _Coupling(nn.Module):
 
     passive: Tensor
     active: Tensor
-    scale: Tensor | None
-    offset: Tensor | None
 
     def __init__(self, step: ir.Coupling, size: tuple[int, int]) -> None:
         super().__init__()
@@ -136,8 +134,10 @@ class _Coupling(nn.Module):
         self.register_buffer("active", torch.from_numpy(step.active))
         self.subnet = _Subnet(step.subnet, len(step.active))
         self.condition = None if step.condition is None else _Position(step.condition, size)
-        self.register_buffer("scale", per_channel(step.scale))
-        self.register_buffer("offset", per_channel(step.offset))
+        # The passes leave an offset on the passive half alone, and a sum over half of the channels is half as long.
+        width = len(step.passive)
+        self.after_passive = _ScaleAndOffset(step, slice(None, width))
+        self.after_active = _ScaleAndOffset(step, slice(width, None))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         passive = torch.index_select(x, 1, self.passive)
@@ -149,12 +149,28 @@ class _Coupling(nn.Module):
         if self._gain != 1.0:
             a, t = a * self._gain, t * self._gain
         exponent = self._alpha * torch.tanh(a if self._inner == 1.0 else a * self._inner)
-        y = torch.cat([passive, active * torch.exp(exponent) + t], 1)
-        if self.scale is not None:
-            y = y * self.scale
-        if self.offset is not None:
-            y = y + self.offset
+        changed = active * torch.exp(exponent) + t
+        y = torch.cat([self.after_passive(passive), self.after_active(changed)], 1)
         return y, exponent if self._log_det else None
+
+
+class _ScaleAndOffset(nn.Module):
+    """Multiply some channels that a coupling writes by its scale, and add its offset, where these are not neutral."""
+
+    scale: Tensor | None
+    offset: Tensor | None
+
+    def __init__(self, step: ir.Coupling, channels: slice) -> None:
+        super().__init__()
+        scale = None if step.scale is None else step.scale[channels]
+        offset = None if step.offset is None else step.offset[channels]
+        self.register_buffer("scale", None if scale is None or np.all(scale == 1) else per_channel(scale))
+        self.register_buffer("offset", None if offset is None or not np.any(offset) else per_channel(offset))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.scale is not None:
+            x = x * self.scale
+        return x if self.offset is None else x + self.offset
 
 
 class _Subnet(nn.Module):
