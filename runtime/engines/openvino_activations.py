@@ -82,7 +82,7 @@ def _function_of(node: ov.Node, known: Mapping[ov.Node, _Function]) -> _Function
         low, high = ends
         if node.get_attributes()["levels"] != _LEVELS or low is None or high is None:
             return None
-        values = np.linspace(low, high, _LEVELS)
+        values: _Numbers = np.linspace(low, high, _LEVELS)
         return _Function(values, node.output(0), values)
     inputs = [node.input_value(place) for place in range(node.get_input_size())]
     if kind in _COMMUTATIVE and scalar_of(inputs[0]) is not None:
@@ -93,8 +93,7 @@ def _function_of(node: ov.Node, known: Mapping[ov.Node, _Function]) -> _Function
     if kind in _COSTLY:
         return _Function(_COSTLY[kind](before.values), before.variable, before.of_variable, kind)
     if kind == "Convert":
-        values: _Numbers = before.values
-        costly = before.costly
+        values, costly = before.values, before.costly
     elif kind in _CHEAP and (number := scalar_of(inputs[1])) is not None:
         # A sum after exp is no factor any more, so its error counts as it is.
         values, costly = _CHEAP[kind](before.values, number), before.costly
