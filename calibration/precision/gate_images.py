@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +19,10 @@ from flowedge.calibration.compared_frames import ComparedFrame, frames_of_image,
 from flowedge.calibration.dataset import Dataset
 from flowedge.calibration.gate_report import GateLimits, GateReport
 from flowedge.calibration.gates import Gate, self_test_quantity
+from flowedge.calibration.precision.block_order import bearable_score_noise, score_noise
 from flowedge.calibration.precision.converted_graph import ConvertedPrecision
 from flowedge.calibration.precision.in_order import in_order
+from flowedge.calibration.precision.input_store import InputStore
 from flowedge.calibration.precision.pieces import PiecedGraph
 from flowedge.calibration.precision.self_test_gate import SelfTestGate, has_self_test
 from flowedge.calibration.precision.trial_gate import Fp32Facts, TrialGate, fp32_facts, squared_error
@@ -42,7 +42,19 @@ Candidate: TypeAlias = Callable[[NDArray[Any]], Outputs]
 _PROBES: Final = 4  # Good images for measuring a block's sensitivity, each also with one defect.
 _PART: Final = 4  # The search begins on every fourth image.
 _FEWEST_IN_PART: Final = 6  # Fewer images tell too little about the ranks of scores.
-_INPUT_BYTES: Final = 1 << 30  # The largest size of the prepared inputs on disk.
+
+
+class BlockEffect(NamedTuple):
+    """Gives what changes when one block alone has a lower precision.
+
+    Attributes:
+        sensitivity: The root mean square change of the map, in standard deviations of the good images' fp32 maps. The
+            value is infinite where a map is not finite.
+        score_noise: The standard deviation of the changes of the scores that no line explains.
+    """
+
+    sensitivity: float
+    score_noise: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +94,7 @@ class GateImages:
         fp32: The bundle with the fp32 graph.
         self_test: The self-test of the bundle, for candidates.
         every_for_search: The search begins on every n-th image, which is each image where there are few.
-        sensitivities: The sensitivities that `Search.measure` found so far, by precision and block.
+        effects: The effects that `Search.measure` found so far, by precision and block.
         self_test_errors: The errors in the self-test that `Search.measure` found so far, by precision and block.
     """
 
@@ -104,10 +116,10 @@ class GateImages:
         self._input_of = GraphInput(fp32.manifest)
         self.self_test = SelfTestGate(fp32, threads)
         self.every_for_search = _PART if len(images) >= _PART * _FEWEST_IN_PART else 1
-        self.sensitivities: dict[ConvertedPrecision, dict[str, float]] = {}
+        self.effects: dict[ConvertedPrecision, dict[str, BlockEffect]] = {}
         self.self_test_errors: dict[ConvertedPrecision, dict[str, float]] = {}
         self._frames: list[_Kept] = []
-        self._inputs = _Inputs()
+        self._inputs = InputStore()
         self._facts: dict[int, Fp32Facts] = {}
         self._hardness: list[float] = []
         self._labelled: list[Answer] = []
@@ -199,11 +211,8 @@ class GateImages:
 
     def measure(
         self, graph: PiecedGraph, precision: ConvertedPrecision, blocks: Sequence[str], reports: Reports
-    ) -> dict[str, float]:
-        """Return how much each block alone changes the anomaly map of fp32 when it has a lower precision.
-
-        The unit is that of `flowedge.calibration.calibration_record.BlockChoice`: standard deviations of the good
-        images' fp32 map. The value is infinite where a map is not finite.
+    ) -> dict[str, BlockEffect]:
+        """Return how much each block alone changes map and score of fp32 when it has a lower precision.
 
         Args:
             graph: The pieces of the fp32 graph.
@@ -214,23 +223,30 @@ class GateImages:
         probes, spread = self._probes(reports)
         reports.step("measuring the sensitivity of each block", len(blocks) * len(probes))
 
-        def errors(probe: _Kept) -> list[float]:
+        def changes(probe: _Kept) -> tuple[list[float], list[float]]:
             values = graph.values(self._input(probe))
             expected = values["anomaly_map"].astype(np.float64)
-            return [
-                float(np.mean(np.square(graph.changed(values, precision, block)["anomaly_map"] - expected)))
-                for block in blocks
-            ]
+            answers = [graph.changed(values, precision, block) for block in blocks]
+            errors = [float(np.mean(np.square(one["anomaly_map"] - expected))) for one in answers]
+            return errors, [float(one["score"][0]) for one in (values, *answers)]
 
-        sums = np.zeros(len(blocks))
-        for one in in_order(errors, probes, self._threads):
-            sums += one
+        found = []
+        for one in in_order(changes, probes, self._threads):
+            found.append(one)
             reports.advance(len(blocks))
-        changes = np.sqrt(sums / len(probes)) / spread
+        maps = np.sqrt(np.mean([errors for errors, _ in found], axis=0)) / spread
+        scores = np.array([scores for _, scores in found]).T
         return {
-            block: float(value) if np.isfinite(value) else math.inf
-            for block, value in zip(blocks, changes, strict=True)
+            block: BlockEffect(
+                sensitivity=float(value) if np.isfinite(value) else math.inf,
+                score_noise=score_noise(scores[0], changed),
+            )
+            for block, value, changed in zip(blocks, maps, scores[1:], strict=True)
         }
+
+    def bearable_score_noise(self, rank_agreement: float) -> float:
+        """Return the standard deviation of errors of the scores that a limit of the rank agreement bears."""
+        return bearable_score_noise([one.answer.score for one in self._prepared(SILENT)], rank_agreement)
 
     def prepare(self, reports: Reports) -> float:
         """Make the inputs and the fp32 answers of all frames, and return the seconds that one frame takes."""
@@ -361,37 +377,3 @@ class _Kept:
 
 
 _NO_PIXELS: Final = np.zeros((0, 0, 3), np.uint8)
-
-
-class _Inputs:
-    """The prepared inputs of frames in a temporary file, up to a limit."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="flowedge-inputs-")  # noqa: SIM115, closed with this object
-        self._lock = Lock()
-        self._places: list[tuple[int, tuple[int, ...], np.dtype[Any]] | None] = []
-        self._size = 0
-
-    def add(self, image: NDArray[Any]) -> None:
-        """Store the input of the next frame, unless the file would become too large."""
-        if self._size + image.nbytes > _INPUT_BYTES:
-            self._places.append(None)
-            return
-        self._file.write(np.ascontiguousarray(image).tobytes())
-        self._places.append((self._size, image.shape, image.dtype))
-        self._size += image.nbytes
-
-    def close(self) -> None:
-        """Remove the file."""
-        self._file.close()
-
-    def read(self, number: int) -> NDArray[Any] | None:
-        """Return the input of a frame, or None where it is not stored. Threads may call this method."""
-        place = self._places[number]
-        if place is None:
-            return None
-        begin, shape, dtype = place
-        with self._lock:
-            self._file.seek(begin)
-            data = self._file.read(math.prod(shape) * dtype.itemsize)
-        return np.frombuffer(data, dtype).reshape(shape)

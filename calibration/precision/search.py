@@ -1,7 +1,8 @@
 """Search for the blocks of a graph that can have a lower precision while the gate still passes.
 
 The search begins with all blocks. If the gate fails, it reverts the most sensitive blocks first, until the gate passes.
-A candidate that fails the self-test of the bundle runs on no image, and blocks that move the self-test most come first.
+A candidate that fails the self-test of the bundle runs on no image. The quantity that is furthest beyond its limit
+decides which block is next: the map, the order of the scores, or the self-test.
 A candidate runs piece by piece, and a candidate that cannot pass is given up after the first frames that prove it.
 """
 
@@ -10,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from flowedge.calibration.gate_report import GateLimits, GateReport
+from flowedge.calibration.precision.block_order import expected_reversions, order_of_reverting
 from flowedge.calibration.precision.converted_graph import ConvertedPrecision, PrecisionConverter
 from flowedge.calibration.precision.gate_images import GateImages
 from flowedge.calibration.precision.pieces import PiecedGraph, Values
@@ -28,7 +29,7 @@ _MEASURED_AS: Final[Mapping[ConvertedPrecision, ConvertedPrecision]] = MappingPr
 )
 _TINY: Final = 1e-12  # A limit of 1 for the correlation bears nothing.
 
-_Measure: TypeAlias = Callable[[PiecedGraph, ConvertedPrecision, Sequence[str], Reports], dict[str, float]]
+_Value = TypeVar("_Value")
 
 
 class Search:
@@ -36,6 +37,7 @@ class Search:
 
     Attributes:
         sensitivities: The sensitivity of each block, empty before `measure`.
+        score_errors: The error of the scores by each block, in units of what their ranks bear, empty before `measure`.
         self_test_errors: The error of each block in the self-test, in units of the limit that is nearest. The errors
             are empty where every candidate passed the self-test.
     """
@@ -65,6 +67,7 @@ class Search:
         self._macs = converter.blocks(precision)
         self._blocks = tuple(self._macs)
         self.sensitivities: dict[str, float] = {}
+        self.score_errors: dict[str, float] = {}
         self.self_test_errors: dict[str, float] = {}
         self._fails_self_test = False
 
@@ -129,19 +132,24 @@ class Search:
         return passes
 
     def measure(self) -> None:
-        """Measure the sensitivity of each block to the lower precision, once for both layouts of INT8.
+        """Measure the effect of each block in the lower precision, once for both layouts of INT8.
 
-        A block's sensitivity is the change of the map when this block alone has the lower precision. The errors in the
-        self-test are measured too where a candidate failed it.
+        A block's sensitivity is the change of the map when this block alone has the lower precision. Its score error is
+        the noise of the scores. The errors in the self-test are measured too where a candidate failed it.
         """
         gate = self._gate
-        self.sensitivities = self._measured(gate.sensitivities, gate.measure)
+        effects = self._measured(gate.effects, gate.measure)
+        self.sensitivities = {block: effect.sensitivity for block, effect in effects.items()}
+        bearable = max(gate.bearable_score_noise(self._limits.rank_agreement), _TINY)
+        self.score_errors = {block: effect.score_noise / bearable for block, effect in effects.items()}
         if self._fails_self_test:
             self.self_test_errors = self._measured(gate.self_test_errors, gate.self_test.measure)
 
     def _measured(
-        self, known: dict[ConvertedPrecision, dict[str, float]], measure: _Measure
-    ) -> dict[str, float]:
+        self,
+        known: dict[ConvertedPrecision, dict[str, _Value]],
+        measure: Callable[[PiecedGraph, ConvertedPrecision, Sequence[str], Reports], dict[str, _Value]],
+    ) -> dict[str, _Value]:
         """Return a quantity of all blocks, and measure it for blocks of which it is not known."""
         precision: ConvertedPrecision = _MEASURED_AS.get(self._precision, self._precision)
         values = known.setdefault(precision, {})
@@ -156,28 +164,29 @@ class Search:
         self._fails_self_test = True
 
     def reason(self, block: str) -> str:
-        """Return the reason for reverting a block, which names the self-test where the block moves it most."""
-        sensitivity, error = self._shares(block)
-        if error > sensitivity:
-            return f"moves the self-test by {error:.2g} of its limit, and the self-test failed before it was reverted"
-        return "among the most sensitive, and the gate failed before it was reverted"
+        """Return the reason for reverting a block, which names the quantity of which it takes the largest share."""
+        on_map, on_scores, on_self_test = self._shares(block)
+        failed = "the gate failed before it was reverted"
+        if on_self_test > max(on_map, on_scores):
+            return (
+                f"moves the self-test by {on_self_test:.2g} of its limit, and the self-test failed before it was "
+                "reverted"
+            )
+        if on_scores > on_map:
+            return f"adds {on_scores:.2g} of the noise that the ranks of the scores bear, and {failed}"
+        return f"among the most sensitive, and {failed}"
 
     def _expected(self) -> int:
-        """Return the number of reverted blocks with which maps and self-test are expected to be good enough.
+        """Return the number of reverted blocks with which map, ranks and self-test are expected to be good enough."""
+        return expected_reversions([self._shares(name) for name in self._order()])
 
-        The errors of the blocks are taken for independent, so their squares add up.
-        """
-        squares = np.square([self._shares(name) for name in self._order()])
-        left = (n for n in range(len(squares)) if squares[n:].sum(0).max() <= 1)
-        return next(left, len(squares))
-
-    def _shares(self, block: str) -> tuple[float, float]:
-        """Return a block's sensitivity and its error in the self-test, both in units of what the limit allows."""
+    def _shares(self, block: str) -> tuple[float, float, float]:
+        """Return a block's errors of the map, of the scores and in the self-test, in units of what the limits bear."""
         limit = self._limits.map_correlation
         bearable = math.sqrt(1 / limit**2 - 1) if limit > 0 else math.inf
         sensitivity = self.sensitivities.get(block, 0.0)
         share = 0.0 if math.isinf(bearable) else sensitivity / max(bearable, _TINY)
-        return share, self.self_test_errors.get(block, 0.0)
+        return share, self.score_errors.get(block, 0.0), self.self_test_errors.get(block, 0.0)
 
     def chosen(self, reverted: int) -> tuple[str, ...]:
         """Return the blocks that keep the precision when some are reverted, in the graph's order."""
@@ -185,14 +194,9 @@ class Search:
         return tuple(name for name in self._blocks if name not in gone)
 
     def _order(self) -> list[str]:
-        """Return the blocks in the order in which they are reverted.
-
-        A block comes early for its sensitivity or for its error in the self-test, whichever is nearer to its limit.
-        """
-        return sorted(
-            self._blocks,
-            key=lambda name: (max(self._shares(name)), self.sensitivities.get(name, 0.0)),
-            reverse=True,
+        """Return the blocks in the order in which they are reverted."""
+        return order_of_reverting(
+            {name: (*self._shares(name), self.sensitivities.get(name, 0.0)) for name in self._blocks}
         )
 
     def _most(self) -> int:

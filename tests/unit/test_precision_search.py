@@ -27,7 +27,7 @@ from flowedge.calibration.calibration_record import FittedGraph, PrecisionReport
 from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateLimits, GateReport
 from flowedge.calibration.precision import PrecisionRequest, add_precisions
 from flowedge.calibration.precision.converted_graph import FILES, PrecisionConverter, tensors_for_conversion
-from flowedge.calibration.precision.gate_images import GateImages
+from flowedge.calibration.precision.gate_images import BlockEffect, GateImages
 from flowedge.calibration.precision.ranges import Observer, tensor_shapes
 from flowedge.calibration.precision.search import Search
 from flowedge.calibration.score_maxima import StoredLevels
@@ -115,7 +115,7 @@ class CountingSearch(Search):
         self._blocks, self._precision, self._limits = tuple(costs), "int8-cpu", LIMITS
         self._macs = {name: int(name != "idle") for name in costs}
         self._costs, self._bearable = costs, most
-        self.sensitivities, self.self_test_errors = {}, {}
+        self.sensitivities, self.score_errors, self.self_test_errors = {}, {}, {}
         self.judged: list[int] = []
 
     def measure(self) -> None:
@@ -165,11 +165,11 @@ def test_what_is_given_back_later_is_the_most_sensitive_too() -> None:
 def test_a_block_of_one_layout_alone_is_measured_too() -> None:
     measured: list[tuple[str, tuple[str, ...]]] = []
 
-    def measure(graph: Any, precision: str, blocks: Sequence[str], reports: Any) -> dict[str, float]:
+    def measure(graph: Any, precision: str, blocks: Sequence[str], reports: Any) -> dict[str, BlockEffect]:
         measured.append((precision, tuple(blocks)))
-        return dict.fromkeys(blocks, 1.0)
+        return dict.fromkeys(blocks, BlockEffect(1.0, 1.0))
 
-    gate: Any = SimpleNamespace(sensitivities={}, measure=measure)
+    gate: Any = SimpleNamespace(effects={}, measure=measure, bearable_score_noise=lambda limit: 1.0)
     blocks = {"int8-gpu": {"a": 1, "b": 1}, "int8-cpu": {"image": 1, "a": 1, "b": 1}}
     converter: Any = SimpleNamespace(blocks=blocks.__getitem__)
     graph: Any = None

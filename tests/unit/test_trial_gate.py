@@ -190,7 +190,7 @@ def test_inputs_beyond_the_space_on_disk_are_prepared_again(
         seen.append(image.tobytes())
         return graph.values(image)
 
-    monkeypatch.setattr("flowedge.calibration.precision.gate_images._INPUT_BYTES", 5 * 4 * 3 * 48 * 64)
+    monkeypatch.setattr("flowedge.calibration.precision.input_store._INPUT_BYTES", 5 * 4 * 3 * 48 * 64)
     for _ in range(2):
         assert kept.trial(candidate, LOOSE) is not None
     assert len(set(seen)) == 12, "each frame has the same input both times"
