@@ -326,6 +326,11 @@ class Manifest(ManifestRecord, frozen=True, kw_only=True):
             raise BundleError(
                 f"there is no precision {precision!r}. Choose one of the bundle's: {have}{int8}."
             )
+        if precision == "pruned" and self.family == "msflow":
+            raise BundleError(
+                f"the bundle has no pruned graph. It has {have}. Choose one of them. The subnets of family msflow have "
+                "no hidden units that can be left out."
+            )
         option = "prune auto" if precision == "pruned" else precision.partition("-")[0]
         raise BundleError(
             f"the bundle has no {precision} graph. It has {have}. Choose one of them, or add it with "

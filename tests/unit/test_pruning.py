@@ -26,7 +26,7 @@ from flowedge.calibration.precision.hidden_layers import hidden_layers_of
 from flowedge.calibration.precision.hidden_units import UnitMoments, order_of_units
 from flowedge.calibration.precision.prune_search import PruningSearch
 from flowedge.calibration.precision.pruner import Pruner, PruningStep, choices_of_layer
-from flowedge.errors import CalibrationError, PrecisionError
+from flowedge.errors import BundleError, CalibrationError, ImageError, PrecisionError
 from flowedge.onnx_files import load_graph
 from flowedge.runtime.bench.parity import parity_of
 from flowedge.runtime.opening.unproven import open_unproven
@@ -137,6 +137,9 @@ def test_msflow_is_refused_before_anyone_waits_because_its_subnets_norm_over_all
     ):
         add_precisions(open_bundle(bundle), (tmp_path / "good.png",), request, reports=told)
     assert told.steps == []
+    with pytest.raises(BundleError, match=r"no pruned graph.*family msflow have no hidden units") as refused:
+        open_bundle(bundle).manifest.graph("pruned")
+    assert "--prune" not in str(refused.value)
 
 
 def test_the_order_of_the_units_is_that_of_a_qr_factorisation_with_column_pivoting() -> None:
@@ -340,6 +343,22 @@ def test_the_plan_is_in_the_manifest_the_report_the_page_and_under_int8(
     refused = flowedge("calibrate", copy, "--data", photographs, "--prune", "0.5", *LOOSE)
     assert refused.status == 2
     assert "is pruned already, and its int8-gpu, int8-cpu graph rests on that pruning" in refused.stderr
+
+
+def test_a_plan_on_fp32_beside_a_pruned_graph_tells_how_to_take_the_pruned_one(
+    done_json: Mapping[str, Any], copy: Path
+) -> None:
+    told = RecordedReports()
+    with pytest.raises(ImageError, match=r"missing\.png"):
+        add_precisions(
+            open_bundle(copy),
+            (copy / "missing.png",),
+            PrecisionRequest(wanted=("fp16", "int8")),
+            reports=told,
+        )
+    (note,) = told.notes
+    assert note.startswith("fp16, int8: planned on the fp32 graph, although the bundle has a pruned graph")
+    assert "--prune auto" in note
 
 
 def test_a_share_that_the_gate_refuses_leaves_the_bundle_as_it_was(copy: Path, photographs: Path) -> None:
