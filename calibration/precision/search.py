@@ -164,7 +164,7 @@ class Search:
         self._fails_self_test = True
 
     def reason(self, block: str) -> str:
-        """Return the reason for reverting a block, which names the quantity of which it takes the largest share."""
+        """Return the reason for reverting a block, and name the quantity that the block moves most."""
         on_map, on_scores, on_self_test = self._shares(block)
         failed = "the gate failed before it was reverted"
         if on_self_test > max(on_map, on_scores):
