@@ -59,9 +59,9 @@ def no_busy_waiting() -> Iterator[None]:
 
     A network took twice the processor time while its threads waited in busy loops.
     """
-    from flowedge.runtime.engines import onnxrt
+    from flowedge.runtime.engines import onnxrt_session
 
-    options_of = onnxrt._session_options
+    options_of = onnxrt_session.session_options
 
     def patient(*arguments: Any) -> Any:
         options = options_of(*arguments)
@@ -69,7 +69,7 @@ def no_busy_waiting() -> Iterator[None]:
         return options
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnxrt, "_session_options", patient)
+        patch.setattr(onnxrt_session, "session_options", patient)
         yield
 
 

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # pyright: ignore[reportAttributeAccessIssue]
 
 from flowedge.errors import BundleError, EngineNotBuiltError, EngineUnavailableError
-from flowedge.files import utf8_name
 from flowedge.manifest import FLOAT32_PRECISIONS, Preprocessing
 from flowedge.packages import missing_wheel, pip_install
-from flowedge.runtime.device.cores import fast_cpus_for
-from flowedge.runtime.device.denormals import flushing_denormals
 from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.device.engine_file import IGNORED_FACTS
-from flowedge.runtime.device.machine import overflows_in_eight_bits, without_driver
+from flowedge.runtime.device.machine import without_driver
+from flowedge.runtime.engines.onnxrt_session import CPU, errors_in_words, open_session, run_session, specs_of
 from flowedge.runtime.engines.onnxrt_tensorrt import (
     TENSORRT,
     Providers,
@@ -34,7 +30,7 @@ from flowedge.runtime.engines.onnxrt_tensorrt import (
     with_engines,
 )
 from flowedge.runtime.opening.building import built_in_cache
-from flowedge.runtime.opening.contract import TensorSpec, check_contract
+from flowedge.runtime.opening.contract import check_contract
 from flowedge.runtime.opening.engine_contract import DEFAULT_BATCHES, Building, Built, EngineSpec, Opening
 from flowedge.runtime.protocols import Engine
 
@@ -43,30 +39,9 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger(__name__)
 
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
-
-# The graph asks for an operator or a type that this build lacks, or the machine has not enough of something.
-_CANNOT_RUN = (
-    ort_errors.NotImplemented,
-    ort_errors.EPFail,
-    ort_errors.RuntimeException,
-    ort_errors.EngineError,
-    MemoryError,
-)
-_BROKEN_GRAPH = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoModel,
-    ort_errors.NoSuchFile,
-    UnicodeDecodeError,  # a message or a name that quotes bytes of a damaged graph
-)
-
-
-_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_CUDA: Final = "CUDAExecutionProvider"
 _PROVIDER: Final = {
-    "onnxruntime-cpu": _CPU,
+    "onnxruntime-cpu": CPU,
     **dict.fromkeys(("onnxruntime-cuda", "onnxruntime-cuda-nhwc", "onnxruntime-cuda-tf32"), _CUDA),
     "onnxruntime-tensorrt": TENSORRT,
 }
@@ -167,11 +142,11 @@ def repeatable(
         EngineUnavailableError: This ONNX Runtime has no such provider, cannot load it, or cannot read the graph.
     """
     try:
-        session = _session(graph, _providers(spec), threads=threads, where="the probe graph")
+        session = open_session(graph, _providers(spec), threads=threads, where="the probe graph")
     except BundleError as error:
         raise EngineUnavailableError(str(error)) from error
     feed = {session.get_inputs()[0].name: x}
-    return lambda: _run(session, None, feed)[0]
+    return lambda: run_session(session, None, feed)[0]
 
 
 def open_part(model: bytes, where: str) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
@@ -188,9 +163,9 @@ def open_part(model: bytes, where: str) -> Callable[[Mapping[str, NDArray[Any]]]
         BundleError: ONNX Runtime cannot read the part.
         EngineUnavailableError: ONNX Runtime cannot run the part.
     """
-    session = _session(model, [(_CPU, {})], threads=1, where=where, arena=False)
+    session = open_session(model, [(CPU, {})], threads=1, where=where, arena=False)
     names = tuple(output.name for output in session.get_outputs())
-    return lambda feed: dict(zip(names, _run(session, names, dict(feed)), strict=True))
+    return lambda feed: dict(zip(names, run_session(session, names, dict(feed)), strict=True))
 
 
 def _providers(spec: EngineSpec) -> Providers:
@@ -209,8 +184,8 @@ def _providers(spec: EngineSpec) -> Providers:
             + (f"but {lacking}. Take tensorrt." if lacking else f"and {how}.")
             + without_driver()
         )
-    if wanted == _CPU:
-        return [(_CPU, {})]
+    if wanted == CPU:
+        return [(CPU, {})]
     if wanted == TENSORRT and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0":
         # The provider has no option for it, and a library may not change the environment of its process.
         raise EngineUnavailableError(
@@ -219,7 +194,7 @@ def _providers(spec: EngineSpec) -> Providers:
         )
     _preload_cuda()
     device = {"device_id": str(spec.index)}
-    on_the_gpu: Providers = [(_CUDA, _CUDA_OPTIONS | dict(spec.options) | device), (_CPU, {})]
+    on_the_gpu: Providers = [(_CUDA, _CUDA_OPTIONS | dict(spec.options) | device), (CPU, {})]
     return on_the_gpu if wanted == _CUDA else [(TENSORRT, device), *on_the_gpu]
 
 
@@ -255,11 +230,11 @@ def _preload_cuda() -> None:
 
 def _checked_session(opening: Opening, providers: Providers) -> ort.InferenceSession:
     graph = opening.graph
-    session = _session(
+    session = open_session(
         str(graph), providers, threads=opening.threads, takes_turns=opening.takes_turns, where=str(graph)
     )
     try:
-        inputs, outputs = _specs(session.get_inputs()), _specs(session.get_outputs())  # pyright: ignore[reportArgumentType]
+        inputs, outputs = specs_of(session.get_inputs()), specs_of(session.get_outputs())  # pyright: ignore[reportArgumentType]
     except UnicodeDecodeError as error:
         raise BundleError(
             f"the names of the inputs and outputs of {graph} are no text: {error}. Export the bundle again."
@@ -296,7 +271,7 @@ def _bound_runs(opening: Opening, providers: Providers) -> BoundRuns | None:
             (one, chosen | {"use_tf32": "0"} if one == _CUDA else chosen)
             for one, chosen in with_graphs(has_graphs)
         ]
-        return _session(graph, exact, threads=1, where="the graph of the preprocessing")
+        return open_session(graph, exact, threads=1, where="the graph of the preprocessing")
 
     return BoundRuns(
         lambda has_graphs: _checked_session(opening, with_graphs(has_graphs)),
@@ -331,7 +306,7 @@ class _PlainRuns:
         session = self._session  # another thread may close the engine while this one runs
         if session is None:
             raise ValueError("the engine is closed")
-        return dict(zip(names, _run(session, tuple(names), feed), strict=True))
+        return dict(zip(names, run_session(session, tuple(names), feed), strict=True))
 
     def take_frames(self, preprocessing: Preprocessing) -> None:
         return None
@@ -359,7 +334,7 @@ class _OnnxRuntime:
                 f"the engine was built for at most {self.batches[1]} images at a time, got {images}. "
                 f"Build one for more with: flowedge build BUNDLE --engine {self.name} --batch 1,1,{images}"
             )
-        with _errors_in_words(inputs):
+        with errors_in_words(inputs):
             return self._runs.run(outputs, dict(zip(self._inputs, inputs, strict=True)))
 
     def take_frames(self, preprocessing: Preprocessing) -> Callable[[tuple[int, int]], bool] | None:
@@ -367,111 +342,3 @@ class _OnnxRuntime:
 
     def close(self) -> None:
         self._runs.close()
-
-
-# 1. WeightBiasQuantization would also compute float convolutions between two quantised tensors in eight bits, with one
-#    scale for the whole weight. An INT8 graph keeps these convolutions in float because they lose too much.
-# 2. QDQPropagationTransformer moves quantisation in front of a pooling of float maps, which then runs 20 times more
-#    slowly (a fifth of CFLOW's time in INT8 on resnet18).
-_DISABLED: Final = ["WeightBiasQuantization", "QDQPropagationTransformer"]
-
-# On x86 processors without VNNI the sum of two products of eight bits overflows its sixteen bits, and the answers are
-# wrong. With this option ONNX Runtime takes wider products, which are slower, on every processor. So only those that
-# need the option get it.
-_WIDER_PRODUCTS: Final = "session.x64quantprecision"
-
-# On a processor with two kinds of cores, all threads of an inference wait for the one that is on a slow core.
-_AFFINITIES: Final = "session.intra_op_thread_affinities"
-
-
-def _session(
-    model: str | bytes,
-    providers: Providers,
-    *,
-    threads: int | None,
-    where: str,
-    takes_turns: bool = False,
-    arena: bool = True,
-) -> ort.InferenceSession:
-    options = _session_options(providers, threads)
-    # A process with many sessions gives back what each of them needs for a run.
-    options.enable_cpu_mem_arena = arena
-    if takes_turns:
-        # Idle threads otherwise hold the cores for a while, and the next session waits for them.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        name = contextlib.nullcontext(model) if isinstance(model, bytes) else utf8_name(model)
-        with flushing_denormals(), name as readable:
-            session = ort.InferenceSession(
-                readable, options, providers=providers, disabled_optimizers=_DISABLED, enable_fallback=0
-            )
-    except _BROKEN_GRAPH as error:
-        raise BundleError(
-            f"ONNX Runtime {ort.__version__} cannot read {where}: {_one_line(error)}. "
-            "Export the bundle again (with a lower --opset, if the reason names the opset)."
-        ) from error
-    except _CANNOT_RUN as error:
-        raise EngineUnavailableError(
-            f"ONNX Runtime {ort.__version__} cannot run {where}: {_one_line(error)}. "
-            "Take another precision, or install a newer onnxruntime."
-        ) from error
-    first = session.get_providers()[0]
-    if first != providers[0][0]:  # ONNX Runtime only logs that a provider's libraries cannot be loaded
-        raise EngineUnavailableError(
-            f"ONNX Runtime {ort.__version__} could not load {providers[0][0]} and would compute with {first}. "
-            "Its reason is above; check with nvidia-smi, and that CUDA, cuDNN and TensorRT are of the versions that "
-            "it was built for."
-        )
-    return session
-
-
-def _session_options(providers: Providers, threads: int | None) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # Every fault raises an exception, except that a GPU's libraries cannot be loaded, which is only logged.
-    options.log_severity_level = 4 if providers[0][0] == _CPU else 3
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    if overflows_in_eight_bits():
-        options.add_session_config_entry(_WIDER_PRODUCTS, "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-        fast = fast_cpus_for(threads)
-        if fast and threads > 1:
-            # The calling thread is one of them, so ONNX Runtime starts one less. It counts the CPUs from one.
-            named = ",".join(str(cpu + 1) for cpu in fast)
-            options.add_session_config_entry(_AFFINITIES, ";".join([named] * (threads - 1)))
-    return options
-
-
-def _run(
-    session: ort.InferenceSession, names: tuple[str, ...] | None, feed: dict[str, NDArray[Any]]
-) -> list[NDArray[np.float32]]:
-    with flushing_denormals(), _errors_in_words(tuple(feed.values())):
-        answers: list[NDArray[np.float32]] = session.run(names, feed)  # pyright: ignore[reportAssignmentType]
-    return answers
-
-
-@contextlib.contextmanager
-def _errors_in_words(inputs: Sequence[NDArray[Any]]) -> Iterator[None]:
-    try:
-        yield
-    except (*_CANNOT_RUN, *_BROKEN_GRAPH, RuntimeError) as error:  # a bound run raises no type of its own
-        shapes = ", ".join(str(array.shape) for array in inputs)
-        raise EngineUnavailableError(
-            f"ONNX Runtime {ort.__version__} stopped on an input of {shapes}: {_one_line(error)}. "
-            "Try a smaller batch."
-        ) from error
-
-
-def _specs(nodes: list[Any]) -> dict[str, TensorSpec]:
-    return {
-        node.name: TensorSpec(
-            _DTYPES.get(node.type, node.type),  # pyright: ignore[reportArgumentType]
-            tuple(size if isinstance(size, int) else None for size in node.shape),
-        )
-        for node in nodes
-    }
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -34,8 +34,8 @@ from flowedge.errors import EngineUnavailableError, FlowEdgeError
 from flowedge.framing import Size
 from flowedge.manifest import Preprocessing
 from flowedge.runtime.engines import cuda
-from flowedge.runtime.frames.device_input import FRAMES, IMAGE, input_graph
-from flowedge.runtime.frames.preprocess import Preprocessor
+from flowedge.runtime.engines.onnxrt_frames import FrameSessions
+from flowedge.runtime.frames.device_input import FRAMES, IMAGE
 from flowedge.runtime.lanes import Lanes
 from flowedge.runtime.opening.contract import GraphSource
 
@@ -44,11 +44,6 @@ IN_FLIGHT: Final = 2
 
 MOST_SIZES: Final = 8
 """The number of sizes of batch that have buffers. Each size holds memory of the GPU, also after its last run."""
-
-MOST_FRAMES: Final = 4
-"""The number of sizes of frames that are preprocessed on the GPU. Each has a session of its own."""
-
-_PREPROCESSING_LIMIT: Final = 1e-4  # of the normalised input, in which a grey level is about 0.02
 
 _WARM_UP: Final = 3
 """The runs of a new size. ONNX Runtime captures in the third run at the latest, and current versions in the first."""
@@ -123,8 +118,7 @@ class BoundRuns:
         # reference, so that clearing the dictionary frees the sessions.
         self._held: dict[Size | None, ort.InferenceSession] = {None: self._opened()}
         self.output_names = tuple(output.name for output in self._held[None].get_outputs())
-        self._preprocessing: Preprocessing | None = None
-        self._refused: set[Size] = set()
+        self._frames: FrameSessions | None = None
         # A caller that is alone always gets the same set. The other one is taken while the first is in use.
         self._sets: queue.LifoQueue[_Set] = queue.LifoQueue()
         self._all = [_Set(cuda.new_stream()) for _ in range(IN_FLIGHT)]
@@ -142,13 +136,8 @@ class BoundRuns:
         """Take frames of uint8 too, see `flowedge.runtime.protocols.TakesFrames`."""
         if preprocessing.method == "cv2_bilinear" or len(self._source.inputs) != 1:
             return None
-        self._preprocessing, self._host = preprocessing, Preprocessor(preprocessing)
-        return self._takes
-
-    def _takes(self, size: Size) -> bool:
-        """Return True where frames of a size are preprocessed on the GPU, or may still be."""
-        sizes = self._held.keys()  # with that of the network, which has no size
-        return size in sizes or (size not in self._refused and len(sizes) <= MOST_FRAMES)
+        self._frames = FrameSessions(preprocessing, self._open_front, self._held, name=self._name)
+        return self._frames.may_take
 
     def run(self, names: Collection[str], feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """Run the graph once.
@@ -194,7 +183,8 @@ class BoundRuns:
         images = len(next(iter(feed.values())))
         if key not in self._all[0].bound and size is not None:
             ((name, frames),) = feed.items()
-            return self._run(names, {name: np.stack([self._host(frame) for frame in frames])})
+            assert self._frames is not None
+            return self._run(names, {name: np.stack([self._frames.on_the_host(frame) for frame in frames])})
         one = self._sets.get()
         try:
             bound = one.bound.get(key)
@@ -227,7 +217,7 @@ class BoundRuns:
     def _size_of_frames(self, feed: Mapping[str, NDArray[Any]]) -> Size | None:
         """Return the size of the frames where a run is given some in place of the graph's input, or None."""
         ((name, array), *others) = feed.items()
-        if others or self._preprocessing is None or array.dtype != np.uint8 or array.ndim != 4:
+        if others or self._frames is None or array.dtype != np.uint8 or array.ndim != 4:
             return None
         return None if self._source.inputs[name].dtype == "uint8" else (array.shape[1], array.shape[2])
 
@@ -254,7 +244,11 @@ class BoundRuns:
         """Return True where the inputs of a run have no buffers yet, and may have some."""
         known = self._all[0].bound
         alike = sum((bound.frames is None) == (size is None) for bound in known.values())
-        return key not in known and alike < MOST_SIZES and (size is None or self._takes(size))
+        return (
+            key not in known
+            and alike < MOST_SIZES
+            and (self._frames is None or size is None or self._frames.may_take(size))
+        )
 
     def _prepare_alone(self, key: _Key, feed: Mapping[str, NDArray[Any]]) -> None:
         """Prepare a new size of batch while no other run of this engine is at work, and no other engine captures."""
@@ -276,13 +270,14 @@ class BoundRuns:
         if not self._may_prepare(key, size):  # another caller was first
             return
         cuda.use(self._device)
-        if size is not None and not self._has_front(size):
+        frames = None if size is None else self._frames
+        if frames is not None and size is not None and not frames.has_session(size, self._graphs):
             return
         made: list[_Bound] = []
         try:
             for _ in self._all:
                 made.append(self._bound_to(feed, size))
-            if size is not None and not self._preprocesses_rightly(made[0], size):
+            if frames is not None and size is not None and not self._is_right(frames, size, made[0]):
                 for bound in made:
                     _free_buffers(bound)
                 self._drop(size)
@@ -297,6 +292,18 @@ class BoundRuns:
             raise
         for one, bound in zip(self._all, made, strict=True):
             one.bound[key] = bound
+
+    def _is_right(self, frames: FrameSessions, size: Size, bound: _Bound) -> bool:
+        """Compare the GPU's preprocessing of noise with the host's, on the buffers of a size."""
+        session, binding = bound.bindings[0]
+        image = bound.buffers[next(iter(self._source.inputs))]
+        return frames.is_right(
+            size,
+            bound.buffers[FRAMES],
+            image,
+            lambda: self._held[session].run_with_iobinding(binding, _options(_NO_GRAPH)),
+            self._spare,
+        )
 
     def _drop(self, size: Size) -> None:
         """Free the session that preprocesses frames of a size, and the buffers of every batch of such frames."""
@@ -347,52 +354,6 @@ class BoundRuns:
     def _place(self, buffer: cuda.Buffer) -> tuple[Any, ...]:
         return self._memory, self._device, buffer.host.dtype.type, buffer.host.shape, buffer.device
 
-    def _has_front(self, size: Size) -> bool:
-        """Open the session that preprocesses frames of a size, and return True where there is one."""
-        if size in self._held:
-            return True
-        try:
-            self._held[size] = self._front(size, self._graphs)
-        except FlowEdgeError as error:
-            self._refuse(size, str(error))
-            return False
-        return True
-
-    def _front(self, size: Size, graphs: bool) -> ort.InferenceSession:
-        assert self._preprocessing is not None
-        graph = input_graph(self._preprocessing, size)
-        assert graph is not None  # take_frames refuses the one method without a graph
-        return self._open_front(graph, graphs)
-
-    def _preprocesses_rightly(self, bound: _Bound, size: Size) -> bool:
-        """Compare the GPU's preprocessing of noise with the host's. Where it differs, the host keeps this size."""
-        frames, image = bound.buffers[FRAMES], bound.buffers[next(iter(self._source.inputs))]
-        images = len(frames.host)
-        frames.host[:] = np.random.default_rng(0).integers(0, 256, frames.host.shape, np.uint8)
-        frames.to_device(images, self._spare)
-        cuda.wait(self._spare)
-        session, binding = bound.bindings[0]
-        try:
-            self._held[session].run_with_iobinding(binding, _options(_NO_GRAPH))
-        except Exception as error:  # for instance a resize that needs more memory than the network does
-            self._refuse(size, str(error))
-            return False
-        image.to_host(images, self._spare)
-        cuda.wait(self._spare)
-        difference = float(np.abs(image.host[-1] - self._host(frames.host[-1])).max())
-        if difference <= _PREPROCESSING_LIMIT:
-            return True
-        self._refuse(size, f"its answer to noise differs from the host's by {difference:.2g}")
-        return False
-
-    def _refuse(self, size: Size, reason: str) -> None:
-        self._refused.add(size)
-        height, width = size
-        _LOG.warning(
-            "%s lets the host preprocess frames of %dx%d, which costs time: %s",
-            *(self._name, height, width, " ".join(reason.split())),
-        )
-
     def _capture(self, made: Sequence[_Bound]) -> None:
         """Run the graph on new buffers until it is captured. Where that fails, go on without CUDA graphs."""
         try:
@@ -402,9 +363,8 @@ class BoundRuns:
         except Exception as error:
             try:
                 self._held[None] = self._without_graphs(error)
-                for size in self._held.keys() - {None}:
-                    assert size is not None
-                    self._held[size] = self._front(size, False)
+                if self._frames is not None:
+                    self._frames.open_again(has_graphs=False)
             except FlowEdgeError as problem:
                 # The file of an area's graph is removed after the opening. Ordinary runs are possible there too.
                 _LOG.warning("%s keeps its session, which cannot be opened again: %s", self._name, problem)

@@ -16,7 +16,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from flowedge.runtime.device.denormals import flushing_denormals
-from flowedge.runtime.engines import onnxrt, openvino
+from flowedge.runtime.engines import onnxrt_session, openvino
 
 _PRODUCTS: Final = ("conv", "gemm", "matmul", "fullyconnected")
 _CPU: Final = "CPUExecutionProvider"
@@ -47,7 +47,7 @@ class NodeTime:
 
 def onnxruntime_run(graph: Path, image: NDArray[np.float32], threads: int) -> Run:
     """Return a function that runs a graph on ONNX Runtime."""
-    session = _session(graph, onnxrt._session_options([(_CPU, {})], threads))
+    session = _session(graph, onnxrt_session.session_options([(_CPU, {})], threads))
     return lambda: _infer(session, image)
 
 
@@ -65,7 +65,7 @@ def openvino_run(graph: Path, image: NDArray[np.float32], threads: int) -> Run:
 def onnxruntime_nodes(graph: Path, image: NDArray[np.float32], threads: int, runs: int) -> list[NodeTime]:
     """Return the time of each node on ONNX Runtime, the longest first."""
     with tempfile.TemporaryDirectory() as folder:
-        options = onnxrt._session_options([(_CPU, {})], threads)
+        options = onnxrt_session.session_options([(_CPU, {})], threads)
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
         session = _session(graph, options)
@@ -110,7 +110,7 @@ def _nodes(taken: Mapping[tuple[str, str], list[float]]) -> list[NodeTime]:
 def _session(graph: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     with flushing_denormals():
         return ort.InferenceSession(
-            str(graph), options, providers=[_CPU], disabled_optimizers=onnxrt._DISABLED
+            str(graph), options, providers=[_CPU], disabled_optimizers=onnxrt_session.DISABLED
         )
 
 

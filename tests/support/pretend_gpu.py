@@ -380,7 +380,7 @@ def onnxruntime_on_pretended_cuda(
     """
     import onnxruntime
 
-    made, real = PretendCuda(devices=2), onnxrt_module._session
+    made, real = PretendCuda(devices=2), onnxrt_module.open_session
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
     def session(model: Any, providers: Any, **others: Any) -> Any:
@@ -395,7 +395,7 @@ def onnxruntime_on_pretended_cuda(
         mock.patch.object(cuda_module, "cudart", made),
         mock.patch.object(cuda_module, "device", device),
         mock.patch.object(onnxrt_module, "_MEMORY", "cpu"),
-        mock.patch.object(onnxrt_module, "_session", session),
+        mock.patch.object(onnxrt_module, "open_session", session),
         mock.patch.object(onnxruntime, "get_available_providers", return_value=names),
     ):
         yield made

@@ -209,13 +209,13 @@ def affinities() -> dict[str, set[int]]:
 def test_the_threads_of_onnx_runtime_stay_on_the_fast_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     ort = pytest.importorskip("onnxruntime")
     from flowedge.runtime.device.denormals import flushing_denormals
-    from flowedge.runtime.engines import onnxrt
+    from flowedge.runtime.engines import onnxrt_session
     from flowedge.runtime.opening.engine_status import PROBE_GRAPH
 
     last = max(os.sched_getaffinity(0))
-    monkeypatch.setattr(onnxrt, "fast_cpus_for", lambda threads: (last,))
+    monkeypatch.setattr(onnxrt_session, "fast_cpus_for", lambda threads: (last,))
     before = affinities()
-    options = onnxrt._session_options([("CPUExecutionProvider", {})], 2)
+    options = onnxrt_session.session_options([("CPUExecutionProvider", {})], 2)
     with flushing_denormals():  # ONNX Runtime would leave this thread flushing them
         session = ort.InferenceSession(PROBE_GRAPH, options, providers=["CPUExecutionProvider"])
 

@@ -39,7 +39,7 @@ from support.tiny_bundle import IMAGE_SIZE, tiny_answer, tiny_manifest, write_ti
 pytest.importorskip(
     "cuda.bindings.runtime", reason="cuda-bindings is not installed: pip install cuda-bindings"
 )
-from flowedge.runtime.engines import cuda, onnxrt_bound
+from flowedge.runtime.engines import cuda, onnxrt_bound, onnxrt_frames
 
 
 class Sessions:
@@ -463,7 +463,7 @@ def test_frames_go_straight_to_the_gpu_and_are_preprocessed_there(
 def test_frames_of_many_sizes_are_preprocessed_by_the_host_in_the_end(
     bundle: Bundle, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnxrt_bound, "MOST_FRAMES", 2)
+    monkeypatch.setattr(onnxrt_frames, "MOST_FRAMES", 2)
     frames = frames_of((40, 60), (50, 50), (33, 44), (40, 60))
     with flowedge.load(bundle.path, engine="onnxruntime-cuda") as detector:
         assert_same([detector(frame) for frame in frames], on_the_cpu(bundle, frames))
@@ -473,7 +473,7 @@ def test_frames_of_many_sizes_are_preprocessed_by_the_host_in_the_end(
         joined = detector.infer(detector.joined(prepared))["score"]
         np.testing.assert_allclose(joined, [one.score for one in on_the_cpu(bundle, frames)], rtol=1e-5)
         assert detector.joined([prepared[0], prepared[3]]).shape == (2, 40, 60, 3)
-    assert len(sessions.asked) == 1 + onnxrt_bound.MOST_FRAMES
+    assert len(sessions.asked) == 1 + onnxrt_frames.MOST_FRAMES
 
 
 def test_a_gpu_that_preprocesses_otherwise_leaves_it_to_the_host(
@@ -481,7 +481,7 @@ def test_a_gpu_that_preprocesses_otherwise_leaves_it_to_the_host(
 ) -> None:
     right = input_graph
     monkeypatch.setattr(
-        onnxrt_bound,
+        onnxrt_frames,
         "input_graph",
         lambda preprocessing, size: right(
             msgspec.structs.replace(preprocessing, mean=(0.5, 0.4, 0.41)), size

@@ -63,7 +63,7 @@ class Sessions:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[onnxrt_tensorrt.Providers] = []
         self.engines = 1
-        real = onnxrt._session
+        real = onnxrt.open_session
 
         def session(
             model: Any, providers: onnxrt_tensorrt.Providers, **others: Any
@@ -75,7 +75,7 @@ class Sessions:
                     Path(options["trt_engine_cache_path"], f"{number}_sm87.engine").write_bytes(b"plan")
             return real(model, [("CPUExecutionProvider", {})], **others)
 
-        monkeypatch.setattr(onnxrt, "_session", session)
+        monkeypatch.setattr(onnxrt, "open_session", session)
         monkeypatch.setattr(
             onnxruntime, "get_available_providers", lambda: [*PROVIDERS.values(), "CPUExecutionProvider"]
         )
