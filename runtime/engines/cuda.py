@@ -50,12 +50,8 @@ def device(index: int = 0) -> Device:
         raise EngineUnavailableError(
             "this machine has no NVIDIA driver. Install the one for its GPU, or take an engine of the CPU."
         )
-    binding = call(cudart.cudaRuntimeGetVersion)
-    if driver // 1000 < binding // 1000:
-        raise EngineUnavailableError(
-            f"the NVIDIA driver supports CUDA {_version(driver)}, the installed cuda-bindings is of "
-            f"{_version(binding)}. Install the one that fits: pip install 'cuda-bindings=={driver // 1000}.*'"
-        )
+    if problem := binding_problem():
+        raise EngineUnavailableError(problem)
     count = _device_count()
     if count < 1:
         raise EngineUnavailableError("CUDA shows no GPU. Check CUDA_VISIBLE_DEVICES.")
@@ -73,6 +69,17 @@ def device(index: int = 0) -> Device:
         driver=_version(driver),
         free=free,
         total=total,
+    )
+
+
+def binding_problem() -> str:
+    """Tell why CUDA's Python binding does not fit the driver, with the one that does. The text is empty if it fits."""
+    driver, binding = call(cudart.cudaDriverGetVersion), call(cudart.cudaRuntimeGetVersion)
+    if driver == 0 or driver // 1000 >= binding // 1000:
+        return ""
+    return (
+        f"the NVIDIA driver supports CUDA {_version(driver)}, the installed cuda-bindings is of {_version(binding)}. "
+        f"Install the one that fits: pip install 'cuda-bindings=={driver // 1000}.*'"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -168,6 +169,20 @@ def open_part(model: bytes, where: str) -> Callable[[Mapping[str, NDArray[Any]]]
     return lambda feed: dict(zip(names, run_session(session, names, dict(feed)), strict=True))
 
 
+def check_device(spec: EngineSpec) -> None:
+    """Check that the provider of an engine and its GPU are here.
+
+    Raises:
+        EngineUnavailableError: This ONNX Runtime has no such provider, or there is no such GPU or no driver for it.
+    """
+    _providers(spec)
+    with contextlib.suppress(ModuleNotFoundError):  # without CUDA's binding the session tells it later
+        from flowedge.runtime.engines import cuda
+
+        if not cuda.binding_problem():
+            cuda.device(spec.index)
+
+
 def _providers(spec: EngineSpec) -> Providers:
     """Return the provider of an engine, and the providers that run the few nodes that it leaves.
 
@@ -244,16 +259,18 @@ def _checked_session(opening: Opening, providers: Providers) -> ort.InferenceSes
 
 
 def _bound_runs(opening: Opening, providers: Providers) -> BoundRuns | None:
-    """Open a session whose buffers stay on the GPU, or return None where CUDA's Python binding is not installed."""
+    """Open a session whose buffers stay on the GPU, or return None where CUDA's Python binding cannot be used."""
     try:
         from flowedge.runtime.engines import cuda
         from flowedge.runtime.engines.onnxrt_bound import BoundRuns
     except ModuleNotFoundError as error:
-        _LOG.warning(
-            "%s copies through ONNX Runtime and runs without CUDA graphs, which costs time, because the package %s is "
-            "not installed. Install it with: %s",
-            *(opening.spec.name, error.name, pip_install(opening.spec.extra)),
+        _warn_of_plain_runs(
+            opening.spec,
+            f"the package {error.name} is not installed. Install it with: {pip_install(opening.spec.extra)}",
         )
+        return None
+    if problem := cuda.binding_problem():
+        _warn_of_plain_runs(opening.spec, problem)
         return None
     specs = (*opening.source.inputs.values(), *opening.source.outputs.values())
     if any(None in spec.shape[1:] for spec in specs):
@@ -280,6 +297,14 @@ def _bound_runs(opening: Opening, providers: Providers) -> BoundRuns | None:
         name=opening.spec.name,
         device=opening.spec.index,
         memory=_MEMORY,
+    )
+
+
+def _warn_of_plain_runs(spec: EngineSpec, reason: str) -> None:
+    _LOG.warning(
+        "%s copies through ONNX Runtime and runs without CUDA graphs, which costs time, because %s",
+        spec.name,
+        reason,
     )
 
 

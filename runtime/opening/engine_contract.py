@@ -202,6 +202,10 @@ class EngineModule(Protocol):
         """Run a graph with one input and one output of the same shape."""
         ...
 
+    def check_device(self, spec: EngineSpec) -> None:
+        """Check that the device is here. Only the modules of engines with ``covered_by`` have this function."""
+        ...
+
     def build(self, building: Building) -> Built:
         """Compile a graph for this machine. Only the modules of ``compiled`` engines have this function."""
         ...

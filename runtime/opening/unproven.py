@@ -11,7 +11,6 @@ from typing import Final
 from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError, EngineWrongError
 from flowedge.runtime.device.cores import suitable_threads
-from flowedge.runtime.device.machine import without_driver
 from flowedge.runtime.opening.choice import faster_first
 from flowedge.runtime.opening.contract import graph_of_bundle
 from flowedge.runtime.opening.engine import engine_module, engine_spec, engines_in_order
@@ -66,6 +65,8 @@ def open_unproven(
     def opened(spec: EngineSpec, exact: str, reason: str) -> Opened:
         begun = time.monotonic()
         if spec.covered_by:
+            # Nobody calibrates a bundle for an engine that this machine cannot run.
+            engine_module(spec).check_device(spec)
             _check_covered(bundle, spec, exact)
         engine = load_graph(spec, exact) if load is None else load(spec, exact)
         found = Opened(engine=engine, spec=spec, precision=exact, reason=reason, threads=threads)
@@ -121,11 +122,9 @@ def _check_covered(bundle: Bundle, spec: EngineSpec, precision: str) -> None:
         )
     gated = next((graph for graph in bundle.manifest.graphs if graph.precision == spec.covered_by), None)
     if gated is None:
-        driver = without_driver()
         raise EngineUnavailableError(
             f"{spec.name} rounds every factor of a product, and {bundle.path} has no {spec.covered_by} graph, whose "
             f"gate would cover that. Add one with: flowedge calibrate {bundle.path} --data GOOD --{spec.covered_by}"
-            + (driver and f".{driver}")
         )
     if gated.given_back:
         raise EngineUnavailableError(

@@ -378,6 +378,19 @@ def test_without_cudas_binding_the_engine_runs_and_says_what_it_costs(
     assert "is not installed" in caplog.text
 
 
+def test_with_a_binding_that_is_too_new_for_the_driver_the_engine_runs_and_says_what_to_install(
+    bundle: Bundle, sessions: Sessions, pretended: PretendCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretended.driver = 11040
+    with caplog.at_level(logging.WARNING):
+        engine = open_unproven("onnxruntime-cuda", bundle, "fp32")
+        check(engine, images(2))
+    assert "enable_cuda_graph" not in sessions.asked[0]
+    (warning,) = [one.getMessage() for one in caplog.records if "onnxruntime-cuda" in one.getMessage()]
+    assert "supports CUDA 11.4, the installed cuda-bindings is of 12.6" in warning
+    assert "pip install 'cuda-bindings==11.*'" in warning
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -411,6 +424,22 @@ def test_tensorfloat32_needs_a_bundle_that_passed_the_gate_of_float16_in_all_blo
     with pytest.raises(EngineUnavailableError, match=r"kept 2 blocks of .* in float32: flow/0, flow/1"):
         open_unproven("onnxruntime-cuda-tf32", partly, "fp32")
     assert sessions.asked == []
+
+
+def test_tensorfloat32_asks_for_no_calibration_where_there_is_no_gpu(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_gpu(index: int) -> None:
+        raise EngineUnavailableError("CUDA shows no GPU")
+
+    # The pretended GPU ends before the other changes of a test do, so this one ends here.
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda, "device", no_gpu)
+        with pytest.raises(EngineUnavailableError, match="CUDA shows no GPU"):
+            open_unproven("onnxruntime-cuda-tf32", bundle, "fp32")
+        patch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+        with pytest.raises(EngineUnavailableError, match="is installed without CUDAExecutionProvider"):
+            open_unproven("onnxruntime-cuda-tf32", bundle, "fp32")
 
 
 def test_tensorfloat32_is_compared_with_the_limits_of_float16(tmp_path: Path, pretended: PretendCuda) -> None:
