@@ -199,6 +199,8 @@ def _bytes_of(frames: Sequence[Frame]) -> int:
 
 def _record(frame: Frame, result: Result) -> Inspection:
     record = result.record(printable(frame.id))
+    if frame.decoder:
+        record = msgspec.structs.replace(record, engine_reason=f"{record.engine_reason}. {frame.decoder}")
     if result.verdict != "not_inspected":
         return record
     return msgspec.structs.replace(record, problem=f"{record.image}: {record.problem}")

@@ -36,6 +36,7 @@ class Frame:
         dropped_before: The number of frames that the source lost between the frame before and this one.
         version: The state of the file that the frame was read from, by which a later run recognises a file that it has
             judged. The text is empty for a frame that is no file.
+        decoder: A sentence about the decoder, where its pixels may differ from those of the usual one.
     """
 
     pixels: PixelArray = field(repr=False)
@@ -47,6 +48,7 @@ class Frame:
     monotonic_ns: int = 0
     dropped_before: int = 0
     version: str = ""
+    decoder: str = ""
 
 
 class Source(Protocol):

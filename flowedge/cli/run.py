@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -36,7 +35,7 @@ from flowedge.text import printable
 if TYPE_CHECKING:
     from flowedge.cli.progress import Display
     from flowedge.runtime.detector import Detector
-    from flowedge.runtime.frames.decoders import DecodeJpeg
+    from flowedge.runtime.image_files import DecodeNoted
     from flowedge.runtime.protocols import Sink, Source
 
 NAME = "run"
@@ -208,10 +207,7 @@ def command(
         if jpeg_decoder == "gpu":
             from flowedge.runtime.frames.decoders.gpu_jpeg import GpuJpegs
 
-            decode_jpeg = GpuJpegs(detector.engine.spec.index)
-            # Each record then tells whose pixels were judged.
-            reason = f"{detector.engine_reason}. {decode_jpeg.words}"
-            detector.engine = replace(detector.engine, reason=reason)
+            decode_jpeg = GpuJpegs(detector.engine.spec.index).noted
         at_once = batch_of(detector, batch)[1]
         if at_once != batch:
             MESSAGES.print(f"the engine runs {at_once} images at a time, not {batch}")
@@ -292,7 +288,7 @@ def _opened(
     images: Sequence[Path],
     detector: Detector,
     display: Display,
-    decode_jpeg: DecodeJpeg | None,
+    decode_jpeg: DecodeNoted | None,
 ) -> Source:
     """Open the camera or the video, or else the images."""
     pixel_range = detector.bundle.manifest.pixel_range

@@ -71,12 +71,15 @@ class RunReport:
         self._values = array("f")
         self._kinds = array("b")
         self._milliseconds = array("f")
+        self._decoders: Counter[str] = Counter()
 
     def put(self, frame: Frame, record: Inspection, result: Result | None) -> Inspection:
         """Take the record of one frame into the page, and return it unchanged."""
         number = len(self._kinds)
         value = record.log_nfa if self._by_nfa else record.score
         self._verdicts[record.verdict] += 1
+        if frame.decoder:
+            self._decoders[frame.decoder] += 1
         self._kinds.append(_VERDICTS.index(record.verdict))
         self._values.append(float("nan") if value is None else value)
         if record.latency_ms is not None:
@@ -117,9 +120,9 @@ class RunReport:
         sections.append(self._charts())
         sections.append(self._images())
         sections.append(section("Time", paragraph(self._time())))
-        sections.append(
-            section("Where the answers come from", facts([("source", self._source), *self._provenance]))
-        )
+        decoders = [(f"{count} of {seen} images", words) for words, count in self._decoders.items()]
+        rows = [("source", self._source), *self._provenance, *decoders]
+        sections.append(section("Where the answers come from", facts(rows)))
         return page_of("Inspection", sections, lead=self._source)
 
     def _charts(self) -> Markup:

@@ -110,7 +110,7 @@ def test_the_gpu_decodes_what_is_whole_and_the_host_what_the_gpu_leaves(
     assert "nvImageCodec 0.9.0, whose grey levels differ from those of libjpeg-turbo by up to 1" in gpu.words
     expected = read_image(file)
     assert int((read_image(file, decode_jpeg=gpu) - expected).max()) == 1
-    frames = list(ImageFiles([file] * 5, readers=3, decode_jpeg=gpu).frames())
+    frames = list(ImageFiles([file] * 5, readers=3, decode_jpeg=gpu.noted).frames())
     assert all(np.array_equal(frame.pixels, expected + 1) for frame in frames)
     with pytest.raises(DamagedError):
         gpu(file.read_bytes()[:-40])
@@ -159,21 +159,21 @@ def test_files_that_are_read_ahead_keep_their_order_and_their_problems(tmp_path:
     assert [bool(one.problem) for one in ahead] == [number == 4 for number in range(9)]
 
 
-def test_every_record_says_that_a_gpu_decoded(library: PretendNvimgcodec, tmp_path: Path) -> None:
+def test_the_records_of_the_files_that_the_gpu_decoded_say_so_and_no_others(
+    library: PretendNvimgcodec, tmp_path: Path
+) -> None:
     bundle, file = write_tiny_bundle(tmp_path / "tiny.flowedge"), file_of(tmp_path)
-    arguments = (
-        "run",
-        str(bundle.path),
-        str(file),
-        "--engine",
-        "onnxruntime-cpu",
-        "--json",
-        "--jpeg-decoder",
-        "gpu",
-    )
-    done = flowedge(*arguments, cwd=tmp_path)
-    record = json.loads(done.stdout)
-    assert record["engine_reason"].startswith("named. JPEG files were decoded by nvImageCodec 0.9.0")
+    Image.fromarray(picture()).convert("CMYK").save(tmp_path / "inks.jpg")
+    cv2.imwrite(str(tmp_path / "b.png"), picture())
+    files = [str(file), str(tmp_path / "inks.jpg"), str(tmp_path / "b.png")]
+    options = ("--engine", "onnxruntime-cpu", "--json", "--jpeg-decoder", "gpu", "--html", "run.html")
+    done = flowedge("run", str(bundle.path), *files, *options, cwd=tmp_path)
+    by_gpu, *by_host = [json.loads(line)["engine_reason"] for line in done.stdout.splitlines()]
+    assert by_gpu.startswith("named. The JPEG file was decoded by nvImageCodec 0.9.0")
+    assert by_host == ["named", "named"]
+    page = (tmp_path / "run.html").read_text(encoding="utf-8")
+    assert "1 of 3 images" in page
+    assert "decoded by nvImageCodec 0.9.0" in page
     done = flowedge("run", str(bundle.path), "rtsp://nowhere/x", "--jpeg-decoder", "gpu", cwd=tmp_path)
     assert done.status == 2
     assert "is for image files" in done.stderr

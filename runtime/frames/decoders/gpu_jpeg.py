@@ -34,7 +34,8 @@ class GpuJpegs:
     """A decoder of JPEG files on a GPU. Threads may share one, and decode one after the other.
 
     Attributes:
-        words: A sentence with the library, its version and its difference from libjpeg-turbo, for records.
+        words: A sentence with the library, its version and its difference from libjpeg-turbo, for the records of the
+            files that the GPU decodes.
     """
 
     def __init__(self, device: int = 0) -> None:
@@ -67,8 +68,8 @@ class GpuJpegs:
         self._lock = threading.Lock()
         difference = self._difference()
         self.words = (
-            f"JPEG files were decoded by nvImageCodec {nvimgcodec.__version__}, whose grey levels differ from those of "
-            f"libjpeg-turbo by up to {difference} on a test picture"
+            f"The JPEG file was decoded by nvImageCodec {nvimgcodec.__version__}, whose grey levels differ from those "
+            f"of libjpeg-turbo by up to {difference} on a test picture"
         )
 
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
@@ -78,8 +79,17 @@ class GpuJpegs:
             DamagedError: Part of the picture is missing.
             RefusedError: The file is of a rare variant, too large, or holds several pictures.
         """
+        return self.noted(data)[0]
+
+    def noted(self, data: bytes) -> tuple[NDArray[np.uint8], str]:
+        """Decode a JPEG file as a call does, and tell by `words` that the GPU did it, or by an empty text the host.
+
+        Raises:
+            DamagedError: Part of the picture is missing.
+            RefusedError: The file is of a rare variant, too large, or holds several pictures.
+        """
         pixels = self._decoded(data) if jpeg.colours_of(data) in ("grey", "YCbCr") else None
-        return jpeg.decode(data) if pixels is None else pixels
+        return (jpeg.decode(data), "") if pixels is None else (pixels, self.words)
 
     def _decoded(self, data: bytes) -> NDArray[np.uint8] | None:
         with self._lock:
