@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from typing import Any, Final
 
@@ -30,6 +31,9 @@ from flowedge.version import __version__
 
 # The class of all errors in the use of the command line. Typer takes it from one of several packages.
 _UsageError: Final[type[Exception]] = typer.BadParameter.mro()[2]
+
+# Newer versions of Typer convert values by pydantic, which begins its messages with the class of the error.
+_OF_PYDANTIC: Final = re.compile(r"^(?:Value error|Assertion failed), ")
 
 app = typer.Typer(
     name="flowedge",
@@ -101,7 +105,7 @@ def _show_usage_error(error: Any) -> None:
     """Print how the command is used and what was wrong, with the options that were perhaps meant."""
     from flowedge.cli.places import meant_by_extra  # imported here, since --help shows no error
 
-    error.message = printable(error.message)
+    error.message = _OF_PYDANTIC.sub("", printable(error.message))
     if meant := getattr(error, "possibilities", None):
         closest = difflib.get_close_matches(error.option_name, meant, cutoff=0)
         error.message += f". Did you mean {' or '.join(closest)}?"

@@ -269,6 +269,17 @@ def test_an_error_is_json_where_the_result_would_be(bundle: Path, images: Path) 
     assert flowedge("info", "/missing", "--", "--json").stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--jpeg-decoder", "gpus"), ("--style", "boxy"), ("--threads", "many")]
+)
+def test_a_wrong_value_of_an_option_is_told_without_the_classes_of_a_library(option: str, value: str) -> None:
+    done = flowedge("run", "bottle.flowedge", "photos", option, value, "--json")
+    message = json.loads(done.stdout)["error"]["message"]
+    assert message.startswith(f"Invalid value for '{option}': ")
+    for text in (message, done.stderr):
+        assert "error," not in text
+
+
 JSON_OF = {
     "export": "export {checkpoint} -o made.flowedge",
     "info": "info {bundle}",
