@@ -197,7 +197,7 @@ def _packed(
         if precision not in {graph.precision for graph in bundle.manifest.graphs}
     ]
     if lacking:
-        raise _LeftOutError(f"{', '.join(lacking)} has no such graph")
+        raise _LeftOutError(f"there is no such graph of {', '.join(lacking)}")
     reports.step(f"{precision}: comparing backbones", len(bundles))
     first_name = next(iter(bundles))
     first: Halves | None = None

@@ -122,7 +122,7 @@ def _find(file: BinaryIO, names: Iterable[str]) -> dict[str, _Constant]:
     missing = [name for name, constant in found.items() if constant is None]
     if missing:
         raise BundleError(
-            f"{file.name} has no constant named {', '.join(map(repr, missing))}. Export the bundle again."
+            f"{file.name} has no constants named {', '.join(map(repr, missing))}. Export the bundle again."
         )
     return {name: constant for name, constant in found.items() if constant is not None}
 

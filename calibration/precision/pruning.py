@@ -77,8 +77,8 @@ def check_no_graph_rests_on_old_pruning(manifest: Manifest, request: PrecisionRe
     if kept:
         options = " ".join(dict.fromkeys(f"--{name.partition('-')[0]}" for name in kept))
         raise CalibrationError(
-            f"the bundle is pruned already, and its {', '.join(kept)} graph rests on that pruning. A graph is pruned "
-            f"once, from fp32. To plan all of it anew, add {options}."
+            f"the bundle is pruned already, and these graphs were planned on that pruning: {', '.join(kept)}. A graph "
+            f"is pruned once, from fp32. To plan all of it anew, add {options}."
         )
 
 

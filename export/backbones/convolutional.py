@@ -155,7 +155,7 @@ def pad_by_reflection(module: nn.Module) -> None:
 def unknown_taps(name: str, taps: Sequence[str], known: Sequence[str]) -> CheckpointError:
     """Make the error for layers that a network does not have."""
     return CheckpointError(
-        f"the backbone {name} has no layer {', '.join(taps)}; it has {', '.join(known)}. "
+        f"the backbone {name} has no layers named {', '.join(taps)}; it has {', '.join(known)}. "
         "Name the layers with --set layers=a,b,c."
     )
 

@@ -178,7 +178,11 @@ def command(
     options = (("--prune", prune is not None), ("--fp16", fp16), ("--bf16", bf16), ("--int8", int8))
     asked = [name for name, is_asked in options if is_asked]
     if data is None and plan.needs_images:
-        what = f"{', '.join(asked)} is planned and judged" if asked else f"--threshold {threshold} is fitted"
+        what = (
+            f"graphs for {', '.join(asked)} are planned and judged"
+            if asked
+            else f"--threshold {threshold} is fitted"
+        )
         raise FlowEdgeError(f"{what} on images of good parts: name their folder with --data.")
     if asked and plan.pixel_range is not None:
         raise FlowEdgeError(

@@ -80,7 +80,7 @@ def cropped(data: bytes, wanted: Mapping[str, Box]) -> Cropped:
     try:
         model = OnnxModel(data)
         if missing := wanted.keys() - set(model.outputs):
-            raise CropError(f"the graph has no output {', '.join(sorted(missing))}.")
+            raise CropError(f"the graph has no outputs named {', '.join(sorted(missing))}.")
         _follow_constant_choices(model)
         return _Crop(model, wanted).run()
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:

@@ -352,7 +352,7 @@ def test_a_damaged_graph_is_cropped_or_refused() -> None:
 
 
 def test_an_output_that_is_not_there_is_refused() -> None:
-    with pytest.raises(CropError, match="no output level_7"):
+    with pytest.raises(CropError, match="no outputs named level_7"):
         cropped(residual_network(0), {"level_7": (Span(0, 1), Span(0, 1))})
 
 

@@ -489,9 +489,14 @@ def test_a_transformer_tolerates_its_own_unused_tensors_and_no_others() -> None:
         ("resnet19", "timm", ("layer1",), "cannot build the backbone 'resnet19'"),
         ("vit_enormous", "timm", ("blocks.0",), "cannot build the backbone 'vit_enormous'"),
         ("resnet18", "torchvision", ("layer1",), "none of torchvision's that are known here"),
-        ("resnet18", "timm", ("layer5",), "has no layer layer5; it has act1, layer1"),
-        ("vit_base_patch16_224", "timm", ("blocks.12",), r"has no layer blocks\.12; it has blocks\.0, …"),
-        ("mobilenet_v3_small", "torchvision", ("13.0",), r"has no layer 13\.0; it has 0, 1"),
+        ("resnet18", "timm", ("layer5",), "has no layers named layer5; it has act1, layer1"),
+        (
+            "vit_base_patch16_224",
+            "timm",
+            ("blocks.12",),
+            r"has no layers named blocks\.12; it has blocks\.0, …",
+        ),
+        ("mobilenet_v3_small", "torchvision", ("13.0",), r"has no layers named 13\.0; it has 0, 1"),
     ],
 )
 def test_an_unknown_network_or_layer_is_refused_with_what_there_is(

@@ -173,8 +173,8 @@ HUGE = b"\x08" + varint(2**62)
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no constant named 'c'"),
-        (in_model(tensor("other")), "no constant named 'c'"),
+        (b"", "no constants named 'c'"),
+        (in_model(tensor("other")), "no constants named 'c'"),
         (in_model(tensor("c"), tensor("c")), "two constants named 'c'"),
         (in_model(tensor("c", raw=b"\0\0\0")), r"'c' has 3 bytes for float32 \(1,\)"),
         (in_model(tensor("c", dims=b"\x08\x02")), r"'c' has 4 bytes for float32 \(2,\)"),

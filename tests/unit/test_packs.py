@@ -472,7 +472,7 @@ def test_a_precision_that_one_bundle_lacks_is_left_out_with_the_reason(cflow: Bu
         assert line(frame, product="cable").score == pytest.approx(alone(frame).score, rel=1e-6)
     three = pack_of(folder, overwrite=True)
     assert three.pack.precisions == ("fp32",)
-    assert dict(three.left_out) == {"fp16": "screw has no such graph"}
+    assert dict(three.left_out) == {"fp16": "there is no such graph of screw"}
     with pytest.raises(BundleError, match=r"no fp16 graphs\. It has fp32"):
         flowedge.load(three.pack.path, precision="fp16")
     with pytest.raises(BundleError, match="auto"):

@@ -158,7 +158,10 @@ def test_an_option_that_cannot_be_is_one_message_before_any_work(
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        (["calibrate", "--int8"], "--int8 is planned and judged on images of good parts: name their folder"),
+        (
+            ["calibrate", "--int8"],
+            "graphs for --int8 are planned and judged on images of good parts: name their folder",
+        ),
         (["verify", "--precision", "auto"], "verify checks one graph: name its precision"),
         (["verify", "--precision", "int8"], "or add it with flowedge calibrate --data GOOD --int8"),
     ],

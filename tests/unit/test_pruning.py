@@ -342,7 +342,10 @@ def test_the_plan_is_in_the_manifest_the_report_the_page_and_under_int8(
     assert "hidden units" in shown
     refused = flowedge("calibrate", copy, "--data", photographs, "--prune", "0.5", *LOOSE)
     assert refused.status == 2
-    assert "is pruned already, and its int8-gpu, int8-cpu graph rests on that pruning" in refused.stderr
+    assert (
+        "is pruned already, and these graphs were planned on that pruning: int8-gpu, int8-cpu."
+        in refused.stderr
+    )
 
 
 def test_a_plan_on_fp32_beside_a_pruned_graph_tells_how_to_take_the_pruned_one(
@@ -430,7 +433,7 @@ def test_pruning_without_images_is_refused(copy: Path) -> None:
         (
             "calibrate",
             ["--prune", "0.5"],
-            "--prune is planned and judged on images of good parts: name their",
+            "graphs for --prune are planned and judged on images of good parts: name their",
         ),
         ("calibrate", ["--prune", "1.5", "--data", "GOOD"], "above 0 and below 1 such as 0.5, got '1.5'"),
         ("calibrate", ["--prune", "0", "--data", "GOOD"], "got '0'"),
