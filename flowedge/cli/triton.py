@@ -87,7 +87,8 @@ def command(
 
     The model takes and gives the tensors of flowedge serve, so clients run unchanged against both.
     """
-    from flowedge.runtime.serving.triton_repository import TritonSettings, write_repository
+    from flowedge.runtime.serving.triton_files import TritonSettings
+    from flowedge.runtime.serving.triton_repository import write_repository
 
     settings = TritonSettings(
         name=name,

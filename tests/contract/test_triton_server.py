@@ -13,7 +13,8 @@ import tritonclient.http as triton
 from numpy.typing import NDArray
 
 from flowedge.runtime.serving.settings import BatchSettings, ModelSettings, ServerSettings
-from flowedge.runtime.serving.triton_repository import TritonSettings, write_repository
+from flowedge.runtime.serving.triton_files import TritonSettings
+from flowedge.runtime.serving.triton_repository import write_repository
 from support.served import Served, served, some_frames, tiny_folder
 from support.triton_server import ENVIRONMENT, TritonServer
 

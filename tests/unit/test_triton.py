@@ -18,7 +18,8 @@ from flowedge.bundle import open_bundle
 from flowedge.errors import BundleError, FlowEdgeError, SettingsError
 from flowedge.runtime.device.engine_file import EngineFacts, graph_hash, header_bytes
 from flowedge.runtime.serving import triton_models
-from flowedge.runtime.serving.triton_repository import TritonSettings, write_repository
+from flowedge.runtime.serving.triton_files import TritonSettings
+from flowedge.runtime.serving.triton_repository import write_repository
 from support.command_line import flowedge as command
 from support.pretend_triton import Request, answer, config_of, loaded_model, pretend_triton, stacked
 from support.served import some_frames, tiny_folder
