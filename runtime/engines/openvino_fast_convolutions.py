@@ -27,7 +27,7 @@ from openvino.utils.node_factory import NodeFactory
 # Limits measured on one thread of an AMD EPYC with AVX-512. Two convolutions in a row between 1x1 convolutions are 1.22
 # times as fast with 32 channels, and 1.3 to 1.6 times with 64 to 1024. With 16 channels the sums take as long as the
 # products that are left out. With a sixth of these multiplications, which take 0.1 ms, the further nodes do, and
-# compiling takes 10 ms longer for each convolution. A map of 4 rows is up to 1.3 times slower.
+# compiling takes 40 ms longer for each convolution. A map of 4 rows is up to 1.3 times slower.
 _FEWEST_CHANNELS: Final = 32
 _FEWEST_MULTIPLICATIONS: Final = 16 << 20
 _FEWEST_ROWS: Final = 6
