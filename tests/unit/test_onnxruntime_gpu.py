@@ -16,7 +16,7 @@ from flowedge.bundle import Bundle
 from flowedge.errors import EngineNotBuiltError, EngineUnavailableError
 from flowedge.runtime.device.device_cache import device_cache
 from flowedge.runtime.device.machine import NvidiaDriver
-from flowedge.runtime.engines import onnxrt, onnxrt_tensorrt
+from flowedge.runtime.engines import onnxrt, onnxrt_session, onnxrt_tensorrt
 from flowedge.runtime.opening.building import build_engine
 from flowedge.runtime.opening.engine_contract import BuildOptions
 from flowedge.runtime.opening.unproven import open_unproven
@@ -63,7 +63,7 @@ class Sessions:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[onnxrt_tensorrt.Providers] = []
         self.engines = 1
-        real = onnxrt.open_session
+        real = onnxrt_session.open_session
 
         def session(
             model: Any, providers: onnxrt_tensorrt.Providers, **others: Any
