@@ -41,7 +41,7 @@ _RANK: Final = 4  # of a map
 _ROWS_OF_KERNEL: Final = 3
 _END: Final = np.iinfo(np.int32).max
 
-Parts = list[ov.Node | ov.Output]
+Parts = Sequence[ov.Node | ov.Output]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +254,7 @@ def _moved(part: ov.Node | ov.Output, rows: int) -> ov.Node:
     return opset13.pad(part, begin, end, "constant", opset13.constant(np.float32(0)))
 
 
-def _sum(factors: Sequence[float], nodes: Sequence[ov.Node | ov.Output]) -> ov.Node:
+def _sum(factors: Sequence[float], nodes: Parts) -> ov.Node | ov.Output:
     """Return the sum of the nodes, each multiplied by its factor. One factor at least is positive."""
     added = [_times(factor, node) for factor, node in zip(factors, nodes, strict=True) if factor > 0]
     taken = [_times(-factor, node) for factor, node in zip(factors, nodes, strict=True) if factor < 0]

@@ -241,7 +241,7 @@ def test_the_engine_computes_a_convolution_of_an_onnx_file_by_six_products(tmp_p
     session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     for images in (1, 2):
         x = rng.normal(size=(images, CHANNELS, 8, 8)).astype(np.float32)
-        (wanted,) = session.run(None, {"image": x})
+        wanted = np.asarray(session.run(None, {"image": x})[0])
         answer = loaded.infer(x)["map"]
         np.testing.assert_allclose(answer, wanted, rtol=0, atol=TOLERANCE * abs(wanted).max())
     loaded.close()
