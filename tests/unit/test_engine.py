@@ -26,6 +26,7 @@ from flowedge.bundle import Bundle, write_bundle
 from flowedge.errors import BundleError, EngineUnavailableError, EngineWrongError
 from flowedge.manifest import NfaOutputs
 from flowedge.runtime.device.device_cache import device_cache
+from flowedge.runtime.engines import onnxrt_session
 from flowedge.runtime.engines.null import NullEngine
 from flowedge.runtime.opening.contract import graph_of_bundle
 from flowedge.runtime.opening.engine import ENGINES, choosable_engines
@@ -650,9 +651,8 @@ def test_the_null_engine_refuses_an_answer_that_no_graph_of_the_bundle_gives(tmp
 def test_onnx_runtime_takes_the_slower_products_only_where_eight_bits_overflow(
     overflows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module(ENGINES[ORT].module)
-    monkeypatch.setattr(module, "overflows_in_eight_bits", lambda: overflows)
-    options = module._session_options([("CPUExecutionProvider", {})], None)
+    monkeypatch.setattr(onnxrt_session, "overflows_in_eight_bits", lambda: overflows)
+    options = onnxrt_session.session_options([("CPUExecutionProvider", {})], None)
     if overflows:
         assert options.get_session_config_entry("session.x64quantprecision") == "1"
     else:

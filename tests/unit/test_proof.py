@@ -62,10 +62,14 @@ def replays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+RUN = {"onnxruntime-cpu": "run_session", "openvino": "_run"}
+"""The function of an engine's module that runs a graph."""
+
+
 def perturb(name: str, monkeypatch: pytest.MonkeyPatch, change: Callable[[NDArray[Any]], None]) -> None:
     """Let an engine compute one level wrongly."""
     module = importlib.import_module(ENGINES[name].module)
-    run = module._run
+    run = getattr(module, RUN[name])
 
     def wrong(*arguments: Any) -> Any:
         answers = run(*arguments)
@@ -73,7 +77,7 @@ def perturb(name: str, monkeypatch: pytest.MonkeyPatch, change: Callable[[NDArra
         change(level)
         return answers
 
-    monkeypatch.setattr(module, "_run", wrong)
+    monkeypatch.setattr(module, RUN[name], wrong)
 
 
 def add_a_hundredth(level: NDArray[Any]) -> None:
@@ -109,8 +113,8 @@ def test_an_engine_that_mixes_the_answers_of_a_batch_is_refused(
 ) -> None:
     bundle = write_tiny_bundle(tmp_path / "tiny.flowedge")
     module = importlib.import_module(ENGINES[name].module)
-    run = module._run
-    monkeypatch.setattr(module, "_run", lambda *given: [answer[::-1].copy() for answer in run(*given)])
+    run = getattr(module, RUN[name])
+    monkeypatch.setattr(module, RUN[name], lambda *given: [answer[::-1].copy() for answer in run(*given)])
     with pytest.raises(EngineWrongError, match="in a batch against alone"):
         flowedge.load(bundle.path, engine=name)
 
