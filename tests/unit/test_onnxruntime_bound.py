@@ -299,6 +299,15 @@ def test_closing_waits_for_no_call_and_a_later_call_ends_with_an_error(
     assert len(pretended.held) == 0
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt. A shell that starts the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupted_call_leaves_nothing_at_work_and_no_set_of_buffers_behind(
     engine: Opened, pretended: PretendCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
