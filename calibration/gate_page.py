@@ -56,7 +56,7 @@ def page_from_gate(
         report: The gate's report.
         blocks: The blocks in the order to show them. Without blocks the page has no section on them.
         maps: Frames with their two maps. Without maps the page has no section on them.
-        notes: Sentences about the speed of the precision, which stand above the quantities.
+        notes: Sentences about the precision, such as its speed, which stand above the quantities.
         pruning: The hidden units that were left out of the graph. Without them the page has no section on them.
 
     Returns:

@@ -18,20 +18,13 @@ import msgspec
 from flowedge.bundle import Bundle, folder_for_next_version, replace_in_bundle
 from flowedge.calibration.calibrate import with_fit_in_history, without_frame_check
 from flowedge.calibration.calibration_images import GoodImages
-from flowedge.calibration.calibration_record import (
-    RECORD,
-    PrecisionReport,
-    bytes_of_record,
-    read_record,
-)
+from flowedge.calibration.calibration_record import RECORD, PrecisionReport, bytes_of_record, read_record
 from flowedge.calibration.precision.device_graphs import with_device_graphs
 from flowedge.calibration.precision.planning import Planning
 from flowedge.calibration.precision.precision_page import pages_of_precisions
 from flowedge.calibration.precision.precision_request import PrecisionRequest
 from flowedge.calibration.precision.pruner import check_has_hidden_layers
-from flowedge.calibration.precision.pruning import (
-    check_no_graph_rests_on_old_pruning,
-)
+from flowedge.calibration.precision.pruning import check_no_graph_rests_on_old_pruning
 from flowedge.calibration.threshold_history import ChangeOrigin
 from flowedge.errors import CalibrationError
 from flowedge.progress import SILENT, Reports

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from flowedge.calibration.precision.ranges import TensorRange
 
 CalibratorName: TypeAlias = Literal["min-max", "percentile", "entropy", "mse"]
+AUTO: Final = "auto"
+"""The word for a method that the planning chooses by the answers of the graph."""
 PERCENTILE: Final = 99.99
 _LINEAR_BINS: Final = 2048
 _ENTROPY_STEP: Final = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,13 @@ class Conversion(NamedTuple):
 
 
 class PrecisionConverter:
-    """Converts one fp32 graph to lower precisions. The graph's weights are held in memory."""
+    """Converts one fp32 graph to lower precisions. The graph's weights are held in memory.
+
+    Attributes:
+        calibrator: The method that chooses an activation's range for INT8.
+    """
+
+    calibrator: CalibratorName
 
     def __init__(
         self,
@@ -100,9 +107,21 @@ class PrecisionConverter:
         self._macs = {name: blocks_of(filter(layout.has, sites)) for name, layout in _LAYOUTS.items()}
         self._half_nodes = convertible_nodes(self._model)
         self._exceptions: dict[HalfType, dict[str, str]] = {}
+        self._image_range = image_range
+        self._take(calibrator)
+
+    def _take(self, calibrator: CalibratorName) -> None:
+        self.calibrator = calibrator
         self._scales = {
-            name: Scales(ranges or {}, calibrator, layout, image_range) for name, layout in _LAYOUTS.items()
+            name: Scales(self._ranges or {}, calibrator, layout, self._image_range)
+            for name, layout in _LAYOUTS.items()
         }
+
+    def with_calibrator(self, calibrator: CalibratorName) -> PrecisionConverter:
+        """Return a converter of the same graph and weights with another method for the ranges of INT8."""
+        other = copy.copy(self)
+        other._take(calibrator)
+        return other
 
     @property
     def model(self) -> onnx.ModelProto:

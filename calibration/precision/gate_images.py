@@ -45,7 +45,7 @@ _FEWEST_IN_PART: Final = 6  # Fewer images tell too little about the ranks of sc
 
 
 class BlockEffect(NamedTuple):
-    """Gives what changes when one block alone has a lower precision.
+    """Gives what changes when a block, or several of them, have a lower precision.
 
     Attributes:
         sensitivity: The root mean square change of the map, in standard deviations of the good images' fp32 maps. The
@@ -254,23 +254,24 @@ class GateImages:
         frames = self._prepared(reports)
         return (time.monotonic() - begun) / len(frames)
 
-    def change(self, candidate: Candidate, reports: Reports = SILENT) -> float:
-        """Return how much a candidate changes the anomaly map of fp32 on the images that `measure` takes.
-
-        The unit is that of `measure`. The value is infinite where a map is not finite.
+    def effect(self, candidate: Candidate, reports: Reports = SILENT) -> BlockEffect:
+        """Return how much a candidate changes map and score of fp32 on the frames that `measure` takes.
 
         Args:
             candidate: The candidate, which threads may call at the same time.
             reports: Receives the progress where the frames are not prepared yet.
         """
         probes, spread = self._probes(reports)
-
-        def error(probe: _Kept) -> float:
-            found = self._answer(candidate, probe).network_map
-            return float(np.mean(np.square(found.astype(np.float64) - probe.answer.network_map)))
-
-        value = float(np.sqrt(np.mean(list(in_order(error, probes, self._threads))))) / spread
-        return value if np.isfinite(value) else math.inf
+        answers = list(in_order(lambda probe: self._answer(candidate, probe), probes, self._threads))
+        maps = [
+            float(np.mean(np.square(answer.network_map.astype(np.float64) - probe.answer.network_map)))
+            for probe, answer in zip(probes, answers, strict=True)
+        ]
+        value = float(np.sqrt(np.mean(maps))) / spread
+        scores = [np.array([one.score for one in side]) for side in ([p.answer for p in probes], answers)]
+        return BlockEffect(
+            sensitivity=value if np.isfinite(value) else math.inf, score_noise=score_noise(*scores)
+        )
 
     def _probes(self, reports: Reports) -> tuple[Sequence[_Kept], float]:
         """Return the frames that sensitivities are measured on, and the standard deviation of their good maps."""

@@ -15,12 +15,10 @@ import msgspec
 from flowedge.bundle import Bundle, clone_bundle
 from flowedge.calibration.calibrate import calibrate_bundle
 from flowedge.calibration.calibration_images import hash_of_images
-from flowedge.calibration.calibration_record import (
-    BlockChoice,
-    FittedGraph,
-    PrecisionReport,
-)
+from flowedge.calibration.calibration_record import BlockChoice, FittedGraph, PrecisionReport
 from flowedge.calibration.gate_report import GateReport
+from flowedge.calibration.precision.calibrator_choice import FIRST, Int8Searches, chosen_searches
+from flowedge.calibration.precision.calibrators import AUTO, CalibratorName
 from flowedge.calibration.precision.converted_graph import (
     FILES,
     ConvertedPrecision,
@@ -32,10 +30,7 @@ from flowedge.calibration.precision.observed_graph import calibrated_with_ranges
 from flowedge.calibration.precision.pieces import PiecedGraph
 from flowedge.calibration.precision.planning_time import time_of_planning
 from flowedge.calibration.precision.precision_request import PrecisionRequest
-from flowedge.calibration.precision.pruning import (
-    PrunedGraph,
-    pruned_graph,
-)
+from flowedge.calibration.precision.pruning import PrunedGraph, pruned_graph
 from flowedge.calibration.precision.ranges import TensorRange, image_range_of
 from flowedge.calibration.precision.rounded import files_of_rounded_answers
 from flowedge.calibration.precision.search import Search
@@ -124,7 +119,7 @@ class Planning:
             base.graph_path(precision),
             base.manifest.graph(precision),
             ranges,
-            self._request.calibrator,
+            FIRST if self._request.calibrator == AUTO else self._request.calibrator,
             image_range_of(base.manifest.preprocessing),
         )
 
@@ -147,11 +142,15 @@ class Planning:
         graphs: dict[str, PiecedGraph] = {}
         searches: dict[ConvertedPrecision, Search] = {}
         for name in self._precisions:
-            # Both layouts of INT8 share the pieces in fp32. The layout for CPUs has all blocks of the other.
-            cut: ConvertedPrecision = "int8-cpu" if name == "int8-gpu" else name
-            graph = graphs.setdefault(cut, PiecedGraph(self.converter, cut))
-            searches[name] = self._search(name, gate, graph)
+            if not name.startswith("int8"):
+                graphs[name] = PiecedGraph(self.converter, name)
+                searches[name] = self._search(name, gate, graphs[name])
         self._tell_time(gate)
+        if "int8-cpu" in self._precisions:
+            int8 = self._int8_searches(gate)
+            graphs["int8"] = int8.graph
+            searches |= int8.by_name
+            searches = {name: searches[name] for name in self._precisions}
         reverted: dict[ConvertedPrecision, int] = {}
         for name, search in searches.items():
             # The two layouts of INT8 revert about as many blocks.
@@ -207,6 +206,27 @@ class Planning:
             f"reverted: {'; '.join(failures)}. Nothing was written. Loosen a limit with --gate, or give more "
             "images."
         )
+
+    def _int8_searches(self, gate: GateImages) -> Int8Searches:
+        """Return the searches of both layouts of INT8, and leave the converter with the method that was chosen."""
+
+        def searches_with(calibrator: CalibratorName) -> Int8Searches:
+            converter = self.converter.with_calibrator(calibrator)
+            # Both layouts share the pieces in fp32. The layout for CPUs has all blocks of the other.
+            graph = PiecedGraph(converter, "int8-cpu")
+            names = [name for name in self._precisions if name.startswith("int8")]
+            return Int8Searches(calibrator, graph, {name: self._search(name, gate, graph) for name in names})
+
+        if self._request.calibrator != AUTO:
+            return searches_with(self._request.calibrator)
+        searches = chosen_searches(searches_with, Prefixed(self._reports, "int8"))
+        self.converter = self.converter.with_calibrator(searches.calibrator)
+        if searches.calibrator != FIRST:
+            self._reports.note(
+                f"int8: the ranges are those of --calibrator {searches.calibrator}. With {FIRST}, the graph with every "
+                "block in INT8 is further from fp32."
+            )
+        return searches
 
     def _tell_time(self, gate: GateImages) -> None:
         """Report how long the planning will take, from the time of the fp32 answers that the gate needs in any case."""
@@ -330,7 +350,7 @@ class Planning:
         high: Literal["fp32", "fp16"] = "fp16" if name == "int8-gpu" else "fp32"
         return PrecisionReport(
             precision=name,
-            calibrator=self._request.calibrator if low == "int8" else None,
+            calibrator=self.converter.calibrator if low == "int8" else None,
             images=len(self._images),
             images_sha256=self._images_sha256,
             kept_in_fp32=dict(written.kept_in_fp32),

@@ -54,6 +54,8 @@ def _page(
     ]
     title = f"{calibrated.manifest.source.file}: {report.precision}"
     notes = [sentence for name, sentence in slow_precisions().items() if name == report.precision]
+    if report.calibrator is not None:
+        notes.append(f"The ranges of activations are those of the calibrator {report.calibrator}.")
     page = page_from_gate(title, report.gate, report.blocks, maps, notes=notes, pruning=report.pruning)
     return page.encode()
 

@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias
 
 from flowedge.calibration.dataset import Dataset
 from flowedge.calibration.gate_report import DEFAULT_LIMITS, GateLimits
-from flowedge.calibration.precision.calibrators import CalibratorName
+from flowedge.calibration.precision.calibrators import AUTO, CalibratorName
 from flowedge.calibration.precision.converted_graph import ConvertedPrecision
 from flowedge.calibration.threshold import ThresholdRequest
 from flowedge.frame_quantities import DEFAULT_FRAME_RATE
@@ -33,7 +33,8 @@ class PrecisionRequest:
         wanted: The precisions, each once. There may be none where ``prune`` is given.
         prune: The hidden units to leave out first. All precisions of ``wanted`` are then planned on the pruned graph,
             and compared with the fp32 graph. The value None leaves out no unit.
-        calibrator: The method that chooses an activation's range for INT8.
+        calibrator: The method that chooses an activation's range for INT8. ``auto`` takes ``percentile`` where every
+            block can then be in INT8, and else the method with which such a graph is nearest to fp32.
         limits: The limits of the gate for each name of ``wanted``, and for ``pruned`` where units are left out.
         defects_per_image: The number of synthetic defects made from each image of the gate.
         gate_images: The number of images that the gate compares. These images are spread over all good images. The
@@ -46,7 +47,7 @@ class PrecisionRequest:
 
     wanted: tuple[Wanted, ...]
     prune: Prune | None = None
-    calibrator: CalibratorName = "percentile"
+    calibrator: CalibratorName | Literal["auto"] = AUTO
     limits: Mapping[str, GateLimits] = field(default_factory=lambda: DEFAULT_LIMITS)
     defects_per_image: int = 2
     gate_images: int = 48

@@ -55,7 +55,7 @@ class PruningSearch:
                 (n for n in choices if self._pruner.error(layer.name, n) >= _PROBED_ERROR), choices[-1]
             )
             error = self._pruner.error(layer.name, kept)
-            change = self._gate.change(self._opened({**whole, layer.name: kept}))
+            change = self._gate.effect(self._opened({**whole, layer.name: kept})).sensitivity
             self.sensitivities[layer.name] = change**2 / error if error > 0 else 0.0
             self._reports.advance()
         self._steps = self._pruner.steps(self.sensitivities)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
@@ -95,7 +96,7 @@ class Search:
                 "compute anything in it. Nothing was written. Give more images, or loosen a limit with --gate."
             )
         # 1. Most graphs pass as they are, and then no expectation is needed.
-        report = self._judge(reverted)
+        report = self._judge(reverted) if reverted else self._whole
         if report is not None and report.passed:
             return reverted
         self.measure()
@@ -104,6 +105,29 @@ class Search:
         if every > 1 and not likely:
             place = self._smallest(reverted, place, every)
         return self._smallest(reverted, place)
+
+    def passes_whole(self) -> bool:
+        """Return True if the graph passes with every block in the precision."""
+        return self._whole is not None and self._whole.passed
+
+    @cached_property
+    def _whole(self) -> GateReport | None:
+        """The report of the graph with every block in the precision, or None where it was given up."""
+        return self._judge(0)
+
+    def share_of_whole(self) -> float:
+        """Return how far the graph with every block in the precision is from fp32, in units of what the limits bear.
+
+        The value is the larger one of the error of the map and the noise of the scores.
+        """
+        effect = self._gate.effect(
+            lambda image: self._graph.candidate(image, self._precision, self._blocks), self._reports
+        )
+        return max(self._share_on_map(effect.sensitivity), effect.score_noise / self._bearable_noise)
+
+    @cached_property
+    def _bearable_noise(self) -> float:
+        return max(self._gate.bearable_score_noise(self._limits.rank_agreement), _TINY)
 
     def _smallest(self, fails: int, place: int, every: int = 1) -> int:
         """Return the smallest number of reverted blocks that passes.
@@ -140,8 +164,9 @@ class Search:
         gate = self._gate
         effects = self._measured(gate.effects, gate.measure)
         self.sensitivities = {block: effect.sensitivity for block, effect in effects.items()}
-        bearable = max(gate.bearable_score_noise(self._limits.rank_agreement), _TINY)
-        self.score_errors = {block: effect.score_noise / bearable for block, effect in effects.items()}
+        self.score_errors = {
+            block: effect.score_noise / self._bearable_noise for block, effect in effects.items()
+        }
         if self._fails_self_test:
             self.self_test_errors = self._measured(gate.self_test_errors, gate.self_test.measure)
 
@@ -182,11 +207,17 @@ class Search:
 
     def _shares(self, block: str) -> tuple[float, float, float]:
         """Return a block's errors of the map, of the scores and in the self-test, in units of what the limits bear."""
+        return (
+            self._share_on_map(self.sensitivities.get(block, 0.0)),
+            self.score_errors.get(block, 0.0),
+            self.self_test_errors.get(block, 0.0),
+        )
+
+    def _share_on_map(self, sensitivity: float) -> float:
+        """Return a change of the map in units of what the limit of the map correlation bears."""
         limit = self._limits.map_correlation
         bearable = math.sqrt(1 / limit**2 - 1) if limit > 0 else math.inf
-        sensitivity = self.sensitivities.get(block, 0.0)
-        share = 0.0 if math.isinf(bearable) else sensitivity / max(bearable, _TINY)
-        return share, self.score_errors.get(block, 0.0), self.self_test_errors.get(block, 0.0)
+        return 0.0 if math.isinf(bearable) else sensitivity / max(bearable, _TINY)
 
     def chosen(self, reverted: int) -> tuple[str, ...]:
         """Return the blocks that keep the precision when some are reverted, in the graph's order."""

@@ -115,7 +115,7 @@ def command(
     bf16: Bf16 = False,
     int8: Int8 = False,
     prune: PruneOption = None,
-    calibrator: CalibratorOption = "percentile",
+    calibrator: CalibratorOption = "auto",
     gate: GateOption = None,
     labelled: LabelledOption = None,
     assignments: Annotated[

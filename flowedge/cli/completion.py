@@ -17,7 +17,7 @@ ENGINE_NAMES: Final = (
 COMPILED_NAMES: Final = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt")
 """The names of the engines that are compiled ahead."""
 
-CALIBRATOR_NAMES: Final = ("percentile", "min-max", "entropy", "mse")
+CALIBRATOR_NAMES: Final = ("auto", "percentile", "min-max", "entropy", "mse")
 """The rules for the ranges of INT8."""
 
 _PRECISIONS: Final = ("fp32", "pruned", "fp16", "bf16", "int8")

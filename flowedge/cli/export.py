@@ -61,7 +61,7 @@ def command(
             "them, and the bundle is calibrated.",
         ),
     ] = None,
-    calibrator: CalibratorOption = "percentile",
+    calibrator: CalibratorOption = "auto",
     gate: GateOption = None,
     labelled: LabelledOption = None,
     image_size: Annotated[

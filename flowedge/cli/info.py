@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
-from flowedge.bundle import open_bundle
+from flowedge.bundle import Bundle, open_bundle
 from flowedge.bundle_files import pack_around
 from flowedge.cli.output import RESULTS, Json, listed, print_json, table
 from flowedge.cli.places import check_file
@@ -75,7 +76,7 @@ def command(
         elif isinstance(result, Lowering):
             _print_lowering(result)
         else:
-            _print_bundle(result, signature_words(source, bundle.signature))
+            _print_bundle(result, signature_words(source, bundle.signature), _calibrators(bundle))
         return
     if graph and os.path.lexists(source):
         raise BundleError(
@@ -105,7 +106,7 @@ def _print_pack(folder: Path, *, json: bool) -> None:
         if json:
             print_json(manifest)
         else:
-            _print_bundle(manifest, signature_words(pack.path, pack.signature))
+            _print_bundle(manifest, signature_words(pack.path, pack.signature), {})
         return
     manifests = {name: bundle.manifest for name, bundle in pack.products.items()}
     if json:
@@ -132,8 +133,32 @@ def _print_pack(folder: Path, *, json: bool) -> None:
     RESULTS.print(products)
 
 
-def _print_bundle(manifest: Manifest, signature: str) -> None:
-    """Print the facts of a bundle as a table, and in words who has signed it."""
+class _Int8Ranges(msgspec.Struct):
+    """The method that chose the ranges of one graph, as ``calibration.json`` names it."""
+
+    precision: str
+    calibrator: str | None = None
+
+
+class _Planned(msgspec.Struct):
+    """The part of ``calibration.json`` on the graphs of lower precision, which needs no NumPy to be read."""
+
+    typed: tuple[_Int8Ranges, ...] = ()
+
+
+def _calibrators(bundle: Bundle) -> Mapping[str, str]:
+    """Return the method that chose the ranges of each INT8 graph, by precision, where ``calibration.json`` names it."""
+    if "calibration.json" not in {stored.path for stored in bundle.manifest.files}:
+        return {}
+    try:
+        planned = msgspec.json.decode(bundle.read("calibration.json"), type=_Planned)
+    except (BundleError, msgspec.MsgspecError):  # The manifest is worth showing without this file too.
+        return {}
+    return {one.precision: one.calibrator for one in planned.typed if one.calibrator is not None}
+
+
+def _print_bundle(manifest: Manifest, signature: str, calibrators: Mapping[str, str]) -> None:
+    """Print the facts of a bundle as a table, in words who has signed it, and how INT8 ranges were chosen."""
     rows = table("", "")
     source = manifest.source
     rows.add_row("family", manifest.family)
@@ -154,7 +179,8 @@ def _print_bundle(manifest: Manifest, signature: str) -> None:
         rows.add_row(
             graph.precision,
             f"{graph.file}, opset {graph.opset}, score {score}, image threshold {threshold_text(image)}, "
-            f"pixel threshold {threshold_text(pixel)}{_nfa_text(graph.thresholds.nfa)}{_precision_text(graph)}",
+            f"pixel threshold {threshold_text(pixel)}{_nfa_text(graph.thresholds.nfa)}{_precision_text(graph)}"
+            + (f", ranges by {calibrators[graph.precision]}" if graph.precision in calibrators else ""),
         )
     if manifest.source_scale is not None:
         _add_source_scale(rows, manifest.source_scale)

@@ -48,7 +48,7 @@ CalibratorOption: TypeAlias = Annotated[
     typer.Option(
         "--calibrator",
         autocompletion=completion.calibrators,
-        help="The rule for the ranges of INT8: min-max, percentile, entropy or mse.",
+        help="The rule for the ranges of INT8: auto, min-max, percentile, entropy or mse.",
     ),
 ]
 GateOption: TypeAlias = Annotated[
@@ -94,9 +94,10 @@ def precision_request(
         from flowedge.calibration.dataset import read_dataset
         from flowedge.calibration.gate_report import DEFAULT_LIMITS
         from flowedge.calibration.precision import PrecisionRequest
-        from flowedge.calibration.precision.calibrators import CALIBRATORS
-    if calibrator not in CALIBRATORS:
-        raise FlowEdgeError(f"--calibrator is one of {', '.join(CALIBRATORS)}, got {calibrator!r}.")
+        from flowedge.calibration.precision.calibrators import AUTO, CALIBRATORS
+    rules = (AUTO, *CALIBRATORS)
+    if calibrator not in rules:
+        raise FlowEdgeError(f"--calibrator is one of {', '.join(rules)}, got {calibrator!r}.")
     return PrecisionRequest(
         wanted=wanted,  # type: ignore[arg-type]
         prune=share,
@@ -207,7 +208,8 @@ def print_reports(reports: Sequence[PrecisionReport]) -> None:
         print_gate(
             report.gate,
             f"{report.precision}: {len(low)} of {len(report.blocks)} blocks, {share:.0%} of the multiply-accumulates, "
-            f"{report.bytes_share:.2f} of the size of the fp32 graph",
+            f"{report.bytes_share:.2f} of the size of the fp32 graph"
+            + ("" if report.calibrator is None else f", ranges by {report.calibrator}"),
         )
         if report.precision == "bf16":
             MESSAGES.print(

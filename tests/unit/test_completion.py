@@ -87,4 +87,4 @@ def test_the_script_for_a_shell_is_shown_and_installed(shell: str, tmp_path: Pat
 def test_the_names_are_those_of_the_engines_and_the_calibrators() -> None:
     assert set(completion.ENGINE_NAMES) == set(ENGINES)
     assert set(completion.COMPILED_NAMES) == {name for name, spec in ENGINES.items() if spec.compiled}
-    assert set(completion.CALIBRATOR_NAMES) == set(CALIBRATORS)
+    assert set(completion.CALIBRATOR_NAMES) == {"auto", *CALIBRATORS}

@@ -70,6 +70,10 @@ def test_export_with_images_writes_the_graphs_with_what_was_found(
     record = read_record(bundle)
     assert record is not None
     assert [report.calibrator for report in record.lower_precisions] == ["percentile", "percentile"]
+    assert "those of the calibrator percentile" in (target / "gate.int8-cpu.html").read_text()
+    shown = flowedge("info", target)
+    assert shown.status == 0
+    assert " ".join(shown.stdout.split()).count("ranges by percentile") == 2
     assert len(list((cache / "ranges").iterdir())) == 2, "for the graph as it was, and calibrated"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
