@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, TypeAlias
@@ -19,7 +19,7 @@ _Numbers: TypeAlias = NDArray[np.floating]
 
 _LEVELS: Final = 256
 # A polynomial of this degree still takes less time than tanh and exp one after the other.
-_HIGHEST_DEGREE: Final = 9
+_HIGHEST_DEGREE: Final = 15
 # The largest error of a polynomial, as a share of what the rounding to eight bits may change.
 _SHARE_OF_ROUNDING: Final = 1 / 16
 
@@ -31,6 +31,7 @@ _CHEAP: Final[Mapping[str, Callable[[_Numbers, float], _Numbers]]] = MappingProx
     {"Add": np.add, "Subtract": np.subtract, "Multiply": np.multiply, "Divide": np.divide}
 )
 _COMMUTATIVE: Final = frozenset({"Add", "Multiply"})
+_SPLITS: Final = frozenset({"Split", "VariadicSplit"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,56 +55,67 @@ def replace_functions_of_eight_bits(model: ov.Model) -> None:
     """Replace each chain of ``tanh``, ``exp`` and ``atan`` of an eight-bit tensor by a polynomial.
 
     Such a chain has 256 values. The polynomial of the lowest degree is taken whose error at all of these values is at
-    most a sixteenth of what half a step of the quantisation changes. Where no degree up to 9 suffices, or where a
+    most a sixteenth of what half a step of the quantisation changes. Where no degree up to 15 suffices, or where a
     channel has a quantisation of its own, the chain stays.
     """
-    known: dict[ov.Node, _Function] = {}
+    known: dict[ov.Node, list[_Function]] = {}
     for node in model.get_ordered_ops():
-        function = _function_of(node, known)
-        if function is not None:
-            known[node] = function
-    for node, function in known.items():
-        outside = [reader for reader in node.output(0).get_target_inputs() if reader.get_node() not in known]
-        if function.costly is None or not outside:
-            continue
-        polynomial = _polynomial(function)
-        if polynomial is None:
-            continue
-        computed = _by_horner(function.variable, polynomial)
-        for reader in outside:
-            reader.replace_source_output(computed)
+        functions = _functions_of(node, known)
+        if functions:
+            known[node] = functions
+    for node, functions in known.items():
+        for output, function in zip(node.outputs(), functions, strict=True):
+            # An output of the graph keeps its name, and so its node.
+            outside = [
+                reader
+                for reader in output.get_target_inputs()
+                if reader.get_node() not in known and reader.get_node().get_type_name() != "Result"
+            ]
+            polynomial = _polynomial(function) if function.costly is not None and outside else None
+            if polynomial is not None:
+                computed = _by_horner(function.variable, polynomial)
+                for reader in outside:
+                    reader.replace_source_output(computed)
 
 
-def _function_of(node: ov.Node, known: Mapping[ov.Node, _Function]) -> _Function | None:
-    """Return the values of a node that depends on one quantised tensor alone, and None for any other node."""
+def _functions_of(node: ov.Node, known: Mapping[ov.Node, Sequence[_Function]]) -> list[_Function]:
+    """Return the values of each output of a node that depends on one quantised tensor alone, or nothing."""
     kind = node.get_type_name()
     if kind == "FakeQuantize":
-        ends = [scalar_of(node.input_value(place)) for place in (3, 4)]
-        low, high = ends
+        low, high = (scalar_of(node.input_value(place)) for place in (3, 4))
         if node.get_attributes()["levels"] != _LEVELS or low is None or high is None:
-            return None
-        values: _Numbers = np.linspace(low, high, _LEVELS)
-        return _Function(values, node.output(0), values)
+            return []
+        values = np.linspace(low, high, _LEVELS)
+        return [_Function(values, node.output(0), values)]
     inputs = [node.input_value(place) for place in range(node.get_input_size())]
     if kind in _COMMUTATIVE and scalar_of(inputs[0]) is not None:
         inputs.reverse()
-    before = known.get(inputs[0].get_node()) if inputs else None
-    if before is None:
-        return None
+    if not inputs or inputs[0].get_node() not in known:
+        return []
+    before = known[inputs[0].get_node()][inputs[0].get_index()]
     if kind in _COSTLY:
-        return _Function(_COSTLY[kind](before.values), before.variable, before.of_variable, kind)
+        return [_Function(_COSTLY[kind](before.values), before.variable, before.of_variable, kind)]
+    if kind in _SPLITS and before.costly is None:
+        return [_Function(before.values, output, before.values) for output in node.outputs()]
+    computed = _computed(node, before.values, inputs)
+    if computed is None:
+        return []
+    if before.costly is None:
+        return [_Function(computed, node.output(0), computed)]
+    # A sum after exp is no factor any more, so its error counts as it is.
+    costly = "Add" if before.costly == "Exp" and kind in ("Add", "Subtract") else before.costly
+    return [_Function(computed, before.variable, before.of_variable, costly)]
+
+
+def _computed(node: ov.Node, values: _Numbers, inputs: Sequence[ov.Output]) -> _Numbers | None:
+    """Return what a cheap node makes of some values, or None for any other node."""
+    kind = node.get_type_name()
     if kind == "Convert":
-        values, costly = before.values, before.costly
-    elif kind in _CHEAP and (number := scalar_of(inputs[1])) is not None:
-        # A sum after exp is no factor any more, so its error counts as it is.
-        values, costly = _CHEAP[kind](before.values, number), before.costly
-        if costly == "Exp" and kind in ("Add", "Subtract"):
-            costly = "Add"
-    else:
-        return None
-    if costly is None:
-        return _Function(values, node.output(0), values)
-    return _Function(values, before.variable, before.of_variable, costly)
+        # Whole numbers stay what they are. A conversion of others to an integer would round.
+        is_float = node.get_element_type().is_real()
+        return values if is_float or np.array_equal(values, np.rint(values)) else None
+    number = scalar_of(inputs[1]) if kind in _CHEAP else None
+    return None if number is None else _CHEAP[kind](values, number)
 
 
 def _polynomial(function: _Function) -> NDArray[np.float32] | None:

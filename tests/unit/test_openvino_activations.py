@@ -81,6 +81,40 @@ def test_a_log_scale_that_is_also_added_up_gets_a_polynomial_of_its_own() -> Non
     assert not kinds_of(model) & COSTLY
 
 
+def test_a_half_of_a_quantised_tensor_gets_a_polynomial() -> None:
+    """MSFlow and CS-Flow cut the log-scale from the shift after their last convolution."""
+
+    def of_first_half(x: ov.Output) -> ov.Output:
+        first, second = opset13.split(x, opset13.constant(np.int64(1)), 2).outputs()
+        return opset13.concat([scale_by_arctangent(first), second], 1).output(0)
+
+    x = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 8, 16, 16)).astype(np.float32)
+    model = graph_of(of_first_half, 0.4)
+    before = answer_of(model, x, np.ones_like(x))
+    replace_functions_of_eight_bits(model)
+    assert not kinds_of(model) & COSTLY
+    after = answer_of(model, x, np.ones_like(x))
+    np.testing.assert_array_equal(after[:, 4:], before[:, 4:])
+    np.testing.assert_allclose(after[:, :4], before[:, :4], rtol=1e-3)
+    assert (after[:, :4] != before[:, :4]).any()
+
+
+def test_a_function_that_is_rounded_to_whole_numbers_or_is_an_output_stays() -> None:
+    def rounded(x: ov.Output) -> ov.Output:
+        return opset13.convert(opset13.convert(scale(x), "i32"), "f32").output(0)
+
+    model = graph_of(rounded, 0.4)
+    replace_functions_of_eight_bits(model)
+    assert "Convert" in kinds_of(model)
+    x = opset13.parameter([1, 8, 16, 16], ov.Type.f32)
+    ends = number(-0.4), number(0.4)
+    output = scale(opset13.fake_quantize(x, *ends, *ends, 256).output(0))
+    output.get_tensor().set_names({"level_0"})
+    model = ov.Model([output], [x])
+    replace_functions_of_eight_bits(model)
+    assert model.output(0).get_any_name() == "level_0"
+
+
 @pytest.mark.parametrize(
     "limit",
     [
