@@ -7,6 +7,7 @@ their squares add up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from flowedge.calibration.agreement import rank_correlation
 
+_TINY: Final = 1e-12  # A limit of 1 for a correlation bears nothing.
 _DRAWS: Final = 32  # Draws of noise, whose rank correlations are averaged.
 _HALVINGS: Final = 40
 _FEWEST_SCORES: Final = 3  # The ranks of two scores tell nothing about noise, and a line explains both.
@@ -57,6 +59,11 @@ def expected_reversions(shares: Sequence[Sequence[float]]) -> int:
         squares = np.square(np.array(shares, np.float64))
     left = (n for n in range(len(squares)) if squares[n:].sum(0).max() <= 1)
     return next(left, len(squares))
+
+
+def share_of(error: float, bearable: float) -> float:
+    """Return an error in units of what a limit bears. The value is 0 where the limit bears any error."""
+    return 0.0 if math.isinf(bearable) else error / max(bearable, _TINY)
 
 
 def bearable_score_noise(scores: Sequence[float], rank_agreement: float) -> float:

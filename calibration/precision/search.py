@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 from numpy.typing import NDArray
 
 from flowedge.calibration.gate_report import GateLimits, GateReport
-from flowedge.calibration.precision.block_order import expected_reversions, order_of_reverting
+from flowedge.calibration.precision.block_order import expected_reversions, order_of_reverting, share_of
 from flowedge.calibration.precision.converted_graph import ConvertedPrecision, PrecisionConverter
 from flowedge.calibration.precision.gate_images import GateImages
 from flowedge.calibration.precision.pieces import PiecedGraph, Values
@@ -28,7 +28,6 @@ from flowedge.progress import Reports
 _MEASURED_AS: Final[Mapping[ConvertedPrecision, ConvertedPrecision]] = MappingProxyType(
     {"int8-gpu": "int8-cpu"}
 )
-_TINY: Final = 1e-12  # A limit of 1 for the correlation bears nothing.
 
 _Value = TypeVar("_Value")
 
@@ -123,11 +122,11 @@ class Search:
         effect = self._gate.effect(
             lambda image: self._graph.candidate(image, self._precision, self._blocks), self._reports
         )
-        return max(self._share_on_map(effect.sensitivity), effect.score_noise / self._bearable_noise)
+        return max(self._share_on_map(effect.sensitivity), share_of(effect.score_noise, self._bearable_noise))
 
     @cached_property
     def _bearable_noise(self) -> float:
-        return max(self._gate.bearable_score_noise(self._limits.rank_agreement), _TINY)
+        return self._gate.bearable_score_noise(self._limits.rank_agreement)
 
     def _smallest(self, fails: int, place: int, every: int = 1) -> int:
         """Return the smallest number of reverted blocks that passes.
@@ -165,7 +164,7 @@ class Search:
         effects = self._measured(gate.effects, gate.measure)
         self.sensitivities = {block: effect.sensitivity for block, effect in effects.items()}
         self.score_errors = {
-            block: effect.score_noise / self._bearable_noise for block, effect in effects.items()
+            block: share_of(effect.score_noise, self._bearable_noise) for block, effect in effects.items()
         }
         if self._fails_self_test:
             self.self_test_errors = self._measured(gate.self_test_errors, gate.self_test.measure)
@@ -217,7 +216,7 @@ class Search:
         """Return a change of the map in units of what the limit of the map correlation bears."""
         limit = self._limits.map_correlation
         bearable = math.sqrt(1 / limit**2 - 1) if limit > 0 else math.inf
-        return 0.0 if math.isinf(bearable) else sensitivity / max(bearable, _TINY)
+        return share_of(sensitivity, bearable)
 
     def chosen(self, reverted: int) -> tuple[str, ...]:
         """Return the blocks that keep the precision when some are reverted, in the graph's order."""

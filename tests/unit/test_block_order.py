@@ -13,6 +13,7 @@ from flowedge.calibration.precision.block_order import (
     expected_reversions,
     order_of_reverting,
     score_noise,
+    share_of,
 )
 
 SCORES = np.random.default_rng(3).lognormal(size=60)
@@ -51,6 +52,13 @@ def test_scores_without_an_order_and_limits_of_zero_bear_everything() -> None:
     assert bearable_score_noise([1.0, 1.0, 1.0], 0.98) == math.inf
     assert bearable_score_noise([1.0, 2.0, 3.0], 0.0) == math.inf
     assert bearable_score_noise([1.0, 2.0, 3.0], 1.0) < 1.0
+
+
+def test_an_endless_error_is_nothing_where_everything_is_borne() -> None:
+    assert share_of(math.inf, math.inf) == 0
+    assert share_of(math.inf, 0.1) == math.inf
+    assert share_of(0.2, 0.1) == 2
+    assert share_of(0.0, 0.0) == 0
 
 
 def test_a_line_through_the_scores_is_no_noise() -> None:
