@@ -214,7 +214,7 @@ class Planning:
             converter = self.converter.with_calibrator(calibrator)
             # Both layouts share the pieces in fp32. The layout for CPUs has all blocks of the other.
             graph = PiecedGraph(converter, "int8-cpu")
-            names = [name for name in self._precisions if name.startswith("int8")]
+            names: list[ConvertedPrecision] = [name for name in self._precisions if name.startswith("int8")]
             return Int8Searches(calibrator, graph, {name: self._search(name, gate, graph) for name in names})
 
         if self._request.calibrator != AUTO:
