@@ -100,7 +100,7 @@ class BoundRuns:
 
         Args:
             open_session: Opens the session, with CUDA graphs where its argument is True.
-            open_front: Opens a session on the graph that preprocesses frames, likewise.
+            open_front: Opens a session on the graph that preprocesses frames, from the same two arguments.
             source: The graph. The first dimension of its outputs is the batch, and no other is open.
             name: The engine's name, for messages.
             device: The number of the GPU.
