@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import openvino as ov
 from numpy.polynomial import Chebyshev, Polynomial
+from numpy.polynomial.chebyshev import chebvander
 from numpy.typing import NDArray
 from openvino import opset13
 
@@ -94,7 +95,9 @@ def _functions_of(node: ov.Node, known: Mapping[ov.Node, Sequence[_Function]]) -
         return []
     before = known[inputs[0].get_node()][inputs[0].get_index()]
     if kind in _COSTLY:
-        return [_Function(_COSTLY[kind](before.values), before.variable, before.of_variable, kind)]
+        with np.errstate(over="ignore"):
+            given = _COSTLY[kind](before.values)
+        return [_Function(given, before.variable, before.of_variable, kind)]
     if kind in _SPLITS and before.costly is None:
         return [_Function(before.values, output, before.values) for output in node.outputs()]
     computed = _computed(node, before.values, inputs)
@@ -120,14 +123,23 @@ def _computed(node: ov.Node, values: _Numbers, inputs: Sequence[ov.Output]) -> _
 
 def _polynomial(function: _Function) -> NDArray[np.float32] | None:
     """Return the coefficients of the polynomial, from the constant on, or None where no degree suffices."""
+    with np.errstate(all="ignore"):  # A value that is not finite has no polynomial.
+        return _fitted(function)
+
+
+def _fitted(function: _Function) -> NDArray[np.float32] | None:
+    """Return what `_polynomial` returns."""
     values, variable = function.values, function.of_variable
     # The result of exp is a factor, whose relative error matters.
     weight = 1 / np.abs(values) if function.costly == "Exp" else np.ones(_LEVELS)
     half_a_step = np.abs(np.diff(values) * weight[1:]).max() / 2
-    if not np.isfinite(weight).all() or not np.isfinite(half_a_step) or np.ptp(variable) == 0:
+    if not (np.isfinite(weight * values).all() and np.isfinite(half_a_step) and np.ptp(variable) > 0):
         return None
+    ends = [float(variable.min()), float(variable.max())]
+    centred = (2 * variable - sum(ends)) / (ends[1] - ends[0])
     for degree in range(1, _HIGHEST_DEGREE + 1):
-        fitted = Chebyshev.fit(variable, values, degree, w=weight)
+        terms = chebvander(centred, degree) * weight[:, None]
+        fitted = Chebyshev(np.linalg.lstsq(terms, values * weight, rcond=None)[0], ends)
         coefficients = fitted.convert(kind=Polynomial).coef.astype(np.float32)
         if len(coefficients) < 2:
             return None

@@ -128,6 +128,14 @@ def test_a_function_without_a_polynomial_stays(limit: float | NDArray[np.float32
     assert kinds_of(model) & COSTLY == {"Tanh", "Exp"}
 
 
+@pytest.mark.parametrize("limit", [20.0, 60.0, 800.0, 1e30])
+def test_an_exponential_of_a_wide_range_stays_without_a_warning(limit: float) -> None:
+    """A warning of NumPy is an error in these tests."""
+    model = graph_of(lambda x: opset13.exp(x).output(0), limit)
+    replace_functions_of_eight_bits(model)
+    assert kinds_of(model) & COSTLY == {"Exp"}
+
+
 def test_a_function_of_float_values_stays() -> None:
     x = opset13.parameter([1, 8, 16, 16], ov.Type.f32)
     model = ov.Model([scale(x.output(0))], [x])
